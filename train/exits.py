@@ -1,0 +1,60 @@
+"""What a process's exit says: the one table of exit codes, and the errors that carry them.
+
+A scheduler reads only the exit code, so each code answers one question: retry, or give up?
+An error for the user is one full sentence that names the field or file, its value, where it
+came from and what to do; it is printed without a traceback.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of every isorun process."""
+
+    DONE = 0  # the run has finished
+    USAGE = 64  # usage or config error: never retry
+    DATA = 65  # bad input data: never retry
+    INTERNAL = 70  # a bug, ours or the user's
+    RETRY = 75  # infrastructure failed: try again
+    RESUME_REFUSED = 76  # the run directory does not fit this command
+    NOT_FINITE = 78  # loss or gradients not finite for too long: never retry
+    STOPPED_AT_ONCE = 130  # second Ctrl-C: nothing more was saved
+    PREEMPTED = 143  # stopped on request after a committed checkpoint: run again to go on
+
+
+class RunError(Exception):
+    """An error told to the user in one sentence; ``code`` is the exit code it leads to."""
+
+    code = Exit.INTERNAL
+
+
+class UsageError(RunError):
+    """The command line or the config is wrong."""
+
+    code = Exit.USAGE
+
+
+class DataError(RunError):
+    """The training or evaluation data is wrong."""
+
+    code = Exit.DATA
+
+
+class RetryError(RunError):
+    """The machine failed, not the run: the same command may work later."""
+
+    code = Exit.RETRY
+
+
+class ResumeRefused(RunError):
+    """The run directory holds something that this command must not go on with."""
+
+    code = Exit.RESUME_REFUSED
+
+
+class NotFiniteError(RunError):
+    """The loss or the gradient norm was not finite for too many steps in a row."""
+
+    code = Exit.NOT_FINITE

@@ -1,0 +1,39 @@
+"""The base class of every config section, and the mark for fields that cannot change results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_HARMLESS = "changes_results"
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys and loosely typed values are errors, values are frozen.
+
+    Each component owns a subclass beside its code and documents every field by the string
+    literal below it; these strings become the descriptions in the JSON schema.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+def harmless(default: Any, **constraints: Any) -> Any:
+    """A field that may differ when a run is resumed, because it cannot change the result.
+
+    Takes what ``pydantic.Field`` takes. A field without this mark is compared on resume, and a
+    difference is refused.
+    """
+    return Field(default, json_schema_extra={_HARMLESS: False}, **constraints)
+
+
+def changes_results(extra: Any) -> bool:
+    """Whether a field with this ``json_schema_extra`` is compared on resume."""
+    return not (isinstance(extra, dict) and extra.get(_HARMLESS) is False)

@@ -1,0 +1,1 @@
+"""Tasks: what a run computes. See :mod:`train.tasks.base`."""
