@@ -1,0 +1,1 @@
+"""isorun: distributed training whose result does not depend on where it runs."""

@@ -48,7 +48,7 @@ class RetryError(RunError):
     code = Exit.RETRY
 
 
-class ResumeRefused(RunError):
+class ResumeRefusedError(RunError):
     """The run directory holds something that this command must not go on with."""
 
     code = Exit.RESUME_REFUSED

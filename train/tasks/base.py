@@ -1,7 +1,8 @@
 """What a task is: the model, the data, the loss and the metrics of a training.
 
 A task says *what* is computed and knows nothing of ranks, devices, micro-batches or checkpoints.
-Subclass :class:`Task` anywhere and name the class in the config: ``task.use=my_project.task:MyTask``.
+Subclass :class:`Task` anywhere and name the class in the config:
+``task.use=my_project.task:MyTask``.
 """
 
 from __future__ import annotations

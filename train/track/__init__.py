@@ -1,0 +1,1 @@
+"""What a run tells: one tracker, several sinks, none of which can stop the training."""
