@@ -1,0 +1,41 @@
+# `make train` and `make test` set up all they need: Python 3.11 or newer and make are enough.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help setup train test lint format bench clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isorun needs Python 3.11 or newer, not " + sys.version.split()[0] + "; name one by: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: $(VENV)/ready ## make the virtual environment
+
+train: setup ## train a small language model on text, about two minutes on two cores
+	$(RUN) -m train fit --config configs/text.yaml
+
+test: setup ## run all tests
+	$(RUN) -m pytest
+
+lint: setup ## check style and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: setup ## let ruff repair what it can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: setup ## run the benchmarks; takes a while
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(RUN) -m benchmarks.loop
+	$(RUN) -m benchmarks.checkpoint
+	$(RUN) -m benchmarks.startup
+
+clean: ## remove the virtual environment and caches, but no runs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,79 @@
+"""Files and overrides become values, and every value knows where it came from."""
+
+import pytest
+
+from train.config.compose import compose, flatten
+from train.exits import UsageError
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_later_files_and_overrides_win_and_origins_follow(tmp_path):
+    first = write(tmp_path / "a.yaml", "optim:\n  lr: 0.1\n  use: sgd\nrun:\n  name: x\n")
+    second = write(tmp_path / "b.yaml", "# a comment\noptim:\n  use: adamw\n")
+    composed = compose([first, second], ["run.name=y"])
+    assert composed.values == {"optim": {"lr": 0.1, "use": "adamw"}, "run": {"name": "y"}}
+    assert composed.origin("optim.lr") == f"{first}:2"
+    assert composed.origin("optim.use") == f"{second}:3"
+    assert composed.origin("run.name") == "command line"
+    assert composed.origin("loader.workers") == "default"
+
+
+def test_references_and_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_SEED", "7")
+    text = (
+        "run:\n  name: abc\n  dir: out/${run.name}\n  seed: ${oc.decode:${oc.env:MY_SEED}}\n"
+    )
+    composed = compose([write(tmp_path / "a.yaml", text)], [])
+    assert composed.values["run"] == {"name": "abc", "dir": "out/abc", "seed": 7}
+    assert "environment variable MY_SEED" in composed.origin("run.seed")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("a.b=3e-4", 3e-4),
+        ("a.b=[1,2]", [1, 2]),
+        ("a.b=null", None),
+        ("a.b=true", True),
+        ("a.b=x=y", "x=y"),
+        ("a.b=text", "text"),
+    ],
+)
+def test_overrides_are_yaml(override, value):
+    assert flatten(compose([], [override]).values) == {"a.b": value}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("run: {name: [}", "a.yaml:1 is not valid YAML"),
+        ("- 1\n- 2\n", "must hold keys and values"),
+        ("just words\n", "must hold keys and values"),
+        ("run:\n  dir: ${nowhere.at.all}\n", "run.dir"),
+        ("run:\n  name: x\nrun:\n  name: y\n", "duplicate key"),
+    ],
+)
+def test_bad_files_are_told_in_one_sentence(tmp_path, text, expected):
+    with pytest.raises(UsageError) as error:
+        compose([write(tmp_path / "a.yaml", text)], [])
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_file_is_no_error(tmp_path):
+    assert compose([write(tmp_path / "a.yaml", "# nothing yet\n")], []).values == {}
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match="nowhere.yaml.*does not exist"):
+        compose([str(tmp_path / "nowhere.yaml")], [])
+
+
+@pytest.mark.parametrize("override", ["lr", "=3", "a b=3", "a.=3", "a={1"])
+def test_malformed_overrides(override):
+    with pytest.raises(UsageError, match="command line"):
+        compose([], [override])

@@ -1,0 +1,125 @@
+"""A wrong config is refused in one clear sentence, before anything heavy is imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from train.config.load import load_config
+from train.config.resume import differences
+from train.config.schema import config_class
+from train.exits import UsageError
+from train.tasks.find import find_task
+
+GOOD = ["task.use=digits", "batch.global_batch_size=32", "length.steps=10"]
+
+
+def load(tmp_path, *overrides):
+    return load_config([], [*GOOD, f"run.dir={tmp_path}/run", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.lrr=1", "optim.lrr is not a known key (value 1, from command line); did you mean optim.lr?"),
+        ("lr=1", "lr is not a known key (value 1, from command line); did you mean optim.lr?"),
+        ("optim.lr=fast", "optim.lr must be a number, but is 'fast' (from command line)."),
+        ("optim.lr=-1", "optim.lr must be greater than 0.0, but is -1 (from command line)."),
+        ("optim.lr=true", "optim.lr must be a number, but is True (from command line)."),
+        ("compile=maybe", "compile must be true or false, but is 'maybe' (from command line)."),
+        ("length.steps=1.5", "length.steps must be a whole number, but is 1.5 (from command line)."),
+        ("precision=fp61", "precision must be one of fp32, bf16, fp16, but is 'fp61' (from command line)"),
+        ("schedule.use=cosin", "did you mean cosine?"),
+        ("batch.micro_batch_size=x", "batch.micro_batch_size must be a whole number or one of auto"),
+        ("optim=3", "optim must be a mapping of keys to values, but is 3 (from command line)."),
+        ("model.chanels=[1]", "model.chanels is not a known key"),
+        ("data.test_ratoi=0.5", "did you mean data.test_ratio?"),
+        ("task.use=digit", "did you mean digits?"),
+        ("task.use=nowhere.at:All", "'nowhere'"),
+        ("task.use=os:PathLike", "no subclass of train.tasks.base.Task"),
+        ("task=null", "task.use is required"),
+        ("length.epochs=3", "exactly one of length.steps and length.epochs"),
+        ("schedule.warmup_steps=11", "longer than the run of 10 steps"),
+        ("schedule.use=step", "schedule.step_size"),
+        ("batch.micro_batch_size=64", "64"),
+        ("run.seed=-1", "run.seed must be at least 0"),
+    ],
+)
+def test_bad_values(tmp_path, override, expected):
+    with pytest.raises(UsageError) as error:
+        load(tmp_path, override)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value), "one sentence, and only about this"
+
+
+def test_a_good_config_is_complete(tmp_path):
+    loaded = load(tmp_path, "optim.lr=3e-4")
+    assert loaded.config.optim.lr == 3e-4
+    assert loaded.values()["task"]["use"] == "digits"
+    assert str(loaded.run_directory) == f"{tmp_path}/run"
+
+
+def test_what_is_required_is_named(tmp_path):
+    with pytest.raises(UsageError) as error:
+        load_config([], ["task.use=digits"])
+    assert "batch is required" in str(error.value)
+    assert "length is required" in str(error.value)
+
+
+def test_a_directory_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"run.dir is .*file/run' \(from command line\)"):
+        load_config([], [*GOOD, f"run.dir={tmp_path}/file/run"])
+
+
+def test_a_read_only_directory(tmp_path):
+    # As root every directory is writable, except on a file system mounted read-only: /proc is.
+    with pytest.raises(UsageError, match="run.dir is '/proc/isorun'"):
+        load_config([], [*GOOD, "run.dir=/proc/isorun"])
+    del tmp_path
+
+
+def test_a_world_that_the_batch_cannot_feed(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(UsageError, match="batch.global_batch_size"):
+        load(tmp_path, "batch.global_batch_size=4", "batch.micro_batch_size=1")
+
+
+def test_nothing_heavy_is_imported_to_judge_a_config(tmp_path):
+    code = (
+        "import sys\n"
+        "from train.cli import main\n"
+        f"code = main(['fit', 'run.dir={tmp_path}/run', 'optim.lrr=3', *{GOOD!r}])\n"
+        "heavy = {'torch', 'accelerate', 'wandb', 'tensorboard', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 64, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "did you mean optim.lr?" in done.stderr
+    assert not os.path.exists(tmp_path / "run"), "nothing is created for a bad config"
+
+
+def test_differences_know_what_changes_results(tmp_path):
+    before = load(tmp_path, "optim.lr=0.1").config.model_dump(mode="json")
+    now = load(tmp_path, "optim.lr=0.2", "track.log_every_steps=3", "loader.workers=2").config
+    found = {d.key: d.changes_results for d in differences(now, before)}
+    assert found == {
+        "optim.lr": True,
+        "track.log_every_steps": False,
+        "loader.workers": False,
+    }
+
+
+def test_every_field_is_documented():
+    def undocumented(model, prefix=""):
+        for name, info in model.model_fields.items():
+            if not info.description:
+                yield prefix + name
+            if isinstance(info.annotation, type) and hasattr(info.annotation, "model_fields"):
+                yield from undocumented(info.annotation, f"{prefix}{name}.")
+
+    for task in ("digits", "text"):
+        assert not list(undocumented(config_class(find_task(task, "test"))))

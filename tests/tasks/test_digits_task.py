@@ -1,0 +1,95 @@
+"""The task ``digits`` learns, splits without leaks and draws what it found."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from train.tasks.digits.picture import draw
+from train.tasks.digits.task import DigitsTask
+
+
+def make(**data: Any) -> DigitsTask:
+    return DigitsTask(
+        SimpleNamespace(
+            run=SimpleNamespace(seed=1),
+            task=DigitsTask.Options(),
+            model=DigitsTask.Model(),
+            data=DigitsTask.Data(**data),
+        )
+    )
+
+
+def rows(images: torch.Tensor) -> list[bytes]:
+    return [image.numpy().tobytes() for image in images]
+
+
+def test_more_than_97_percent_after_a_short_training() -> None:
+    torch.manual_seed(0)
+    task = make()
+    model, train = task.build_model(), task.train_dataset()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    steps = 250
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        batch = task.collate([train[i] for i in torch.randint(len(train), (64,)).tolist()])
+        loss = task.loss(model, batch)
+        (loss.sum / loss.count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    model.eval()
+    test = task.eval_dataset()
+    accuracy = task.measure(model, (test.images, test.labels))["accuracy"]
+    assert accuracy.count == 360
+    assert int(accuracy.sum) / accuracy.count > 0.97
+
+
+def test_the_split_is_whole_stratified_and_a_function_of_its_seed() -> None:
+    task, again, other = make(), make(), make(split_seed=1)
+    train, test = task.train_dataset(), task.eval_dataset()
+    assert len(train) + len(test) == 1797
+    assert not set(rows(train.images)) & set(rows(test.images))
+    assert (torch.bincount(train.labels) - 4 * torch.bincount(test.labels)).abs().max() <= 5
+    assert torch.equal(test.images, again.eval_dataset().images)
+    assert not torch.equal(test.images, other.eval_dataset().images)
+
+
+def test_augmentation_moves_by_at_most_a_pixel_and_follows_the_seed() -> None:
+    train, plain = make().train_dataset(), make(augment=False).train_dataset()
+    assert plain.deterministic
+    assert not train.deterministic
+    assert make().eval_dataset().deterministic
+    torch.manual_seed(3)
+    seen = {train[5][0].numpy().tobytes() for _ in range(200)}
+    wide = torch.nn.functional.pad(plain[5][0], (1, 1, 1, 1))
+    moved = {
+        wide[:, r : r + 8, c : c + 8].contiguous().numpy().tobytes()
+        for r in range(3)
+        for c in range(3)
+    }
+    assert seen == moved
+    torch.manual_seed(3)
+    first = train[5][0]
+    torch.manual_seed(3)
+    assert torch.equal(train[5][0], first)
+
+
+def test_loss_and_accuracy_add_up_over_micro_batches() -> None:
+    task = make()
+    model = task.build_model().eval()
+    test = task.eval_dataset()
+    batch = (test.images[:48], test.labels[:48])
+    parts = [(test.images[a:b], test.labels[a:b]) for a, b in ((0, 7), (7, 30), (30, 48))]
+    whole = task.measure(model, batch)
+    split = [task.measure(model, part) for part in parts]
+    for name in ("loss", "accuracy"):
+        assert sum(float(s[name].sum) for s in split) == (
+            torch.tensor(float(whole[name].sum)).item()
+            if name == "accuracy"
+            else __import__("pytest").approx(float(whole[name].sum), rel=1e-5)
+        )
+        assert sum(s[name].count for s in split) == whole[name].count == 48
+    assert task.count(batch) == 48

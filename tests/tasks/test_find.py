@@ -1,0 +1,76 @@
+"""Tasks are found by name or path, lightly, and with an error that says what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from train.exits import UsageError
+from train.tasks.base import Task
+from train.tasks.find import BUILT_IN, find_task
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory for the user's modules, which are forgotten after the test."""
+    before, path = set(sys.modules), list(sys.path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        if name.startswith("mine_"):
+            del sys.modules[name]
+
+
+def test_built_in_tasks_are_found() -> None:
+    for name in BUILT_IN:
+        found = find_task(name, "default")
+        assert issubclass(found, Task)
+        assert found.__module__.startswith(f"train.tasks.{name}.")
+
+
+def test_a_task_in_the_working_directory_is_found(project: Path) -> None:
+    (project / "mine_good.py").write_text(
+        "from train.tasks.base import Task\nclass MyTask(Task):\n    pass\n"
+    )
+    assert find_task("mine_good:MyTask", "the command line").__name__ == "MyTask"
+
+
+@pytest.mark.parametrize(
+    ("source", "reference", "parts"),
+    [
+        (None, "digit", ["'digit'", "did you mean digits?", "a.yaml:3"]),
+        (None, "mine_nowhere:Task", ["'mine_nowhere'", "neither installed", "a.yaml:3"]),
+        ("import mine_absent", "mine_module:T", ["imports 'mine_absent'", "not installed"]),
+        ("from json import no_such", "mine_module:T", ["import", "'no_such'", "json"]),
+        ("class MyTask: pass", "mine_module:MyTusk", ["'MyTusk'", "did you mean MyTask?"]),
+        ("class MyTask: pass", "mine_module:MyTask", ["no subclass", "train.tasks.base.Task"]),
+        ("MyTask = 3", "mine_module:MyTask", ["no subclass", "train.tasks.base.Task"]),
+    ],
+)
+def test_errors_say_what_is_wrong(
+    project: Path, source: str | None, reference: str, parts: list[str]
+) -> None:
+    if source is not None:
+        (project / "mine_module.py").write_text(source)
+    with pytest.raises(UsageError) as caught:
+        find_task(reference, "a.yaml:3")
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_finding_the_built_in_tasks_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from train.tasks.find import find_task\n"
+        "find_task('text', '').Model(); find_task('digits', '').Model()\n"
+        "print([m for m in ('torch', 'sklearn', 'tokenizers', 'numpy') if m in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

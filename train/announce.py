@@ -1,0 +1,62 @@
+"""What a run says to the person in front of it when it starts and when it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from train.run import Run
+
+
+def announce(run: Run) -> None:
+    """Who the run is, where it runs, what it computes, and the model."""
+    config, engine, plan = run.config, run.engine, run.plan
+    progress = run.progress
+    how = f"goes on from step {progress.step}" if run.resume_step is not None else "starts"
+    devices = f"{engine.world_size} x {engine.device.type}"
+    run.tracker.say(f"Run {run.identity.id} {how} (attempt {run.attempt}) in {run.directory.path}")
+    for change in run.changes:
+        mark = "changes results" if change.changes_results else "harmless"
+        run.tracker.say(f"  config changed ({mark}): {change}")
+    run.tracker.say(
+        f"Placement: {devices}, {config.precision}; micro-batch {plan.largest_micro_batch} x "
+        f"accumulation {plan.accumulation} x ranks {engine.world_size} = "
+        f"global batch {config.batch.global_batch_size}"
+    )
+    evaluation = f", {len(run.eval_dataset):,} to evaluate on" if run.eval_dataset else ""
+    run.tracker.say(
+        f"Data: {len(run.train_dataset):,} samples{evaluation}; {run.total_steps:,} steps = "
+        f"{run.total_steps * config.batch.global_batch_size / len(run.train_dataset):.2f} epochs"
+    )
+    if facts := run.task.facts():
+        run.tracker.say("Facts: " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
+    run.tracker.say(run.model_summary)
+
+
+def farewell(run: Run) -> str:
+    """The final numbers, where everything lies, and what to do with it."""
+    progress, path = run.progress, run.directory.path
+    early = " (early stop)" if run.early_stop and run.early_stop.stopped else ""
+    lines = [f"Finished: {progress.step} steps{early}, {progress.position:,} samples."]
+    if progress.evaluated:
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in progress.evaluated.items())
+        lines.append(f"  evaluation    {numbers}")
+    if facts := run.task.facts():
+        lines.append("  to compare    " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
+    if progress.skipped_steps:
+        lines.append(f"  skipped       {progress.skipped_steps} steps that were not finite")
+    lines += [
+        f"  checkpoints   {run.directory.checkpoints}",
+        f"  metrics       {run.directory.metrics}",
+    ]
+    if run.config.track.tensorboard:
+        lines.append(f"  TensorBoard   {path / 'tensorboard'}")
+    if run.config.track.wandb != "off":
+        lines.append(f"  W&B           {path / 'wandb'}")
+    lines += [
+        f"  resume        {run.resume_command}",
+        f"  look          tensorboard --logdir {path / 'tensorboard'}",
+        f"  check         {run.loaded.command('verify')}",
+        f"  export        {run.loaded.command('export')}",
+    ]
+    return "\n".join(lines)

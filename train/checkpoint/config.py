@@ -1,0 +1,51 @@
+"""When checkpoints are written, and which of them are kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from train.section import Section
+
+
+class BestConfig(Section):
+    """Keeps the best checkpoints by an evaluation metric."""
+
+    metric: str = "loss"
+    """Name of the evaluation metric."""
+
+    mode: Literal["min", "max"] = "min"
+    """Whether smaller or larger is better."""
+
+    keep: int = Field(1, ge=1)
+    """How many of the best are kept."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written, and which of them are kept.
+
+    One is written at the end of the run and upon a request to stop in any case.
+    """
+
+    every_steps: int | None = Field(None, ge=1)
+    """A checkpoint each time the step is a multiple of this; null for no such rule."""
+
+    every_minutes: float | None = Field(None, gt=0.0)
+    """A checkpoint when this much time has passed since the last one; null for no such rule."""
+
+    asynchronous: bool = True
+    """Write beside the training, which waits only for a copy of the state in host memory."""
+
+    on_error: Literal["warn", "stop"] = "warn"
+    """What a failed write means: go on, warn and try again next time, or end the run (75)."""
+
+    keep_last: int = Field(2, ge=1)
+    """How many of the newest are kept."""
+
+    keep_every_steps: int | None = Field(None, ge=1)
+    """Those whose step is a multiple of this are kept for ever; null for none."""
+
+    keep_best: BestConfig | None = None
+    """Keeps the best by an evaluation metric besides; null for none. Only checkpoints at whose
+    step an evaluation ran have one."""

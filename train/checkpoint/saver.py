@@ -1,0 +1,190 @@
+"""Writes checkpoints beside the training, which waits only for a copy of its state."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from train.checkpoint import dcp
+from train.checkpoint.config import CheckpointConfig
+from train.checkpoint.store import CheckpointStore, Manifest, hash_file
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One checkpoint to be written."""
+
+    step: int
+    state: dict[str, Any]
+    metrics: dict[str, float] | None
+    before_commit: Callable[[], None]
+    """Called on every rank, in the writing thread, when all files are written: the last chance
+    to make durable what must not be behind the checkpoint. May be collective over the group."""
+
+
+@dataclass
+class Timing:
+    """Seconds spent on one checkpoint."""
+
+    copy: float = 0.0
+    """The training stood still for the copy."""
+    wait: float = 0.0
+    """The training stood still for the checkpoint before."""
+    write: float = 0.0
+    """Writing, hashing and committing, beside the training if asynchronous."""
+
+
+@dataclass
+class _Job:
+    request: Request
+    timing: Timing
+    thread: threading.Thread | None = None
+    error: str | None = None
+
+
+class CheckpointSaver:
+    """Saves at most one checkpoint at a time; every rank calls the same methods alike.
+
+    The copy lives in host memory that is kept from save to save (pinned, for a GPU): touching
+    fresh memory takes longer than the copy itself.
+    """
+
+    def __init__(self, store: CheckpointStore, config: CheckpointConfig, group: Any) -> None:
+        self.store, self.config, self.group = store, config, group
+        self.rank = dist.get_rank(group) if group else 0
+        self.last_step: int | None = None
+        self.last_timing = Timing()
+        self._buffers: dict[str, Tensor] = {}
+        self._job: _Job | None = None
+
+    def save(self, tensors: Mapping[str, Tensor], request: Request) -> str | None:
+        """Starts a checkpoint; returns the error of the one before it, if that failed.
+
+        Returns as soon as the tensors may change again.
+        """
+        started = time.perf_counter()
+        error = self.wait()
+        timing = Timing(wait=time.perf_counter() - started)
+        started = time.perf_counter()
+        copies = self._copy(tensors)
+        timing.copy = time.perf_counter() - started
+        self._job = job = _Job(request, timing)
+        # No daemon: a process that ends by an exception still finishes what it had begun.
+        job.thread = threading.Thread(target=self._write, args=(job, copies), name="checkpoint")
+        job.thread.start()
+        if not self.config.asynchronous:
+            error = self.wait() or error
+        return error
+
+    def wait(self) -> str | None:
+        """Waits for the checkpoint in flight; returns why it failed, the same on every rank."""
+        job, self._job = self._job, None
+        if job is None or job.thread is None:
+            return None
+        job.thread.join()
+        if job.error is None:
+            self.last_step, self.last_timing = job.request.step, job.timing
+        return job.error
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a checkpoint is being written; differs from rank to rank for moments."""
+        return (
+            self._job is not None and self._job.thread is not None and self._job.thread.is_alive()
+        )
+
+    def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        on_gpu = any(tensor.device.type == "cuda" for tensor in tensors.values())
+        for name, tensor in tensors.items():
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+                self._buffers[name] = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=on_gpu
+                )
+        self._buffers = {name: self._buffers[name] for name in tensors}
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self._buffers[name].copy_(tensor, non_blocking=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return dict(self._buffers)
+
+    def _write(self, job: _Job, copies: dict[str, Tensor]) -> None:
+        started = time.perf_counter()
+        request = job.request
+        try:
+            made = self._phase(lambda: self.store.begin(request.step) if self.rank == 0 else None)
+            temporary = self._share(made)[0]
+            self._phase(lambda: dcp.write(copies, temporary, self.group))
+            self._phase(request.before_commit)
+            mine = self._phase(lambda: self._hash_own(temporary))
+            files = {name: entry for part in self._share(mine) for name, entry in part.items()}
+            manifest = Manifest(request.step, request.state, request.metrics, files)
+            self._phase(lambda: self._commit(temporary, manifest) if self.rank == 0 else None)
+        except _FailedError as error:
+            job.error = str(error)
+        job.timing.write = time.perf_counter() - started
+
+    def _phase(self, work: Callable[[], T]) -> T:
+        """Runs a part of the writing; where it fails on any rank, all ranks give up together,
+        so that none is left waiting for another."""
+        error = result = None
+        try:
+            result = work()
+        except BaseException as caught:
+            error = _reason(caught)
+        errors = self._share(error)
+        failed = [(rank, reason) for rank, reason in enumerate(errors) if reason is not None]
+        if failed:
+            if self.rank == 0:
+                self.store.sweep()
+            rank, reason = failed[0]
+            raise _FailedError(reason if len(errors) == 1 else f"rank {rank}: {reason}")
+        return result  # type: ignore[return-value]
+
+    def _share(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+        if not self.group:
+            return [value]
+        values: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def _hash_own(self, directory: Path) -> dict[str, Any]:
+        """Size and hash of the files that this rank wrote; rank 0 also wrote the metadata."""
+        return {
+            path.name: hash_file(path)
+            for path in sorted(directory.iterdir())
+            if path.name.startswith(f"__{self.rank}_") or (self.rank == 0 and path.name[0] == ".")
+        }
+
+    def _commit(self, temporary: Path, manifest: Manifest) -> None:
+        self.store.commit(temporary, manifest)
+        self.store.retain(self.config)
+
+
+class _FailedError(Exception):
+    """Some rank could not do its part; the text says which and why."""
+
+
+def _reason(error: BaseException) -> str:
+    """One line: the operating system's error at the root of it, where there is one."""
+    cause: BaseException | None = error
+    failures = getattr(error, "failures", None)  # DCP's CheckpointException: rank to error
+    if failures:
+        cause = next(iter(failures.values()))[0]
+    root = cause
+    while root is not None and not isinstance(root, OSError):
+        root = root.__cause__ or root.__context__
+    found = root or cause or error
+    return f"{type(found).__name__}: {found}".splitlines()[0]

@@ -1,0 +1,213 @@
+"""Checkpoints on disk: each is whole, hashed and committed by one rename, or it is not there.
+
+A checkpoint is a directory ``step-<12 digits>`` that holds the files of
+``torch.distributed.checkpoint`` and ``manifest.json``: the size and SHA-256 of each file and the
+state of the loop as JSON. It is written under a temporary name and renamed at the end, after all
+files and directories were fsynced. What does not carry the final name never happened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint.config import CheckpointConfig
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{12})")
+_TEMPORARY = ".writing-"
+_CHUNK = 1 << 22
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was committed; the text says what is wrong with which file."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    step: int
+    state: dict[str, Any]
+    """The state of the loop: position, early stopping, metrics ..."""
+    metrics: dict[str, float] | None
+    """The evaluation made at this step, where there was one."""
+    files: dict[str, dict[str, Any]]
+    """For each file its size in bytes and its SHA-256 in hex."""
+
+    def to_json(self) -> str:
+        """The text of the manifest file, which ends in the SHA-256 of all before it."""
+        body = {"format": FORMAT, **vars(self)}
+        return json.dumps({**body, "sha256": _digest_of(body)}, indent=1)
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Manifest:
+        """The manifest of a committed checkpoint; DamagedError where it cannot be believed."""
+        path = checkpoint / MANIFEST
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            digest = body.pop("sha256")
+        except FileNotFoundError:
+            raise DamagedError(f"{path} is missing") from None
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DamagedError(f"{path} cannot be read ({error})") from None
+        if digest != _digest_of(body):
+            raise DamagedError(f"{path} does not match its own SHA-256")
+        if body.pop("format") != FORMAT:
+            raise DamagedError(f"{path} has a format that this version of isorun does not know")
+        return cls(**body)
+
+
+def _digest_of(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def fsync(path: Path) -> None:
+    """Makes a file or a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies once it is committed."""
+        return self.directory / f"step-{step:012d}"
+
+    def steps(self) -> list[int]:
+        """The steps of all committed checkpoints, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        matches = (_NAME.fullmatch(entry.name) for entry in self.directory.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def begin(self, step: int) -> Path:
+        """A new temporary directory to write the checkpoint of a step into."""
+        temporary = self.directory / f"{_TEMPORARY}{step:012d}-{uuid.uuid4().hex[:8]}"
+        temporary.mkdir(parents=True)
+        return temporary
+
+    def commit(self, temporary: Path, manifest: Manifest) -> Path:
+        """Publishes a fully written temporary directory, durably and at once."""
+        path = temporary / MANIFEST
+        path.write_text(manifest.to_json(), encoding="utf-8")
+        for name in manifest.files:
+            fsync(temporary / name)
+        fsync(path)
+        fsync(temporary)
+        final = self.path(manifest.step)
+        temporary.rename(final)
+        fsync(self.directory)
+        return final
+
+    def sweep(self) -> list[str]:
+        """Removes what interrupted writers left behind, and names it."""
+        if not self.directory.is_dir():
+            return []
+        leftovers = [e for e in self.directory.iterdir() if e.name.startswith(_TEMPORARY)]
+        for entry in leftovers:
+            shutil.rmtree(entry, ignore_errors=True)
+        return [entry.name for entry in leftovers]
+
+    def problems(self, step: int) -> list[str]:
+        """All that is wrong with a committed checkpoint; reads and hashes every byte."""
+        checkpoint = self.path(step)
+        try:
+            manifest = Manifest.read(checkpoint)
+        except DamagedError as error:
+            return [str(error)]
+        found = []
+        if manifest.step != step:
+            found.append(f"{checkpoint / MANIFEST} is of step {manifest.step}")
+        for name, expected in manifest.files.items():
+            try:
+                actual = hash_file(checkpoint / name)
+            except OSError as error:
+                found.append(f"{checkpoint / name} cannot be read ({error.strerror})")
+                continue
+            if actual["size"] != expected["size"]:
+                found.append(
+                    f"{checkpoint / name} has {actual['size']} bytes instead of {expected['size']}"
+                )
+            elif actual["sha256"] != expected["sha256"]:
+                found.append(f"{checkpoint / name} has another SHA-256 than when it was written")
+        return found
+
+    def set_aside(self, step: int) -> Path:
+        """Renames a damaged checkpoint so that it is kept for people, but never used."""
+        source = self.path(step)
+        target = self.directory / f"damaged-{source.name}-{uuid.uuid4().hex[:8]}"
+        source.rename(target)
+        return target
+
+    def metrics(self) -> dict[int, dict[str, float]]:
+        """The evaluations of the committed checkpoints that have one."""
+        found = {}
+        for step in self.steps():
+            try:
+                metrics = Manifest.read(self.path(step)).metrics
+            except DamagedError:
+                continue
+            if metrics:
+                found[step] = metrics
+        return found
+
+    def best(self, metric: str, mode: str) -> list[int]:
+        """Steps with a finite value of the metric, the best first; of equals the newer."""
+        sign = 1.0 if mode == "min" else -1.0
+        values = {
+            step: sign * metrics[metric]
+            for step, metrics in self.metrics().items()
+            if metric in metrics and metrics[metric] == metrics[metric]
+        }
+        return sorted(values, key=lambda step: (values[step], -step))
+
+    def retain(self, config: CheckpointConfig) -> list[int]:
+        """Removes what the config does not ask to keep, and returns the steps removed.
+
+        Called only after a newer checkpoint was committed. The newest is always kept.
+        """
+        steps = self.steps()
+        keep = set(steps[-config.keep_last :])
+        if config.keep_every_steps:
+            keep |= {step for step in steps if step % config.keep_every_steps == 0}
+        if config.keep_best:
+            best = self.best(config.keep_best.metric, config.keep_best.mode)
+            keep |= set(best[: config.keep_best.keep])
+        return self._remove(step for step in steps if step not in keep)
+
+    def _remove(self, steps: Iterable[int]) -> list[int]:
+        removed = []
+        for step in steps:
+            # Renamed first: a half-removed directory must not look like a damaged checkpoint.
+            doomed = self.directory / f"{_TEMPORARY}removing-{step:012d}-{uuid.uuid4().hex[:8]}"
+            self.path(step).rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+            removed.append(step)
+        return removed

@@ -1,0 +1,102 @@
+"""The command line: ``python -m train COMMAND --config FILE ... [key=value ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from train.exits import Exit, RunError, UsageError
+
+COMMANDS = {
+    "fit": "start a run, or go on with it if its directory holds one",
+    "evaluate": "evaluate a checkpoint on the evaluation data",
+    "export": "save a trained model: parameters, program, or both",
+    "verify": "prove that checkpoints are whole and each sample was used once",
+    "show-config": "print the resolved config and where each value comes from",
+    "schema": "print the JSON schema of the config, for editors",
+    "new": "write a project of your own to start from",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors by the exit-code table and one sentence long."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}; see `{self.prog} --help`.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each command's module adds its own arguments."""
+    parser = _Parser(
+        prog="python -m train",
+        description="Trains a task; the result does not depend on where it runs.",
+        epilog="Each command has its own help: python -m train COMMAND --help",
+    )
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_Parser
+    )
+    for name, text in COMMANDS.items():
+        module = importlib.import_module(_module(name))
+        command = commands.add_parser(
+            name, help=text, description=module.__doc__, formatter_class=_Formatter
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _module(command: str) -> str:
+    return f"train.commands.{command.replace('-', '_')}"
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the arguments; ``key=value`` overrides may stand anywhere after the command."""
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        from train.suggest import did_you_mean
+
+        raise UsageError(
+            f"{argv[0]!r} is not a command{did_you_mean(argv[0], COMMANDS)}; the commands are "
+            f"{', '.join(COMMANDS)}."
+        )
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    strangers = [
+        item for item in rest if item.startswith("-") or not hasattr(arguments, "overrides")
+    ]
+    if strangers:
+        parser.error(f"unknown argument {strangers[0]!r}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code; a user's mistake never shows a traceback."""
+    try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        return int(arguments.run(arguments))
+    except RunError as error:
+        for line in str(error).splitlines():
+            print(f"isorun: error: {line}", file=sys.stderr)
+        logging.getLogger("train").error("%s", error)
+        if error.__cause__ is not None:
+            logging.getLogger("train").debug("caused by", exc_info=error.__cause__)
+        return error.code
+    except KeyboardInterrupt:
+        print("isorun: stopped.", file=sys.stderr)
+        return Exit.STOPPED_AT_ONCE
+    except BrokenPipeError:
+        return Exit.DONE  # the reader of our output has seen enough
+    except Exception:
+        traceback.print_exc()
+        logging.getLogger("train").exception("unexpected error")
+        return Exit.INTERNAL

@@ -1,0 +1,88 @@
+"""Finds the checkpoint that a command line means and fills a model from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from train.checkpoint.store import CheckpointStore, DamagedError
+from train.config.load import LoadedConfig
+from train.exits import DataError, UsageError
+from train.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
+    """The path of the checkpoint that ``--checkpoint WHICH`` names, verified by its hashes."""
+    given = Path(which)
+    if which not in ("newest", "best") and not which.isdigit():
+        if not (given / "manifest.json").exists():
+            raise UsageError(
+                f"--checkpoint is {which!r}, which is neither newest, best, a step, nor the "
+                "directory of a checkpoint; name one of these."
+            )
+        store, step = CheckpointStore(given.parent), _step_of(given)
+    else:
+        directory = RunDirectory(loaded.run_directory)
+        store = CheckpointStore(directory.checkpoints)
+        step = _choose(store, loaded, which)
+    problems = store.problems(step)
+    if problems:
+        raise DataError(
+            f"The checkpoint {store.path(step)} is damaged: {'; '.join(problems)}; "
+            "choose another with --checkpoint."
+        )
+    return store.path(step)
+
+
+def _step_of(path: Path) -> int:
+    digits = path.name.rpartition("-")[2]
+    if not digits.isdigit():
+        raise UsageError(
+            f"--checkpoint is {str(path)!r}, whose name is not that of a committed checkpoint, "
+            "step-<digits>; name another."
+        )
+    return int(digits)
+
+
+def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:
+    steps = store.steps()
+    if not steps:
+        raise UsageError(
+            f"There is no checkpoint in {store.directory} (run.dir is "
+            f"{str(loaded.run_directory)!r}); train with `{loaded.command('fit')}` first."
+        )
+    if which == "newest":
+        return steps[-1]
+    if which == "best":
+        keep_best = loaded.config.checkpoint.keep_best
+        if keep_best is None:
+            raise UsageError(
+                "--checkpoint is best, but checkpoint.keep_best is not set, so no metric says "
+                "which is best; set checkpoint.keep_best.metric and .mode."
+            )
+        best = store.best(keep_best.metric, keep_best.mode)
+        if not best:
+            raise UsageError(
+                f"No checkpoint in {store.directory} has an evaluation with the metric "
+                f"{keep_best.metric!r} (checkpoint.keep_best.metric); name a step instead."
+            )
+        return best[0]
+    if int(which) not in steps:
+        raise UsageError(
+            f"There is no checkpoint of step {which} in {store.directory}; there are those of "
+            f"{', '.join(map(str, steps))}."
+        )
+    return int(which)
+
+
+def fill(model: nn.Module, checkpoint: Path, loaded: LoadedConfig) -> None:
+    """Loads a checkpoint's weights, or their average where the config keeps one."""
+    from train.checkpoint.state import restore_model
+
+    try:
+        restore_model(checkpoint, model, averaged=loaded.config.ema is not None)
+    except DamagedError as error:
+        raise DataError(f"{error}; choose another with --checkpoint.") from None

@@ -1,0 +1,66 @@
+"""Evaluate a checkpoint on the evaluation data and print the metrics.
+
+Runs on one process or, after torchrun or accelerate launch, on many, with the same result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from train.commands.arguments import add_checkpoint_argument, add_config_arguments
+from train.commands.checkpoints import fill, find_checkpoint
+from train.config.load import load_config
+from train.exits import Exit, UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    add_config_arguments(parser)
+    add_checkpoint_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print the metrics as one JSON line")
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    """Prints the metrics; rank 0 alone speaks."""
+    loaded = load_config(arguments.config, arguments.overrides, runs=False)
+    checkpoint = find_checkpoint(loaded, arguments.checkpoint)
+    from train.data.loader import check_dataset, evaluation_batches
+    from train.data.plan import BatchPlan, EvalPlan
+    from train.engine import Engine
+    from train.evaluate import evaluate
+
+    config = loaded.config
+    engine = Engine(config.precision, deterministic=config.deterministic)
+    try:
+        task = loaded.task(config)
+        dataset = task.eval_dataset()
+        if dataset is None:
+            raise UsageError(
+                f"The task {config.task.use!r} has no evaluation data; implement eval_dataset()."
+            )
+        check_dataset(dataset, "eval_dataset")
+        model = task.build_model()
+        fill(model, checkpoint, loaded)
+        engine.prepare(model)
+        plan = BatchPlan.from_config(config.batch, engine.world_size)
+        micro = config.evaluate.micro_batch_size or plan.largest_micro_batch
+        with evaluation_batches(
+            dataset,
+            EvalPlan(len(dataset), micro, engine.world_size),
+            engine.rank,
+            seed=config.run.seed,
+            collate=task.collate,
+            config=config.loader,
+            device_type=engine.device.type,
+        ) as batches:
+            metrics = evaluate(engine, task, batches)
+    finally:
+        engine.close()
+    if engine.is_main and arguments.json:
+        print(json.dumps({"checkpoint": str(checkpoint), **metrics}))
+    elif engine.is_main:
+        print(f"{checkpoint} on {len(dataset):,} samples")
+        for name, value in metrics.items():
+            print(f"  {name:<20} {value:.6g}")
+    return Exit.DONE

@@ -1,0 +1,67 @@
+"""Save a trained model for use elsewhere.
+
+Writes a directory with the parameters (safetensors), a torch.export program (form and
+parameters), and the task's reference and config, from which train.load(path) gives the module
+back. Where the config keeps an average of the weights (ema), that is what is exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from train.checkpoint.store import Manifest
+from train.commands.arguments import add_checkpoint_argument, add_config_arguments
+from train.commands.checkpoints import fill, find_checkpoint
+from train.config.load import load_config
+from train.exits import Exit, UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    add_config_arguments(parser)
+    add_checkpoint_argument(parser)
+    parser.add_argument(
+        "--to", metavar="DIR", help="where to; default: exports/step-N in the run directory"
+    )
+    parser.add_argument(
+        "--form",
+        choices=["both", "parameters", "program"],
+        default="both",
+        help="parameters: safetensors; program: torch.export; default: both",
+    )
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    """Writes the export and names its files."""
+    loaded = load_config(arguments.config, arguments.overrides, runs=False)
+    checkpoint = find_checkpoint(loaded, arguments.checkpoint)
+    from train.export import describe, export_parameters, export_program
+
+    manifest = Manifest.read(checkpoint)
+    task = loaded.task(loaded.config)
+    model = task.build_model()
+    fill(model, checkpoint, loaded)
+    model.eval()
+    directory = Path(arguments.to or loaded.run_directory / "exports" / f"step-{manifest.step}")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        written = []
+        if arguments.form in ("both", "parameters"):
+            written.append(export_parameters(model, directory))
+        if arguments.form in ("both", "program"):
+            written.append(export_program(model, task, directory))
+        source = {
+            "step": manifest.step,
+            "run": manifest.state.get("run"),
+            "metrics": manifest.metrics,
+        }
+        written.append(describe(directory, loaded.config.model_dump(mode="json"), source))
+    except OSError as error:
+        raise UsageError(
+            f"--to is {str(directory)!r}, where nothing can be written: {error}; "
+            "choose another directory."
+        ) from None
+    for path in written:
+        print(path)
+    return Exit.DONE

@@ -1,0 +1,78 @@
+"""Start a run, or go on with it if its run directory holds one.
+
+The same command, repeated, always ends in the same finished run: after a crash, a stop or a
+power cut, type it again. It is safe to run it once more when the run has finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from train.commands.arguments import add_config_arguments
+from train.config.load import LoadedConfig, load_config
+from train.config.resume import Difference, differences
+from train.exits import Exit, ResumeRefusedError
+from train.rundir import RunDirectory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="go on with a run although its config has changed in ways that change results; "
+        "the changes are recorded",
+    )
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    """Trains; imports torch only when there is something to train."""
+    loaded = load_config(arguments.config, arguments.overrides)
+    directory = RunDirectory(loaded.run_directory)
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    if is_main:
+        directory.acquire()
+    try:
+        changes = allowed_changes(loaded, directory, allow=arguments.allow_changes)
+        finished = directory.finished()
+        if finished and not any(change.changes_results for change in changes):
+            if is_main:
+                print(
+                    f"The run in {directory.path} has finished already, at step "
+                    f"{finished['step']}; for another run, choose another run.name or run.dir."
+                )
+            return Exit.DONE
+        from train.fit import fit
+        from train.run import Run
+
+        with Run(loaded, directory, changes) as opened:
+            return fit(opened)
+    finally:
+        directory.release()
+
+
+def allowed_changes(
+    loaded: LoadedConfig, directory: RunDirectory, *, allow: bool
+) -> list[Difference]:
+    """How the config differs from the one that the run was last started with.
+
+    Raises ResumeRefusedError where a difference changes results and that was not asked for.
+    """
+    stored = directory.stored_config()
+    if stored is None:
+        return []
+    changes = differences(loaded.config, stored)
+    serious = [change for change in changes if change.changes_results]
+    if serious and not allow:
+        listed = "\n".join(
+            f"  {change} ({loaded.composed.origin(change.key)})" for change in serious
+        )
+        raise ResumeRefusedError(
+            f"The run in {directory.path} was started with another config, and these differences "
+            f"change its results:\n{listed}\n"
+            "Undo them, choose another run.dir for a new run, or add --allow-changes to go on "
+            "with them."
+        )
+    return changes

@@ -1,0 +1,45 @@
+"""Prove that a run's checkpoints are whole and that each sample was used exactly once.
+
+Reads and hashes every byte of every checkpoint, and recomputes from the seed which samples each
+committed step must have used. Exit code 0 only if all is well, else 65.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from train.checkpoint.store import CheckpointStore
+from train.commands.arguments import add_config_arguments
+from train.config.load import load_config
+from train.data.ledger import verify
+from train.exits import Exit, UsageError
+from train.rundir import RunDirectory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    add_config_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    """Prints one line per checkpoint and one for the ledger."""
+    loaded = load_config(arguments.config, arguments.overrides, runs=False)
+    directory = RunDirectory(loaded.run_directory)
+    if not directory.exists:
+        raise UsageError(
+            f"There is no run in {directory.path} (run.dir); start one with "
+            f"`{loaded.command('fit')}`, or name the directory of one."
+        )
+    store = CheckpointStore(directory.checkpoints)
+    well = True
+    for step in store.steps():
+        problems = store.problems(step)
+        well = well and not problems
+        print(f"checkpoint step {step}: {'; '.join(problems) if problems else 'ok'}")
+    if not store.steps():
+        print("checkpoints: none yet")
+    finished = directory.finished()
+    report = verify(directory.ledger, last_step=finished["step"] if finished else None)
+    print(f"ledger: {report}")
+    print("all well" if well and report.ok else "NOT well")
+    return Exit.DONE if well and report.ok else Exit.DATA

@@ -1,0 +1,156 @@
+"""Composes YAML files and ``key=value`` overrides into plain values whose origins are known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from train.exits import UsageError
+
+DEFAULT = "default"
+COMMAND_LINE = "command line"
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
+_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Values as nested plain containers, and where each dotted key was last set."""
+
+    values: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def origin(self, key: str) -> str:
+        """Where ``key``, or else the nearest key above or below it, was set; or "default"."""
+        if key in self.origins:
+            return self.origins[key]
+        below = [o for k, o in self.origins.items() if k.startswith(key + ".")]
+        if below:
+            return below[-1]
+        parent = key.rpartition(".")[0]
+        return self.origin(parent) if parent else DEFAULT
+
+
+def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
+    """Merges the files in their order, then the overrides; a later value wins.
+
+    ``${...}`` refers to other values, ``${oc.env:NAME}`` to the environment. Raises UsageError
+    for a file that cannot be read or parsed, a malformed override or an unknown reference.
+    """
+    merged = OmegaConf.create()
+    origins: dict[str, str] = {}
+    for name in files:
+        text = _read(name)
+        merged = _merge(merged, _parse(text, name), name)
+        origins.update((key, f"{name}:{line}") for key, line in _lines(text))
+    for override in overrides:
+        key = _override_key(override)
+        try:
+            part = OmegaConf.from_dotlist([override])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise UsageError(
+                f"The override {override!r} on the command line is not valid YAML after the '=': "
+                f"{_first_line(error)}; quote the value."
+            ) from None
+        merged = _merge(merged, part, f"the override {override!r}")
+        origins = {k: o for k, o in origins.items() if not k.startswith(key + ".")}
+        origins[key] = COMMAND_LINE
+    raw = OmegaConf.to_container(merged, resolve=False)
+    for key, value in _leaves(raw):
+        if isinstance(value, str) and (match := _ENVIRONMENT.search(value)):
+            origins[key] = f"environment variable {match[1]}, by {origins.get(key, DEFAULT)}"
+    try:
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", "") or "")
+        where = f" at {key} (from {origins.get(key, DEFAULT)})" if key else ""
+        raise UsageError(
+            f"A reference{where} cannot be resolved: {_first_line(error)}; "
+            "set the key that it names, or write the value itself."
+        ) from None
+    assert isinstance(values, dict)
+    return Composed({str(key): value for key, value in values.items()}, origins)
+
+
+def _read(name: str) -> str:
+    path = Path(name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"The config file {name!r} given by --config does not exist; check the path, which "
+            f"is relative to {Path.cwd()}."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"The config file {name!r} given by --config cannot be read: {error}."
+        ) from None
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        parsed = OmegaConf.create(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or _first_line(error)
+        raise UsageError(f"{name}{line} is not valid YAML: {problem}.") from None
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{name} cannot be understood: {_first_line(error)}.") from None
+    if not OmegaConf.is_dict(parsed) or (set(parsed) == {text.strip()} and ":" not in text):
+        raise UsageError(f"{name} must hold keys and values (`run:`, `task:` ...) at its top.")
+    return parsed
+
+
+def _merge(base: Any, part: Any, name: str) -> Any:
+    try:
+        return OmegaConf.merge(base, part)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{name} does not fit what came before: {_first_line(error)}.") from None
+
+
+def _override_key(override: str) -> str:
+    key, equals, _ = override.partition("=")
+    if not equals or not _KEY.fullmatch(key):
+        raise UsageError(
+            f"The argument {override!r} on the command line is not of the form key=value, such "
+            "as optim.lr=3e-4; files are given by --config."
+        )
+    return key
+
+
+def _lines(text: str) -> Iterator[tuple[str, int]]:
+    """Each dotted key of a YAML text with the line, from 1, on which its key stands."""
+
+    def walk(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
+        if isinstance(node, yaml.MappingNode):
+            for key_node, value_node in node.value:
+                key = f"{prefix}{key_node.value}"
+                yield key, key_node.start_mark.line + 1
+                yield from walk(value_node, key + ".")
+
+    return walk(yaml.compose(text, Loader=yaml.SafeLoader), "")
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping) and values:
+        for key, value in values.items():
+            yield from _leaves(value, f"{prefix}{key}.")
+    else:
+        yield prefix[:-1], values
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys; lists are leaves."""
+    return dict(_leaves(values))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

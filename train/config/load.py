@@ -1,0 +1,153 @@
+"""The way from the command line to a checked config, without importing anything heavy."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from train.config.compose import Composed, compose
+from train.config.explain import explain
+from train.config.schema import Config, TaskConfig, config_class
+from train.data.plan import BatchPlan
+from train.exits import UsageError
+from train.tasks.base import Task
+from train.tasks.find import find_task
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A valid config, the class of its task, and the origin of every value."""
+
+    config: Config
+    task: type[Task]
+    composed: Composed
+    files: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+    def command(self, name: str) -> str:
+        """The command line that applies another command to the same run."""
+        words = ["python", "-m", "train", name]
+        for file in self.files:
+            words += ["--config", file]
+        return shlex.join([*words, *self.overrides])
+
+    @property
+    def run_directory(self) -> Path:
+        """Where the run writes everything."""
+        run = self.config.run
+        return Path(run.dir or Path("runs") / run.name)
+
+    def values(self) -> dict[str, Any]:
+        """The resolved config as plain values, defaults included."""
+        return self.config.model_dump()
+
+
+def load_config(
+    files: Sequence[str], overrides: Sequence[str], *, runs: bool = True
+) -> LoadedConfig:
+    """Reads, merges and validates; ``runs`` asks for the checks of a training run as well.
+
+    Raises UsageError with one sentence per problem. The general sections are judged before a
+    user's task is imported, so that a typo is told at once.
+    """
+    composed = compose(files, overrides)
+    general = _validate(Config, composed, composed.values)
+    task_values = composed.values.get("task")
+    use = task_values.get("use") if isinstance(task_values, dict) else task_values
+    if not isinstance(use, str):
+        _validate(
+            TaskConfig, composed, task_values if isinstance(task_values, dict) else {}, "task."
+        )
+    task = find_task(str(use), composed.origin("task.use"))
+    config = _validate(config_class(task), composed, composed.values)
+    if runs:
+        check(config, composed)
+    assert isinstance(general, Config)
+    assert isinstance(config, Config)
+    return LoadedConfig(config, task, composed, tuple(files), tuple(overrides))
+
+
+def task_config(values: dict[str, Any], origin: str) -> Task:
+    """The task of a config that was resolved earlier and stored, such as in an export."""
+    composed = Composed(values, dict.fromkeys(values, origin))
+    task = find_task(str(values["task"]["use"]), origin)
+    return task(_validate(config_class(task), composed, values))
+
+
+def _validate(model: Any, composed: Composed, values: Any, prefix: str = "") -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, model, composed, prefix) from None
+
+
+def check(config: Config, composed: Composed, world_size: int | None = None) -> None:
+    """Combinations that no single section can judge; ``world_size`` is the environment's."""
+    world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    BatchPlan.from_config(config.batch, world_size)
+    steps = config.length.steps
+    if steps is not None:
+        check_length(config, composed, steps)
+    evaluates = (
+        config.evaluate.every_steps or config.evaluate.every_epochs or config.evaluate.at_end
+    )
+    for field, wanted in (
+        ("early_stop", config.early_stop),
+        ("checkpoint.keep_best", config.checkpoint.keep_best),
+    ):
+        if wanted is not None and not evaluates:
+            raise UsageError(
+                f"{field} is set ({composed.origin(field)}), but nothing is ever evaluated; set "
+                "evaluate.every_steps or evaluate.every_epochs."
+            )
+    _check_writable(Path(config.run.dir or Path("runs") / config.run.name), composed)
+
+
+def check_length(config: Config, composed: Composed, total_steps: int) -> None:
+    """That the schedule fits in the run; for a length in epochs only known with the data."""
+    for field in ("warmup_steps", "decay_steps"):
+        value = getattr(config.schedule, field)
+        if value is not None and value > total_steps:
+            raise UsageError(
+                f"schedule.{field} is {value} ({composed.origin(f'schedule.{field}')}), which is "
+                f"longer than the run of {total_steps} steps "
+                f"({composed.origin('length')}); make it smaller or the run longer."
+            )
+    decay = config.schedule.decay_steps
+    if (
+        config.schedule.use == "wsd"
+        and decay
+        and decay + config.schedule.warmup_steps > total_steps
+    ):
+        raise UsageError(
+            f"schedule.warmup_steps ({config.schedule.warmup_steps}) and schedule.decay_steps "
+            f"({decay}, {composed.origin('schedule.decay_steps')}) together are longer than the "
+            f"run of {total_steps} steps; make one of them smaller or the run longer."
+        )
+
+
+def _check_writable(directory: Path, composed: Composed) -> None:
+    """That the run directory, or the nearest existing folder above it, can be written to."""
+    existing = directory
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    problem = ""
+    if not existing.is_dir():
+        problem = f"{existing} is not a directory"
+    elif not os.access(existing, os.W_OK | os.X_OK) or _mounted_read_only(existing):
+        problem = f"{existing} is not writable"
+    if problem:
+        raise UsageError(
+            f"run.dir is {str(directory)!r} (from {composed.origin('run.dir')}), but {problem}; "
+            "choose another directory."
+        )
+
+
+def _mounted_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)

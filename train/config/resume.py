@@ -1,0 +1,53 @@
+"""Compares the config of a resumed run with the one it was started with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from train.section import changes_results
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field whose value is not what it was."""
+
+    key: str
+    before: Any
+    now: Any
+    changes_results: bool
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before!r} -> {self.now!r}"
+
+
+def differences(config: BaseModel, stored: Mapping[str, Any]) -> list[Difference]:
+    """All fields in which ``config`` differs from the values stored by an earlier start."""
+    return list(_compare(config.model_dump(mode="json"), stored, type(config), "", True))
+
+
+def _compare(
+    now: Any, before: Any, model: type[BaseModel] | None, key: str, matters: bool
+) -> list[Difference]:
+    if isinstance(now, Mapping) and isinstance(before, Mapping):
+        found = []
+        for name in [*now, *(name for name in before if name not in now)]:
+            info = model.model_fields.get(name) if model else None
+            found += _compare(
+                now.get(name),
+                before.get(name),
+                _submodel(info),
+                f"{key}.{name}" if key else name,
+                matters and (info is None or changes_results(info.json_schema_extra)),
+            )
+        return found
+    return [] if now == before else [Difference(key, before, now, matters)]
+
+
+def _submodel(info: Any) -> type[BaseModel] | None:
+    """The section class of a field, optional or not."""
+    candidates = (info.annotation, *get_args(info.annotation)) if info else ()
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

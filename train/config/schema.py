@@ -1,0 +1,156 @@
+"""The whole config of a run: one section per component, each defined beside its component."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, create_model, model_validator
+
+from train.checkpoint.config import CheckpointConfig
+from train.data.loader import LoaderConfig
+from train.data.plan import BatchConfig
+from train.early_stop import EarlyStopConfig
+from train.ema import EmaConfig
+from train.optim import OptimConfig
+from train.schedule import ScheduleConfig
+from train.section import Section, harmless
+from train.tasks.base import Task
+from train.track.config import TrackConfig
+
+
+class RunConfig(Section):
+    """The run's name, place and seed."""
+
+    name: str = harmless("run", pattern=r"^[\w][\w.\- ]*$")
+    """For people: in W&B, in messages, and in the default directory."""
+
+    dir: str = harmless("")
+    """The run directory: everything the run writes lies in it, and resuming means naming it
+    again. By default runs/ and the name."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Decides initial weights, sample order, augmentation and dropout."""
+
+
+class TaskConfig(Section):
+    """Which task is trained; the task's own options follow in the same section."""
+
+    use: str
+    """A built-in task (text, digits) or the dotted path of a class: my_project.task:MyTask."""
+
+
+class LengthConfig(Section):
+    """How long the run is: either steps or epochs."""
+
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps."""
+
+    epochs: float | None = Field(None, gt=0.0)
+    """Passes over the training data; the last step may run over into the next pass, since
+    every step has the same global batch size."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LengthConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                "length needs exactly one of length.steps and length.epochs, "
+                f"but has {'neither' if self.steps is None else 'both'}"
+            )
+        return self
+
+
+class EvaluateConfig(Section):
+    """When the model is evaluated on the evaluation data."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Evaluate each time the step is a multiple of this; null for no such rule."""
+
+    every_epochs: float | None = Field(None, gt=0.0)
+    """Evaluate each time so many more passes over the training data are complete."""
+
+    at_start: bool = False
+    """Evaluate before the first step as well."""
+
+    at_end: bool = True
+    """Evaluate after the last step."""
+
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Samples per rank and forward pass; by default as in training."""
+
+
+class Config(Section):
+    """What a run computes and what it writes. It says nothing of where it is computed."""
+
+    run: RunConfig = RunConfig()
+    """The run's name, place and seed."""
+
+    task: Any
+    """The task and its options."""
+
+    model: Any = {}
+    """The task's model."""
+
+    data: Any = {}
+    """The task's data."""
+
+    batch: BatchConfig
+    """Samples per optimiser step."""
+
+    length: LengthConfig
+    """How long the run is."""
+
+    optim: OptimConfig = OptimConfig()
+    """The optimiser and gradient clipping."""
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over the run."""
+
+    ema: EmaConfig | None = None
+    """An average of the weights; null for none."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward passes; weights and optimiser state stay fp32. bf16 and
+    fp16 are torch's automatic mixed precision, fp16 with dynamic loss scaling."""
+
+    compile: bool = harmless(False)
+    """Compile the model with torch.compile."""
+
+    deterministic: bool = harmless(False)
+    """Use only operations that give the same bits each time, at some cost in speed on a GPU. On
+    the CPU a run with the same threads repeats its bits without it."""
+
+    evaluate: EvaluateConfig = harmless(EvaluateConfig())
+    """When the model is evaluated."""
+
+    early_stop: EarlyStopConfig | None = None
+    """End the run early when a metric stops getting better; null for never."""
+
+    checkpoint: CheckpointConfig = harmless(CheckpointConfig())
+    """When checkpoints are written and which are kept."""
+
+    track: TrackConfig = harmless(TrackConfig())
+    """What is logged, and where to."""
+
+    loader: LoaderConfig = harmless(LoaderConfig())
+    """How samples are loaded."""
+
+
+def config_class(task: type[Task]) -> type[Config]:
+    """The config with the sections of this task filled in."""
+    options = create_model(
+        "TaskConfig", __base__=(task.Options, TaskConfig), __doc__=TaskConfig.__doc__
+    )
+    return create_model(
+        "Config",
+        __base__=Config,
+        __doc__=Config.__doc__,
+        task=(options, Field(description="The task and its options.")),
+        model=(
+            task.Model,
+            Field(default_factory=dict, validate_default=True, description="The task's model."),
+        ),
+        data=(
+            task.Data,
+            Field(default_factory=dict, validate_default=True, description="The task's data."),
+        ),
+    )

@@ -1,0 +1,232 @@
+"""The engine: everything that depends on how many processes there are and on what device.
+
+All reductions, all decisions that ranks must share and all work that must happen only once go
+through here, so that the rest of ``train`` reads as if there were one process. Accelerate
+prepares the model and runs mixed precision; its data loading, scheduler, accumulation and
+checkpointing are not used, since they make the result depend on the placement.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from train.exits import RetryError, UsageError
+from train.optim import skips_on_device
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+T = TypeVar("T")
+_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step gave, as scalar fp32 tensors that stay on the device."""
+
+    loss_sum: Tensor
+    """The loss summed over the global batch."""
+    grad_norm: Tensor
+    """L2 norm of the gradient of the mean loss, before clipping."""
+    skipped: Tensor
+    """1.0 where loss or norm was not finite and the weights were left as they were, else 0.0."""
+
+
+class Engine:
+    """One process's view of all processes of the run."""
+
+    def __init__(self, precision: str = "fp32", *, deterministic: bool = False) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+
+        if deterministic:
+            _make_deterministic()
+        on_gpu = torch.cuda.is_available()
+        if precision == "fp16" and not on_gpu:
+            raise UsageError(
+                "precision is 'fp16', which needs a GPU, and there is none here; use bf16 or fp32."
+            )
+        # Without cpu=True Accelerate would leave two CPU processes strangers to each other.
+        self.accelerator = Accelerator(
+            cpu=not on_gpu,
+            mixed_precision=_PRECISION[precision],
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=10))],
+        )
+        self.rank: int = self.accelerator.process_index
+        self.world_size: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        self.is_main = self.rank == 0
+        self._check_world()
+        # Decisions travel by gloo on the host, so that they never wait for the device; writing
+        # checkpoints has a group of its own because it runs in another thread.
+        self.host_group = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        self.checkpoint_group = dist.new_group(backend="gloo") if self.world_size > 1 else None
+
+    def _check_world(self) -> None:
+        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        if asked != self.world_size:
+            raise RetryError(
+                f"WORLD_SIZE is {asked} in the environment, but the engine found "
+                f"{self.world_size} process(es); start the run with torchrun or accelerate launch."
+            )
+
+    # -- the model ---------------------------------------------------------------------------
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Moves the model to the device, wraps it for this placement, and the optimiser too."""
+        if optimizer is None:
+            self.model: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=True)
+            return
+        self.model, self.accelerated_optimizer = self.accelerator.prepare(model, optimizer)
+        self.optimizer: Optimizer = self.accelerated_optimizer.optimizer
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._skips_on_device = skips_on_device(self.optimizer) and not self.accelerator.scaler
+        self._never = torch.zeros((), device=self.device)
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without wrappers: its parameters bear their own names."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def to_device(self, batch: T) -> T:
+        """The batch with its tensors on this rank's device; does not wait for the copy."""
+        if self.device.type == "cpu":
+            return batch
+        from accelerate.utils import send_to_device
+
+        moved: T = send_to_device(batch, self.device, non_blocking=True)
+        return moved
+
+    def backward(self, loss_sum: Tensor, total_count: int) -> None:
+        """Adds this micro-batch's part of the gradient of (global loss sum / global count).
+
+        DDP averages gradients over ranks, hence the factor.
+        """
+        self.accelerator.backward(loss_sum * (self.world_size / total_count))
+
+    @contextmanager
+    def accumulating(self, *, last: bool) -> Iterator[None]:
+        """Around forward and backward of a micro-batch: no exchange of gradients but at the
+        last one of the step."""
+        if last or self.world_size == 1:
+            yield
+        else:
+            with self.accelerator.no_sync(self.model):
+                yield
+
+    def step(self, loss_sum: Tensor, clip_norm: float | None) -> StepResult:
+        """Clips the gradients and lets the optimiser step, unless something is not finite.
+
+        ``loss_sum`` is this rank's. All ranks skip or none does: both numbers are global.
+        """
+        loss_sum = self.sum(loss_sum.detach().float())
+        self.accelerator.unscale_gradients()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients).float()
+        if clip_norm is not None:
+            # As torch.nn.utils.clip_grad_norm_; a NaN factor harms nothing, the step is skipped.
+            factor = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
+            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+        skipped = 1.0 - torch.isfinite(norm + loss_sum).float()
+        if self.accelerator.scaler is not None:
+            self.accelerated_optimizer.step()  # skips by itself, and lowers the loss scale
+        elif self._skips_on_device:
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not skipped.item():
+            self.optimizer.step()
+        return StepResult(loss_sum, norm, skipped)
+
+    # -- what ranks share --------------------------------------------------------------------
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, on the device; the argument may be overwritten."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_ints(self, values: Sequence[int]) -> list[int]:
+        """Sums over all ranks, on the host and exact modulo 2**64 (as signed 64-bit)."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(tensor, group=self.host_group)
+        return [int(value) for value in tensor.tolist()]
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank. It is pickled: small things only."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.host_group)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier(group=self.host_group)
+
+    def close(self) -> None:
+        """Takes the process groups down, which lets the process end cleanly."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def seed_everything(seed: int, device: torch.device | None = None) -> None:
+    """Seeds torch (CPU and the device), numpy and ``random``; 64-bit ``seed``.
+
+    Reaches for the CPU generator itself: ``torch.manual_seed`` takes eighty times as long, and
+    this runs for every micro-batch.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+
+
+def _make_deterministic() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def parameter_names(model: nn.Module) -> dict[int, str]:
+    """``id(parameter)`` to the parameter's fully qualified name; of shared ones the first."""
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def summary(model: nn.Module) -> str:
+    """Trainable and frozen parameters by top-level module, a line each, and their sum."""
+    rows: list[tuple[str, Iterable[nn.Parameter]]] = [
+        (f"{name} ({type(child).__name__})", child.parameters())
+        for name, child in model.named_children()
+    ]
+    own = list(model.parameters(recurse=False))
+    if own:
+        rows.append(("(own)", own))
+    rows.append((f"total ({type(model).__name__})", model.parameters()))
+    lines = [f"{'module':<36}{'trainable':>14}{'frozen':>14}"]
+    for name, parameters in rows:
+        counts = {True: 0, False: 0}
+        for parameter in parameters:
+            counts[parameter.requires_grad] += parameter.numel()
+        lines.append(f"{name:<36}{counts[True]:>14,}{counts[False]:>14,}")
+    if sum(p.numel() for c in model.children() for p in c.parameters()) > sum(
+        p.numel() for p in model.parameters()
+    ):
+        lines.append("(parameters that modules share are counted once in the total)")
+    return "\n".join(lines)

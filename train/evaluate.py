@@ -1,0 +1,66 @@
+"""Evaluation: each sample exactly once, on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from train.engine import Engine
+from train.exits import UsageError
+from train.tasks.base import Ratio, Task
+
+
+class EvaluationStoppedError(Exception):
+    """The evaluation was given up because somebody asked for a stop."""
+
+
+def evaluate(
+    engine: Engine,
+    task: Task,
+    batches: Iterable[tuple[Any, bool]],
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """The task's metrics over all batches of all ranks; collective.
+
+    ``batches`` yields (batch, counts); a batch that does not count only keeps ranks in step.
+    Sums are added in float64. Raises EvaluationStoppedError when any rank's ``stop()`` is true.
+    """
+    names: list[str] = []
+    totals: dict[str, torch.Tensor] = {}
+    objects = {name: metric.to(engine.device) for name, metric in task.metrics().items()}
+    was_training = engine.model.training
+    engine.model.eval()
+    with torch.no_grad():
+        for batch, counts in batches:
+            if any(engine.sum_ints([int(stop())])):
+                engine.model.train(was_training)
+                raise EvaluationStoppedError
+            for name, value in task.measure(engine.model, engine.to_device(batch)).items():
+                if name in objects:
+                    if counts:
+                        objects[name].update(*value)
+                    continue
+                if not isinstance(value, Ratio):
+                    raise UsageError(
+                        f"The task's measure() returned {type(value).__name__} for {name!r}; "
+                        "return a Ratio(sum, count), or name a torchmetrics object in metrics()."
+                    )
+                if name not in totals:
+                    names.append(name)
+                    totals[name] = torch.zeros(2, dtype=torch.float64, device=engine.device)
+                if counts:
+                    totals[name] += torch.stack(
+                        [torch.as_tensor(part, device=engine.device).double() for part in value]
+                    )
+    engine.model.train(was_training)
+    summed = {name: tuple(engine.sum(totals[name]).tolist()) for name in sorted(names)}
+    metrics = {name: _divide(*summed[name]) for name in names}
+    metrics |= {name: float(metric.compute()) for name, metric in objects.items()}
+    return metrics | task.derive(summed)
+
+
+def _divide(total: float, count: float) -> float:
+    return total / count if count else float("nan")

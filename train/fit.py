@@ -1,0 +1,213 @@
+"""The loop: one pass per optimiser step, until the run is complete or somebody asks for a stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from train.announce import announce, farewell
+from train.data.ledger import StepRecord, step_digest
+from train.data.loader import MicroBatch
+from train.data.order import micro_batch_seed
+from train.engine import seed_everything
+from train.evaluate import EvaluationStoppedError, evaluate
+from train.exits import Exit, NotFiniteError, RetryError, UsageError
+from train.optim import set_learning_rate
+from train.run import Run
+
+
+def fit(run: Run) -> Exit:
+    """Trains from where the run stands to its end; the exit code says how it ended."""
+    announce(run)
+    progress, due = run.progress, run.due
+    if progress.evaluation_due or (run.config.evaluate.at_start and progress.step == 0):
+        evaluate_now(run)
+    while progress.step < run.total_steps and not (run.early_stop and run.early_stop.stopped):
+        micro_batches = next_micro_batches(run)
+        count, stop, save = agree(run, micro_batches)
+        if stop or progress.evaluation_due:
+            return preempt(run)
+        train_step(run, micro_batches, count)
+        run.tracker.progress(progress.step)
+        if due.log(progress.step):
+            log(run)
+        if due.histograms(progress.step):
+            draw_histograms(run)
+        if due.evaluate(progress.step):
+            evaluate_now(run)
+        if due.save(progress.step) or save:
+            run.save()
+    if progress.evaluation_due:
+        return preempt(run)
+    return finish(run)
+
+
+def next_micro_batches(run: Run) -> list[MicroBatch]:
+    """This rank's micro-batches of the next step, on the host."""
+    started = time.perf_counter()
+    micro_batches = [next(run.batches) for _ in range(run.plan.accumulation)]
+    run.window.data_seconds += time.perf_counter() - started
+    return micro_batches
+
+
+def agree(run: Run, micro_batches: Sequence[MicroBatch]) -> tuple[int, bool, bool]:
+    """What all ranks must know before a step: the global count that its loss is divided by,
+    whether anybody was asked to stop, and whether rank 0's clock wants a checkpoint."""
+    count = sum(int(run.task.count(micro.batch)) for micro in micro_batches)
+    save = run.engine.is_main and run.due.time_to_save()
+    count, stop, save = run.engine.sum_ints([count, run.stop.requested, save])
+    return count, stop > 0, save > 0
+
+
+def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> None:
+    """Forward and backward over the micro-batches, then one step of the optimiser.
+
+    The gradient is that of (sum of losses over the global batch) / (global ``count``), whatever
+    the number of ranks and micro-batches.
+    """
+    engine, progress, step = run.engine, run.progress, run.progress.step
+    set_learning_rate(engine.optimizer, run.config.optim.lr, run.learning_rate_factor(step))
+    engine.optimizer.zero_grad(set_to_none=True)
+    loss_sum = torch.zeros((), device=engine.device)
+    for micro in micro_batches:
+        last = micro is micro_batches[-1]
+        # Model randomness depends on what is computed, never on who computes it or when.
+        position = int(micro.positions[0])
+        seed_everything(micro_batch_seed(run.config.run.seed, position), engine.device)
+        with engine.accumulating(last=last):
+            loss = run.task.loss(engine.model, engine.to_device(micro.batch))
+            engine.backward(loss.sum, count)
+        loss_sum += loss.sum.detach()
+        if step == run.start_step:
+            check_count(run, micro, loss.count)
+    result = engine.step(loss_sum, run.config.optim.clip_norm)
+    if run.ema:
+        run.ema.update(result.skipped)
+
+    run.pending.append(record(step + 1, progress.position, micro_batches))
+    progress.step += 1
+    progress.position += run.config.batch.global_batch_size
+    run.window.add(result, count)
+    # Read at the latest when a streak could have become too long: rarely enough to cost nothing.
+    if run.window.unread_steps > run.config.optim.max_skipped_steps:
+        read_window(run)
+
+
+def check_count(run: Run, micro: MicroBatch, count: object) -> None:
+    """The task's count must be known before the forward pass, and be the loss's own."""
+    expected = int(run.task.count(micro.batch))
+    if int(count) != expected:  # type: ignore[call-overload]
+        raise UsageError(
+            f"The loss of the task {run.config.task.use!r} returned a count of {count}, but its "
+            f"count(batch) says {expected} {run.task.unit} for the same batch; make both agree, "
+            "since gradients are divided by the sum of count(batch) over all ranks."
+        )
+
+
+def record(step: int, position: int, micro_batches: Sequence[MicroBatch]) -> StepRecord:
+    """This rank's part of the ledger's entry for a step."""
+    samples = sum(len(micro.positions) for micro in micro_batches)
+    digest = sum(step_digest(micro.positions, micro.indices) for micro in micro_batches)
+    return StepRecord(step, position, samples, digest % 2**64)
+
+
+def read_window(run: Run) -> None:
+    """Brings losses and norms to the host; too many skipped steps in a row end the run."""
+    progress, limit = run.progress, run.config.optim.max_skipped_steps
+    for skipped in run.window.read():
+        progress.skipped_steps += skipped
+        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
+        if progress.skipped_in_a_row > limit:
+            raise NotFiniteError(
+                f"The loss or the gradient norm was not finite for more than {limit} steps in a "
+                f"row, the last of them step {progress.step} (optim.max_skipped_steps is "
+                f"{limit}); lower optim.lr, set optim.clip_norm, or look at the data."
+            )
+
+
+def log(run: Run) -> None:
+    """One log line for the steps since the last."""
+    read_window(run)
+    run.tracker.log(run.progress.step, run.window.metrics())
+
+
+def draw_histograms(run: Run) -> None:
+    """Hands the weights and the (clipped) gradients of the step just taken to the tracker."""
+    if not run.engine.is_main:
+        return
+    values = {}
+    for name, parameter in run.engine.bare_model.named_parameters():
+        values[f"weights/{name}"] = parameter.detach().float().cpu().numpy().copy()
+        if parameter.grad is not None:
+            values[f"gradients/{name}"] = parameter.grad.float().cpu().numpy().copy()
+    run.tracker.histograms(run.progress.step, values)
+
+
+def evaluate_now(run: Run) -> None:
+    """Evaluates (the averaged weights, where there are any) and lets early stopping judge."""
+    if run.eval_dataset is None:
+        return
+    started, progress, engine = time.perf_counter(), run.progress, run.engine
+    try:
+        with run.averaged_weights(), run.evaluation_batches() as batches:
+            metrics = evaluate(engine, run.task, batches, stop=lambda: run.stop.requested)
+            seed_everything(run.config.run.seed, engine.device)
+            report = run.task.report(engine.bare_model, engine.device)
+    except EvaluationStoppedError:
+        progress.evaluation_due = True  # a resumed run makes up for it before its next step
+        return
+    finally:
+        run.window.evaluation_seconds += time.perf_counter() - started
+    progress.evaluation_due, progress.evaluated = False, metrics
+    run.due.evaluated_step = progress.step
+    run.tracker.log(progress.step, {f"eval/{name}": value for name, value in metrics.items()})
+    run.tracker.report(progress.step, report)
+    if run.early_stop:
+        run.early_stop.update(metrics)
+
+
+def preempt(run: Run) -> Exit:
+    """Saves and says how to go on."""
+    read_window(run)
+    run.save()
+    run.wait_for_save()
+    saved = run.saver.last_step
+    if saved != run.progress.step:
+        raise RetryError(
+            f"Stopped at step {run.progress.step}, but no checkpoint of it could be written; "
+            f"the run goes on from step {saved or 0} when started again."
+        )
+    run.tracker.say(
+        f"Stopped on request after step {run.progress.step} of {run.total_steps}; it is saved. "
+        f"To go on:\n  {run.resume_command}"
+    )
+    return Exit.PREEMPTED
+
+
+def finish(run: Run) -> Exit:
+    """The last checkpoint, the final numbers, and where everything lies."""
+    read_window(run)
+    run.save()
+    run.wait_for_save()
+    if run.saver.last_step != run.progress.step:
+        raise RetryError(
+            "The run is complete, but its last checkpoint could not be written; make room and "
+            "start the same command again."
+        )
+    run.tracker.summary(run.progress.evaluated)
+    if run.engine.is_main:
+        run.directory.finish(
+            {
+                "step": run.progress.step,
+                "position": run.progress.position,
+                "attempt": run.attempt,
+                "time": time.time(),
+                "early_stopped": bool(run.early_stop and run.early_stop.stopped),
+                "skipped_steps": run.progress.skipped_steps,
+                "metrics": run.progress.evaluated,
+            }
+        )
+    run.tracker.say(farewell(run))
+    return Exit.DONE

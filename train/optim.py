@@ -1,0 +1,191 @@
+"""The optimiser: by name or dotted path, with weight decay only where it belongs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from train.exits import UsageError
+from train.section import Section, harmless
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+NAMES = {
+    "adamw": "torch.optim:AdamW",
+    "adam": "torch.optim:Adam",
+    "sgd": "torch.optim:SGD",
+    "adagrad": "torch.optim:Adagrad",
+    "rmsprop": "torch.optim:RMSprop",
+    "nadam": "torch.optim:NAdam",
+    "radam": "torch.optim:RAdam",
+    "adafactor": "torch.optim:Adafactor",
+}
+
+
+class OptimConfig(Section):
+    """The optimiser and the clipping of its gradients."""
+
+    use: str = "adamw"
+    """A name (adamw, adam, sgd, adagrad, rmsprop, nadam, radam, adafactor) or the dotted path
+    of a torch.optim.Optimizer class, such as my_project.optim:Lion."""
+
+    lr: float = Field(1e-3, gt=0.0)
+    """Base learning rate, which the schedule multiplies."""
+
+    weight_decay: float = Field(0.0, ge=0.0)
+    """Weight decay of the parameters named by none of ``no_decay``."""
+
+    no_decay: list[Literal["norm", "bias", "embedding"]] = ["norm", "bias", "embedding"]
+    """Kinds of parameters without weight decay: those of normalisation layers, biases, and
+    embedding tables (a head tied to an embedding counts as the embedding)."""
+
+    betas: list[float] | None = Field(None, min_length=2, max_length=2)
+    """Adam's two decay rates; null for the optimiser's own default."""
+
+    eps: float | None = Field(None, gt=0.0)
+    """Adam's epsilon; null for the optimiser's own default."""
+
+    momentum: float | None = Field(None, ge=0.0)
+    """SGD's momentum; null for the optimiser's own default."""
+
+    options: dict[str, Any] = {}
+    """Further keyword arguments for the optimiser's constructor."""
+
+    clip_norm: float | None = Field(None, gt=0.0)
+    """Clip gradients to this global L2 norm; null for no clipping."""
+
+    max_skipped_steps: int = harmless(10, ge=0)
+    """A step whose loss or gradient norm is not finite is skipped; more than this many in a row
+    end the run with exit code 78."""
+
+
+def build_optimizer(config: OptimConfig, model: nn.Module, origin: str = "default") -> Optimizer:
+    """The optimiser over the model's trainable parameters, in one or two groups.
+
+    Uses the fused implementation where the class and the device offer one. ``origin`` says where
+    ``optim.use`` was set, for the error (UsageError).
+    """
+    cls = _find(config.use, origin)
+    accepted = inspect.signature(cls).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    arguments: dict[str, Any] = {"lr": config.lr}
+    for name in ("betas", "eps", "momentum"):
+        value = getattr(config, name)
+        if value is not None:
+            arguments[name] = tuple(value) if name == "betas" else value
+    arguments |= config.options
+    unknown = [name for name in arguments if name not in accepted and not anything]
+    if unknown:
+        field = unknown[0] if unknown[0] not in config.options else f"options.{unknown[0]}"
+        raise UsageError(
+            f"optim.{field} is not an argument of the optimiser {config.use!r} ({origin}), which "
+            f"takes {', '.join(name for name in accepted if name != 'params')}; remove it."
+        )
+    if {"fused", "foreach"}.isdisjoint(arguments) and "fused" in accepted:
+        arguments["fused"] = _fusible(model)
+    try:
+        return cls(parameter_groups(config, model), **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"The optimiser {config.use!r} (optim.use, {origin}) refuses its arguments: {error}."
+        ) from error
+
+
+def _find(use: str, origin: str) -> Callable[..., Optimizer]:
+    from torch.optim import Optimizer
+
+    from train.imports import import_class
+
+    reference = NAMES.get(use, use)
+    if ":" not in reference:
+        from train.suggest import did_you_mean
+
+        raise UsageError(
+            f"optim.use must be one of {', '.join(NAMES)} or a dotted path such as "
+            f"my_project.optim:Lion, but is {use!r} ({origin}){did_you_mean(use, NAMES)}."
+        )
+    return import_class(reference, Optimizer, f"optim.use ({origin})")
+
+
+def _fusible(model: nn.Module) -> bool:
+    """torch's fused kernels need floating-point parameters, all on one of these devices."""
+    return all(
+        p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters()
+    )
+
+
+def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """Groups with and without weight decay; frozen parameters are left out, shared ones once."""
+    decay, no_decay = [], []
+    for name, parameter, kind in _kinds(model):
+        if parameter.requires_grad:
+            (no_decay if kind in config.no_decay else decay).append((name, parameter))
+    if not decay and not no_decay:
+        raise UsageError(
+            "The model has no trainable parameter; let requires_grad be true for some."
+        )
+    groups = [(decay, config.weight_decay), (no_decay, 0.0)]
+    return [
+        {"params": [parameter for _, parameter in group], "weight_decay": weight_decay}
+        for group, weight_decay in groups
+        if group
+    ]
+
+
+def _kinds(model: nn.Module) -> list[tuple[str, nn.Parameter, str]]:
+    """Each distinct parameter with its name and its kind: norm, embedding, bias or weight.
+
+    A module is a normalisation by its class' name, so that custom RMSNorms count. A parameter
+    shared by several modules takes the first kind that is not "weight" (a tied head: embedding).
+    """
+    from torch import nn
+
+    found: dict[int, tuple[str, nn.Parameter, str]] = {}
+    for prefix, module in model.named_modules():
+        name = type(module).__name__.lower()
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if "norm" in name:
+                kind = "norm"
+            elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                kind = "embedding"
+            else:
+                kind = "bias" if leaf.endswith("bias") else "weight"
+            earlier = found.get(id(parameter))
+            if earlier is None or earlier[2] == "weight":
+                path = earlier[0] if earlier else f"{prefix}.{leaf}".lstrip(".")
+                found[id(parameter)] = (path, parameter, kind)
+    return list(found.values())
+
+
+def set_learning_rate(optimizer: Optimizer, base: float, factor: float) -> float:
+    """Sets every group's learning rate to ``base * factor`` and returns it."""
+    for group in optimizer.param_groups:
+        group["lr"] = base * factor
+    return base * factor
+
+
+def skips_on_device(optimizer: Optimizer) -> bool:
+    """Whether a step can be skipped by a flag on the device, without the host knowing.
+
+    True for torch's fused Adam and AdamW only: fused SGD would leave its momentum
+    uninitialised if its very first step were the one skipped.
+    """
+    from torch.optim import Adam, AdamW
+
+    return isinstance(optimizer, (Adam, AdamW)) and all(
+        group.get("fused") for group in optimizer.param_groups
+    )
+
+
+def named_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, dict[str, Any]]:
+    """The optimiser's state by parameter name; ``names`` maps ``id(parameter)`` to it."""
+    return {
+        names[id(parameter)]: dict(optimizer.state.get(parameter, {}))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }

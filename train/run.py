@@ -1,0 +1,369 @@
+"""A run put together: engine, task, data, checkpoints and tracking, ready for the loop.
+
+:mod:`train.fit` holds the loop itself; this file holds how a run is opened (or found again), how
+it is saved, and how it is closed.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint.saver import CheckpointSaver, Request
+from train.checkpoint.state import collect, restore
+from train.checkpoint.store import CheckpointStore, Manifest
+from train.config.load import LoadedConfig, check_length
+from train.config.resume import Difference
+from train.data.ledger import Ledger, StepRecord
+from train.data.loader import check_dataset, evaluation_batches, training_batches
+from train.data.order import SampleOrder
+from train.data.plan import BatchPlan, EvalPlan
+from train.due import Due
+from train.early_stop import EarlyStop
+from train.ema import Ema
+from train.engine import Engine, seed_everything, summary
+from train.exits import DataError, ResumeRefusedError, RetryError
+from train.optim import build_optimizer
+from train.rundir import Identity, RunDirectory, code_version
+from train.schedule import learning_rate_factor
+from train.stop import StopRequest
+from train.track.logs import setup_logging
+from train.track.tracker import RunInfo, Tracker
+from train.window import Window
+
+
+@dataclass
+class Progress:
+    """How far the run has come; together with the tensors this is all there is to resume."""
+
+    step: int = 0
+    """Optimiser steps taken; the next one is number ``step + 1``."""
+    position: int = 0
+    """Samples consumed from the training stream."""
+    skipped_steps: int = 0
+    """Steps whose update was left out because something was not finite."""
+    skipped_in_a_row: int = 0
+    evaluated: dict[str, float] = field(default_factory=dict)
+    """The newest evaluation."""
+    evaluation_due: bool = False
+    """An evaluation was begun at this step and given up to stop."""
+
+
+class Run:
+    """One attempt at a run, from opening its directory to closing it. A context manager."""
+
+    def __init__(
+        self, loaded: LoadedConfig, directory: RunDirectory, changes: list[Difference]
+    ) -> None:
+        self.loaded, self.config, self.directory = loaded, loaded.config, directory
+        self.changes = changes
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Run:
+        try:
+            self._open()
+        except BaseException:
+            self._exit.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    # -- opening -----------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        config = self.config
+        self.stop = self._exit.enter_context(StopRequest())
+        self.engine = Engine(config.precision, deterministic=config.deterministic)
+        self._exit.callback(self.engine.close)
+        self._open_directory()
+        self._build()
+        self._resume()
+        self.start_step = self.progress.step
+        self._open_tracking()
+        self._begin_attempt()
+        self._exit.callback(self.saver.wait)
+        # Last to be opened, first to be closed: workers never outlive what they feed.
+        self.batches = self._exit.enter_context(
+            training_batches(
+                self.train_dataset,
+                self.order,
+                self.plan,
+                self.engine.rank,
+                collate=self.task.collate,
+                config=config.loader,
+                device_type=self.engine.device.type,
+                start_position=self.progress.position,
+                steps=self.total_steps - self.progress.step,
+            )
+        )
+
+    def _open_directory(self) -> None:
+        """Rank 0 looks, all ranks agree: who the run is and which checkpoint it goes on from."""
+        self.store = CheckpointStore(self.directory.checkpoints)
+        found: Any = None
+        if self.engine.is_main:
+            try:
+                identity = self.directory.identity(self.config.run.name)
+                attempt = len(self.directory.attempts()) + 1
+                found = (identity, attempt, *self._choose_checkpoint())
+            except (ResumeRefusedError, OSError) as error:
+                found = error
+        found = self.engine.broadcast(found)
+        if isinstance(found, ResumeRefusedError):
+            raise found
+        if isinstance(found, OSError):
+            raise RetryError(f"The run directory {self.directory.path} failed: {found}.")
+        identity, self.attempt, resume_step, notes = found
+        assert isinstance(identity, Identity)
+        self.identity = identity
+        self.resume_step: int | None = resume_step
+        setup_logging(
+            self.directory.path, self.engine.rank, self.attempt, self.config.track.log_level
+        )
+        self._notes: list[str] = notes
+
+    def _choose_checkpoint(self) -> tuple[int | None, list[str]]:
+        """The newest checkpoint that is what was committed; damaged ones are set aside."""
+        notes = []
+        if swept := self.store.sweep():
+            notes.append(f"Removed {len(swept)} unfinished checkpoint(s) of an interrupted save.")
+        for step in reversed(self.store.steps()):
+            problems = self.store.problems(step)
+            if not problems:
+                return step, notes
+            aside = self.store.set_aside(step)
+            notes.append(
+                f"The checkpoint of step {step} is damaged ({'; '.join(problems)}); it was set "
+                f"aside as {aside.name}, and the one before is used."
+            )
+        return None, notes
+
+    def _build(self) -> None:
+        """Task, data, model and optimiser, all from the config and the seed alone."""
+        config, engine = self.config, self.engine
+        self.task = self.loaded.task(config)
+        seed_everything(config.run.seed, engine.device)
+        self.train_dataset = self.task.train_dataset()
+        check_dataset(self.train_dataset, "train_dataset")
+        self.eval_dataset = self.task.eval_dataset()
+        if self.eval_dataset is not None:
+            check_dataset(self.eval_dataset, "eval_dataset")
+        elif config.early_stop or config.checkpoint.keep_best or config.evaluate.every_steps:
+            raise DataError(
+                f"The task {config.task.use!r} has no evaluation data, but the config asks for "
+                "evaluation; implement eval_dataset(), or unset evaluate.every_steps, "
+                "early_stop and checkpoint.keep_best."
+            )
+        size = len(self.train_dataset)
+        self.order = SampleOrder(config.run.seed, size)
+        batch_size = config.batch.global_batch_size
+        self.plan = BatchPlan.from_config(config.batch, engine.world_size)
+        if config.length.steps is not None:
+            self.total_steps = config.length.steps
+        else:
+            assert config.length.epochs is not None
+            self.total_steps = max(1, -(-int(config.length.epochs * size) // batch_size))
+        check_length(config, self.loaded.composed, self.total_steps)
+        self.due = Due(config, self.total_steps, size)
+        self.learning_rate_factor = learning_rate_factor(config.schedule, self.total_steps)
+
+        seed_everything(config.run.seed, engine.device)
+        model = self.task.build_model()
+        self.model_summary = summary(model)
+        if config.compile:
+            model.compile()
+        optimizer = build_optimizer(config.optim, model, self.loaded.composed.origin("optim.use"))
+        engine.prepare(model, optimizer)
+        engine.model.train()
+        self.ema = Ema(config.ema, engine.bare_model) if config.ema else None
+        self.early_stop = EarlyStop(config.early_stop) if config.early_stop else None
+        self.progress = Progress()
+        self.window = Window(self)
+        self.saver = CheckpointSaver(self.store, config.checkpoint, engine.checkpoint_group)
+        self.pending: list[StepRecord] = []
+        self.ledger: Ledger | None = None
+
+    def _resume(self) -> None:
+        if self.resume_step is None:
+            return
+        path = self.store.path(self.resume_step)
+        manifest = Manifest.read(path)
+        state = manifest.state
+        restore(
+            path,
+            state["optimizer"],
+            self.engine.bare_model,
+            self.engine.optimizer,
+            self.ema,
+            self.engine.host_group,
+        )
+        self.progress = Progress(**state["progress"])
+        self.window.load_state_dict(state["window"])
+        if self.early_stop and state["early_stop"]:
+            self.early_stop.load_state_dict(state["early_stop"])
+        if self.engine.accelerator.scaler and state["scaler"]:
+            self.engine.accelerator.scaler.load_state_dict(state["scaler"])
+        self.saver.last_step = self.resume_step
+
+    def _open_tracking(self) -> None:
+        config = self.config
+        info = RunInfo(
+            id=self.identity.id,
+            name=self.identity.name,
+            directory=self.directory.path,
+            attempt=self.attempt,
+            wandb_id=self.identity.wandb_id,
+            config=config.model_dump(mode="json"),
+            code=code_version() if self.engine.is_main else {},
+            unit=self.task.unit,
+            total_steps=self.total_steps,
+            start_step=self.progress.step,
+            global_batch_size=config.batch.global_batch_size,
+        )
+        self.tracker = Tracker(config.track, info, is_main=self.engine.is_main)
+        self._exit.callback(self.tracker.close)
+        for note in self._notes:
+            self.tracker.warn(note)
+
+    def _begin_attempt(self) -> None:
+        """From here on the directory knows of this attempt."""
+        if not self.engine.is_main:
+            return
+        self.directory.unfinish()
+        self.directory.store_config(self.config.model_dump(mode="json"))
+        self.directory.record_attempt(
+            {
+                "attempt": self.attempt,
+                "time": time.time(),
+                "resumed_from_step": self.resume_step,
+                "world_size": self.engine.world_size,
+                "device": self.engine.device.type,
+                "code": code_version(),
+                "changes": [str(change) for change in self.changes],
+            }
+        )
+        self.ledger = Ledger(self.directory.ledger)
+        self._exit.callback(self.ledger.close)
+        self.ledger.begin_attempt(
+            attempt=self.attempt,
+            resume_step=self.progress.step,
+            resume_position=self.progress.position,
+            order=self.order,
+        )
+
+    # -- what the loop asks for --------------------------------------------------------------
+
+    def evaluation_batches(self) -> Any:
+        """A fresh pass over the evaluation data."""
+        micro = self.config.evaluate.micro_batch_size or self.plan.largest_micro_batch
+        assert self.eval_dataset is not None
+        return evaluation_batches(
+            self.eval_dataset,
+            EvalPlan(len(self.eval_dataset), micro, self.engine.world_size),
+            self.engine.rank,
+            seed=self.config.run.seed,
+            collate=self.task.collate,
+            config=self.config.loader,
+            device_type=self.engine.device.type,
+        )
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """The model with averaged weights, where the config asks for an average."""
+        return self.ema.applied() if self.ema else nullcontext()
+
+    def save(self) -> None:
+        """Starts a checkpoint of the present step, unless there is one already."""
+        self.report_save(self.saver.wait())
+        if self.saver.last_step == self.progress.step:
+            return
+        self._drop_recorded()
+        tensors, optimizer_values = collect(self.engine.bare_model, self.engine.optimizer, self.ema)
+        scaler = self.engine.accelerator.scaler
+        state = {
+            "run": self.identity.id,
+            "attempt": self.attempt,
+            "progress": vars(self.progress).copy(),
+            "window": self.window.state_dict(),
+            "early_stop": self.early_stop.state_dict() if self.early_stop else None,
+            "scaler": scaler.state_dict() if scaler else None,
+            "optimizer": optimizer_values,
+        }
+        evaluated_now = self.due.evaluated_step == self.progress.step
+        request = Request(
+            step=self.progress.step,
+            state=state,
+            metrics=dict(self.progress.evaluated) if evaluated_now else None,
+            before_commit=self._make_durable(list(self.pending), self.progress.step),
+        )
+        started = time.perf_counter()
+        self.report_save(self.saver.save(tensors, request))
+        self.window.checkpoint_seconds += time.perf_counter() - started
+        self.due.saved()
+
+    def wait_for_save(self) -> None:
+        """Returns when the checkpoint in flight is committed or has failed."""
+        self.report_save(self.saver.wait())
+
+    def report_save(self, error: str | None) -> None:
+        """A failed write is told, and ends the run only if the config says so."""
+        if error is None:
+            return
+        text = (
+            f"A checkpoint could not be written ({error}); the earlier ones in "
+            f"{self.directory.checkpoints} are untouched."
+        )
+        if self.config.checkpoint.on_error == "stop":
+            raise RetryError(f"{text} The run ends because checkpoint.on_error is stop.")
+        self.tracker.warn(f"{text} Training goes on and tries again at the next one.")
+
+    def _make_durable(self, records: list[StepRecord], step: int) -> Any:
+        """What must be on disk before the checkpoint is: the ledger and the metrics."""
+
+        def before_commit() -> None:
+            import torch
+            import torch.distributed as dist
+
+            group = self.engine.checkpoint_group
+            sums = torch.tensor(
+                [[r.count for r in records], [_signed(r.digest) for r in records]],
+                dtype=torch.int64,
+            )
+            if group:
+                dist.all_reduce(sums, group=group)
+            if self.ledger is not None:
+                counts, digests = sums.tolist()
+                self.ledger.append_steps(
+                    [
+                        StepRecord(r.step, r.start_position, count, digest % 2**64)
+                        for r, count, digest in zip(records, counts, digests, strict=True)
+                    ]
+                )
+                self.tracker.flush(step)
+
+        return before_commit
+
+    def _drop_recorded(self) -> None:
+        """Forgets the steps that the ledger has; after a failed write it may lack some."""
+        recorded = self.engine.broadcast(self.ledger.last_step if self.ledger else None)
+        self.pending = [r for r in self.pending if recorded is None or r.step > recorded]
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with this run."""
+        return self.loaded.command("fit")
+
+    @property
+    def checkpoint_path(self) -> Path | None:
+        """The newest committed checkpoint."""
+        steps = self.store.steps()
+        return self.store.path(steps[-1]) if steps else None
+
+
+def _signed(value: int) -> int:
+    """A 64-bit digest as the signed integer with the same bits."""
+    return value - 2**64 if value >= 2**63 else value

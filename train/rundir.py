@@ -1,0 +1,198 @@
+"""The run directory: a run's identity, its lock, its attempts, and all else that it writes.
+
+run.json        who the run is: written once, at its birth, and never again
+config.json     the config in force
+attempts.jsonl  a line for each start: host, process, world, code, where it went on from
+checkpoints/    see train.checkpoint.store
+ledger.bin      which samples were used: see train.data.ledger
+metrics.jsonl   all that was measured
+logs/           a log file per rank
+tensorboard/, wandb/
+finished.json   the final metrics; its presence says that the run is complete
+lock            held by the process that trains
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from train.exits import ResumeRefusedError
+
+_FINISHED = "finished.json"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run keeps through all its restarts."""
+
+    id: str
+    name: str
+    wandb_id: str
+    created: float
+    """Seconds since the epoch."""
+
+
+class RunDirectory:
+    """The files of one run. Only rank 0 writes through it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.ledger = path / "ledger.bin"
+        self.metrics = path / "metrics.jsonl"
+        self.stop_file = path / "stop"
+        self._lock: IO[str] | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was born here."""
+        return (self.path / "run.json").exists()
+
+    def acquire(self) -> None:
+        """Takes the lock for the life of this process; ResumeRefusedError names who has it.
+
+        The kernel gives the lock back when the process ends, however it ends.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = (self.path / "lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise ResumeRefusedError(
+                f"The run directory {self.path} is in use by {holder}; wait for it to end, stop "
+                "it, or choose another run.dir."
+            ) from None
+        lock.truncate(0)
+        lock.write(
+            f"process {os.getpid()} on {socket.gethostname()} since "
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')}"
+        )
+        lock.flush()
+        self._lock = lock
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        if self._lock is not None:
+            self._lock.truncate(0)
+            self._lock.close()
+            self._lock = None
+
+    def identity(self, name: str) -> Identity:
+        """The run's identity: read, or made here and now where there is none yet.
+
+        A launcher that gives out identities sets ISORUN_RUN_ID and WANDB_RUN_ID before the run's
+        birth; later they are not looked at.
+        """
+        path = self.path / "run.json"
+        if path.exists():
+            return Identity(**self._read_json(path))
+        slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "run"
+        made = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        run_id = os.environ.get("ISORUN_RUN_ID") or made
+        wandb_id = os.environ.get("WANDB_RUN_ID") or run_id
+        identity = Identity(run_id, name, wandb_id, time.time())
+        write_json(path, asdict(identity))
+        return identity
+
+    def stored_config(self) -> dict[str, Any] | None:
+        """The config that the run was last started with; None before the first start."""
+        path = self.path / "config.json"
+        return self._read_json(path) if path.exists() else None
+
+    def store_config(self, values: Mapping[str, Any]) -> None:
+        """Makes this the config in force."""
+        write_json(self.path / "config.json", values)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """All starts so far, oldest first. A line torn by a crash is left out."""
+        path = self.path / "attempts.jsonl"
+        if not path.exists():
+            return []
+        found = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+    def record_attempt(self, values: Mapping[str, Any]) -> None:
+        """Appends a line for this start, durably."""
+        with (self.path / "attempts.jsonl").open("a+b") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # the line before was torn by a crash
+                    file.write(b"\n")
+            file.write(json.dumps(values).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finished(self) -> dict[str, Any] | None:
+        """What ``finish`` recorded, if the run is complete."""
+        path = self.path / _FINISHED
+        return self._read_json(path) if path.exists() else None
+
+    def finish(self, values: Mapping[str, Any]) -> None:
+        """Marks the run as complete."""
+        write_json(self.path / _FINISHED, values)
+
+    def unfinish(self) -> None:
+        """Takes the mark away: the run is to go on after all."""
+        (self.path / _FINISHED).unlink(missing_ok=True)
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("it holds no object")
+        except (OSError, ValueError) as error:
+            raise ResumeRefusedError(
+                f"{path} is damaged ({error}), so this run cannot be told from another; restore "
+                "the file, or start a new run in another run.dir."
+            ) from None
+        return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replaces a JSON file at once and durably: readers see the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def code_version() -> dict[str, Any]:
+    """The package version, and the git commit of the working directory where there is one."""
+    from train import __version__
+
+    version: dict[str, Any] = {"isorun": __version__}
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+
+    try:
+        version["commit"] = git("rev-parse", "HEAD")
+        version["dirty"] = bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        pass  # no git, no repository, no commit: then there is nothing to say
+    return version

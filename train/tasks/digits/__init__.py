@@ -1,0 +1,1 @@
+"""Image classification on scikit-learn's handwritten digits."""

@@ -1,0 +1,37 @@
+"""Finds the task class that a config names."""
+
+from __future__ import annotations
+
+from train.exits import UsageError
+from train.imports import import_class
+from train.tasks.base import Task
+
+BUILT_IN = {
+    "digits": "train.tasks.digits.task:DigitsTask",
+    "text": "train.tasks.text.task:TextTask",
+}
+
+
+def find_task(reference: str, origin: str) -> type[Task]:
+    """The task class for a built-in name or for ``module.path:Class``.
+
+    The module may lie in the working directory. ``origin`` says where ``task.use`` was set, for
+    the errors. Raises UsageError where there is no such name, module or class, where an import
+    inside the module fails, or where the class is no :class:`Task`.
+    """
+    field = f"task.use ({origin})"
+    reference_or_name = BUILT_IN.get(reference, reference)
+    if ":" not in reference_or_name:
+        from train.suggest import did_you_mean
+
+        raise UsageError(
+            f"{field} must be one of {', '.join(BUILT_IN)} or a class written as "
+            f"module.path:Class, but is {reference!r}{did_you_mean(reference, BUILT_IN)}."
+        )
+    try:
+        found: type[Task] = import_class(reference_or_name, Task, field)
+    except ImportError as error:
+        raise UsageError(
+            f"{field} names {reference!r}, but an import inside that module fails: {error}."
+        ) from error
+    return found

@@ -1,0 +1,53 @@
+"""Generates text from a language model."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def generate(
+    model: nn.Module,
+    prompt: list[int],
+    length: int,
+    context: int,
+    padding: int,
+    *,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    device: torch.device,
+) -> list[int]:
+    """``length`` tokens after ``prompt`` (at least one token), each drawn from the model's softmax
+    at ``temperature`` over the ``top_k`` most probable tokens (Fan et al., 2018, "Hierarchical
+    neural story generation"); temperature 0 takes the most probable.
+
+    The model (tokens (1, context) int64 to logits) is called ``length`` times whatever it
+    answers, and always with one shape: sharded models need all ranks to call alike, compiled
+    ones would compile each length anew. ``padding`` fills the input up, which a causal model
+    does not see. Random numbers come from a generator of their own, on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokens = list(prompt)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        for _ in range(length):
+            seen = tokens[-context:]
+            window = torch.full((1, context), padding)
+            window[0, : len(seen)] = torch.tensor(seen)
+            logits = model(window.to(device))[0, len(seen) - 1].float().cpu()
+            tokens.append(_draw(logits, temperature, top_k, generator))
+    model.train(training)
+    return tokens[len(prompt) :]
+
+
+def _draw(
+    logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator
+) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    if top_k is not None and top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], float("-inf"))
+    probabilities = torch.softmax((logits - logits.max()) / temperature, dim=0)
+    return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -1,0 +1,131 @@
+"""Between text and tokens: plain bytes, or a tokenizer of Hugging Face ``tokenizers``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from train.exits import DataError
+from train.tasks.text.config import Data
+
+END_MARK = "\n[end of document]\n"
+
+
+class Tokenizer(Protocol):
+    """Encodes documents and decodes tokens; ids are below ``vocabulary``."""
+
+    vocabulary: int
+    end: int
+    """The id that ends a document, and stands before its first token."""
+
+    def encode(
+        self, documents: Sequence[str]
+    ) -> Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """For each document its token ids, without the end, and how many of its UTF-8 bytes each
+        token stands for; these add up to the document's bytes exactly."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; invalid UTF-8 becomes the replacement character."""
+        ...
+
+
+def make_tokenizer(data: Data) -> Tokenizer:
+    """The tokenizer that ``data.tokenizer`` names."""
+    return ByteTokenizer() if data.tokenizer == "bytes" else JsonTokenizer(data)
+
+
+class ByteTokenizer:
+    """The 256 byte values, and 256 as the end of a document."""
+
+    vocabulary = 257
+    end = 256
+
+    def encode(
+        self, documents: Sequence[str]
+    ) -> Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """Each UTF-8 byte is a token."""
+        for text in documents:
+            tokens = np.frombuffer(text.encode(), np.uint8)
+            yield tokens, np.ones(len(tokens), np.uint8)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of the bytes, with a mark for each end of a document."""
+        mark = END_MARK.encode()
+        joined = b"".join(mark if token == self.end else bytes([token]) for token in tokens)
+        return joined.decode(errors="replace")
+
+
+class JsonTokenizer:
+    """A tokenizer.json of Hugging Face ``tokenizers``. Raises DataError where it is unreadable."""
+
+    def __init__(self, data: Data) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        path = Path(data.tokenizer).expanduser()
+        try:
+            self._backend = Backend.from_str(path.read_text("utf-8"))
+        except Exception as error:  # the library raises bare Exceptions
+            raise DataError(
+                f"The tokenizer {path} (data.tokenizer) cannot be read: {error}; give the path of "
+                "a tokenizer.json, or bytes."
+            ) from None
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        ids = self._backend.get_vocab(with_added_tokens=True)
+        if data.end_of_document is None:
+            self.end = max(ids.values(), default=-1) + 1
+        elif data.end_of_document in ids:
+            self.end = ids[data.end_of_document]
+        else:
+            raise DataError(
+                f"data.end_of_document={data.end_of_document!r} is no token of the tokenizer "
+                f"{path}; name one of its tokens, or null to add one."
+            )
+        self.vocabulary = max(self.end, *ids.values()) + 1
+
+    def encode(
+        self, documents: Sequence[str]
+    ) -> Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """In batches over all cores."""
+        # Said explicitly, it stops the library's warning in each later forked loader worker.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        for start in range(0, len(documents), 256):
+            texts = documents[start : start + 256]
+            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+            for text, encoding in zip(texts, encodings, strict=True):
+                yield np.array(encoding.ids, np.int64), _byte_counts(text, encoding.offsets)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of the tokens, with a mark for each end of a document."""
+        parts: list[list[int]] = [[]]
+        for token in tokens:
+            if token == self.end:
+                parts.append([])
+            else:
+                parts[-1].append(token)
+        return END_MARK.join(
+            self._backend.decode(part, skip_special_tokens=False) for part in parts
+        )
+
+
+def _byte_counts(text: str, offsets: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes of each token, from the (begin, end) character offsets of the tokens in text.
+
+    A token reaches from the furthest end before it to its own end, so that characters which the
+    tokenizer drops, or splits into several tokens, are counted exactly once; the last token
+    takes what remains.
+    """
+    if not offsets:
+        return np.zeros(0, np.int64)
+    ends = np.maximum.accumulate(np.array(offsets, np.int64)[:, 1])
+    ends[-1] = len(text)
+    code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (code_points > 0x7F) + (code_points > 0x7FF) + (code_points > 0xFFFF)
+    until = np.concatenate(([0], np.cumsum(sizes)))
+    return np.diff(until[ends], prepend=0)
