@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 
+from train.data.loader import MicroBatch
 from train.engine import Engine
 from train.exits import UsageError
 from train.tasks.base import Ratio, Task
@@ -19,13 +19,13 @@ class EvaluationStoppedError(Exception):
 def evaluate(
     engine: Engine,
     task: Task,
-    batches: Iterable[tuple[Any, bool]],
+    batches: Iterable[MicroBatch],
     *,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """The task's metrics over all batches of all ranks; collective.
 
-    ``batches`` yields (batch, counts); a batch that does not count only keeps ranks in step.
+    A micro-batch whose ``counts`` is false only keeps the ranks in step.
     Sums are added in float64. Raises EvaluationStoppedError when any rank's ``stop()`` is true.
     """
     names: list[str] = []
@@ -34,7 +34,7 @@ def evaluate(
     was_training = engine.model.training
     engine.model.eval()
     with torch.no_grad():
-        for batch, counts in batches:
+        for batch, _, _, counts in batches:
             if any(engine.sum_ints([int(stop())])):
                 engine.model.train(was_training)
                 raise EvaluationStoppedError

@@ -18,7 +18,7 @@ from train.checkpoint.store import CheckpointStore, Manifest
 from train.config.load import LoadedConfig, check_length
 from train.config.resume import Difference
 from train.data.ledger import Ledger, StepRecord
-from train.data.loader import check_dataset, evaluation_batches, training_batches
+from train.data.loader import Batches, check_dataset, evaluation_batches, training_batches
 from train.data.order import SampleOrder
 from train.data.plan import BatchPlan, EvalPlan
 from train.due import Due
@@ -187,6 +187,7 @@ class Run:
         self.saver = CheckpointSaver(self.store, config.checkpoint, engine.checkpoint_group)
         self.pending: list[StepRecord] = []
         self.ledger: Ledger | None = None
+        self._evaluation: Batches | None = None
 
     def _resume(self) -> None:
         if self.resume_step is None:
@@ -258,19 +259,22 @@ class Run:
 
     # -- what the loop asks for --------------------------------------------------------------
 
-    def evaluation_batches(self) -> Any:
-        """A fresh pass over the evaluation data."""
-        micro = self.config.evaluate.micro_batch_size or self.plan.largest_micro_batch
-        assert self.eval_dataset is not None
-        return evaluation_batches(
-            self.eval_dataset,
-            EvalPlan(len(self.eval_dataset), micro, self.engine.world_size),
-            self.engine.rank,
-            seed=self.config.run.seed,
-            collate=self.task.collate,
-            config=self.config.loader,
-            device_type=self.engine.device.type,
-        )
+    def evaluation_batches(self) -> Batches:
+        """A pass over the evaluation data, to be entered; made once, so that workers can persist."""
+        if self._evaluation is None:
+            assert self.eval_dataset is not None
+            micro = self.config.evaluate.micro_batch_size or self.plan.largest_micro_batch
+            self._evaluation = evaluation_batches(
+                self.eval_dataset,
+                EvalPlan(len(self.eval_dataset), micro, self.engine.world_size),
+                self.engine.rank,
+                seed=self.config.run.seed,
+                collate=self.task.collate,
+                config=self.config.loader,
+                device_type=self.engine.device.type,
+            )
+            self._exit.callback(self._evaluation.close)
+        return self._evaluation
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """The model with averaged weights, where the config asks for an average."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from train.tasks.digits.picture import draw
@@ -83,13 +84,44 @@ def test_loss_and_accuracy_add_up_over_micro_batches() -> None:
     test = task.eval_dataset()
     batch = (test.images[:48], test.labels[:48])
     parts = [(test.images[a:b], test.labels[a:b]) for a, b in ((0, 7), (7, 30), (30, 48))]
-    whole = task.measure(model, batch)
-    split = [task.measure(model, part) for part in parts]
+    with torch.no_grad():
+        whole = task.measure(model, batch)
+        split = [task.measure(model, part) for part in parts]
     for name in ("loss", "accuracy"):
-        assert sum(float(s[name].sum) for s in split) == (
-            torch.tensor(float(whole[name].sum)).item()
-            if name == "accuracy"
-            else __import__("pytest").approx(float(whole[name].sum), rel=1e-5)
-        )
-        assert sum(s[name].count for s in split) == whole[name].count == 48
+        assert sum(float(part[name].sum) for part in split) == pytest.approx(float(whole[name].sum))
+        assert sum(part[name].count for part in split) == whole[name].count == 48
     assert task.count(batch) == 48
+
+
+def test_the_picture_shows_the_errors_first_and_repeats() -> None:
+    task = make()
+    torch.manual_seed(0)
+    model = task.build_model().train()
+    state = torch.get_rng_state()
+    picture = task.report(model, torch.device("cpu"))["least_probable"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert picture.shape == (3, 4 * 4 * 10, 8 * 4 * 14)
+    assert picture.dtype == torch.float32
+    assert 0 <= picture.min() < picture.max() <= 1
+    assert torch.equal(task.report(model, torch.device("cpu"))["least_probable"], picture)
+
+
+def test_a_wrong_label_is_red_and_a_right_one_green() -> None:
+    picture = draw(
+        torch.zeros(2, 1, 8, 8), torch.tensor([1, 7]), torch.tensor([1, 2]), columns=2, scale=1
+    )
+    right, wrong = picture[:, :, :14].amax((1, 2)), picture[:, :, 14:].amax((1, 2))
+    assert right[1] > right[0]
+    assert wrong[0] > wrong[1]
+
+
+def test_example_inputs_go_through_the_model() -> None:
+    task = make()
+    assert task.build_model()(*task.example_inputs()).shape == (2, 10)
+
+
+def test_flops_count_each_use_of_a_weight() -> None:
+    task = make()
+    uses = 64 * (9 * 32) + 64 * (9 * 32 * 64) + 1024 * 128 + 128 * 10
+    assert task.flops_per_sample() == 6 * uses

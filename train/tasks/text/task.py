@@ -61,11 +61,11 @@ class TextTask(Task):
         from train.tasks.text.corpus import read_documents, split_documents
         from train.tasks.text.data import check_length, tokenize
 
-        data = self.config.data
+        data, tokenizer = self.config.data, self._tokenizer
         train, validation = split_documents(read_documents(data), data.validation, data.split_seed)
-        tokens = tokenize(train, self._tokenizer)
+        tokens = tokenize(train, tokenizer)
         check_length(tokens, data.context)
-        return tokens, tokenize(validation, self._tokenizer)
+        return tokens, tokenize(validation, tokenizer)
 
     def train_dataset(self) -> Windows:
         """Samples of the training documents."""

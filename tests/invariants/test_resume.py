@@ -1,0 +1,179 @@
+"""I3: a step is committed or it never happened; a resumed run is the run that never stopped."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from tests.support.runs import (
+    assert_same_bits,
+    checkpoints,
+    curve,
+    metrics,
+    run,
+    start,
+    state,
+    tensors,
+)
+
+EVERYTHING = [
+    "checkpoint.every_steps=7",
+    "checkpoint.keep_last=99",
+    "evaluate.every_steps=5",
+    "ema.decay=0.9",
+    "early_stop.patience=30",
+    "loader.workers=0",
+    "batch.micro_batch_size=5",
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("undisturbed")
+    run("fit", directory, *EVERYTHING)
+    return directory
+
+
+def same_result(one, other):
+    assert_same_bits(tensors(one), tensors(other))
+    a, b = state(one), state(other)
+    for volatile in ("run", "attempt"):
+        a.pop(volatile), b.pop(volatile)
+    assert a == b
+    for key in ("train/loss", "train/gradient_norm", "train/learning_rate", "eval/loss"):
+        assert curve(one, key) == curve(other, key), key
+
+
+@pytest.mark.parametrize("step", [1, 8, 20, 40])
+def test_killed_at_any_step_and_resumed_is_bit_identical(undisturbed, tmp_path, step):
+    run("fit", tmp_path, *EVERYTHING, f"task.kill_at_step={step * 3}", expect=-signal.SIGKILL)
+    run("fit", tmp_path, *EVERYTHING)
+    same_result(undisturbed, tmp_path)
+    assert "all well" in run("verify", tmp_path).stdout
+
+
+def test_no_step_appears_twice_in_the_metrics(tmp_path):
+    slow = ["task.kill_at_step=33", "checkpoint.every_steps=10", "evaluate.every_steps=10"]
+    run("fit", tmp_path, *slow, expect=-signal.SIGKILL)
+    torn = tmp_path / "metrics.jsonl"
+    torn.write_text(torn.read_text() + '{"step": 33, "train/lo')
+    run("fit", tmp_path, *slow)
+    rows = metrics(tmp_path)
+    assert sorted(r["step"] for r in rows if "train/loss" in r) == list(range(1, 41))
+    assert [r["step"] for r in rows if "eval/loss" in r] == [10, 20, 30, 40]
+    assert {r["attempt"] for r in rows} == {1, 2}
+
+
+def test_stopped_by_a_signal_it_saves_and_goes_on(undisturbed, tmp_path):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        before = max(checkpoints(tmp_path), default=0)
+        process = start("fit", tmp_path, *EVERYTHING, "task.sleep=0.02")
+        wait_for_step(process, tmp_path, before + 3)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 143, err
+        assert "python -m train fit" in out
+        assert checkpoints(tmp_path)[-1] > before
+    run("fit", tmp_path, *EVERYTHING)
+    same_result(undisturbed, tmp_path)
+    attempts = [json.loads(line) for line in (tmp_path / "attempts.jsonl").open()]
+    assert [a["attempt"] for a in attempts] == [1, 2, 3, 4]
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    process = start("fit", tmp_path, "task.sleep=5")
+    wait_for(process, lambda: (tmp_path / "ledger.bin").exists())
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert time.monotonic() - started < 3
+    assert "without saving" in err
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_finished_run_says_so(undisturbed):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != "lock"}
+    started = time.monotonic()
+    done = run("fit", undisturbed, *EVERYTHING)
+    assert "has finished already, at step 40" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != "lock"} == before
+    assert time.monotonic() - started < 30
+
+
+def test_another_config_is_refused_unless_asked_for(tmp_path):
+    run("fit", tmp_path, "task.kill_at_step=20", "checkpoint.every_steps=5", expect=-9)
+    refused = run("fit", tmp_path, "optim.lr=0.5", "track.log_every_steps=2", expect=76)
+    assert "optim.lr: 0.01 -> 0.5 (command line)" in refused.stderr
+    assert "log_every_steps" not in refused.stderr
+    run("fit", tmp_path, "optim.lr=0.5", "--allow-changes")
+    last = json.loads((tmp_path / "attempts.jsonl").read_text().splitlines()[-1])
+    assert last["changes"] == ["optim.lr: 0.01 -> 0.5"]
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_9_at_random_moments(tmp_path, workers):
+    """At least twenty kills in all, half of them while a checkpoint is being written."""
+    import random
+
+    base = [
+        "length.steps=400", "checkpoint.every_steps=3", "model.hidden=512",
+        "track.log_every_steps=5", f"loader.workers={workers}",
+    ]  # fmt: skip
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    run("fit", straight, *base)
+    chance = random.Random(workers)
+    kills = in_save = 0
+    while True:
+        before = max(checkpoints(killed), default=0)
+        process = start("fit", killed, *base, "task.sleep=0.01")
+        if kills < 12:
+            target = before + chance.randint(2, 25)
+            wait_for(process, lambda t=target: max(checkpoints(killed), default=0) >= t)
+            if kills % 2:
+                wait_for(process, lambda: writing(killed))
+                in_save += 1
+            time.sleep(chance.random() * 0.02)
+            process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=120)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+    assert kills >= 10
+    assert in_save >= 5
+    assert_same_bits(tensors(straight), tensors(killed))
+    assert curve(straight) == curve(killed)
+    verified = run("verify", killed, *base).stdout
+    assert "all well" in verified
+    assert not writing(killed)
+
+
+def writing(directory):
+    try:
+        return any(n.startswith(".writing") for n in os.listdir(directory / "checkpoints"))
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_step(process, directory, step):
+    def reached():
+        path = directory / "metrics.jsonl"
+        return path.exists() and any(f'"step": {step},' in line for line in path.open())
+
+    wait_for(process, reached)
+
+
+def wait_for(process, condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.002)

@@ -1,0 +1,108 @@
+"""Starts runs as a user would, and looks at what they leave behind."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "task.use=tests.support.tiny:TinyTask",
+    "batch.global_batch_size=12",
+    "length.steps=40",
+    "optim.lr=0.01",
+    "optim.clip_norm=1.0",
+    "schedule.use=cosine",
+    "schedule.warmup_steps=5",
+    "track.tensorboard=false",
+    "track.wandb=off",
+    "track.log_every_steps=1",
+]
+
+
+def command(name, directory, *overrides, processes=None, base=TINY):
+    """The command line of a run in a directory; with ``processes``, through torchrun."""
+    arguments = [name, *base, f"run.dir={directory}", *overrides]
+    if processes is None:
+        return [sys.executable, "-m", "train", *arguments]
+    return [
+        sys.executable, "-m", "torch.distributed.run",
+        "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1",
+        "--master-port", str(free_port()), "-m", "train", *arguments,
+    ]  # fmt: skip
+
+
+def start(*args, **kwargs):
+    """A run in the background."""
+    return subprocess.Popen(
+        command(*args, **kwargs), cwd=ROOT, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(*args, expect=0, **kwargs):
+    """A run to its end; checks its exit code."""
+    done = subprocess.run(
+        command(*args, **kwargs), cwd=ROOT, env=environment(),
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def environment():
+    """This process's, with one thread: on equal terms everywhere, and bit for bit."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def checkpoints(directory):
+    """The steps of the committed checkpoints."""
+    from train.checkpoint.store import CheckpointStore
+
+    return CheckpointStore(Path(directory) / "checkpoints").steps()
+
+
+def tensors(directory, step=None):
+    """All tensors of a checkpoint, of the newest by default."""
+    from train.checkpoint import dcp
+    from train.checkpoint.store import CheckpointStore
+
+    store = CheckpointStore(Path(directory) / "checkpoints")
+    path = store.path(step or store.steps()[-1])
+    found = {n: torch.empty(shape, dtype=dtype) for n, (shape, dtype) in dcp.shapes(path).items()}
+    dcp.read(found, path, None)
+    return found
+
+
+def state(directory, step=None):
+    """The loop's state in a checkpoint."""
+    from train.checkpoint.store import CheckpointStore, Manifest
+
+    store = CheckpointStore(Path(directory) / "checkpoints")
+    return Manifest.read(store.path(step or store.steps()[-1])).state
+
+
+def metrics(directory):
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (Path(directory) / "metrics.jsonl").open()]
+
+
+def curve(directory, key="train/loss"):
+    """Step to value of one metric."""
+    return {row["step"]: row[key] for row in metrics(directory) if key in row}
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name

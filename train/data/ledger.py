@@ -1,0 +1,260 @@
+"""The ledger: proof of which samples each committed step used, across any number of restarts.
+
+A binary file of fixed-size records that only ever grows. STEP records are appended just before
+the checkpoint that covers them is committed. A START record opens each attempt and says from
+which step it went on: what later steps the file held before it never happened. Each record ends
+in its CRC-32, so that a record torn by a crash is told from a damaged file.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.order import SampleOrder, mix
+from train.exits import DataError
+
+_MAGIC = b"isorun ledger 1\n"
+# Little endian: kind, flags, attempt, step, position, then two words by kind, and the CRC-32.
+_RECORD = struct.Struct("<HHIQQQQI")
+_START, _STEP = 1, 2
+_SHUFFLE = 1
+_BLOCK = 1 << 18  # positions verified at once
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step of the optimiser (numbered from 1) used."""
+
+    step: int
+    start_position: int
+    count: int
+    """Samples."""
+    digest: int
+    """See ``step_digest``."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    attempt: int
+    step: int
+    position: int
+    order: SampleOrder
+
+
+@dataclass(frozen=True)
+class LedgerReport:
+    """The outcome of ``verify``: one sentence, and whether it is a good one."""
+
+    ok: bool
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def sample_digests(positions: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A 64-bit hash, uint64, of each (position, sample index)."""
+    hashed = mix(positions.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    return mix(hashed ^ (indices.astype(np.uint64) + np.uint64(0xD1B54A32D192ED03)))
+
+
+def step_digest(positions: NDArray[np.int64], indices: NDArray[np.int64]) -> int:
+    """The sum modulo 2**64 of the hashes of all samples: parts of a step simply add up."""
+    return int(sample_digests(positions, indices).sum(dtype=np.uint64))
+
+
+class Ledger:
+    """The ledger of one run, open for appending; only rank 0 has one.
+
+    Raises DataError where the file is damaged otherwise than by a torn end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last_step = 0
+        """The last step on record that counts."""
+        valid = len(_MAGIC)
+        if path.exists() and path.stat().st_size > len(_MAGIC):
+            for end, item in _scan(path):
+                valid = end
+                self.last_step = item.step
+        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        if self._file.seek(0, os.SEEK_END) < len(_MAGIC):
+            self._file.seek(0)
+            self._file.write(_MAGIC)
+        self._file.truncate(valid)
+        self._file.seek(valid)
+
+    def begin_attempt(
+        self, *, attempt: int, resume_step: int, resume_position: int, order: SampleOrder
+    ) -> None:
+        """Records that an attempt goes on from a step; later ones before this never happened."""
+        flags = _SHUFFLE if order.shuffle else 0
+        self._append(
+            [(_START, flags, attempt, resume_step, resume_position, order.seed, order.size)]
+        )
+        self.last_step = resume_step
+
+    def append_steps(self, records: list[StepRecord]) -> None:
+        """Appends the records of steps not yet on record, durably, all or none."""
+        new = [r for r in records if r.step > self.last_step]
+        self._append([(_STEP, 0, 0, r.step, r.start_position, r.count, r.digest) for r in new])
+        if new:
+            self.last_step = new[-1].step
+
+    def _append(self, rows: list[tuple[int, ...]]) -> None:
+        end = self._file.tell()
+        try:
+            data = b"".join(_pack(row) for row in rows)
+            written = 0
+            while written < len(data):  # unbuffered files may write less than asked
+                written += self._file.write(data[written:])
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(end)
+            self._file.seek(end)
+            raise
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _pack(row: tuple[int, ...]) -> bytes:
+    body = _RECORD.pack(*row, 0)[:-4]
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def _scan(path: Path) -> Iterator[tuple[int, StepRecord | _Start]]:
+    """The records in the order of the file, each with the offset of its end.
+
+    Ends before a torn end; DataError where records follow one that is not valid.
+    """
+    data = path.read_bytes()
+    if not data.startswith(_MAGIC[: len(data)]) or (data and len(data) < len(_MAGIC)):
+        if _MAGIC.startswith(data):
+            return
+        raise DataError(f"{path} is no ledger of this version of isorun; restore the file.")
+    offset = len(_MAGIC)
+    while offset + _RECORD.size <= len(data):
+        raw = data[offset : offset + _RECORD.size]
+        kind, flags, attempt, step, position, first, second, crc = _RECORD.unpack(raw)
+        end = offset + _RECORD.size
+        if zlib.crc32(raw[:-4]) != crc or kind not in (_START, _STEP):
+            if any(
+                zlib.crc32(data[at : at + _RECORD.size - 4])
+                == struct.unpack_from("<I", data, at + _RECORD.size - 4)[0]
+                for at in range(end, len(data) - _RECORD.size + 1, _RECORD.size)
+            ):
+                raise DataError(
+                    f"{path} is damaged at byte {offset}: the record there does not match its "
+                    "CRC-32, but later ones do; restore the file from a copy."
+                )
+            return
+        if kind == _START:
+            order = SampleOrder(first, second, bool(flags & _SHUFFLE))
+            yield end, _Start(attempt, step, position, order)
+        else:
+            yield end, StepRecord(step, position, first, second)
+        offset = end
+
+
+def read_steps(path: Path) -> list[StepRecord]:
+    """The records of all steps that count, in order."""
+    return [record for record, _ in _effective(path)[0]]
+
+
+def _effective(path: Path) -> tuple[list[tuple[StepRecord, SampleOrder]], int]:
+    """Step records that no later attempt undid, each with its order; and the attempts."""
+    records: list[tuple[StepRecord, SampleOrder]] = []
+    order, attempts = None, 0
+    for _, item in _scan(path):
+        if isinstance(item, _Start):
+            order, attempts = item.order, attempts + 1
+            while records and records[-1][0].step > item.step:
+                records.pop()
+        elif order is None:
+            raise DataError(f"{path} begins with a step instead of an attempt; restore the file.")
+        else:
+            records.append((item, order))
+    return records, attempts
+
+
+def verify(path: Path, *, last_step: int | None = None) -> LedgerReport:
+    """Proves that each position of the stream was used exactly once, or names the first fault.
+
+    Checks that steps are numbered 1, 2, 3 ..., that each starts where the one before ended,
+    and that its samples are those that the order (recomputed from the seed) has there. With
+    ``last_step`` the run is finished and must have come to that step.
+    """
+    if not path.exists():
+        return LedgerReport(False, f"{path} does not exist")
+    try:
+        records, attempts = _effective(path)
+    except DataError as error:
+        return LedgerReport(False, str(error))
+    step = position = 0
+    for record, _ in records:
+        step += 1
+        if record.step != step:
+            what = "is missing" if record.step > step else "is there twice"
+            number = step if record.step > step else record.step
+            return LedgerReport(
+                False, f"step {number} {what}: step {record.step} follows {step - 1}"
+            )
+        if record.start_position != position:
+            start, what = record.start_position, "were used twice"
+            first, last = start, position - 1
+            if start > position:
+                first, last, what = position, start - 1, "were never used"
+            return LedgerReport(
+                False, f"positions {first} to {last} {what}: step {step} starts at {start}"
+            )
+        position += record.count
+    wrong = _first_wrong_digest(records)
+    if wrong is not None:
+        return LedgerReport(
+            False,
+            f"step {wrong.step} did not use the samples that the seed has at positions "
+            f"{wrong.start_position} to {wrong.start_position + wrong.count - 1}",
+        )
+    if last_step is not None and step != last_step:
+        return LedgerReport(False, f"the run ended at step {last_step}, but the ledger at {step}")
+    return LedgerReport(
+        True,
+        f"{step} steps, positions 0 to {position - 1}, each used exactly once, "
+        f"in {attempts} attempt(s)"
+        if step
+        else "no step is committed yet",
+    )
+
+
+def _first_wrong_digest(records: list[tuple[StepRecord, SampleOrder]]) -> StepRecord | None:
+    """Recomputes digests for many steps at once; positions are known to be contiguous."""
+    begin = 0
+    while begin < len(records):
+        order, end, samples = records[begin][1], begin, 0
+        while end < len(records) and records[end][1] is order and samples < _BLOCK:
+            samples += records[end][0].count
+            end += 1
+        block = [record for record, _ in records[begin:end]]
+        start = block[0].start_position
+        positions = np.arange(start, start + samples, dtype=np.int64)
+        digests = sample_digests(positions, order.keys(positions)[1])
+        counts = np.array([record.count for record in block])
+        starts = np.cumsum(counts) - counts
+        sums = np.add.reduceat(digests, starts) if samples else digests
+        expected = np.array([record.digest for record in block], dtype=np.uint64)
+        for record, same in zip(block, sums == expected, strict=True):
+            if not same:
+                return record
+        begin = end
+    return None

@@ -1,0 +1,363 @@
+"""Loads the samples that the order names, in this process or in workers, the same either way.
+
+torch's DataLoader moves the data; which samples, in which order and with which randomness is
+decided here, by position alone, so that nothing depends on ranks, workers or restarts.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from train.data.order import SampleOrder, sample_seed
+from train.data.plan import BatchPlan, EvalPlan
+from train.exits import DataError, RetryError, UsageError
+from train.section import Section
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+_BLOCK = 4096  # positions whose samples are looked up at once: numpy's overhead is per call
+
+
+class LoaderConfig(Section):
+    """How samples are loaded. None of this changes what is loaded."""
+
+    workers: int = Field(0, ge=0)
+    """Processes per rank that load beside the training; 0 loads within it."""
+
+    prefetch_factor: int | None = Field(None, ge=1)
+    """Micro-batches that each worker keeps ready; by default 2."""
+
+    persistent_workers: bool = False
+    """Keep evaluation's workers from one evaluation to the next. (Training's live throughout.)"""
+
+    pin_memory: bool | Literal["auto"] = "auto"
+    """Load into page-locked memory, which a GPU copies from faster; auto: if there is a GPU."""
+
+    timeout: float = Field(0.0, ge=0.0)
+    """Seconds to wait for a worker's micro-batch before the run ends with code 75; 0: for ever."""
+
+    multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = None
+    """How workers are started; null for the platform's default."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LoaderConfig:
+        if self.workers == 0:
+            for name in ("prefetch_factor", "persistent_workers", "timeout"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"loader.{name} is {getattr(self, name)}, but loader.workers is 0, and "
+                        "without workers it means nothing; set loader.workers or unset it"
+                    )
+        return self
+
+
+class Keys(NamedTuple):
+    """What is to be loaded as one micro-batch; int64 arrays of the same length."""
+
+    positions: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    counts: bool = True
+    """False for a micro-batch that only keeps ranks in step."""
+
+
+class MicroBatch(NamedTuple):
+    """A micro-batch on the host, and the positions and indices of its samples."""
+
+    batch: Any
+    positions: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    counts: bool
+
+
+class _Failure(NamedTuple):
+    """An error in a worker, sent home as data: torch would wrap an exception in prose."""
+
+    text: str
+    details: str
+    error: BaseException | None
+
+
+class _KeyedDataset:
+    """The user's dataset, asked by :class:`Keys`, with every sample's randomness seeded."""
+
+    def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.seed, self.collate = dataset, seed, collate
+        self.deterministic = bool(getattr(dataset, "deterministic", False))
+        self.batched = self.deterministic and hasattr(dataset, "__getitems__")
+
+    def __getitems__(self, keys: Keys) -> MicroBatch | _Failure:
+        from torch.utils.data import get_worker_info
+
+        in_worker = get_worker_info() is not None
+        if self.deterministic or in_worker:
+            return self._load(keys)
+        with _UndisturbedRandomness():
+            return self._load(keys)
+
+    def _load(self, keys: Keys) -> MicroBatch | _Failure:
+        from torch.utils.data import get_worker_info
+
+        at = 0
+        try:
+            if self.batched:
+                at = -1
+                samples = self.dataset.__getitems__(keys.indices.tolist())
+            else:
+                samples = []
+                for at in range(len(keys.indices)):
+                    samples.append(self._sample(int(keys.epochs[at]), int(keys.indices[at])))
+            at = -2
+            batch = self.collate(samples)
+        except Exception as error:
+            # An exception of the user's may not survive pickling, so workers send its text.
+            cause = None if get_worker_info() else error
+            return _Failure(self._describe(keys, at, error), traceback.format_exc(), cause)
+        return MicroBatch(batch, keys.positions, keys.indices, keys.counts)
+
+    def _sample(self, epoch: int, index: int) -> Any:
+        if not self.deterministic:
+            import torch
+
+            seed = sample_seed(self.seed, epoch, index)
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed & 0xFFFFFFFF)
+        return self.dataset[index]
+
+    def _describe(self, keys: Keys, at: int, error: BaseException) -> str:
+        what = f"{type(error).__name__}: {error}"
+        name = type(self.dataset).__name__
+        if at >= 0:
+            return (
+                f"The dataset {name} failed at index {keys.indices[at]} in epoch "
+                f"{keys.epochs[at]} (position {keys.positions[at]} of the stream) with {what}; "
+                "repair or leave out that sample."
+            )
+        where = "the batch of" if at == -1 else "joining (collate) the samples of"
+        return (
+            f"The dataset {name} failed at {where} indices {keys.indices.tolist()} in epoch "
+            f"{keys.epochs[0]} with {what}; repair these samples or the code that joins them."
+        )
+
+
+class _UndisturbedRandomness:
+    """Puts the global generators back as they were: loading must not change model randomness."""
+
+    def __enter__(self) -> None:
+        import torch
+
+        self._states = (
+            torch.default_generator.get_state(), random.getstate(), np.random.get_state()
+        )  # fmt: skip
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        torch.default_generator.set_state(self._states[0])
+        random.setstate(self._states[1])
+        np.random.set_state(self._states[2])
+
+
+class Batches(Iterator[MicroBatch]):
+    """Micro-batches one after another. A context manager: to enter it starts from the beginning,
+    to leave it ends the workers, unless they are to persist until ``close``."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+        self._iterator: Any = None
+
+    def __enter__(self) -> Batches:
+        self._iterator = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._loader.persistent_workers:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the workers, by force if they do not end by themselves."""
+        iterator, self._iterator = self._iterator or self._loader._iterator, None
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+            for worker in iterator._workers:
+                worker.kill()
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> MicroBatch:
+        """The next micro-batch.
+
+        Raises DataError where the dataset or collate failed, and RetryError where a worker died
+        or did not answer in time.
+        """
+        try:
+            if self._iterator is None:
+                self._iterator = iter(self._loader)
+            loaded = next(self._iterator)
+        except RuntimeError as error:
+            if self._loader.num_workers == 0:
+                raise
+            raise RetryError(
+                f"A data worker failed ({_first_line(error)}); if it was killed, there may be too "
+                "little memory or room in /dev/shm: use fewer loader.workers, or, if it was "
+                f"slow, a longer loader.timeout (now {self._loader.timeout:g} s)."
+            ) from error
+        if isinstance(loaded, _Failure):
+            raise DataError(loaded.text) from (loaded.error or RuntimeError(loaded.details))
+        batch: MicroBatch = loaded
+        return batch
+
+
+def training_batches(
+    dataset: Any,
+    order: SampleOrder,
+    plan: BatchPlan,
+    rank: int,
+    *,
+    collate: Callable[[list[Any]], Any],
+    config: LoaderConfig,
+    device_type: str,
+    start_position: int,
+    steps: int,
+) -> Batches:
+    """This rank's micro-batches of ``steps`` steps from ``start_position`` of the stream on:
+    ``plan.accumulation`` of them for each step. To start anywhere costs nothing."""
+    keys = _TrainingKeys(order, plan, rank, start_position, steps)
+    return Batches(_loader(dataset, keys, order.seed, collate, config, device_type, lasting=True))
+
+
+def evaluation_batches(
+    dataset: Any,
+    plan: EvalPlan,
+    rank: int,
+    *,
+    seed: int,
+    collate: Callable[[list[Any]], Any],
+    config: LoaderConfig,
+    device_type: str,
+) -> Batches:
+    """This rank's micro-batches of one pass over the evaluation data: each sample exactly once
+    over all ranks, in order. Where ``counts`` is false the batch (of sample 0) is only there so
+    that all ranks compute equally many forward passes. Randomness is that of epoch 0."""
+    keys = _EvaluationKeys(plan, rank)
+    return Batches(_loader(dataset, keys, seed, collate, config, device_type, lasting=False))
+
+
+class _TrainingKeys:
+    """Iterable over a rank's micro-batches, as keys; looks samples up in blocks of steps."""
+
+    def __init__(
+        self, order: SampleOrder, plan: BatchPlan, rank: int, start_position: int, steps: int
+    ) -> None:
+        self.order, self.plan, self.start, self.steps = order, plan, start_position, steps
+        bounds = [plan.bounds(rank, micro) for micro in range(plan.accumulation)]
+        self.offsets = np.concatenate([np.arange(*b, dtype=np.int64) for b in bounds])
+        self.cuts = np.cumsum([stop - start for start, stop in bounds])[:-1]
+
+    def __len__(self) -> int:
+        return self.steps * self.plan.accumulation
+
+    def __iter__(self) -> Iterator[Keys]:
+        batch, mine = self.plan.global_batch_size, len(self.offsets)
+        block = max(1, _BLOCK // mine)
+        for first in range(0, self.steps, block):
+            steps = np.arange(first, min(first + block, self.steps), dtype=np.int64)
+            positions = self.start + steps[:, None] * batch + self.offsets
+            epochs, indices = self.order.keys(positions)
+            for row in range(len(steps)):
+                parts = (np.split(a[row], self.cuts) for a in (positions, epochs, indices))
+                for cell in zip(*parts, strict=True):
+                    yield Keys(*cell)
+
+
+class _EvaluationKeys:
+    """Iterable over a rank's rounds of an evaluation, as keys."""
+
+    def __init__(self, plan: EvalPlan, rank: int) -> None:
+        self.plan, self.rank = plan, rank
+
+    def __len__(self) -> int:
+        return self.plan.rounds
+
+    def __iter__(self) -> Iterator[Keys]:
+        for number in range(self.plan.rounds):
+            start, stop = self.plan.bounds(self.rank, number)
+            indices = np.arange(start, stop, dtype=np.int64)
+            counts = stop > start
+            if not counts:
+                indices = np.zeros(1, dtype=np.int64)
+            yield Keys(indices, np.zeros_like(indices), indices, counts)
+
+
+def _loader(
+    dataset: Any,
+    keys: Any,
+    seed: int,
+    collate: Callable[[list[Any]], Any],
+    config: LoaderConfig,
+    device_type: str,
+    *,
+    lasting: bool,
+) -> DataLoader[Any]:
+    import torch
+    from torch.utils.data import DataLoader
+
+    pin = device_type == "cuda" if config.pin_memory == "auto" else config.pin_memory
+    workers = config.workers
+    loader: DataLoader[Any] = DataLoader(
+        _KeyedDataset(dataset, seed, collate),  # type: ignore[arg-type]
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_already_collated,
+        pin_memory=pin,
+        timeout=config.timeout,
+        worker_init_fn=_ignore_signals if workers else None,
+        multiprocessing_context=config.multiprocessing_context if workers else None,
+        # Without its own, DataLoader would draw from the global generator, which is the model's.
+        generator=torch.Generator(),
+        prefetch_factor=config.prefetch_factor,
+        persistent_workers=config.persistent_workers and not lasting,
+    )
+    return loader
+
+
+def _already_collated(loaded: Any) -> Any:
+    """Collating is part of ``__getitems__``, so that its errors are caught there."""
+    return loaded
+
+
+def _ignore_signals(_worker: int) -> None:
+    """Terminals and schedulers signal all processes, but stopping is the main process's affair:
+    it still needs data for the step that it finishes."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def check_dataset(dataset: Any, name: str) -> None:
+    """That it is a map-style dataset with samples; UsageError or DataError otherwise."""
+    from torch.utils.data import IterableDataset
+
+    map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if isinstance(dataset, IterableDataset) or not map_style:
+        raise UsageError(
+            f"The task's {name}() returned a {type(dataset).__name__}, which is not a map-style "
+            "dataset; give it __len__ and __getitem__(index), since only a sample that can be "
+            "asked for by number can be found again after a restart, on any number of processes."
+        )
+    if len(dataset) == 0:
+        raise DataError(f"The task's {name}() returned a dataset without samples; give it some.")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

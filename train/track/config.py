@@ -1,0 +1,40 @@
+"""What is logged, and where to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from train.section import Section
+
+
+class TrackConfig(Section):
+    """What is logged, and where to. metrics.jsonl and the log files are always written."""
+
+    log_every_steps: int = Field(10, ge=1)
+    """A row of metrics each time the step is a multiple of this (and at the first and last)."""
+
+    console: Literal["auto", "bar", "plain", "off"] = "auto"
+    """auto: a progress bar on a terminal, plain lines elsewhere."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+
+    histograms_every_steps: int | None = Field(None, ge=1)
+    """Histograms of weights and gradients each time the step is a multiple of this."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online where the user has W&B configured, else offline."""
+
+    wandb_project: str = "isorun"
+    """W&B project."""
+
+    wandb_entity: str | None = None
+    """W&B entity; null for the user's default."""
+
+    wandb_tags: list[str] = []
+    """W&B tags."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least severe messages that go into the log files."""
