@@ -51,7 +51,7 @@ def farewell(run: Run) -> str:
     ]
     if run.config.track.tensorboard:
         lines.append(f"  TensorBoard   {path / 'tensorboard'}")
-    if run.config.track.wandb != "off":
+    if run.config.track.wandb != "disabled":
         lines.append(f"  W&B           {path / 'wandb'}")
     lines += [
         f"  resume        {run.resume_command}",

@@ -81,6 +81,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code; a user's mistake never shows a traceback."""
+    logging.getLogger("train").addHandler(logging.NullHandler())  # the print below is enough
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
         return int(arguments.run(arguments))

@@ -113,7 +113,7 @@ def test_another_config_is_refused_unless_asked_for(tmp_path):
     assert "log_every_steps" not in refused.stderr
     run("fit", tmp_path, "optim.lr=0.5", "--allow-changes")
     last = json.loads((tmp_path / "attempts.jsonl").read_text().splitlines()[-1])
-    assert last["changes"] == ["optim.lr: 0.01 -> 0.5"]
+    assert "optim.lr: 0.01 -> 0.5" in last["changes"]
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.5
 
 

@@ -19,7 +19,7 @@ TINY = [
     "schedule.use=cosine",
     "schedule.warmup_steps=5",
     "track.tensorboard=false",
-    "track.wandb=off",
+    "track.wandb=disabled",
     "track.log_every_steps=1",
 ]
 

@@ -15,7 +15,7 @@ class TrackConfig(Section):
     log_every_steps: int = Field(10, ge=1)
     """A row of metrics each time the step is a multiple of this (and at the first and last)."""
 
-    console: Literal["auto", "bar", "plain", "off"] = "auto"
+    console: Literal["auto", "bar", "plain", "quiet"] = "auto"
     """auto: a progress bar on a terminal, plain lines elsewhere."""
 
     tensorboard: bool = True
@@ -24,7 +24,7 @@ class TrackConfig(Section):
     histograms_every_steps: int | None = Field(None, ge=1)
     """Histograms of weights and gradients each time the step is a multiple of this."""
 
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online where the user has W&B configured, else offline."""
 
     wandb_project: str = "isorun"
