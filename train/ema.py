@@ -37,20 +37,23 @@ class Ema:
         device, 1.0 for a skipped step) says so, and never waits for the device."""
         import torch
 
+        averages = list(self.averages.values())
         weight = (1.0 - self.decay) * (1.0 - skipped)
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.averages.values()),
-                list(self.parameters.values()),
-                weight.to(next(iter(self.averages.values())).dtype),
-            )
+            # Not _foreach_lerp_, which would read the weight on the host.
+            changes = torch._foreach_sub(self._weights(), averages)
+            torch._foreach_mul_(changes, weight.to(averages[0].dtype))
+            torch._foreach_add_(averages, changes)
+
+    def _weights(self) -> list[Tensor]:
+        return list(self.parameters.values())
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model with the averages as its weights; the weights come back at the end."""
         import torch
 
-        parameters, averages = list(self.parameters.values()), list(self.averages.values())
+        parameters, averages = self._weights(), list(self.averages.values())
         with torch.no_grad():
             weights = [parameter.clone() for parameter in parameters]
             torch._foreach_copy_(parameters, averages)

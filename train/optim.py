@@ -109,7 +109,8 @@ def _find(use: str, origin: str) -> Callable[..., Optimizer]:
             f"optim.use must be one of {', '.join(NAMES)} or a dotted path such as "
             f"my_project.optim:Lion, but is {use!r} ({origin}){did_you_mean(use, NAMES)}."
         )
-    return import_class(reference, Optimizer, f"optim.use ({origin})")
+    found: Callable[..., Optimizer] = import_class(reference, Optimizer, f"optim.use ({origin})")
+    return found
 
 
 def _fusible(model: nn.Module) -> bool:
@@ -121,32 +122,31 @@ def _fusible(model: nn.Module) -> bool:
 
 def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:
     """Groups with and without weight decay; frozen parameters are left out, shared ones once."""
-    decay, no_decay = [], []
-    for name, parameter, kind in _kinds(model):
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
+    for parameter, kind in _kinds(model):
         if parameter.requires_grad:
-            (no_decay if kind in config.no_decay else decay).append((name, parameter))
+            (no_decay if kind in config.no_decay else decay).append(parameter)
     if not decay and not no_decay:
         raise UsageError(
             "The model has no trainable parameter; let requires_grad be true for some."
         )
     groups = [(decay, config.weight_decay), (no_decay, 0.0)]
     return [
-        {"params": [parameter for _, parameter in group], "weight_decay": weight_decay}
-        for group, weight_decay in groups
-        if group
+        {"params": group, "weight_decay": weight_decay} for group, weight_decay in groups if group
     ]
 
 
-def _kinds(model: nn.Module) -> list[tuple[str, nn.Parameter, str]]:
-    """Each distinct parameter with its name and its kind: norm, embedding, bias or weight.
+def _kinds(model: nn.Module) -> list[tuple[nn.Parameter, str]]:
+    """Each distinct parameter with its kind: norm, embedding, bias or weight.
 
     A module is a normalisation by its class' name, so that custom RMSNorms count. A parameter
     shared by several modules takes the first kind that is not "weight" (a tied head: embedding).
     """
     from torch import nn
 
-    found: dict[int, tuple[str, nn.Parameter, str]] = {}
-    for prefix, module in model.named_modules():
+    found: dict[int, tuple[nn.Parameter, str]] = {}
+    for module in model.modules():
         name = type(module).__name__.lower()
         for leaf, parameter in module.named_parameters(recurse=False):
             if "norm" in name:
@@ -156,9 +156,8 @@ def _kinds(model: nn.Module) -> list[tuple[str, nn.Parameter, str]]:
             else:
                 kind = "bias" if leaf.endswith("bias") else "weight"
             earlier = found.get(id(parameter))
-            if earlier is None or earlier[2] == "weight":
-                path = earlier[0] if earlier else f"{prefix}.{leaf}".lstrip(".")
-                found[id(parameter)] = (path, parameter, kind)
+            if earlier is None or earlier[1] == "weight":
+                found[id(parameter)] = (parameter, kind)
     return list(found.values())
 
 

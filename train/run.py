@@ -31,7 +31,8 @@ from train.rundir import Identity, RunDirectory, code_version
 from train.schedule import learning_rate_factor
 from train.stop import StopRequest
 from train.track.logs import setup_logging
-from train.track.tracker import RunInfo, Tracker
+from train.track.sinks import RunInfo
+from train.track.tracker import Tracker
 from train.window import Window
 
 
@@ -224,7 +225,6 @@ class Run:
             unit=self.task.unit,
             total_steps=self.total_steps,
             start_step=self.progress.step,
-            global_batch_size=config.batch.global_batch_size,
         )
         self.tracker = Tracker(config.track, info, is_main=self.engine.is_main)
         self._exit.callback(self.tracker.close)
@@ -260,7 +260,7 @@ class Run:
     # -- what the loop asks for --------------------------------------------------------------
 
     def evaluation_batches(self) -> Batches:
-        """A pass over the evaluation data, to be entered; made once, so that workers can persist."""
+        """A pass over the evaluation data, to be entered; made once: its workers may persist."""
         if self._evaluation is None:
             assert self.eval_dataset is not None
             micro = self.config.evaluate.micro_batch_size or self.plan.largest_micro_batch

@@ -135,6 +135,11 @@ def test_generation_follows_the_model_past_its_context() -> None:
     assert len(model.shapes) == 20
 
 
+def test_the_sample_goes_on_from_the_prompt(make_text_task: MakeTask) -> None:
+    task = make_text_task(task={"prompt": "abc", "sample_tokens": 4, "sample_temperature": 0.0})
+    assert task.report(Successor(257), CPU)["sample"] == "abcdefg"
+
+
 def test_top_k_draws_from_the_most_probable_only() -> None:
     class Ramp(nn.Module):
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:

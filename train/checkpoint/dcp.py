@@ -87,7 +87,9 @@ def write(tensors: dict[str, torch.Tensor], directory: Path, group: ProcessGroup
     # One thread: with more, DCP loses the exceptions of its writer threads.
     writer = FileSystemWriter(directory, thread_count=1, sync_files=True)
     with _without_single_process_warning():
-        state_dict_saver.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+        state_dict_saver.save(
+            tensors, storage_writer=writer, process_group=group, no_dist=group is None
+        )
 
 
 def read(tensors: dict[str, torch.Tensor], directory: Path, group: ProcessGroup | None) -> None:

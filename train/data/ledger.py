@@ -201,44 +201,50 @@ def verify(path: Path, *, last_step: int | None = None) -> LedgerReport:
         records, attempts = _effective(path)
     except DataError as error:
         return LedgerReport(False, str(error))
-    step = position = 0
-    for record, _ in records:
-        step += 1
-        if record.step != step:
-            what = "is missing" if record.step > step else "is there twice"
-            number = step if record.step > step else record.step
-            return LedgerReport(
-                False, f"step {number} {what}: step {record.step} follows {step - 1}"
-            )
-        if record.start_position != position:
-            start, what = record.start_position, "were used twice"
-            first, last = start, position - 1
-            if start > position:
-                first, last, what = position, start - 1, "were never used"
-            return LedgerReport(
-                False, f"positions {first} to {last} {what}: step {step} starts at {start}"
-            )
-        position += record.count
-    wrong = _first_wrong_digest(records)
-    if wrong is not None:
-        return LedgerReport(
-            False,
-            f"step {wrong.step} did not use the samples that the seed has at positions "
-            f"{wrong.start_position} to {wrong.start_position + wrong.count - 1}",
-        )
-    if last_step is not None and step != last_step:
-        return LedgerReport(False, f"the run ended at step {last_step}, but the ledger at {step}")
+    step = len(records)
+    fault = _first_break([record for record, _ in records]) or _first_wrong_digest(records)
+    if fault is None and last_step is not None and step != last_step:
+        fault = f"the run ended at step {last_step}, but the ledger at {step}"
+    if fault is not None:
+        return LedgerReport(False, fault)
+    if not records:
+        return LedgerReport(True, "no step is committed yet")
+    last = records[-1][0]
     return LedgerReport(
         True,
-        f"{step} steps, positions 0 to {position - 1}, each used exactly once, "
-        f"in {attempts} attempt(s)"
-        if step
-        else "no step is committed yet",
+        f"{step} steps, positions 0 to {last.start_position + last.count - 1}, each used "
+        f"exactly once, in {attempts} attempt(s)",
     )
 
 
-def _first_wrong_digest(records: list[tuple[StepRecord, SampleOrder]]) -> StepRecord | None:
-    """Recomputes digests for many steps at once; positions are known to be contiguous."""
+def _first_break(records: list[StepRecord]) -> str | None:
+    """The first step that is missing or there twice, or whose positions leave a gap or overlap."""
+    position = 0
+    for step, record in enumerate(records, start=1):
+        start = record.start_position
+        if record.step > step:
+            return f"step {step} is missing: step {record.step} follows {step - 1}"
+        if record.step < step:
+            return f"step {record.step} is there twice: it follows step {step - 1}"
+        if start > position:
+            return (
+                f"positions {position} to {start - 1} were never used: step {step} starts "
+                f"at {start}"
+            )
+        if start < position:
+            return (
+                f"positions {start} to {position - 1} were used twice: step {step} starts "
+                f"at {start}"
+            )
+        position += record.count
+    return None
+
+
+def _first_wrong_digest(records: list[tuple[StepRecord, SampleOrder]]) -> str | None:
+    """The first step whose samples are not those of the order, if any.
+
+    Recomputes digests for many steps at once; positions are known to be contiguous.
+    """
     begin = 0
     while begin < len(records):
         order, end, samples = records[begin][1], begin, 0
@@ -255,6 +261,10 @@ def _first_wrong_digest(records: list[tuple[StepRecord, SampleOrder]]) -> StepRe
         expected = np.array([record.digest for record in block], dtype=np.uint64)
         for record, same in zip(block, sums == expected, strict=True):
             if not same:
-                return record
+                last = record.start_position + record.count - 1
+                return (
+                    f"step {record.step} did not use the samples that the seed has at positions "
+                    f"{record.start_position} to {last}"
+                )
         begin = end
     return None

@@ -186,7 +186,8 @@ class Batches(Iterator[MicroBatch]):
 
     def close(self) -> None:
         """Ends the workers, by force if they do not end by themselves."""
-        iterator, self._iterator = self._iterator or self._loader._iterator, None
+        iterator: Any = self._iterator or self._loader._iterator
+        self._iterator = None
         if hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
             for worker in iterator._workers:

@@ -81,7 +81,7 @@ class SampleOrder:
         base = np.uint64(mix_int(_ORDER, self.seed))
         epoch_keys = mix(base ^ mix(epochs.astype(np.uint64) * np.uint64(_GOLDEN)))
         values = self._network(epoch_keys, values)
-        # Walk along the cycle until back inside; at most four domains fit the size, but for tiny ones.
+        # Walk along the cycle until back inside: four steps on average, more for tiny sizes.
         outside = np.flatnonzero(values >= self.size)
         while outside.size:
             flat = values.reshape(-1)

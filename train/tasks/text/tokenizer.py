@@ -99,7 +99,7 @@ class JsonTokenizer:
             texts = documents[start : start + 256]
             encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
             for text, encoding in zip(texts, encodings, strict=True):
-                yield np.array(encoding.ids, np.int64), _byte_counts(text, encoding.offsets)
+                yield np.array(encoding.ids, np.int64), byte_counts(text, encoding.offsets)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens, with a mark for each end of a document."""
@@ -114,7 +114,7 @@ class JsonTokenizer:
         )
 
 
-def _byte_counts(text: str, offsets: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
+def byte_counts(text: str, offsets: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
     """UTF-8 bytes of each token, from the (begin, end) character offsets of the tokens in text.
 
     A token reaches from the furthest end before it to its own end, so that characters which the
