@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from train.config.load import python
+
 if TYPE_CHECKING:
     from train.run import Run
 
@@ -55,7 +57,7 @@ def farewell(run: Run) -> str:
         lines.append(f"  W&B           {path / 'wandb'}")
     lines += [
         f"  resume        {run.resume_command}",
-        f"  look          tensorboard --logdir {path / 'tensorboard'}",
+        f"  look          {python()} -m tensorboard.main --logdir {path / 'tensorboard'}",
         f"  check         {run.loaded.command('verify')}",
         f"  export        {run.loaded.command('export')}",
     ]

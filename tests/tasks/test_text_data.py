@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.exits import DataError, Exit
+from train.exits import DataError, Exit, UsageError
 from train.tasks.text.config import Data
 from train.tasks.text.corpus import find_files, read_documents, split_documents
 from train.tasks.text.data import Windows, tokenize, unigram_entropy
@@ -210,7 +210,7 @@ def test_bad_data_is_named(
 def test_a_context_beyond_the_learned_positions_is_refused(make_text_task: MakeTask) -> None:
     learned = {"positions": "learned", "context": 8}
     make_text_task({"context": 8}, learned)
-    with pytest.raises(DataError, match=r"data.context=9 .* model.context=8"):
+    with pytest.raises(UsageError, match=r"data.context=9 .* model.context=8"):
         make_text_task({"context": 9}, learned)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ class LoadedConfig:
 
     def command(self, name: str) -> str:
         """The command line that applies another command to the same run."""
-        words = ["python", "-m", "train", name]
+        words = [python(), "-m", "train", name]
         for file in self.files:
             words += ["--config", file]
         return shlex.join([*words, *self.overrides])
@@ -71,6 +73,16 @@ def load_config(
     assert isinstance(general, Config)
     assert isinstance(config, Config)
     return LoadedConfig(config, task, composed, tuple(files), tuple(overrides))
+
+
+def python() -> str:
+    """How a person here types the name of the Python that is running: as short as is true."""
+    running = Path(sys.executable)
+    found = shutil.which("python")
+    if found and Path(found) == running:
+        return "python"
+    here = Path.cwd()
+    return str(running.relative_to(here) if running.is_relative_to(here) else running)
 
 
 def task_config(values: dict[str, Any], origin: str) -> Task:

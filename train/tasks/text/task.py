@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from train.exits import DataError
+from train.exits import UsageError
 from train.tasks.base import Ratio, Task
 from train.tasks.text import config
 
@@ -38,7 +38,7 @@ class TextTask(Task):
         super().__init__(config)
         rows, context = config.model.context, config.data.context
         if rows is not None and rows < context:
-            raise DataError(
+            raise UsageError(
                 f"data.context={context} is longer than the table of learned positions, "
                 f"model.context={rows}; lower data.context or raise model.context."
             )
