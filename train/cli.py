@@ -64,7 +64,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         from train.suggest import did_you_mean
 
         raise UsageError(
-            f"{argv[0]!r} is not a command{did_you_mean(argv[0], COMMANDS)}; the commands are "
+            f"{argv[0]!r} is not a command{did_you_mean(argv[0], COMMANDS)} The commands are "
             f"{', '.join(COMMANDS)}."
         )
     parser = build_parser()

@@ -43,7 +43,7 @@ def import_class(reference: str, base: type, field: str) -> Any:
         names = [name for name, value in vars(module).items() if isinstance(value, type)]
         raise UsageError(
             f"{field} names {reference!r}, but {module_name} has no {class_name!r}"
-            f"{did_you_mean(class_name, names)}."
+            f"{did_you_mean(class_name, names)}"
         )
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UsageError(

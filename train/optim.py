@@ -107,7 +107,7 @@ def _find(use: str, origin: str) -> Callable[..., Optimizer]:
 
         raise UsageError(
             f"optim.use must be one of {', '.join(NAMES)} or a dotted path such as "
-            f"my_project.optim:Lion, but is {use!r} ({origin}){did_you_mean(use, NAMES)}."
+            f"my_project.optim:Lion, but is {use!r} ({origin}){did_you_mean(use, NAMES)}"
         )
     found: Callable[..., Optimizer] = import_class(reference, Optimizer, f"optim.use ({origin})")
     return found

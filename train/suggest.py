@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """ "; did you mean X?", with the most similar choice, or nothing where none is similar.
+    """The end of a sentence: "; did you mean X?", with the most similar choice, or ".".
 
     A dotted key is compared as a whole first, then by its last part, so that both
     ``optim.lrr`` and a bare ``lr`` find ``optim.lr``.
@@ -19,4 +19,4 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         by_last = {c.rpartition(".")[2]: c for c in reversed(choices)}
         found = difflib.get_close_matches(last, by_last, n=1, cutoff=0.75)
         close = [by_last[found[0]]] if found else []
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {close[0]}?" if close else "."

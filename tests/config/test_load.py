@@ -74,7 +74,7 @@ def test_a_directory_that_cannot_be_written_to(tmp_path):
 
 
 def test_a_read_only_directory(tmp_path):
-    # As root every directory is writable, except on a file system mounted read-only: /proc is.
+    # Root may write anywhere, except where the file system itself has no such thing.
     with pytest.raises(UsageError, match="run.dir is '/proc/isorun'"):
         load_config([], [*GOOD, "run.dir=/proc/isorun"])
     del tmp_path

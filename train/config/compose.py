@@ -37,6 +37,11 @@ class Composed:
         parent = key.rpartition(".")[0]
         return self.origin(parent) if parent else DEFAULT
 
+    def where(self, key: str) -> str:
+        """The same in words for a sentence: "from FILE:LINE", or "default"."""
+        origin = self.origin(key)
+        return origin if origin == DEFAULT else f"from {origin}"
+
 
 def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
     """Merges the files in their order, then the overrides; a later value wins.

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from train.config.compose import DEFAULT, Composed
+from train.config.compose import Composed
 from train.exits import UsageError
 from train.suggest import did_you_mean
 
@@ -75,10 +75,10 @@ def _is_tag(part: str) -> bool:
 
 def _sentence(key: str, items: list[Any], keys: list[str], composed: Composed) -> str:
     first = items[0]
-    where = _where(key, composed)
+    where = composed.where(key)
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(key, keys)
-        return f"{key} is not a known key (value {first['input']!r}, {where}){hint}."
+        return f"{key} is not a known key (value {first['input']!r}, {where}){hint}"
     if first["type"] == "missing":
         return (
             f"{key} is required but set nowhere; set it in a config file or as {key}=... on the "
@@ -89,16 +89,11 @@ def _sentence(key: str, items: list[Any], keys: list[str], composed: Composed) -
         return f"{said} (the section {key or 'config'} is {where})."
     value = first["input"]
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
-    hint = ""
+    hint = "."
     choices = [c for item in items if item["type"] == "literal_error" for c in _choices(item)]
     if choices and isinstance(value, str):
         hint = did_you_mean(value, choices)
-    return f"{key} must be {expected}, but is {value!r} ({where}){hint}."
-
-
-def _where(key: str, composed: Composed) -> str:
-    origin = composed.origin(key)
-    return origin if origin == DEFAULT else f"from {origin}"
+    return f"{key} must be {expected}, but is {value!r} ({where}){hint}"
 
 
 def _expected(item: Any) -> str:

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,9 @@ def load_config(
 
 def python() -> str:
     """How a person here types the name of the Python that is running: as short as is true."""
-    running = Path(sys.executable)
+    running = Path(sys.executable).with_name("python")
+    if not running.exists():
+        running = Path(sys.executable)
     found = shutil.which("python")
     if found and Path(found) == running:
         return "python"
@@ -118,7 +121,8 @@ def check(config: Config, composed: Composed, world_size: int | None = None) -> 
                 f"{field} is set ({composed.origin(field)}), but nothing is ever evaluated; set "
                 "evaluate.every_steps or evaluate.every_epochs."
             )
-    _check_writable(Path(config.run.dir or Path("runs") / config.run.name), composed)
+    if os.environ.get("RANK", "0") == "0":
+        _check_writable(Path(config.run.dir or Path("runs") / config.run.name), composed)
 
 
 def check_length(config: Config, composed: Composed, total_steps: int) -> None:
@@ -149,17 +153,11 @@ def _check_writable(directory: Path, composed: Composed) -> None:
     existing = directory
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
-    problem = ""
-    if not existing.is_dir():
-        problem = f"{existing} is not a directory"
-    elif not os.access(existing, os.W_OK | os.X_OK) or _mounted_read_only(existing):
-        problem = f"{existing} is not writable"
-    if problem:
+    try:
+        # Tried out, since permission bits know nothing of root and of read-only mounts.
+        tempfile.TemporaryDirectory(dir=existing, prefix=".isorun-").cleanup()
+    except OSError as error:
         raise UsageError(
-            f"run.dir is {str(directory)!r} (from {composed.origin('run.dir')}), but {problem}; "
-            "choose another directory."
-        )
-
-
-def _mounted_read_only(path: Path) -> bool:
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+            f"run.dir is {str(directory)!r} ({composed.where('run.dir')}), but nothing can be "
+            f"written to {existing}: {error.strerror}; choose another directory."
+        ) from None

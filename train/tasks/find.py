@@ -26,7 +26,7 @@ def find_task(reference: str, origin: str) -> type[Task]:
 
         raise UsageError(
             f"{field} must be one of {', '.join(BUILT_IN)} or a class written as "
-            f"module.path:Class, but is {reference!r}{did_you_mean(reference, BUILT_IN)}."
+            f"module.path:Class, but is {reference!r}{did_you_mean(reference, BUILT_IN)}"
         )
     try:
         found: type[Task] = import_class(reference_or_name, Task, field)

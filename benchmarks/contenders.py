@@ -1,0 +1,181 @@
+"""The same training written five times: bare, isorun, Accelerate, HF Trainer, Lightning."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from benchmarks.workload import Size, Workload
+
+CLIP = 1.0
+
+
+def bare(work: Workload) -> None:
+    """A PyTorch loop and nothing else."""
+    from torch.nn.utils import clip_grad_norm_
+
+    model = work.model()
+    optimizer = work.optimizer(model)
+    rate = work.loaded.config.optim.lr
+    for step, batch in enumerate(work.loader()):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * work.factor(step)
+        loss = work.loss(model, batch)
+        loss.backward()
+        clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def isorun(work: Workload) -> None:
+    """``train.fit.fit`` as ``python -m train fit`` calls it, all of its tracking included."""
+    from train.fit import fit
+    from train.run import Run
+    from train.rundir import RunDirectory
+
+    directory = RunDirectory(work.loaded.run_directory)
+    directory.acquire()
+    with Run(work.loaded, directory, []) as run:
+        fit(run)
+    directory.release()
+
+
+def accelerate(work: Workload) -> None:
+    """The loop of Accelerate's documentation."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model = work.model()
+    model, optimizer, loader = accelerator.prepare(model, work.optimizer(model), work.loader())
+    rate = work.loaded.config.optim.lr
+    for step, batch in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * work.factor(step)
+        loss = work.loss(model, batch)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def trainer(work: Workload) -> None:
+    """Hugging Face Trainer; a log row each ten steps, no sinks, no progress bar."""
+    from torch import nn
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import Trainer, TrainingArguments
+
+    class WithLoss(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, **batch: Any) -> dict[str, Any]:
+            return {"loss": work.loss(self.model, batch)}
+
+    class OwnData(Trainer):
+        def get_train_dataloader(self) -> Any:
+            return self.accelerator.prepare(work.loader())
+
+    model = WithLoss(work.model())
+    optimizer = work.optimizer(model)
+    arguments = TrainingArguments(
+        output_dir=str(work.directory),
+        per_device_train_batch_size=work.size.batch,
+        max_steps=work.steps,
+        max_grad_norm=CLIP,
+        logging_steps=10,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+    OwnData(
+        model,
+        arguments,
+        train_dataset=work.dataset,
+        optimizers=(optimizer, LambdaLR(optimizer, work.factor)),
+    ).train()
+
+
+def lightning(work: Workload) -> None:
+    """Lightning's Trainer; the loss logged each ten steps, no sinks, no progress bar."""
+    import lightning
+    from torch.optim.lr_scheduler import LambdaLR
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = work.model()
+
+        def training_step(self, batch: Any, _index: int) -> Any:
+            loss = work.loss(self.model, batch)
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            optimizer = work.optimizer(self)
+            schedule = LambdaLR(optimizer, work.factor)
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=work.steps,
+        gradient_clip_val=CLIP,
+        log_every_n_steps=10,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(work.directory),
+    ).fit(Module(), work.loader())
+
+
+CONTENDERS: dict[str, Callable[[Workload], None]] = {
+    "bare PyTorch": bare,
+    "isorun": isorun,
+    "Accelerate": accelerate,
+    "HF Trainer": trainer,
+    "Lightning": lightning,
+}
+
+
+def serve(name: str, sizes: list[Size], pipe: Connection) -> None:
+    """A contender's process: for each size trains once, one turn per message.
+
+    Sends the seconds per step of each turn (first a meaningless one: ready), then all losses;
+    the text of an error instead, if there is one.
+    """
+    try:
+        with Path(os.devnull).open("w") as sink:
+            os.dup2(sink.fileno(), 1)
+        warnings.filterwarnings("ignore")
+        import torch
+
+        from benchmarks.timing import THREADS
+        from benchmarks.workload import Workload
+
+        torch.set_num_threads(THREADS)
+
+        def turn_over(seconds: float) -> None:
+            pipe.send(seconds)
+            pipe.recv()
+
+        for size in sizes:
+            pipe.recv()
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+                work = Workload(size, Path(directory) / "run", turn_over)
+                CONTENDERS[name](work)
+                pipe.send(work.losses())
+    except BaseException:
+        pipe.send(traceback.format_exc())

@@ -1,0 +1,186 @@
+"""The one piece of work that every contender of ``benchmarks.loop`` does, and its stopwatch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from train.config.load import LoadedConfig, load_config
+from train.data.order import SampleOrder
+from train.engine import seed_everything
+from train.optim import build_optimizer
+from train.schedule import learning_rate_factor
+from train.tasks.base import Ratio
+from train.tasks.text.task import TextTask
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and batch, and how its steps are measured."""
+
+    name: str
+    layers: int
+    heads: int
+    width: int
+    context: int
+    batch: int
+    steps: int
+    """Steps of a turn that are timed; a multiple of ten, so that every turn logs equally often."""
+    rounds: int
+    """Turns of each contender."""
+
+    @property
+    def total_steps(self) -> int:
+        """All turns, each with its lead, and what loops that fetch ahead need besides."""
+        return WARM_STEPS + self.rounds * (LEAD + self.steps) + 10
+
+
+LEAD = 3
+"""Steps at the beginning of a turn that are not timed: the caches are another's."""
+WARM_STEPS = 20
+"""Steps before the first turn: lazy imports, allocations, the first log line."""
+
+SIZES = [
+    Size("near-empty", layers=1, heads=1, width=8, context=8, batch=1, steps=300, rounds=12),
+    Size("20 ms", layers=2, heads=2, width=64, context=128, batch=12, steps=30, rounds=16),
+    Size("80 ms", layers=4, heads=4, width=128, context=128, batch=14, steps=10, rounds=16),
+]
+
+
+class Stopwatch:
+    """Ticks when a loop fetches a batch: in a steady loop one step passes from tick to tick,
+    however far ahead it fetches. Between two turns the loop is held at a tick."""
+
+    def __init__(self, size: Size, turn_over: Callable[[float], None]) -> None:
+        self.size, self._turn_over = size, turn_over
+        self._ticks = -WARM_STEPS
+        self._started = 0.0
+
+    def tick(self) -> None:
+        """Called once per batch."""
+        self._ticks += 1
+        turn, step = divmod(self._ticks, LEAD + self.size.steps)
+        if self._ticks < 0 or turn > self.size.rounds:
+            return
+        if step == 0:
+            seconds = (time.perf_counter() - self._started) / self.size.steps
+            self._turn_over(seconds)  # returns when the next turn begins; the first is no turn
+        elif step == LEAD:
+            self._started = time.perf_counter()
+
+
+class TimedText(TextTask):
+    """isorun's text task with the stopwatch in its collate and a record of its losses."""
+
+    stopwatch: Stopwatch
+    trace: list[torch.Tensor]
+
+    def collate(self, samples: list[Any]) -> dict[str, torch.Tensor]:
+        """As the text task's."""
+        self.stopwatch.tick()
+        return super().collate(samples)
+
+    def loss(self, model: nn.Module, batch: Any) -> Ratio:
+        """As the text task's."""
+        loss = super().loss(model, batch)
+        self.trace.append((loss.sum / loss.count).detach())
+        return loss
+
+
+class Workload:
+    """Model, data, order, optimiser and schedule of one size, the same for every contender."""
+
+    def __init__(self, size: Size, directory: Path, turn_over: Callable[[float], None]) -> None:
+        self.size, self.directory = size, directory
+        self.steps = size.total_steps
+        # On the class, since isorun makes the task itself.
+        TimedText.stopwatch = Stopwatch(size, turn_over)
+        TimedText.trace = self.trace = []
+
+    @cached_property
+    def loaded(self) -> LoadedConfig:
+        """The config of isorun's run; the others take their numbers from it."""
+        size = self.size
+        return load_config(
+            [],
+            [
+                "task.use=benchmarks.workload:TimedText",
+                f"run.dir={self.directory}",
+                f"model.layers={size.layers}",
+                f"model.heads={size.heads}",
+                f"model.width={size.width}",
+                f"data.context={size.context}",
+                f"batch.global_batch_size={size.batch}",
+                f"length.steps={self.steps}",
+                "optim.lr=1e-3",
+                "optim.weight_decay=0.1",
+                "optim.clip_norm=1.0",
+                "schedule.use=cosine",
+                "schedule.warmup_steps=10",
+                "evaluate.at_end=false",
+                "track.console=plain",
+            ],
+        )
+
+    @cached_property
+    def task(self) -> TimedText:
+        """The task, for those who are not isorun."""
+        task = self.loaded.task(self.loaded.config)
+        assert isinstance(task, TimedText)
+        return task
+
+    @cached_property
+    def dataset(self) -> Any:
+        """The training samples, map-style."""
+        return self.task.train_dataset()
+
+    def model(self) -> nn.Module:
+        """The model with isorun's initial weights."""
+        seed_everything(self.loaded.config.run.seed)
+        return self.task.build_model().train()
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Fused AdamW."""
+        optimizer = build_optimizer(self.loaded.config.optim, model)
+        assert optimizer.defaults["fused"]
+        return optimizer
+
+    @cached_property
+    def factor(self) -> Callable[[int], float]:
+        """The learning rate's factor at a step, from 0."""
+        return learning_rate_factor(self.loaded.config.schedule, self.steps)
+
+    def loader(self) -> Any:
+        """A plain DataLoader whose sampler is the list of isorun's order: cheaper than shuffling."""
+        from torch.utils.data import DataLoader
+
+        order = SampleOrder(self.loaded.config.run.seed, len(self.dataset))
+        _, indices = order.keys(np.arange(self.steps * self.size.batch, dtype=np.int64))
+        return DataLoader(
+            self.dataset,
+            batch_size=self.size.batch,
+            sampler=indices.tolist(),
+            collate_fn=self.task.collate,
+        )
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """Mean cross entropy."""
+        from torch.nn import functional as F
+
+        loss = F.cross_entropy(
+            model(batch["tokens"]).flatten(0, 1), batch["targets"].flatten(), ignore_index=-100
+        )
+        self.trace.append(loss.detach())
+        return loss
+
+    def losses(self) -> list[float]:
+        """The loss of every step."""
+        return torch.stack(self.trace).tolist()
