@@ -26,7 +26,7 @@ def fit(run: Run) -> Exit:
         evaluate_now(run)
     while progress.step < run.total_steps and not (run.early_stop and run.early_stop.stopped):
         micro_batches = next_micro_batches(run)
-        count, stop, save = agree(run, micro_batches)
+        count, stop, save_wanted = agree(run, micro_batches)
         if stop or progress.evaluation_due:
             return preempt(run)
         train_step(run, micro_batches, count)
@@ -37,8 +37,8 @@ def fit(run: Run) -> Exit:
             draw_histograms(run)
         if due.evaluate(progress.step):
             evaluate_now(run)
-        if due.save(progress.step) or save:
-            run.save()
+        if due.save(progress.step) or save_wanted:
+            save(run)
     if progress.evaluation_due:
         return preempt(run)
     return finish(run)
@@ -168,10 +168,15 @@ def evaluate_now(run: Run) -> None:
         run.early_stop.update(metrics)
 
 
-def preempt(run: Run) -> Exit:
-    """Saves and says how to go on."""
+def save(run: Run) -> None:
+    """Starts a checkpoint; what the window holds on the device belongs into it."""
     read_window(run)
     run.save()
+
+
+def preempt(run: Run) -> Exit:
+    """Saves and says how to go on."""
+    save(run)
     run.wait_for_save()
     saved = run.saver.last_step
     if saved != run.progress.step:
@@ -188,8 +193,7 @@ def preempt(run: Run) -> Exit:
 
 def finish(run: Run) -> Exit:
     """The last checkpoint, the final numbers, and where everything lies."""
-    read_window(run)
-    run.save()
+    save(run)
     run.wait_for_save()
     if run.saver.last_step != run.progress.step:
         raise RetryError(
