@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from train.announce import announce, farewell
+from train.compiled import check_compiled
 from train.data.ledger import StepRecord, step_digest
 from train.data.loader import MicroBatch
 from train.data.order import micro_batch_seed
@@ -68,6 +69,9 @@ def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> Non
     the number of ranks and micro-batches.
     """
     engine, progress, step = run.engine, run.progress, run.progress.step
+    if run.config.compile and step == run.start_step:
+        batch = engine.to_device(micro_batches[0].batch)
+        check_compiled(run.task, engine.bare_model, batch, run.config.precision)
     set_learning_rate(engine.optimizer, run.config.optim.lr, run.learning_rate_factor(step))
     engine.optimizer.zero_grad(set_to_none=True)
     loss_sum = torch.zeros((), device=engine.device)
@@ -116,13 +120,14 @@ def record(step: int, position: int, micro_batches: Sequence[MicroBatch]) -> Ste
 def read_window(run: Run) -> None:
     """Brings losses and norms to the host; too many skipped steps in a row end the run."""
     progress, limit = run.progress, run.config.optim.max_skipped_steps
-    for skipped in run.window.read():
+    results = run.window.read()
+    for step, skipped in enumerate(results, start=progress.step - len(results) + 1):
         progress.skipped_steps += skipped
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
         if progress.skipped_in_a_row > limit:
             raise NotFiniteError(
                 f"The loss or the gradient norm was not finite for more than {limit} steps in a "
-                f"row, the last of them step {progress.step} (optim.max_skipped_steps is "
+                f"row, the last of them step {step} (optim.max_skipped_steps is "
                 f"{limit}); lower optim.lr, set optim.clip_norm, or look at the data."
             )
 

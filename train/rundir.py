@@ -82,6 +82,8 @@ class RunDirectory:
             f"{time.strftime('%Y-%m-%d %H:%M:%S')}"
         )
         lock.flush()
+        # Forked data workers must not hold it: they outlive a killed parent by some seconds.
+        os.register_at_fork(after_in_child=lock.close)
         self._lock = lock
 
     def release(self) -> None:

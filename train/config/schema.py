@@ -134,6 +134,16 @@ class Config(Section):
     loader: LoaderConfig = harmless(LoaderConfig())
     """How samples are loaded."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For data workers that are not forked: the class itself is made anew in each process.
+        return _unpickle, (self.model_dump(),)
+
+
+def _unpickle(values: dict[str, Any]) -> Config:
+    from train.tasks.find import find_task
+
+    return config_class(find_task(values["task"]["use"], "pickle")).model_validate(values)
+
 
 def config_class(task: type[Task]) -> type[Config]:
     """The config with the sections of this task filled in."""

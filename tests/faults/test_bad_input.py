@@ -1,0 +1,159 @@
+"""A wrong command line, a wrong corpus or a wrong dataset: one sentence, the right exit code."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.forked import run
+from tests.support.runs import ROOT, TINY, assert_same_bits, environment, tensors
+
+TEXT = [
+    "task.use=text", "task.sample_tokens=8", "model.layers=1", "model.heads=2", "model.width=16",
+    "data.context=32", "batch.global_batch_size=4", "length.steps=2",
+    "track.tensorboard=false", "track.wandb=disabled",
+]  # fmt: skip
+
+
+def only_line(done):
+    """The one sentence on stderr."""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("isorun: error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.lrr=1", "did you mean optim.lr?"),
+        ("optim.lr=fast", "optim.lr must be a number, but is 'fast'"),
+        ("batch.micro_batch_size=13", "more than batch.global_batch_size, 12"),
+        ("model.hiden=3", "did you mean model.hidden?"),
+        ("--resume", "nknown argument '--resume'"),
+    ],
+)
+def test_a_misspelt_or_mistyped_value(tmp_path, override, expected):
+    done = run("fit", tmp_path / "run", override, expect=64)
+    assert expected in only_line(done)
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == [], "nothing is created"
+
+
+def test_each_problem_has_its_line(tmp_path):
+    done = run("fit", tmp_path / "run", "optim.lrr=1", "precision=fp8", expect=64)
+    first, second = done.stderr.splitlines()
+    assert "optim.lrr" in first
+    assert "precision must be one of fp32, bf16, fp16" in second
+
+
+def test_a_wrong_value_is_told_before_anything_heavy_is_imported(tmp_path):
+    script = (
+        "import sys; from train.cli import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'accelerate', 'sklearn', 'wandb'} & set(sys.modules);"
+        "sys.exit(f'imported: {heavy}' if heavy else code)"
+    )
+    words = ["fit", "task.use=digits", "batch.global_batch_size=0", "length.steps=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, f"run.dir={tmp_path / 'run'}"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 64, done.stderr
+    assert "batch.global_batch_size must be at least 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ([b"", b""], "The corpus is empty"),
+        ([b"fine text " * 99, b"caf\xe9 " * 99], "1.txt (data.files) is not UTF-8: the byte 0xe9 at offset 3"),
+        ([b"short", b"tiny"], "fewer than one sample of data.context=32"),
+        ([b"only one document " * 9], "leaves none of them for training"),
+        ([], "matches no file"),
+    ],
+)  # fmt: skip
+def test_a_bad_corpus(tmp_path, content, expected):
+    for number, data in enumerate(content):
+        (tmp_path / f"{number}.txt").write_bytes(data)
+    files = f"data.files=[{tmp_path}/*.txt]"
+    done = run("fit", tmp_path / "run", files, base=TEXT, expect=65)
+    assert expected in only_line(done)
+    # Repaired, the same command works: nothing of the failure is left in the way.
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text(f"document {number} " * 99)
+    run("fit", tmp_path / "run", files, base=TEXT)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_that_raises_names_index_and_epoch(tmp_path, workers):
+    """All 12 samples are in each step, so step 5 is epoch 4, to where the first attempt comes."""
+    base = ["data.size=12", "length.steps=8", "checkpoint.every_steps=4", f"loader.workers={workers}"]
+    run("fit", tmp_path / "run", *base, "task.kill_at_step=5", "task.sleep=0.05", expect=-9)
+    done = run("fit", tmp_path / "run", *base, "data.fail_at=7", expect=65)
+    line = next(item for item in done.stderr.splitlines() if "error:" in item)
+    assert "failed at index 7 in epoch 4 (position " in line
+    assert "ValueError: this sample is broken" in line
+    assert "Traceback" not in done.stderr
+    assert "this sample is broken" in (tmp_path / "run/logs/rank-0.log").read_text()
+    run("fit", tmp_path / "run", *base)
+    run("fit", tmp_path / "straight", *base)
+    assert_same_bits(tensors(tmp_path / "run"), tensors(tmp_path / "straight"))
+
+
+def test_a_count_that_is_not_the_loss_s(tmp_path):
+    line = only_line(run("fit", tmp_path, "task.wrong_count=true", expect=64))
+    assert "returned a count of" in line
+    assert "count(batch) says" in line
+
+
+def test_an_iterable_dataset_is_refused_with_what_is_supported(tmp_path):
+    line = only_line(run("fit", tmp_path, "task.use=tests.faults.tasks:OfStream", expect=64))
+    assert "train_dataset() returned a Stream" in line
+    assert "__getitem__(index)" in line
+
+
+def test_a_measure_without_a_count(tmp_path):
+    line = only_line(run("fit", tmp_path, "task.use=tests.faults.tasks:BadMeasure", expect=64))
+    assert "measure() returned Tensor for 'loss'" in line
+
+
+def test_a_task_without_evaluation_data(tmp_path):
+    task = "task.use=tests.faults.tasks:WithoutEvaluation"
+    run("fit", tmp_path / "a", task)
+    assert json.loads((tmp_path / "a/finished.json").read_text())["metrics"] == {}
+    done = run("fit", tmp_path / "b", task, "evaluate.every_steps=5", expect=65)
+    assert "has no evaluation data" in only_line(done)
+    done = run("evaluate", tmp_path / "a", task, expect=64)
+    assert "has no evaluation data" in only_line(done)
+
+
+def test_an_unexpected_exception_shows_its_traceback(tmp_path):
+    task = ["task.use=tests.faults.tasks:Crashing", "checkpoint.every_steps=10"]
+    done = run("fit", tmp_path / "run", *task, expect=70)
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "tasks.py" in done.stderr
+    assert done.stderr.splitlines()[-1] == "KeyError: 'no such thing'"
+    assert "no such thing" in (tmp_path / "run/logs/rank-0.log").read_text()
+    run("fit", tmp_path / "run", *task)
+    run("fit", tmp_path / "straight", "checkpoint.every_steps=10")
+    assert_same_bits(tensors(tmp_path / "run"), tensors(tmp_path / "straight"))
+
+
+def test_a_task_from_any_directory(tmp_path):
+    """By dotted path from the working directory, with nothing else set."""
+    (tmp_path / "mine").mkdir()
+    source = (ROOT / "tests/support/tiny.py").read_text()
+    (tmp_path / "mine/task.py").write_text(source)
+    words = ["task.use=mine.task:TinyTask", "run.dir=out", *TINY[1:]]
+    done = subprocess.run(
+        [sys.executable, "-m", "train", "fit", *words],
+        cwd=tmp_path, env={k: v for k, v in environment().items() if k != "PYTHONPATH"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run("fit", tmp_path / "here")
+    assert_same_bits(tensors(tmp_path / "out"), tensors(tmp_path / "here"))
+    done = run("fit", tmp_path / "x", "task.use=mine.task:TinyTask", expect=64)
+    assert f"neither installed nor in the working directory {os.fspath(ROOT)}" in only_line(done)

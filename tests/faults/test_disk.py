@@ -1,0 +1,128 @@
+"""A disk that is full, or that cannot be written to."""
+
+import pytest
+
+from tests.faults.mounts import fill, read_only, resize, small_disk
+from tests.support.forked import Command, run, start, wait_for
+from tests.support.runs import assert_same_bits, checkpoints, curve, metrics, tensors
+
+# 31 thousand parameters: a checkpoint takes some 380 KB.
+WIDE = ["model.hidden=2048", "checkpoint.every_steps=10", "evaluate.every_steps=10"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("undisturbed")
+    run("fit", directory, *WIDE)
+    return directory
+
+
+def assert_as_undisturbed(undisturbed, directory):
+    assert_same_bits(tensors(undisturbed), tensors(directory))
+    for key in ("train/loss", "train/gradient_norm", "eval/loss"):
+        assert curve(directory, key) == curve(undisturbed, key)
+    steps = [row["step"] for row in metrics(directory)]
+    assert steps == sorted(set(steps)), "no step is missing or there twice"
+    assert "all well" in run("verify", directory).stdout
+    assert not [p for p in (directory / "checkpoints").iterdir() if p.name.startswith(".")]
+
+
+def test_a_full_disk_is_told_and_later_made_up_for(undisturbed, tmp_path):
+    """There is room for two checkpoints, but the third is written before the first is removed."""
+    with small_disk(tmp_path / "disk", "size=1000k") as disk:
+        directory = disk / "run"
+        done = run("fit", directory, *WIDE, expect=75)
+        assert "warning: A checkpoint could not be written (" in done.stderr
+        assert "No space left on device" in done.stderr
+        assert "Training goes on" in done.stderr
+        assert "make room and start the same command again" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert "step 40/40" in done.stdout, "it went on"
+        assert checkpoints(directory) == [10, 20]
+        assert "all well" in run("verify", directory).stdout, "the older ones are intact"
+        resize(disk, "8m")
+        done = run("fit", directory, *WIDE)
+        assert "goes on from step 20" in done.stdout
+        assert_as_undisturbed(undisturbed, directory)
+
+
+def test_a_full_disk_ends_the_run_where_that_is_asked_for(undisturbed, tmp_path):
+    with small_disk(tmp_path / "disk", "size=1000k") as disk:
+        directory, rule = disk / "run", "checkpoint.on_error=stop"
+        done = run("fit", directory, *WIDE, rule, expect=75)
+        (line,) = done.stderr.splitlines()
+        assert "No space left on device" in line
+        assert "checkpoint.on_error is stop" in line
+        assert "step 40/40" not in done.stdout
+        assert checkpoints(directory) == [10, 20]
+        resize(disk, "8m")
+        run("fit", directory, *WIDE, rule)
+        assert_as_undisturbed(undisturbed, directory)
+
+
+def test_room_that_comes_back_in_time_costs_nothing(undisturbed, tmp_path):
+    """While the disk is full to the last byte not even a line of metrics can be written; once
+    there is room again the run writes what it owes."""
+    with small_disk(tmp_path / "disk", "size=4m") as disk:
+        directory = disk / "run"
+        process = start("fit", directory, *WIDE, "task.sleep=0.05")
+        wait_for(process, lambda: checkpoints(directory) == [10])
+        filler = fill(disk)
+        wait_for(process, lambda: "could not be written" in process.stderr())
+        wait_for(process, lambda: "metrics.jsonl" in process.stderr())
+        filler.unlink()
+        done = process.wait()
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert_as_undisturbed(undisturbed, directory)
+
+
+def test_a_run_that_finds_the_disk_full_asks_to_be_tried_again(undisturbed, tmp_path):
+    with small_disk(tmp_path / "disk", "size=4m") as disk:
+        directory = disk / "run"
+        run("fit", directory, *WIDE, "task.kill_at_step=25", "task.sleep=0.02", expect=-9)
+        filler = fill(disk)
+        done = run("fit", directory, *WIDE, expect=75)
+        assert "No space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
+        filler.unlink()
+        run("fit", directory, *WIDE)
+        assert_as_undisturbed(undisturbed, directory)
+
+
+def test_no_room_for_even_a_directory(tmp_path):
+    with small_disk(tmp_path / "disk", "size=1m,nr_inodes=1") as disk:
+        (line,) = run("fit", disk / "run", expect=75).stderr.splitlines()
+        assert "No space left on device" in line
+        assert "make room" in line
+
+
+def test_a_read_only_run_directory(tmp_path):
+    directory = tmp_path / "run"
+    run("fit", directory, "task.kill_at_step=25", "checkpoint.every_steps=10", expect=-9)
+    with read_only(directory):
+        (line,) = run("fit", directory, expect=64).stderr.splitlines()
+        assert f"run.dir is {str(directory)!r} (from command line)" in line
+        assert "Read-only file system" in line
+        # What only looks still works.
+        assert "all well" in run("verify", directory).stdout
+        assert "on 37 samples" in run("evaluate", directory).stdout
+        (line,) = run("export", directory, expect=64).stderr.splitlines()
+        assert "Read-only file system" in line
+        run("export", directory, "--to", tmp_path / "elsewhere")
+    run("fit", directory, "checkpoint.every_steps=10")
+
+
+def test_a_read_only_parent(tmp_path):
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    with read_only(parent):
+        (line,) = run("fit", parent / "a/b", expect=64).stderr.splitlines()
+        assert f"nothing can be written to {parent}" in line
+
+
+def test_a_new_project_on_a_read_only_disk(tmp_path):
+    with read_only(tmp_path):
+        done = Command("new", tmp_path / "mine").wait()
+        assert done.returncode == 64
+        assert "Read-only file system" in done.stderr

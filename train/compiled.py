@@ -1,0 +1,71 @@
+"""Checks that a compiled model computes the gradients of the model as it was written.
+
+torch.compile does not always: in torch 2.13 on the CPU, the convolutions before a max-pooling can
+silently get gradients of zero. A run must not depend on whether it was compiled, so the first
+micro-batch is computed both ways before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.engine import seed_everything
+from train.exits import UsageError
+from train.tasks.base import Task
+
+# Largest difference of a parameter's gradient relative to the largest gradient there is, by
+# precision: far above what reordered arithmetic gives, far below what a wrong kernel gives.
+_TOLERANCE = {"fp32": 0.01, "bf16": 0.2, "fp16": 0.2}
+
+
+def check_compiled(task: Task, model: nn.Module, batch: Any, precision: str) -> None:
+    """Raises UsageError where the compiled model's gradients are not its own.
+
+    ``model`` is the bare model, compiled in place, and ``batch`` one on its device. Where the
+    loss depends on random numbers (dropout), both are compared in evaluation mode, since
+    compiled code draws other ones. Leaves no gradients behind.
+    """
+    was_training = model.training
+    with _as_written(model):
+        written = _gradients(task, model, batch, seed=0)
+        again = _gradients(task, model, batch, seed=1)
+        if not all(torch.equal(written[name], again[name]) for name in written):
+            written = _gradients(task, model.eval(), batch, seed=0)
+    compiled = _gradients(task, model, batch, seed=0)
+    model.train(was_training)
+    largest = max(float(gradient.abs().max()) for gradient in written.values())
+    for name, expected in written.items():
+        actual = compiled.get(name, torch.zeros_like(expected))
+        difference = float((actual - expected).abs().max())
+        if not difference <= _TOLERANCE[precision] * largest:
+            raise UsageError(
+                f"compile is true, but the compiled model computes another gradient of {name} "
+                f"than the model itself (they differ by {difference:.3g}, where the largest "
+                f"gradient is {largest:.3g}), which is a fault of torch.compile "
+                f"{torch.__version__} with this model; set compile=false."
+            )
+
+
+def _gradients(task: Task, model: nn.Module, batch: Any, seed: int) -> dict[str, Tensor]:
+    """The gradients of one batch's loss by parameter name, as float32."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    seed_everything(seed, next(iter(parameters.values())).device)
+    loss = task.loss(model, batch)
+    gradients = torch.autograd.grad(loss.sum, list(parameters.values()), allow_unused=True)
+    pairs = zip(parameters, gradients, strict=True)
+    return {name: gradient.float() for name, gradient in pairs if gradient is not None}
+
+
+@contextmanager
+def _as_written(model: nn.Module) -> Iterator[None]:
+    """The model without its compiled form, which ``nn.Module.compile`` keeps in this attribute."""
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = compiled
