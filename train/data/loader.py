@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -135,7 +136,7 @@ class _KeyedDataset:
         return self.dataset[index]
 
     def _describe(self, keys: Keys, at: int, error: BaseException) -> str:
-        what = f"{type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         name = type(self.dataset).__name__
         if at >= 0:
             return (
@@ -204,7 +205,7 @@ class Batches(Iterator[MicroBatch]):
         """
         try:
             if self._iterator is None:
-                self._iterator = iter(self._loader)
+                self._iterator = _start(self._loader)
             loaded = next(self._iterator)
         except RuntimeError as error:
             if self._loader.num_workers == 0:
@@ -218,6 +219,16 @@ class Batches(Iterator[MicroBatch]):
             raise DataError(loaded.text) from (loaded.error or RuntimeError(loaded.details))
         batch: MicroBatch = loaded
         return batch
+
+
+def _start(loader: DataLoader[Any]) -> Any:
+    """Its iterator. torch would have a worker's death raise wherever the main thread is; it is
+    told in ``__next__`` as well, which is where it can be dealt with."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    if loader.num_workers and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+    return iterator
 
 
 def training_batches(

@@ -1,0 +1,158 @@
+"""I1: the sample at a position is a pure function of the seed and the position."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+from train.data.order import SampleOrder, micro_batch_seed, sample_seed
+
+MASK = 2**64 - 1
+
+
+def mix(word):
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB & MASK
+    return word ^ (word >> 31)
+
+
+def chain(*words):
+    state = 0
+    for word in words:
+        state = mix(((state ^ word) + 0x9E3779B97F4A7C15) & MASK)
+    return state
+
+
+def scalar_index(seed, size, position):
+    """The order once more, one position at a time, in plain integers."""
+    epoch, value = divmod(position, size)
+    half = max(3, math.ceil((size - 1).bit_length() / 2))
+    key = mix(chain(1, seed) ^ mix(epoch * 0x9E3779B97F4A7C15 & MASK))
+    while True:
+        left, right = value >> half, value % 2**half
+        for number in range(12):
+            round_key = mix((key + number * 0x9E3779B97F4A7C15) & MASK)
+            left, right = right, left ^ (mix((right + round_key) & MASK) % 2**half)
+        value = left << half | right
+        if value < size:
+            return value
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 3000), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_each_epoch_is_a_permutation(seed, size, epoch):
+    positions = np.arange(epoch * size, (epoch + 1) * size)
+    epochs, indices = SampleOrder(seed, size).keys(positions)
+    assert set(epochs.tolist()) == {epoch}
+    assert sorted(indices.tolist()) == list(range(size))
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(2, 2**48), st.integers(0, 2**52))
+@settings(max_examples=150, deadline=None)
+def test_it_agrees_with_a_scalar_version(seed, size, position):
+    epochs, indices = SampleOrder(seed, size).keys(np.array([position]))
+    assert (epochs[0], indices[0]) == (position // size, scalar_index(seed, size, position))
+
+
+@pytest.mark.parametrize(
+    ("seed", "size", "position", "expected"),
+    [
+        (0, 10, 0, [5, 9, 1, 0, 6, 4]),
+        (1, 10, 7, [6, 5, 1, 1, 9, 7]),
+        (2**63 - 1, 1000, 995, [256, 909, 344, 883, 513, 502]),
+        (
+            42,
+            2**48,
+            10**12,
+            [
+                199298332916762,
+                1830749082451,
+                68390004019233,
+                209715752534953,
+                28798836283989,
+                90026349899980,
+            ],
+        ),
+    ],
+)
+def test_known_answers(seed, size, position, expected):
+    """Fixed for ever: another order would change every run that is resumed."""
+    assert SampleOrder(seed, size).keys(np.arange(position, position + 6))[1].tolist() == expected
+
+
+def test_any_part_of_the_stream_can_be_asked_for():
+    order = SampleOrder(3, 97)
+    whole = order.keys(np.arange(1000))[1]
+    for start, stop in ((0, 1), (90, 110), (500, 777)):
+        assert (order.keys(np.arange(start, stop))[1] == whole[start:stop]).all()
+    shape = np.arange(12).reshape(3, 4)
+    assert (order.keys(shape)[1] == whole[:12].reshape(3, 4)).all()
+
+
+def test_epochs_and_seeds_differ():
+    one = SampleOrder(0, 100).keys(np.arange(300))[1].reshape(3, 100)
+    other = SampleOrder(1, 100).keys(np.arange(100))[1]
+    rows = [*one.tolist(), other.tolist()]
+    assert len({tuple(row) for row in rows}) == 4
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_all_permutations_of_a_few_samples_are_equally_frequent(size):
+    epochs = 60_000
+    rows = SampleOrder(5, size).keys(np.arange(size * epochs))[1].reshape(-1, size)
+    counts = Counter(map(tuple, rows.tolist()))
+    expected = epochs / math.factorial(size)
+    statistic = sum((count - expected) ** 2 / expected for count in counts.values())
+    assert len(counts) == math.factorial(size)
+    assert chi2.sf(statistic, math.factorial(size) - 1) > 1e-4
+
+
+def test_each_sample_is_equally_often_at_each_place():
+    size, epochs = 100, 5000
+    rows = SampleOrder(6, size).keys(np.arange(size * epochs))[1].reshape(-1, size)
+    cells = np.stack([np.bincount(rows[:, place], minlength=size) for place in range(size)])
+    statistic = ((cells - epochs / size) ** 2 / (epochs / size)).sum()
+    assert 1e-4 < chi2.sf(statistic, (size - 1) ** 2) < 1 - 1e-4
+
+
+def test_neighbours_are_not_related():
+    indices = SampleOrder(7, 10_000).keys(np.arange(10_000))[1].astype(float)
+    assert abs(np.corrcoef(indices[:-1], indices[1:])[0, 1]) < 0.04
+    assert abs(np.corrcoef(indices, np.arange(10_000))[0, 1]) < 0.04
+
+
+def test_without_shuffling_epochs_repeat_in_order():
+    assert SampleOrder(0, 3, shuffle=False).keys(np.arange(7))[1].tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_single_sample_is_no_special_case():
+    epochs, indices = SampleOrder(0, 1).keys(np.arange(3))
+    assert (epochs.tolist(), indices.tolist()) == ([0, 1, 2], [0, 0, 0])
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**48 + 1])
+def test_impossible_sizes(size):
+    with pytest.raises(ValueError, match="from 1 to 2"):
+        SampleOrder(0, size)
+
+
+def test_negative_positions():
+    with pytest.raises(ValueError, match="must not be negative, but one is -3"):
+        SampleOrder(0, 5).keys(np.array([4, -3]))
+
+
+def test_seeds_of_samples_and_micro_batches_never_meet():
+    seeds = {
+        sample_seed(seed, epoch, index)
+        for seed in range(10)
+        for epoch in range(10)
+        for index in range(100)
+    }
+    seeds |= {micro_batch_seed(seed, position) for seed in range(10) for position in range(1000)}
+    assert len(seeds) == 20_000
+    assert sample_seed(1, 2, 3) == chain(2, 1, 2, 3)
+    assert micro_batch_seed(1, 2) == chain(3, 1, 2)

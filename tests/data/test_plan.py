@@ -1,0 +1,67 @@
+"""How a step's samples, and the evaluation data, are shared out among ranks."""
+
+import re
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from train.data.plan import BatchPlan, EvalPlan
+from train.exits import UsageError
+
+
+def make(batch, micro, world):
+    try:
+        return BatchPlan(batch, micro, world)
+    except UsageError:
+        return None
+
+
+@given(st.integers(1, 200), st.integers(1, 50) | st.none(), st.integers(1, 16))
+def test_every_position_of_a_step_is_in_exactly_one_cell(batch, micro, world):
+    plan = make(batch, micro, world)
+    assume(plan is not None)
+    cells = [
+        range(*plan.bounds(rank, number))
+        for number in range(plan.accumulation)
+        for rank in range(world)
+    ]
+    assert [position for cell in cells for position in cell] == list(range(batch))
+    sizes = {len(cell) for cell in cells}
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 1
+    assert max(sizes) == plan.largest_micro_batch <= (micro or batch)
+
+
+def test_accumulation_follows_from_the_sizes():
+    assert BatchPlan(64, 8, 2).accumulation == 4
+    assert BatchPlan(64, None, 2).accumulation == 1
+    assert BatchPlan(10, 4, 1).accumulation == 3
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "world"), [(3, 1, 4), (5, 1, 4), (17, 1, 8), (1, None, 2)]
+)
+def test_what_is_refused_names_sizes_that_work(batch, micro, world):
+    with pytest.raises(UsageError, match=rf"batch.global_batch_size is {batch},") as error:
+        BatchPlan(batch, micro, world)
+    advice = re.search(r"use ([\d or]+)\.$", str(error.value))[1]
+    sizes = [int(size) for size in advice.split(" or ")]
+    assert all(make(size, micro, world) for size in sizes)
+    nearest = range(sizes[0] + 1 if len(sizes) == 2 else 1, sizes[-1])
+    assert not any(make(size, micro, world) for size in nearest)
+
+
+def test_a_micro_batch_larger_than_the_batch_is_refused():
+    with pytest.raises(UsageError, match=r"batch\.micro_batch_size is 9"):
+        BatchPlan(8, 9, 1)
+
+
+@given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 9))
+def test_evaluation_takes_each_sample_once_in_equal_rounds(size, micro, world):
+    plan = EvalPlan(size, micro, world)
+    shares = [
+        range(*plan.bounds(rank, number)) for number in range(plan.rounds) for rank in range(world)
+    ]
+    assert sorted(index for share in shares for index in share) == list(range(size))
+    assert all(len(share) <= micro for share in shares)
