@@ -1,5 +1,7 @@
 """I1 and I2: the same samples in the same order and the same curve, on one process or two."""
 
+import json
+
 import pytest
 
 from tests.support.runs import assert_same_bits, curve, run, tensors
@@ -51,9 +53,12 @@ def test_workers_change_nothing(alone, tmp_path):
 
 
 def test_a_run_moves_from_one_process_to_two_and_back(alone, tmp_path):
-    step = ["batch.micro_batch_size=3", "checkpoint.keep_last=9"]
+    step = ["batch.micro_batch_size=3", "checkpoint.keep_last=9", "checkpoint.asynchronous=false"]
+    step += ["checkpoint.every_steps=10"]
     run("fit", tmp_path, *BASE, *step, "task.kill_at_step=100", expect=-9)
     run("fit", tmp_path, *BASE, *step, processes=2)
+    attempts = [json.loads(line) for line in (tmp_path / "attempts.jsonl").open()]
+    assert [a["resumed_from_step"] for a in attempts] == [None, 20]
     one, other = curve(alone), curve(tmp_path)
     assert list(other.values()) == pytest.approx(list(one.values()), rel=1e-5)
     assert verify(tmp_path / "ledger.bin", last_step=40).ok

@@ -21,6 +21,7 @@ from tests.support.runs import (
 EVERYTHING = [
     "checkpoint.every_steps=7",
     "checkpoint.keep_last=99",
+    "checkpoint.asynchronous=false",  # these steps are over before a write beside them would be
     "evaluate.every_steps=5",
     "ema.decay=0.9",
     "early_stop.patience=30",
@@ -50,12 +51,19 @@ def same_result(one, other):
 def test_killed_at_any_step_and_resumed_is_bit_identical(undisturbed, tmp_path, step):
     run("fit", tmp_path, *EVERYTHING, f"task.kill_at_step={step * 3}", expect=-signal.SIGKILL)
     run("fit", tmp_path, *EVERYTHING)
+    resumed = [json.loads(line) for line in (tmp_path / "attempts.jsonl").open()][-1]
+    assert resumed["resumed_from_step"] == ((step - 1) // 7 * 7 or None)
     same_result(undisturbed, tmp_path)
     assert "all well" in run("verify", tmp_path).stdout
 
 
 def test_no_step_appears_twice_in_the_metrics(tmp_path):
-    slow = ["task.kill_at_step=33", "checkpoint.every_steps=10", "evaluate.every_steps=10"]
+    slow = [
+        "task.kill_at_step=33",
+        "checkpoint.every_steps=10",
+        "checkpoint.asynchronous=false",
+        "evaluate.every_steps=10",
+    ]
     run("fit", tmp_path, *slow, expect=-signal.SIGKILL)
     torn = tmp_path / "metrics.jsonl"
     torn.write_text(torn.read_text() + '{"step": 33, "train/lo')
