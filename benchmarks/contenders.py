@@ -1,4 +1,4 @@
-"""The same training written five times: bare, isorun, Accelerate, HF Trainer, Lightning."""
+"""The same training written for each contender: bare, isorun, Accelerate, HF Trainer, Lightning."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,12 @@ def isorun(work: Workload) -> None:
     directory.acquire()
     with Run(work.loaded, directory, []) as run:
         fit(run)
-    directory.release()
+
+
+def isorun_without_sinks(work: Workload) -> None:
+    """The same with what the others have at the most: a console, and metrics in a file."""
+    work.overrides += ["track.tensorboard=false", "track.wandb=disabled"]
+    isorun(work)
 
 
 def accelerate(work: Workload) -> None:
@@ -144,6 +150,7 @@ def lightning(work: Workload) -> None:
 CONTENDERS: dict[str, Callable[[Workload], None]] = {
     "bare PyTorch": bare,
     "isorun": isorun,
+    "isorun, no sinks": isorun_without_sinks,
     "Accelerate": accelerate,
     "HF Trainer": trainer,
     "Lightning": lightning,
@@ -151,10 +158,10 @@ CONTENDERS: dict[str, Callable[[Workload], None]] = {
 
 
 def serve(name: str, sizes: list[Size], pipe: Connection) -> None:
-    """A contender's process: for each size trains once, one turn per message.
+    """A contender's process: for each size trains, one turn per message True, until a False.
 
-    Sends the seconds per step of each turn (first a meaningless one: ready), then all losses;
-    the text of an error instead, if there is one.
+    Sends the seconds per step of each turn (first a meaningless one: ready), and at the end all
+    losses; the text of an error instead, if there is one.
     """
     try:
         with Path(os.devnull).open("w") as sink:
@@ -163,19 +170,21 @@ def serve(name: str, sizes: list[Size], pipe: Connection) -> None:
         import torch
 
         from benchmarks.timing import THREADS
-        from benchmarks.workload import Workload
+        from benchmarks.workload import EnoughError, Workload
 
         torch.set_num_threads(THREADS)
 
         def turn_over(seconds: float) -> None:
             pipe.send(seconds)
-            pipe.recv()
+            if not pipe.recv():
+                raise EnoughError
 
         for size in sizes:
             pipe.recv()
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
                 work = Workload(size, Path(directory) / "run", turn_over)
-                CONTENDERS[name](work)
+                with suppress(EnoughError):
+                    CONTENDERS[name](work)
                 pipe.send(work.losses())
     except BaseException:
         pipe.send(traceback.format_exc())

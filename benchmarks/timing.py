@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from statistics import median
 
 THREADS = len(os.sched_getaffinity(0))
@@ -17,6 +19,42 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Of every process that is measured: the same threads, no device, no network."""
+
+
+QUIET = 0.1
+"""Cores that other programs may use in a measurement that is to count."""
+
+
+class Others:
+    """How busy programs that are not ours kept the machine since this was made.
+
+    Ours are this process and all processes below it, such as W&B's service.
+    """
+
+    def __init__(self) -> None:
+        self._started, self._busy, self._ours = time.monotonic(), _busy(), _ours()
+
+    def cores(self) -> float:
+        """Cores used on average; a hundredth or so is the clock's own coarseness."""
+        seconds = time.monotonic() - self._started
+        return max(0.0, (_busy() - self._busy - (_ours() - self._ours)) / seconds)
+
+
+def _busy() -> float:
+    import psutil
+
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+
+
+def _ours() -> float:
+    import psutil
+
+    total, me = 0.0, psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        with suppress(psutil.Error):
+            total += sum(process.cpu_times()[:2])
+    return total
 
 
 def spread(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import sys
@@ -21,6 +22,10 @@ COMMANDS = {
     "schema": "print the JSON schema of the config, for editors",
     "new": "write a project of your own to start from",
 }
+
+
+# Whoever meets these, the run is not to blame: it may go on once there is room, or storage.
+_MACHINE_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,7 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.STOPPED_AT_ONCE
     except BrokenPipeError:
         return Exit.DONE  # the reader of our output has seen enough
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _MACHINE_FAILED:
+            print(f"isorun: error: {error}; see to it, then start it again.", file=sys.stderr)
+            return Exit.RETRY
         traceback.print_exc()
         logging.getLogger("train").exception("unexpected error")
         return Exit.INTERNAL

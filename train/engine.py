@@ -93,7 +93,6 @@ class Engine:
         self.optimizer: Optimizer = self.accelerated_optimizer.optimizer
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._skips_on_device = skips_on_device(self.optimizer) and not self.accelerator.scaler
-        self._never = torch.zeros((), device=self.device)
 
     @property
     def bare_model(self) -> nn.Module:

@@ -57,9 +57,12 @@ def agree(run: Run, micro_batches: Sequence[MicroBatch]) -> tuple[int, bool, boo
     """What all ranks must know before a step: the global count that its loss is divided by,
     whether anybody was asked to stop, and whether rank 0's clock wants a checkpoint."""
     count = sum(int(run.task.count(micro.batch)) for micro in micro_batches)
-    save = run.engine.is_main and run.due.time_to_save()
-    count, stop, save = run.engine.sum_ints([count, run.stop.requested, save])
-    return count, stop > 0, save > 0
+    time_to_save = run.engine.is_main and run.due.time_to_save()
+    asked = [count, run.stop.requested, time_to_save, run.saver.failed]
+    count, stop, wanted, failed = run.engine.sum_ints(asked)
+    if failed:
+        run.wait_for_save()  # tells of it now, not at the next one
+    return count, stop > 0, wanted > 0
 
 
 def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> None:

@@ -6,10 +6,10 @@ it is saved, and how it is closed.
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from train.checkpoint.saver import CheckpointSaver, Request
@@ -34,6 +34,8 @@ from train.track.logs import setup_logging
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
 from train.window import Window
+
+_log = logging.getLogger("train")
 
 
 @dataclass
@@ -110,7 +112,7 @@ class Run:
         if self.engine.is_main:
             try:
                 identity = self.directory.identity(self.config.run.name)
-                attempt = len(self.directory.attempts()) + 1
+                attempt = self.directory.attempts() + 1
                 found = (identity, attempt, *self._choose_checkpoint())
             except (ResumeRefusedError, OSError) as error:
                 found = error
@@ -140,8 +142,10 @@ class Run:
             aside = self.store.set_aside(step)
             notes.append(
                 f"The checkpoint of step {step} is damaged ({'; '.join(problems)}); it was set "
-                f"aside as {aside.name}, and the one before is used."
+                f"aside as {aside.name}."
             )
+        if notes:
+            notes.append("There is no whole checkpoint, so the run starts from the beginning.")
         return None, notes
 
     def _build(self) -> None:
@@ -186,6 +190,7 @@ class Run:
         self.progress = Progress()
         self.window = Window(self)
         self.saver = CheckpointSaver(self.store, config.checkpoint, engine.checkpoint_group)
+        self._logged_timing = self.saver.last_timing
         self.pending: list[StepRecord] = []
         self.ledger: Ledger | None = None
         self._evaluation: Batches | None = None
@@ -316,6 +321,7 @@ class Run:
     def report_save(self, error: str | None) -> None:
         """A failed write is told, and ends the run only if the config says so."""
         if error is None:
+            self._log_timing()
             return
         text = (
             f"A checkpoint could not be written ({error}); the earlier ones in "
@@ -324,6 +330,17 @@ class Run:
         if self.config.checkpoint.on_error == "stop":
             raise RetryError(f"{text} The run ends because checkpoint.on_error is stop.")
         self.tracker.warn(f"{text} Training goes on and tries again at the next one.")
+
+    def _log_timing(self) -> None:
+        """How long the newest checkpoint took, in the log file, once."""
+        step, timing = self.saver.last_step, self.saver.last_timing
+        if timing is not self._logged_timing:
+            self._logged_timing = timing
+            _log.info(
+                "checkpoint of step %d: training stood still %.3f s for the copy and %.3f s for "
+                "the one before; written, hashed and committed in %.3f s",
+                *(step, timing.copy, timing.wait, timing.write),
+            )
 
     def _make_durable(self, records: list[StepRecord], step: int) -> Any:
         """What must be on disk before the checkpoint is: the ledger and the metrics."""
@@ -360,12 +377,6 @@ class Run:
     def resume_command(self) -> str:
         """What to type to go on with this run."""
         return self.loaded.command("fit")
-
-    @property
-    def checkpoint_path(self) -> Path | None:
-        """The newest committed checkpoint."""
-        steps = self.store.steps()
-        return self.store.path(steps[-1]) if steps else None
 
 
 def _signed(value: int) -> int:

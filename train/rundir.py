@@ -23,7 +23,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,7 +51,6 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.ledger = path / "ledger.bin"
         self.metrics = path / "metrics.jsonl"
-        self.stop_file = path / "stop"
         self._lock: IO[str] | None = None
 
     @property
@@ -101,7 +100,12 @@ class RunDirectory:
         """
         path = self.path / "run.json"
         if path.exists():
-            return Identity(**self._read_json(path))
+            values = self._read_json(path)
+            if values.keys() != {field.name for field in fields(Identity)}:
+                raise _damaged(path, "it is no identity")
+            return Identity(**values)
+        if self.attempts():
+            raise _damaged(path, "it is missing")
         slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "run"
         made = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         run_id = os.environ.get("ISORUN_RUN_ID") or made
@@ -119,18 +123,10 @@ class RunDirectory:
         """Makes this the config in force."""
         write_json(self.path / "config.json", values)
 
-    def attempts(self) -> list[dict[str, Any]]:
-        """All starts so far, oldest first. A line torn by a crash is left out."""
+    def attempts(self) -> int:
+        """How many starts there were so far; each has a line, whatever became of it."""
         path = self.path / "attempts.jsonl"
-        if not path.exists():
-            return []
-        found = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+        return len(path.read_bytes().splitlines()) if path.exists() else 0
 
     def record_attempt(self, values: Mapping[str, Any]) -> None:
         """Appends a line for this start, durably."""
@@ -163,16 +159,20 @@ class RunDirectory:
             if not isinstance(values, dict):
                 raise ValueError("it holds no object")
         except (OSError, ValueError) as error:
-            raise ResumeRefusedError(
-                f"{path} is damaged ({error}), so this run cannot be told from another; restore "
-                "the file, or start a new run in another run.dir."
-            ) from None
+            raise _damaged(path, error) from None
         return values
+
+
+def _damaged(path: Path, why: object) -> ResumeRefusedError:
+    return ResumeRefusedError(
+        f"{path} is damaged ({why}), so this run cannot be told from another; restore the file, "
+        "or start a new run in another run.dir."
+    )
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replaces a JSON file at once and durably: readers see the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.new")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(values, file, indent=1)
         file.write("\n")

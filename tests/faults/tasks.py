@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -9,13 +10,14 @@ from torch.utils.data import IterableDataset
 
 from tests.support.tiny import Noisy, TinyTask
 from train import Ratio
+from train.section import harmless
 
 
 class OneRankNan(TinyTask):
     """The loss of rank 1 alone is NaN at some steps; each rank leaves a digest of its weights."""
 
     class Options(TinyTask.Options):
-        nan_on_rank_1: list[int] = []
+        nan_on_rank_1: list[int] = harmless([])
         """Steps whose loss is NaN on rank 1."""
 
     def loss(self, model, batch):
@@ -97,3 +99,17 @@ class BadMeasure(TinyTask):
 
     def measure(self, model, batch):
         return {"loss": torch.zeros(())}
+
+
+class StopsOneRank(TinyTask):
+    """Rank 1 alone gets a SIGTERM, in its forward pass."""
+
+    class Options(TinyTask.Options):
+        stop_rank_1_at: int | None = harmless(None)
+        """In which forward pass."""
+
+    def loss(self, model, batch):
+        ratio = super().loss(model, batch)
+        if self.calls == self.config.task.stop_rank_1_at and os.environ.get("RANK") == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ratio

@@ -98,7 +98,7 @@ class TinyTask(Task):
         self.calls += 1
         options = self.config.task
         time.sleep(options.sleep)
-        first = len(open(f"{self.config.run.dir}/attempts.jsonl").readlines()) == 1
+        first = len(open(f"{self.config.run.dir}/attempts.jsonl", "rb").readlines()) == 1
         if options.kill_at_step == self.calls and first:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -97,6 +97,11 @@ class CheckpointSaver:
         return job.error
 
     @property
+    def failed(self) -> bool:
+        """Whether the one in flight has failed; ranks come to know it within moments."""
+        return self._job is not None and not self.in_flight and self._job.error is not None
+
+    @property
     def in_flight(self) -> bool:
         """Whether a checkpoint is being written; differs from rank to rank for moments."""
         return (

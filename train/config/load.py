@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
@@ -18,7 +19,7 @@ from train.config.compose import Composed, compose
 from train.config.explain import explain
 from train.config.schema import Config, TaskConfig, config_class
 from train.data.plan import BatchPlan
-from train.exits import UsageError
+from train.exits import RetryError, UsageError
 from train.tasks.base import Task
 from train.tasks.find import find_task
 
@@ -157,7 +158,9 @@ def _check_writable(directory: Path, composed: Composed) -> None:
         # Tried out, since permission bits know nothing of root and of read-only mounts.
         tempfile.TemporaryDirectory(dir=existing, prefix=".isorun-").cleanup()
     except OSError as error:
-        raise UsageError(
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (RetryError if full else UsageError)(
             f"run.dir is {str(directory)!r} ({composed.where('run.dir')}), but nothing can be "
-            f"written to {existing}: {error.strerror}; choose another directory."
+            f"written to {existing}: {error.strerror}; "
+            f"{'make room and start it again' if full else 'choose another directory'}."
         ) from None

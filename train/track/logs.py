@@ -9,6 +9,11 @@ from pathlib import Path
 _BYTES, _FILES = 10 * 2**20, 3
 
 
+class _QuietHandler(RotatingFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """A line that cannot be written, on a full disk, is not worth a traceback on stderr."""
+
+
 def setup_logging(directory: Path, rank: int, attempt: int, level: str) -> logging.Handler:
     """Sends everything from ``level`` on, Python's warnings included, to logs/rank-<rank>.log.
 
@@ -16,7 +21,7 @@ def setup_logging(directory: Path, rank: int, attempt: int, level: str) -> loggi
     """
     path = directory / "logs" / f"rank-{rank}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = RotatingFileHandler(path, maxBytes=_BYTES, backupCount=_FILES - 1, encoding="utf-8")
+    handler = _QuietHandler(path, maxBytes=_BYTES, backupCount=_FILES - 1, encoding="utf-8")
     handler.setFormatter(
         logging.Formatter(
             f"%(asctime)s %(levelname)s attempt {attempt} rank {rank} %(name)s: %(message)s"

@@ -18,50 +18,68 @@ class MetricsFile:
 
     Metrics of one step (training and evaluation) are joined in one row, which is written as soon
     as a later step begins. On opening, rows after ``start_step`` are removed: those steps never
-    happened and will be taken again, so that no step appears twice.
+    happened and will be taken again, so that no step appears twice. Rows that cannot be written
+    (OSError) are kept, and written with the next that can.
     """
 
     def __init__(self, path: Path, *, start_step: int, attempt: int) -> None:
         self.attempt = attempt
         self.damaged = truncate_after(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
         self._row: dict[str, Any] = {}
+        self._unwritten = b""  # whole lines
         self._lock = threading.Lock()  # flush comes from the thread that writes checkpoints
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds metrics to the row of this step."""
         with self._lock:
             if self._row and self._row["step"] != step:
-                self._write()
+                self._end_row()
             if not self._row:
                 self._row = {"step": step, "attempt": self.attempt, "time": time.time()}
             self._row |= {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+            self._write()
 
     def passed(self, step: int) -> None:
         """The training has come to ``step``: rows of earlier ones are complete."""
-        if self._row and self._row["step"] < step:
+        ended = bool(self._row) and self._row["step"] < step
+        if ended or self._unwritten:
             with self._lock:
+                if ended:
+                    self._end_row()
                 self._write()
 
     def flush(self, step: int) -> None:
         """Makes rows up to ``step`` durable; called before its checkpoint is committed."""
         with self._lock:
             if self._row and self._row["step"] <= step:
-                self._write()
-            self._file.flush()
+                self._end_row()
+            self._write()
             os.fsync(self._file.fileno())
 
-    def _write(self) -> None:
+    def _end_row(self) -> None:
         if self._row:
-            self._file.write(json.dumps(self._row) + "\n")
-            self._file.flush()
+            self._unwritten += json.dumps(self._row).encode() + b"\n"
             self._row = {}
+
+    def _write(self) -> None:
+        if not self._unwritten:
+            return
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(self._unwritten):  # unbuffered files may write less than asked
+                written += self._file.write(self._unwritten[written:])
+        except OSError:
+            self._file.truncate(end)
+            raise
+        self._unwritten = b""
 
     def close(self) -> None:
         """Writes what is left."""
-        with self._lock:
+        with self._lock, self._file:
+            self._end_row()
             self._write()
-            self._file.close()
 
 
 def truncate_after(path: Path, step: int) -> int:
@@ -83,7 +101,7 @@ def truncate_after(path: Path, step: int) -> int:
     if damaged:
         with path.with_name(path.name + ".damaged").open("ab") as file:
             file.writelines(damaged)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.new")
     with temporary.open("wb") as file:
         file.writelines(kept)
         file.flush()

@@ -40,6 +40,7 @@ class Tracker:
         self._close_seconds = close_seconds
         self._console = make_console(config.console, run.unit, run.total_steps, run.start_step)
         self._file: MetricsFile | None = None
+        self._file_failed = False
         self._guard("metrics.jsonl", self._open_file, run)
         if sinks is None:
             sinks = []
@@ -66,13 +67,23 @@ class Tracker:
             self.warn(f"{name} failed and is not written any more: {error}")
             self._file = None
 
+    def _metrics(self, call: Callable[..., None], *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except OSError as error:
+            if not self._file_failed:
+                self.warn(f"metrics.jsonl cannot be written ({error}); its rows wait until it can.")
+            self._file_failed = True
+        else:
+            self._file_failed = False
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Scalars of a step, such as "train/loss" or "eval/accuracy"."""
         if not self._is_main:
             return
         metrics = dict(metrics)
         if self._file:
-            self._guard("metrics.jsonl", self._file.log, step, metrics)
+            self._metrics(self._file.log, step, metrics)
         self._console.log(step, metrics)
         _log.info("step %d %s", step, {name: round(v, 6) for name, v in metrics.items()})
         self._background.put("log", step, metrics)
@@ -82,7 +93,7 @@ class Tracker:
         if not self._is_main:
             return
         if self._file:
-            self._guard("metrics.jsonl", self._file.passed, step)
+            self._metrics(self._file.passed, step)
         self._console.progress(step)
 
     def report(self, step: int, items: Mapping[str, Any]) -> None:
@@ -115,7 +126,7 @@ class Tracker:
     def flush(self, step: int) -> None:
         """Makes metrics.jsonl durable up to ``step``; called before its checkpoint is committed."""
         if self._is_main and self._file:
-            self._guard("metrics.jsonl", self._file.flush, step)
+            self._metrics(self._file.flush, step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """The final numbers."""
@@ -127,7 +138,7 @@ class Tracker:
         if not self._is_main:
             return
         if self._file:
-            self._guard("metrics.jsonl", self._file.close)
+            self._metrics(self._file.close)
         if not self._background.close(self._close_seconds):
             self.warn(
                 f"A sink was not done after {self._close_seconds:g} s and was left behind; "

@@ -1,0 +1,111 @@
+"""``show-config`` says where every value comes from; ``schema`` describes what may be said."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.support.forked import command
+from tests.support.runs import ROOT
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_each_value_has_its_origin(tmp_path):
+    extra = tmp_path / "extra.yaml"
+    extra.write_text("optim:\n  lr: 0.5\nrun:\n  seed: ${oc.decode:${oc.env:OMP_NUM_THREADS}}\n")
+    done = command("show-config", "--config", "configs/digits.yaml", "--config", extra, "model.channels=8")
+    origins = {}
+    for line in done.stdout.splitlines():
+        setting, _, origin = line.partition("# ")
+        key, _, value = setting.partition(" = ")
+        origins[key] = value.strip(), origin
+    lines = (ROOT / "configs/digits.yaml").read_text().splitlines()
+    at = lines.index("  global_batch_size: 64") + 1
+    assert origins["batch.global_batch_size"] == ("64", f"configs/digits.yaml:{at}")
+    assert origins["optim.lr"] == ("0.5", f"{extra}:2")
+    assert origins["model.channels"] == ("8", "command line")
+    assert origins["model.dropout"] == ("0.2", "default")
+    value, origin = origins["run.seed"]
+    assert value == "1"
+    assert "environment variable OMP_NUM_THREADS" in origin
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_plain_output_can_be_given_back(config, tmp_path):
+    changed = ["optim.lr=1.0e-05", "optim.options={a: [1, null]}", "run.name=a b", "ema.decay=0.5"]
+    first = command("show-config", "--config", config, *changed, "--plain").stdout
+    (tmp_path / "resolved.yaml").write_text(first)
+    second = command("show-config", "--config", tmp_path / "resolved.yaml", "--plain").stdout
+    assert second == first
+    values = yaml.safe_load(first)
+    assert values["optim"]["lr"] == 1e-5
+    assert values["optim"]["options"] == {"a": [1, None]}
+
+
+def schema(*words):
+    return json.loads(command("schema", *words).stdout)
+
+
+def section(schema, *keys):
+    """The schema of a dotted key; references and optional sections are followed."""
+    here = schema
+    for key in [*keys, None]:
+        while "$ref" in here or "anyOf" in here or "allOf" in here:
+            if "$ref" in here:
+                here = schema["$defs"][here["$ref"].rpartition("/")[2]]
+            else:
+                options = here.get("anyOf") or here["allOf"]
+                refs = [o for o in options if "$ref" in o]
+                if not refs:
+                    break
+                here = refs[0]
+        if key is not None:
+            here = here["properties"][key]
+    return here
+
+
+def leaves(values, keys=()):
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*keys, key))
+        else:
+            yield (*keys, key)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_schema_knows_every_key_of_our_configs(config):
+    found = schema("--config", config)
+    assert found["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    values = yaml.safe_load(config.read_text())
+    for keys in leaves(values):
+        assert section(found, *keys) is not None, keys
+    with pytest.raises(KeyError):
+        section(found, "optim", "lrr")
+    for name in values:
+        assert section(found, name)["additionalProperties"] is False
+    assert set(found["required"]) >= {"task", "batch", "length"}
+
+
+def test_every_field_is_described():
+    found = schema("task.use=text")
+    for name, definition in found["$defs"].items():
+        for field, entry in definition.get("properties", {}).items():
+            assert entry.get("description") or "$ref" in entry, f"{name}.{field}"
+
+
+def test_validation_by_an_editor_s_own_means(tmp_path):
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    for config in CONFIGS:
+        found, values = schema("--config", config), yaml.safe_load(config.read_text())
+        jsonschema.validate(values, found)
+        values["optim"]["lrr"] = 1
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(values, found)
+
+
+def test_the_schema_is_that_of_the_task():
+    assert "channels" in section(schema("task.use=digits"), "model")["properties"]
+    tiny = schema("task.use=tests.support.tiny:TinyTask")
+    assert "hidden" in section(tiny, "model")["properties"]
+    assert "kill_at_step" in section(tiny, "task")["properties"]

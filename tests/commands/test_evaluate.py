@@ -1,0 +1,111 @@
+"""``evaluate`` gives what the run itself gave, for any checkpoint, on any number of processes."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.support.forked import run, run_ranks
+from tests.support.runs import curve
+from tests.support.runs import run as torchrun
+
+BEST = ["checkpoint.keep_best.metric=loss", "checkpoint.keep_best.mode=min"]
+BASE = ["evaluate.every_steps=5", "checkpoint.every_steps=5", "checkpoint.keep_last=99", *BEST]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("finished")
+    run("fit", directory, *BASE)
+    return directory
+
+
+def evaluate(directory, *words, **kwargs):
+    return json.loads(run("evaluate", directory, *BASE, "--json", *words, **kwargs).stdout)
+
+
+def test_the_newest_is_the_run_s_final_evaluation_to_the_last_bit(finished):
+    found = evaluate(finished)
+    assert found["loss"] == json.loads((finished / "finished.json").read_text())["metrics"]["loss"]
+    assert found["checkpoint"] == str(finished / "checkpoints/step-000000000040")
+    assert evaluate(finished, "--checkpoint", "newest") == found
+
+
+def test_best_a_step_and_a_path(finished):
+    losses = curve(finished, "eval/loss")
+    best = min(losses, key=losses.get)
+    assert best != 40
+    assert evaluate(finished, "--checkpoint", "best")["loss"] == losses[best]
+    assert evaluate(finished, "--checkpoint", "15")["loss"] == losses[15]
+    path = finished / "checkpoints/step-000000000020"
+    assert evaluate(finished, "--checkpoint", path)["loss"] == losses[20]
+    assert evaluate(finished, "--checkpoint", f"{path}/")["loss"] == losses[20]
+    # A path needs no run of its own, and no directory: "." is one, too.
+    here = run("evaluate", finished, *BASE, "--json", "--checkpoint", path, "run.name=other")
+    assert json.loads(here.stdout)["loss"] == losses[20]
+
+
+def test_without_json_it_is_for_people(finished):
+    lines = run("evaluate", finished, *BASE).stdout.splitlines()
+    assert lines[0] == f"{finished / 'checkpoints/step-000000000040'} on 37 samples"
+    assert lines[1].split() == ["loss", f"{curve(finished, 'eval/loss')[40]:.6g}"]
+
+
+@pytest.mark.parametrize(
+    ("which", "code", "expected"),
+    [
+        ("7", 64, "There is no checkpoint of step 7 in "),
+        ("latest", 64, "--checkpoint is 'latest', which is neither newest, best, a step, nor"),
+        ("/nowhere/at/all", 64, "nor the directory of a checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there(finished, which, code, expected):
+    done = run("evaluate", finished, *BASE, "--checkpoint", which, expect=code)
+    (line,) = done.stderr.splitlines()
+    assert expected in line
+    if which == "7":
+        assert "there are those of 5, 10, 15, 20, 25, 30, 35, 40." in line
+
+
+def test_best_needs_a_metric_that_was_evaluated(finished):
+    plain = [item for item in BASE if item not in BEST]
+    done = run("evaluate", finished, *plain, "--checkpoint", "best", expect=64)
+    assert "checkpoint.keep_best is not set" in done.stderr
+    other = [*plain, "checkpoint.keep_best.metric=accuracy"]
+    done = run("evaluate", finished, *other, "--checkpoint", "best", expect=64)
+    assert "evaluation with the metric 'accuracy'" in done.stderr
+
+
+def test_where_there_is_no_run(tmp_path):
+    done = run("evaluate", tmp_path / "none", expect=64)
+    (line,) = done.stderr.splitlines()
+    assert f"There is no checkpoint in {tmp_path / 'none/checkpoints'}" in line
+    assert "-m train fit" in line
+    assert not (tmp_path / "none").exists(), "looking creates nothing"
+
+
+def test_a_damaged_checkpoint_is_not_used(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "run")
+    path = copy / "checkpoints/step-000000000040/__0_0.distcp"
+    path.write_bytes(path.read_bytes()[:-7])
+    done = run("evaluate", copy, *BASE, expect=65)
+    (line,) = done.stderr.splitlines()
+    assert "is damaged: " in line
+    assert "__0_0.distcp has" in line
+    assert evaluate(copy, "--checkpoint", "35")["loss"] == curve(finished, "eval/loss")[35]
+    assert path.parent.exists(), "only a run sets it aside"
+
+
+def test_two_processes_give_the_same(finished):
+    done = torchrun("evaluate", finished, *BASE, "--json", processes=2)
+    (line,) = [item for item in done.stdout.splitlines() if item.startswith("{")]
+    assert json.loads(line)["loss"] == pytest.approx(evaluate(finished)["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 5, 37])
+def test_micro_batches_do_not_matter(finished, micro_batch_size):
+    """On three ranks some of them have nothing to do in the last round."""
+    rule = f"evaluate.micro_batch_size={micro_batch_size}"
+    first, *others = run_ranks(3, "evaluate", finished, *BASE, rule, "--json")
+    assert json.loads(first.stdout)["loss"] == pytest.approx(evaluate(finished)["loss"], rel=1e-6)
+    assert [other.stdout for other in others] == ["", ""]

@@ -1,0 +1,151 @@
+"""``export`` saves in both classical ways; both are loaded in a fresh process and agree."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.forked import run
+from tests.support.runs import ROOT, TINY, assert_same_bits, environment, tensors
+
+QUIET = ["track.tensorboard=false", "track.wandb=disabled"]
+DIGITS = ["task.use=digits", "batch.global_batch_size=32", "length.steps=3", *QUIET]
+TEXT = [
+    "task.use=text", "task.sample_tokens=4", "model.layers=1", "model.heads=2", "model.width=16",
+    "data.context=32", "batch.global_batch_size=4", "length.steps=2", *QUIET,
+]  # fmt: skip
+
+FRESH = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file
+import train
+
+for name in sys.argv[1:]:
+    directory = Path(name)
+    module = train.load(directory)
+    assert not module.training
+    stored = load_file(directory / "model.safetensors")
+    state = module.state_dict()
+    assert set(stored) <= set(state) and all(torch.equal(state[n], stored[n]) for n in stored)
+    program = torch.export.load(directory / "model.pt2").module()
+    inputs = torch.load(directory / "inputs.pt")
+    for size in (1, 2, 7):
+        given = [torch.cat([i] * 4)[:size] for i in inputs]
+        with torch.no_grad():
+            torch.testing.assert_close(module(*given), program(*given), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        torch.save(module(*inputs), directory / "outputs.pt")
+    print("same", directory.name)
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Name of a task to the run's directory and the export's."""
+    import torch
+
+    from train.config.load import load_config
+
+    found = {}
+    for name, base in (("tiny", TINY), ("digits", DIGITS), ("text", TEXT)):
+        directory = tmp_path_factory.mktemp(name)
+        run("fit", directory / "run", base=base)
+        to = directory / f"export-{name}"
+        done = run("export", directory / "run", "--to", to, base=base)
+        files = ["model.safetensors", "model.pt2", "export.json"]
+        assert done.stdout.splitlines() == [str(to / file) for file in files]
+        assert done.stderr == ""
+        loaded = load_config([], base, runs=False)
+        torch.manual_seed(1)
+        inputs = loaded.task(loaded.config).example_inputs()
+        inputs = tuple(torch.randn_like(i) if i.is_floating_point() else i for i in inputs)
+        torch.save(list(inputs), to / "inputs.pt")
+        found[name] = directory / "run", to
+    return found
+
+
+@pytest.mark.slow
+def test_both_forms_in_a_fresh_process(exported):
+    import torch
+
+    directories = [str(to) for _, to in exported.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, *directories],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["same", "export-tiny", "same", "export-digits", "same", "export-text"]
+    # And they are the outputs of the trained weights, not of some others.
+    from train.config.load import load_config
+
+    directory, to = exported["digits"]
+    stored = tensors(directory)
+    loaded = load_config([], DIGITS, runs=False)
+    module = loaded.task(loaded.config).build_model().eval()
+    module.load_state_dict({n: stored[f"model.{n}"] for n in module.state_dict()})
+    with torch.no_grad():
+        expected = module(*torch.load(to / "inputs.pt"))
+    assert torch.equal(torch.load(to / "outputs.pt"), expected)
+
+
+def test_a_tied_weight_is_stored_once_and_tied_again(exported):
+    import train
+
+    _, to = exported["text"]
+    module = train.load(to)
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    unique = [name for name, _ in module.named_parameters()]
+    assert len(names) == len(unique) + 1
+
+
+def test_it_says_where_it_comes_from(exported):
+    directory, to = exported["digits"]
+    description = json.loads((to / "export.json").read_text())
+    identity = json.loads((directory / "run.json").read_text())
+    assert description["task"] == "digits"
+    assert description["run"] == identity["id"]
+    assert description["step"] == 3
+    assert description["config"]["batch"]["global_batch_size"] == 32
+    assert set(description["metrics"]) == {"loss", "accuracy"}
+
+
+def test_the_default_place_and_one_form_only(exported):
+    directory, _ = exported["tiny"]
+    run("export", directory, "--form", "parameters")
+    default = directory / "exports/step-40"
+    assert sorted(os.listdir(default)) == ["export.json", "model.safetensors"]
+    run("export", directory, "--form", "program", "--to", directory / "program")
+    assert sorted(os.listdir(directory / "program")) == ["export.json", "model.pt2"]
+
+
+def test_an_earlier_checkpoint(tmp_path):
+    from safetensors.torch import load_file
+
+    run("fit", tmp_path / "run", "checkpoint.every_steps=30")
+    run("export", tmp_path / "run", "--checkpoint", "30", "--to", tmp_path / "to", "--form", "parameters")
+    stored = tensors(tmp_path / "run", 30)
+    exported = load_file(tmp_path / "to/model.safetensors")
+    assert_same_bits({n: stored[f"model.{n}"] for n in exported}, exported)
+    assert json.loads((tmp_path / "to/export.json").read_text())["step"] == 30
+
+
+def test_what_is_no_export_is_told(exported, tmp_path):
+    import train
+    from train.exits import DataError, UsageError
+
+    with pytest.raises(UsageError, match="is no export of isorun"):
+        train.load(tmp_path)
+    _, to = exported["tiny"]
+    (tmp_path / "export.json").write_text(
+        (to / "export.json").read_text().replace('"hidden": 16', '"hidden": 32')
+    )
+    (tmp_path / "model.safetensors").write_bytes((to / "model.safetensors").read_bytes())
+    with pytest.raises(DataError, match="do not fit the task's model"):
+        train.load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(DataError, match=r"model\.safetensors"):
+        train.load(tmp_path)

@@ -1,0 +1,117 @@
+"""What ``fit`` does with the options that say how long, when to save and what to keep."""
+
+import json
+
+import pytest
+
+from tests.support.forked import run
+from tests.support.runs import assert_same_bits, checkpoints, curve, metrics, state, tensors
+from tests.support.runs import run as torchrun
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("undisturbed")
+    run("fit", directory, "evaluate.every_steps=5")
+    return directory
+
+
+def finished(directory):
+    return json.loads((directory / "finished.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps"), [("2.0", 18), ("0.5", 5), ("0.001", 1), ("2.9126213592233010", 25)]
+)
+def test_length_in_epochs(tmp_path, epochs, steps):
+    """103 samples, 12 a step; the last step may run over. 2.91262... epochs are 300 samples."""
+    run("fit", tmp_path, "length.steps=null", f"length.epochs={epochs}", "schedule.warmup_steps=0")
+    assert finished(tmp_path)["step"] == steps
+    assert finished(tmp_path)["position"] == 12 * steps
+    last = curve(tmp_path, "train/learning_rate")[steps]
+    assert last < 1e-4 or steps == 1, "the schedule has the length that was computed"
+
+
+def test_a_warmup_longer_than_the_epochs_is_told_once_the_data_is_known(tmp_path):
+    rules = ["length.steps=null", "length.epochs=0.5", "schedule.warmup_steps=6"]
+    done = run("fit", tmp_path, *rules, expect=64)
+    (line,) = done.stderr.splitlines()
+    assert "schedule.warmup_steps is 6 (command line), which is longer than the run of 5" in line
+
+
+def test_retention(undisturbed, tmp_path):
+    """The two newest, every twentieth, and the one with the best evaluation."""
+    run(
+        "fit", tmp_path, "evaluate.every_steps=5", "checkpoint.every_steps=5",
+        "checkpoint.keep_last=2", "checkpoint.keep_every_steps=20",
+        "checkpoint.keep_best.metric=loss",
+    )  # fmt: skip
+    losses = curve(tmp_path, "eval/loss")
+    best = min(losses, key=losses.get)
+    assert best not in (20, 35, 40), "so that it shows"
+    assert checkpoints(tmp_path) == sorted({20, 35, 40, best})
+    assert_same_bits(tensors(undisturbed), tensors(tmp_path))
+
+
+def test_the_best_are_kept_through_a_restart(tmp_path):
+    rules = [
+        "evaluate.every_steps=5", "checkpoint.every_steps=5", "checkpoint.keep_last=1",
+        "checkpoint.keep_best.mode=min", "checkpoint.keep_best.keep=2",
+    ]  # fmt: skip
+    run("fit", tmp_path, *rules, "task.kill_at_step=23", "checkpoint.asynchronous=false", expect=-9)
+    run("fit", tmp_path, *rules)
+    losses = curve(tmp_path, "eval/loss")
+    best = sorted(losses, key=losses.get)[:2]
+    assert max(best) < 23, "so that it shows"
+    assert checkpoints(tmp_path) == sorted({40, *best})
+
+
+def test_saving_while_training_waits_gives_the_same(undisturbed, tmp_path):
+    run("fit", tmp_path, "evaluate.every_steps=5", "checkpoint.every_steps=3",
+        "checkpoint.asynchronous=false", "checkpoint.keep_last=99")  # fmt: skip
+    assert checkpoints(tmp_path) == [*range(3, 40, 3), 40]
+    assert_same_bits(tensors(undisturbed), tensors(tmp_path))
+    assert curve(undisturbed) == curve(tmp_path)
+
+
+def test_checkpoints_by_the_clock(undisturbed, tmp_path):
+    """Every 0.1 s, in steps of 20 ms: neither each step nor never."""
+    rules = ["evaluate.every_steps=5", f"checkpoint.every_minutes={0.1 / 60}", "checkpoint.keep_last=99"]
+    run("fit", tmp_path, *rules, "task.sleep=0.02")
+    assert 3 <= len(checkpoints(tmp_path)) <= 9
+    assert_same_bits(tensors(undisturbed), tensors(tmp_path))
+
+
+def test_evaluation_by_epochs_and_at_the_start(tmp_path):
+    """Half epochs of 51.5 samples end within steps 5, 9, 13, 18 ..."""
+    run("fit", tmp_path, "evaluate.every_epochs=0.5", "evaluate.at_start=true", "length.steps=20")
+    assert list(curve(tmp_path, "eval/loss")) == [0, 5, 9, 13, 18, 20]
+
+
+def test_a_longer_run_is_another_run_unless_asked_for(undisturbed, tmp_path):
+    """A finished run goes on if the length is changed and that is allowed."""
+    constant = ["schedule.use=constant", "schedule.warmup_steps=0"]
+    run("fit", tmp_path, *constant, "length.steps=20")
+    refused = run("fit", tmp_path, *constant, expect=76)
+    assert "length.steps: 20 -> 40 (command line)" in refused.stderr
+    run("fit", tmp_path, *constant, "--allow-changes")
+    assert finished(tmp_path)["step"] == 40
+    assert [row["step"] for row in metrics(tmp_path)] == list(range(1, 41))
+    assert "all well" in run("verify", tmp_path).stdout
+
+
+def test_progress_is_a_plain_line_where_there_is_no_terminal(tmp_path):
+    done = run("fit", tmp_path)
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert "step 7/40  loss " in done.stdout
+    for said in ("Finished: 40 steps, 480 samples.", "checkpoints   ", "metrics       ", "-m train fit"):
+        assert said in done.stdout
+    assert state(tmp_path)["progress"]["position"] == 480
+
+
+def test_only_rank_0_speaks(tmp_path):
+    done = torchrun("fit", tmp_path, "length.steps=10", processes=2)
+    assert done.stdout.count("Finished: 10 steps") == 1
+    assert done.stdout.count("step 10/10  loss ") == 1
+    assert (tmp_path / "logs/rank-1.log").exists()

@@ -1,0 +1,109 @@
+"""Help and mistakes on the command line: quick, friendly, and without the heavy libraries."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.forked import command
+from tests.support.runs import ROOT, environment
+from train.cli import COMMANDS
+
+HEAVY = {"torch", "accelerate", "sklearn", "tensorboard", "wandb", "tokenizers", "safetensors"}
+
+
+def light(*words):
+    """A command in a fresh interpreter that fails where something heavy was imported."""
+    script = (
+        "import sys\nfrom train.cli import main\n"
+        "try: code = main(sys.argv[1:])\nexcept SystemExit as end: code = end.code\n"
+        f"heavy = {HEAVY!r} & set(sys.modules)\nsys.exit(f'imported {{heavy}}' if heavy else code)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy():
+    done = light("--help")
+    assert done.returncode == 0, done.stderr
+    for name, text in COMMANDS.items():
+        assert f"    {name}" in done.stdout
+        assert text.split(":", maxsplit=1)[0][:30] in done.stdout
+    assert "python -m train COMMAND --help" in done.stdout
+
+
+def test_python_m_train_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "train", "--help"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: python -m train ")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fit", ["--config FILE", "key=value", "--allow-changes", "type it again"]),
+        ("evaluate", ["--checkpoint WHICH", "--json", "newest, best"]),
+        ("export", ["--to DIR", "--form", "train.load(path)"]),
+        ("verify", ["used exactly once", "65"]),
+        ("show-config", ["--plain"]),
+        ("schema", ["yaml-language-server"]),
+        ("new", ["NAME", "data, network, loss, metrics"]),
+    ],
+)
+def test_each_command_explains_itself(name, said):
+    done = command(name, "--help")
+    assert done.stdout.startswith(f"usage: python -m train {name} ")
+    for text in said:
+        assert text in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show-config", "--config", "configs/text.yaml"],
+        ["schema", "task.use=digits"],
+        ["verify", "--config", "configs/text.yaml", "run.dir=/nowhere"],
+        ["fit", "--config", "configs/text.yaml", "--no-such-flag"],
+    ],
+)
+def test_what_only_looks_imports_nothing_heavy(words):
+    done = light(*words)
+    assert done.returncode in (0, 64), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["fti"], "'fti' is not a command; did you mean fit? The commands are fit, evaluate,"),
+        (["shwo-config"], "did you mean show-config?"),
+        (["frobnicate"], "'frobnicate' is not a command. The commands are fit, evaluate,"),
+        ([], "the following arguments are required: COMMAND; see `python -m train --help`."),
+        (["fit", "--alow-changes"], "'--alow-changes'; did you mean --allow-changes?"),
+        (["fit", "--resume"], "nknown argument '--resume'; see `python -m train fit --help`."),
+        (["evaluate", "--checkpoint"], "expected one argument; see `python -m train evaluate --help`."),
+        (["export", "--form", "onnx"], "invalid choice: 'onnx'"),
+        (["new"], "required: NAME; see `python -m train new --help`."),
+        (["new", "a", "b"], "nknown argument 'b'"),
+        (["fit", "lr"], "The argument 'lr' on the command line is not of the form key=value"),
+        (["fit", "--config", "nowhere.yaml"], "'nowhere.yaml' given by --config does not exist"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_64(words, expected):
+    done = command(*words, expect=64)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("isorun: error: ")
+    assert expected.lower() in line.lower()
+    assert done.stdout == ""
+
+
+def test_flags_and_overrides_may_stand_in_any_order():
+    plain = command("show-config", "--config", "configs/text.yaml", "optim.lr=1.5", "--plain")
+    mixed = command("show-config", "optim.lr=1.5", "--plain", "--config", "configs/text.yaml")
+    assert plain.stdout == mixed.stdout
+    assert "lr: 1.5" in plain.stdout

@@ -1,0 +1,243 @@
+"""The documentation is true: its commands run, and its names, links and tables are the code's.
+
+Each page's ``sh`` blocks are run from top to bottom in one fresh directory, in which ``configs``
+is linked. A block of another kind whose first line is a comment with a file name is first written
+to that file. A line that is indented, or follows one that ends in a backslash, belongs to the
+command above it; ``# exit 64`` at the end says which exit code is expected.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import ROOT, environment
+from train.config.explain import known_keys
+from train.config.schema import Config, config_class
+from train.exits import Exit
+from train.tasks.find import BUILT_IN, find_task
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *DOCS)}
+
+# Commands that cannot be run here, word for word, each with the reason.
+NOT_RUN = {
+    "python -m tensorboard.main --logdir runs": "it serves until it is stopped",
+    "wandb sync runs/tracked/wandb/offline-run-*": "it needs an account and the network",
+    "wandb login": "it needs an account and the network",
+}
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAMED = re.compile(r"# ([\w-]+\.(?:py|yaml|txt))\n")
+
+
+def commands(text):
+    """The commands of a page's ``sh`` blocks, in order, each with its expected exit code."""
+    found = []
+    for kind, block in BLOCK.findall(text):
+        if kind != "sh":
+            continue
+        for line in block.splitlines():
+            goes_on = found and (found[-1].endswith("\\") or line.startswith(" "))
+            if goes_on:
+                found[-1] += "\n" + line
+            elif line.strip() and not line.startswith("#"):
+                found.append(line)
+            else:
+                found.append("")  # a gap: nothing belongs to what stands before it
+    pairs = []
+    for command in filter(None, found):
+        code = re.search(r"# exit (\d+)$", command)
+        pairs.append((command, int(code[1]) if code else 0))
+    return pairs
+
+
+def without_comment(command):
+    return re.sub(r"\s+#.*$", "", command)
+
+
+class Shell:
+    """Runs commands one after another as a person would, the working directory kept."""
+
+    def __init__(self, directory):
+        self.home = self.here = directory
+        bin_directory = Path(sys.executable).parent
+        self.environment = environment() | {
+            "PATH": f"{bin_directory}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(directory),  # no account of whoever runs the tests
+        }
+        for name in list(self.environment):
+            if name.startswith(("WANDB_", "ISORUN_")):
+                del self.environment[name]
+
+    def run(self, command, expected):
+        script = f"{command}\ncode=$?\npwd > {shlex.quote(str(self.home / '.here'))}\nexit $code"
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=self.here, env=self.environment, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+        )  # fmt: skip
+        said = f"$ {command}\n{done.stdout}"
+        assert done.returncode == expected, f"exit {done.returncode}, not {expected}\n{said}"
+        self.here = Path((self.home / ".here").read_text().strip())
+        return said
+
+
+def run_page(path, directory):
+    """Everything that a page tells its reader to do; returns what was said."""
+    text = path.read_text()
+    for _, block in BLOCK.findall(text):
+        if name := NAMED.match(block):
+            (directory / name[1]).write_text(block)
+    (directory / "configs").symlink_to(ROOT / "configs")
+    shell = Shell(directory)
+    return "".join(
+        shell.run(command, code)
+        for command, code in commands(text)
+        if without_comment(command) not in NOT_RUN
+    )
+
+
+@pytest.fixture(scope="module")
+def running(request, tmp_path_factory):
+    """Page to (its directory, a future of what it said); as many pages at once as there are
+    cores, and only those that a selected test asks for."""
+    wanted = {}
+    for item in request.session.items:
+        if item.path == Path(__file__):
+            page = item.callspec.params.get("page") if hasattr(item, "callspec") else None
+            wanted |= {p: None for p in (page, *getattr(item.function, "pages", ())) if p}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        started = {}
+        for page in wanted:
+            directory = tmp_path_factory.mktemp(PAGES[page].stem)
+            started[page] = (directory, pool.submit(run_page, PAGES[page], directory))
+        yield started
+        for _, future in started.values():
+            future.cancel()
+
+
+def uses(*pages):
+    """Marks a test that looks at what a page's commands left behind."""
+
+    def mark(function):
+        function.pages = pages
+        return function
+
+    return mark
+
+
+@pytest.mark.parametrize("page", [page for page, path in PAGES.items() if commands(path.read_text())])
+def test_every_command_of_a_page_works(running, page):
+    running[page][1].result()
+
+
+def test_what_is_not_run_is_still_there():
+    there = {without_comment(c) for path in PAGES.values() for c, _ in commands(path.read_text())}
+    assert set(NOT_RUN) <= there
+
+
+def prose(path):
+    """A page without its blocks."""
+    return BLOCK.sub("", re.sub(r"^```\n.*?^```$", "", path.read_text(), flags=re.M | re.S))
+
+
+def keys():
+    """Every key of the config with either built-in task."""
+    return {key for name in BUILT_IN for key in known_keys(config_class(find_task(name, "test")))}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_field_that_is_named_exists(page):
+    known, sections = keys(), "|".join(Config.model_fields)
+    files = r"(?:json|jsonl|md|py|yaml|bin)"
+    pattern = rf"`((?:{sections})(?:\.[a-z_]+)+)(?:=[^`]*)?`"
+    named = re.findall(pattern, prose(PAGES[page]))
+    wrong = [n for n in named if n not in known and not re.search(rf"\.{files}$", n)]
+    assert wrong == []
+
+
+def test_the_config_page_shows_every_section():
+    rows = re.findall(r"^\| `(\w+)` \|", PAGES["docs/config.md"].read_text(), re.MULTILINE)
+    assert rows == list(Config.model_fields)
+
+
+def test_the_table_of_exit_codes_is_that_of_the_code():
+    rows = re.findall(r"^\| (\d+) \| `([A-Z_]+)` \|", PAGES["docs/running.md"].read_text(), re.M)
+    assert [(int(code), name) for code, name in rows] == [(e.value, e.name) for e in Exit]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_exit_codes_in_the_text_exist(page):
+    named = re.findall(r"\bexit (?:code )?(\d+)\b", PAGES[page].read_text())
+    assert {int(code) for code in named} <= set(Exit)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    path = PAGES[page]
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if link.startswith(("https://", "http://")):
+            continue
+        name, _, heading = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert heading in [slug(text) for text in headings], link
+
+
+def slug(heading):
+    """The anchor that a heading gets."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_page_is_in_the_index():
+    index = PAGES["docs/README.md"].read_text()
+    assert [p.name for p in DOCS if p.name != "README.md" and f"({p.name})" not in index] == []
+
+
+def named_files():
+    """The names in the first column of the tables of files."""
+    rows = re.findall(r"^\| (`.+?`) \|", PAGES["docs/run-directory.md"].read_text(), re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+@uses("docs/run-directory.md")
+def test_every_file_of_the_run_directory_is_one(running):
+    directory, future = running["docs/run-directory.md"]
+    future.result()
+    run = directory / "runs" / "shown"
+    # The page's run is a good one, but some files are only there after a fault.
+    with (max((run / "checkpoints").glob("step-*")) / "__0_0.distcp").open("ab") as file:
+        file.write(b"x")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("no row\n")
+    page = commands(PAGES["docs/run-directory.md"].read_text())
+    fit = next(command for command, _ in page if "train fit" in command)
+    Shell(directory).run(f"{fit} length.epochs=1.2 --allow-changes", 0)
+
+    missing = [name for name in named_files() if not any(run.glob(name))]
+    assert missing == []
+    known = {path for name in named_files() for path in run.glob(name)}
+    assert [p.name for p in run.iterdir() if p not in known] == [], "files the page leaves out"
+
+
+@uses("docs/tracking.md", "docs/tasks.md")
+def test_the_names_of_all_metrics_are_told(running):
+    rows = re.findall(r"^\| (`.+?`) \|", PAGES["docs/tracking.md"].read_text(), re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    measured = set()
+    for page in ("docs/tracking.md", "docs/tasks.md"):
+        directory, future = running[page]
+        future.result()
+        for path in directory.rglob("metrics.jsonl"):
+            measured |= {name for line in path.open() for name in json.loads(line)}
+    assert "eval/perplexity" in measured, "the text task was not among these runs"
+    assert measured - told == set()
+    assert told - measured == {"speed/mfu", "memory/device_peak_gib"}, "on a GPU only"
