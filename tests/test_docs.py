@@ -155,7 +155,7 @@ def keys():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_field_that_is_named_exists(page):
     known, sections = keys(), "|".join(Config.model_fields)
-    files = r"(?:json|jsonl|md|py|yaml|bin)"
+    files = r"(?:json|jsonl|md|py|yaml|bin|safetensors|pt2)"
     pattern = rf"`((?:{sections})(?:\.[a-z_]+)+)(?:=[^`]*)?`"
     named = re.findall(pattern, prose(PAGES[page]))
     wrong = [n for n in named if n not in known and not re.search(rf"\.{files}$", n)]

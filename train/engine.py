@@ -140,8 +140,11 @@ class Engine:
             factor = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
             torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
         skipped = 1.0 - torch.isfinite(norm + loss_sum).float()
-        if self.accelerator.scaler is not None:
-            self.accelerated_optimizer.step()  # skips by itself, and lowers the loss scale
+        scaler = self.accelerator.scaler
+        if scaler is not None and skipped.item():
+            scaler.update()  # lowers the loss scale, if the gradients are what overflowed
+        elif scaler is not None:
+            self.accelerated_optimizer.step()  # updates the loss scale, too
         elif self._skips_on_device:
             self.optimizer.grad_scale, self.optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
             self.optimizer.step()

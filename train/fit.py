@@ -92,6 +92,8 @@ def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> Non
     result = engine.step(loss_sum, run.config.optim.clip_norm)
     if run.ema:
         run.ema.update(result.skipped)
+    if step == run.start_step:
+        run.reserve()
 
     run.pending.append(record(step + 1, progress.position, micro_batches))
     progress.step += 1

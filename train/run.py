@@ -314,6 +314,11 @@ class Run:
         self.window.checkpoint_seconds += time.perf_counter() - started
         self.due.saved()
 
+    def reserve(self) -> None:
+        """Prepares the memory of the first checkpoint; after the first step, when the optimiser
+        has its state."""
+        self.saver.reserve(collect(self.engine.bare_model, self.engine.optimizer, self.ema)[0])
+
     def wait_for_save(self) -> None:
         """Returns when the checkpoint in flight is committed or has failed."""
         self.report_save(self.saver.wait())

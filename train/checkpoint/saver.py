@@ -65,6 +65,7 @@ class CheckpointSaver:
         self.last_step: int | None = None
         self.last_timing = Timing()
         self._buffers: dict[str, Tensor] = {}
+        self._reserving: threading.Thread | None = None
         self._job: _Job | None = None
 
     def save(self, tensors: Mapping[str, Tensor], request: Request) -> str | None:
@@ -108,14 +109,31 @@ class CheckpointSaver:
             self._job is not None and self._job.thread is not None and self._job.thread.is_alive()
         )
 
-    def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def reserve(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes and touches, beside the training, the memory for copies of tensors like these,
+        so that the first save stands still no longer than later ones."""
+        if self.config.asynchronous:
+            self._reserving = threading.Thread(
+                target=self._allocate, args=(dict(tensors),), name="reserve", daemon=True
+            )
+            self._reserving.start()
+
+    def _allocate(self, tensors: Mapping[str, Tensor]) -> None:
         on_gpu = any(tensor.device.type == "cuda" for tensor in tensors.values())
         for name, tensor in tensors.items():
             buffer = self._buffers.get(name)
             if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                self._buffers[name] = torch.empty(
+                buffer = torch.empty(
                     tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=on_gpu
                 )
+                self._buffers[name] = buffer.zero_()  # to write is what makes the memory ours
+
+    def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._reserving is not None:
+            self._reserving.join()
+            self._reserving = None
+        self._allocate(tensors)
+        on_gpu = any(tensor.device.type == "cuda" for tensor in tensors.values())
         self._buffers = {name: self._buffers[name] for name in tensors}
         with torch.no_grad():
             for name, tensor in tensors.items():
