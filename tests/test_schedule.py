@@ -1,5 +1,6 @@
 """Schedules are pure functions of the step."""
 
+import itertools
 import math
 
 import pytest
@@ -25,7 +26,7 @@ def test_constant():
 def test_linear_goes_to_the_final_ratio():
     values = factors(use="linear", final_ratio=0.1)
     assert (values[0], values[-1]) == pytest.approx((1.0, 0.1))
-    steps = [a - b for a, b in zip(values, values[1:], strict=False)]
+    steps = [a - b for a, b in itertools.pairwise(values)]
     assert steps == pytest.approx([0.9 / 99] * 99)
 
 
@@ -40,7 +41,7 @@ def test_wsd_is_stable_and_then_decays():
     values = factors(use="wsd", warmup_steps=5, decay_steps=20)
     assert set(values[5:81]) == {1.0}
     assert values[-1] == pytest.approx(0.0)
-    assert all(a > b for a, b in zip(values[80:], values[81:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(values))
 
 
 def test_step_counts_from_the_end_of_warm_up():

@@ -20,7 +20,7 @@ def undisturbed(tmp_path_factory):
 
 def test_a_second_process_refuses_and_names_the_first(undisturbed, tmp_path):
     first = start("fit", tmp_path, "task.sleep=0.05")
-    wait_for(first, lambda: (tmp_path / "ledger.bin").exists())
+    wait_for(first, (tmp_path / "ledger.bin").exists)
     second = run("fit", tmp_path, expect=76)
     (line,) = second.stderr.splitlines()
     assert f"{tmp_path} is in use by process {first.pid} on {socket.gethostname()} since " in line

@@ -92,7 +92,7 @@ def test_stopped_by_a_signal_it_saves_and_goes_on(undisturbed, tmp_path):
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     process = start("fit", tmp_path, "task.sleep=5")
-    wait_for(process, lambda: (tmp_path / "ledger.bin").exists())
+    wait_for(process, (tmp_path / "ledger.bin").exists)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)

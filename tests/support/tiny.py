@@ -4,6 +4,7 @@ random augmentation from three libraries, dropout, and a count that differs betw
 import os
 import random
 import signal
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -98,7 +99,8 @@ class TinyTask(Task):
         self.calls += 1
         options = self.config.task
         time.sleep(options.sleep)
-        first = len(open(f"{self.config.run.dir}/attempts.jsonl", "rb").readlines()) == 1
+        attempts = Path(self.config.run.dir, "attempts.jsonl").read_bytes()
+        first = len(attempts.splitlines()) == 1
         if options.kill_at_step == self.calls and first:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -31,8 +31,9 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(None, ge=1)
     """A checkpoint each time the step is a multiple of this; null for no such rule."""
 
-    every_minutes: float | None = Field(None, gt=0.0)
-    """A checkpoint when this much time has passed since the last one; null for no such rule."""
+    every_minutes: float | None = Field(10.0, gt=0.0)
+    """A checkpoint when this much time has passed since the last one, so that a crash never costs
+    more; null for no such rule."""
 
     asynchronous: bool = True
     """Write beside the training, which waits only for a copy of the state in host memory."""
