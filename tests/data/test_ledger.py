@@ -63,6 +63,8 @@ def test_steps_after_the_point_of_resumption_never_happened(path):
         ([record(1), record(2, start=10)], "positions 8 to 9 were never used: step 2"),
         ([record(1), record(2, start=5)], "positions 5 to 7 were used twice: step 2"),
         ([record(1), StepRecord(2, 8, 8, 17)], "step 2 did not use the samples"),
+        ([record(1), StepRecord(2, 8, 0, 0)], "step 2 cannot have used 0 samples"),
+        ([record(1), StepRecord(2, 8, 2**50, 0)], "step 2 cannot have used"),
         ([record(1), record(2, batch=7, start=8), record(3)], "positions 15 to 15 were never used"),
     ],
 )
@@ -95,14 +97,80 @@ def test_a_torn_end_is_repaired_wherever_it_tore(path):
         assert verify(path, last_step=3).ok
 
 
-def test_damage_in_the_middle_is_an_error(path):
+def test_an_end_of_zeros_is_torn_too(path):
+    """What some file systems leave of a long append when the power fails."""
     write(path, *map(record, range(1, 10)))
-    content = bytearray(path.read_bytes())
-    content[100] ^= 1
-    path.write_bytes(content)
-    assert "damaged at byte" in str(verify(path))
-    with pytest.raises(DataError, match="damaged at byte"):
+    content = path.read_bytes()
+    path.write_bytes(content[: -3 * 44] + bytes(3 * 44))
+    assert "6 steps" in str(verify(path))
+    Ledger(path).close()
+    assert path.read_bytes() == content[: -3 * 44], "all of it is cut off"
+    ledger = begin(path, resume=6, attempt=2)
+    ledger.append_steps([record(7)])
+    ledger.close()
+    assert verify(path, last_step=7).ok
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:100] + bytes([whole[100] ^ 1]) + whole[101:],
+        lambda whole: whole[:100] + whole[110:],
+        lambda whole: whole[:100] + b"?" + whole[100:],
+    ],
+    ids=["changed", "lost", "added"],
+)
+def test_damage_in_the_middle_is_an_error(path, damage):
+    """Byte 100 is in the second record, which begins at 60; what follows must not be cut off."""
+    write(path, *map(record, range(1, 10)))
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    assert "damaged at byte 60:" in str(verify(path))
+    with pytest.raises(DataError, match="damaged at byte 60:"):
         Ledger(path)
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("content", [b"?", b"?" * 16, b"?" * 60])
+def test_a_file_that_is_no_ledger_is_left_alone(path, content):
+    path.write_bytes(content)
+    assert not verify(path).ok
+    with pytest.raises(DataError, match="is no ledger"):
+        Ledger(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("size", [0, 5, 16])
+def test_a_file_torn_at_its_birth_is_begun_again(path, size):
+    write(path)
+    path.write_bytes(path.read_bytes()[:size])
+    write(path, record(1))
+    assert verify(path, last_step=1).ok
+
+
+def test_a_record_that_is_there_twice_is_named(path):
+    write(path, record(1), record(2))
+    path.write_bytes(path.read_bytes() + path.read_bytes()[-44:])
+    assert "step 2 is there twice: it follows step 2" in str(verify(path))
+
+
+def test_a_lost_ledger_is_found_out(path):
+    """The run went on from its checkpoint, but what came before cannot be proved any more."""
+    ledger = begin(path, resume=6, attempt=2)
+    ledger.append_steps([record(7)])
+    ledger.close()
+    assert "step 1 is missing: step 7 follows 0" in str(verify(path, last_step=7))
+
+
+def test_each_step_is_held_against_the_order_of_its_own_attempt(path):
+    other = SampleOrder(4, 61, shuffle=False)
+    write(path, *map(record, range(1, 6)))
+    ledger = begin(path, resume=3, attempt=2, order=other)
+    ledger.append_steps([record(step, order=other) for step in range(4, 9)])
+    ledger.close()
+    report = verify(path, last_step=8)
+    assert report.ok, report
+    assert "in 2 attempt(s)" in str(report)
 
 
 def test_steps_already_on_record_are_not_written_again(path):

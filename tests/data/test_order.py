@@ -1,6 +1,7 @@
 """I1: the sample at a position is a pure function of the seed and the position."""
 
 import math
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -93,6 +94,26 @@ def test_any_part_of_the_stream_can_be_asked_for():
     assert (order.keys(shape)[1] == whole[:12].reshape(3, 4)).all()
 
 
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_a_position_without_dimensions(size):
+    """Once an endless loop."""
+    order = SampleOrder(2, size)
+    for position in range(20):
+        epoch, index = order.keys(np.asarray(position))
+        assert epoch.shape == index.shape == ()
+        assert (epoch, index) == tuple(int(k[0]) for k in order.keys(np.array([position])))
+    assert order.keys(np.arange(0))[1].shape == (0,)
+
+
+def test_memory_does_not_grow_with_size_or_position():
+    tracemalloc.start()
+    SampleOrder(0, 2**48).keys(np.arange(10**12, 10**12 + 64))
+    SampleOrder(0, 2**47 + 1).keys(np.arange(2**62, 2**62 + 64))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
 def test_epochs_and_seeds_differ():
     one = SampleOrder(0, 100).keys(np.arange(300))[1].reshape(3, 100)
     other = SampleOrder(1, 100).keys(np.arange(100))[1]
@@ -109,6 +130,15 @@ def test_all_permutations_of_a_few_samples_are_equally_frequent(size):
     statistic = sum((count - expected) ** 2 / expected for count in counts.values())
     assert len(counts) == math.factorial(size)
     assert chi2.sf(statistic, math.factorial(size) - 1) > 1e-4
+
+
+def test_seeds_give_all_permutations_equally_often():
+    """As above, in the first epoch of many runs."""
+    rows = [SampleOrder(seed, 3).keys(np.arange(3))[1] for seed in range(600)]
+    counts = Counter(tuple(row.tolist()) for row in rows)
+    statistic = sum((count - 100) ** 2 / 100 for count in counts.values())
+    assert len(counts) == 6
+    assert chi2.sf(statistic, 5) > 1e-4
 
 
 def test_each_sample_is_equally_often_at_each_place():

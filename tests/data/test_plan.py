@@ -6,8 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from train.data.plan import BatchPlan, EvalPlan
+from train.data.plan import BatchConfig, BatchPlan, EvalPlan
 from train.exits import UsageError
+from train.section import changes_results
 
 
 def make(batch, micro, world):
@@ -50,6 +51,19 @@ def test_what_is_refused_names_sizes_that_work(batch, micro, world):
     assert all(make(size, micro, world) for size in sizes)
     nearest = range(sizes[0] + 1 if len(sizes) == 2 else 1, sizes[-1])
     assert not any(make(size, micro, world) for size in nearest)
+
+
+@pytest.mark.parametrize("micro", [0, -1, True, "all"])
+def test_impossible_micro_batch_sizes(micro):
+    with pytest.raises(ValueError, match="micro_batch_size"):
+        BatchConfig(global_batch_size=8, micro_batch_size=micro)
+
+
+def test_only_the_global_batch_size_is_part_of_what_is_computed():
+    fields = BatchConfig.model_fields
+    assert changes_results(fields["global_batch_size"].json_schema_extra)
+    assert not changes_results(fields["micro_batch_size"].json_schema_extra)
+    assert BatchPlan.from_config(BatchConfig(global_batch_size=8), 2) == BatchPlan(8, None, 2)
 
 
 def test_a_micro_batch_larger_than_the_batch_is_refused():

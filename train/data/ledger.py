@@ -27,6 +27,7 @@ _RECORD = struct.Struct("<HHIQQQQI")
 _START, _STEP = 1, 2
 _SHUFFLE = 1
 _BLOCK = 1 << 18  # positions verified at once
+_LARGEST_STEP = 1 << 30  # samples; more than any real batch, less than would exhaust the memory
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,17 @@ class Ledger:
         self.path = path
         self.last_step = 0
         """The last step on record that counts."""
-        valid = len(_MAGIC)
-        if path.exists() and path.stat().st_size > len(_MAGIC):
+        valid, born = len(_MAGIC), path.exists()
+        if born:
             for end, item in _scan(path):
                 valid = end
                 self.last_step = item.step
-        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-        if self._file.seek(0, os.SEEK_END) < len(_MAGIC):
-            self._file.seek(0)
-            self._file.write(_MAGIC)
+        self._file = path.open("r+b" if born else "w+b", buffering=0)
+        self._file.write(_MAGIC)
         self._file.truncate(valid)
         self._file.seek(valid)
+        if not born:
+            _sync_directory(path.parent)
 
     def begin_attempt(
         self, *, attempt: int, resume_step: int, resume_position: int, order: SampleOrder
@@ -128,6 +129,15 @@ class Ledger:
         self._file.close()
 
 
+def _sync_directory(path: Path) -> None:
+    """Makes the name of a new file as durable as its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _pack(row: tuple[int, ...]) -> bytes:
     body = _RECORD.pack(*row, 0)[:-4]
     return body + struct.pack("<I", zlib.crc32(body))
@@ -139,9 +149,9 @@ def _scan(path: Path) -> Iterator[tuple[int, StepRecord | _Start]]:
     Ends before a torn end; DataError where records follow one that is not valid.
     """
     data = path.read_bytes()
-    if not data.startswith(_MAGIC[: len(data)]) or (data and len(data) < len(_MAGIC)):
-        if _MAGIC.startswith(data):
-            return
+    if _MAGIC.startswith(data):
+        return  # empty, or torn at its birth
+    if not data.startswith(_MAGIC):
         raise DataError(f"{path} is no ledger of this version of isorun; restore the file.")
     offset = len(_MAGIC)
     while offset + _RECORD.size <= len(data):
@@ -149,11 +159,8 @@ def _scan(path: Path) -> Iterator[tuple[int, StepRecord | _Start]]:
         kind, flags, attempt, step, position, first, second, crc = _RECORD.unpack(raw)
         end = offset + _RECORD.size
         if zlib.crc32(raw[:-4]) != crc or kind not in (_START, _STEP):
-            if any(
-                zlib.crc32(data[at : at + _RECORD.size - 4])
-                == struct.unpack_from("<I", data, at + _RECORD.size - 4)[0]
-                for at in range(end, len(data) - _RECORD.size + 1, _RECORD.size)
-            ):
+            # At any offset, since bytes may be lost as well as changed.
+            if any(_valid(data, at) for at in range(offset + 1, len(data) - _RECORD.size + 1)):
                 raise DataError(
                     f"{path} is damaged at byte {offset}: the record there does not match its "
                     "CRC-32, but later ones do; restore the file from a copy."
@@ -165,6 +172,14 @@ def _scan(path: Path) -> Iterator[tuple[int, StepRecord | _Start]]:
         else:
             yield end, StepRecord(step, position, first, second)
         offset = end
+
+
+def _valid(data: bytes, at: int) -> bool:
+    """Whether a whole record stands at this offset; looks at its kind first, for speed."""
+    if data[at] not in (_START, _STEP) or data[at + 1] != 0:
+        return False
+    body = data[at : at + _RECORD.size - 4]
+    return data[at + len(body) : at + _RECORD.size] == struct.pack("<I", zlib.crc32(body))
 
 
 def read_steps(path: Path) -> list[StepRecord]:
@@ -226,6 +241,8 @@ def _first_break(records: list[StepRecord]) -> str | None:
             return f"step {step} is missing: step {record.step} follows {step - 1}"
         if record.step < step:
             return f"step {record.step} is there twice: it follows step {step - 1}"
+        if not 1 <= record.count <= _LARGEST_STEP:
+            return f"step {step} cannot have used {record.count} samples"
         if start > position:
             return (
                 f"positions {position} to {start - 1} were never used: step {step} starts "

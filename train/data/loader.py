@@ -1,23 +1,25 @@
 """Loads the samples that the order names, in this process or in workers, the same either way.
 
-torch's DataLoader moves the data; which samples, in which order and with which randomness is
-decided here, by position alone, so that nothing depends on ranks, workers or restarts.
+torch's DataLoader moves the data; which samples and in which order is decided here, by position
+alone, so that nothing depends on ranks, workers or restarts.
 """
 
 from __future__ import annotations
 
-import random
+import multiprocessing
+import multiprocessing.queues
+import pickle
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from train.data.order import SampleOrder, sample_seed
+from train.data.fetch import EVALUATION, Failure, KeyedDataset, Keys, MicroBatch, first_line
+from train.data.order import SampleOrder
 from train.data.plan import BatchPlan, EvalPlan
 from train.exits import DataError, RetryError, UsageError
 from train.section import Section
@@ -25,6 +27,16 @@ from train.section import Section
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+__all__ = [
+    "Batches",
+    "LoaderConfig",
+    "MicroBatch",
+    "check_dataset",
+    "evaluation_batches",
+    "training_batches",
+]
+
+_GRACE = 1.0  # seconds that workers have to end by themselves
 _BLOCK = 4096  # positions whose samples are looked up at once: numpy's overhead is per call
 
 
@@ -52,121 +64,15 @@ class LoaderConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> LoaderConfig:
         if self.workers == 0:
-            for name in ("prefetch_factor", "persistent_workers", "timeout"):
+            for name in (
+                "prefetch_factor", "persistent_workers", "timeout", "multiprocessing_context"
+            ):  # fmt: skip
                 if getattr(self, name):
                     raise ValueError(
-                        f"loader.{name} is {getattr(self, name)}, but loader.workers is 0, and "
+                        f"loader.{name} is {getattr(self, name)!r}, but loader.workers is 0, and "
                         "without workers it means nothing; set loader.workers or unset it"
                     )
         return self
-
-
-class Keys(NamedTuple):
-    """What is to be loaded as one micro-batch; int64 arrays of the same length."""
-
-    positions: NDArray[np.int64]
-    epochs: NDArray[np.int64]
-    indices: NDArray[np.int64]
-    counts: bool = True
-    """False for a micro-batch that only keeps ranks in step."""
-
-
-class MicroBatch(NamedTuple):
-    """A micro-batch on the host, and the positions and indices of its samples."""
-
-    batch: Any
-    positions: NDArray[np.int64]
-    indices: NDArray[np.int64]
-    counts: bool
-
-
-class _Failure(NamedTuple):
-    """An error in a worker, sent home as data: torch would wrap an exception in prose."""
-
-    text: str
-    details: str
-    error: BaseException | None
-
-
-class _KeyedDataset:
-    """The user's dataset, asked by :class:`Keys`, with every sample's randomness seeded."""
-
-    def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any]) -> None:
-        self.dataset, self.seed, self.collate = dataset, seed, collate
-        self.deterministic = bool(getattr(dataset, "deterministic", False))
-        self.batched = self.deterministic and hasattr(dataset, "__getitems__")
-
-    def __getitems__(self, keys: Keys) -> MicroBatch | _Failure:
-        from torch.utils.data import get_worker_info
-
-        in_worker = get_worker_info() is not None
-        if self.deterministic or in_worker:
-            return self._load(keys)
-        with _UndisturbedRandomness():
-            return self._load(keys)
-
-    def _load(self, keys: Keys) -> MicroBatch | _Failure:
-        from torch.utils.data import get_worker_info
-
-        at = 0
-        try:
-            if self.batched:
-                at = -1
-                samples = self.dataset.__getitems__(keys.indices.tolist())
-            else:
-                samples = []
-                for at in range(len(keys.indices)):
-                    samples.append(self._sample(int(keys.epochs[at]), int(keys.indices[at])))
-            at = -2
-            batch = self.collate(samples)
-        except Exception as error:
-            # An exception of the user's may not survive pickling, so workers send its text.
-            cause = None if get_worker_info() else error
-            return _Failure(self._describe(keys, at, error), traceback.format_exc(), cause)
-        return MicroBatch(batch, keys.positions, keys.indices, keys.counts)
-
-    def _sample(self, epoch: int, index: int) -> Any:
-        if not self.deterministic:
-            import torch
-
-            seed = sample_seed(self.seed, epoch, index)
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed & 0xFFFFFFFF)
-        return self.dataset[index]
-
-    def _describe(self, keys: Keys, at: int, error: BaseException) -> str:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        name = type(self.dataset).__name__
-        if at >= 0:
-            return (
-                f"The dataset {name} failed at index {keys.indices[at]} in epoch "
-                f"{keys.epochs[at]} (position {keys.positions[at]} of the stream) with {what}; "
-                "repair or leave out that sample."
-            )
-        where = "the batch of" if at == -1 else "joining (collate) the samples of"
-        return (
-            f"The dataset {name} failed at {where} indices {keys.indices.tolist()} in epoch "
-            f"{keys.epochs[0]} with {what}; repair these samples or the code that joins them."
-        )
-
-
-class _UndisturbedRandomness:
-    """Puts the global generators back as they were: loading must not change model randomness."""
-
-    def __enter__(self) -> None:
-        import torch
-
-        self._states = (
-            torch.default_generator.get_state(), random.getstate(), np.random.get_state()
-        )  # fmt: skip
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.default_generator.set_state(self._states[0])
-        random.setstate(self._states[1])
-        np.random.set_state(self._states[2])
 
 
 class Batches(Iterator[MicroBatch]):
@@ -187,12 +93,23 @@ class Batches(Iterator[MicroBatch]):
 
     def close(self) -> None:
         """Ends the workers, by force if they do not end by themselves."""
-        iterator: Any = self._iterator or self._loader._iterator
+        iterator: Any = self._loader._iterator if self._iterator is None else self._iterator
         self._iterator = None
-        if hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()
+        if not hasattr(iterator, "_shutdown_workers"):
+            return
+
+        def kill() -> None:
             for worker in iterator._workers:
                 worker.kill()
+
+        # torch would wait ten seconds for each worker that is busy in the user's code.
+        impatience = threading.Timer(_GRACE, kill)
+        impatience.start()
+        try:
+            iterator._shutdown_workers()
+        finally:
+            impatience.cancel()
+            kill()
 
     def __iter__(self) -> Batches:
         return self
@@ -211,23 +128,46 @@ class Batches(Iterator[MicroBatch]):
             if self._loader.num_workers == 0:
                 raise
             raise RetryError(
-                f"A data worker failed ({_first_line(error)}); if it was killed, there may be too "
+                f"A data worker failed ({first_line(error)}); if it was killed, there may be too "
                 "little memory or room in /dev/shm: use fewer loader.workers, or, if it was "
                 f"slow, a longer loader.timeout (now {self._loader.timeout:g} s)."
             ) from error
-        if isinstance(loaded, _Failure):
-            raise DataError(loaded.text) from (loaded.error or RuntimeError(loaded.details))
+        if isinstance(loaded, Failure):
+            in_worker = loaded.error is None
+            raise DataError(loaded.text) from (
+                RuntimeError(loaded.details) if in_worker else loaded.error
+            )
         batch: MicroBatch = loaded
         return batch
 
 
 def _start(loader: DataLoader[Any]) -> Any:
-    """Its iterator. torch would have a worker's death raise wherever the main thread is; it is
-    told in ``__next__`` as well, which is where it can be dealt with."""
-    handler = signal.getsignal(signal.SIGCHLD)
-    iterator = iter(loader)
-    if loader.num_workers and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, handler)
+    """Its iterator. torch's signal handler would have a worker's death raise wherever the main
+    thread is, so it must not know of ours; the iterator tells of it in ``__next__`` as well, which
+    is where it can be dealt with."""
+    from torch._C import _remove_worker_pids
+
+    try:
+        iterator: Any = iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        how = loader.multiprocessing_context or multiprocessing
+        if not loader.num_workers or how.get_start_method() == "fork":
+            raise
+        raise UsageError(
+            f"The dataset and its collate cannot be sent to a data worker ({first_line(error)}), "
+            f"as {how.get_start_method()} of loader.multiprocessing_context needs; define what "
+            "they consist of at the top of a module, or set loader.multiprocessing_context to fork."
+        ) from error
+    except OSError as error:
+        if not loader.num_workers:
+            raise
+        raise RetryError(
+            f"A data worker could not be started ({error}); use fewer loader.workers (now "
+            f"{loader.num_workers}), or allow more processes and memory."
+        ) from error
+    if getattr(iterator, "_worker_pids_set", False):
+        _remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
     return iterator
 
 
@@ -261,7 +201,7 @@ def evaluation_batches(
 ) -> Batches:
     """This rank's micro-batches of one pass over the evaluation data: each sample exactly once
     over all ranks, in order. Where ``counts`` is false the batch (of sample 0) is only there so
-    that all ranks compute equally many forward passes. Randomness is that of epoch 0."""
+    that all ranks compute equally many forward passes. Randomness is the same each time."""
     keys = _EvaluationKeys(plan, rank)
     return Batches(_loader(dataset, keys, seed, collate, config, device_type, lasting=False))
 
@@ -309,7 +249,7 @@ class _EvaluationKeys:
             counts = stop > start
             if not counts:
                 indices = np.zeros(1, dtype=np.int64)
-            yield Keys(indices, np.zeros_like(indices), indices, counts)
+            yield Keys(indices, np.full_like(indices, EVALUATION), indices, counts)
 
 
 def _loader(
@@ -328,13 +268,13 @@ def _loader(
     pin = device_type == "cuda" if config.pin_memory == "auto" else config.pin_memory
     workers = config.workers
     loader: DataLoader[Any] = DataLoader(
-        _KeyedDataset(dataset, seed, collate),  # type: ignore[arg-type]
+        KeyedDataset(dataset, seed, collate),  # type: ignore[arg-type]
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_already_collated,
         pin_memory=pin,
         timeout=config.timeout,
-        worker_init_fn=_ignore_signals if workers else None,
+        worker_init_fn=_prepare_worker if workers else None,
         multiprocessing_context=config.multiprocessing_context if workers else None,
         # Without its own, DataLoader would draw from the global generator, which is the model's.
         generator=torch.Generator(),
@@ -349,11 +289,23 @@ def _already_collated(loaded: Any) -> Any:
     return loaded
 
 
-def _ignore_signals(_worker: int) -> None:
+def _prepare_worker(_worker: int) -> None:
     """Terminals and schedulers signal all processes, but stopping is the main process's affair:
     it still needs data for the step that it finishes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # multiprocessing's hook for what cannot be pickled: it would be dropped and waited for in vain.
+    multiprocessing.queues.Queue._on_queue_feeder_error = _not_sendable  # type: ignore[attr-defined]
+
+
+def _not_sendable(queue: Any, error: BaseException, item: Any) -> None:
+    text = (
+        f"A micro-batch cannot be sent from a data worker ({type(error).__name__}: "
+        f"{first_line(error)}); let collate return tensors and plain values, or set "
+        "loader.workers to 0."
+    )
+    details = "".join(traceback.format_exception(error))
+    queue.put((item[0], Failure(text, details, None)))
 
 
 def check_dataset(dataset: Any, name: str) -> None:
@@ -369,7 +321,3 @@ def check_dataset(dataset: Any, name: str) -> None:
         )
     if len(dataset) == 0:
         raise DataError(f"The task's {name}() returned a dataset without samples; give it some.")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

@@ -70,6 +70,9 @@ class SampleOrder:
     def keys(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Epochs and sample indices, int64, of the given positions (int64, >= 0), same shape."""
         positions = np.asarray(positions, dtype=np.int64)
+        if positions.ndim == 0:  # numpy would compute with scalars, which cannot be walked in place
+            epochs, indices = self.keys(positions[None])
+            return epochs.reshape(()), indices.reshape(())
         if positions.size and positions.min() < 0:
             raise ValueError(f"Positions must not be negative, but one is {positions.min()}.")
         epochs, offsets = np.divmod(positions, self.size)
@@ -81,7 +84,7 @@ class SampleOrder:
         base = np.uint64(mix_int(_ORDER, self.seed))
         epoch_keys = mix(base ^ mix(epochs.astype(np.uint64) * np.uint64(_GOLDEN)))
         values = self._network(epoch_keys, values)
-        # Walk along the cycle until back inside: four steps on average, more for tiny sizes.
+        # Walk along the cycle until back inside: at most four steps on average, 32 at size 2.
         outside = np.flatnonzero(values >= self.size)
         while outside.size:
             flat = values.reshape(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from train.exits import UsageError
 from train.section import Section, harmless
@@ -21,6 +21,13 @@ class BatchConfig(Section):
     micro_batch_size: int | Literal["auto"] = harmless("auto")
     """The most samples that a rank puts through the model at once; smaller ones need less
     memory and more time. auto: a rank's whole share of the step."""
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _check(cls, value: int | Literal["auto"]) -> int | Literal["auto"]:
+        if value != "auto" and value < 1:
+            raise ValueError("at least 1, or auto")  # after "batch.micro_batch_size must be"
+        return value
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,71 @@
-"""A rotating log file for each rank; warnings of libraries go there too."""
+"""A rotating log file for each rank; warnings, those of libraries too, also for the person."""
 
 from __future__ import annotations
 
 import logging
+import sys
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 _BYTES, _FILES = 10 * 2**20, 3
 
 
-class _QuietHandler(RotatingFileHandler):
+class _File(RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         """A line that cannot be written, on a full disk, is not worth a traceback on stderr."""
 
 
-def setup_logging(directory: Path, rank: int, attempt: int, level: str) -> logging.Handler:
-    """Sends everything from ``level`` on, Python's warnings included, to logs/rank-<rank>.log.
+class _Stderr(logging.Handler):
+    """One line per warning on what ``sys.stderr`` is at that moment: while there is a progress
+    bar, that prints above it. What a library repeats is shown once; the file has it all."""
 
-    The file is kept across attempts and rotated at 10 MiB, with two older ones kept.
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+            if record.name != "train":
+                text = text.strip().partition("\n")[0]
+                if text in self._seen:
+                    return
+                self._seen.add(text)
+            print(f"{record.levelname.lower()}: {text}", file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Nobody is left to be told; the file has it."""
+
+
+def setup_logging(directory: Path, rank: int, attempt: int, level: str) -> None:
+    """Sends everything from ``level`` on, Python's warnings included, to logs/rank-<rank>.log,
+    and on rank 0 warnings and errors to standard error as well.
+
+    The file is kept across attempts and rotated at 10 MiB, with two older ones kept. Of other
+    libraries' messages DEBUG is left out.
     """
     path = directory / "logs" / f"rank-{rank}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _QuietHandler(path, maxBytes=_BYTES, backupCount=_FILES - 1, encoding="utf-8")
-    handler.setFormatter(
+    file = _File(path, maxBytes=_BYTES, backupCount=_FILES - 1, encoding="utf-8")
+    file.setFormatter(
         logging.Formatter(
             f"%(asctime)s %(levelname)s attempt {attempt} rank {rank} %(name)s: %(message)s"
         )
     )
     # On the handler as well: some of torch's loggers set themselves to DEBUG.
-    handler.setLevel(level)
+    file.setLevel(level)
     root = logging.getLogger()
-    for old in [h for h in root.handlers if isinstance(h, RotatingFileHandler)]:
-        root.removeHandler(old)  # an earlier run in this process
-        old.close()
-    root.addHandler(handler)
-    logging.getLogger("train").setLevel(level)
+    for old in [h for h in root.handlers if isinstance(h, (_File, _Stderr))]:
+        root.removeHandler(old)  # of an earlier run in this process
+        with suppress(OSError):
+            old.close()
+    root.addHandler(file)
+    if rank == 0:
+        root.addHandler(_Stderr())
+    lowest = min(logging.getLevelNamesMapping()[level], logging.WARNING)
+    logging.getLogger("train").setLevel(lowest)
+    root.setLevel(max(lowest, logging.INFO))
     logging.captureWarnings(True)
-    return handler

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,19 @@ class MetricsFile:
     null, since JSON has no other word for it.
 
     Metrics of one step (training and evaluation) are joined in one row, which is written as soon
-    as a later step begins. On opening, rows after ``start_step`` are removed: those steps never
-    happened and will be taken again, so that no step appears twice. Rows that cannot be written
-    (OSError) are kept, and written with the next that can.
+    as a later step begins; what comes later still for that step is joined into the row on disk.
+    On opening, rows after ``start_step`` are removed: those steps never happened and will be
+    taken again. So no step appears twice. Rows that cannot be written (OSError) are kept, and
+    written with the next that can.
     """
 
     def __init__(self, path: Path, *, start_step: int, attempt: int) -> None:
-        self.attempt = attempt
-        self.damaged = truncate_after(path, start_step)
+        self.path, self.attempt = path, attempt
+        self.damaged, self._last = truncate_after(path, start_step)
         self._file = path.open("ab", buffering=0)
         self._row: dict[str, Any] = {}
         self._unwritten = b""  # whole lines
+        self._replaces_last = False  # the first of them takes the place of the last on disk
         self._lock = threading.Lock()  # flush comes from the thread that writes checkpoints
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -58,13 +60,34 @@ class MetricsFile:
             os.fsync(self._file.fileno())
 
     def _end_row(self) -> None:
-        if self._row:
-            self._unwritten += json.dumps(self._row).encode() + b"\n"
-            self._row = {}
+        row, self._row = self._row, {}
+        if not row:
+            return
+        if self._last.get("step") == row["step"]:
+            # An evaluation that was given up at this step, or was made before the first
+            # checkpoint, is made by the next attempt.
+            row = self._last | row
+            if self._unwritten:
+                self._unwritten = b"".join(self._unwritten.splitlines(keepends=True)[:-1])
+            else:
+                self._replaces_last = True
+        self._last = row
+        self._unwritten += json.dumps(row).encode() + b"\n"
 
     def _write(self) -> None:
         if not self._unwritten:
             return
+        if self._replaces_last:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            _replace(self.path, [*lines[:-1], self._unwritten])
+            self._file.close()
+            self._file = self.path.open("ab", buffering=0)
+            self._replaces_last = False
+        else:
+            self._append()
+        self._unwritten = b""
+
+    def _append(self) -> None:
         end = self._file.seek(0, os.SEEK_END)
         try:
             written = 0
@@ -73,7 +96,6 @@ class MetricsFile:
         except OSError:
             self._file.truncate(end)
             raise
-        self._unwritten = b""
 
     def close(self) -> None:
         """Writes what is left."""
@@ -82,18 +104,23 @@ class MetricsFile:
             self._write()
 
 
-def truncate_after(path: Path, step: int) -> int:
+def truncate_after(path: Path, step: int) -> tuple[int, dict[str, Any]]:
     """Removes rows of later steps and a torn last line, at once; lines that are no rows are
-    moved to metrics.jsonl.damaged, and their number is returned."""
+    moved to metrics.jsonl.damaged.
+
+    Returns the number of those lines, and the last row that is left ({} where there is none).
+    """
     if not path.exists():
-        return 0
+        return 0, {}
     kept, damaged = [], []
+    last: dict[str, Any] = {}
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines):
         try:
-            row_step = json.loads(line)["step"]
-            if row_step <= step:
-                kept.append(line if line.endswith(b"\n") else line + b"\n")
+            row = json.loads(line)
+            if row["step"] <= step:
+                kept.append(line.rstrip(b"\n") + b"\n")
+                last = row
         except (ValueError, TypeError, KeyError):
             torn = number == len(lines) - 1 and not line.endswith(b"\n")
             if not torn:
@@ -101,10 +128,16 @@ def truncate_after(path: Path, step: int) -> int:
     if damaged:
         with path.with_name(path.name + ".damaged").open("ab") as file:
             file.writelines(damaged)
+    if kept != lines:
+        _replace(path, kept)
+    return len(damaged), last
+
+
+def _replace(path: Path, lines: Iterable[bytes]) -> None:
+    """Readers, and whoever comes after a crash, see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.new")
     with temporary.open("wb") as file:
-        file.writelines(kept)
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    return len(damaged)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from train.track.background import Background
 from train.track.config import TrackConfig
-from train.track.console import make_console
+from train.track.console import open_console
 from train.track.metrics_file import MetricsFile
-from train.track.sinks import RunInfo, Sink, TensorBoardSink, WandbSink
+from train.track.sinks import RunInfo, Sink
+from train.track.tensorboard import TensorBoardSink
+from train.track.wandb_sink import WandbSink
 
 _log = logging.getLogger("train")
-_QUEUE = 1000
 
 
 class Tracker:
@@ -22,7 +22,8 @@ class Tracker:
 
     metrics.jsonl and the console are written at once; all other sinks live in one background
     thread, which also imports them, so that neither the start nor the loop waits for them. Where
-    they cannot keep up, reports and histograms are dropped first.
+    they cannot keep up, reports and histograms are dropped first. No method ever raises because
+    of what became of a sink.
     """
 
     def __init__(
@@ -38,55 +39,63 @@ class Tracker:
         if not is_main:
             return
         self._close_seconds = close_seconds
-        self._console = make_console(config.console, run.unit, run.total_steps, run.start_step)
-        self._file: MetricsFile | None = None
-        self._file_failed = False
-        self._guard("metrics.jsonl", self._open_file, run)
+        self._warned: set[str] = set()
+        self._console = open_console(config.console, run.unit, run.total_steps, run.start_step)
+        self._file = self._open_file(run)
         if sinks is None:
             sinks = []
             if config.tensorboard:
                 sinks.append(TensorBoardSink(run))
             if config.wandb != "disabled":
                 sinks.append(WandbSink(run, config))
-        self._background = _Background(sinks, self.say, self.warn)
+        self._background = Background(sinks, self.say, self.warn)
 
-    def _open_file(self, run: RunInfo) -> None:
+    def _open_file(self, run: RunInfo) -> MetricsFile | None:
         path = run.directory / "metrics.jsonl"
-        self._file = MetricsFile(path, start_step=run.start_step, attempt=run.attempt)
-        if self._file.damaged:
+        try:
+            file = MetricsFile(path, start_step=run.start_step, attempt=run.attempt)
+        except OSError as error:
+            self.warn(f"{path} cannot be opened and is not written: {error}")
+            return None
+        if file.damaged:
             self.warn(
-                f"{self._file.damaged} line(s) of {path} were no metrics; they are now in "
+                f"{file.damaged} line(s) of {path} were no metrics; they are now in "
                 f"{path.name}.damaged."
             )
-
-    def _guard(self, name: str, call: Callable[..., None], *arguments: Any) -> None:
-        try:
-            call(*arguments)
-        except Exception as error:
-            _log.exception("%s failed", name)
-            self.warn(f"{name} failed and is not written any more: {error}")
-            self._file = None
+        return file
 
     def _metrics(self, call: Callable[..., None], *arguments: Any) -> None:
         try:
             call(*arguments)
         except OSError as error:
-            if not self._file_failed:
-                self.warn(f"metrics.jsonl cannot be written ({error}); its rows wait until it can.")
-            self._file_failed = True
+            self._warn_once(
+                "metrics.jsonl",
+                f"metrics.jsonl cannot be written ({error}); its rows wait until it can.",
+            )
         else:
-            self._file_failed = False
+            self._warned.discard("metrics.jsonl")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Scalars of a step, such as "train/loss" or "eval/accuracy"."""
         if not self._is_main:
             return
-        metrics = dict(metrics)
+        numbers = self._numbers(metrics)
         if self._file:
-            self._metrics(self._file.log, step, metrics)
-        self._console.log(step, metrics)
-        _log.info("step %d %s", step, {name: round(v, 6) for name, v in metrics.items()})
-        self._background.put("log", step, metrics)
+            self._metrics(self._file.log, step, numbers)
+        self._console.log(step, numbers)
+        _log.info("step %d %s", step, {name: round(v, 6) for name, v in numbers.items()})
+        self._background.put("log", step, numbers)
+
+    def _numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        numbers = {}
+        for name, value in metrics.items():
+            try:
+                numbers[name] = float(value)
+            except (TypeError, ValueError):
+                self._warn_once(
+                    name, f"The metric {name!r} is no number but {value!r}; it is left out."
+                )
+        return numbers
 
     def progress(self, step: int) -> None:
         """After every step; costs microseconds."""
@@ -100,11 +109,20 @@ class Tracker:
         """Texts (str) and images (float tensor or array of shape (3, H, W) in [0, 1])."""
         if not self._is_main or not items:
             return
-        items = {k: v if isinstance(v, str) else _array(v) for k, v in items.items()}
+        shown: dict[str, Any] = {}
         for name, item in items.items():
             if isinstance(item, str):
-                self.say(f"{name} at step {step}:\n{item}")
-        self._background.put("report", step, items)
+                shown[name] = _printable(item)
+                self.say(f"{name} at step {step}:\n{shown[name]}")
+            elif (image := _image(item)) is not None:
+                shown[name] = image
+            else:
+                self._warn_once(
+                    name,
+                    f"The task's report {name!r} is neither text nor an image of shape (3, H, W); "
+                    "it is left out.",
+                )
+        self._background.put("report", step, shown)
 
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
         """Arrays whose distribution is of interest; the caller gives them away."""
@@ -118,10 +136,14 @@ class Tracker:
             self._console.say(text)
 
     def warn(self, text: str) -> None:
-        """A warning for the person and for the log file."""
+        """A warning for the log file and, through the handler that ``setup_logging`` installs on
+        rank 0, for the person."""
         _log.warning("%s", text)
-        if self._is_main:
-            self._console.warn(text)
+
+    def _warn_once(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            self.warn(text)
 
     def flush(self, step: int) -> None:
         """Makes metrics.jsonl durable up to ``step``; called before its checkpoint is committed."""
@@ -139,84 +161,31 @@ class Tracker:
             return
         if self._file:
             self._metrics(self._file.close)
+            self._file = None
         if not self._background.close(self._close_seconds):
             self.warn(
-                f"A sink was not done after {self._close_seconds:g} s and was left behind; "
-                "metrics.jsonl has everything."
+                f"TensorBoard or W&B was not done after {self._close_seconds:g} s and was left "
+                "behind; metrics.jsonl has everything."
             )
         self._console.close()
 
 
-class _Background:
-    """The thread that feeds the sinks, and the queue before it."""
-
-    def __init__(
-        self, sinks: Sequence[Sink], say: Callable[[str], None], warn: Callable[[str], None]
-    ) -> None:
-        self._sinks, self._say, self._warn = list(sinks), say, warn
-        self._queue: deque[tuple[str, tuple[Any, ...]]] = deque()
-        self._ready = threading.Condition()
-        self._closing = False
-        self._dropped = 0
-        # A daemon: a sink that hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
-        self._started = False
-
-    def put(self, method: str, *arguments: Any) -> None:
-        """Queues a call of every sink's method; never waits."""
-        if not self._sinks:
-            return
-        with self._ready:
-            if len(self._queue) >= _QUEUE:
-                self._dropped += 1
-                victim = next((i for i in self._queue if i[0] in ("histograms", "report")), None)
-                self._queue.remove(victim) if victim else self._queue.popleft()
-            self._queue.append((method, arguments))
-            self._ready.notify()
-        if not self._started:
-            self._started = True
-            self._thread.start()
-
-    def close(self, seconds: float) -> bool:
-        """Lets the thread finish; False where that took too long."""
-        if not self._started:
-            return True
-        with self._ready:
-            self._closing = True
-            self._ready.notify()
-        self._thread.join(seconds)
-        if self._dropped:
-            self._warn(f"The sinks could not keep up: {self._dropped} item(s) were dropped.")
-        return not self._thread.is_alive()
-
-    def _work(self) -> None:
-        for sink in list(self._sinks):
-            said = self._call(sink, "open")
-            if said:
-                self._say(said)
-        while True:
-            with self._ready:
-                while not self._queue and not self._closing:
-                    self._ready.wait()
-                if not self._queue:
-                    break
-                method, arguments = self._queue.popleft()
-            for sink in list(self._sinks):
-                self._call(sink, method, *arguments)
-        for sink in list(self._sinks):
-            self._call(sink, "close")
-
-    def _call(self, sink: Sink, method: str, *arguments: Any) -> Any:
-        try:
-            return getattr(sink, method)(*arguments)
-        except BaseException as error:  # wandb raises KeyboardInterrupt and SystemExit as well
-            _log.exception("%s failed", sink.name)
-            if sink in self._sinks:
-                self._sinks.remove(sink)
-            self._warn(f"{sink.name} failed and is not written any more: {error!r}")
-            return None
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {*b"\t\n"}, "\N{REPLACEMENT CHARACTER}")
 
 
-def _array(value: Any) -> Any:
-    """A tensor as a numpy array on the host; anything else as it is."""
-    return value.detach().float().cpu().numpy() if hasattr(value, "detach") else value
+def _printable(text: str) -> str:
+    """Generated text without what would steer the terminal or is no Unicode."""
+    return text.replace("\r\n", "\n").encode("utf-8", "replace").decode().translate(_CONTROLS)
+
+
+def _image(value: Any) -> Any:
+    """A float image as uint8 on the host, which every sink takes alike; None for anything else."""
+    import numpy as np
+
+    if hasattr(value, "detach"):
+        value = value.detach().float().cpu().numpy()
+    if not isinstance(value, np.ndarray) or value.ndim != 3 or value.shape[0] != 3:
+        return None
+    if value.dtype == np.uint8:
+        return value
+    return (np.nan_to_num(value).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)

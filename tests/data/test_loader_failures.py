@@ -1,0 +1,176 @@
+"""What fails while loading is told clearly, at once, and as what it is."""
+
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from tests.data.loading import Numbers, evaluate, load, make
+from train.data.loader import LoaderConfig, check_dataset
+from train.exits import DataError, RetryError, UsageError
+
+
+class Broken(Numbers):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def __getitem__(self, index):
+        if index == 5:
+            self.how()
+        return super().__getitem__(index)
+
+
+class Unpicklable(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")
+
+
+def fail():
+    raise ValueError("the file is\nbroken")
+
+
+def fail_oddly():
+    raise Unpicklable("this", "that")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_raises_is_named(workers):
+    with pytest.raises(DataError) as error:
+        load(Broken(fail), workers=workers)
+    assert "index 5 in epoch 0" in str(error.value)
+    assert "Broken" in str(error.value)
+    assert "ValueError" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "in fail" in "".join(traceback.format_exception(error.value)), "for the log"
+
+
+def test_an_exception_that_cannot_be_pickled_is_told_all_the_same():
+    with pytest.raises(DataError, match="Unpicklable: this that"):
+        load(Broken(fail_oddly), workers=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_collate_that_raises_is_told(workers):
+    def collate(_samples):
+        raise KeyError("label")
+
+    expected = r"joining \(collate\).*in epoch 0 \(positions 6 to 11 of the stream\).*KeyError"
+    with pytest.raises(DataError, match=expected):
+        load(Numbers(), start=1, collate=collate, workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stop_iteration_does_not_end_the_training_silently(workers):
+    with pytest.raises(DataError, match="StopIteration: no more"):
+        load(Broken(no_more), workers=workers)
+
+
+def no_more():
+    raise StopIteration("no more")
+
+
+def test_an_interrupt_stays_an_interrupt():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(Broken(interrupt))
+
+
+def test_a_failure_in_the_evaluation_says_so():
+    batches = evaluate(Broken(fail))
+    with pytest.raises(DataError, match="index 5 in the evaluation with ValueError"), batches:
+        list(batches)
+
+
+def test_a_batch_that_cannot_be_sent_is_told_instead_of_waited_for():
+    def collate(_samples):
+        return lambda: None
+
+    with pytest.raises(DataError, match=r"cannot be sent from a data worker \(.*pickle"):
+        load(Numbers(), collate=collate, workers=1)
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error")
+def test_a_dataset_that_cannot_be_sent_is_told():
+    class Local(Numbers):
+        pass
+
+    with pytest.raises(UsageError, match=r"Local.*spawn of loader\.multiprocessing_context"):
+        load(Local(), workers=1, multiprocessing_context="spawn")
+
+
+def test_a_worker_that_is_killed_is_a_reason_to_try_again():
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RetryError, match=r"/dev/shm.*loader\.workers"):
+        load(Broken(die), workers=1)
+
+
+class Stuck(Numbers):
+    def __getitem__(self, index):
+        time.sleep(60)
+
+
+def test_workers_that_are_too_slow_are_a_reason_to_try_again():
+    started = time.monotonic()
+    with pytest.raises(RetryError, match=r"loader\.timeout \(now 0\.5 s\)"):
+        load(Stuck(), workers=2, timeout=0.5)
+    assert time.monotonic() - started < 5, "stuck workers are not waited for"
+    assert not multiprocessing.active_children()
+
+
+def test_a_death_is_told_where_batches_are_asked_for_and_nowhere_else():
+    """Even where a loader of the user's has put torch's own signal handler in place."""
+    list(DataLoader([1, 2], num_workers=1))
+    with make(Numbers(), workers=1, steps=1000) as batches:
+        os.kill(int(next(batches).batch["pid"][0]), signal.SIGKILL)
+        deadline = time.monotonic() + 0.3
+        while time.monotonic() < deadline:  # a forward pass, say
+            torch.ones(3).sum()
+        with pytest.raises(RetryError, match="exited unexpectedly"):
+            list(batches)
+
+
+def test_signals_to_stop_are_not_for_workers():
+    with make(Numbers(), workers=1, steps=20) as batches:
+        pid = int(next(batches).batch["pid"][0])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(pid, number)
+        assert {int(p) for micro in batches for p in micro.batch["pid"]} == {pid}
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(range(3))
+
+
+def test_what_is_no_map_style_dataset_is_refused():
+    for dataset in (Endless(), iter([1]), {1, 2}):
+        with pytest.raises(UsageError, match=r"not a map-style dataset.*__getitem__"):
+            check_dataset(dataset, "train_dataset")
+    with pytest.raises(DataError, match="without samples"):
+        check_dataset(Numbers(0), "train_dataset")
+    check_dataset([1, 2], "train_dataset")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("prefetch_factor", 2),
+        ("timeout", 1.0),
+        ("persistent_workers", True),
+        ("multiprocessing_context", "spawn"),
+    ],
+)
+def test_options_of_workers_without_workers_are_refused(option, value):
+    with pytest.raises(ValueError, match=rf"loader\.{option} .* loader\.workers is 0"):
+        LoaderConfig(**{option: value})
+    LoaderConfig(workers=1, **{option: value})

@@ -1,0 +1,262 @@
+"""What is shown on a terminal (a real pty) and elsewhere."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from tests.support.runs import ROOT
+from train.track import console as console_module
+from train.track.console import GuardedConsole, Pace, describe, open_console
+
+SAID = """
+import sys, time, warnings, logging
+from pathlib import Path
+from train.track.config import TrackConfig
+from train.track.logs import setup_logging
+from train.track.tracker import Tracker
+from tests.track.conftest import run_info
+
+directory = Path(sys.argv[1])
+info = run_info(directory, total_steps=40, start_step=10)
+setup_logging(directory, 0, 1, "INFO")
+tracker = Tracker(TrackConfig(console=sys.argv[2]), info, is_main=True, sinks=[])
+tracker.say("the run begins")
+for step in range(11, 41):
+    time.sleep(0.03)
+    tracker.progress(step)
+    tracker.log(step, {
+        "train/loss": 100.0 / step, "train/learning_rate": 3e-4,
+        "speed/samples_per_second": 1234.5, "speed/tokens_per_second": 56789.0,
+    })
+    if step == 20:
+        tracker.log(20, {"eval/loss": 0.25})
+        tracker.report(20, {"sample": "clear \\x1b[2J the screen"})
+    if step == 30:
+        tracker.warn("look here")
+        warnings.warn("a library is worried")
+        logging.getLogger("library").error("a library has failed\\nat length")
+        logging.getLogger("library").info("unimportant")
+        print("the user's own print")
+tracker.say("the run ends")
+tracker.close()
+"""
+
+
+def on_terminal(directory, kind="auto", columns=80, term="xterm"):
+    """All that reaches a terminal."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.environ.update(TERM=term, OMP_NUM_THREADS="1")
+        os.environ.pop("COLUMNS", None)
+        os.environ.pop("NO_COLOR", None)
+        os.execv(sys.executable, [sys.executable, "-c", SAID, str(directory), kind])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    shown = b""
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # how a pty says that the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, shown.decode()
+    return shown.decode()
+
+
+def not_on_terminal(directory, kind="auto"):
+    done = subprocess.run(
+        [sys.executable, "-c", SAID, str(directory), kind],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def lines(shown):
+    """The lines that stay on the terminal: of those drawn over each other, the last."""
+    kept = []
+    for line in shown.replace("\r\n", "\n").split("\n"):
+        drawn = [ESCAPE.sub("", part) for part in re.split(r"\r|\x1b\[2K", line)]
+        kept.append(next((part.rstrip() for part in reversed(drawn) if part.strip()), ""))
+    return kept
+
+
+@pytest.fixture(scope="module", params=[80, 200])
+def shown(request, tmp_path_factory):
+    return on_terminal(tmp_path_factory.mktemp("bar"), columns=request.param), request.param
+
+
+def test_a_terminal_has_a_bar(shown):
+    text, columns = shown
+    frames = [
+        ESCAPE.sub("", f).strip() for f in re.split(r"[\r\n]+", text) if "━" in ESCAPE.sub("", f)
+    ]
+    assert len(frames) > 3, "it is redrawn"
+    assert all(len(frame) < columns for frame in frames), "it never needs a second line"
+    middle = frames[len(frames) // 2]
+    assert re.match(r"\d+/40 ", middle)
+    assert re.search(r"loss \d+\.\d+ lr 3\.0e-04 1\.2k samples/s", middle)
+    assert re.search(r"\d:\d\d eta \d:\d\d$", middle)
+    if columns == 200:
+        assert "56.8k tokens/s" in middle
+    assert "40/40" in frames[-1]
+    assert "loss 2.5" in frames[-1]
+
+
+def test_what_is_said_stands_above_the_bar_and_is_whole(shown):
+    kept = lines(shown[0])
+    said = [
+        "the run begins",
+        "step 20/40  eval/loss 0.2500",
+        "sample at step 20:",
+        "clear \N{REPLACEMENT CHARACTER}[2J the screen",
+        "warning: look here",
+        "error: a library has failed",
+        "the user's own print",
+        "the run ends",
+    ]
+    places = [kept.index(line) for line in said]
+    assert places == sorted(places)
+    (worried,) = [line for line in kept if "a library is worried" in line]
+    assert worried.startswith("warning: ")
+    assert not [line for line in kept if "unimportant" in line or "at length" in line]
+    (bar,) = [number for number, line in enumerate(kept) if "━" in line]
+    assert places[-2] < bar < places[-1], "only the last state of the bar stays"
+
+
+def test_the_cursor_is_shown_again(shown):
+    assert shown[0].rindex("\x1b[?25h") > shown[0].rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "dumb terminal"])
+def test_elsewhere_there_are_plain_lines(tmp_path, terminal):
+    if terminal:
+        out = on_terminal(tmp_path, term="dumb").replace("\r\n", "\n")
+    else:
+        done = not_on_terminal(tmp_path)
+        out = done.stdout
+        error, worried, failed = done.stderr.splitlines()
+        assert error == "warning: look here"
+        assert worried.endswith("UserWarning: a library is worried")
+        assert failed == "error: a library has failed"
+    assert "\x1b" not in out
+    assert "\r" not in out
+    out = out.splitlines()
+    assert out[0] == "the run begins"
+    assert out[-1] == "the run ends"
+    numbers = "lr 3.0e-04  1.2k samples/s  56.8k tokens/s"
+    assert f"step 11/40  loss 9.0909  {numbers}" in out, "there is no pace yet"
+    assert any(
+        re.fullmatch(rf"step 25/40  loss 4.0000  {numbers}  eta 0:0\d", line) for line in out
+    )
+    assert "step 20/40  eval/loss 0.2500" in out
+    assert sum(line.startswith("step ") for line in out) == 31
+
+
+def test_quiet_shows_only_warnings(tmp_path):
+    done = not_on_terminal(tmp_path, "quiet")
+    assert done.stdout == "the user's own print\n"
+    assert "warning: look here" in done.stderr
+
+
+def test_a_reader_that_leaves_does_not_stop_the_run(tmp_path):
+    """As in ``fit | head -1``; the exit code is that of the run as well."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out:
+        done = subprocess.run(
+            [sys.executable, "-c", SAID.replace("print(", "str("), str(tmp_path), "plain"],
+            cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr.count("Broken pipe") == 1
+    assert "Traceback" not in done.stderr
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 30
+
+
+def test_any_character_can_be_shown(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SAID.replace("the run begins", "\N{SNOWMAN}"), str(tmp_path), "plain"],
+        cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.startswith("\\u2603\n")
+    assert done.stdout.endswith("the run ends\n")
+
+
+def test_a_console_that_fails_is_dropped(caplog):
+    class Broken:
+        def say(self, *_):
+            raise RuntimeError("no room for that")
+
+        log = progress = close = say
+
+    console = GuardedConsole(Broken())
+    console.say("one")
+    console.log(1, {})
+    console.progress(1)
+    console.close()
+    assert [r.message for r in caplog.records if "no room for that" in r.message] == [
+        "The console failed and shows nothing any more: RuntimeError('no room for that')"
+    ]
+
+
+def test_the_kind_follows_the_terminal(monkeypatch):
+    assert type(open_console("auto", "samples", 10, 0)._console).__name__ == "PlainConsole"
+    for kind, name in [("bar", "BarConsole"), ("plain", "PlainConsole"), ("quiet", "QuietConsole")]:
+        assert type(open_console(kind, "samples", 10, 0)._console).__name__ == name
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    times = iter([])
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: next(times))
+
+    def set_times(*values):
+        nonlocal times
+        times = iter(values)
+
+    return set_times
+
+
+def test_pace_starts_after_the_first_step_and_is_that_of_this_attempt(clock):
+    clock(1000.0, 1002.0)
+    pace = Pace(1000)
+    assert pace.seconds_left(901) is None
+    assert pace.seconds_left(903) == pytest.approx(97.0)
+
+
+def test_pace_follows_a_change_within_minutes(clock):
+    clock(0.0, 100.0, 110.0, 300.0)
+    pace = Pace(2000)
+    for step in (0, 100, 200):  # 1 s each, then 0.1 s
+        left = pace.seconds_left(step)
+    assert 0.1 * 1800 < left < 0.6 * 1800
+    assert pace.seconds_left(2000 - 10) == pytest.approx(1.06, rel=0.1)
+
+
+def test_describe():
+    metrics = {
+        "train/loss": 2.34567, "train/learning_rate": 0.0003, "speed/samples_per_second": 99.94,
+        "speed/tokens_per_second": 1.5e6, "train/skipped_steps": 2.0, "memory/rss_gib": 1.0,
+    }  # fmt: skip
+    line = "loss 2.3457  lr 3.0e-04  99.9 samples/s"
+    assert describe(metrics, "tokens") == f"{line}  1.5M tokens/s  skipped 2"
+    assert describe(metrics, "samples") == f"{line}  skipped 2"
+    assert describe({"eval/loss": 1.0, "eval/b": 0.5}, "x") == "eval/loss 1.0000  eval/b 0.5000"
+    assert describe({"train/loss": float("nan")}, "x") == "loss nan"

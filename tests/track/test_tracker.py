@@ -1,0 +1,322 @@
+"""Whatever a sink does, the training goes on and does not wait."""
+
+import errno
+import importlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.runs import ROOT
+from tests.track.conftest import Recorder
+from train.track import background
+
+
+def rows(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def log(directory, rank=0):
+    return (directory / "logs" / f"rank-{rank}.log").read_text()
+
+
+def drive(tracker):
+    """All calls that a training makes."""
+    for step in (1, 2, 3):
+        tracker.progress(step)
+        tracker.log(step, {"train/loss": float(step)})
+        tracker.histograms(step, {"weights/w": np.ones(3)})
+    tracker.report(3, {"sample": "text", "drawn": np.zeros((3, 2, 2), dtype=np.float32)})
+    tracker.say("said")
+    tracker.flush(3)
+    tracker.summary({"loss": 3.0})
+    tracker.close()
+
+
+def test_every_sink_gets_everything_in_order(track):
+    sinks = [Recorder(), Recorder()]
+    drive(track(sinks))
+    for sink in sinks:
+        methods = [call[0] for call in sink.calls]
+        assert methods == [
+            "load", "open", *["log", "histograms"] * 3, "report", "summary", "close",
+        ]  # fmt: skip
+        assert sink.called("log") == [(step, {"train/loss": float(step)}) for step in (1, 2, 3)]
+        ((step, items),) = sink.called("report")
+        assert (step, items["sample"], items["drawn"].dtype) == (3, "text", np.uint8)
+        assert sink.called("summary") == [({"loss": 3.0},)]
+
+
+@pytest.mark.parametrize(
+    "where", ["load", "open", "log", "report", "histograms", "summary", "close"]
+)
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_a_sink_that_raises_is_dropped_with_one_warning(track, tmp_path, capfd, where, error):
+    def behave(method):
+        if method == where:
+            raise error("it broke")
+
+    broken, good = Recorder(behave), Recorder()
+    drive(track([broken, good]))
+    assert broken.calls[-1][0] == where, "nothing more is asked of it"
+    assert len(broken.called(where)) == 1
+    assert [call[0] for call in good.calls][-2:] == ["summary", "close"]
+    assert len(good.called("log")) == 3
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "the test's sink failed" in line
+    assert "it broke" in line
+    assert "Traceback" in log(tmp_path), "the log file has the details"
+
+
+def test_what_a_sink_says_on_opening_is_told(track, capfd):
+    sink = Recorder(lambda method: "lies there" if method == "open" else None)
+    drive(track([sink], config={"console": "plain"}))
+    assert "lies there" in capfd.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("where", ["load", "open", "log", "close"])
+def test_a_sink_that_hangs_stops_nobody(track, tmp_path, capfd, where):
+    let_go = threading.Event()
+    sink = Recorder(lambda method: let_go.wait() if method == where else None)
+    tracker = track([sink], close_seconds=0.3)
+    started = time.perf_counter()
+    drive(tracker)
+    seconds = time.perf_counter() - started
+    let_go.set()
+    assert 0.3 <= seconds < 1.5
+    assert "was not done after 0.3 s" in capfd.readouterr().err
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+
+
+def test_close_waits_for_what_is_still_queued(track, capfd):
+    sink = Recorder(lambda method: time.sleep(0.05) if method == "log" else None)
+    drive(track([sink]))
+    assert len(sink.called("log")) == 3
+    assert len(sink.called("close")) == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_a_hanging_sink_does_not_keep_the_process_from_ending(tmp_path):
+    code = """
+import sys, time
+from pathlib import Path
+from train.track.config import TrackConfig
+from train.track.tracker import Tracker
+from tests.track.conftest import Recorder, run_info
+sink = Recorder(lambda method: time.sleep(600))
+tracker = Tracker(TrackConfig(console="quiet"), run_info(Path(sys.argv[1])), is_main=True,
+                  sinks=[sink], close_seconds=0.1)
+tracker.log(1, {"train/loss": 1.0})
+tracker.close()
+sys.exit(75)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, timeout=20, check=False
+    )
+    assert done.returncode == 75
+
+
+def test_a_slow_sink_loses_histograms_first(track, capfd, monkeypatch):
+    monkeypatch.setattr(background, "_ITEMS", 20)
+    let_go, opened = threading.Event(), threading.Event()
+
+    def behave(method):
+        if method == "open":
+            opened.set()
+            let_go.wait()
+
+    sink = Recorder(behave)
+    tracker = track([sink])
+    tracker.log(0, {"train/loss": 0.0})
+    opened.wait()
+    for step in range(1, 30):
+        tracker.log(step, {"train/loss": 1.0})
+        if step <= 8:
+            tracker.histograms(step, {"w": np.ones(3)})
+    assert "cannot keep up" in capfd.readouterr().err, "told at once"
+    let_go.set()
+    tracker.close()
+    assert sink.called("histograms") == []
+    assert [step for step, _ in sink.called("log")] == list(range(10, 30)), "then the oldest rows"
+    err = capfd.readouterr().err
+    assert "they lack 8 x histograms, 10 x log" in err or "10 x log, 8 x histograms" in err
+
+
+def test_histograms_that_wait_have_a_limit_in_memory(track, capfd, monkeypatch):
+    monkeypatch.setattr(background, "_BYTES", 1000)
+    let_go = threading.Event()
+    sink = Recorder(lambda method: let_go.wait() if method == "open" else None)
+    tracker = track([sink])
+    for step in range(1, 11):
+        tracker.log(step, {"train/loss": 1.0})
+        tracker.histograms(step, {"w": np.ones(50)})  # 400 bytes
+    tracker.histograms(11, {"w": np.ones(5000)})  # alone larger than the limit
+    let_go.set()
+    tracker.close()
+    assert [step for step, _ in sink.called("histograms")] == [11]
+    assert len(sink.called("log")) == 10
+    assert "they lack 10 x histograms" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_told_once_and_made_up_for(track, tmp_path, capfd, monkeypatch):
+    tracker = track()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    append = tracker._file._append
+    tracker._file._append = full
+    for step in (1, 2, 3):
+        tracker.progress(step)
+        tracker.log(step, {"train/loss": 1.0})
+    tracker.flush(3)
+    assert capfd.readouterr().err.count("No space left") == 1
+    tracker._file._append = append
+    tracker.log(4, {"train/loss": 1.0})
+    tracker.close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_metrics_file_that_cannot_be_opened_is_told(track, tmp_path, capfd):
+    (tmp_path / "metrics.jsonl").mkdir()
+    sink = Recorder()
+    drive(track([sink]))
+    assert "metrics.jsonl cannot be opened" in capfd.readouterr().err
+    assert len(sink.called("log")) == 3
+
+
+def test_damaged_lines_are_told(track, tmp_path, capfd):
+    (tmp_path / "metrics.jsonl").write_text('nonsense\n{"step": 1}\n')
+    track(start_step=1, attempt=2)
+    assert "1 line(s) of" in capfd.readouterr().err
+    assert rows(tmp_path) == [{"step": 1}]
+
+
+def test_what_is_no_number_is_left_out(track, tmp_path, capfd):
+    sink = Recorder()
+    tracker = track([sink])
+    for step in (1, 2):
+        tracker.log(step, {"a": torch.tensor(2.0), "b": np.float32(3), "c": "four", "d": None})
+    tracker.close()
+    assert sink.called("log")[0] == (1, {"a": 2.0, "b": 3.0})
+    assert [(row["a"], row["b"], "c" in row) for row in rows(tmp_path)] == [(2.0, 3.0, False)] * 2
+    err = capfd.readouterr().err
+    assert err.count("The metric 'c' is no number but 'four'") == 1
+    assert err.count("The metric 'd' is no number") == 1
+
+
+def test_what_can_be_reported(track, capfd):
+    sink = Recorder()
+    tracker = track([sink], config={"console": "plain"})
+    tracker.report(5, {
+        "text": "bell \a, r\r\nn, lone \ud800, tab\t",
+        "tensor": torch.full((3, 2, 2), 0.5, dtype=torch.float16),
+        "grey": np.zeros((2, 2)), "number": 7,
+    })  # fmt: skip
+    tracker.report(6, {})
+    tracker.close()
+    ((_, items),) = sink.called("report")
+    assert items.keys() == {"text", "tensor"}
+    assert items["text"] == "bell \N{REPLACEMENT CHARACTER}, r\nn, lone ?, tab\t"
+    assert items["tensor"].tolist() == [[[128] * 2] * 2] * 3
+    out, err = capfd.readouterr()
+    assert "text at step 5:\nbell" in out
+    assert "report 'grey' is neither text nor an image" in err
+    assert "report 'number' is neither" in err
+
+
+def test_other_ranks_write_nothing_but_their_log(track, tmp_path, capfd):
+    sink = Recorder()
+    tracker = track([sink], rank=1)
+    drive(tracker)
+    tracker.warn("careful")
+    assert sink.calls == []
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == [
+        "logs/rank-1.log"
+    ]
+    assert "INFO attempt 1 rank 1 train: said" in log(tmp_path, 1)
+    assert "WARNING attempt 1 rank 1 train: careful" in log(tmp_path, 1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_costs_next_to_nothing(track):
+    tracker = track()
+    rounds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        for step in range(10_000):
+            tracker.progress(step)
+        rounds.append((time.perf_counter() - started) / 10_000)
+    assert min(rounds) < 5e-6
+
+
+def test_importing_is_light():
+    code = """
+import sys
+import train.track.config, train.track.tracker, train.track.logs, train.track.console
+import train.track.metrics_file, train.track.sinks, train.track.tensorboard
+import train.track.wandb_sink, train.track.background
+print(sorted({"torch", "numpy", "wandb", "tensorboard", "rich"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_nothing_heavy_is_imported_before_the_first_row(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from train.track.config import TrackConfig
+from train.track.tracker import Tracker
+from tests.track.conftest import run_info
+heavy = {"wandb", "tensorboard", "rich"}
+tracker = Tracker(TrackConfig(console="plain"), run_info(Path(sys.argv[1])), is_main=True)
+tracker.say("begins")
+tracker.progress(1)
+assert not heavy & set(sys.modules), sys.modules.keys() & heavy
+tracker.close()
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
+
+
+def import_it(done):
+    importlib.import_module("slow_to_import")
+    done.set()
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_data_worker_forked_during_an_import_can_import_the_same(track, tmp_path, monkeypatch):
+    """Else it waits for ever, for an import that goes on in the parent only."""
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.5)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importing = threading.Event()
+
+    def behave(method):
+        if method == "load":
+            importing.set()
+            importlib.import_module("slow_to_import")
+
+    tracker = track([Recorder(behave)])
+    tracker.log(1, {"train/loss": 1.0})
+    importing.wait()
+    context = multiprocessing.get_context("fork")
+    done = context.Event()
+    worker = context.Process(target=import_it, args=(done,))
+    worker.start()
+    worker.join(10)
+    hangs = worker.is_alive()
+    if hangs:
+        os.kill(worker.pid, 9)
+        worker.join()
+    assert not hangs
+    assert done.is_set()

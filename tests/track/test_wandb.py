@@ -1,0 +1,220 @@
+"""Reads back the real file of offline runs, each made in a process of its own, as runs are."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("wandb")
+
+from tests.support.runs import ROOT
+from tests.track.wandb_file import WandbFile, offline_files
+from train.track.wandb_sink import wandb_mode
+
+MADE = """
+import json, sys, time, warnings
+from pathlib import Path
+import numpy as np
+from train.track.config import TrackConfig
+from train.track.logs import setup_logging
+from train.track.tracker import Tracker
+from train.track.wandb_sink import WandbSink
+from tests.track.conftest import run_info
+
+directory, values = Path(sys.argv[1]), json.loads(sys.argv[2])
+hooks = sys.exit, sys.excepthook
+info = run_info(directory, **values.get("run", {}))
+config = TrackConfig(console="plain", tensorboard=False, **values.get("track", {}))
+sink = WandbSink(info, config, init_seconds=values.get("init_seconds", 20.0))
+setup_logging(directory, 0, info.attempt, "INFO")
+tracker = Tracker(config, info, is_main=True, sinks=[sink])
+for step in range(info.start_step + 1, info.start_step + 4):
+    tracker.progress(step)
+    tracker.log(step, {"train/loss": 1.0 / step, "eval/none": float("nan")})
+image = np.zeros((3, 4, 6)); image[0] = 1.0
+tracker.report(info.start_step + 3, {"sample": "<x>&", "drawn": image})
+tracker.histograms(info.start_step + 3, {"weights/w": np.arange(10.0)})
+tracker.summary({"loss": 0.125})
+tracker.close()
+assert hooks == (sys.exit, sys.excepthook)
+sys.exit(int(values.get("exit", 0)))
+"""
+
+
+def track(directory, expect=0, env=None, **values):
+    """An attempt at a run; the environment knows no W&B but what is given."""
+    clean = {k: v for k, v in os.environ.items() if "WANDB" not in k}
+    home = directory / "home"
+    home.mkdir(exist_ok=True)
+    clean |= {"HOME": str(home), "OMP_NUM_THREADS": "1", **(env or {})}
+    done = subprocess.run(
+        [sys.executable, "-c", MADE, str(directory), json.dumps(values)],
+        cwd=ROOT, env=clean, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory):
+    """Two attempts at one run, and what they said."""
+    directory = tmp_path_factory.mktemp("my runs")
+    tags = {"wandb_tags": ["quick"], "wandb_project": "mine"}
+    first = track(directory, track=tags)
+    second = track(directory, run={"attempt": 2, "start_step": 2}, track=tags, exit=7, expect=7)
+    return directory, first, second
+
+
+@pytest.fixture(scope="module")
+def files(twice):
+    return [WandbFile(path) for path in offline_files(twice[0])]
+
+
+def test_both_attempts_are_one_run(files):
+    assert len(files) == 2
+    for file in files:
+        assert file.run.run_id == "digits-wandb-id"
+        assert file.run.display_name == "digits"
+        assert file.run.run_group == "digits-20260101-000000-abcdef"
+        assert file.run.project == "mine"
+        assert list(file.run.tags) == ["quick"]
+        assert file.exit_code == [0]
+
+
+def test_the_config_and_the_version_are_there(files):
+    assert files[0].config["optim"] == {"lr": 0.1}
+    assert files[0].config["code"] == {"isorun": "0.1.0"}
+
+
+def test_rows_have_our_own_step(files):
+    def rows(file):
+        return [
+            (r["step"], r["attempt"], r["train/loss"]) for r in file.history if "train/loss" in r
+        ]
+
+    assert rows(files[0]) == [(step, 1, 1.0 / step) for step in (1, 2, 3)]
+    assert rows(files[1]) == [(step, 2, 1.0 / step) for step in (3, 4, 5)]
+    assert files[1].history[0]["_step"] == 0, "W&B's own begins anew; nothing may rely on it"
+
+
+def test_every_metric_is_drawn_over_our_step(files):
+    for file in files:
+        assert file.metrics["*"].step_metric == "step"
+        assert file.metrics["step"].options.defined
+
+
+def test_texts_images_and_histograms_are_there(twice, files):
+    rows = [row for row in files[0].history if "train/loss" not in row]
+    (report,) = [row for row in rows if "sample" in row]
+    assert report["step"] == 3
+    assert report["sample"]["_type"] == "html-file"
+    assert report["drawn"]["_type"] == "image-file"
+    assert (report["drawn"]["width"], report["drawn"]["height"]) == (6, 4)
+    kept = offline_files(twice[0])[0].parent / "files"
+    assert "<pre>&lt;x&gt;&amp;</pre>" in (kept / report["sample"]["path"]).read_text()
+    assert (kept / report["drawn"]["path"]).read_bytes().startswith(b"\x89PNG")
+    (histogram,) = [row["weights/w"] for row in rows if "weights/w" in row]
+    assert histogram["_type"] == "histogram"
+    assert sum(histogram["values"]) == 10
+
+
+def test_the_summary_has_the_final_numbers(files):
+    assert files[0].summary["final/loss"] == 0.125
+
+
+def test_it_says_once_how_to_upload_and_nothing_else(twice):
+    directory, first, second = twice
+    for done in (first, second):
+        said = f"W&B is offline. To upload: wandb sync '{directory}/wandb'/offline-run-*"
+        assert [line for line in done.stdout.splitlines() if "wandb" in line] == [said]
+        assert done.stderr == ""
+
+
+def test_nothing_is_left_outside_the_run_directory(twice):
+    assert list((twice[0] / "home").rglob("*")) == []
+
+
+@pytest.fixture
+def black_hole():
+    """A server that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(100)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_an_unreachable_service_is_told_and_the_run_is_kept_offline(tmp_path, black_hole):
+    env = {"WANDB_BASE_URL": black_hole, "WANDB_API_KEY": "a" * 40}
+    done = track(tmp_path, env=env, init_seconds=1.0)
+    assert "W&B cannot be reached (" in done.stdout
+    assert "its files are kept offline. To upload: wandb sync" in done.stdout
+    assert done.stderr == ""
+    (path,) = offline_files(tmp_path)
+    file = WandbFile(path)
+    assert file.run.run_id == "digits-wandb-id"
+    assert [row["step"] for row in file.history if "train/loss" in row] == [1, 2, 3]
+
+
+def test_online_without_a_login_is_told_and_kept_offline(tmp_path):
+    done = track(tmp_path, track={"wandb": "online"})
+    assert "W&B cannot be reached (No API key configured" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert len(offline_files(tmp_path)) == 1
+
+
+def test_the_users_environment_can_switch_it_off(tmp_path):
+    done = track(tmp_path, env={"WANDB_MODE": "disabled"})
+    assert (done.stdout.count("wandb"), done.stderr) == (0, "")
+    assert offline_files(tmp_path) == []
+
+
+URL, KEY = "https://api.wandb.ai", "b" * 40
+
+
+@pytest.fixture
+def no_login(monkeypatch, tmp_path):
+    for name in [n for n in os.environ if "WANDB" in n]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "netrc", "mode", "url", "key", "expected"),
+    [
+        ({}, "", "online", URL, None, "offline"),
+        ({"WANDB_API_KEY": KEY}, "", "online", URL, None, "online"),
+        ({"WANDB_IDENTITY_TOKEN_FILE": "f"}, "", "online", URL, None, "online"),
+        ({"WANDB_MODE": "online"}, "", "online", URL, None, "online"),
+        ({"WANDB_API_KEY": KEY}, "", "offline", URL, None, "offline"),
+        ({"WANDB_API_KEY": KEY}, "", "dryrun", URL, None, "offline"),
+        ({"WANDB_API_KEY": KEY}, "", "disabled", URL, None, "disabled"),
+        ({}, "", "online", URL, KEY, "online"),
+        ({}, "api.wandb.ai", "online", URL, None, "online"),
+        ({}, "other.host", "online", URL, None, "offline"),
+        ({}, "own.host:8080", "online", "http://own.host:8080", None, "online"),
+        ({}, "api.wandb.ai", "online", "http://own.host:8080", None, "offline"),
+        ({}, "api.wandb.ai", "offline", URL, None, "offline"),
+    ],
+)
+def test_auto_is_online_only_where_the_user_has_it_so(
+    no_login, monkeypatch, tmp_path, environment, netrc, mode, url, key, expected
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if netrc:
+        (tmp_path / "netrc").write_text(f"machine {netrc} login user password {KEY}\n")
+        (tmp_path / "netrc").chmod(0o600)
+    assert wandb_mode("auto", mode, url, key) == expected
+
+
+def test_what_the_config_says_wins(no_login):
+    for wanted in ("online", "offline", "disabled"):
+        assert wandb_mode(wanted, "offline", URL, None) == wanted
+
+
+def test_a_broken_netrc_is_no_login(no_login, tmp_path):
+    (tmp_path / "netrc").write_text("machine machine machine what")
+    assert wandb_mode("auto", "online", URL, None) == "offline"

@@ -1,0 +1,59 @@
+"""The TensorBoard sink."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from train.track.sinks import RunInfo
+
+
+class TensorBoardSink:
+    """Event files in tensorboard/; after a resume TensorBoard hides the steps taken again."""
+
+    name = "TensorBoard"
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run = run
+
+    def load(self) -> None:
+        """Imports the writer."""
+        import torch.utils.tensorboard  # noqa: F401
+
+    def open(self) -> None:
+        """Opens a new event file beside those of earlier attempts."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        start = self.run.start_step
+        # TensorBoard forgets what it has from this step on. An attempt that starts from the
+        # beginning repeats what was logged before the first step as well.
+        purge = (start + 1 if start else 0) if self.run.attempt > 1 else None
+        self._writer: Any = SummaryWriter(
+            str(self.run.directory / "tensorboard"), purge_step=purge, flush_secs=10
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One scalar per metric."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def report(self, step: int, items: Mapping[str, Any]) -> None:
+        """Texts as they are (in a code block), images as images."""
+        for name, item in items.items():
+            if isinstance(item, str):
+                indented = item.replace("\n", "\n    ")
+                self._writer.add_text(name, f"    {indented}", step)
+            else:
+                self._writer.add_image(name, item, step)
+
+    def histograms(self, step: int, values: Mapping[str, Any]) -> None:
+        """One histogram per array."""
+        for name, value in values.items():
+            self._writer.add_histogram(name, value, step)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """TensorBoard has no such thing."""
+
+    def close(self) -> None:
+        """Flushes the event file."""
+        self._writer.close()

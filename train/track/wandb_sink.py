@@ -1,0 +1,161 @@
+"""The Weights & Biases sink."""
+
+from __future__ import annotations
+
+import html
+import netrc
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from train.track.config import TrackConfig
+from train.track.sinks import RunInfo
+
+_FINISH_SECONDS = 15.0  # less than the tracker waits for its sinks
+
+
+class WandbSink:
+    """W&B with our own step axis, and one id through all restarts."""
+
+    name = "W&B"
+
+    def __init__(self, run: RunInfo, config: TrackConfig, *, init_seconds: float = 20.0) -> None:
+        self.run, self.config, self.init_seconds = run, config, init_seconds
+
+    def load(self) -> None:
+        """Imports wandb, with defaults that keep it within the run directory and this process."""
+        defaults = {
+            # Else artifacts are staged in the home directory, where nobody ever cleans up.
+            "WANDB_DATA_DIR": str(self.run.directory / "wandb"),
+            "WANDB_CACHE_DIR": str(self.run.directory / "wandb"),
+            # Else a process whose network swallows packets hangs at its exit, to report that.
+            "WANDB_ERROR_REPORTING": "false",
+        }
+        for name, value in defaults.items():
+            os.environ.setdefault(name, value)
+        import wandb  # noqa: F401
+
+    def open(self) -> str | None:
+        """Starts or continues the W&B run; where it cannot be reached, offline."""
+        before = sys.exit, sys.excepthook
+        try:
+            return self._open()
+        finally:
+            sys.exit, sys.excepthook = before  # wandb puts its own there
+
+    def _open(self) -> str | None:
+        import wandb
+
+        # Before the first call of init, which else says which credentials it found.
+        user = wandb.setup(settings=wandb.Settings(silent=True)).settings
+        mode = wandb_mode(self.config.wandb, user.mode, user.base_url, user.api_key)
+        said = None
+        try:
+            self._run = self._init(mode)
+        except Exception as error:
+            if mode != "online":
+                raise
+            wandb.teardown()  # its service still holds the run id
+            wandb.setup(settings=wandb.Settings(silent=True))
+            said = f"W&B cannot be reached ({_first_line(error)}); its files are kept offline."
+            mode = "offline"
+            self._run = self._init(mode)
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+        if mode == "offline":
+            files = f"{shlex.quote(str(self.run.directory / 'wandb'))}/offline-run-*"
+            said = f"{said or 'W&B is offline.'} To upload: wandb sync {files}"
+        return said
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        wanted = {
+            "console": "off",
+            "silent": True,
+            "init_timeout": self.init_seconds,
+            "finish_timeout": _FINISH_SECONDS,
+            "reinit": "finish_previous",
+            "sagemaker_disable": True,  # it would take the id from the job
+        }
+        known = type(wandb.Settings()).model_fields
+        settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
+        return wandb.init(
+            id=self.run.wandb_id,
+            resume="allow",
+            name=self.run.name,
+            group=self.run.id,
+            project=os.environ.get("WANDB_PROJECT") or self.config.wandb_project,
+            entity=self.config.wandb_entity,
+            tags=self.config.wandb_tags or None,
+            config={**self.run.config, "code": self.run.code},
+            dir=str(self.run.directory),
+            mode=mode,  # type: ignore[arg-type]
+            settings=settings,
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One history row; ``step`` is our own column, never W&B's."""
+        self._run.log({"step": step, "attempt": self.run.attempt, **metrics})
+
+    def report(self, step: int, items: Mapping[str, Any]) -> None:
+        """Texts as preformatted HTML, images as images."""
+        import wandb
+
+        row: dict[str, Any] = {"step": step}
+        for name, item in items.items():
+            if isinstance(item, str):
+                row[name] = wandb.Html(f"<pre>{html.escape(item)}</pre>")
+            else:
+                row[name] = wandb.Image(item.transpose(1, 2, 0))
+        self._run.log(row)
+
+    def histograms(self, step: int, values: Mapping[str, Any]) -> None:
+        """One histogram per array."""
+        import wandb
+
+        rows = {name: wandb.Histogram(value) for name, value in values.items()}
+        self._run.log({"step": step, **rows})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """The run's summary."""
+        self._run.summary.update({f"final/{name}": value for name, value in values.items()})
+
+    def close(self) -> None:
+        """Ends this attempt; the run itself can go on."""
+        import wandb
+
+        self._run.finish()
+        wandb.teardown()  # here and now, within the tracker's deadline, not at the exit
+
+
+def wandb_mode(wanted: str, mode: str, base_url: str, api_key: str | None) -> str:
+    """online, offline or disabled.
+
+    "auto" is what the user has set, by WANDB_MODE or in W&B's settings (``mode``, which is
+    "online" where nothing is set); and online only where there are credentials: in the
+    environment, in W&B's settings (``api_key``), or by a login on this machine.
+    """
+    if wanted != "auto":
+        return wanted
+    if mode in ("offline", "dryrun"):
+        return "offline"
+    if mode == "disabled":
+        return "disabled"
+    variables = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    if api_key or any(os.environ.get(name) for name in variables):
+        return "online"
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        known = netrc.netrc(path).authenticators(urlsplit(base_url).netloc)
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    return "online" if known else "offline"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)
