@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from train.exits import Exit, RunError, UsageError
+from train.suggest import did_you_mean
 
 COMMANDS = {
     "fit": "start a run, or go on with it if its directory holds one",
@@ -66,22 +67,28 @@ def _module(command: str) -> str:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the arguments; ``key=value`` overrides may stand anywhere after the command."""
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        from train.suggest import did_you_mean
-
         raise UsageError(
             f"{argv[0]!r} is not a command{did_you_mean(argv[0], COMMANDS)} The commands are "
             f"{', '.join(COMMANDS)}."
         )
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    strangers = [
-        item for item in rest if item.startswith("-") or not hasattr(arguments, "overrides")
-    ]
+    takes_overrides = hasattr(arguments, "overrides")
+    strangers = [item for item in rest if item.startswith("-") or not takes_overrides]
     if strangers:
-        parser.error(f"unknown argument {strangers[0]!r}")
+        _refuse(strangers[0], arguments)
     if rest:
         arguments.overrides += rest
     return arguments
+
+
+def _refuse(stranger: str, arguments: argparse.Namespace) -> NoReturn:
+    """An argument that the command does not have."""
+    flags = [f"--{name.replace('_', '-')}" for name in vars(arguments) if name != "run"]
+    hint = did_you_mean(stranger, flags)
+    if hint == ".":
+        hint = f"; see `python -m train {arguments.command} --help`."
+    raise UsageError(f"Unknown argument {stranger!r}{hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

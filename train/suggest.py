@@ -13,10 +13,10 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     ``optim.lrr`` and a bare ``lr`` find ``optim.lr``.
     """
     choices = list(choices)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.75)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.65)
     if not close:
         last = word.rpartition(".")[2]
         by_last = {c.rpartition(".")[2]: c for c in reversed(choices)}
-        found = difflib.get_close_matches(last, by_last, n=1, cutoff=0.75)
+        found = difflib.get_close_matches(last, by_last, n=1, cutoff=0.65)
         close = [by_last[found[0]]] if found else []
     return f"; did you mean {close[0]}?" if close else "."

@@ -78,7 +78,7 @@ def test_checkpoints_by_the_clock(undisturbed, tmp_path):
     """Every 0.1 s, in steps of 20 ms: neither each step nor never."""
     rules = ["evaluate.every_steps=5", f"checkpoint.every_minutes={0.1 / 60}", "checkpoint.keep_last=99"]
     run("fit", tmp_path, *rules, "task.sleep=0.02")
-    assert 3 <= len(checkpoints(tmp_path)) <= 9
+    assert 2 <= len(checkpoints(tmp_path)) <= 20
     assert_same_bits(tensors(undisturbed), tensors(tmp_path))
 
 

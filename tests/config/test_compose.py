@@ -77,3 +77,12 @@ def test_a_missing_file_is_named(tmp_path):
 def test_malformed_overrides(override):
     with pytest.raises(UsageError, match="command line"):
         compose([], [override])
+
+
+def test_a_sibling_lends_no_origin(tmp_path):
+    file = write(tmp_path / "a.yaml", "optim:\n  lr: 0.1\n  betas: [0.9, 0.95]\n")
+    composed = compose([file], ["model={layers: 2}"])
+    assert composed.origin("optim.eps") == "default"
+    assert composed.origin("optim.betas.0") == f"{file}:3"
+    assert composed.origin("model.layers") == "command line"
+    assert composed.origin("model.width") == "default"

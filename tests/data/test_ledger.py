@@ -1,6 +1,8 @@
 """The ledger proves that each position was used once, and names the first fault if not."""
 
 import os
+import resource
+import signal
 from itertools import pairwise
 
 import numpy as np
@@ -90,7 +92,7 @@ def test_a_torn_end_is_repaired_wherever_it_tore(path):
     whole = path.read_bytes()
     for cut in range(len(whole) - 43, len(whole)):
         path.write_bytes(whole[:cut])
-        assert verify(path).ok
+        assert "1 steps, positions 0 to 7" in str(verify(path))
         ledger = begin(path, resume=1, attempt=2)
         ledger.append_steps([record(2), record(3)])
         ledger.close()
@@ -129,6 +131,25 @@ def test_damage_in_the_middle_is_an_error(path, damage):
     with pytest.raises(DataError, match="damaged at byte 60:"):
         Ledger(path)
     assert path.read_bytes() == damaged
+
+
+def test_no_flipped_bit_goes_unnoticed(path):
+    """In the records of two steps, with others before and after."""
+    write(path, *map(record, range(1, 5)))
+    whole = path.read_bytes()
+    for byte in range(60, 148):
+        changed = whole[byte] ^ 1 << byte % 8
+        path.write_bytes(whole[:byte] + bytes([changed]) + whole[byte + 1 :])
+        expected = f"damaged at byte {60 if byte < 104 else 104}:"
+        assert expected in str(verify(path)), byte
+
+
+def test_a_flipped_bit_at_the_very_end_loses_that_step(path):
+    """It cannot be told from a torn end; a run that is finished shows that a step is missing."""
+    write(path, *map(record, range(1, 5)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "ended at step 4, but the ledger at 3" in str(verify(path, last_step=4))
 
 
 @pytest.mark.parametrize("content", [b"?", b"?" * 16, b"?" * 60])
@@ -173,6 +194,23 @@ def test_each_step_is_held_against_the_order_of_its_own_attempt(path):
     assert "in 2 attempt(s)" in str(report)
 
 
+def test_blocks_of_verification_do_not_show(path, monkeypatch):
+    write(path, *map(record, range(1, 31)))
+    monkeypatch.setattr("train.data.ledger._BLOCK", 20)  # three steps
+    assert verify(path, last_step=30).ok
+    ledger = begin(path, resume=30, attempt=2)
+    ledger.append_steps([*map(record, range(31, 36)), StepRecord(36, 280, 8, 1), record(37)])
+    ledger.close()
+    assert "step 36 did not use the samples" in str(verify(path))
+
+
+def test_what_is_on_record_is_known_again_when_reopened(path):
+    write(path, record(1), record(2))
+    ledger = Ledger(path)
+    assert ledger.last_step == 2
+    ledger.close()
+
+
 def test_steps_already_on_record_are_not_written_again(path):
     ledger = begin(path)
     ledger.append_steps([record(1), record(2)])
@@ -197,6 +235,26 @@ def test_a_failed_write_leaves_the_file_as_it_was(path, monkeypatch):
     ledger.append_steps([record(2)])
     ledger.close()
     assert verify(path, last_step=2).ok
+
+
+def test_a_write_that_stops_halfway_leaves_the_file_as_it_was(path):
+    """As on a full disk; here the limit is on the size of files."""
+    ledger = begin(path)
+    ledger.append_steps([record(1)])
+    before = path.read_bytes()
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 60, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            ledger.append_steps([record(2), record(3)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    ledger.append_steps([record(2), record(3)])
+    ledger.close()
+    assert verify(path, last_step=3).ok
 
 
 @given(st.lists(st.integers(0, 40), max_size=5), st.integers(0, 2**40))

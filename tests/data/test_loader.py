@@ -37,6 +37,41 @@ def test_samples_and_their_randomness_do_not_depend_on_who_loads(world, micro, w
     assert [found[p][0] for p in range(48)] == order.keys(np.arange(48))[1].tolist()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("world", "micro", "start"), [(1, 4, 0), (2, 1, 7), (2, 2, 10**12), (3, 2, 3), (6, None, 5)]
+)
+def test_ranks_together_load_each_step_exactly_once(world, micro, workers, start):
+    order, steps = SampleOrder(1, 23), 5
+    ranks = [
+        load(
+            Plain(), world=world, rank=rank, micro=micro, workers=workers, start=start, steps=steps
+        )
+        for rank in range(world)
+    ]
+    assert len({len(rank) for rank in ranks}) == 1, "all compute equally many forward passes"
+    accumulation = len(ranks[0]) // steps
+    for step in range(steps):
+        cells = [c for rank in ranks for c in rank[step * accumulation :][:accumulation]]
+        pairs = [
+            pair
+            for cell in cells
+            for pair in zip(
+                cell.positions.tolist(), cell.indices.tolist(), cell.batch.tolist(), strict=True
+            )
+        ]
+        positions = np.arange((start + step) * 6, (start + step + 1) * 6)
+        indices = order.keys(positions)[1].tolist()
+        assert sorted(pairs) == list(zip(positions.tolist(), indices, indices, strict=True))
+        assert all(len(cell.positions) <= (micro or 6) for cell in cells)
+
+
+def test_it_does_not_matter_in_which_blocks_samples_are_looked_up(monkeypatch):
+    whole = by_position(load(Numbers(), steps=12, micro=2))
+    monkeypatch.setattr("train.data.loader._BLOCK", 30)  # five steps
+    assert by_position(load(Numbers(), steps=12, micro=2)) == whole
+
+
 def test_it_can_begin_anywhere():
     whole = by_position(load(Numbers()))
     assert by_position(load(Numbers(), start=5, steps=3)) == {p: whole[p] for p in range(30, 48)}
@@ -148,12 +183,17 @@ def test_workers_do_not_outlive_their_use():
 
 
 def test_persistent_workers_persist_until_closed():
-    batches = evaluate(Numbers(), workers=1, persistent_workers=True)
-    pids = []
+    batches = evaluate(Numbers(), workers=2, persistent_workers=True)
+    pids, samples = [], []
     for _ in range(2):
         with batches:
-            pids.append({int(pid) for micro in batches for pid in micro.batch["pid"]})
-    assert pids[0] == pids[1] != {os.getpid()}
+            loaded = list(batches)
+        pids.append({int(pid) for micro in loaded for pid in micro.batch["pid"]})
+        samples.append(by_position(loaded))
+    assert pids[0] == pids[1]
+    assert len(pids[0] - {os.getpid()}) == 2
+    assert samples[0] == samples[1]
     batches.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pids[0].pop(), 0)
+    for pid in pids[0]:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

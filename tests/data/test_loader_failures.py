@@ -6,12 +6,14 @@ import signal
 import time
 import traceback
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.data.loading import Numbers, evaluate, load, make
 from train.data.loader import LoaderConfig, check_dataset
+from train.data.order import SampleOrder
 from train.exits import DataError, RetryError, UsageError
 
 
@@ -43,11 +45,22 @@ def fail_oddly():
 def test_a_sample_that_raises_is_named(workers):
     with pytest.raises(DataError) as error:
         load(Broken(fail), workers=workers)
-    assert "index 5 in epoch 0" in str(error.value)
-    assert "Broken" in str(error.value)
-    assert "ValueError" in str(error.value)
-    assert "\n" not in str(error.value)
+    (position,) = np.flatnonzero(SampleOrder(1, 23).keys(np.arange(23))[1] == 5)
+    assert str(error.value) == (
+        f"The dataset Broken failed at index 5 in epoch 0 (position {position} of the stream) "
+        "with ValueError: the file is broken; repair or leave out that sample."
+    )
     assert "in fail" in "".join(traceback.format_exception(error.value)), "for the log"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_is_told_when_its_batch_is_due_and_not_before(workers):
+    """So the run fails at the same step, whatever is loaded ahead."""
+    good = []
+    with pytest.raises(DataError), make(Broken(fail), workers=workers) as batches:
+        good += (micro.indices.tolist() for micro in batches)
+    indices = SampleOrder(1, 23).keys(np.arange(48))[1].reshape(8, 6).tolist()
+    assert good == indices[: next(step for step, row in enumerate(indices) if 5 in row)]
 
 
 def test_an_exception_that_cannot_be_pickled_is_told_all_the_same():
@@ -125,6 +138,15 @@ def test_workers_that_are_too_slow_are_a_reason_to_try_again():
         load(Stuck(), workers=2, timeout=0.5)
     assert time.monotonic() - started < 5, "stuck workers are not waited for"
     assert not multiprocessing.active_children()
+
+
+def test_a_stuck_worker_does_not_outlive_its_use():
+    started = time.monotonic()
+    with make(Broken(lambda: time.sleep(60)), workers=1) as batches:
+        pid = int(next(batches).batch["pid"][0])
+    assert time.monotonic() - started < 5, "it is not waited for"
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_death_is_told_where_batches_are_asked_for_and_nowhere_else():

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from train.data.plan import BatchConfig, BatchPlan, EvalPlan
@@ -40,17 +40,20 @@ def test_accumulation_follows_from_the_sizes():
     assert BatchPlan(10, 4, 1).accumulation == 3
 
 
-@pytest.mark.parametrize(
-    ("batch", "micro", "world"), [(3, 1, 4), (5, 1, 4), (17, 1, 8), (1, None, 2)]
-)
-def test_what_is_refused_names_sizes_that_work(batch, micro, world):
+@given(st.integers(1, 60), st.integers(1, 12) | st.none(), st.integers(2, 32))
+@example(3, 1, 4)
+@example(17, 1, 8)
+@example(1, None, 2)
+def test_what_is_refused_names_the_nearest_sizes_that_work(batch, micro, world):
+    assume(make(batch, micro, world) is None and (micro or 1) <= batch)
     with pytest.raises(UsageError, match=rf"batch.global_batch_size is {batch},") as error:
         BatchPlan(batch, micro, world)
-    advice = re.search(r"use ([\d or]+)\.$", str(error.value))[1]
-    sizes = [int(size) for size in advice.split(" or ")]
+    advice = re.search(r"use (\d+)(?: or (\d+))?\.$", str(error.value)).groups()
+    sizes = [int(size) for size in advice if size]
     assert all(make(size, micro, world) for size in sizes)
-    nearest = range(sizes[0] + 1 if len(sizes) == 2 else 1, sizes[-1])
-    assert not any(make(size, micro, world) for size in nearest)
+    below = sizes[0] if sizes[0] < batch else 0
+    assert below < batch < sizes[-1]
+    assert not any(make(size, micro, world) for size in range(below + 1, sizes[-1]))
 
 
 @pytest.mark.parametrize("micro", [0, -1, True, "all"])
@@ -79,3 +82,6 @@ def test_evaluation_takes_each_sample_once_in_equal_rounds(size, micro, world):
     ]
     assert sorted(index for share in shares for index in share) == list(range(size))
     assert all(len(share) <= micro for share in shares)
+    for number in range(plan.rounds):
+        lengths = [len(range(*plan.bounds(rank, number))) for rank in range(world)]
+        assert max(lengths) - min(lengths) <= 1, "no rank waits for another"

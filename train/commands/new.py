@@ -10,6 +10,7 @@ import keyword
 import re
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
@@ -26,10 +27,17 @@ def run(arguments: argparse.Namespace) -> Exit:
     target = Path(arguments.name)
     name = target.name
     package = re.sub(r"\W", "_", name.lower())
-    if not package.isidentifier() or keyword.iskeyword(package) or package in ("train", "tests"):
+    if (
+        not re.fullmatch(r"\w[\w.\- ]*", name)
+        or not package.isidentifier()
+        or keyword.iskeyword(package)
+        or package == "tests"
+        or _is_module(package)
+    ):
         raise UsageError(
-            f"NAME is {arguments.name!r}, from which no Python package name can be made; use "
-            "letters, digits and underscores, beginning with a letter (and not train or tests)."
+            f"NAME is {arguments.name!r}, from which no name of a new Python package can be made; "
+            "use letters, digits and underscores, begin with a letter, and avoid the names of "
+            "modules that there are."
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists already and is not empty; choose another NAME.")
@@ -42,6 +50,12 @@ def run(arguments: argparse.Namespace) -> Exit:
         print(path)
     print(f"\nNext:\n  cd {target}\n  python -m train fit --config config.yaml\n  python -m pytest")
     return Exit.DONE
+
+
+def _is_module(name: str) -> bool:
+    """Whether Python would find a module of this name, other than a plain directory."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def _camel(package: str) -> str:

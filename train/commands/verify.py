@@ -39,7 +39,11 @@ def run(arguments: argparse.Namespace) -> Exit:
     if not store.steps():
         print("checkpoints: none yet")
     finished = directory.finished()
-    report = verify(directory.ledger, last_step=finished["step"] if finished else None)
+    report = verify(
+        directory.ledger,
+        last_step=finished["step"] if finished else None,
+        committed_step=max(store.steps(), default=0),
+    )
     print(f"ledger: {report}")
     print("all well" if well and report.ok else "NOT well")
     return Exit.DONE if well and report.ok else Exit.DATA

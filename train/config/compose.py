@@ -28,14 +28,20 @@ class Composed:
     origins: dict[str, str] = field(default_factory=dict)
 
     def origin(self, key: str) -> str:
-        """Where ``key``, or else the nearest key above or below it, was set; or "default"."""
+        """Where ``key``, or else something within it or a list that it is part of, was set; or
+        "default"."""
         if key in self.origins:
             return self.origins[key]
         below = [o for k, o in self.origins.items() if k.startswith(key + ".")]
         if below:
             return below[-1]
-        parent = key.rpartition(".")[0]
-        return self.origin(parent) if parent else DEFAULT
+        value: Any = self.values
+        parts = key.split(".")
+        for depth, part in enumerate(parts):
+            if not isinstance(value, Mapping):
+                return self.origin(".".join(parts[:depth]))
+            value = value.get(part)
+        return DEFAULT
 
     def where(self, key: str) -> str:
         """The same in words for a sentence: "from FILE:LINE", or "default"."""
@@ -66,6 +72,7 @@ def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
             ) from None
         merged = _merge(merged, part, f"the override {override!r}")
         origins = {k: o for k, o in origins.items() if not k.startswith(key + ".")}
+        origins |= {k: COMMAND_LINE for k, _ in _leaves(OmegaConf.to_container(part)) if k}
         origins[key] = COMMAND_LINE
     raw = OmegaConf.to_container(merged, resolve=False)
     for key, value in _leaves(raw):

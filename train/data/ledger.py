@@ -203,7 +203,7 @@ def _effective(path: Path) -> tuple[list[tuple[StepRecord, SampleOrder]], int]:
     return records, attempts
 
 
-def verify(path: Path, *, last_step: int | None = None) -> LedgerReport:
+def verify(path: Path, *, last_step: int | None = None, committed_step: int = 0) -> LedgerReport:
     """Proves that each position of the stream was used exactly once, or names the first fault.
 
     Checks that steps are numbered 1, 2, 3 ..., that each starts where the one before ended,
@@ -216,10 +216,12 @@ def verify(path: Path, *, last_step: int | None = None) -> LedgerReport:
         records, attempts = _effective(path)
     except DataError as error:
         return LedgerReport(False, str(error))
-    step = len(records)
+    step = records[-1][0].step if records else 0
     fault = _first_break([record for record, _ in records]) or _first_wrong_digest(records)
     if fault is None and last_step is not None and step != last_step:
         fault = f"the run ended at step {last_step}, but the ledger at {step}"
+    if fault is None and step < committed_step:
+        fault = f"there is a checkpoint of step {committed_step}, but the ledger ends at {step}"
     if fault is not None:
         return LedgerReport(False, fault)
     if not records:

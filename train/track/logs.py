@@ -27,6 +27,8 @@ class _Stderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = record.getMessage()
+            if record.name == "train" and record.levelno >= logging.ERROR:
+                return  # it ends the run, and the command line prints it
             if record.name != "train":
                 text = text.strip().partition("\n")[0]
                 if text in self._seen:
@@ -42,7 +44,7 @@ class _Stderr(logging.Handler):
 
 def setup_logging(directory: Path, rank: int, attempt: int, level: str) -> None:
     """Sends everything from ``level`` on, Python's warnings included, to logs/rank-<rank>.log,
-    and on rank 0 warnings and errors to standard error as well.
+    and on rank 0 warnings, and the errors of libraries, to standard error as well.
 
     The file is kept across attempts and rotated at 10 MiB, with two older ones kept. Of other
     libraries' messages DEBUG is left out.
