@@ -168,7 +168,7 @@ class Workload:
         return learning_rate_factor(self.loaded.config.schedule, self.steps)
 
     def loader(self) -> Any:
-        """A plain DataLoader whose sampler is the list of isorun's order: cheaper than shuffling."""
+        """A plain DataLoader whose sampler is a list of isorun's order: cheaper than shuffling."""
         from torch.utils.data import DataLoader
 
         order = SampleOrder(self.loaded.config.run.seed, len(self.dataset))

@@ -100,9 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         for line in str(error).splitlines():
             print(f"isorun: error: {line}", file=sys.stderr)
-        logging.getLogger("train").error("%s", error)
-        if error.__cause__ is not None:
-            logging.getLogger("train").debug("caused by", exc_info=error.__cause__)
+        # With the traceback of what is behind it, for the log file only.
+        logging.getLogger("train").error("%s", error, exc_info=error.__cause__)
         return error.code
     except KeyboardInterrupt:
         print("isorun: stopped.", file=sys.stderr)

@@ -40,7 +40,13 @@ def export_program(model: nn.Module, task: Task, directory: Path) -> Path:
     import torch
     from torch.export import Dim, export, save
 
-    inputs = task.example_inputs()
+    try:
+        inputs = task.example_inputs()
+    except NotImplementedError:
+        raise UsageError(
+            "The task has no example_inputs(), without which no program can be exported; "
+            "implement it, or ask for --form parameters."
+        ) from None
     batch = Dim("batch", min=1)
     dynamic = tuple({0: batch} if isinstance(i, torch.Tensor) else None for i in inputs)
     program = export(model.eval(), inputs, dynamic_shapes=dynamic)

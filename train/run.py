@@ -59,10 +59,15 @@ class Run:
     """One attempt at a run, from opening its directory to closing it. A context manager."""
 
     def __init__(
-        self, loaded: LoadedConfig, directory: RunDirectory, changes: list[Difference]
+        self,
+        loaded: LoadedConfig,
+        directory: RunDirectory,
+        changes: list[Difference],
+        *,
+        allow_changes: bool = False,
     ) -> None:
         self.loaded, self.config, self.directory = loaded, loaded.config, directory
-        self.changes = changes
+        self.changes, self.allow_changes = changes, allow_changes
         self._exit = ExitStack()
 
     def __enter__(self) -> Run:
@@ -201,6 +206,13 @@ class Run:
         path = self.store.path(self.resume_step)
         manifest = Manifest.read(path)
         state = manifest.state
+        if state["samples"] != self.order.size and not self.allow_changes:
+            raise ResumeRefusedError(
+                f"The training data has {self.order.size} samples now, but had {state['samples']} "
+                f"when step {self.resume_step} was saved, so each position of the stream would "
+                "mean another sample; restore the data, choose another run.dir for a new run, or "
+                "add --allow-changes."
+            )
         restore(
             path,
             state["optimizer"],
@@ -296,6 +308,7 @@ class Run:
         state = {
             "run": self.identity.id,
             "attempt": self.attempt,
+            "samples": self.order.size,
             "progress": vars(self.progress).copy(),
             "window": self.window.state_dict(),
             "early_stop": self.early_stop.state_dict() if self.early_stop else None,

@@ -110,6 +110,19 @@ def test_progress_is_a_plain_line_where_there_is_no_terminal(tmp_path):
     assert state(tmp_path)["progress"]["position"] == 480
 
 
+def test_data_of_another_length_is_refused_unless_asked_for(tmp_path):
+    """The config alone does not tell: the files behind it have changed."""
+    half = ["length.steps=20", "schedule.use=constant", "schedule.warmup_steps=0"]
+    run("fit", tmp_path, *half)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["data"]["size"] = 90
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "finished.json").unlink()
+    refused = run("fit", tmp_path, *half, "data.size=90", expect=76)
+    assert "has 90 samples now, but had 103 when step 20 was saved" in refused.stderr
+    run("fit", tmp_path, *half, "data.size=90", "--allow-changes")
+
+
 def test_only_rank_0_speaks(tmp_path):
     done = torchrun("fit", tmp_path, "length.steps=10", processes=2)
     assert done.stdout.count("Finished: 10 steps") == 1

@@ -222,6 +222,20 @@ def test_the_kind_follows_the_terminal(monkeypatch):
         assert type(open_console(kind, "samples", 10, 0)._console).__name__ == name
 
 
+def test_a_forked_worker_prints_past_the_bar(monkeypatch):
+    """The bar's lock may have been held, by a thread that the worker does not have."""
+    from rich.console import Console
+    from rich.file_proxy import FileProxy
+
+    real = sys.stdout
+    monkeypatch.setattr("sys.stdout", FileProxy(Console(file=real), real))
+    worker = os.fork()
+    if worker == 0:
+        os._exit(0 if sys.stdout is real else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0
+    assert isinstance(sys.stdout, FileProxy)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     times = iter([])

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         from train.fit import fit
         from train.run import Run
 
-        with Run(loaded, directory, changes) as opened:
+        with Run(loaded, directory, changes, allow_changes=arguments.allow_changes) as opened:
             return fit(opened)
     finally:
         directory.release()

@@ -22,9 +22,7 @@ _BULKY = ("histograms", "report")
 # lock that nobody will ever release, and hangs when it imports the same module. So forks wait.
 _importing = threading.RLock()
 os.register_at_fork(
-    before=_importing.acquire,
-    after_in_parent=_importing.release,
-    after_in_child=_importing.release,
+    after_in_child=lambda: None,
 )
 
 
@@ -63,11 +61,11 @@ class Background:
             self._bytes += size
             self._ready.notify()
             first = first and bool(self._dropped)
+            if not self._started:
+                self._started = True
+                self._thread.start()
         if first:
             self._warn("TensorBoard or W&B cannot keep up; some of their items will be missing.")
-        if not self._started:
-            self._started = True
-            self._thread.start()
 
     def _drop(self) -> None:
         """Removes the oldest bulky item, or, where there is none, the oldest of all."""

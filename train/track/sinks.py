@@ -49,6 +49,9 @@ class Sink(Protocol):
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
         """Arrays of finite numbers, none of them empty."""
 
+    def flush(self) -> None:
+        """Hands what was logged to the system: a checkpoint of it is being committed."""
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """The final numbers."""
 

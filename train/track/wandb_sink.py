@@ -28,10 +28,11 @@ class WandbSink:
 
     def load(self) -> None:
         """Imports wandb, with defaults that keep it within the run directory and this process."""
+        cache = str(self.run.directory / "wandb" / "cache")
         defaults = {
             # Else artifacts are staged in the home directory, where nobody ever cleans up.
-            "WANDB_DATA_DIR": str(self.run.directory / "wandb"),
-            "WANDB_CACHE_DIR": str(self.run.directory / "wandb"),
+            "WANDB_DATA_DIR": cache,
+            "WANDB_CACHE_DIR": cache,
             # Else a process whose network swallows packets hangs at its exit, to report that.
             "WANDB_ERROR_REPORTING": "false",
         }
@@ -81,6 +82,8 @@ class WandbSink:
             "finish_timeout": _FINISH_SECONDS,
             "reinit": "finish_previous",
             "sagemaker_disable": True,  # it would take the id from the job
+            # Else what was logged is in no file for 15 s, and lost if the process is killed.
+            "x_transaction_log_flush_interval": 1.0,
         }
         known = type(wandb.Settings()).model_fields
         settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
@@ -120,6 +123,9 @@ class WandbSink:
 
         rows = {name: wandb.Histogram(value) for name, value in values.items()}
         self._run.log({"step": step, **rows})
+
+    def flush(self) -> None:
+        """W&B's own process does that, every second."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """The run's summary."""
