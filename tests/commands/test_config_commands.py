@@ -14,7 +14,9 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def test_each_value_has_its_origin(tmp_path):
     extra = tmp_path / "extra.yaml"
     extra.write_text("optim:\n  lr: 0.5\nrun:\n  seed: ${oc.decode:${oc.env:OMP_NUM_THREADS}}\n")
-    done = command("show-config", "--config", "configs/digits.yaml", "--config", extra, "model.channels=8")
+    done = command(
+        "show-config", "--config", "configs/digits.yaml", "--config", extra, "model.channels=8"
+    )
     origins = {}
     for line in done.stdout.splitlines():
         setting, _, origin = line.partition("# ")

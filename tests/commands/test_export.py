@@ -78,7 +78,14 @@ def test_both_forms_in_a_fresh_process(exported):
         cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["same", "export-tiny", "same", "export-digits", "same", "export-text"]
+    assert done.stdout.split() == [
+        "same",
+        "export-tiny",
+        "same",
+        "export-digits",
+        "same",
+        "export-text",
+    ]
     # And they are the outputs of the trained weights, not of some others.
     from train.config.load import load_config
 
@@ -126,7 +133,16 @@ def test_an_earlier_checkpoint(tmp_path):
     from safetensors.torch import load_file
 
     run("fit", tmp_path / "run", "checkpoint.every_steps=30")
-    run("export", tmp_path / "run", "--checkpoint", "30", "--to", tmp_path / "to", "--form", "parameters")
+    run(
+        "export",
+        tmp_path / "run",
+        "--checkpoint",
+        "30",
+        "--to",
+        tmp_path / "to",
+        "--form",
+        "parameters",
+    )
     stored = tensors(tmp_path / "run", 30)
     exported = load_file(tmp_path / "to/model.safetensors")
     assert_same_bits({n: stored[f"model.{n}"] for n in exported}, exported)

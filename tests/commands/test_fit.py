@@ -76,7 +76,11 @@ def test_saving_while_training_waits_gives_the_same(undisturbed, tmp_path):
 
 def test_checkpoints_by_the_clock(undisturbed, tmp_path):
     """Every 0.1 s, in steps of 20 ms: neither each step nor never."""
-    rules = ["evaluate.every_steps=5", f"checkpoint.every_minutes={0.1 / 60}", "checkpoint.keep_last=99"]
+    rules = [
+        "evaluate.every_steps=5",
+        f"checkpoint.every_minutes={0.1 / 60}",
+        "checkpoint.keep_last=99",
+    ]
     run("fit", tmp_path, *rules, "task.sleep=0.02")
     assert 2 <= len(checkpoints(tmp_path)) <= 20
     assert_same_bits(tensors(undisturbed), tensors(tmp_path))
@@ -105,7 +109,12 @@ def test_progress_is_a_plain_line_where_there_is_no_terminal(tmp_path):
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
     assert "step 7/40  loss " in done.stdout
-    for said in ("Finished: 40 steps, 480 samples.", "checkpoints   ", "metrics       ", "-m train fit"):
+    for said in (
+        "Finished: 40 steps, 480 samples.",
+        "checkpoints   ",
+        "metrics       ",
+        "-m train fit",
+    ):
         assert said in done.stdout
     assert state(tmp_path)["progress"]["position"] == 480
 

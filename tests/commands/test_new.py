@@ -42,7 +42,8 @@ def test_its_own_tests_pass_as_generated(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["x", "with-dash", "With.Dots", "null", "true", "deep/inside", "blanks in it", "ünï", "_"]
+    "name",
+    ["x", "with-dash", "With.Dots", "null", "true", "deep/inside", "blanks in it", "ünï", "_"],
 )
 def test_the_config_of_a_project_resolves(tmp_path, name):
     command("new", name, cwd=tmp_path)

@@ -24,9 +24,7 @@ def test_later_files_and_overrides_win_and_origins_follow(tmp_path):
 
 def test_references_and_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_SEED", "7")
-    text = (
-        "run:\n  name: abc\n  dir: out/${run.name}\n  seed: ${oc.decode:${oc.env:MY_SEED}}\n"
-    )
+    text = "run:\n  name: abc\n  dir: out/${run.name}\n  seed: ${oc.decode:${oc.env:MY_SEED}}\n"
     composed = compose([write(tmp_path / "a.yaml", text)], [])
     assert composed.values["run"] == {"name": "abc", "dir": "out/abc", "seed": 7}
     assert "environment variable MY_SEED" in composed.origin("run.seed")

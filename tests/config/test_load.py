@@ -22,16 +22,28 @@ def load(tmp_path, *overrides):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("optim.lrr=1", "optim.lrr is not a known key (value 1, from command line); did you mean optim.lr?"),
+        (
+            "optim.lrr=1",
+            "optim.lrr is not a known key (value 1, from command line); did you mean optim.lr?",
+        ),
         ("lr=1", "lr is not a known key (value 1, from command line); did you mean optim.lr?"),
         ("optim.lr=fast", "optim.lr must be a number, but is 'fast' (from command line)."),
         ("optim.lr=-1", "optim.lr must be greater than 0.0, but is -1 (from command line)."),
         ("optim.lr=true", "optim.lr must be a number, but is True (from command line)."),
         ("compile=maybe", "compile must be true or false, but is 'maybe' (from command line)."),
-        ("length.steps=1.5", "length.steps must be a whole number, but is 1.5 (from command line)."),
-        ("precision=fp61", "precision must be one of fp32, bf16, fp16, but is 'fp61' (from command line)"),
+        (
+            "length.steps=1.5",
+            "length.steps must be a whole number, but is 1.5 (from command line).",
+        ),
+        (
+            "precision=fp61",
+            "precision must be one of fp32, bf16, fp16, but is 'fp61' (from command line)",
+        ),
         ("schedule.use=cosin", "did you mean cosine?"),
-        ("batch.micro_batch_size=x", "batch.micro_batch_size must be a whole number or one of auto"),
+        (
+            "batch.micro_batch_size=x",
+            "batch.micro_batch_size must be a whole number or one of auto",
+        ),
         ("optim=3", "optim must be a mapping of keys to values, but is 3 (from command line)."),
         ("model.chanels=[1]", "model.chanels is not a known key"),
         ("data.test_ratoi=0.5", "did you mean data.test_ratio?"),

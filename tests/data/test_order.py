@@ -55,8 +55,7 @@ def test_each_epoch_is_a_permutation(seed, size, epoch):
 
 @given(SEEDS, st.integers(1, 3000), st.integers(0, 10**12), st.integers(1, 200))
 @settings(max_examples=60, deadline=None)
-def test_any_window_of_an_epochs_length_holds_its_two_epochs_parts(seed, size, epoch, cut):
-    """Windows need not begin where an epoch does."""
+def test_windows_need_not_begin_where_epochs_do(seed, size, epoch, cut):
     cut = cut % size
     order, start = SampleOrder(seed, size), epoch * size
     epochs, indices = order.keys(np.arange(start + cut, start + cut + 2 * size))

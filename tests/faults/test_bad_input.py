@@ -89,7 +89,12 @@ def test_a_bad_corpus(tmp_path, content, expected):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataset_that_raises_names_index_and_epoch(tmp_path, workers):
     """All 12 samples are in each step, so step 5 is epoch 4, to where the first attempt comes."""
-    base = ["data.size=12", "length.steps=8", "checkpoint.every_steps=4", f"loader.workers={workers}"]
+    base = [
+        "data.size=12",
+        "length.steps=8",
+        "checkpoint.every_steps=4",
+        f"loader.workers={workers}",
+    ]
     run("fit", tmp_path / "run", *base, "task.kill_at_step=5", "task.sleep=0.05", expect=-9)
     done = run("fit", tmp_path / "run", *base, "data.fail_at=7", expect=65)
     line = next(item for item in done.stderr.splitlines() if "error:" in item)

@@ -9,7 +9,13 @@ from tests.support.runs import assert_same_bits, curve, metrics, state, tensors
 from tests.support.runs import run as torchrun
 from train.data.ledger import verify
 
-EVERY_STEP = ["length.steps=8", "schedule.use=constant", "schedule.warmup_steps=0", "checkpoint.every_steps=1", "checkpoint.keep_last=99"]
+EVERY_STEP = [
+    "length.steps=8",
+    "schedule.use=constant",
+    "schedule.warmup_steps=0",
+    "checkpoint.every_steps=1",
+    "checkpoint.keep_last=99",
+]
 
 
 def finished(directory):
@@ -42,7 +48,9 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(tmp_path, optimiz
     assert verify(tmp_path / "ledger.bin", last_step=8).ok, "its samples were used all the same"
 
 
-@pytest.mark.parametrize("optimizer", [["optim.use=adamw"], ["optim.use=sgd", "optim.momentum=0.9"]])
+@pytest.mark.parametrize(
+    "optimizer", [["optim.use=adamw"], ["optim.use=sgd", "optim.momentum=0.9"]]
+)
 def test_the_very_first_steps_may_be_skipped(tmp_path, optimizer):
     rules = ["evaluate.at_start=true", "evaluate.every_steps=1"]
     run("fit", tmp_path, *EVERY_STEP, *rules, *optimizer, "task.nan_at_steps=[1,2]")
@@ -81,7 +89,11 @@ def test_a_row_of_skipped_steps_goes_on_through_a_restart(tmp_path):
     assert "the last of them step 6" in done.stderr
 
 
-ONE_RANK = ["task.use=tests.faults.tasks:OneRankNan", "evaluate.every_steps=1", "batch.micro_batch_size=3"]
+ONE_RANK = [
+    "task.use=tests.faults.tasks:OneRankNan",
+    "evaluate.every_steps=1",
+    "batch.micro_batch_size=3",
+]
 
 
 def test_ranks_skip_alike_where_one_alone_is_not_finite(tmp_path):
@@ -96,7 +108,10 @@ def test_ranks_skip_alike_where_one_alone_is_not_finite(tmp_path):
     assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
     assert two[3] == two[2]
     assert two[6] == two[5]
-    assert [r["step"] for r in metrics(tmp_path / "two") if r.get("train/loss", 0) is None] == [3, 6]
+    assert [r["step"] for r in metrics(tmp_path / "two") if r.get("train/loss", 0) is None] == [
+        3,
+        6,
+    ]
 
 
 def test_all_ranks_end_with_the_same_code(tmp_path):
@@ -109,4 +124,6 @@ def test_under_torchrun_the_sentence_is_seen(tmp_path):
     """torchrun flattens the code to 1, so the sentence must do."""
     rules = ["optim.max_skipped_steps=0", "task.nan_on_rank_1=[4]"]
     done = torchrun("fit", tmp_path, *ONE_RANK, *rules, processes=2, expect=1)
-    assert "isorun: error: The loss or the gradient norm was not finite for more than 0" in done.stderr
+    assert (
+        "isorun: error: The loss or the gradient norm was not finite for more than 0" in done.stderr
+    )

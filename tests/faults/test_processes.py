@@ -53,7 +53,9 @@ def test_workers_may_be_started_in_any_way(undisturbed, tmp_path, context):
 
 
 def test_a_killed_worker_asks_for_another_try(undisturbed, tmp_path):
-    process = start("fit", tmp_path, "loader.workers=1", "task.sleep=0.05", "checkpoint.every_steps=5")
+    process = start(
+        "fit", tmp_path, "loader.workers=1", "task.sleep=0.05", "checkpoint.every_steps=5"
+    )
     wait_for(process, lambda: checkpoints(tmp_path))
     os.kill(a_worker_of(process.pid), signal.SIGKILL)
     done = process.wait()

@@ -22,7 +22,9 @@ _BULKY = ("histograms", "report")
 # lock that nobody will ever release, and hangs when it imports the same module. So forks wait.
 _importing = threading.RLock()
 os.register_at_fork(
-    after_in_child=lambda: None,
+    before=_importing.acquire,
+    after_in_parent=_importing.release,
+    after_in_child=_importing.release,
 )
 
 
@@ -43,7 +45,7 @@ class Background:
         self._closing = False
         self._dropped: Counter[str] = Counter()
         # A daemon: a sink that hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="tracker", daemon=False)
         self._started = False
 
     def put(self, method: str, *arguments: Any) -> None:
