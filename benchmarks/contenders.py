@@ -163,28 +163,38 @@ def serve(name: str, sizes: list[Size], pipe: Connection) -> None:
     Sends the seconds per step of each turn (first a meaningless one: ready), and at the end all
     losses; the text of an error instead, if there is one.
     """
-    try:
-        with Path(os.devnull).open("w") as sink:
-            os.dup2(sink.fileno(), 1)
-        warnings.filterwarnings("ignore")
-        import torch
+    with Path(os.devnull).open("w") as sink:
+        os.dup2(sink.fileno(), 1)
+    warnings.filterwarnings("ignore")
+    with suppress(EOFError, BrokenPipeError):  # whoever asked is gone
+        try:
+            for size in sizes:
+                pipe.recv()
+                pipe.send(train_in_turns(name, size, pipe))
+        except (EOFError, BrokenPipeError):
+            raise
+        except BaseException:
+            pipe.send(traceback.format_exc())
 
-        from benchmarks.timing import THREADS
-        from benchmarks.workload import EnoughError, Workload
 
-        torch.set_num_threads(THREADS)
+def train_in_turns(name: str, size: Size, pipe: Connection) -> list[float]:
+    """One training, held at the end of each turn; the losses of its steps."""
+    import torch
 
-        def turn_over(seconds: float) -> None:
+    from benchmarks.workload import EnoughError, Workload
+
+    def turn_over(seconds: float) -> None:
+        try:
             pipe.send(seconds)
-            if not pipe.recv():
-                raise EnoughError
+            go_on = pipe.recv()
+        except (EOFError, BrokenPipeError):
+            go_on = False
+        if not go_on:
+            raise EnoughError
 
-        for size in sizes:
-            pipe.recv()
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-                work = Workload(size, Path(directory) / "run", turn_over)
-                with suppress(EnoughError):
-                    CONTENDERS[name](work)
-                pipe.send(work.losses())
-    except BaseException:
-        pipe.send(traceback.format_exc())
+    torch.set_num_threads(size.threads)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        work = Workload(size, Path(directory) / "run", turn_over)
+        with suppress(EnoughError):
+            CONTENDERS[name](work)
+        return work.losses()

@@ -4,7 +4,7 @@ Each contender has a process of its own that lives through all rounds, so that n
 threads or global state touch another's. They take turns of a fraction of a second, one at a time
 while the others wait, in the order A B C ... and, every other round, backwards: whatever else
 slows the machine hits all of them alike, and ratios are taken within a round. A round in which
-other programs used the processor is made again, up to a limit.
+other programs used the processor is made again, up to a time limit.
 """
 
 from __future__ import annotations
@@ -12,12 +12,28 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import time
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
 from benchmarks.contenders import CONTENDERS, serve
-from benchmarks.timing import ENVIRONMENT, QUIET, Others, machine, median_and_spread, ratios, table
+from benchmarks.timing import (
+    ENVIRONMENT,
+    QUIET,
+    Others,
+    machine,
+    median_and_spread,
+    ratios,
+    table,
+)
+
+LIMIT = 60.0
+"""Seconds for the rounds of one size."""
+
+
+SAME = 100
+"""Steps whose losses are compared: rounding grows from step to step."""
 
 
 class Process:
@@ -63,7 +79,8 @@ def measure(processes: list[Process], size: Any) -> Result:
     for process in processes:
         process.turn()  # builds and warms up
     made: list[tuple[float, dict[str, float]]] = []
-    while len(made) < 3 * size.rounds:
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline or len(made) < 3:
         others = Others()
         order = processes if len(made) % 2 == 0 else processes[::-1]
         seconds = {process.name: process.turn() for process in order}
@@ -86,7 +103,8 @@ def report(size: Any, result: Result) -> str:
     rows = []
     for name, values in seconds.items():
         overhead = [(v - r) * 1e6 for v, r in zip(values, reference, strict=True)]
-        off = max(abs(a - b) / b for a, b in zip(losses[name], truth, strict=False))
+        pairs = zip(losses[name][:SAME], truth, strict=False)
+        off = max(abs(a - b) / b for a, b in pairs)
         rows.append(
             [
                 name,
@@ -98,14 +116,15 @@ def report(size: Any, result: Result) -> str:
         )
     bare = median(reference) * 1e3
     return table(
-        f"### {size.name}: {bare:.2f} ms per bare step; {size.rounds} rounds of {size.steps} steps "
-        f"(of {result.rounds}); others used {result.others:.2f} cores",
+        f"### {size.name}: {bare:.2f} ms per bare step, {size.threads} thread(s); "
+        f"{len(reference)} of {result.rounds} rounds of {size.steps} steps, during which others "
+        f"used {result.others:.2f} cores",
         [
             "",
             "ms per step",
             "µs over bare",
             "bare / contender",
-            "largest difference of a loss",
+            f"largest difference of the first {SAME} losses",
         ],
         rows,
     )

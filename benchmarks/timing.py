@@ -10,6 +10,7 @@ from contextlib import suppress
 from statistics import median
 
 THREADS = len(os.sched_getaffinity(0))
+"""As many as there are cores, or as ``taskset`` allows."""
 
 ENVIRONMENT = {
     "WANDB_SILENT": "true",
@@ -43,8 +44,12 @@ class Others:
 def _busy() -> float:
     import psutil
 
-    times = psutil.cpu_times()
-    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+    mine = os.sched_getaffinity(0)
+    return sum(
+        float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+        for core, times in enumerate(psutil.cpu_times(percpu=True))
+        if core in mine
+    )
 
 
 def _ours() -> float:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.timing import THREADS
 from train.config.load import LoadedConfig, load_config
 from train.data.order import SampleOrder
 from train.engine import seed_everything
@@ -35,12 +36,14 @@ class Size:
     steps: int
     """Steps of a turn that are timed; a multiple of ten, so that every turn logs equally often."""
     rounds: int
-    """Turns of each contender."""
+    """Turns of each contender that are to count."""
+    threads: int = THREADS
+    """Of torch's; tiny tensors gain nothing from more than one, but wait for each other."""
 
     @property
     def total_steps(self) -> int:
         """The length that the run is given; it ends before, when enough rounds are measured."""
-        return WARM_STEPS + 4 * self.rounds * (LEAD + self.steps)
+        return 100 * self.rounds * (LEAD + self.steps)
 
 
 LEAD = 3
@@ -49,7 +52,17 @@ WARM_STEPS = 20
 """Steps before the first turn: lazy imports, allocations, the first log line."""
 
 SIZES = [
-    Size("near-empty", layers=1, heads=1, width=8, context=8, batch=1, steps=100, rounds=24),
+    Size(
+        "near-empty",
+        layers=1,
+        heads=1,
+        width=8,
+        context=8,
+        batch=1,
+        steps=100,
+        rounds=24,
+        threads=1,
+    ),
     Size("20 ms", layers=2, heads=2, width=64, context=128, batch=14, steps=10, rounds=24),
     Size("80 ms", layers=4, heads=4, width=128, context=128, batch=14, steps=10, rounds=10),
 ]

@@ -120,6 +120,7 @@ def loss_by_hand(directory, kind):
 
     from tests.support.runs import TINY
     from train.config.load import load_config
+    from train.data.fetch import EVALUATION
     from train.data.order import sample_seed
 
     loaded = load_config([], [*TINY, "length.steps=12"], runs=False)
@@ -129,7 +130,7 @@ def loss_by_hand(directory, kind):
     module.load_state_dict({name: stored[kind + name] for name in module.state_dict()})
     total = count = 0.0
     for index in range(len(dataset)):
-        seed = sample_seed(loaded.config.run.seed, 0, index)
+        seed = sample_seed(loaded.config.run.seed, EVALUATION, index)
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)

@@ -41,7 +41,7 @@ def test_wsd_is_stable_and_then_decays():
     values = factors(use="wsd", warmup_steps=5, decay_steps=20)
     assert set(values[5:81]) == {1.0}
     assert values[-1] == pytest.approx(0.0)
-    assert all(a > b for a, b in itertools.pairwise(values))
+    assert all(a > b for a, b in itertools.pairwise(values[80:]))
 
 
 def test_step_counts_from_the_end_of_warm_up():

@@ -48,6 +48,12 @@ def test_a_clean_run(path):
     assert "30 steps, positions 0 to 239, each used exactly once, in 1 attempt(s)" in str(report)
 
 
+def test_steps_need_not_be_of_one_size(path):
+    """A run may be gone on with in larger batches, where that was asked for."""
+    write(path, record(1), record(2, 12, 8), record(3, 5, 20), record(4, 1, 25))
+    assert "4 steps, positions 0 to 25" in str(verify(path, last_step=4))
+
+
 def test_steps_after_the_point_of_resumption_never_happened(path):
     write(path, *map(record, range(1, 11)))
     again = begin(path, resume=6, attempt=2)
@@ -80,6 +86,15 @@ def test_the_first_fault_is_named(path, records, expected):
 def test_a_missing_end_is_named(path):
     write(path, record(1), record(2))
     assert "ended at step 3, but the ledger at 2" in str(verify(path, last_step=3))
+
+
+def test_a_checkpoint_beyond_the_ledger_is_found_out(path):
+    """Steps go on record before their checkpoint is committed, so none may be ahead."""
+    write(path, record(1), record(2))
+    expected = "there is a checkpoint of step 3, but the ledger ends at 2"
+    assert expected in str(verify(path, committed_step=3))
+    assert verify(path, committed_step=2).ok
+    assert verify(path, committed_step=1).ok
 
 
 def test_another_seed_is_found_out(path):
@@ -118,12 +133,13 @@ def test_an_end_of_zeros_is_torn_too(path):
     [
         lambda whole: whole[:100] + bytes([whole[100] ^ 1]) + whole[101:],
         lambda whole: whole[:100] + whole[110:],
+        lambda whole: whole[:90] + whole[100:148],
         lambda whole: whole[:100] + b"?" + whole[100:],
     ],
-    ids=["changed", "lost", "added"],
+    ids=["changed", "lost", "lost before the last", "added"],
 )
 def test_damage_in_the_middle_is_an_error(path, damage):
-    """Byte 100 is in the second record, which begins at 60; what follows must not be cut off."""
+    """In the second record, which begins at byte 60; what follows must not be cut off."""
     write(path, *map(record, range(1, 10)))
     damaged = damage(path.read_bytes())
     path.write_bytes(damaged)
@@ -265,3 +281,9 @@ def test_parts_of_a_step_add_up(cuts, start):
     parts = [step_digest(positions[a:b], indices[a:b]) for a, b in pairwise(bounds)]
     assert sum(parts) % 2**64 == step_digest(positions, indices)
     assert step_digest(positions, indices[::-1]) != step_digest(positions, indices)
+
+
+def test_known_digests():
+    """Fixed for ever: ledgers are verified long after they were written."""
+    assert record(1).digest == 10693367608273386869
+    assert step_digest(np.array([10**12]), np.array([28])) == 7142435679676339215

@@ -141,9 +141,16 @@ def test_workers_that_are_too_slow_are_a_reason_to_try_again():
 
 
 def test_a_stuck_worker_does_not_outlive_its_use():
-    started = time.monotonic()
-    with make(Broken(lambda: time.sleep(60)), workers=1) as batches:
+    stuck = multiprocessing.Event()
+
+    def wait():
+        stuck.set()
+        time.sleep(60)
+
+    with make(Broken(wait), workers=1) as batches:
         pid = int(next(batches).batch["pid"][0])
+        assert stuck.wait(20)
+        started = time.monotonic()
     assert time.monotonic() - started < 5, "it is not waited for"
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -66,6 +67,32 @@ def test_flush_writes_the_rows_of_the_checkpoint_and_no_later_one(path):
     file.log(2, {"train/loss": 1.0})
     file.flush(1)
     assert steps(path) == [1]
+
+
+def test_rows_stay_whole_and_in_order_while_another_thread_flushes(path):
+    file = MetricsFile(path, start_step=0, attempt=1)
+    stop = threading.Event()
+    reached = [0]
+
+    def checkpoints():
+        while not stop.is_set():
+            file.flush(reached[0] - 1)
+
+    thread = threading.Thread(target=checkpoints)
+    thread.start()
+    try:
+        for step in range(1, 3001):
+            file.passed(step)
+            file.log(step, {"train/loss": 1.0})
+            file.log(step, {"eval/loss": 2.0})
+            reached[0] = step
+    finally:
+        stop.set()
+        thread.join()
+    file.close()
+    written = rows(path)
+    assert [row["step"] for row in written] == list(range(1, 3001))
+    assert all(row["train/loss"] == 1.0 and row["eval/loss"] == 2.0 for row in written)
 
 
 def test_flush_syncs(path, monkeypatch):

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -16,7 +18,7 @@ from tests.track.wandb_file import WandbFile, offline_files
 from train.track.wandb_sink import wandb_mode
 
 MADE = """
-import json, sys, time, warnings
+import json, os, signal, sys, time
 from pathlib import Path
 import numpy as np
 from train.track.config import TrackConfig
@@ -24,14 +26,18 @@ from train.track.logs import setup_logging
 from train.track.tracker import Tracker
 from train.track.wandb_sink import WandbSink
 from tests.track.conftest import run_info
+from tests.track.wandb_file import offline_files, service
+
+def hooks():
+    return sys.exit, sys.excepthook, *map(signal.getsignal, signal.valid_signals())
 
 directory, values = Path(sys.argv[1]), json.loads(sys.argv[2])
-hooks = sys.exit, sys.excepthook
+before = hooks()
 info = run_info(directory, **values.get("run", {}))
 config = TrackConfig(console="plain", tensorboard=False, **values.get("track", {}))
 sink = WandbSink(info, config, init_seconds=values.get("init_seconds", 20.0))
 setup_logging(directory, 0, info.attempt, "INFO")
-tracker = Tracker(config, info, is_main=True, sinks=[sink])
+tracker = Tracker(config, info, is_main=True, sinks=[sink], close_seconds=values.get("close", 20.0))
 for step in range(info.start_step + 1, info.start_step + 4):
     tracker.progress(step)
     tracker.log(step, {"train/loss": 1.0 / step, "eval/none": float("nan")})
@@ -39,8 +45,21 @@ image = np.zeros((3, 4, 6)); image[0] = 1.0
 tracker.report(info.start_step + 3, {"sample": "<x>&", "drawn": image})
 tracker.histograms(info.start_step + 3, {"weights/w": np.arange(10.0)})
 tracker.summary({"loss": 0.125})
+if "signal_to_service" in values:
+    while not offline_files(directory):
+        time.sleep(0.01)
+    time.sleep(values.get("wait", 0.3))
+    number = service(os.getpid())
+    (directory / "service").write_text(str(number))
+    os.kill(number, values["signal_to_service"])
+    for late in range(3):
+        time.sleep(0.1)
+        tracker.log(100 + late, {"train/loss": 0.0})
+started = time.perf_counter()
 tracker.close()
-assert hooks == (sys.exit, sys.excepthook)
+closed = {"seconds": time.perf_counter() - started, "service": service(os.getpid())}
+(directory / "closed.json").write_text(json.dumps(closed))
+assert before == hooks()
 sys.exit(int(values.get("exit", 0)))
 """
 
@@ -51,10 +70,15 @@ def track(directory, expect=0, env=None, **values):
     home = directory / "home"
     home.mkdir(exist_ok=True)
     clean |= {"HOME": str(home), "OMP_NUM_THREADS": "1", **(env or {})}
-    done = subprocess.run(
-        [sys.executable, "-c", MADE, str(directory), json.dumps(values)],
-        cwd=ROOT, env=clean, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    # Files, since a pipe ends only when W&B's service has ended as well.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        done = subprocess.run(
+            [sys.executable, "-c", MADE, str(directory), json.dumps(values)],
+            cwd=ROOT, env=clean, stdout=out, stderr=err, timeout=60, check=False,
+        )  # fmt: skip
+        for stream in (out, err):
+            stream.seek(0)
+        done.stdout, done.stderr = out.read(), err.read()
     assert done.returncode == expect, done.stderr
     return done
 
@@ -138,22 +162,29 @@ def test_nothing_is_left_outside_the_run_directory(twice):
     assert list((twice[0] / "home").rglob("*")) == []
 
 
-@pytest.fixture
-def black_hole():
-    """A server that takes connections and never answers."""
+def test_what_is_in_the_directory(twice):
+    """A folder per attempt, and one for what can be thrown away."""
+    names = {path.name for path in (twice[0] / "wandb").iterdir()}
+    runs = {path.parent.name for path in offline_files(twice[0])}
+    assert len(runs) == 2
+    assert names == {*runs, "latest-run", "debug.log", "debug-internal.log", "cache"}
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["connection refused", "black hole"])
+def test_an_unreachable_service_is_told_and_the_run_is_kept_offline(tmp_path, answers):
+    """A port where nobody listens, and one that takes connections and never says a word."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        server.listen(100)
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
-def test_an_unreachable_service_is_told_and_the_run_is_kept_offline(tmp_path, black_hole):
-    env = {"WANDB_BASE_URL": black_hole, "WANDB_API_KEY": "a" * 40}
-    started = time.perf_counter()
-    done = track(tmp_path, env=env, init_seconds=1.0)
-    assert time.perf_counter() - started < 15.0, "nothing of W&B waits for the network at the exit"
-    assert "W&B cannot be reached (" in done.stdout
-    assert "its files are kept offline. To upload: wandb sync" in done.stdout
+        if answers:
+            server.listen(100)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        env = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40}
+        started = time.perf_counter()
+        done = track(tmp_path, env=env, init_seconds=1.0)
+        assert time.perf_counter() - started < 15
+    (line,) = [line for line in done.stdout.splitlines() if "W&B" in line]
+    assert line.startswith("W&B cannot be reached (")
+    assert "; its files are kept offline. To upload: wandb sync" in line
     assert done.stderr == ""
     (path,) = offline_files(tmp_path)
     file = WandbFile(path)
@@ -172,6 +203,33 @@ def test_the_users_environment_can_switch_it_off(tmp_path):
     done = track(tmp_path, env={"WANDB_MODE": "disabled"})
     assert (done.stdout.count("wandb"), done.stderr) == (0, "")
     assert offline_files(tmp_path) == []
+
+
+def test_closing_is_quick_and_leaves_no_process(tmp_path):
+    track(tmp_path, signal_to_service=0)
+    closed = json.loads((tmp_path / "closed.json").read_text())
+    assert closed["seconds"] < 1.0
+    assert closed["service"] is None
+
+
+def test_the_death_of_its_service_costs_only_what_comes_after(tmp_path):
+    """And what was logged less than a second before."""
+    done = track(tmp_path, signal_to_service=signal.SIGKILL, wait=1.5, exit=75, expect=75)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: W&B failed and is not written any more: ")
+    rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert rows == [1, 2, 3, 100, 101, 102]
+    (path,) = offline_files(tmp_path)
+    assert [r["step"] for r in WandbFile(path).history if "train/loss" in r] == [1, 2, 3]
+
+
+def test_a_service_that_hangs_does_not_keep_the_process_from_ending(tmp_path):
+    started = time.perf_counter()
+    done = track(tmp_path, signal_to_service=signal.SIGSTOP, close=1.0, exit=75, expect=75)
+    assert time.perf_counter() - started < 20
+    os.kill(int((tmp_path / "service").read_text()), signal.SIGKILL)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: TensorBoard or W&B was not done after 1 s")
 
 
 URL, KEY = "https://api.wandb.ai", "b" * 40

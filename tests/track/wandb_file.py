@@ -1,13 +1,15 @@
 """Reads the .wandb file that an offline run leaves behind.
 
 The file is a LevelDB log behind a header of 7 bytes (":W&B", a magic number, a version): blocks of
-32 KiB that hold fragments, each with a header of CRC-32 (4 bytes; zlib's, where LevelDB has a masked CRC-32C), length (2) and type (1: whole,
-2: first, 3: middle, 4: last), little-endian. The fragments joined are protobuf messages.
+32 KiB that hold fragments, each with a header of CRC-32 (4 bytes; zlib's, where LevelDB has a
+masked CRC-32C), length (2) and type (1: whole, 2: first, 3: middle, 4: last), little-endian. The
+fragments joined are protobuf messages.
 """
 
 import json
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from wandb.proto.wandb_internal_pb2 import Record
@@ -78,3 +80,13 @@ def _values(items):
 def offline_files(directory):
     """The .wandb files of a run directory, in order of start."""
     return sorted(Path(directory).glob("wandb/offline-run-*/*.wandb"))
+
+
+def service(pid):
+    """The process that wandb has started for the process with this id; None where it is gone."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            words = path.read_bytes().split(b"\0")
+            if words[0].endswith(b"wandb-core") and str(pid).encode() in words:
+                return int(path.parent.name)
+    return None

@@ -45,7 +45,7 @@ class Background:
         self._closing = False
         self._dropped: Counter[str] = Counter()
         # A daemon: a sink that hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, name="tracker", daemon=False)
+        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._started = False
 
     def put(self, method: str, *arguments: Any) -> None:
@@ -89,7 +89,10 @@ class Background:
         if self._dropped:
             counts = ", ".join(f"{count} x {what}" for what, count in self._dropped.items())
             self._warn(f"TensorBoard and W&B could not keep up; they lack {counts}.")
-        return not self._thread.is_alive()
+        late = self._thread.is_alive()
+        for sink in list(self._sinks) if late else []:
+            self._abandon(sink)
+        return not late
 
     def _work(self) -> None:
         for sink in list(self._sinks):
@@ -119,8 +122,15 @@ class Background:
         except BaseException as error:  # wandb raises KeyboardInterrupt and SystemExit as well
             _log.info("%s failed", sink.name, exc_info=True)
             self._sinks.remove(sink)
+            self._abandon(sink)
             self._warn(f"{sink.name} failed and is not written any more: {error!r}")
             return None
+
+    def _abandon(self, sink: Sink) -> None:
+        try:
+            sink.abandon()
+        except Exception:
+            _log.info("%s could not be abandoned", sink.name, exc_info=True)
 
 
 def _size(items: Mapping[str, Any]) -> int:

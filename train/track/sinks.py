@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,21 @@ class RunInfo:
     """The step that this attempt goes on from."""
 
 
-class Sink(Protocol):
-    """A place that metrics go to. All its methods are called in the tracker's own thread; they
-    may raise anything: the tracker then drops the sink."""
+class Sink:
+    """A place that metrics go to; what it does not override it leaves out.
 
-    name: str
+    All methods but ``abandon`` are called in the tracker's own thread. They may raise anything:
+    the tracker then drops the sink.
+    """
+
+    name = ""
 
     def load(self) -> None:
         """Imports what ``open`` needs, and does nothing else."""
 
     def open(self) -> str | None:
         """Connects; returns something to be said, if there is anything."""
+        return None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Scalars of a step."""
@@ -49,11 +53,12 @@ class Sink(Protocol):
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
         """Arrays of finite numbers, none of them empty."""
 
-    def flush(self) -> None:
-        """Hands what was logged to the system: a checkpoint of it is being committed."""
-
     def summary(self, values: Mapping[str, Any]) -> None:
         """The final numbers."""
 
     def close(self) -> None:
         """Writes what is left."""
+
+    def abandon(self) -> None:
+        """After a failure, or where the other methods take too long: sees to it that the process
+        can end without this sink. Called in any thread; must not wait for anything."""

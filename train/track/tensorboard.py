@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from train.track.sinks import RunInfo
+from train.track.sinks import RunInfo, Sink
 
 
-class TensorBoardSink:
+class TensorBoardSink(Sink):
     """Event files in tensorboard/; after a resume TensorBoard hides the steps taken again."""
 
     name = "TensorBoard"
@@ -28,8 +28,9 @@ class TensorBoardSink:
         # TensorBoard forgets what it has from this step on. An attempt that starts from the
         # beginning repeats what was logged before the first step as well.
         purge = (start + 1 if start else 0) if self.run.attempt > 1 else None
+        # Where TensorFlow is installed events are buffered, and lost if the process is killed.
         self._writer: Any = SummaryWriter(
-            str(self.run.directory / "tensorboard"), purge_step=purge, flush_secs=10
+            str(self.run.directory / "tensorboard"), purge_step=purge, flush_secs=1
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -50,14 +51,6 @@ class TensorBoardSink:
         """One histogram per array."""
         for name, value in values.items():
             self._writer.add_histogram(name, value, step)
-
-    def flush(self) -> None:
-        """Else a process that is killed takes the last ten seconds with it, and the steps of its
-        last checkpoint are never taken again."""
-        self._writer.flush()
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """TensorBoard has no such thing."""
 
     def close(self) -> None:
         """Flushes the event file."""

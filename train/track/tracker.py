@@ -146,13 +146,9 @@ class Tracker:
             self.warn(text)
 
     def flush(self, step: int) -> None:
-        """Makes metrics.jsonl durable up to ``step``; called before its checkpoint is committed.
-        The other sinks are asked to write what they have, but nobody waits for them."""
-        if not self._is_main:
-            return
-        if self._file:
+        """Makes metrics.jsonl durable up to ``step``; called before its checkpoint is committed."""
+        if self._is_main and self._file:
             self._metrics(self._file.flush, step)
-        self._background.put("flush")
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """The final numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import html
 import netrc
 import os
@@ -13,12 +14,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from train.track.config import TrackConfig
-from train.track.sinks import RunInfo
+from train.track.sinks import RunInfo, Sink
 
 _FINISH_SECONDS = 15.0  # less than the tracker waits for its sinks
 
 
-class WandbSink:
+class WandbSink(Sink):
     """W&B with our own step axis, and one id through all restarts."""
 
     name = "W&B"
@@ -124,9 +125,6 @@ class WandbSink:
         rows = {name: wandb.Histogram(value) for name, value in values.items()}
         self._run.log({"step": step, **rows})
 
-    def flush(self) -> None:
-        """W&B's own process does that, every second."""
-
     def summary(self, values: Mapping[str, Any]) -> None:
         """The run's summary."""
         self._run.summary.update({f"final/{name}": value for name, value in values.items()})
@@ -137,6 +135,19 @@ class WandbSink:
 
         self._run.finish()
         wandb.teardown()  # here and now, within the tracker's deadline, not at the exit
+
+    def abandon(self) -> None:
+        """Keeps wandb from waiting for its service at the exit, which may be for ever."""
+        atexit.unregister(_ServiceHook())  # type: ignore[arg-type]
+
+
+class _ServiceHook:
+    """Equal to what wandb's connection to its service has registered to be called at the exit."""
+
+    def __eq__(self, other: object) -> bool:
+        return getattr(other, "__module__", "").startswith("wandb.sdk.lib.service")
+
+    __hash__ = object.__hash__
 
 
 def wandb_mode(wanted: str, mode: str, base_url: str, api_key: str | None) -> str:
