@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import random
 import signal
+import threading
 import time
 import traceback
 
@@ -164,8 +166,47 @@ def test_a_death_is_told_where_batches_are_asked_for_and_nowhere_else():
         deadline = time.monotonic() + 0.3
         while time.monotonic() < deadline:  # a forward pass, say
             torch.ones(3).sum()
-        with pytest.raises(RetryError, match="exited unexpectedly"):
+        with pytest.raises(RetryError, match="killed by signal"):
             list(batches)
+
+
+def many_tensors(samples):
+    """Each goes through a socket of its own."""
+    return {f"tensor {number}": torch.full((4,), number) for number in range(40)}
+
+
+def long_message(samples):
+    """Goes through the pipe itself, which holds 64 KiB."""
+    return b"x" * 2**20
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("collate", [many_tensors, long_message])
+def test_a_worker_that_dies_while_it_sends_is_a_reason_to_try_again(collate):
+    for _ in range(8):
+        with make(Numbers(), workers=2, steps=1000, collate=collate) as batches:
+            next(batches)
+            victim = batches._iterator._workers[0]
+            threading.Timer(0.02 * random.random(), victim.kill).start()
+            started = time.monotonic()
+            with pytest.raises(RetryError, match=r"/dev/shm.*loader\.workers"):
+                while time.monotonic() < started + 30:
+                    next(batches)
+        victim.join(5)
+        assert victim.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.timeout(60)
+def test_a_message_that_nobody_completes_is_not_waited_for():
+    with make(Numbers(), workers=1, steps=10, collate=long_message) as batches:
+        next(batches)
+        time.sleep(0.3)  # it has written what the pipe holds of the next one, and waits
+        batches._iterator._workers[0].kill()
+        time.sleep(0.1)
+        started = time.monotonic()
+        with pytest.raises(RetryError):
+            list(batches)
+    assert time.monotonic() - started < 5
 
 
 def test_signals_to_stop_are_not_for_workers():

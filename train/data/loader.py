@@ -82,6 +82,7 @@ class Batches(Iterator[MicroBatch]):
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
         self._iterator: Any = None
+        self._failed = False
 
     def __enter__(self) -> Batches:
         self._iterator = None
@@ -101,6 +102,13 @@ class Batches(Iterator[MicroBatch]):
         def kill() -> None:
             for worker in iterator._workers:
                 worker.kill()
+
+        if self._failed:
+            iterator._shutdown = True  # torch would wait, for messages that nobody completes
+            kill()
+            for worker in iterator._workers:
+                worker.join(_GRACE)
+            return
 
         # torch would wait ten seconds for each worker that is busy in the user's code.
         impatience = threading.Timer(_GRACE, kill)
@@ -123,10 +131,12 @@ class Batches(Iterator[MicroBatch]):
         try:
             if self._iterator is None:
                 self._iterator = _start(self._loader)
-            loaded = next(self._iterator)
-        except RuntimeError as error:
+            loaded = _next(self._iterator)
+        # What a worker that is gone leaves of its sockets and messages looks like any of these.
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             if self._loader.num_workers == 0:
                 raise
+            self._failed = True
             raise RetryError(
                 f"A data worker failed ({first_line(error)}); if it was killed, there may be too "
                 "little memory or room in /dev/shm: use fewer loader.workers, or, if it was "
@@ -142,9 +152,7 @@ class Batches(Iterator[MicroBatch]):
 
 
 def _start(loader: DataLoader[Any]) -> Any:
-    """Its iterator. torch's signal handler would have a worker's death raise wherever the main
-    thread is, so it must not know of ours; the iterator tells of it in ``__next__`` as well, which
-    is where it can be dealt with."""
+    """Its iterator, whose workers torch's signal handler does not know of yet."""
     from torch._C import _remove_worker_pids
 
     try:
@@ -169,6 +177,26 @@ def _start(loader: DataLoader[Any]) -> Any:
         _remove_worker_pids(id(iterator))
         iterator._worker_pids_set = False
     return iterator
+
+
+def _next(iterator: Any) -> Any:
+    """Its next item, with torch's signal handler knowing of the workers meanwhile.
+
+    The handler makes a worker's death raise wherever the main thread is. Here that is wanted: to
+    wait for the rest of a message from a dead worker would be to wait for ever. In the middle of a
+    training step it could not be dealt with.
+    """
+    workers = getattr(iterator, "_workers", ())
+    if not workers:
+        return next(iterator)
+    from torch._C import _error_if_any_worker_fails, _remove_worker_pids, _set_worker_pids
+
+    _set_worker_pids(id(iterator), tuple(worker.pid for worker in workers))
+    try:
+        _error_if_any_worker_fails()  # of a death before now there will be no signal
+        return next(iterator)
+    finally:
+        _remove_worker_pids(id(iterator))
 
 
 def training_batches(
