@@ -58,10 +58,10 @@ def agree(run: Run, micro_batches: Sequence[MicroBatch]) -> tuple[int, bool, boo
     whether anybody was asked to stop, and whether rank 0's clock wants a checkpoint."""
     count = sum(int(run.task.count(micro.batch)) for micro in micro_batches)
     time_to_save = run.engine.is_main and run.due.time_to_save()
-    asked = [count, run.stop.requested, time_to_save, run.saver.failed]
+    asked = [count, run.stop.requested, time_to_save, run.saving.failed]
     count, stop, wanted, failed = run.engine.sum_ints(asked)
     if failed:
-        run.wait_for_save()  # tells of it now, not at the next one
+        run.saving.wait()  # tells of it now, not at the next one
     return count, stop > 0, wanted > 0
 
 
@@ -93,9 +93,9 @@ def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> Non
     if run.ema:
         run.ema.update(result.skipped)
     if step == run.start_step:
-        run.reserve()
+        run.saving.reserve()
 
-    run.pending.append(record(step + 1, progress.position, micro_batches))
+    run.saving.record(record(step + 1, progress.position, micro_batches))
     progress.step += 1
     progress.position += run.config.batch.global_batch_size
     run.window.add(result, count)
@@ -181,14 +181,14 @@ def evaluate_now(run: Run) -> None:
 def save(run: Run) -> None:
     """Starts a checkpoint; what the window holds on the device belongs into it."""
     read_window(run)
-    run.save()
+    run.saving.start()
 
 
 def preempt(run: Run) -> Exit:
     """Saves and says how to go on."""
     save(run)
-    run.wait_for_save()
-    saved = run.saver.last_step
+    run.saving.wait()
+    saved = run.saving.last_step
     if saved != run.progress.step:
         raise RetryError(
             f"Stopped at step {run.progress.step}, but no checkpoint of it could be written; "
@@ -204,8 +204,8 @@ def preempt(run: Run) -> Exit:
 def finish(run: Run) -> Exit:
     """The last checkpoint, the final numbers, and where everything lies."""
     save(run)
-    run.wait_for_save()
-    if run.saver.last_step != run.progress.step:
+    run.saving.wait()
+    if run.saving.last_step != run.progress.step:
         raise RetryError(
             "The run is complete, but its last checkpoint could not be written; make room and "
             "start the same command again."

@@ -1,23 +1,21 @@
 """A run put together: engine, task, data, checkpoints and tracking, ready for the loop.
 
-:mod:`train.fit` holds the loop itself; this file holds how a run is opened (or found again), how
-it is saved, and how it is closed.
+:mod:`train.fit` holds the loop itself and :mod:`train.saving` what it commits; this file holds how
+a run is opened, or found again, and closed.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.checkpoint.saver import CheckpointSaver, Request
-from train.checkpoint.state import collect, restore
+from train.checkpoint.state import restore
 from train.checkpoint.store import CheckpointStore, Manifest
 from train.config.load import LoadedConfig, check_length
 from train.config.resume import Difference
-from train.data.ledger import Ledger, StepRecord
+from train.data.ledger import Ledger
 from train.data.loader import Batches, check_dataset, evaluation_batches, training_batches
 from train.data.order import SampleOrder
 from train.data.plan import BatchPlan, EvalPlan
@@ -28,14 +26,13 @@ from train.engine import Engine, seed_everything, summary
 from train.exits import DataError, ResumeRefusedError, RetryError
 from train.optim import build_optimizer
 from train.rundir import Identity, RunDirectory, code_version
+from train.saving import Saving
 from train.schedule import learning_rate_factor
 from train.stop import StopRequest
 from train.track.logs import setup_logging
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
 from train.window import Window
-
-_log = logging.getLogger("train")
 
 
 @dataclass
@@ -94,7 +91,7 @@ class Run:
         self.start_step = self.progress.step
         self._open_tracking()
         self._begin_attempt()
-        self._exit.callback(self.saver.wait)
+        self._exit.callback(self.saving.abandon)
         # Last to be opened, first to be closed: workers never outlive what they feed.
         self.batches = self._exit.enter_context(
             training_batches(
@@ -118,7 +115,7 @@ class Run:
             try:
                 identity = self.directory.identity(self.config.run.name)
                 attempt = self.directory.attempts() + 1
-                found = (identity, attempt, *self._choose_checkpoint())
+                found = (identity, attempt, *self.store.newest_whole())
             except (ResumeRefusedError, OSError) as error:
                 found = error
         found = self.engine.broadcast(found)
@@ -134,24 +131,6 @@ class Run:
             self.directory.path, self.engine.rank, self.attempt, self.config.track.log_level
         )
         self._notes: list[str] = notes
-
-    def _choose_checkpoint(self) -> tuple[int | None, list[str]]:
-        """The newest checkpoint that is what was committed; damaged ones are set aside."""
-        notes = []
-        if swept := self.store.sweep():
-            notes.append(f"Removed {len(swept)} unfinished checkpoint(s) of an interrupted save.")
-        for step in reversed(self.store.steps()):
-            problems = self.store.problems(step)
-            if not problems:
-                return step, notes
-            aside = self.store.set_aside(step)
-            notes.append(
-                f"The checkpoint of step {step} is damaged ({'; '.join(problems)}); it was set "
-                f"aside as {aside.name}."
-            )
-        if notes:
-            notes.append("There is no whole checkpoint, so the run starts from the beginning.")
-        return None, notes
 
     def _build(self) -> None:
         """Task, data, model and optimiser, all from the config and the seed alone."""
@@ -194,10 +173,7 @@ class Run:
         self.early_stop = EarlyStop(config.early_stop) if config.early_stop else None
         self.progress = Progress()
         self.window = Window(self)
-        self.saver = CheckpointSaver(self.store, config.checkpoint, engine.checkpoint_group)
-        self._logged_timing = self.saver.last_timing
-        self.pending: list[StepRecord] = []
-        self.ledger: Ledger | None = None
+        self.saving = Saving(self, self.store)
         self._evaluation: Batches | None = None
 
     def _resume(self) -> None:
@@ -227,7 +203,7 @@ class Run:
             self.early_stop.load_state_dict(state["early_stop"])
         if self.engine.accelerator.scaler and state["scaler"]:
             self.engine.accelerator.scaler.load_state_dict(state["scaler"])
-        self.saver.last_step = self.resume_step
+        self.saving.last_step = self.resume_step
 
     def _open_tracking(self) -> None:
         config = self.config
@@ -265,9 +241,9 @@ class Run:
                 "changes": [str(change) for change in self.changes],
             }
         )
-        self.ledger = Ledger(self.directory.ledger)
-        self._exit.callback(self.ledger.close)
-        self.ledger.begin_attempt(
+        self.saving.ledger = ledger = Ledger(self.directory.ledger)
+        self._exit.callback(ledger.close)
+        ledger.begin_attempt(
             attempt=self.attempt,
             resume_step=self.progress.step,
             resume_position=self.progress.position,
@@ -297,106 +273,7 @@ class Run:
         """The model with averaged weights, where the config asks for an average."""
         return self.ema.applied() if self.ema else nullcontext()
 
-    def save(self) -> None:
-        """Starts a checkpoint of the present step, unless there is one already."""
-        self.report_save(self.saver.wait())
-        if self.saver.last_step == self.progress.step:
-            return
-        self._drop_recorded()
-        tensors, optimizer_values = collect(self.engine.bare_model, self.engine.optimizer, self.ema)
-        scaler = self.engine.accelerator.scaler
-        state = {
-            "run": self.identity.id,
-            "attempt": self.attempt,
-            "samples": self.order.size,
-            "progress": vars(self.progress).copy(),
-            "window": self.window.state_dict(),
-            "early_stop": self.early_stop.state_dict() if self.early_stop else None,
-            "scaler": scaler.state_dict() if scaler else None,
-            "optimizer": optimizer_values,
-        }
-        evaluated_now = self.due.evaluated_step == self.progress.step
-        request = Request(
-            step=self.progress.step,
-            state=state,
-            metrics=dict(self.progress.evaluated) if evaluated_now else None,
-            before_commit=self._make_durable(list(self.pending), self.progress.step),
-        )
-        started = time.perf_counter()
-        self.report_save(self.saver.save(tensors, request))
-        self.window.checkpoint_seconds += time.perf_counter() - started
-        self.due.saved()
-
-    def reserve(self) -> None:
-        """Prepares the memory of the first checkpoint; after the first step, when the optimiser
-        has its state."""
-        self.saver.reserve(collect(self.engine.bare_model, self.engine.optimizer, self.ema)[0])
-
-    def wait_for_save(self) -> None:
-        """Returns when the checkpoint in flight is committed or has failed."""
-        self.report_save(self.saver.wait())
-
-    def report_save(self, error: str | None) -> None:
-        """A failed write is told, and ends the run only if the config says so."""
-        if error is None:
-            self._log_timing()
-            return
-        text = (
-            f"A checkpoint could not be written ({error}); the earlier ones in "
-            f"{self.directory.checkpoints} are untouched."
-        )
-        if self.config.checkpoint.on_error == "stop":
-            raise RetryError(f"{text} The run ends because checkpoint.on_error is stop.")
-        self.tracker.warn(f"{text} Training goes on and tries again at the next one.")
-
-    def _log_timing(self) -> None:
-        """How long the newest checkpoint took, in the log file, once."""
-        step, timing = self.saver.last_step, self.saver.last_timing
-        if timing is not self._logged_timing:
-            self._logged_timing = timing
-            _log.info(
-                "checkpoint of step %d: training stood still %.3f s for the copy and %.3f s for "
-                "the one before; written, hashed and committed in %.3f s",
-                *(step, timing.copy, timing.wait, timing.write),
-            )
-
-    def _make_durable(self, records: list[StepRecord], step: int) -> Any:
-        """What must be on disk before the checkpoint is: the ledger and the metrics."""
-
-        def before_commit() -> None:
-            import torch
-            import torch.distributed as dist
-
-            group = self.engine.checkpoint_group
-            sums = torch.tensor(
-                [[r.count for r in records], [_signed(r.digest) for r in records]],
-                dtype=torch.int64,
-            )
-            if group:
-                dist.all_reduce(sums, group=group)
-            if self.ledger is not None:
-                counts, digests = sums.tolist()
-                self.ledger.append_steps(
-                    [
-                        StepRecord(r.step, r.start_position, count, digest % 2**64)
-                        for r, count, digest in zip(records, counts, digests, strict=True)
-                    ]
-                )
-                self.tracker.flush(step)
-
-        return before_commit
-
-    def _drop_recorded(self) -> None:
-        """Forgets the steps that the ledger has; after a failed write it may lack some."""
-        recorded = self.engine.broadcast(self.ledger.last_step if self.ledger else None)
-        self.pending = [r for r in self.pending if recorded is None or r.step > recorded]
-
     @property
     def resume_command(self) -> str:
         """What to type to go on with this run."""
         return self.loaded.command("fit")
-
-
-def _signed(value: int) -> int:
-    """A 64-bit digest as the signed integer with the same bits."""
-    return value - 2**64 if value >= 2**63 else value

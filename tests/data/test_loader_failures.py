@@ -189,7 +189,7 @@ def test_a_worker_that_dies_while_it_sends_is_a_reason_to_try_again(collate):
             victim = batches._iterator._workers[0]
             threading.Timer(0.02 * random.random(), victim.kill).start()
             started = time.monotonic()
-            with pytest.raises(RetryError, match=r"/dev/shm.*loader\.workers"):
+            with pytest.raises(RetryError, match=r"/dev/shm.*loader\.workers"):  # noqa: PT012
                 while time.monotonic() < started + 30:
                     next(batches)
         victim.join(5)

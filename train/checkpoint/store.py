@@ -166,6 +166,27 @@ class CheckpointStore:
         source.rename(target)
         return target
 
+    def newest_whole(self) -> tuple[int | None, list[str]]:
+        """The step of the newest checkpoint that is what was committed, and what there is to tell.
+
+        Removes what interrupted writers left, and sets damaged checkpoints aside.
+        """
+        notes = []
+        if swept := self.sweep():
+            notes.append(f"Removed {len(swept)} unfinished checkpoint(s) of an interrupted save.")
+        for step in reversed(self.steps()):
+            problems = self.problems(step)
+            if not problems:
+                return step, notes
+            aside = self.set_aside(step)
+            notes.append(
+                f"The checkpoint of step {step} is damaged ({'; '.join(problems)}); it was set "
+                f"aside as {aside.name}."
+            )
+        if notes:
+            notes.append("There is no whole checkpoint, so the run starts from the beginning.")
+        return None, notes
+
     def metrics(self) -> dict[int, dict[str, float]]:
         """The evaluations of the committed checkpoints that have one."""
         found = {}
