@@ -13,6 +13,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -243,7 +244,8 @@ class _TrainingKeys:
         self.order, self.plan, self.start, self.steps = order, plan, start_position, steps
         bounds = [plan.bounds(rank, micro) for micro in range(plan.accumulation)]
         self.offsets = np.concatenate([np.arange(*b, dtype=np.int64) for b in bounds])
-        self.cuts = np.cumsum([stop - start for start, stop in bounds])[:-1]
+        stops = np.cumsum([stop - start for start, stop in bounds]).tolist()
+        self.parts = [slice(*bounds) for bounds in pairwise([0, *stops])]
 
     def __len__(self) -> int:
         return self.steps * self.plan.accumulation
@@ -256,9 +258,8 @@ class _TrainingKeys:
             positions = self.start + steps[:, None] * batch + self.offsets
             epochs, indices = self.order.keys(positions)
             for row in range(len(steps)):
-                parts = (np.split(a[row], self.cuts) for a in (positions, epochs, indices))
-                for cell in zip(*parts, strict=True):
-                    yield Keys(*cell)
+                for part in self.parts:
+                    yield Keys(positions[row, part], epochs[row, part], indices[row, part])
 
 
 class _EvaluationKeys:
