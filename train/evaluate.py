@@ -34,13 +34,13 @@ def evaluate(
     was_training = engine.model.training
     engine.model.eval()
     with torch.no_grad():
-        for batch, _, _, counts in batches:
+        for micro in batches:
             if any(engine.sum_ints([int(stop())])):
                 engine.model.train(was_training)
                 raise EvaluationStoppedError
-            for name, value in task.measure(engine.model, engine.to_device(batch)).items():
+            for name, value in task.measure(engine.model, engine.to_device(micro.batch)).items():
                 if name in objects:
-                    if counts:
+                    if micro.counts:
                         objects[name].update(*value)
                     continue
                 if not isinstance(value, Ratio):
@@ -51,7 +51,7 @@ def evaluate(
                 if name not in totals:
                     names.append(name)
                     totals[name] = torch.zeros(2, dtype=torch.float64, device=engine.device)
-                if counts:
+                if micro.counts:
                     totals[name] += torch.stack(
                         [torch.as_tensor(part, device=engine.device).double() for part in value]
                     )

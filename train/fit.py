@@ -9,7 +9,7 @@ import torch
 
 from train.announce import announce, farewell
 from train.compiled import check_compiled
-from train.data.ledger import StepRecord, step_digest
+from train.data.ledger import StepRecord
 from train.data.loader import MicroBatch
 from train.data.order import micro_batch_seed
 from train.engine import seed_everything
@@ -118,8 +118,8 @@ def check_count(run: Run, micro: MicroBatch, count: object) -> None:
 def record(step: int, position: int, micro_batches: Sequence[MicroBatch]) -> StepRecord:
     """This rank's part of the ledger's entry for a step."""
     samples = sum(len(micro.positions) for micro in micro_batches)
-    digest = sum(step_digest(micro.positions, micro.indices) for micro in micro_batches)
-    return StepRecord(step, position, samples, digest % 2**64)
+    digest = sum(micro.digest for micro in micro_batches) % 2**64
+    return StepRecord(step, position, samples, digest)
 
 
 def read_window(run: Run) -> None:

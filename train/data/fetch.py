@@ -26,16 +26,19 @@ class Keys(NamedTuple):
     positions: NDArray[np.int64]
     epochs: NDArray[np.int64]
     indices: NDArray[np.int64]
+    digest: int
+    """Of positions and indices, for the ledger."""
     counts: bool = True
     """False for a micro-batch that only keeps ranks in step."""
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch on the host, and the positions and indices of its samples."""
+    """A micro-batch on the host, the positions and indices of its samples, and their digest."""
 
     batch: Any
     positions: NDArray[np.int64]
     indices: NDArray[np.int64]
+    digest: int
     counts: bool
 
 
@@ -87,7 +90,7 @@ class KeyedDataset:
             # An exception of the user's may not survive pickling, so workers send its text.
             cause = None if get_worker_info() else error
             return Failure(self._describe(keys, at, error), traceback.format_exc(), cause)
-        return MicroBatch(batch, keys.positions, keys.indices, keys.counts)
+        return MicroBatch(batch, keys.positions, keys.indices, keys.digest, keys.counts)
 
     def _sample(self, epoch: int, index: int) -> Any:
         if not self.deterministic:

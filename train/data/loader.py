@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from train.data.fetch import EVALUATION, Failure, KeyedDataset, Keys, MicroBatch, first_line
+from train.data.ledger import sample_digests
 from train.data.order import SampleOrder
 from train.data.plan import BatchPlan, EvalPlan
 from train.exits import DataError, RetryError, UsageError
@@ -257,9 +258,11 @@ class _TrainingKeys:
             steps = np.arange(first, min(first + block, self.steps), dtype=np.int64)
             positions = self.start + steps[:, None] * batch + self.offsets
             epochs, indices = self.order.keys(positions)
+            digests = sample_digests(positions, indices)
             for row in range(len(steps)):
                 for part in self.parts:
-                    yield Keys(positions[row, part], epochs[row, part], indices[row, part])
+                    digest = int(digests[row, part].sum(dtype=np.uint64))
+                    yield Keys(positions[row, part], epochs[row, part], indices[row, part], digest)
 
 
 class _EvaluationKeys:
@@ -278,7 +281,8 @@ class _EvaluationKeys:
             counts = stop > start
             if not counts:
                 indices = np.zeros(1, dtype=np.int64)
-            yield Keys(indices, np.full_like(indices, EVALUATION), indices, counts)
+            epochs = np.full_like(indices, EVALUATION)
+            yield Keys(indices, epochs, indices, 0, counts)
 
 
 def _loader(
