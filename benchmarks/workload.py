@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.timing import THREADS
 from train.config.load import LoadedConfig, load_config
 from train.data.order import SampleOrder
 from train.engine import seed_everything
@@ -37,8 +36,9 @@ class Size:
     """Steps of a turn that are timed; a multiple of ten, so that every turn logs equally often."""
     rounds: int
     """Turns of each contender that are to count."""
-    threads: int = THREADS
-    """Of torch's; tiny tensors gain nothing from more than one, but wait for each other."""
+    threads: int = 1
+    """Of torch's. With one per core, each process finds a pace of its own that it keeps, up to a
+    fifth from the next one's: more than all that is to be measured here."""
 
     @property
     def total_steps(self) -> int:
@@ -52,19 +52,9 @@ WARM_STEPS = 20
 """Steps before the first turn: lazy imports, allocations, the first log line."""
 
 SIZES = [
-    Size(
-        "near-empty",
-        layers=1,
-        heads=1,
-        width=8,
-        context=8,
-        batch=1,
-        steps=100,
-        rounds=24,
-        threads=1,
-    ),
-    Size("20 ms", layers=2, heads=2, width=64, context=128, batch=14, steps=10, rounds=24),
-    Size("80 ms", layers=4, heads=4, width=128, context=128, batch=14, steps=10, rounds=10),
+    Size("near-empty", layers=1, heads=1, width=8, context=8, batch=1, steps=100, rounds=24),
+    Size("20 ms", layers=2, heads=2, width=64, context=128, batch=9, steps=20, rounds=24),
+    Size("80 ms", layers=4, heads=4, width=128, context=128, batch=9, steps=10, rounds=16),
 ]
 
 
@@ -97,11 +87,29 @@ class Stopwatch:
             self._started = time.perf_counter()
 
 
+class Trace:
+    """The losses of all steps, in memory that is taken at the start: a scalar that stays, laid
+    by each step where the next one wants its large tensors, would let the heap grow for ever."""
+
+    def __init__(self, steps: int) -> None:
+        self._values = torch.zeros(steps + WARM_STEPS + 1)
+        self._next = 0
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Takes in the loss of a step."""
+        self._values[self._next] = loss.detach()
+        self._next += 1
+
+    def losses(self) -> list[float]:
+        """All so far."""
+        return self._values[: self._next].tolist()
+
+
 class TimedText(TextTask):
     """isorun's text task with the stopwatch in its collate and a record of its losses."""
 
     stopwatch: Stopwatch
-    trace: list[torch.Tensor]
+    trace: Trace
 
     def collate(self, samples: list[Any]) -> dict[str, torch.Tensor]:
         """As the text task's."""
@@ -111,7 +119,7 @@ class TimedText(TextTask):
     def loss(self, model: nn.Module, batch: Any) -> Ratio:
         """As the text task's."""
         loss = super().loss(model, batch)
-        self.trace.append((loss.sum / loss.count).detach())
+        self.trace.add(loss.sum / loss.count)
         return loss
 
 
@@ -124,7 +132,7 @@ class Workload:
         self.steps = size.total_steps
         # On the class, since isorun makes the task itself.
         TimedText.stopwatch = Stopwatch(size, turn_over)
-        TimedText.trace = self.trace = []
+        TimedText.trace = self.trace = Trace(size.total_steps)
 
     @cached_property
     def loaded(self) -> LoadedConfig:
@@ -200,9 +208,9 @@ class Workload:
         loss = F.cross_entropy(
             model(batch["tokens"]).flatten(0, 1), batch["targets"].flatten(), ignore_index=-100
         )
-        self.trace.append(loss.detach())
+        self.trace.add(loss)
         return loss
 
     def losses(self) -> list[float]:
         """The loss of every step."""
-        return torch.stack(self.trace).tolist()
+        return self.trace.losses()

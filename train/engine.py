@@ -12,9 +12,8 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,8 +30,7 @@ T = TypeVar("T")
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What one optimiser step gave, as scalar fp32 tensors that stay on the device."""
 
     loss_sum: Tensor
@@ -92,7 +90,9 @@ class Engine:
         self.model, self.accelerated_optimizer = self.accelerator.prepare(model, optimizer)
         self.optimizer: Optimizer = self.accelerated_optimizer.optimizer
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self._skips_on_device = skips_on_device(self.optimizer) and not self.accelerator.scaler
+        # On the CPU there is no device to wait for, and to look costs less.
+        on_cpu = self.device.type == "cpu"
+        self.skips_on_device = not on_cpu and skips_on_device(self.optimizer)
 
     @property
     def bare_model(self) -> nn.Module:
@@ -145,7 +145,7 @@ class Engine:
             scaler.update()  # lowers the loss scale, if the gradients are what overflowed
         elif scaler is not None:
             self.accelerated_optimizer.step()  # updates the loss scale, too
-        elif self._skips_on_device:
+        elif self.skips_on_device:
             self.optimizer.grad_scale, self.optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
             self.optimizer.step()
         elif not skipped.item():

@@ -53,9 +53,8 @@ class Window:
         whether it was skipped."""
         if not self._unread:
             return []
-        rows = torch.stack(
-            [torch.stack([r.loss_sum, r.grad_norm, r.skipped]) for r, _ in self._unread]
-        ).tolist()
+        values = [value for result, _ in self._unread for value in result]
+        rows = torch.stack(values).view(-1, 3).tolist()
         for (loss_sum, norm, skipped), (_, count) in zip(rows, self._unread, strict=True):
             if not skipped:
                 self._loss_sum += loss_sum
