@@ -1,0 +1,133 @@
+"""One step of the optimiser: its clipping, and its leaving out of what is not finite."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.runs import assert_same_bits
+from train.engine import Engine, seed_everything, summary
+from train.exits import RetryError, UsageError
+from train.optim import OptimConfig, build_optimizer
+
+
+def model():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.LayerNorm(7), nn.Linear(7, 1))
+
+
+def prepared(on_device, **values):
+    engine, module = Engine(), model()
+    engine.prepare(module, build_optimizer(OptimConfig(lr=0.1, **values), module))
+    engine.skips_on_device = on_device
+    return engine
+
+
+def step(engine, factor=1.0, clip_norm=None):
+    seed_everything(5)
+    engine.optimizer.zero_grad()
+    loss = engine.model(torch.randn(4, 5)).square().sum() * factor
+    engine.backward(loss, 4)
+    return engine.step(loss, clip_norm)
+
+
+def weights(engine):
+    return {name: p.detach().clone() for name, p in engine.bare_model.named_parameters()}
+
+
+def state(engine):
+    names = {p: name for name, p in engine.bare_model.named_parameters()}
+    return {
+        f"{names[p]}.{key}": value.clone()
+        for p, entries in engine.optimizer.state.items()
+        for key, value in entries.items()
+    }
+
+
+@pytest.mark.parametrize("on_device", [True, False], ids=["device", "host"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_changes_no_bit(on_device, bad):
+    """Neither of the weights nor of the optimiser's state, its step count included."""
+    engine = prepared(on_device)
+    assert step(engine).skipped.item() == 0.0
+    before = weights(engine), state(engine)
+    result = step(engine, bad)
+    assert result.skipped.item() == 1.0
+    assert_same_bits(before[0], weights(engine))
+    assert_same_bits(before[1], state(engine))
+
+
+def test_skipping_on_the_device_and_on_the_host_come_to_the_same():
+    engines = [prepared(on_device) for on_device in (True, False)]
+    for engine in engines:
+        for factor in (1.0, float("nan"), 2.0, float("inf"), 0.5):
+            step(engine, factor, clip_norm=0.3)
+    first, second = engines
+    assert_same_bits(weights(first), weights(second))
+    assert_same_bits(state(first), state(second))
+    assert state(first)["0.weight.step"] == 3
+
+
+def test_a_first_step_that_is_skipped_leaves_no_trace():
+    """The optimiser has no state yet; momentum must not be born from a NaN."""
+    engine = prepared(False, use="sgd", momentum=0.9)
+    step(engine, float("nan"))
+    step(engine)
+    expected = prepared(False, use="sgd", momentum=0.9)
+    step(expected)
+    assert_same_bits(weights(expected), weights(engine))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05, 1e6])
+def test_clipping_is_torchs(clip_norm):
+    engine = prepared(False)
+    module = copy.deepcopy(engine.bare_model)
+    result = step(engine, clip_norm=clip_norm)
+    seed_everything(5)
+    (module(torch.randn(4, 5)).square().sum() / 4).backward()
+    limit = float("inf") if clip_norm is None else clip_norm
+    norm = nn.utils.clip_grad_norm_(module.parameters(), limit)
+    assert result.grad_norm.item() == pytest.approx(norm.item(), rel=1e-6)
+    for expected, got in zip(module.parameters(), engine.bare_model.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, expected.grad)
+
+
+def test_seeding_is_that_of_the_libraries():
+    import random
+
+    import numpy as np
+
+    seed_everything(2**63 + 5)
+    drawn = torch.rand(3), random.random(), np.random.rand()
+    torch.manual_seed(2**63 + 5)
+    random.seed(2**63 + 5)
+    np.random.seed(5)
+    assert torch.equal(drawn[0], torch.rand(3))
+    assert drawn[1:] == (random.random(), np.random.rand())
+
+
+def test_fp16_without_a_gpu_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UsageError, match=r"precision is 'fp16'.*bf16 or fp32"):
+        Engine("fp16")
+
+
+def test_a_world_that_is_not_there_is_noticed(monkeypatch):
+    """As when a launcher says two, but Accelerate was told nothing of it."""
+    engine = Engine()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RetryError, match=r"WORLD_SIZE is 2.*found 1 process"):
+        engine._check_world()
+
+
+def test_the_summary_counts_shared_parameters_once():
+    module = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10, bias=False), nn.LayerNorm(4))
+    module[1].weight = module[0].weight
+    module[2].requires_grad_(False)
+    lines = [line.split() for line in summary(module).splitlines()]
+    assert lines[1][-2:] == ["40", "0"]
+    assert lines[3][-2:] == ["0", "8"]
+    assert lines[4] == ["total", "(Sequential)", "40", "8"]
+    assert "counted once" in summary(module)
