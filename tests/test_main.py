@@ -1,0 +1,42 @@
+"""How the process ends."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.runs import ROOT
+
+LINGERING = """
+import atexit, os, sys, threading, time
+import train.cli
+
+class Lingers:
+    def __del__(self, write=os.write):
+        write(1, b"interpreter taken down\\n")
+
+def main():
+    sys.lingers = Lingers()
+    atexit.register(print, "exit hooks ran", flush=True)
+    threading.Thread(target=lambda: (time.sleep(0.5), print("thread ended"))).start()
+    return 75
+
+train.cli.main = main
+import runpy
+runpy.run_module("train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("world_size", [None, "1", "2"])
+def test_one_of_several_processes_ends_without_taking_the_interpreter_down(world_size):
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    if world_size:
+        environment["WORLD_SIZE"] = world_size
+    done = subprocess.run(
+        [sys.executable, "-c", LINGERING], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 75, done.stderr
+    said = done.stdout.splitlines()
+    assert said[:2] == ["thread ended", "exit hooks ran"]
+    assert (len(said) == 2) == (world_size == "2"), said
