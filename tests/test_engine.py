@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.runs import assert_same_bits
+from tests.support.runs import assert_same_bits, tiny_config
 from train.engine import Engine, seed_everything, summary
 from train.exits import RetryError, UsageError
 from train.optim import OptimConfig, build_optimizer
@@ -18,15 +18,15 @@ def model():
 
 
 def prepared(on_device, **values):
-    engine, module = Engine(), model()
-    engine.prepare(module, build_optimizer(OptimConfig(lr=0.1, **values), module))
-    engine.skips_on_device = on_device
+    engine, optim = Engine(tiny_config()), OptimConfig(lr=0.1, **values)
+    engine.prepare(model(), lambda module: build_optimizer(optim, module))
+    engine.strategy.skips_on_device = on_device
     return engine
 
 
 def step(engine, factor=1.0, clip_norm=None):
     seed_everything(5)
-    engine.optimizer.zero_grad()
+    engine.strategy.zero_grad()
     loss = engine.model(torch.randn(4, 5)).square().sum() * factor
     engine.backward(loss, 4)
     return engine.step(loss, clip_norm)
@@ -111,12 +111,12 @@ def test_fp16_without_a_gpu_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UsageError, match=r"precision is 'fp16'.*bf16 or fp32"):
-        Engine("fp16")
+        Engine(tiny_config("precision=fp16"))
 
 
 def test_a_world_that_is_not_there_is_noticed(monkeypatch):
     """As when a launcher says two, but Accelerate was told nothing of it."""
-    engine = Engine()
+    engine = Engine(tiny_config())
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RetryError, match=r"WORLD_SIZE is 2.*found 1 process"):
         engine._check_world()

@@ -11,8 +11,10 @@ from pydantic import Field
 from train.section import Section
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from train.shard import Shard
+    from train.strategies.base import Strategy
 
 
 class EmaConfig(Section):
@@ -23,42 +25,47 @@ class EmaConfig(Section):
 
 
 class Ema:
-    """The average of a model's trainable parameters, in their own dtypes, on their devices."""
+    """The average of this rank's share of the trainable parameters, beside them."""
 
-    def __init__(self, config: EmaConfig, model: nn.Module) -> None:
+    def __init__(self, config: EmaConfig, strategy: Strategy) -> None:
         self.decay = config.decay
-        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.averages: dict[str, Tensor] = {
-            name: parameter.detach().clone() for name, parameter in self.parameters.items()
+        self.strategy = strategy
+        self.averages: dict[str, Shard] = {
+            name: shard.with_local(shard.local.clone())
+            for name, shard in strategy.weights().items()
         }
 
-    def update(self, skipped: torch.Tensor) -> None:
+    def update(self, skipped: Tensor) -> None:
         """Takes in the weights after a step; changes nothing where ``skipped`` (a scalar on the
         device, 1.0 for a skipped step) says so, and never waits for the device."""
         import torch
 
-        averages = list(self.averages.values())
+        averages = self._averages()
         weight = (1.0 - self.decay) * (1.0 - skipped)
         with torch.no_grad():
             # Not _foreach_lerp_, which would read the weight on the host.
             changes = torch._foreach_sub(self._weights(), averages)
-            torch._foreach_mul_(changes, weight.to(averages[0].dtype))
+            torch._foreach_mul_(changes, weight.to(averages[0]))
             torch._foreach_add_(averages, changes)
 
+    def _averages(self) -> list[Tensor]:
+        return [shard.local for shard in self.averages.values()]
+
     def _weights(self) -> list[Tensor]:
-        return list(self.parameters.values())
+        return [shard.local for shard in self.strategy.weights().values()]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model with the averages as its weights; the weights come back at the end."""
+        """The model with the averages as its weights; the weights come back at the end.
+        Collective."""
         import torch
 
-        parameters, averages = self._weights(), list(self.averages.values())
-        with torch.no_grad():
-            weights = [parameter.clone() for parameter in parameters]
-            torch._foreach_copy_(parameters, averages)
+        weights = self._weights()
+        kept = [weight.clone() for weight in weights]
+        torch._foreach_copy_(weights, self._averages())
+        self.strategy.publish()
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(parameters, weights)
+            torch._foreach_copy_(weights, kept)
+            self.strategy.publish()

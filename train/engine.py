@@ -1,17 +1,17 @@
 """The engine: everything that depends on how many processes there are and on what device.
 
 All reductions, all decisions that ranks must share and all work that must happen only once go
-through here, so that the rest of ``train`` reads as if there were one process. Accelerate
-prepares the model and runs mixed precision; its data loading, scheduler, accumulation and
-checkpointing are not used, since they make the result depend on the placement.
+through here, so that the rest of ``train`` reads as if there were one process. Accelerate starts
+the process group, runs mixed precision and wraps the model for DDP; its data loading, scheduler,
+accumulation, clipping and checkpointing are not used, since they make the result depend on the
+placement. How the model is spread over the ranks is the strategy's (:mod:`train.strategies`).
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -19,12 +19,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 
 from train.exits import RetryError, UsageError
-from train.optim import skips_on_device
+from train.loss_scale import LossScale
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
+
+    from train.config.schema import Config
+    from train.strategies.base import Strategy
 
 T = TypeVar("T")
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -44,29 +48,39 @@ class StepResult(NamedTuple):
 class Engine:
     """One process's view of all processes of the run."""
 
-    def __init__(self, precision: str = "fp32", *, deterministic: bool = False) -> None:
+    def __init__(self, config: Config) -> None:
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
-        if deterministic:
+        from train.strategies.find import accelerate_options, strategy_name
+
+        if config.deterministic:
             _make_deterministic()
         on_gpu = torch.cuda.is_available()
-        if precision == "fp16" and not on_gpu:
+        if config.precision == "fp16" and not on_gpu:
             raise UsageError(
                 "precision is 'fp16', which needs a GPU, and there is none here; use bf16 or fp32."
             )
+        self.config = config
+        self.strategy_name = strategy_name(config)
+        if self.strategy_name != "single":
+            _group_of_one_process(on_gpu=on_gpu)
         # Without cpu=True Accelerate would leave two CPU processes strangers to each other.
         self.accelerator = Accelerator(
             cpu=not on_gpu,
-            mixed_precision=_PRECISION[precision],
+            mixed_precision=_PRECISION[config.precision],
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=10))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(minutes=10)),
+                *accelerate_options(config),
+            ],
         )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.is_main = self.rank == 0
         self._check_world()
+        self.loss_scale = LossScale() if config.precision == "fp16" else None
         # Decisions travel by gloo on the host, so that they never wait for the device; writing
         # checkpoints has a group of its own because it runs in another thread.
         self.host_group = dist.new_group(backend="gloo") if self.world_size > 1 else None
@@ -82,23 +96,47 @@ class Engine:
 
     # -- the model ---------------------------------------------------------------------------
 
-    def prepare(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
-        """Moves the model to the device, wraps it for this placement, and the optimiser too."""
-        if optimizer is None:
-            self.model: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=True)
-            return
-        self.model, self.accelerated_optimizer = self.accelerator.prepare(model, optimizer)
-        self.optimizer: Optimizer = self.accelerated_optimizer.optimizer
-        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
-        # On the CPU there is no device to wait for, and to look costs less.
-        on_cpu = self.device.type == "cpu"
-        self.skips_on_device = not on_cpu and skips_on_device(self.optimizer)
+    def prepare(
+        self,
+        model: nn.Module,
+        build: Callable[[nn.Module], Optimizer],
+        blocks: Sequence[nn.Module] = (),
+    ) -> None:
+        """Spreads the model, the same on every rank, over the ranks. ``build`` makes the
+        optimiser of a model's parameters; ``blocks`` are modules to be gathered one at a time."""
+        from train.strategies.find import find_strategy
+
+        strategy = find_strategy(self.strategy_name)
+        self.strategy: Strategy = strategy(self, self.config, list(blocks))
+        self.strategy.prepare(model, build)
+
+    def prepare_evaluation(self, model: nn.Module) -> None:
+        """Takes a model that is not to be trained; each rank has all of it."""
+        from train.strategies.ddp import SingleStrategy
+
+        strategy = SingleStrategy(self, self.config, [])
+        strategy.prepare(model, None)
+        self.strategy = strategy
+
+    def on_device(self, model: nn.Module) -> nn.Module:
+        """The model on this rank's device, with a forward pass in the run's precision."""
+        moved: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=True)
+        return moved
+
+    @property
+    def model(self) -> nn.Module:
+        """What a task's loss calls."""
+        return self.strategy.model
 
     @property
     def bare_model(self) -> nn.Module:
         """The model without wrappers: its parameters bear their own names."""
-        model: nn.Module = self.accelerator.unwrap_model(self.model)
-        return model
+        return self.strategy.bare_model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Whose ``param_groups`` hold the learning rate."""
+        return self.strategy.optimizer
 
     def to_device(self, batch: T) -> T:
         """The batch with its tensors on this rank's device; does not wait for the copy."""
@@ -112,19 +150,12 @@ class Engine:
     def backward(self, loss_sum: Tensor, total_count: int) -> None:
         """Adds this micro-batch's part of the gradient of (global loss sum / global count).
 
-        DDP averages gradients over ranks, hence the factor.
+        Strategies average gradients over ranks, hence the factor.
         """
-        self.accelerator.backward(loss_sum * (self.world_size / total_count))
-
-    @contextmanager
-    def accumulating(self, *, last: bool) -> Iterator[None]:
-        """Around forward and backward of a micro-batch: no exchange of gradients but at the
-        last one of the step."""
-        if last or self.world_size == 1:
-            yield
-        else:
-            with self.accelerator.no_sync(self.model):
-                yield
+        factor = self.world_size / total_count
+        if self.loss_scale:
+            factor *= self.loss_scale.value
+        self.strategy.backward(loss_sum * factor)
 
     def step(self, loss_sum: Tensor, clip_norm: float | None) -> StepResult:
         """Clips the gradients and lets the optimiser step, unless something is not finite.
@@ -132,24 +163,9 @@ class Engine:
         ``loss_sum`` is this rank's. All ranks skip or none does: both numbers are global.
         """
         loss_sum = self.sum(loss_sum.detach().float())
-        self.accelerator.unscale_gradients()
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients).float()
-        if clip_norm is not None:
-            # As torch.nn.utils.clip_grad_norm_; a NaN factor harms nothing, the step is skipped.
-            factor = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
-            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
-        skipped = 1.0 - torch.isfinite(norm + loss_sum).float()
-        scaler = self.accelerator.scaler
-        if scaler is not None and skipped.item():
-            scaler.update()  # lowers the loss scale, if the gradients are what overflowed
-        elif scaler is not None:
-            self.accelerated_optimizer.step()  # updates the loss scale, too
-        elif self.skips_on_device:
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif not skipped.item():
-            self.optimizer.step()
+        norm, skipped = self.strategy.update(loss_sum, clip_norm)
+        if self.loss_scale:
+            self.loss_scale.update(skipped=bool(skipped.item()))
         return StepResult(loss_sum, norm, skipped)
 
     # -- what ranks share --------------------------------------------------------------------
@@ -206,9 +222,12 @@ def _make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def parameter_names(model: nn.Module) -> dict[int, str]:
-    """``id(parameter)`` to the parameter's fully qualified name; of shared ones the first."""
-    return {id(parameter): name for name, parameter in model.named_parameters()}
+def _group_of_one_process(*, on_gpu: bool) -> None:
+    """A process group for one process that was started alone but is to use a strategy that
+    needs one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized():
+        backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
 
 def summary(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -76,14 +77,14 @@ def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> Non
         batch = engine.to_device(micro_batches[0].batch)
         check_compiled(run.task, engine.bare_model, batch, run.config.precision)
     set_learning_rate(engine.optimizer, run.config.optim.lr, run.learning_rate_factor(step))
-    engine.optimizer.zero_grad(set_to_none=True)
+    engine.strategy.zero_grad()
     loss_sum = torch.zeros((), device=engine.device)
     for micro in micro_batches:
         last = micro is micro_batches[-1]
         # Model randomness depends on what is computed, never on who computes it or when.
         position = int(micro.positions[0])
         seed_everything(micro_batch_seed(run.config.run.seed, position), engine.device)
-        with engine.accumulating(last=last):
+        with engine.strategy.accumulating(last=last):
             loss = run.task.loss(engine.model, engine.to_device(micro.batch))
             engine.backward(loss.sum, count)
         loss_sum += loss.sum.detach()
@@ -145,14 +146,12 @@ def log(run: Run) -> None:
 
 def draw_histograms(run: Run) -> None:
     """Hands the weights and the (clipped) gradients of the step just taken to the tracker."""
-    if not run.engine.is_main:
-        return
-    values = {}
-    for name, parameter in run.engine.bare_model.named_parameters():
-        values[f"weights/{name}"] = parameter.detach().float().cpu().numpy().copy()
-        if parameter.grad is not None:
-            values[f"gradients/{name}"] = parameter.grad.float().cpu().numpy().copy()
-    run.tracker.histograms(run.progress.step, values)
+    tensors = run.engine.strategy.full_tensors()
+    if run.engine.is_main:
+        values = {name: tensor.float().cpu().numpy().copy() for name, tensor in tensors}
+        run.tracker.histograms(run.progress.step, values)
+    else:
+        deque(tensors, maxlen=0)  # to gather them is collective
 
 
 def evaluate_now(run: Run) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -180,11 +180,3 @@ def skips_on_device(optimizer: Optimizer) -> bool:
         group.get("fused") for group in optimizer.param_groups
     )
 
-
-def named_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, dict[str, Any]]:
-    """The optimiser's state by parameter name; ``names`` maps ``id(parameter)`` to it."""
-    return {
-        names[id(parameter)]: dict(optimizer.state.get(parameter, {}))
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }

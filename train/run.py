@@ -83,7 +83,7 @@ class Run:
     def _open(self) -> None:
         config = self.config
         self.stop = self._exit.enter_context(StopRequest())
-        self.engine = Engine(config.precision, deterministic=config.deterministic)
+        self.engine = Engine(config)
         self._exit.callback(self.engine.close)
         self._open_directory()
         self._build()
@@ -166,10 +166,14 @@ class Run:
         self.model_summary = summary(model)
         if config.compile:
             model.compile()
-        optimizer = build_optimizer(config.optim, model, self.loaded.composed.origin("optim.use"))
-        engine.prepare(model, optimizer)
+        origin = self.loaded.composed.origin("optim.use")
+        engine.prepare(
+            model,
+            lambda placed: build_optimizer(config.optim, placed, origin),
+            self.task.blocks(model),
+        )
         engine.model.train()
-        self.ema = Ema(config.ema, engine.bare_model) if config.ema else None
+        self.ema = Ema(config.ema, engine.strategy) if config.ema else None
         self.early_stop = EarlyStop(config.early_stop) if config.early_stop else None
         self.progress = Progress()
         self.window = Window(self)
@@ -192,8 +196,7 @@ class Run:
         restore(
             path,
             state["optimizer"],
-            self.engine.bare_model,
-            self.engine.optimizer,
+            self.engine.strategy,
             self.ema,
             self.engine.host_group,
         )
@@ -201,8 +204,8 @@ class Run:
         self.window.load_state_dict(state["window"])
         if self.early_stop and state["early_stop"]:
             self.early_stop.load_state_dict(state["early_stop"])
-        if self.engine.accelerator.scaler and state["scaler"]:
-            self.engine.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.engine.loss_scale and state.get("loss_scale"):
+            self.engine.loss_scale.load_state_dict(state["loss_scale"])
         self.saving.last_step = self.resume_step
 
     def _open_tracking(self) -> None:

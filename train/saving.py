@@ -51,8 +51,7 @@ class Saving:
     def reserve(self) -> None:
         """Prepares the memory of the first checkpoint; after the first step, when the optimiser
         has its state."""
-        engine = self.run.engine
-        self._saver.reserve(collect(engine.bare_model, engine.optimizer, self.run.ema)[0])
+        self._saver.reserve(collect(self.run.engine.strategy, self.run.ema)[0])
 
     def start(self) -> None:
         """Starts a checkpoint of the present step, unless there is one already."""
@@ -61,8 +60,8 @@ class Saving:
         if self.last_step == progress.step:
             return
         self._drop_recorded()
-        tensors, optimizer_values = collect(run.engine.bare_model, run.engine.optimizer, run.ema)
-        scaler = run.engine.accelerator.scaler
+        shards, optimizer_values = collect(run.engine.strategy, run.ema)
+        loss_scale = run.engine.loss_scale
         state = {
             "run": run.identity.id,
             "attempt": run.attempt,
@@ -70,7 +69,7 @@ class Saving:
             "progress": vars(progress).copy(),
             "window": run.window.state_dict(),
             "early_stop": run.early_stop.state_dict() if run.early_stop else None,
-            "scaler": scaler.state_dict() if scaler else None,
+            "loss_scale": loss_scale.state_dict() if loss_scale else None,
             "optimizer": optimizer_values,
         }
         evaluated_now = run.due.evaluated_step == progress.step
@@ -81,7 +80,7 @@ class Saving:
             before_commit=self._make_durable(list(self._pending), progress.step),
         )
         started = time.perf_counter()
-        self._report(self._saver.save(tensors, request))
+        self._report(self._saver.save(shards, request))
         run.window.checkpoint_seconds += time.perf_counter() - started
         run.due.saved()
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+from train.config.load import load_config
+from train.shard import Shard
+
 ROOT = Path(__file__).parents[2]
 TINY = [
     "task.use=tests.support.tiny:TinyTask",
@@ -34,6 +37,11 @@ def command(name, directory, *overrides, processes=None, base=TINY):
         "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1",
         "--master-port", str(free_port()), "-m", "train", *arguments,
     ]  # fmt: skip
+
+
+def tiny_config(*overrides):
+    """The tiny task's config, as a run would have it."""
+    return load_config([], [*TINY, *overrides], runs=False).config
 
 
 def start(*args, **kwargs):
@@ -80,7 +88,7 @@ def tensors(directory, step=None):
     store = CheckpointStore(Path(directory) / "checkpoints")
     path = store.path(step or store.steps()[-1])
     found = {n: torch.empty(shape, dtype=dtype) for n, (shape, dtype) in dcp.shapes(path).items()}
-    dcp.read(found, path, None)
+    dcp.read({name: Shard.of(tensor) for name, tensor in found.items()}, path, None)
     return found
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
     from torch.distributed.checkpoint.metadata import Metadata
+
+    from train.shard import Shard
 
 _METADATA = ".metadata"
 _ALLOWED = {
@@ -79,24 +81,35 @@ def shapes(directory: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return found
 
 
-def write(tensors: dict[str, torch.Tensor], directory: Path, group: ProcessGroup | None) -> None:
-    """Writes this rank's share of the named tensors; collective over ``group`` (None: alone)."""
+def write(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | None) -> None:
+    """Writes the named tensors; collective over ``group`` (None: alone).
+
+    Each rank writes what only it holds, and a part of what several hold.
+    """
     from torch.distributed.checkpoint import state_dict_saver
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+    from train.checkpoint.planners import WritePlanner
 
     # One thread: with more, DCP loses the exceptions of its writer threads.
     writer = FileSystemWriter(directory, thread_count=1, sync_files=True)
     with _without_single_process_warning():
         state_dict_saver.save(
-            tensors, storage_writer=writer, process_group=group, no_dist=group is None
+            dict(shards),
+            storage_writer=writer,
+            planner=WritePlanner(),
+            process_group=group,
+            no_dist=group is None,
         )
 
 
-def read(tensors: dict[str, torch.Tensor], directory: Path, group: ProcessGroup | None) -> None:
-    """Fills the given tensors in place from a checkpoint that holds each of their names."""
+def read(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | None) -> None:
+    """Fills the given shares in place from a checkpoint that holds each of their names, whoever
+    wrote it. Each rank reads its own share only."""
     from torch.distributed.checkpoint import state_dict_loader
-    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
     from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    from train.checkpoint.planners import ReadPlanner
 
     shapes(directory)  # refuses what is damaged or no tensor, before DCP wraps it in its own error
     metadata = read_metadata(directory)
@@ -107,15 +120,11 @@ def read(tensors: dict[str, torch.Tensor], directory: Path, group: ProcessGroup 
                 metadata.storage_meta.load_id = self.load_id
             return metadata
 
-    class Planner(DefaultLoadPlanner):
-        def load_bytes(self, read_item: Any, _value: io.BytesIO) -> None:
-            raise DamagedError(f"{read_item.dest_index.fqn!r} in {directory} is no tensor")
-
     with _without_single_process_warning():
         state_dict_loader.load(
-            tensors,
+            dict(shards),
             storage_reader=Reader(directory),
-            planner=Planner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            planner=ReadPlanner(),
             process_group=group,
             no_dist=group is None,
         )

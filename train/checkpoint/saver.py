@@ -16,6 +16,7 @@ from torch import Tensor
 from train.checkpoint import dcp
 from train.checkpoint.config import CheckpointConfig
 from train.checkpoint.store import CheckpointStore, Manifest, hash_file
+from train.shard import Shard
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class CheckpointSaver:
         self._reserving: threading.Thread | None = None
         self._job: _Job | None = None
 
-    def save(self, tensors: Mapping[str, Tensor], request: Request) -> str | None:
+    def save(self, shards: Mapping[str, Shard], request: Request) -> str | None:
         """Starts a checkpoint; returns the error of the one before it, if that failed.
 
         Returns as soon as the tensors may change again.
@@ -77,7 +78,7 @@ class CheckpointSaver:
         error = self.wait()
         timing = Timing(wait=time.perf_counter() - started)
         started = time.perf_counter()
-        copies = self._copy(tensors)
+        copies = self._copy(shards)
         timing.copy = time.perf_counter() - started
         self._job = job = _Job(request, timing)
         # No daemon: a process that ends by an exception still finishes what it had begun.
@@ -109,40 +110,37 @@ class CheckpointSaver:
             self._job is not None and self._job.thread is not None and self._job.thread.is_alive()
         )
 
-    def reserve(self, tensors: Mapping[str, Tensor]) -> None:
+    def reserve(self, shards: Mapping[str, Shard]) -> None:
         """Takes and touches, beside the training, the memory for copies of tensors like these,
         so that the first save stands still no longer than later ones."""
         if self.config.asynchronous:
             self._reserving = threading.Thread(
-                target=self._allocate, args=(dict(tensors),), name="reserve", daemon=True
+                target=self._allocate, args=(dict(shards),), name="reserve", daemon=True
             )
             self._reserving.start()
 
-    def _allocate(self, tensors: Mapping[str, Tensor]) -> None:
-        on_gpu = any(tensor.device.type == "cuda" for tensor in tensors.values())
-        for name, tensor in tensors.items():
-            buffer = self._buffers.get(name)
-            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                buffer = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=on_gpu
-                )
+    def _allocate(self, shards: Mapping[str, Shard]) -> None:
+        on_gpu = _on_gpu(shards)
+        for name, shard in shards.items():
+            buffer, like = self._buffers.get(name), shard.local
+            if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
+                buffer = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=on_gpu)
                 self._buffers[name] = buffer.zero_()  # to write is what makes the memory ours
 
-    def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _copy(self, shards: Mapping[str, Shard]) -> dict[str, Shard]:
         if self._reserving is not None:
             self._reserving.join()
             self._reserving = None
-        self._allocate(tensors)
-        on_gpu = any(tensor.device.type == "cuda" for tensor in tensors.values())
-        self._buffers = {name: self._buffers[name] for name in tensors}
+        self._allocate(shards)
+        self._buffers = {name: self._buffers[name] for name in shards}
         with torch.no_grad():
-            for name, tensor in tensors.items():
-                self._buffers[name].copy_(tensor, non_blocking=True)
-        if on_gpu:
+            for name, shard in shards.items():
+                self._buffers[name].copy_(shard.local, non_blocking=True)
+        if _on_gpu(shards):
             torch.cuda.synchronize()
-        return dict(self._buffers)
+        return {name: shard.with_local(self._buffers[name]) for name, shard in shards.items()}
 
-    def _write(self, job: _Job, copies: dict[str, Tensor]) -> None:
+    def _write(self, job: _Job, copies: dict[str, Shard]) -> None:
         started = time.perf_counter()
         request = job.request
         try:
@@ -194,6 +192,10 @@ class CheckpointSaver:
     def _commit(self, temporary: Path, manifest: Manifest) -> None:
         self.store.commit(temporary, manifest)
         self.store.retain(self.config)
+
+
+def _on_gpu(shards: Mapping[str, Shard]) -> bool:
+    return any(shard.local.device.type == "cuda" for shard in shards.values())
 
 
 class _FailedError(Exception):

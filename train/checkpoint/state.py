@@ -12,48 +12,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from train.checkpoint import dcp
 from train.ema import Ema
-from train.engine import parameter_names
 from train.exits import ResumeRefusedError
-from train.optim import named_state
+from train.shard import Shard
+from train.strategies.base import OptimizerState, Strategy, model_tensors
 
 
-def collect(
-    model: nn.Module, optimizer: Optimizer, ema: Ema | None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors by name, not copied, and the optimiser's other state as JSON values."""
-    tensors, values = model_tensors(model), {}
-    for name, state in named_state(optimizer, parameter_names(model)).items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optim.{name}.{key}"] = value
-            else:
-                values[f"{name}.{key}"] = value
+def collect(strategy: Strategy, ema: Ema | None) -> tuple[dict[str, Shard], dict[str, Any]]:
+    """This rank's share of all tensors by name, not copied, and the optimiser's other state as
+    JSON values."""
+    shards = {f"model.{name}": shard for name, shard in strategy.tensors().items()}
+    state = strategy.optimizer_state()
+    values = {
+        f"{name}.{key}": value
+        for name, entries in state.items()
+        for key, value in entries.items()
+        if not isinstance(value, Shard)
+    }
+    shards |= _optimizer_shards(state)
     if ema is not None:
-        tensors |= {f"ema.{name}": average for name, average in ema.averages.items()}
-    return tensors, values
+        shards |= {f"ema.{name}": average for name, average in ema.averages.items()}
+    return shards, values
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's parameters and persistent buffers; tensors with several names only once."""
-    tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[f"model.{name}"] = tensor.detach()
-    return tensors
+def _optimizer_shards(state: OptimizerState) -> dict[str, Shard]:
+    return {
+        f"optim.{name}.{key}": value
+        for name, entries in state.items()
+        for key, value in entries.items()
+        if isinstance(value, Shard)
+    }
 
 
 def restore(
     directory: Path,
     values: Mapping[str, Any],
-    model: nn.Module,
-    optimizer: Optimizer,
+    strategy: Strategy,
     ema: Ema | None,
     group: Any = None,
 ) -> None:
@@ -62,49 +59,43 @@ def restore(
     Raises ResumeRefusedError where the checkpoint is one of another model.
     """
     stored = dcp.shapes(directory)
-    targets = model_tensors(model)
+    targets = {f"model.{name}": shard for name, shard in strategy.tensors().items()}
     if ema is not None:
         targets |= {f"ema.{name}": average for name, average in ema.averages.items()}
     _check_same(directory, targets, stored)
-    names = parameter_names(model)
-    state: dict[int, dict[str, Any]] = {}
-    order = [p for group_ in optimizer.param_groups for p in group_["params"]]
-    for index, parameter in enumerate(order):
-        prefix = f"{names[id(parameter)]}."
-        entries: dict[str, Any] = {}
-        for name, (shape, dtype) in stored.items():
-            if name.startswith(f"optim.{prefix}"):
-                key = name.removeprefix(f"optim.{prefix}")
-                device = parameter.device if shape == parameter.shape else None
-                entries[key] = targets[name] = torch.empty(shape, dtype=dtype, device=device)
-        entries |= {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-        if entries:
-            state[index] = entries
+    pieces: dict[str, Any] = {
+        name.removeprefix("optim."): entry
+        for name, entry in stored.items()
+        if name.startswith("optim.")
+    }
+    by_parameter: dict[str, dict[str, Any]] = {}
+    for name, piece in {**pieces, **values}.items():
+        parameter, _, key = name.rpartition(".")
+        by_parameter.setdefault(parameter, {})[key] = piece
+    state = strategy.make_optimizer_state(by_parameter)
+    targets |= _optimizer_shards(state)
     with torch.no_grad():
         dcp.read(targets, directory, group)
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    strategy.adopt_optimizer_state(state)
+    strategy.publish()
 
 
-def restore_model(directory: Path, model: nn.Module, *, averaged: bool, group: Any = None) -> None:
-    """Fills only the model; with ``averaged`` its parameters come from the average of weights."""
-    targets = model_tensors(model)
-    if averaged:
-        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-        targets = {
-            ("ema." if name.removeprefix("model.") in trainable else "model.")
-            + name.removeprefix("model."): tensor
-            for name, tensor in targets.items()
-        }
+def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:
+    """Fills a model in this process alone; with ``averaged`` its parameters come from the
+    average of weights."""
+    trainable = {name for name, p in model.named_parameters() if averaged and p.requires_grad}
+    targets = {
+        ("ema." if name in trainable else "model.") + name: Shard.of(tensor)
+        for name, tensor in model_tensors(model).items()
+    }
     _check_same(directory, targets, dcp.shapes(directory), complete=False)
     with torch.no_grad():
-        dcp.read(targets, directory, group)
+        dcp.read(targets, directory, None)
 
 
 def _check_same(
     directory: Path,
-    targets: Mapping[str, Tensor],
+    targets: Mapping[str, Shard],
     stored: Mapping[str, tuple[torch.Size, torch.dtype]],
     *,
     complete: bool = True,
@@ -119,9 +110,9 @@ def _check_same(
         ]
     differences += [
         f"{name} has shape {tuple(stored[name][0])} in the checkpoint and "
-        f"{tuple(tensor.shape)} in the model"
-        for name, tensor in targets.items()
-        if name in stored and stored[name][0] != tensor.shape
+        f"{tuple(shard.shape)} in the model"
+        for name, shard in targets.items()
+        if name in stored and stored[name][0] != shard.shape
     ]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""

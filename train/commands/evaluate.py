@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     from train.evaluate import evaluate
 
     config = loaded.config
-    engine = Engine(config.precision, deterministic=config.deterministic)
+    engine = Engine(config)
     try:
         task = loaded.task(config)
         dataset = task.eval_dataset()
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         check_dataset(dataset, "eval_dataset")
         model = task.build_model()
         fill(model, checkpoint, loaded)
-        engine.prepare(model)
+        engine.prepare_evaluation(model)
         plan = BatchPlan.from_config(config.batch, engine.world_size)
         micro = config.evaluate.micro_batch_size or plan.largest_micro_batch
         with evaluation_batches(

@@ -38,13 +38,21 @@ def _compare(
             info = model.model_fields.get(name) if model else None
             found += _compare(
                 now.get(name),
-                before.get(name),
+                before[name] if name in before else _default(info),
                 _submodel(info),
                 f"{key}.{name}" if key else name,
                 matters and (info is None or changes_results(info.json_schema_extra)),
             )
         return found
     return [] if now == before else [Difference(key, before, now, matters)]
+
+
+def _default(info: Any) -> Any:
+    """What a field that the run's config did not have yet stands for."""
+    if info is None or info.is_required():
+        return None
+    default = info.get_default(call_default_factory=True)
+    return default.model_dump(mode="json") if isinstance(default, BaseModel) else default
 
 
 def _submodel(info: Any) -> type[BaseModel] | None:

@@ -14,6 +14,7 @@ from train.ema import EmaConfig
 from train.optim import OptimConfig
 from train.schedule import ScheduleConfig
 from train.section import Section, harmless
+from train.strategies.config import DdpConfig, Fsdp2Config, ZeroConfig
 from train.tasks.base import Task
 from train.track.config import TrackConfig
 
@@ -111,6 +112,19 @@ class Config(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of forward and backward passes; weights and optimiser state stay fp32. bf16 and
     fp16 are torch's automatic mixed precision, fp16 with dynamic loss scaling."""
+
+    strategy: Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = harmless("auto")
+    """How parameters, gradients and optimiser state are spread over the ranks. auto: DDP where
+    there are several."""
+
+    ddp: DdpConfig = DdpConfig()
+    """Options of the strategy ddp."""
+
+    fsdp2: Fsdp2Config = Fsdp2Config()
+    """Options of the strategy fsdp2."""
+
+    zero: ZeroConfig = ZeroConfig()
+    """Options of the strategies zero1, zero2 and zero3."""
 
     compile: bool = harmless(False)
     """Compile the model with torch.compile."""

@@ -105,6 +105,11 @@ class Task:
         shape (3, H, W) in [0, 1]). Called on every rank alike; rank 0's is shown."""
         return {}
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Modules that the strategy fsdp2 gathers one at a time, such as a transformer's layers.
+        Empty: the members of the model's module lists. Each must be used by calling it."""
+        return []
+
     def facts(self) -> dict[str, float]:
         """Numbers about the data worth printing once at start, such as a baseline's loss."""
         return {}

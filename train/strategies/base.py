@@ -1,0 +1,145 @@
+"""What every strategy can do; the rest of ``train`` knows nothing more of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from train.shard import Shard
+
+if TYPE_CHECKING:
+    from train.config.schema import Config
+    from train.engine import Engine
+
+OptimizerState = dict[str, dict[str, Any]]
+"""By parameter name and state name: a Shard, or a JSON value."""
+
+
+class Strategy(ABC):
+    """A model and its optimiser, spread over the ranks of an engine."""
+
+    model: nn.Module
+    """What a task's loss calls."""
+    bare_model: nn.Module
+    """The same without wrappers: its parameters bear their own names."""
+    optimizer: Optimizer
+    """Whose ``param_groups`` hold the learning rate."""
+    replicas = 1
+    """Ranks that hold the same share of a parameter that is cut."""
+
+    def __init__(self, engine: Engine, config: Config, blocks: list[nn.Module]) -> None:
+        self.engine, self.config, self.blocks = engine, config, blocks
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
+        """Takes over a model that is the same on every rank; ``build`` makes the optimiser of a
+        model's parameters."""
+
+    # -- a step ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def zero_grad(self) -> None:
+        """Forgets gradients, as the first thing of a step."""
+
+    @abstractmethod
+    def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch; at the ``last`` of a step, gradients
+        are exchanged."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of a loss, which are averaged over the ranks."""
+
+    @abstractmethod
+    def update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
+        """Clips the gradients and lets the optimiser step, unless they or ``loss_sum`` (global)
+        are not finite. The gradients are ``engine.loss_scale`` times too large.
+
+        Returns the gradients' global L2 norm, and whether the step was skipped (1.0) or not, as
+        scalar fp32 tensors on the device.
+        """
+
+    # -- what is spread ----------------------------------------------------------------------
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Shard]:
+        """Parameters and persistent buffers by name, those with several names only once."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Shard]:
+        """The trainable parameters by name as the optimiser changes them (fp32). Whoever writes
+        to their memory calls ``publish`` afterwards. Also those of which this rank has nothing."""
+
+    def publish(self) -> None:
+        """Makes what was written to the memory of ``weights`` the model's; collective."""
+
+    @abstractmethod
+    def optimizer_state(self) -> OptimizerState:
+        """The optimiser's state; empty before its first step."""
+
+    @abstractmethod
+    def make_optimizer_state(self, stored: Mapping[str, Mapping[str, Any]]) -> OptimizerState:
+        """Gives the optimiser a state like the stored one: by parameter and state name, a JSON
+        value or a pair of shape and dtype. The shares returned for pairs are to be filled; then
+        ``adopt_optimizer_state`` is to be called."""
+
+    def adopt_optimizer_state(self, state: OptimizerState) -> None:
+        """Takes the filled state into use."""
+
+    def gradients(self) -> dict[str, Shard]:
+        """The clipped gradients of the step just taken, where the strategy still has them."""
+        return {}
+
+    def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All trainable parameters and their gradients, one at a time, whole; collective."""
+        for kind, shards in (("weights", self.weights()), ("gradients", self.gradients())):
+            for name, shard in shards.items():
+                yield f"{kind}/{name}", self._whole(shard)
+
+    def _whole(self, shard: Shard) -> Tensor:
+        if shard.is_whole:
+            return shard.local
+        whole = torch.zeros(shard.shape, dtype=shard.dtype, device=self.engine.device)
+        for (offsets, sizes), view in shard.boxes():
+            window = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
+            whole[window] = view.to(whole.device) / self.replicas
+        return self.engine.sum(whole)
+
+    def unused(self) -> list[str]:
+        """Names of trainable parameters that got no gradient from this rank's backward passes."""
+        return [
+            name
+            for name, parameter in self.bare_model.named_parameters()
+            if parameter.requires_grad and parameter.grad is None
+        ]
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and persistent buffers; tensors with several names only once."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach()
+    return found
+
+
+def parameter_names(model: nn.Module) -> dict[int, str]:
+    """``id(parameter)`` to the parameter's fully qualified name; of shared ones the first."""
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def as_scalar(value: Any, device: torch.device) -> Tensor:
+    """A number or a scalar tensor of any kind as a plain scalar fp32 tensor on a device."""
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return torch.as_tensor(value, device=device).float().reshape(())

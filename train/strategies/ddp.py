@@ -1,0 +1,60 @@
+"""One process, or several with all of the model each (DistributedDataParallel)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.optim import Optimizer
+
+from train.strategies.torch_native import TorchStrategy
+
+if TYPE_CHECKING:
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    from train.strategies.config import DdpConfig
+
+
+class SingleStrategy(TorchStrategy):
+    """One process, or several that only evaluate."""
+
+    def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer] | None) -> None:
+        """Moves the model to the device."""
+        self.model = self.bare_model = self.engine.on_device(model)
+        if build:
+            self._build(build)
+
+    def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
+        """Nothing is exchanged."""
+        return nullcontext()
+
+
+class DdpStrategy(TorchStrategy):
+    """All of the model on every rank; gradients are averaged while backward runs."""
+
+    @staticmethod
+    def accelerate_options(config: DdpConfig) -> DistributedDataParallelKwargs:
+        """The options as Accelerate, which wraps the model, takes them."""
+        from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
+
+        return DistributedDataParallelKwargs(
+            bucket_cap_mb=config.bucket_cap_mb,
+            static_graph=config.static_graph,
+            gradient_as_bucket_view=config.gradient_as_bucket_view,
+            find_unused_parameters=config.find_unused_parameters,
+            comm_hook=DDPCommunicationHookType(
+                "no" if config.comm_hook == "none" else config.comm_hook
+            ),
+        )
+
+    def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
+        """Wraps the model."""
+        self.model = self.engine.accelerator.prepare_model(model)
+        self.bare_model = self.engine.accelerator.unwrap_model(self.model)
+        self._build(build)
+
+    def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
+        """DDP's own ``no_sync`` but at the last one."""
+        return nullcontext() if last else self.model.no_sync()  # type: ignore[operator]

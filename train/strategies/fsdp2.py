@@ -1,0 +1,89 @@
+"""Parameters, gradients and optimiser state cut over the ranks (torch's ``fully_shard``).
+
+Called directly: Accelerate refuses FSDP without a GPU, and its wrapper adds nothing needed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from train.exits import UsageError
+from train.strategies.torch_native import TorchStrategy
+
+_COMPUTE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Fsdp2Strategy(TorchStrategy):
+    """Each rank holds an equal part of every parameter, as a DTensor."""
+
+    def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
+        """Cuts blocks, then what is left, in place."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+        options, engine = self.config.fsdp2, self.engine
+        ranks, replicas = engine.world_size, options.replicas
+        if ranks % replicas:
+            raise UsageError(
+                f"fsdp2.replicas is {replicas}, which does not divide the {ranks} ranks; use one "
+                f"of {', '.join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)}."
+            )
+        self.replicas = replicas
+        shape: tuple[int, ...] = (ranks,)
+        names: tuple[str, ...] = ("shard",)
+        if replicas > 1:
+            shape, names = (replicas, ranks // replicas), ("replicate", "shard")
+        compute = _COMPUTE[self.config.precision] if options.gather_precision else None
+        arguments: dict[str, Any] = {
+            "mesh": init_device_mesh(engine.device.type, shape, mesh_dim_names=names),
+            "reshard_after_forward": options.reshard_after_forward,
+            "mp_policy": MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32),
+        }
+        if options.cpu_offload:
+            arguments["offload_policy"] = CPUOffloadPolicy(
+                pin_memory=engine.device.type == "cuda"
+            )
+        model = engine.on_device(model)
+        for block in find_blocks(model, self.blocks, options.blocks):
+            fully_shard(block, **arguments)
+        fully_shard(model, **arguments)
+        self.model = self.bare_model = model
+        self._build(build)
+
+    @contextmanager
+    def accumulating(self, *, last: bool) -> Iterator[None]:
+        """Gradients are reduced at the last micro-batch only; until then each rank holds whole
+        ones."""
+        self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        self.model.set_is_last_backward(last)  # type: ignore[operator]
+        yield
+
+
+def find_blocks(model: nn.Module, named: list[nn.Module], classes: list[str]) -> list[nn.Module]:
+    """The modules to be cut on their own: those of the given class names, or those named, or
+    the outermost members of module lists. Raises UsageError for a class that is not there."""
+    if classes:
+        kinds = {type(module).__name__ for module in model.modules()}
+        for name in classes:
+            if name not in kinds:
+                raise UsageError(
+                    f"fsdp2.blocks names {name!r}, but the model has no module of this class; it "
+                    f"has {', '.join(sorted(kinds))}."
+                )
+        return [m for m in model.modules() if type(m).__name__ in classes and m is not model]
+    if named:
+        return named
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and module not in inside:
+            members = [m for m in module if next(m.parameters(), None) is not None]
+            found += members
+            inside |= {inner for member in members for inner in member.modules()}
+    return found

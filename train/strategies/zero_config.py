@@ -1,0 +1,113 @@
+"""The config that DeepSpeed runs by, generated in full from ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from train.data.plan import BatchPlan
+from train.exits import UsageError
+
+if TYPE_CHECKING:
+    from train.config.schema import Config
+
+STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+
+def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's config for a run. Raises UsageError where ``zero.config`` contradicts it.
+
+    Micro-batches may be uneven, so their size is nominal; DeepSpeed uses it for reports only.
+    """
+    plan = BatchPlan.from_config(config.batch, world_size)
+    options, stage = config.zero, STAGES[config.strategy]
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "overlap_comm": options.overlap_comm,
+        "reduce_bucket_size": options.reduce_bucket_size,
+        "allgather_partitions": True,
+        "allgather_bucket_size": options.reduce_bucket_size,
+        "round_robin_gradients": False,
+        "ignore_unused_parameters": True,
+    }
+    if options.offload_optimizer != "none":
+        zero["offload_optimizer"] = {"device": options.offload_optimizer, "pin_memory": False}
+    if stage == 3:
+        if options.offload_parameters != "none":
+            zero["offload_param"] = {"device": options.offload_parameters, "pin_memory": False}
+        zero |= {
+            "stage3_param_persistence_threshold": options.param_persistence_threshold,
+            "stage3_prefetch_bucket_size": options.prefetch_bucket_size,
+            "stage3_max_live_parameters": options.max_live_parameters,
+            "stage3_max_reuse_distance": options.max_live_parameters,
+            # Replaces torch.nn.functional.linear for the whole process, which is not ours to do.
+            "memory_efficient_linear": False,
+        }
+    elif options.offload_parameters != "none":
+        raise UsageError(
+            f"zero.offload_parameters is {options.offload_parameters!r}, but only stage 3 cuts "
+            f"the parameters; use strategy=zero3, or leave it at none."
+        )
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": plan.largest_micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "train_batch_size": plan.largest_micro_batch * plan.cells,
+        "gradient_clipping": config.optim.clip_norm or 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+        "torch_autocast": {"enabled": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "sparse_gradients": False,
+        "steps_per_print": 2**62,
+        "wall_clock_breakdown": False,
+    }
+    _refuse_foreign(options.config)
+    return _merged(ours, options.config, "zero.config")
+
+
+# Sections of DeepSpeed's that would do what is done elsewhere here, and what to set instead.
+_FOREIGN = {
+    "optimizer": "optim",
+    "scheduler": "schedule",
+    "amp": "precision",
+    "tensorboard": "track.tensorboard",
+    "wandb": "track.wandb",
+    "csv_monitor": "metrics.jsonl",
+    "checkpoint": "checkpoint",
+    "data_efficiency": "the task",
+    "curriculum_learning": "the task",
+    "elasticity": "batch",
+}
+
+
+def _refuse_foreign(own: dict[str, Any]) -> None:
+    for key, instead in _FOREIGN.items():
+        if key in own:
+            raise UsageError(
+                f"zero.config.{key} is set, but that is decided by {instead} here; remove it."
+            )
+
+
+def _merged(ours: dict[str, Any], own: dict[str, Any], where: str) -> dict[str, Any]:
+    merged = dict(ours)
+    for key, value in own.items():
+        path = f"{where}.{key}"
+        if value == "auto":
+            raise UsageError(f'{path} is "auto", which is not resolved here; give it a value.')
+        if isinstance(value, dict) and isinstance(ours.get(key, {}), dict):
+            merged[key] = _merged(ours.get(key, {}), value, path)
+        elif key in ours and value != ours[key]:
+            raise UsageError(
+                f"{path} is {value!r}, but this run's config makes it {ours[key]!r}; remove it, "
+                "or change the config's own key."
+            )
+        else:
+            merged[key] = value
+    return merged
