@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.support.forked import run
-from tests.support.runs import assert_same_bits, curve, tensors
+from tests.support.runs import assert_same_bits, curve, tensors, tiny_config
 from train.ema import Ema, EmaConfig
+from train.engine import Engine
 
 KEPT, SKIPPED = torch.tensor(0.0), torch.tensor(1.0)
 
@@ -21,6 +22,16 @@ def model():
     return made
 
 
+def averaging(module):
+    engine = Engine(tiny_config())
+    engine.prepare(module, lambda placed: torch.optim.SGD(placed.parameters()))
+    return Ema(EmaConfig(decay=0.75), engine.strategy)
+
+
+def locals_of(ema):
+    return {name: shard.local for name, shard in ema.averages.items()}
+
+
 def move(module):
     with torch.no_grad():
         for parameter in module.parameters():
@@ -29,7 +40,7 @@ def move(module):
 
 def test_the_formula():
     module = model()
-    ema = Ema(EmaConfig(decay=0.75), module)
+    ema = averaging(module)
     expected = {n: p.detach().double() for n, p in module.named_parameters() if p.requires_grad}
     for _ in range(20):
         move(module)
@@ -37,37 +48,37 @@ def test_the_formula():
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 expected[name] = 0.75 * expected[name] + 0.25 * parameter.detach().double()
-    assert ema.averages.keys() == expected.keys()
+    assert locals_of(ema).keys() == expected.keys()
     assert "2.bias" not in expected
-    for name, average in ema.averages.items():
+    for name, average in locals_of(ema).items():
         torch.testing.assert_close(average.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_skipped_step_changes_no_bit():
     module = model()
-    ema = Ema(EmaConfig(decay=0.75), module)
+    ema = averaging(module)
     move(module)
     ema.update(KEPT)
-    before = {name: average.clone() for name, average in ema.averages.items()}
+    before = {name: average.clone() for name, average in locals_of(ema).items()}
     move(module)
     ema.update(SKIPPED)
-    assert_same_bits(before, ema.averages)
+    assert_same_bits(before, locals_of(ema))
 
 
 def test_weights_come_back_bit_for_bit_even_after_an_error():
     module = model()
-    ema = Ema(EmaConfig(decay=0.75), module)
+    ema = averaging(module)
     move(module)
     ema.update(KEPT)
     weights = {name: p.detach().clone() for name, p in module.named_parameters()}
-    averages = {name: average.clone() for name, average in ema.averages.items()}
+    averages = {name: average.clone() for name, average in locals_of(ema).items()}
     with pytest.raises(ZeroDivisionError), ema.applied():  # noqa: PT012
         inside = dict(module.named_parameters())
         assert_same_bits(averages, {name: inside[name].detach() for name in averages})
         assert torch.equal(inside["2.bias"], weights["2.bias"])
         raise ZeroDivisionError
     assert_same_bits(weights, {name: p.detach() for name, p in module.named_parameters()})
-    assert_same_bits(averages, ema.averages)
+    assert_same_bits(averages, locals_of(ema))
 
 
 @pytest.fixture(scope="module")

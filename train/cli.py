@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from train.exits import Exit, RunError, UsageError
+from train.lost_peer import LOST_PEER, is_lost_peer
 from train.suggest import did_you_mean
 
 COMMANDS = {
@@ -94,8 +95,10 @@ def _refuse(stranger: str, arguments: argparse.Namespace) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code; a user's mistake never shows a traceback."""
     logging.getLogger("train").addHandler(logging.NullHandler())  # the print below is enough
+    command = None
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
+        command = arguments.command
         return int(arguments.run(arguments))
     except RunError as error:
         for line in str(error).splitlines():
@@ -106,12 +109,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("isorun: stopped.", file=sys.stderr)
         return Exit.STOPPED_AT_ONCE
-    except BrokenPipeError:
-        return Exit.DONE  # the reader of our output has seen enough
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _MACHINE_FAILED:
-            print(f"isorun: error: {error}; see to it, then start it again.", file=sys.stderr)
-            return Exit.RETRY
-        traceback.print_exc()
-        logging.getLogger("train").exception("unexpected error")
-        return Exit.INTERNAL
+        return _unexpected(error, command)
+
+
+def _unexpected(error: Exception, command: str | None) -> Exit:
+    """What an error that nobody has put into words means."""
+    log = logging.getLogger("train")
+    if isinstance(error, BrokenPipeError) and command != "fit":
+        return Exit.DONE  # the reader of our output has seen enough
+    if is_lost_peer(error):
+        print(f"isorun: error: {LOST_PEER}", file=sys.stderr)
+        log.exception("another rank is gone")
+        return Exit.RETRY
+    if isinstance(error, OSError) and error.errno in _MACHINE_FAILED:
+        print(f"isorun: error: {error}; see to it, then start it again.", file=sys.stderr)
+        return Exit.RETRY
+    traceback.print_exc()
+    log.exception("unexpected error")
+    return Exit.INTERNAL

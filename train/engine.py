@@ -152,7 +152,8 @@ class Engine:
 
         Strategies average gradients over ranks, hence the factor.
         """
-        factor = self.world_size / total_count
+        # No unit in the whole batch: NaN, which makes all ranks skip the step.
+        factor = self.world_size / total_count if total_count else float("nan")
         if self.loss_scale:
             factor *= self.loss_scale.value
         self.strategy.backward(loss_sum * factor)
@@ -192,10 +193,10 @@ class Engine:
         dist.broadcast_object_list(values, src=0, group=self.host_group)
         return values[0]
 
-    def barrier(self) -> None:
-        """Waits until every rank is here."""
+    def broadcast_tensor(self, tensor: Tensor) -> None:
+        """Overwrites a tensor on the device with rank 0's."""
         if self.world_size > 1:
-            dist.barrier(group=self.host_group)
+            dist.broadcast(tensor, src=0)
 
     def close(self) -> None:
         """Takes the process groups down, which lets the process end cleanly."""

@@ -31,6 +31,9 @@ def evaluate(
     names: list[str] = []
     totals: dict[str, torch.Tensor] = {}
     objects = {name: metric.to(engine.device) for name, metric in task.metrics().items()}
+    for metric in objects.values():
+        metric.reset()  # a task may give the same objects each time
+    updated = False
     was_training = engine.model.training
     engine.model.eval()
     with torch.no_grad():
@@ -42,6 +45,7 @@ def evaluate(
                 if name in objects:
                     if micro.counts:
                         objects[name].update(*value)
+                        updated = True
                     continue
                 if not isinstance(value, Ratio):
                     raise UsageError(
@@ -56,6 +60,12 @@ def evaluate(
                         [torch.as_tensor(part, device=engine.device).double() for part in value]
                     )
     engine.model.train(was_training)
+    if objects and engine.sum_ints([int(updated)])[0] < engine.world_size:
+        raise UsageError(
+            f"The evaluation data has fewer samples than the {engine.world_size} ranks, which "
+            f"the torchmetrics objects of the task's metrics() ({', '.join(objects)}) cannot bear; "
+            "use fewer ranks, or more samples."
+        )
     summed = {name: tuple(engine.sum(totals[name]).tolist()) for name in sorted(names)}
     metrics = {name: _divide(*summed[name]) for name in names}
     metrics |= {name: float(metric.compute()) for name, metric in objects.items()}

@@ -58,3 +58,8 @@ class NotFiniteError(RunError):
     """The loss or the gradient norm was not finite for too many steps in a row."""
 
     code = Exit.NOT_FINITE
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line without a full stop, to be put into a sentence."""
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

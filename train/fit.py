@@ -13,6 +13,7 @@ from train.compiled import check_compiled
 from train.data.ledger import StepRecord
 from train.data.loader import MicroBatch
 from train.data.order import micro_batch_seed
+from train.early_stop import metric_value
 from train.engine import seed_everything
 from train.evaluate import EvaluationStoppedError, evaluate
 from train.exits import Exit, NotFiniteError, RetryError, UsageError
@@ -24,8 +25,9 @@ def fit(run: Run) -> Exit:
     """Trains from where the run stands to its end; the exit code says how it ended."""
     announce(run)
     progress, due = run.progress, run.due
-    if progress.evaluation_due or (run.config.evaluate.at_start and progress.step == 0):
+    if progress.evaluation_due or (run.config.evaluate.at_start and run.resume_step is None):
         evaluate_now(run)
+        run.saving.amend()
     while progress.step < run.total_steps and not (run.early_stop and run.early_stop.stopped):
         micro_batches = next_micro_batches(run)
         count, stop, save_wanted = agree(run, micro_batches)
@@ -78,6 +80,7 @@ def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> Non
         check_compiled(run.task, engine.bare_model, batch, run.config.precision)
     set_learning_rate(engine.optimizer, run.config.optim.lr, run.learning_rate_factor(step))
     engine.strategy.zero_grad()
+    engine.strategy.sync_buffers()
     loss_sum = torch.zeros((), device=engine.device)
     for micro in micro_batches:
         last = micro is micro_batches[-1]
@@ -160,6 +163,7 @@ def evaluate_now(run: Run) -> None:
         return
     started, progress, engine = time.perf_counter(), run.progress, run.engine
     try:
+        engine.strategy.sync_buffers()
         with run.averaged_weights(), run.evaluation_batches() as batches:
             metrics = evaluate(engine, run.task, batches, stop=lambda: run.stop.requested)
             seed_everything(run.config.run.seed, engine.device)
@@ -171,6 +175,8 @@ def evaluate_now(run: Run) -> None:
         run.window.evaluation_seconds += time.perf_counter() - started
     progress.evaluation_due, progress.evaluated = False, metrics
     run.due.evaluated_step = progress.step
+    if keep_best := run.config.checkpoint.keep_best:
+        metric_value(metrics, keep_best.metric, "checkpoint.keep_best.metric")
     run.tracker.log(progress.step, {f"eval/{name}": value for name, value in metrics.items()})
     run.tracker.report(progress.step, report)
     if run.early_stop:

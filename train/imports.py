@@ -20,7 +20,7 @@ def import_class(reference: str, base: type, field: str) -> Any:
     from train.suggest import did_you_mean
 
     module_name, colon, class_name = reference.partition(":")
-    if not colon or not module_name or not class_name:
+    if not colon or not module_name or not class_name or module_name.startswith("."):
         raise UsageError(f"{field} must have the form module.path:Class, but is {reference!r}.")
     here = str(Path.cwd())
     if here not in sys.path:

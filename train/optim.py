@@ -180,3 +180,25 @@ def skips_on_device(optimizer: Optimizer) -> bool:
         group.get("fused") for group in optimizer.param_groups
     )
 
+
+# Switches of the implementation, which change no result.
+_SWITCHES = {"fused", "foreach", "capturable", "differentiable", "maximize"}
+
+
+def group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What an optimiser keeps in its parameter groups, as JSON values: options, and with some
+    (Prodigy, schedule-free ones) also state."""
+    kinds = (bool, int, float, str, type(None))
+    return [
+        {key: value for key, value in group.items() if isinstance(value, kinds)}
+        for group in optimizer.param_groups
+    ]
+
+
+def restore_group_values(
+    optimizer: Optimizer, config: OptimConfig, stored: list[dict[str, Any]]
+) -> None:
+    """Takes back what ``group_values`` gave, but for what the config decides."""
+    decided = {"lr", "weight_decay", "momentum", "eps", *config.options, *_SWITCHES}
+    for group, values in zip(optimizer.param_groups, stored, strict=False):
+        group.update({key: value for key, value in values.items() if key not in decided})

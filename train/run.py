@@ -6,6 +6,7 @@ a run is opened, or found again, and closed.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from train.checkpoint.state import restore
 from train.checkpoint.store import CheckpointStore, Manifest
 from train.config.load import LoadedConfig, check_length
 from train.config.resume import Difference
+from train.config.schema import Config
 from train.data.ledger import Ledger
 from train.data.loader import Batches, check_dataset, evaluation_batches, training_batches
 from train.data.order import SampleOrder
@@ -24,7 +26,7 @@ from train.early_stop import EarlyStop
 from train.ema import Ema
 from train.engine import Engine, seed_everything, summary
 from train.exits import DataError, ResumeRefusedError, RetryError
-from train.optim import build_optimizer
+from train.optim import build_optimizer, restore_group_values
 from train.rundir import Identity, RunDirectory, code_version
 from train.saving import Saving
 from train.schedule import learning_rate_factor
@@ -113,6 +115,7 @@ class Run:
         found: Any = None
         if self.engine.is_main:
             try:
+                self.directory.acquire()
                 identity = self.directory.identity(self.config.run.name)
                 attempt = self.directory.attempts() + 1
                 found = (identity, attempt, *self.store.newest_whole())
@@ -142,11 +145,10 @@ class Run:
         self.eval_dataset = self.task.eval_dataset()
         if self.eval_dataset is not None:
             check_dataset(self.eval_dataset, "eval_dataset")
-        elif config.early_stop or config.checkpoint.keep_best or config.evaluate.every_steps:
+        elif asked := _asks_for_evaluation(config):
             raise DataError(
-                f"The task {config.task.use!r} has no evaluation data, but the config asks for "
-                "evaluation; implement eval_dataset(), or unset evaluate.every_steps, "
-                "early_stop and checkpoint.keep_best."
+                f"The task {config.task.use!r} has no evaluation data, but {asked} asks for "
+                f"evaluation; implement eval_dataset(), or unset {asked}."
             )
         size = len(self.train_dataset)
         self.order = SampleOrder(config.run.seed, size)
@@ -156,7 +158,8 @@ class Run:
             self.total_steps = config.length.steps
         else:
             assert config.length.epochs is not None
-            self.total_steps = max(1, -(-int(config.length.epochs * size) // batch_size))
+            samples = math.ceil(round(config.length.epochs * size, 6))
+            self.total_steps = -(-samples // batch_size)
         check_length(config, self.loaded.composed, self.total_steps)
         self.due = Due(config, self.total_steps, size)
         self.learning_rate_factor = learning_rate_factor(config.schedule, self.total_steps)
@@ -202,6 +205,9 @@ class Run:
         )
         self.progress = Progress(**state["progress"])
         self.window.load_state_dict(state["window"])
+        restore_group_values(
+            self.engine.optimizer, self.config.optim, state.get("optimizer_groups", [])
+        )
         if self.early_stop and state["early_stop"]:
             self.early_stop.load_state_dict(state["early_stop"])
         if self.engine.loss_scale and state.get("loss_scale"):
@@ -210,6 +216,7 @@ class Run:
 
     def _open_tracking(self) -> None:
         config = self.config
+        self.code = code_version() if self.engine.is_main else {}
         info = RunInfo(
             id=self.identity.id,
             name=self.identity.name,
@@ -217,7 +224,7 @@ class Run:
             attempt=self.attempt,
             wandb_id=self.identity.wandb_id,
             config=config.model_dump(mode="json"),
-            code=code_version() if self.engine.is_main else {},
+            code=self.code,
             unit=self.task.unit,
             total_steps=self.total_steps,
             start_step=self.progress.step,
@@ -240,7 +247,7 @@ class Run:
                 "resumed_from_step": self.resume_step,
                 "world_size": self.engine.world_size,
                 "device": self.engine.device.type,
-                "code": code_version(),
+                "code": self.code,
                 "changes": [str(change) for change in self.changes],
             }
         )
@@ -280,3 +287,16 @@ class Run:
     def resume_command(self) -> str:
         """What to type to go on with this run."""
         return self.loaded.command("fit")
+
+
+def _asks_for_evaluation(config: Config) -> str | None:
+    """A key of the config that makes no sense without evaluation data."""
+    evaluate = config.evaluate
+    asked = {
+        "early_stop": config.early_stop,
+        "checkpoint.keep_best": config.checkpoint.keep_best,
+        "evaluate.every_steps": evaluate.every_steps,
+        "evaluate.every_epochs": evaluate.every_epochs,
+        "evaluate.at_start": evaluate.at_start,
+    }
+    return next((key for key, value in asked.items() if value), None)

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
+from train.durable import replace_text
 from train.exits import ResumeRefusedError
 
 _FINISHED = "finished.json"
@@ -59,10 +60,13 @@ class RunDirectory:
         return (self.path / "run.json").exists()
 
     def acquire(self) -> None:
-        """Takes the lock for the life of this process; ResumeRefusedError names who has it.
+        """Takes the lock for the life of this process, unless it has it; ResumeRefusedError
+        names who else has it.
 
         The kernel gives the lock back when the process ends, however it ends.
         """
+        if self._lock is not None:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         lock = (self.path / "lock").open("a+", encoding="utf-8")
         try:
@@ -172,13 +176,7 @@ def _damaged(path: Path, why: object) -> ResumeRefusedError:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replaces a JSON file at once and durably: readers see the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def code_version() -> dict[str, Any]:

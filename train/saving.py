@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from train.checkpoint.saver import CheckpointSaver, Request
 from train.checkpoint.state import collect
-from train.checkpoint.store import CheckpointStore
+from train.checkpoint.store import CheckpointStore, DamagedError
 from train.data.ledger import Ledger, StepRecord
 from train.exits import RetryError
+from train.optim import group_values
 
 if TYPE_CHECKING:
     from train.run import Run
@@ -59,6 +60,7 @@ class Saving:
         self._report(self._saver.wait())
         if self.last_step == progress.step:
             return
+        run.engine.strategy.sync_buffers()
         self._drop_recorded()
         shards, optimizer_values = collect(run.engine.strategy, run.ema)
         loss_scale = run.engine.loss_scale
@@ -71,6 +73,7 @@ class Saving:
             "early_stop": run.early_stop.state_dict() if run.early_stop else None,
             "loss_scale": loss_scale.state_dict() if loss_scale else None,
             "optimizer": optimizer_values,
+            "optimizer_groups": group_values(run.engine.optimizer),
         }
         evaluated_now = run.due.evaluated_step == progress.step
         request = Request(
@@ -83,6 +86,20 @@ class Saving:
         self._report(self._saver.save(shards, request))
         run.window.checkpoint_seconds += time.perf_counter() - started
         run.due.saved()
+
+    def amend(self) -> None:
+        """Adds an evaluation that was made up for to the checkpoint of its step."""
+        run, progress = self.run, self.run.progress
+        if self.last_step != progress.step or progress.evaluation_due or not run.engine.is_main:
+            return
+        state = {
+            "progress": vars(progress).copy(),
+            "early_stop": run.early_stop.state_dict() if run.early_stop else None,
+        }
+        try:
+            self._saver.store.amend(progress.step, state, dict(progress.evaluated))
+        except (OSError, DamagedError) as error:
+            run.tracker.warn(f"The evaluation of step {progress.step} was not kept ({error}).")
 
     def wait(self) -> None:
         """Returns when the checkpoint in flight is committed or has failed."""

@@ -19,6 +19,7 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
+        allow_inf_nan=False,
         frozen=True,
         use_attribute_docstrings=True,
         protected_namespaces=(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -38,11 +39,14 @@ class StopRequest:
         if number == signal.SIGINT and self.signal == "SIGINT":
             # Straight to the kernel: nothing after this may wait, hang or write. What is half
             # written bears a temporary name and is swept at the next start.
-            os.write(sys.stderr.fileno(), b"\nisorun: stopped at once, without saving.\n")
+            _say(b"\nisorun: stopped at once, without saving.\n")
             os._exit(Exit.STOPPED_AT_ONCE)
         self.signal = signal.Signals(number).name
         if number == signal.SIGINT:
-            os.write(
-                sys.stderr.fileno(),
-                b"\nisorun: finishing the step and saving; Ctrl-C again stops at once.\n",
-            )
+            _say(b"\nisorun: finishing the step and saving; Ctrl-C again stops at once.\n")
+
+
+def _say(text: bytes) -> None:
+    """Whoever reads our messages may have been stopped by the same Ctrl-C."""
+    with suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), text)

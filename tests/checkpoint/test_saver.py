@@ -9,6 +9,11 @@ from train.checkpoint import dcp
 from train.checkpoint.config import CheckpointConfig
 from train.checkpoint.saver import CheckpointSaver, Request
 from train.checkpoint.store import CheckpointStore
+from train.shard import Shard
+
+
+def held(tensors):
+    return {name: Shard.of(tensor) for name, tensor in tensors.items()}
 
 
 def request(step, before_commit=lambda: None):
@@ -22,7 +27,7 @@ def store(tmp_path):
 
 def stored(store, step, like):
     back = {name: torch.zeros_like(t) for name, t in like.items()}
-    dcp.read(back, store.path(step), None)
+    dcp.read(held(back), store.path(step), None)
     return back
 
 
@@ -30,7 +35,7 @@ def test_training_may_go_on_while_it_is_written(store):
     saver = CheckpointSaver(store, CheckpointConfig(), None)
     tensors = {"a": torch.ones(1000), "b": torch.tensor(5)}
     gate = threading.Event()
-    assert saver.save(tensors, request(1, before_commit=gate.wait)) is None
+    assert saver.save(held(tensors), request(1, before_commit=gate.wait)) is None
     assert saver.in_flight
     tensors["a"].fill_(7.0)  # the training goes on
     assert store.steps() == []
@@ -44,7 +49,7 @@ def test_training_may_go_on_while_it_is_written(store):
 def test_only_one_is_in_flight(store):
     saver = CheckpointSaver(store, CheckpointConfig(keep_last=5), None)
     for step in range(1, 5):
-        assert saver.save({"a": torch.full((10,), float(step))}, request(step)) is None
+        assert saver.save(held({"a": torch.full((10,), float(step))}), request(step)) is None
         assert len([t for t in threading.enumerate() if t.name == "checkpoint"]) <= 1
     saver.wait()
     assert store.steps() == [1, 2, 3, 4]
@@ -53,24 +58,24 @@ def test_only_one_is_in_flight(store):
 
 def test_blocking_mode_returns_with_the_checkpoint_committed(store):
     saver = CheckpointSaver(store, CheckpointConfig(asynchronous=False), None)
-    assert saver.save({"a": torch.ones(3)}, request(1)) is None
+    assert saver.save(held({"a": torch.ones(3)}), request(1)) is None
     assert store.steps() == [1]
 
 
 def test_a_failed_write_is_told_and_older_ones_stay(store, monkeypatch):
     saver = CheckpointSaver(store, CheckpointConfig(), None)
-    saver.save({"a": torch.ones(3)}, request(1))
+    saver.save(held({"a": torch.ones(3)}), request(1))
 
     def no_space():
         raise OSError(28, "No space left on device")
 
-    assert saver.save({"a": torch.ones(3)}, request(2, before_commit=no_space)) is None
+    assert saver.save(held({"a": torch.ones(3)}), request(2, before_commit=no_space)) is None
     error = saver.wait()
     assert error is not None
     assert "No space left on device" in error
     assert store.steps() == [1]
     assert [p.name for p in store.directory.iterdir()] == ["step-000000000001"]
     assert saver.last_step == 1
-    assert saver.save({"a": torch.ones(3)}, request(3)) is None
+    assert saver.save(held({"a": torch.ones(3)}), request(3)) is None
     assert saver.wait() is None
     assert store.steps() == [1, 3]

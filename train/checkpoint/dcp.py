@@ -97,7 +97,7 @@ def write(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | No
         state_dict_saver.save(
             dict(shards),
             storage_writer=writer,
-            planner=WritePlanner(),
+            planner=WritePlanner(shards),
             process_group=group,
             no_dist=group is None,
         )
@@ -124,7 +124,7 @@ def read(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | Non
         state_dict_loader.load(
             dict(shards),
             storage_reader=Reader(directory),
-            planner=ReadPlanner(),
+            planner=ReadPlanner(shards),
             process_group=group,
             no_dist=group is None,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,14 +33,15 @@ class WritePlanner(DefaultSavePlanner):
     """Writes the boxes of ``Shard`` objects; of boxes that several ranks hold, DCP lets the rank
     with the least to write do it."""
 
-    def __init__(self) -> None:
+    def __init__(self, shards: Mapping[str, Shard]) -> None:
+        self._shards = shards
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def create_local_plan(self) -> SavePlan:
         """This rank's boxes."""
         self._views: dict[MetadataIndex, Tensor] = {}
         items = []
-        for name, shard in self.state_dict.items():
+        for name, shard in self._shards.items():
             for box, view in shard.boxes():
                 index = MetadataIndex(name, torch.Size(box[0]))
                 self._views[index] = view
@@ -60,7 +62,8 @@ class WritePlanner(DefaultSavePlanner):
 class ReadPlanner(DefaultLoadPlanner):
     """Reads the boxes of ``Shard`` objects from whatever pieces were written."""
 
-    def __init__(self) -> None:
+    def __init__(self, shards: Mapping[str, Shard]) -> None:
+        self._shards = shards
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def create_local_plan(self) -> LoadPlan:
@@ -68,7 +71,7 @@ class ReadPlanner(DefaultLoadPlanner):
         assert self.metadata is not None
         self._views: dict[MetadataIndex, Tensor] = {}
         items: list[ReadItem] = []
-        for name, shard in self.state_dict.items():
+        for name, shard in self._shards.items():
             stored = self.metadata.state_dict_metadata[name]
             assert isinstance(stored, TensorStorageMetadata)
             boxes = list(shard.boxes())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +21,7 @@ from train.checkpoint.store import CheckpointStore, Manifest, hash_file
 from train.shard import Shard
 
 T = TypeVar("T")
+_log = logging.getLogger("train")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class _Job:
     request: Request
     timing: Timing
     thread: threading.Thread | None = None
-    error: str | None = None
+    error: str | None = "it was not finished"
+    """Why it failed; None once it is committed."""
 
 
 class CheckpointSaver:
@@ -152,8 +156,11 @@ class CheckpointSaver:
             files = {name: entry for part in self._share(mine) for name, entry in part.items()}
             manifest = Manifest(request.step, request.state, request.metrics, files)
             self._phase(lambda: self._commit(temporary, manifest) if self.rank == 0 else None)
+            job.error = None
         except _FailedError as error:
             job.error = str(error)
+        except BaseException as error:  # another rank is gone, for one
+            job.error = _reason(error)
         job.timing.write = time.perf_counter() - started
 
     def _phase(self, work: Callable[[], T]) -> T:
@@ -168,7 +175,8 @@ class CheckpointSaver:
         failed = [(rank, reason) for rank, reason in enumerate(errors) if reason is not None]
         if failed:
             if self.rank == 0:
-                self.store.sweep()
+                with suppress(OSError):  # the next start sweeps as well
+                    self.store.sweep()
             rank, reason = failed[0]
             raise _FailedError(reason if len(errors) == 1 else f"rank {rank}: {reason}")
         return result  # type: ignore[return-value]
@@ -191,7 +199,10 @@ class CheckpointSaver:
 
     def _commit(self, temporary: Path, manifest: Manifest) -> None:
         self.store.commit(temporary, manifest)
-        self.store.retain(self.config)
+        try:
+            self.store.retain(self.config)
+        except OSError as error:  # it is committed all the same
+            _log.warning("older checkpoints could not be removed: %s", error)
 
 
 def _on_gpu(shards: Mapping[str, Shard]) -> bool:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import re
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint.config import CheckpointConfig
+from train.durable import fsync, replace_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -30,6 +31,10 @@ _CHUNK = 1 << 22
 
 class DamagedError(Exception):
     """A checkpoint is not what was committed; the text says what is wrong with which file."""
+
+
+# Other errors of the operating system are the machine's: what cannot be read now may be whole.
+_NOT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Manifest:
             digest = body.pop("sha256")
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing") from None
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (*_NOT_A_FILE, ValueError, KeyError, AttributeError, TypeError) as error:
             raise DamagedError(f"{path} cannot be read ({error})") from None
         if digest != _digest_of(body):
             raise DamagedError(f"{path} does not match its own SHA-256")
@@ -81,15 +86,6 @@ def hash_file(path: Path) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def fsync(path: Path) -> None:
-    """Makes a file or a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class CheckpointStore:
     """The checkpoints of one run, in one directory."""
 
@@ -110,7 +106,10 @@ class CheckpointStore:
     def begin(self, step: int) -> Path:
         """A new temporary directory to write the checkpoint of a step into."""
         temporary = self.directory / f"{_TEMPORARY}{step:012d}-{uuid.uuid4().hex[:8]}"
-        temporary.mkdir(parents=True)
+        if not self.directory.exists():
+            self.directory.mkdir(parents=True)
+            fsync(self.directory.parent)
+        temporary.mkdir()
         return temporary
 
     def commit(self, temporary: Path, manifest: Manifest) -> Path:
@@ -126,6 +125,13 @@ class CheckpointStore:
         fsync(self.directory)
         return final
 
+    def amend(self, step: int, state: Mapping[str, Any], metrics: dict[str, float]) -> None:
+        """Adds what became known of a committed checkpoint's step later: its evaluation."""
+        path = self.path(step) / MANIFEST
+        manifest = Manifest.read(self.path(step))
+        amended = replace(manifest, state={**manifest.state, **state}, metrics=metrics)
+        replace_text(path, amended.to_json())
+
     def sweep(self) -> list[str]:
         """Removes what interrupted writers left behind, and names it."""
         if not self.directory.is_dir():
@@ -136,7 +142,10 @@ class CheckpointStore:
         return [entry.name for entry in leftovers]
 
     def problems(self, step: int) -> list[str]:
-        """All that is wrong with a committed checkpoint; reads and hashes every byte."""
+        """All that is wrong with a committed checkpoint; reads and hashes every byte.
+
+        Raises OSError where the storage fails, which says nothing of the checkpoint.
+        """
         checkpoint = self.path(step)
         try:
             manifest = Manifest.read(checkpoint)
@@ -148,7 +157,7 @@ class CheckpointStore:
         for name, expected in manifest.files.items():
             try:
                 actual = hash_file(checkpoint / name)
-            except OSError as error:
+            except _NOT_A_FILE as error:
                 found.append(f"{checkpoint / name} cannot be read ({error.strerror})")
                 continue
             if actual["size"] != expected["size"]:
@@ -205,7 +214,7 @@ class CheckpointStore:
         values = {
             step: sign * metrics[metric]
             for step, metrics in self.metrics().items()
-            if metric in metrics and metrics[metric] == metrics[metric]
+            if metric in metrics and math.isfinite(metrics[metric])
         }
         return sorted(values, key=lambda step: (values[step], -step))
 

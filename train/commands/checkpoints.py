@@ -24,6 +24,8 @@ def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
                 "directory of a checkpoint; name one of these."
             )
         store, step = CheckpointStore(given.parent), _step_of(given)
+        if store.path(step).name != given.name:
+            raise _no_checkpoint_name(given)
     else:
         directory = RunDirectory(loaded.run_directory)
         store = CheckpointStore(directory.checkpoints)
@@ -40,11 +42,15 @@ def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
 def _step_of(path: Path) -> int:
     digits = path.name.rpartition("-")[2]
     if not digits.isdigit():
-        raise UsageError(
-            f"--checkpoint is {str(path)!r}, whose name is not that of a committed checkpoint, "
-            "step-<digits>; name another."
-        )
+        raise _no_checkpoint_name(path)
     return int(digits)
+
+
+def _no_checkpoint_name(path: Path) -> UsageError:
+    return UsageError(
+        f"--checkpoint is {str(path)!r}, whose name is not that of a committed checkpoint, "
+        "step-<12 digits>; name another."
+    )
 
 
 def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:

@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     config = loaded.config
     engine = Engine(config)
     try:
+        checkpoint = engine.broadcast(checkpoint)  # beside a training, ranks may see other ones
         task = loaded.task(config)
         dataset = task.eval_dataset()
         if dataset is None:

@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> Exit:
     loaded = load_config(arguments.config, arguments.overrides)
     directory = RunDirectory(loaded.run_directory)
     is_main = int(os.environ.get("RANK", "0")) == 0
-    if is_main:
-        directory.acquire()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        directory.acquire()  # at once; of several ranks, all must come to know the outcome
     try:
         changes = allowed_changes(loaded, directory, allow=arguments.allow_changes)
         finished = directory.finished()

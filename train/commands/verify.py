@@ -39,6 +39,9 @@ def run(arguments: argparse.Namespace) -> Exit:
     if not store.steps():
         print("checkpoints: none yet")
     finished = directory.finished()
+    if finished and finished["step"] not in store.steps():
+        well = False
+        print(f"checkpoint step {finished['step']}: missing, although the run has finished there")
     report = verify(
         directory.ledger,
         last_step=finished["step"] if finished else None,

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from train.exits import UsageError
+from train.exits import UsageError, first_line
 
 DEFAULT = "default"
 COMMAND_LINE = "command line"
@@ -68,7 +68,7 @@ def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise UsageError(
                 f"The override {override!r} on the command line is not valid YAML after the '=': "
-                f"{_first_line(error)}; quote the value."
+                f"{first_line(error)}; quote the value."
             ) from None
         merged = _merge(merged, part, f"the override {override!r}")
         origins = {k: o for k, o in origins.items() if not k.startswith(key + ".")}
@@ -84,7 +84,7 @@ def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
         key = str(getattr(error, "full_key", "") or "")
         where = f" at {key} (from {origins.get(key, DEFAULT)})" if key else ""
         raise UsageError(
-            f"A reference{where} cannot be resolved: {_first_line(error)}; "
+            f"A reference{where} cannot be resolved: {first_line(error)}; "
             "set the key that it names, or write the value itself."
         ) from None
     assert isinstance(values, dict)
@@ -112,10 +112,10 @@ def _parse(text: str, name: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or _first_line(error)
+        problem = getattr(error, "problem", None) or first_line(error)
         raise UsageError(f"{name}{line} is not valid YAML: {problem}.") from None
     except OmegaConfBaseException as error:
-        raise UsageError(f"{name} cannot be understood: {_first_line(error)}.") from None
+        raise UsageError(f"{name} cannot be understood: {first_line(error)}.") from None
     if not OmegaConf.is_dict(parsed) or (set(parsed) == {text.strip()} and ":" not in text):
         raise UsageError(f"{name} must hold keys and values (`run:`, `task:` ...) at its top.")
     return parsed
@@ -125,7 +125,7 @@ def _merge(base: Any, part: Any, name: str) -> Any:
     try:
         return OmegaConf.merge(base, part)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{name} does not fit what came before: {_first_line(error)}.") from None
+        raise UsageError(f"{name} does not fit what came before: {first_line(error)}.") from None
 
 
 def _override_key(override: str) -> str:
@@ -162,7 +162,3 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings as one mapping with dotted keys; lists are leaves."""
     return dict(_leaves(values))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

@@ -157,8 +157,3 @@ class _UndisturbedRandomness:
         torch.default_generator.set_state(self._torch)
         random.setstate(self._random)
         np.random.set_state(self._numpy)
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line without its full stop, to stand within a sentence."""
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

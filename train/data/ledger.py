@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.order import SampleOrder, mix
+from train.durable import fsync
 from train.exits import DataError
 
 _MAGIC = b"isorun ledger 1\n"
@@ -92,7 +93,7 @@ class Ledger:
         self._file.truncate(valid)
         self._file.seek(valid)
         if not born:
-            _sync_directory(path.parent)
+            fsync(path.parent)
 
     def begin_attempt(
         self, *, attempt: int, resume_step: int, resume_position: int, order: SampleOrder
@@ -127,15 +128,6 @@ class Ledger:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-def _sync_directory(path: Path) -> None:
-    """Makes the name of a new file as durable as its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _pack(row: tuple[int, ...]) -> bytes:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from train.data.fetch import EVALUATION, Failure, KeyedDataset, Keys, MicroBatch, first_line
+from train.data.fetch import EVALUATION, Failure, KeyedDataset, Keys, MicroBatch
 from train.data.ledger import sample_digests
 from train.data.order import SampleOrder
 from train.data.plan import BatchPlan, EvalPlan
-from train.exits import DataError, RetryError, UsageError
+from train.exits import DataError, RetryError, UsageError, first_line
 from train.section import Section
 
 if TYPE_CHECKING:

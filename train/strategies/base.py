@@ -35,6 +35,7 @@ class Strategy(ABC):
 
     def __init__(self, engine: Engine, config: Config, blocks: list[nn.Module]) -> None:
         self.engine, self.config, self.blocks = engine, config, blocks
+        self._buffers: list[Tensor] | None = None
 
     @abstractmethod
     def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
@@ -76,6 +77,7 @@ class Strategy(ABC):
         """The trainable parameters by name as the optimiser changes them (fp32). Whoever writes
         to their memory calls ``publish`` afterwards. Also those of which this rank has nothing."""
 
+    @abstractmethod
     def publish(self) -> None:
         """Makes what was written to the memory of ``weights`` the model's; collective."""
 
@@ -89,6 +91,7 @@ class Strategy(ABC):
         value or a pair of shape and dtype. The shares returned for pairs are to be filled; then
         ``adopt_optimizer_state`` is to be called."""
 
+    @abstractmethod
     def adopt_optimizer_state(self, state: OptimizerState) -> None:
         """Takes the filled state into use."""
 
@@ -110,6 +113,25 @@ class Strategy(ABC):
             window = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
             whole[window] = view.to(whole.device) / self.replicas
         return self.engine.sum(whole)
+
+    def sync_buffers(self) -> None:
+        """Gives every rank rank 0's persistent buffers, such as a BatchNorm's running statistics:
+        before a step, an evaluation and a checkpoint, so that they agree wherever they count."""
+        if self.engine.world_size == 1:
+            return
+        if self._buffers is None:
+            kept = self.bare_model.state_dict(keep_vars=True)
+            self._buffers = [b for name, b in self.bare_model.named_buffers() if name in kept]
+        by_kind: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in self._buffers:
+            by_kind.setdefault(buffer.dtype, []).append(buffer.detach())
+        for buffers in by_kind.values():
+            joined = torch.cat([buffer.flatten() for buffer in buffers])
+            self.engine.broadcast_tensor(joined)
+            for buffer, part in zip(
+                buffers, torch.split(joined, [b.numel() for b in buffers]), strict=True
+            ):
+                buffer.copy_(part.view_as(buffer))
 
     def unused(self) -> list[str]:
         """Names of trainable parameters that got no gradient from this rank's backward passes."""

@@ -1,4 +1,4 @@
-"""The options of each strategy. They change speed and memory, and results only where they say so."""
+"""The options of each strategy: speed and memory, and results only where they say so."""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ class DdpStrategy(TorchStrategy):
         from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 
         return DistributedDataParallelKwargs(
+            broadcast_buffers=False,  # once per step, as with every strategy: sync_buffers
             bucket_cap_mb=config.bucket_cap_mb,
             static_graph=config.static_graph,
             gradient_as_bucket_view=config.gradient_as_bucket_view,

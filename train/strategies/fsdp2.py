@@ -46,9 +46,7 @@ class Fsdp2Strategy(TorchStrategy):
             "mp_policy": MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32),
         }
         if options.cpu_offload:
-            arguments["offload_policy"] = CPUOffloadPolicy(
-                pin_memory=engine.device.type == "cuda"
-            )
+            arguments["offload_policy"] = CPUOffloadPolicy(pin_memory=engine.device.type == "cuda")
         model = engine.on_device(model)
         for block in find_blocks(model, self.blocks, options.blocks):
             fully_shard(block, **arguments)

@@ -84,6 +84,9 @@ class TorchStrategy(Strategy):
             if parameter.requires_grad
         }
 
+    def publish(self) -> None:
+        """They are the model's own."""
+
     def optimizer_state(self) -> OptimizerState:
         """As torch's optimiser holds it."""
         names = parameter_names(self.bare_model)

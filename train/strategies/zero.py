@@ -149,6 +149,9 @@ class ZeroStrategy(Strategy):
                     )
         return self.optimizer_state()
 
+    def adopt_optimizer_state(self, state: OptimizerState) -> None:
+        """The optimiser holds it already."""
+
 
 class PartitionedGradients(ZeroStrategy):
     """Stages 1 and 2: whole parameters everywhere; the optimiser's part of them is this rank's."""

@@ -64,7 +64,6 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "communication_data_type": "fp32",
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
-        "sparse_gradients": False,
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
     }

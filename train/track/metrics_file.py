@@ -44,7 +44,8 @@ class MetricsFile:
 
     def passed(self, step: int) -> None:
         """The training has come to ``step``: rows of earlier ones are complete."""
-        ended = bool(self._row) and self._row["step"] < step
+        row = self._row  # once: flush may put another in its place
+        ended = bool(row) and row["step"] < step
         if ended or self._unwritten:
             with self._lock:
                 if ended:

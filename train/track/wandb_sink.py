@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from train.exits import first_line
 from train.track.config import TrackConfig
 from train.track.sinks import RunInfo, Sink
 
@@ -63,7 +64,7 @@ class WandbSink(Sink):
                 raise
             wandb.teardown()  # its service still holds the run id
             wandb.setup(settings=wandb.Settings(silent=True))
-            said = f"W&B cannot be reached ({_first_line(error)}); its files are kept offline."
+            said = f"W&B cannot be reached ({first_line(error)}); its files are kept offline."
             mode = "offline"
             self._run = self._init(mode)
         self._run.define_metric("step", hidden=True)
@@ -172,7 +173,3 @@ def wandb_mode(wanted: str, mode: str, base_url: str, api_key: str | None) -> st
     except (OSError, netrc.NetrcParseError):
         known = None
     return "online" if known else "offline"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)
