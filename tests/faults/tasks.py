@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.data import IterableDataset
 
 from tests.support.tiny import Noisy, TinyTask
@@ -113,3 +114,58 @@ class StopsOneRank(TinyTask):
         if self.calls == self.config.task.stop_rank_1_at and os.environ.get("RANK") == "1":
             os.kill(os.getpid(), signal.SIGTERM)
         return ratio
+
+
+class WithBatchNorm(TinyTask):
+    """Has buffers that change in each step, on each rank in its own way."""
+
+    def build_model(self):
+        return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4))
+
+
+class NothingToCount(TinyTask):
+    """All targets of the third step are masked."""
+
+    def collate(self, samples):
+        batch = super().collate(samples)
+        self.batches = getattr(self, "batches", 0) + 1
+        if self.batches == 3:
+            batch["mask"] = batch["mask"] * 0
+        return batch
+
+
+class UnusedParameter(TinyTask):
+    """The loss does not depend on one of the parameters."""
+
+    def build_model(self):
+        model = super().build_model()
+        model.register_parameter("idle", nn.Parameter(torch.zeros(3)))
+        return model
+
+
+class DistanceOptimizer(torch.optim.SGD):
+    """Keeps state in its parameter groups, as Prodigy and schedule-free optimisers do."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group["distance"] = group.get("distance", 0.0) + group["lr"]
+
+
+class DiesInSave(TinyTask):
+    """Rank 1 dies in the middle of a save, in the first attempt only."""
+
+    def report(self, model, device):
+        from train.checkpoint import saver
+
+        first = len(Path(self.config.run.dir, "attempts.jsonl").read_text().splitlines()) == 1
+        if first and os.environ.get("RANK") == "1":
+            saver.hash_file = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+
+class BrokenReport(TinyTask):
+    """Its report meets a closed pipe of its own."""
+
+    def report(self, model, device):
+        raise BrokenPipeError(32, "Broken pipe")

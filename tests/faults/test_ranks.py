@@ -1,0 +1,99 @@
+"""Several ranks, of which one fails: the others neither hang nor hide why."""
+
+import os
+import signal
+
+import pytest
+
+from tests.support.forked import run, run_ranks, start, start_ranks, wait_for
+from tests.support.runs import assert_same_bits, checkpoints, tensors
+
+TASKS = "tests.faults.tasks"
+
+
+def test_a_lost_rank_asks_the_others_for_another_try(tmp_path):
+    ranks = start_ranks(2, "fit", tmp_path, "task.sleep=0.05", "checkpoint.every_steps=5")
+    wait_for(ranks[0], lambda: checkpoints(tmp_path))
+    ranks[1].signal(signal.SIGKILL)
+    done = ranks[0].wait()
+    assert done.returncode == 75
+    assert "isorun: error: Another rank has ended or cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert ranks[1].wait().returncode == -signal.SIGKILL
+    assert "another rank is gone" in (tmp_path / "logs/rank-0.log").read_text()
+    run_ranks(2, "fit", tmp_path)
+
+
+def test_the_rank_that_failed_says_why_and_the_others_that_it_did(tmp_path):
+    done = run_ranks(2, "fit", tmp_path, "data.fail_at=50", expect=None)
+    codes = sorted(result.returncode for result in done)
+    assert codes == [65, 75]
+    (why,) = [result.stderr for result in done if result.returncode == 65]
+    assert "this sample is broken" in why
+    (that,) = [result.stderr for result in done if result.returncode == 75]
+    assert "Another rank has ended" in that
+    assert "Traceback" not in that
+
+
+def test_all_ranks_refuse_a_directory_that_is_in_use(tmp_path):
+    first = start("fit", tmp_path, "task.sleep=0.2")
+    wait_for(first, (tmp_path / "ledger.bin").exists)
+    for done in run_ranks(2, "fit", tmp_path, expect=76):
+        assert f"is in use by process {first.pid} on" in done.stderr
+    first.signal(signal.SIGTERM)
+    assert first.wait().returncode == 143
+
+
+def test_a_rank_lost_during_the_last_save_leaves_no_finished_run(tmp_path):
+    """The save was never committed, so the run is not complete, whatever else there is."""
+    task = [f"task.use={TASKS}:DiesInSave", "length.steps=10"]
+    ranks = start_ranks(2, "fit", tmp_path, *task)
+    assert ranks[1].wait().returncode == -signal.SIGKILL
+    done = ranks[0].wait()
+    assert done.returncode == 75, done.stderr
+    assert "checkpoint could not be written" in done.stdout + done.stderr
+    assert not (tmp_path / "finished.json").exists()
+    assert checkpoints(tmp_path) == []
+    run_ranks(2, "fit", tmp_path, *task)
+    assert checkpoints(tmp_path) == [10]
+
+
+def test_buffers_that_differ_between_ranks_resume_to_the_same_bits(tmp_path):
+    """A BatchNorm's statistics are each rank's own; rank 0's are those that count."""
+    base = [f"task.use={TASKS}:WithBatchNorm", "checkpoint.every_steps=10", "length.steps=30"]
+    base += ["checkpoint.keep_last=9", "model.dropout=0.0"]
+    run_ranks(2, "fit", tmp_path / "one", *base)
+    done = run_ranks(2, "fit", tmp_path / "two", *base, "task.kill_at_step=25", expect=None)
+    assert any(result.returncode == -signal.SIGKILL for result in done)
+    run_ranks(2, "fit", tmp_path / "two", *base)
+    assert_same_bits(tensors(tmp_path / "one", 20), tensors(tmp_path / "two", 20))
+    assert_same_bits(tensors(tmp_path / "one"), tensors(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero1", "zero3"])
+def test_unused_parameters_are_named(tmp_path, strategy):
+    done = run_ranks(
+        2, "fit", tmp_path, f"task.use={TASKS}:UnusedParameter", f"strategy={strategy}", expect=64
+    )
+    assert "idle got no gradient" in done[0].stderr
+    assert "Traceback" not in done[0].stderr
+
+
+def test_unused_parameters_may_be_asked_for(tmp_path):
+    task = f"task.use={TASKS}:UnusedParameter"
+    run("fit", tmp_path / "one", task, "batch.micro_batch_size=6")
+    run_ranks(
+        2, "fit", tmp_path / "two", task, "ddp.find_unused_parameters=true", "model.dropout=0.1"
+    )
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert "optim.idle.exp_avg" not in one
+
+
+def test_evaluation_data_smaller_than_the_ranks(tmp_path):
+    done = run_ranks(
+        2, "fit", tmp_path, f"task.use={TASKS}:WithTorchmetrics", "data.eval_size=1",
+        "length.steps=2", expect=64,
+    )  # fmt: skip
+    assert "fewer samples than the 2 ranks" in done[0].stderr
+    assert os.path.exists(tmp_path / "logs/rank-1.log")

@@ -1,0 +1,135 @@
+"""I1, I2 and I3 on every strategy: the same ledger, the same curve, and checkpoints that know
+nothing of what wrote them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests.support.forked import run, run_ranks
+from tests.support.runs import assert_same_bits, checkpoints, curve, tensors
+from train.data.ledger import read_steps
+
+STRATEGIES = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+# Equal micro-batches everywhere, so that even dropout is the same.
+BASE = ["batch.micro_batch_size=3", "optim.weight_decay=0.1", "ema.decay=0.9", "length.steps=50"]
+BASE += ["checkpoint.keep_last=9", "checkpoint.every_steps=25", "evaluate.every_steps=25"]
+MIDDLE, END = 25, 50
+
+
+def placed(placement, directory, *overrides, **kwargs):
+    """A run on a placement such as ``2 fsdp2``, or ``1`` for one process."""
+    count, _, strategy = placement.partition(" ")
+    if count == "1" and not strategy:
+        return run("fit", directory, *BASE, *overrides, **kwargs)
+    return run_ranks(
+        int(count), "fit", directory, *BASE, f"strategy={strategy}", *overrides, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("alone")
+    placed("1", directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Runs on placements, each made once."""
+    made = {}
+
+    def of(placement):
+        if placement not in made:
+            made[placement] = tmp_path_factory.mktemp(placement.replace(" ", "-"))
+            placed(placement, made[placement])
+        return made[placement]
+
+    return of
+
+
+def assert_same_run(one, other, *, steps=50):
+    assert read_steps(one / "ledger.bin") == read_steps(other / "ledger.bin")
+    for key in ("train/loss", "train/gradient_norm", "train/learning_rate", "eval/loss"):
+        expected, found = curve(one, key), curve(other, key)
+        assert expected.keys() == found.keys()
+        assert list(found.values()) == pytest.approx(list(expected.values()), rel=1e-5), key
+    assert len(curve(other)) == steps
+    expected, found = tensors(one), tensors(other)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert tensor.shape == found[name].shape
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+PLACEMENTS = [f"2 {strategy}" for strategy in STRATEGIES]
+PLACEMENTS += ["1 fsdp2", "1 zero2", "3 ddp", "4 ddp", "4 fsdp2", "3 zero3"]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_the_same_run(alone, finished, placement):
+    if placement[0] == "3":
+        pytest.skip("3 ranks x 3 samples do not cut 12 into equal micro-batches: see uneven below")
+    assert_same_run(alone, finished(placement))
+
+
+@pytest.mark.parametrize("placement", ["1", "3 ddp", "2 fsdp2", "3 fsdp2", "2 zero1", "3 zero3"])
+def test_uneven_micro_batches(tmp_path, placement):
+    """11 samples on several ranks, with token counts that differ; no dropout then."""
+    uneven = ["batch.global_batch_size=11", "model.dropout=0.0"]
+    placed("1", tmp_path / "one", *uneven, "batch.micro_batch_size=11")
+    placed(placement, tmp_path / "other", *uneven)
+    assert_same_run(tmp_path / "one", tmp_path / "other")
+
+
+@pytest.mark.parametrize("after", ["1", *PLACEMENTS[:5]])
+@pytest.mark.parametrize("before", ["1", *PLACEMENTS[:5]])
+def test_a_checkpoint_resumes_anywhere(alone, finished, tmp_path, before, after):
+    """In the middle of an epoch, with the average of weights and Adam's state."""
+    moved = interrupted(finished(before), tmp_path / "moved")
+    placed(after, moved)
+    assert json.loads((moved / "attempts.jsonl").read_text().splitlines()[-1])[
+        "resumed_from_step"
+    ] == MIDDLE
+    assert_same_run(alone, moved)
+    if before == after:
+        assert_same_bits(tensors(finished(before)), tensors(moved))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("2 fsdp2", "4 fsdp2"), ("4 fsdp2", "2 zero3"), ("2 zero3", "4 ddp"), ("4 ddp", "1 zero2")],
+)
+def test_and_on_any_number_of_ranks(alone, finished, tmp_path, before, after):
+    moved = interrupted(finished(before), tmp_path / "moved")
+    placed(after, moved)
+    assert_same_run(alone, moved)
+
+
+def interrupted(directory, copy):
+    """A copy of a finished run as it was in the middle."""
+    shutil.copytree(directory, copy)
+    (copy / "finished.json").unlink()
+    for step in checkpoints(copy):
+        if step > MIDDLE:
+            shutil.rmtree(copy / f"checkpoints/step-{step:012d}")
+    return copy
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS[:5])
+def test_a_skipped_step_is_skipped_alike(tmp_path, placement):
+    bad = ["task.nan_at_steps=[3, 7]", "batch.micro_batch_size=auto", "model.dropout=0.0"]
+    placed("1", tmp_path / "one", *bad)
+    placed(placement, tmp_path / "other", *bad)
+    assert max(curve(tmp_path / "other", "train/skipped_steps").values()) == 2
+    assert_same_run(tmp_path / "one", tmp_path / "other")
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS[:5])
+def test_bf16_within_its_precision(tmp_path, placement):
+    bf16 = ["precision=bf16", "model.dropout=0.0"]
+    placed("1", tmp_path / "one", *bf16)
+    placed(placement, tmp_path / "other", *bf16)
+    expected, found = curve(tmp_path / "one"), curve(tmp_path / "other")
+    assert list(found.values()) == pytest.approx(list(expected.values()), rel=0.05)

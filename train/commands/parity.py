@@ -1,0 +1,180 @@
+"""Prove that placements change nothing: run the same config on each and compare.
+
+Placements are written as PROCESSES or PROCESSES:STRATEGY, such as 1 2:ddp 4:fsdp2 2:zero3; the
+first is the reference. All run on this machine, one after another. Prints a table, draws the loss
+curves, and exits with 0 only if all are the same within the tolerances, else with 65.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.commands.arguments import add_config_arguments
+from train.config.load import LoadedConfig, load_config
+from train.exits import Exit, RunError, UsageError
+
+_PLACEMENT = re.compile(r"(\d+)(?::(auto|ddp|fsdp2|zero1|zero2|zero3))?")
+_DEFAULT = ["1", "2:ddp", "2:fsdp2"]
+# What a comparison needs of every run, and what would only be in its way.
+_SETTINGS = [
+    "track.log_every_steps=1", "track.tensorboard=false", "track.wandb=disabled",
+    "track.console=plain", "checkpoint.every_steps=null", "checkpoint.every_minutes=null",
+    "checkpoint.asynchronous=false", "checkpoint.keep_best=null",
+    "evaluate.every_steps=null", "evaluate.every_epochs=null",
+    "evaluate.at_start=false", "early_stop=null",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many processes, and which strategy."""
+
+    processes: int
+    strategy: str
+
+    def __str__(self) -> str:
+        return f"{self.processes}" if self.strategy == "auto" else f"{self.processes}:{self.strategy}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    add_config_arguments(parser)
+    parser.add_argument("--steps", type=int, default=50, help="steps of each run (default 50)")
+    parser.add_argument(
+        "--out", type=Path, help="directory for the runs and the plot (default runs/parity-NAME)"
+    )
+    parser.add_argument(
+        "--loss-tolerance", type=float, default=1e-5, metavar="REL", help="default 1e-5"
+    )
+    parser.add_argument(
+        "--norm-tolerance", type=float, default=1e-4, metavar="REL", help="default 1e-4"
+    )
+    parser.add_argument(
+        "--weights-tolerance", type=float, default=1e-4, metavar="REL", help="default 1e-4"
+    )
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    """Runs, compares, prints and draws."""
+    placements = [parse(word) for word in arguments.overrides if "=" not in word]
+    placements = placements or [parse(word) for word in _DEFAULT]
+    overrides = [word for word in arguments.overrides if "=" in word]
+    if arguments.steps < 1:
+        raise UsageError(f"--steps must be at least 1, but is {arguments.steps}.")
+    if len(placements) < 2 or len(set(placements)) < len(placements):
+        named = " ".join(map(str, placements))
+        raise UsageError(f"Name at least two placements, each once, but not {named!r}.")
+    loaded = load_config(arguments.config, overrides, runs=False)
+    out = arguments.out or Path("runs") / f"parity-{loaded.config.run.name}"
+    settings = [*overrides, *_SETTINGS, *_length(loaded, arguments.steps)]
+    settings += _micro_batch(loaded, placements)
+    directories = {}
+    for placement in placements:
+        directories[str(placement)] = directory = out / str(placement).replace(":", "-")
+        _start(arguments.config, settings, placement, directory)
+    return _report(directories, out, loaded, arguments)
+
+
+def parse(word: str) -> Placement:
+    """``2:fsdp2``; UsageError for what is no placement."""
+    match = _PLACEMENT.fullmatch(word)
+    if not match or int(match[1]) < 1:
+        raise UsageError(
+            f"{word!r} is no placement; write PROCESSES or PROCESSES:STRATEGY, such as 2:fsdp2, "
+            "with one of ddp, fsdp2, zero1, zero2 and zero3."
+        )
+    return Placement(int(match[1]), match[2] or "auto")
+
+
+def _length(loaded: LoadedConfig, steps: int) -> list[str]:
+    warmup = min(loaded.config.schedule.warmup_steps, steps // 5)
+    return [f"length.steps={steps}", "length.epochs=null", f"schedule.warmup_steps={warmup}"]
+
+
+def _micro_batch(loaded: LoadedConfig, placements: list[Placement]) -> list[str]:
+    """Equal micro-batches on all placements where that is possible: then even random numbers
+    drawn by the model are the same."""
+    batch = loaded.config.batch
+    cells = math.lcm(*(placement.processes for placement in placements))
+    if batch.micro_batch_size != "auto":
+        return []
+    if batch.global_batch_size % cells:
+        print(
+            f"batch.global_batch_size, {batch.global_batch_size}, is no multiple of {cells}, so "
+            "micro-batches differ between placements; a model with dropout will differ."
+        )
+        return []
+    return [f"batch.micro_batch_size={batch.global_batch_size // cells}"]
+
+
+def _start(
+    files: list[str], settings: list[str], placement: Placement, directory: Path
+) -> None:
+    """One run in processes of its own; its output goes to a file."""
+    command = [sys.executable, "-m"]
+    if placement.processes > 1:
+        command += ["torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={placement.processes}", "-m"]
+    command += ["train", "fit", *(word for file in files for word in ("--config", file))]
+    command += [*settings, f"run.dir={directory}", f"strategy={placement.strategy}"]
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    log = directory.with_name(f"{directory.name}.log")
+    print(f"{placement}: {directory}", flush=True)
+    # One thread each: the same arithmetic on every placement, and no more threads than cores.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("w", encoding="utf-8") as output:
+        done = subprocess.run(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+    if done.returncode:
+        said = [
+            line for line in log.read_text(encoding="utf-8").splitlines() if "isorun: error" in line
+        ]
+        raise RunError(
+            f"The run on {placement} ended with exit code {done.returncode}"
+            f"{': ' + said[0].removeprefix('isorun: error: ') if said else ''}; see {log}."
+        )
+
+
+def _report(
+    directories: dict[str, Path], out: Path, loaded: LoadedConfig, arguments: argparse.Namespace
+) -> Exit:
+    from train.parity import Tolerance, compare, plot
+
+    tolerance = Tolerance(
+        arguments.loss_tolerance, arguments.norm_tolerance, arguments.weights_tolerance
+    )
+    reference, *others = directories
+    print(
+        f"\nLargest relative difference from {reference} over {arguments.steps} steps "
+        f"(tolerated: loss {tolerance.loss:g}, gradient norm {tolerance.norm:g}, "
+        f"weights {tolerance.weights:g}):\n"
+    )
+    header = ("placement", "loss", "gradient norm", "weights", "learning rate", "ledger", "")
+    line = "{:<12}{:>12}{:>15}{:>12}{:>15}{:>12}  {}"
+    print(line.format(*header))
+    well = True
+    for name in others:
+        found = compare(directories[reference], directories[name])
+        within = found.within(tolerance)
+        well = well and within
+        print(
+            line.format(
+                name, f"{found.loss:.1e}", f"{found.norm:.1e}", f"{found.weights:.1e}",
+                "identical" if found.rate == 0 else f"{found.rate:.1e}",
+                "identical" if found.same_ledger else "DIFFERS",
+                ("same" if within else "NOT the same")
+                + ("" if found.same_skips else ", other steps were skipped"),
+            )
+        )  # fmt: skip
+    picture = out / "parity.png"
+    plot(directories, picture, f"{loaded.config.run.name} on {len(directories)} placements")
+    print(f"\ncurves: {picture}")
+    return Exit.DONE if well else Exit.DATA

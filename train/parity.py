@@ -1,0 +1,150 @@
+"""Compares runs of one config on several placements: curves, final weights and ledgers."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from train.checkpoint import dcp
+from train.checkpoint.store import CheckpointStore
+from train.data.ledger import read_steps
+from train.rundir import RunDirectory
+from train.shard import Shard
+
+LOSS, NORM, RATE = "train/loss", "train/gradient_norm", "train/learning_rate"
+SKIPPED = "train/skipped_steps"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a run may be from the reference; relative, but for ledgers and skipped steps,
+    which must be the same."""
+
+    loss: float = 1e-5
+    """Of each step's loss."""
+    norm: float = 1e-4
+    """Of each step's gradient norm."""
+    weights: float = 1e-4
+    """Of the final weights: the L2 norm of the difference by that of the weights."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run beside the reference. Differences are relative, the largest of all steps."""
+
+    steps: int
+    loss: float
+    norm: float
+    rate: float
+    weights: float
+    same_ledger: bool
+    same_skips: bool
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Whether the two are the same run; a NaN never is."""
+        return (
+            self.same_ledger
+            and self.same_skips
+            and self.rate == 0.0
+            and self.loss <= tolerance.loss
+            and self.norm <= tolerance.norm
+            and self.weights <= tolerance.weights
+        )
+
+
+def curve(directory: Path, key: str) -> dict[int, float]:
+    """Step to value of one metric of a run; what was not finite is NaN."""
+    found = {}
+    for line in RunDirectory(directory).metrics.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if key in row:
+            found[row["step"]] = float("nan") if row[key] is None else float(row[key])
+    return found
+
+
+def compare(reference: Path, other: Path) -> Comparison:
+    """Both are directories of finished runs that logged every step."""
+    return Comparison(
+        steps=len(curve(other, LOSS)),
+        loss=largest_difference(curve(reference, LOSS), curve(other, LOSS)),
+        norm=largest_difference(curve(reference, NORM), curve(other, NORM)),
+        rate=largest_difference(curve(reference, RATE), curve(other, RATE)),
+        weights=weights_difference(reference, other),
+        same_ledger=_ledger(reference) == _ledger(other),
+        same_skips=curve(reference, SKIPPED) == curve(other, SKIPPED),
+    )
+
+
+def largest_difference(one: dict[int, float], other: dict[int, float]) -> float:
+    """The largest relative difference of two curves; NaN where only one has a step or a number."""
+    if one.keys() != other.keys():
+        return float("nan")
+    largest = 0.0
+    for step, expected in one.items():
+        found = other[step]
+        if math.isnan(expected) and math.isnan(found):
+            continue  # a skipped step
+        difference = abs(found - expected) / max(abs(expected), 1e-30)
+        if not difference <= largest:  # a NaN stays
+            largest = difference
+        if math.isnan(largest):
+            break
+    return largest
+
+
+def weights_difference(reference: Path, other: Path) -> float:
+    """The relative difference of the final parameters and buffers, read one tensor at a time."""
+    paths = []
+    for directory in (reference, other):
+        store = CheckpointStore(RunDirectory(directory).checkpoints)
+        paths.append(store.path(store.steps()[-1]))
+    stored = [
+        {n: s for n, s in dcp.shapes(path).items() if n.startswith("model.")} for path in paths
+    ]
+    if stored[0] != stored[1]:
+        return float("nan")
+    squared = total = 0.0
+    for name, (shape, dtype) in stored[0].items():
+        one, two = (torch.empty(shape, dtype=dtype) for _ in paths)
+        for tensor, path in zip((one, two), paths, strict=True):
+            dcp.read({name: Shard.of(tensor)}, path, None)
+        squared += float((one.double() - two.double()).square().sum())
+        total += float(one.double().square().sum())
+    return math.sqrt(squared / total) if total else math.sqrt(squared)
+
+
+def _ledger(directory: Path) -> list[object]:
+    return list(read_steps(RunDirectory(directory).ledger))
+
+
+def plot(directories: dict[str, Path], path: Path, title: str) -> None:
+    """Draws the loss curves, and below them each one's relative difference from the first."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 7))
+    curves = {name: curve(directory, LOSS) for name, directory in directories.items()}
+    reference, *_ = curves.values()
+    # Curves that are the same lie on top of each other: the later ones thinner.
+    for index, (name, values) in enumerate(curves.items()):
+        width = 1.0 + 1.2 * (len(curves) - index)
+        above.plot(list(values), list(values.values()), label=name, linewidth=width, alpha=0.7)
+        if index:
+            steps = [step for step in values if step in reference]
+            differences = [
+                abs(values[s] - reference[s]) / max(abs(reference[s]), 1e-30) for s in steps
+            ]
+            below.plot(steps, differences, label=name, linewidth=1)
+    above.set(title=title, ylabel="loss")
+    above.legend()
+    below.set(xlabel="step", ylabel=f"relative difference from {next(iter(curves))}")
+    below.set_yscale("log")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

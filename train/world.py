@@ -1,0 +1,181 @@
+"""Where this process stands among all processes of the run, as its launcher has told it.
+
+torchrun, ``accelerate launch``, the DeepSpeed launcher and Kubeflow set torch's own variables
+(RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR ...). Slurm's ``srun`` sets its own; they are translated
+here, so that everything below sees only torch's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.exits import UsageError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place."""
+
+    rank: int
+    """From 0 to ``world_size`` - 1; rank 0 speaks and writes."""
+    world_size: int
+    local_rank: int
+    """Among the processes of this host."""
+    local_world_size: int
+    launcher: str
+    """Who started it: python, torchrun, accelerate, deepspeed, srun, or unknown."""
+    host: str
+
+
+def find_world(environ: MutableMapping[str, str] = os.environ) -> World:
+    """Reads the environment, and completes it with torch's variables where Slurm set its own.
+
+    Raises UsageError where it contradicts itself.
+    """
+    if "RANK" not in environ and "WORLD_SIZE" not in environ and _started_by_srun(environ):
+        environ.update(_from_slurm(environ))
+        launcher = "srun"
+    else:
+        launcher = _launcher(environ)
+    if ("RANK" in environ) != ("WORLD_SIZE" in environ):
+        there, missing = ("RANK", "WORLD_SIZE") if "RANK" in environ else ("WORLD_SIZE", "RANK")
+        raise UsageError(
+            f"{there} is set in the environment ({environ[there]!r}), but {missing} is not; start "
+            "the run with torchrun or accelerate launch, which set both, or unset it."
+        )
+    world_size = _number(environ, "WORLD_SIZE", 1, at_least=1)
+    rank = _number(environ, "RANK", 0)
+    if rank >= world_size:
+        raise UsageError(
+            f"RANK is {rank} in the environment, which must be less than WORLD_SIZE, {world_size}; "
+            "ranks are counted from 0."
+        )
+    if world_size > 1:
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if not environ.get(name):
+                raise UsageError(
+                    f"WORLD_SIZE is {world_size} in the environment, but {name} is not set, so the "
+                    "ranks cannot find each other; start the run with torchrun or accelerate "
+                    "launch, or set it to rank 0's."
+                )
+    local_rank = _number(environ, "LOCAL_RANK", 0)
+    # DeepSpeed's launcher says LOCAL_SIZE.
+    default = _number(environ, "LOCAL_SIZE", 1, at_least=1)
+    return World(
+        rank,
+        world_size,
+        local_rank,
+        _number(environ, "LOCAL_WORLD_SIZE", default, at_least=1),
+        launcher,
+        socket.gethostname(),
+    )
+
+
+def warnings_of(world: World, gpus: int, parent: list[str] | None = None) -> list[str]:
+    """Where the world is not what was asked for, in whole sentences. ``parent`` is the command
+    line of the parent process."""
+    parent = _parent_command() if parent is None else parent
+    found = []
+    asked = _asked_of_accelerate(parent)
+    if asked is not None and asked > world.world_size:
+        found.append(
+            f"accelerate launch was asked for {asked} processes but started {world.world_size}: "
+            "with --cpu it needs --multi_cpu as well, or one of the files in configs/accelerate."
+        )
+    per_node = os.environ.get("PET_NPROC_PER_NODE", "")
+    if per_node.isdigit() and int(per_node) > 1 and world.launcher == "unknown":
+        found.append(
+            f"PET_NPROC_PER_NODE is {per_node}, which only torchrun reads; start the run with "
+            "`torchrun -m train`, or there is one process per node."
+        )
+    if gpus > world.local_world_size:
+        found.append(
+            f"{world.host} has {gpus} GPUs, but the run has {world.local_world_size} process(es) "
+            "on it, and each uses one; start it with torchrun --nproc-per-node gpu to use all."
+        )
+    return found
+
+
+def _launcher(environ: Mapping[str, str]) -> str:
+    if any(name.startswith("ACCELERATE_") for name in environ):
+        return "accelerate"
+    if "TORCHELASTIC_RUN_ID" in environ:
+        return "torchrun"
+    if "CROSS_RANK" in environ:
+        return "deepspeed"
+    return "unknown" if "RANK" in environ else "python"
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, *, at_least: int = 0) -> int:
+    text = environ.get(name)
+    if text is None or not text.strip():
+        return default
+    if not text.strip().isdigit() or int(text) < at_least:
+        raise UsageError(
+            f"{name} must be a whole number of at least {at_least}, but is {text!r} (environment); "
+            "correct it, or start the run with torchrun."
+        )
+    return int(text)
+
+
+def _started_by_srun(environ: Mapping[str, str]) -> bool:
+    """A batch script has most of Slurm's variables, too, but it is no task of a step."""
+    return "SLURM_PROCID" in environ and int(environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
+
+
+def _from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
+    """torch's variables from srun's. All tasks compute the same port from the job's number."""
+    hosts = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "localhost"
+    job, step = (int(environ.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    per_node = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE") or "1")
+    node = int(environ.get("SLURM_NODEID") or 0)
+    return {
+        "RANK": environ["SLURM_PROCID"],
+        "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environ.get("SLURM_LOCALID") or "0",
+        "LOCAL_WORLD_SIZE": str(per_node[node] if node < len(per_node) else 1),
+        "MASTER_ADDR": environ.get("MASTER_ADDR") or first_host(hosts),
+        "MASTER_PORT": environ.get("MASTER_PORT") or str(20000 + (job * 7 + step) % 30000),
+    }
+
+
+def first_host(hosts: str) -> str:
+    """The first of a Slurm list of hosts: ``gpu[03-05,9],login`` begins with ``gpu03``."""
+    match = re.match(r"([^\[,]*)(?:\[([^\]]*)\])?([^,\[]*)", hosts)
+    assert match is not None
+    prefix, numbers, suffix = match.groups()
+    first = re.split(r"[-,]", numbers)[0] if numbers else ""
+    return f"{prefix}{first}{suffix}"
+
+
+def expand_counts(counts: str) -> list[int]:
+    """Slurm's tasks per node: ``4(x2),3`` is [4, 4, 3]."""
+    found: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
+        found += [int(count)] * int(times or 1)
+    return found
+
+
+def _asked_of_accelerate(parent: list[str]) -> int | None:
+    """``--num_processes`` of an ``accelerate launch`` that started this process itself."""
+    if "launch" not in parent:
+        return None
+    for index, word in enumerate(parent):
+        name, equals, value = word.partition("=")
+        if name in ("--num_processes", "--num-processes"):
+            text = value if equals else (parent[index + 1] if index + 1 < len(parent) else "")
+            return int(text) if text.isdigit() else None
+    return None
+
+
+def _parent_command() -> list[str]:
+    try:
+        text = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return []
+    return text.split("\0")
