@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support.forked import run_ranks, start_ranks
+from tests.support.runs import ROOT
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -15,10 +16,11 @@ def test_another_config_on_one_rank(tmp_path, count):
     assert not (tmp_path / "ledger.bin").exists()
 
 
-def test_a_run_directory_that_is_not_shared(tmp_path, monkeypatch):
+def test_a_run_directory_that_is_not_shared(tmp_path):
     """Relative to working directories that differ, as on hosts without a shared filesystem."""
     for rank in range(2):
         (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "tests").symlink_to(ROOT / "tests")
     ranks = start_ranks(2, "fit", "here", cwds=[tmp_path / "0", tmp_path / "1"])
     for done in [rank.wait() for rank in ranks]:
         assert done.returncode == 64, done.stderr
@@ -28,5 +30,5 @@ def test_a_run_directory_that_is_not_shared(tmp_path, monkeypatch):
 
 
 def test_no_token_is_left(tmp_path):
-    run_ranks(2, "fit", tmp_path, "length.steps=2")
+    run_ranks(2, "fit", tmp_path, "length.steps=6")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".seen")]

@@ -1,6 +1,7 @@
 """One step of the optimiser: its clipping, and its leaving out of what is not finite."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,10 +115,10 @@ def test_fp16_without_a_gpu_is_refused():
         Engine(tiny_config("precision=fp16"))
 
 
-def test_a_world_that_is_not_there_is_noticed(monkeypatch):
+def test_a_world_that_is_not_there_is_noticed():
     """As when a launcher says two, but Accelerate was told nothing of it."""
     engine = Engine(tiny_config())
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    engine.world = replace(engine.world, world_size=2)
     with pytest.raises(RetryError, match=r"WORLD_SIZE is 2.*found 1 process"):
         engine._check_world()
 

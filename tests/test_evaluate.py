@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.support.runs import run
+from tests.support.runs import run, tiny_config
 from tests.support.tiny import TinyTask
 from train.data.loader import LoaderConfig, evaluation_batches
 from train.data.plan import EvalPlan
@@ -53,8 +53,8 @@ def batches(size, micro, rank=0, world=1):
 
 
 def engine():
-    made = Engine()
-    made.prepare(torch.nn.Linear(1, 1))
+    made = Engine(tiny_config())
+    made.prepare_evaluation(torch.nn.Linear(1, 1))
     return made
 
 

@@ -60,7 +60,13 @@ def test_a_batch_script_and_torchrun_within_it_are_no_srun():
 
 @pytest.mark.parametrize(
     ("hosts", "first"),
-    [("a", "a"), ("a,b", "a"), ("gpu[03-05,9],b", "gpu03"), ("r[1,4]-x", "r1-x"), ("n01-02", "n01-02")],
+    [
+        ("a", "a"),
+        ("a,b", "a"),
+        ("gpu[03-05,9],b", "gpu03"),
+        ("r[1,4]-x", "r1-x"),
+        ("n01-02", "n01-02"),
+    ],
 )
 def test_the_first_of_slurm_s_hosts(hosts, first):
     assert first_host(hosts) == first
@@ -78,7 +84,10 @@ def test_slurm_s_counts():
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set in the environment ('2'), but RANK is not"),
         ({"RANK": "two", "WORLD_SIZE": "2", **RENDEZVOUS}, "RANK must be a whole number"),
         ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number of at least 1"),
-        ({"RANK": "2", "WORLD_SIZE": "2", **RENDEZVOUS}, "RANK is 2 in the environment, which must"),
+        (
+            {"RANK": "2", "WORLD_SIZE": "2", **RENDEZVOUS},
+            "RANK is 2 in the environment, which must",
+        ),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "MASTER_ADDR is not set"),
     ],
 )

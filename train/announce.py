@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+import torch.distributed as dist
+
 from train.config.load import python
 
 if TYPE_CHECKING:
@@ -15,13 +18,13 @@ def announce(run: Run) -> None:
     config, engine, plan = run.config, run.engine, run.plan
     progress = run.progress
     how = f"goes on from step {progress.step}" if run.resume_step is not None else "starts"
-    devices = f"{engine.world_size} x {engine.device.type}"
     run.tracker.say(f"Run {run.identity.id} {how} (attempt {run.attempt}) in {run.directory.path}")
     for change in run.changes:
         mark = "changes results" if change.changes_results else "harmless"
         run.tracker.say(f"  config changed ({mark}): {change}")
     run.tracker.say(
-        f"Placement: {devices}, {config.precision}; micro-batch {plan.largest_micro_batch} x "
+        f"Placement: {placement(run)}, {config.precision}; "
+        f"micro-batch {plan.largest_micro_batch} x "
         f"accumulation {plan.accumulation} x ranks {engine.world_size} = "
         f"global batch {config.batch.global_batch_size}"
     )
@@ -33,6 +36,21 @@ def announce(run: Run) -> None:
     if facts := run.task.facts():
         run.tracker.say("Facts: " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
     run.tracker.say(run.model_summary)
+
+
+def placement(run: Run) -> str:
+    """Ranks, devices, hosts, how they talk and how the model is spread."""
+    engine = run.engine
+    device = engine.device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name(engine.device)
+    text = f"{engine.world_size} x {device}"
+    if engine.world_size > 1:
+        hosts = list(dict.fromkeys(run.hosts))
+        named = ", ".join(hosts[:4]) + (", ..." if len(hosts) > 4 else "")
+        text += f" on {len(hosts)} host{'s' if len(hosts) > 1 else ''} ({named})"
+        text += f" over {dist.get_backend()}, started by {engine.world.launcher}"
+    return text if engine.strategy_name == "single" else f"{text}, {engine.strategy_name}"
 
 
 def farewell(run: Run) -> str:

@@ -18,6 +18,7 @@ from train.suggest import did_you_mean
 COMMANDS = {
     "fit": "start a run, or go on with it if its directory holds one",
     "evaluate": "evaluate a checkpoint on the evaluation data",
+    "parity": "prove that placements change nothing: the same run on each, compared",
     "export": "save a trained model: parameters, program, or both",
     "verify": "prove that checkpoints are whole and each sample was used once",
     "show-config": "print the resolved config and where each value comes from",

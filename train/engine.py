@@ -13,7 +13,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch._C._distributed_c10d import HashStore
 
 from train.exits import RetryError, UsageError
 from train.loss_scale import LossScale
+from train.world import find_world
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -62,9 +63,11 @@ class Engine:
                 "precision is 'fp16', which needs a GPU, and there is none here; use bf16 or fp32."
             )
         self.config = config
-        self.strategy_name = strategy_name(config)
-        if self.strategy_name != "single":
+        self.world = find_world()
+        self.strategy_name = strategy_name(config, self.world)
+        if self.strategy_name != "single" and self.world.world_size == 1:
             _group_of_one_process(on_gpu=on_gpu)
+        _ignore_launcher_s_plugins()
         # Without cpu=True Accelerate would leave two CPU processes strangers to each other.
         self.accelerator = Accelerator(
             cpu=not on_gpu,
@@ -72,7 +75,7 @@ class Engine:
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(minutes=10)),
-                *accelerate_options(config),
+                *accelerate_options(config, self.world),
             ],
         )
         self.rank: int = self.accelerator.process_index
@@ -87,7 +90,7 @@ class Engine:
         self.checkpoint_group = dist.new_group(backend="gloo") if self.world_size > 1 else None
 
     def _check_world(self) -> None:
-        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        asked = self.world.world_size
         if asked != self.world_size:
             raise RetryError(
                 f"WORLD_SIZE is {asked} in the environment, but the engine found "
@@ -193,6 +196,14 @@ class Engine:
         dist.broadcast_object_list(values, src=0, group=self.host_group)
         return values[0]
 
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank, in the order of ranks. They are pickled."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.host_group)
+        return values
+
     def broadcast_tensor(self, tensor: Tensor) -> None:
         """Overwrites a tensor on the device with rank 0's."""
         if self.world_size > 1:
@@ -226,9 +237,16 @@ def _make_deterministic() -> None:
 def _group_of_one_process(*, on_gpu: bool) -> None:
     """A process group for one process that was started alone but is to use a strategy that
     needs one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized():
+    if not dist.is_initialized():
         backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+
+
+def _ignore_launcher_s_plugins() -> None:
+    """``accelerate launch`` asks by environment for plugins of Accelerate, which would wrap the
+    model a second time; what they stand for is in the strategy by now."""
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_MIXED_PRECISION"):
+        os.environ.pop(name, None)
 
 
 def summary(model: nn.Module) -> str:

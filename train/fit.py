@@ -93,6 +93,8 @@ def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> Non
         loss_sum += loss.sum.detach()
         if step == run.start_step:
             check_count(run, micro, loss.count)
+    if step == run.start_step:
+        check_unused(run)
     result = engine.step(loss_sum, run.config.optim.clip_norm)
     if run.ema:
         run.ema.update(result.skipped)
@@ -116,6 +118,21 @@ def check_count(run: Run, micro: MicroBatch, count: object) -> None:
             f"The loss of the task {run.config.task.use!r} returned a count of {count}, but its "
             f"count(batch) says {expected} {run.task.unit} for the same batch; make both agree, "
             "since gradients are divided by the sum of count(batch) over all ranks."
+        )
+
+
+def check_unused(run: Run) -> None:
+    """Parameters that the loss does not use, where the strategy cannot bear them; collective."""
+    strategy = run.engine.strategy
+    everywhere = run.engine.gather(strategy.unused())
+    unused = sorted({name for names in everywhere for name in names})
+    remedy = strategy.unused_remedy(alike=all(names == unused for names in everywhere))
+    if unused and remedy:
+        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+        raise UsageError(
+            f"{', '.join(unused[:5])}{more} got no gradient in the first step, which the strategy "
+            f"{run.engine.strategy_name} does not allow for trainable parameters; freeze them "
+            f"(requires_grad_(False)), or {remedy}."
         )
 
 

@@ -12,6 +12,9 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from train.agreement import check_agreement, check_shared
 from train.checkpoint.state import restore
 from train.checkpoint.store import CheckpointStore, Manifest
 from train.config.load import LoadedConfig, check_length
@@ -27,7 +30,7 @@ from train.ema import Ema
 from train.engine import Engine, seed_everything, summary
 from train.exits import DataError, ResumeRefusedError, RetryError
 from train.optim import build_optimizer, restore_group_values
-from train.rundir import Identity, RunDirectory, code_version
+from train.rundir import Identity, RunDirectory, code_version, write_json
 from train.saving import Saving
 from train.schedule import learning_rate_factor
 from train.stop import StopRequest
@@ -35,6 +38,7 @@ from train.track.logs import setup_logging
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
 from train.window import Window
+from train.world import warnings_of
 
 
 @dataclass
@@ -87,7 +91,10 @@ class Run:
         self.stop = self._exit.enter_context(StopRequest())
         self.engine = Engine(config)
         self._exit.callback(self.engine.close)
+        self.code = code_version()
+        self.hosts = check_agreement(self.engine, config, self.code)
         self._open_directory()
+        check_shared(self.engine, self.directory.path)
         self._build()
         self._resume()
         self.start_step = self.progress.step
@@ -216,7 +223,6 @@ class Run:
 
     def _open_tracking(self) -> None:
         config = self.config
-        self.code = code_version() if self.engine.is_main else {}
         info = RunInfo(
             id=self.identity.id,
             name=self.identity.name,
@@ -231,7 +237,8 @@ class Run:
         )
         self.tracker = Tracker(config.track, info, is_main=self.engine.is_main)
         self._exit.callback(self.tracker.close)
-        for note in self._notes:
+        gpus = torch.cuda.device_count() if self.engine.device.type == "cuda" else 0
+        for note in [*self._notes, *warnings_of(self.engine.world, gpus)]:
             self.tracker.warn(note)
 
     def _begin_attempt(self) -> None:
@@ -239,6 +246,8 @@ class Run:
         if not self.engine.is_main:
             return
         self.directory.unfinish()
+        for name, settings in self.engine.strategy.files().items():
+            write_json(self.directory.path / name, settings)
         self.directory.store_config(self.config.model_dump(mode="json"))
         self.directory.record_attempt(
             {
@@ -246,6 +255,8 @@ class Run:
                 "time": time.time(),
                 "resumed_from_step": self.resume_step,
                 "world_size": self.engine.world_size,
+                "hosts": list(dict.fromkeys(self.hosts)),
+                "strategy": self.engine.strategy_name,
                 "device": self.engine.device.type,
                 "code": self.code,
                 "changes": [str(change) for change in self.changes],

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.support.forked import run, run_ranks
-from tests.support.runs import assert_same_bits, checkpoints, curve, tensors
+from tests.support.runs import assert_same_bits, checkpoints, tensors
 from train.data.ledger import read_steps
+from train.parity import curve, largest_difference
 
 STRATEGIES = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 # Equal micro-batches everywhere, so that even dropout is the same.
@@ -52,10 +53,8 @@ def finished(tmp_path_factory):
 def assert_same_run(one, other, *, steps=50):
     assert read_steps(one / "ledger.bin") == read_steps(other / "ledger.bin")
     for key in ("train/loss", "train/gradient_norm", "train/learning_rate", "eval/loss"):
-        expected, found = curve(one, key), curve(other, key)
-        assert expected.keys() == found.keys()
-        assert list(found.values()) == pytest.approx(list(expected.values()), rel=1e-5), key
-    assert len(curve(other)) == steps
+        assert largest_difference(curve(one, key), curve(other, key)) <= 1e-5, key
+    assert len(curve(other, "train/loss")) == steps
     expected, found = tensors(one), tensors(other)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
@@ -64,13 +63,11 @@ def assert_same_run(one, other, *, steps=50):
 
 
 PLACEMENTS = [f"2 {strategy}" for strategy in STRATEGIES]
-PLACEMENTS += ["1 fsdp2", "1 zero2", "3 ddp", "4 ddp", "4 fsdp2", "3 zero3"]
+PLACEMENTS += ["1 fsdp2", "1 zero2", "4 ddp", "4 fsdp2"]
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_the_same_run(alone, finished, placement):
-    if placement[0] == "3":
-        pytest.skip("3 ranks x 3 samples do not cut 12 into equal micro-batches: see uneven below")
     assert_same_run(alone, finished(placement))
 
 
@@ -89,9 +86,10 @@ def test_a_checkpoint_resumes_anywhere(alone, finished, tmp_path, before, after)
     """In the middle of an epoch, with the average of weights and Adam's state."""
     moved = interrupted(finished(before), tmp_path / "moved")
     placed(after, moved)
-    assert json.loads((moved / "attempts.jsonl").read_text().splitlines()[-1])[
-        "resumed_from_step"
-    ] == MIDDLE
+    assert (
+        json.loads((moved / "attempts.jsonl").read_text().splitlines()[-1])["resumed_from_step"]
+        == MIDDLE
+    )
     assert_same_run(alone, moved)
     if before == after:
         assert_same_bits(tensors(finished(before)), tensors(moved))
@@ -131,5 +129,5 @@ def test_bf16_within_its_precision(tmp_path, placement):
     bf16 = ["precision=bf16", "model.dropout=0.0"]
     placed("1", tmp_path / "one", *bf16)
     placed(placement, tmp_path / "other", *bf16)
-    expected, found = curve(tmp_path / "one"), curve(tmp_path / "other")
-    assert list(found.values()) == pytest.approx(list(expected.values()), rel=0.05)
+    expected, found = (curve(tmp_path / name, "train/loss") for name in ("one", "other"))
+    assert largest_difference(expected, found) <= 0.05

@@ -105,13 +105,15 @@ def run(name, directory, *overrides, expect=0, base=TINY, cwd=ROOT):
     return command(name, *base, f"run.dir={directory}", *overrides, expect=expect, cwd=cwd)
 
 
-def start_ranks(count, name, directory, *overrides, base=TINY, env=None):
-    """Several ranks, with the environment that torchrun gives them."""
+def start_ranks(count, name, directory, *overrides, base=TINY, own={}, cwds=None):  # noqa: B006
+    """Several ranks, with the environment that torchrun gives them. ``own``: further overrides
+    of single ranks; ``cwds``: their working directories."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
-    shared |= {"LOCAL_WORLD_SIZE": str(count), **(env or {})}
+    shared["LOCAL_WORLD_SIZE"] = str(count)
     return [
         Command(
-            name, *base, f"run.dir={directory}", *overrides,
+            name, *base, f"run.dir={directory}", *overrides, *own.get(rank, []),
+            cwd=cwds[rank] if cwds else ROOT,
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(count)

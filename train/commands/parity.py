@@ -40,7 +40,9 @@ class Placement:
     strategy: str
 
     def __str__(self) -> str:
-        return f"{self.processes}" if self.strategy == "auto" else f"{self.processes}:{self.strategy}"
+        return (
+            f"{self.processes}" if self.strategy == "auto" else f"{self.processes}:{self.strategy}"
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,9 +116,7 @@ def _micro_batch(loaded: LoadedConfig, placements: list[Placement]) -> list[str]
     return [f"batch.micro_batch_size={batch.global_batch_size // cells}"]
 
 
-def _start(
-    files: list[str], settings: list[str], placement: Placement, directory: Path
-) -> None:
+def _start(files: list[str], settings: list[str], placement: Placement, directory: Path) -> None:
     """One run in processes of its own; its output goes to a file."""
     command = [sys.executable, "-m"]
     if placement.processes > 1:

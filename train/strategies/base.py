@@ -42,6 +42,10 @@ class Strategy(ABC):
         """Takes over a model that is the same on every rank; ``build`` makes the optimiser of a
         model's parameters."""
 
+    def files(self) -> dict[str, Any]:
+        """What is worth keeping in the run directory, as JSON, by file name."""
+        return {}
+
     # -- a step ------------------------------------------------------------------------------
 
     @abstractmethod
@@ -133,8 +137,14 @@ class Strategy(ABC):
             ):
                 buffer.copy_(part.view_as(buffer))
 
+    def unused_remedy(self, *, alike: bool) -> str | None:
+        """None where parameters that the loss does not use are as good as frozen, else what can
+        be done besides freezing them. ``alike``: all ranks use the same ones."""
+        return None
+
     def unused(self) -> list[str]:
-        """Names of trainable parameters that got no gradient from this rank's backward passes."""
+        """Names of trainable parameters that got no gradient from this rank's backward passes,
+        before the optimiser's first step."""
         return [
             name
             for name, parameter in self.bare_model.named_parameters()

@@ -53,8 +53,16 @@ class DdpStrategy(TorchStrategy):
     def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
         """Wraps the model."""
         self.model = self.engine.accelerator.prepare_model(model)
-        self.bare_model = self.engine.accelerator.unwrap_model(self.model)
+        # Accelerate's own unwrap_model would import DeepSpeed.
+        self.bare_model = self.model.module  # type: ignore[assignment]
         self._build(build)
+
+    def unused_remedy(self, *, alike: bool) -> str | None:
+        """DDP waits for the gradient of every parameter, unless it is told to look."""
+        options = self.config.ddp
+        if options.find_unused_parameters or options.static_graph:
+            return None
+        return "set ddp.find_unused_parameters=true"
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         """DDP's own ``no_sync`` but at the last one."""

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from train.config.schema import Config
     from train.strategies.base import Strategy
+    from train.world import World
 
 
-def strategy_name(config: Config) -> str:
-    """The name of the strategy; ``auto`` is one process, or DDP for several."""
+def strategy_name(config: Config, world: World) -> str:
+    """The name of the strategy. ``auto`` is what ``accelerate launch`` asks for, or else DDP for
+    several processes."""
     if config.strategy != "auto":
         return config.strategy
-    return "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single"
+    asked = _asked_by_accelerate(os.environ)
+    if asked:
+        return asked
+    return "ddp" if world.world_size > 1 else "single"
 
 
-def accelerate_options(config: Config) -> list[Any]:
+def _asked_by_accelerate(environ: Mapping[str, str]) -> str | None:
+    if environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        stage = environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+        return f"zero{stage}" if stage in ("1", "2", "3") else None
+    return "fsdp2" if environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None
+
+
+def accelerate_options(config: Config, world: World) -> list[Any]:
     """What Accelerate must know of the strategy."""
-    if strategy_name(config) != "ddp":
+    if strategy_name(config, world) != "ddp":
         return []
     from train.strategies.ddp import DdpStrategy
 

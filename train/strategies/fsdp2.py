@@ -54,6 +54,10 @@ class Fsdp2Strategy(TorchStrategy):
         self.model = self.bare_model = model
         self._build(build)
 
+    def unused_remedy(self, *, alike: bool) -> str | None:
+        """The exchange of a block fails where ranks differ in what they use of it."""
+        return None if alike else "let the loss use the same ones on every rank"
+
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
         """Gradients are reduced at the last micro-batch only; until then each rank holds whole

@@ -14,6 +14,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch.optim import Optimizer
 from train.exits import UsageError
 from train.shard import Shard
 from train.strategies.base import OptimizerState, Strategy, as_scalar, model_tensors
-from train.strategies.zero_config import deepspeed_config
+from train.strategies.zero_config import STAGES, deepspeed_config
 
 
 class ZeroStrategy(Strategy):
@@ -34,7 +35,9 @@ class ZeroStrategy(Strategy):
         deepspeed = import_deepspeed(self.engine.device)
         self.bare_model = self.engine.on_device(model)
         self.optimizer = build(self.bare_model)
-        self.settings = deepspeed_config(self.config, self.engine.world_size)
+        self.settings = deepspeed_config(
+            self.config, STAGES[self.engine.strategy_name], self.engine.world_size
+        )
         self.deepspeed, self._zero, _, _ = deepspeed.initialize(
             model=self.bare_model,
             optimizer=self.optimizer,
@@ -42,12 +45,39 @@ class ZeroStrategy(Strategy):
             dist_init_required=False,
         )
         self.model = self.deepspeed
+        self._watch()
         if self._zero.optimizer is not self.optimizer:
             raise UsageError(
                 f"DeepSpeed has replaced the optimiser {self.config.optim.use!r} (optim.use) by "
                 f"one of its own; choose adamw, adam, sgd, rmsprop, nadam or radam, or another "
                 "strategy."
             )
+
+    def files(self) -> dict[str, Any]:
+        """The generated config."""
+        return {"deepspeed.json": self.settings}
+
+    def _watch(self) -> None:
+        """Notes which parameters get a gradient, until the first step: DeepSpeed takes gradients
+        away as soon as they are there."""
+        self._used: set[str] = set()
+        self._hooks: list[Any] = []
+        for name, parameter in self.bare_model.named_parameters():
+            if parameter.requires_grad:
+                hook: Any = parameter.register_post_accumulate_grad_hook
+                self._hooks.append(hook(partial(self._note, name)))
+
+    def _note(self, name: str, _parameter: Tensor) -> None:
+        self._used.add(name)
+
+    def unused(self) -> list[str]:
+        """By the notes."""
+        trainable = (n for n, p in self.bare_model.named_parameters() if p.requires_grad)
+        return [name for name in trainable if name not in self._used]
+
+    def unused_remedy(self, *, alike: bool) -> str | None:
+        """A gradient of zero is not the same as none: weight decay goes on."""
+        return "choose the strategy fsdp2"
 
     def zero_grad(self) -> None:
         """DeepSpeed has done so at the end of the step before."""
@@ -69,6 +99,8 @@ class ZeroStrategy(Strategy):
     def update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
         """DeepSpeed clips by the generated config, and skips where the norm is not finite. A
         loss that is not finite although its gradients are is put to it as a gradient."""
+        while self._hooks:
+            self._hooks.pop().remove()
         if not math.isfinite(loss_sum.item()):
             self._spoil()
         self.deepspeed.step()
