@@ -47,3 +47,12 @@ def test_the_real_compiler_agrees_on_a_linear_model():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     model.compile()
     check_compiled(Squares(None), model, torch.randn(5, 3), "fp32")
+
+
+def test_running_statistics_are_left_as_they_were():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model._compiled_call_impl = model.forward
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    check_compiled(Squares(None), model, torch.randn(5, 3), "fp32")
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name

@@ -1,11 +1,13 @@
 """Early stopping: what counts as better, and that a restart changes nothing."""
 
 import json
+import signal
 
 import pytest
 
-from tests.support.forked import run
+from tests.support.forked import run, start, wait_for
 from tests.support.runs import assert_same_bits, curve, state, tensors
+from train.checkpoint.store import CheckpointStore
 from train.early_stop import EarlyStop, EarlyStopConfig
 from train.exits import UsageError
 
@@ -102,3 +104,33 @@ def test_a_metric_nobody_reports_ends_a_run_with_a_sentence(tmp_path):
     done = run("fit", tmp_path, *RULES, "early_stop.metric=accuracy", expect=64)
     (line,) = done.stderr.splitlines()
     assert "early_stop.metric is 'accuracy', but the task's evaluation reports only loss" in line
+
+
+def test_an_evaluation_at_the_start_counts_once(tmp_path):
+    """Stopped right after it, the run does not judge the same weights again."""
+    base = ["evaluate.at_start=true", "early_stop.metric=loss", "early_stop.mode=min"]
+    base += ["early_stop.patience=1"]
+    process = start("fit", tmp_path, *base, "task.sleep=0.2")
+    wait_for(
+        process, lambda: (tmp_path / "metrics.jsonl").exists() and curve(tmp_path, "eval/loss")
+    )
+    process.signal(signal.SIGTERM)
+    assert process.wait().returncode == 143
+    run("fit", tmp_path, *base)
+    assert json.loads((tmp_path / "finished.json").read_text())["step"] == 40
+
+
+def test_an_evaluation_made_up_for_belongs_to_its_checkpoint(tmp_path):
+    """Given up at step 10 to stop, made after the restart: step 10 may still be the best."""
+    base = ["evaluate.every_steps=10", "checkpoint.every_steps=10", "checkpoint.keep_last=9"]
+    task = ["task.use=tests.faults.tasks:StopsInEvaluation"]
+    run("fit", tmp_path, *base, *task, expect=143)
+    assert stored_metrics(tmp_path) == {}
+    run("fit", tmp_path, *base, *task)
+    assert sorted(stored_metrics(tmp_path)) == [10, 20, 30, 40]
+    assert stored_metrics(tmp_path)[10]["loss"] == curve(tmp_path, "eval/loss")[10]
+    assert "all well" in run("verify", tmp_path).stdout
+
+
+def stored_metrics(directory):
+    return CheckpointStore(directory / "checkpoints").metrics()

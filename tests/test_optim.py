@@ -101,3 +101,17 @@ def test_the_learning_rate_of_every_group_is_set():
     optimizer = build_optimizer(OptimConfig(weight_decay=0.1), model())
     assert set_learning_rate(optimizer, 0.5, 0.5) == 0.25
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_what_an_optimiser_keeps_in_its_groups_survives(tmp_path):
+    from tests.support.forked import run
+    from tests.support.runs import state
+
+    base = ["optim.use=tests.faults.tasks:DistanceOptimizer", "checkpoint.every_steps=10"]
+    base += ["checkpoint.keep_last=9"]
+    run("fit", tmp_path / "one", *base)
+    run("fit", tmp_path / "two", *base, "task.kill_at_step=25", expect=-9)
+    run("fit", tmp_path / "two", *base)
+    distance = state(tmp_path / "one")["optimizer_groups"][0]["distance"]
+    assert distance > state(tmp_path / "one", 20)["optimizer_groups"][0]["distance"] > 0
+    assert state(tmp_path / "two")["optimizer_groups"][0]["distance"] == distance

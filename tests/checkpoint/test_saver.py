@@ -79,3 +79,38 @@ def test_a_failed_write_is_told_and_older_ones_stay(store, monkeypatch):
     assert saver.save(held({"a": torch.ones(3)}), request(3)) is None
     assert saver.wait() is None
     assert store.steps() == [1, 3]
+
+
+def test_whatever_happens_to_the_writer_it_is_not_taken_for_saved(store, monkeypatch):
+    """Not only what a phase of writing may raise: also a peer that is gone while errors are
+    exchanged, and a disk that fails once more while what is half written is swept."""
+    saver = CheckpointSaver(store, CheckpointConfig(), None)
+
+    def gone(value):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(saver, "_share", gone)
+    saver.save(held({"a": torch.ones(3)}), request(1))
+    assert "Connection closed by peer" in saver.wait()
+    assert saver.last_step is None
+
+    saver = CheckpointSaver(store, CheckpointConfig(), None)
+
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(store, "sweep", fails)
+    saver.save(held({"a": torch.ones(3)}), request(2, before_commit=fails))
+    assert "Input/output error" in saver.wait()
+    assert saver.last_step is None
+
+
+def test_what_cannot_be_removed_is_no_failed_save(store, monkeypatch):
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(store, "retain", fails)
+    saver = CheckpointSaver(store, CheckpointConfig(), None)
+    saver.save(held({"a": torch.ones(3)}), request(1))
+    assert saver.wait() is None
+    assert saver.last_step == 1

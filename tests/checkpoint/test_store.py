@@ -1,5 +1,6 @@
 """Checkpoints on disk: whole or not there, damage is named, retention keeps the right ones."""
 
+import errno
 import os
 
 import pytest
@@ -111,3 +112,34 @@ def test_the_newest_is_always_kept(store):
         commit(store, step)
     store.retain(CheckpointConfig(keep_last=1))
     assert store.steps() == [30]
+
+
+def test_storage_that_fails_says_nothing_of_a_checkpoint(store, monkeypatch):
+    """What cannot be read now may be whole: it must not be set aside for that."""
+    commit(store, 1)
+
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("train.checkpoint.store.hash_file", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        store.newest_whole()
+    assert store.steps() == [1]
+
+
+def test_an_evaluation_can_be_added_later(store):
+    commit(store, 1)
+    store.amend(1, {"n": 5}, {"loss": 2.0})
+    assert store.problems(1) == []
+    assert store.metrics() == {1: {"loss": 2.0}}
+    assert store.best("loss", "min") == [1]
+    assert store.best("loss", "max") == [1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_never_best(store, value):
+    commit(store, 1)
+    commit(store, 2)
+    store.amend(1, {}, {"loss": value})
+    store.amend(2, {}, {"loss": 3.0})
+    assert store.best("loss", "min") == store.best("loss", "max") == [2]

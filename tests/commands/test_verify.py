@@ -73,3 +73,10 @@ def test_a_run_under_way_and_one_that_never_was(tmp_path):
     (line,) = done.stderr.splitlines()
     assert f"There is no run in {tmp_path / 'none'} (run.dir)" in line
     assert not (tmp_path / "none").exists()
+
+
+def test_a_finished_run_without_its_last_checkpoint(finished):
+    shutil.rmtree(finished / "checkpoints/step-000000000040")
+    done = run("verify", finished, expect=65)
+    assert "checkpoint step 40: missing, although the run has finished there" in done.stdout
+    assert "NOT well" in done.stdout

@@ -162,3 +162,25 @@ def test_a_task_from_any_directory(tmp_path):
     assert_same_bits(tensors(tmp_path / "out"), tensors(tmp_path / "here"))
     done = run("fit", tmp_path / "x", "task.use=mine.task:TinyTask", expect=64)
     assert f"neither installed nor in the working directory {os.fspath(ROOT)}" in only_line(done)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["task.use=.tiny:TinyTask"], "must have the form module.path:Class"),
+        (["length.steps=null", "length.epochs=.inf"], "length.epochs must be"),
+        (["optim.lr=.inf"], "optim.lr must be"),
+        (
+            ["checkpoint.keep_best.metric=acuracy", "checkpoint.keep_best.mode=max"],
+            "checkpoint.keep_best.metric is 'acuracy', but the task's evaluation reports only loss",
+        ),
+    ],
+)
+def test_more_wrong_values(tmp_path, overrides, expected):
+    assert expected in only_line(run("fit", tmp_path, *overrides, expect=64))
+
+
+@pytest.mark.parametrize("key", ["evaluate.every_epochs=0.5", "evaluate.at_start=true"])
+def test_every_wish_to_evaluate_needs_data(tmp_path, key):
+    done = run("fit", tmp_path, "task.use=tests.faults.tasks:WithoutEvaluation", key, expect=65)
+    assert f"but {key.partition('=')[0]} asks for evaluation" in only_line(done)

@@ -127,3 +127,11 @@ def test_under_torchrun_the_sentence_is_seen(tmp_path):
     assert (
         "isorun: error: The loss or the gradient norm was not finite for more than 0" in done.stderr
     )
+
+
+def test_a_step_without_anything_to_count_is_skipped(tmp_path):
+    """All its targets are masked: there is no mean to take."""
+    run("fit", tmp_path, "task.use=tests.faults.tasks:NothingToCount", "length.steps=10")
+    skipped = curve(tmp_path, "train/skipped_steps")
+    assert [skipped[step] for step in range(1, 6)] == [0, 0, 1, 1, 1]
+    assert "all well" in run("verify", tmp_path).stdout

@@ -185,3 +185,25 @@ def wait_for(process, condition, seconds=60):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.002)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_where_the_reader_is_gone_as_well(tmp_path, times):
+    """As with ``fit 2>&1 | tee log``, whose tee dies of the same Ctrl-C."""
+    process = start("fit", tmp_path, "task.sleep=0.05")
+    wait_for(process, (tmp_path / "ledger.bin").exists)
+    time.sleep(0.5)
+    process.stdout.close()
+    process.stderr.close()
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    code = process.wait(60)
+    assert code == (143 if times == 1 else 130)
+    assert bool(checkpoints(tmp_path)) == (times == 1)
+
+
+def test_a_broken_pipe_of_the_task_s_own_is_no_end_of_the_run(tmp_path):
+    done = run("fit", tmp_path, "task.use=tests.faults.tasks:BrokenReport", expect=70)
+    assert "BrokenPipeError" in done.stderr
+    assert not (tmp_path / "finished.json").exists()

@@ -70,6 +70,31 @@ class Strategy(ABC):
         scalar fp32 tensors on the device.
         """
 
+    def norm_and_divisor(
+        self, gradients: list[Tensor], clip_norm: float | None, *, spread: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The global L2 norm of gradients (without the loss scale), and what they are to be
+        divided by to clip them (torch.nn.utils.clip_grad_norm_) and to take the loss scale out.
+
+        ``gradients`` is all that this rank has of them; ``spread`` says that other ranks have the
+        rest. In fp64, so that it is the same number wherever the tensors were cut: a difference
+        in its last bit would change every weight. Scalars on the device.
+        """
+        device = self.engine.device
+        squares = torch.zeros((), dtype=torch.float64, device=device)
+        if gradients:
+            norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)
+            squares = torch.stack(norms).square().sum().to(device)
+        if spread:
+            squares = self.engine.sum(squares) / self.replicas
+        scale = self.engine.loss_scale.value if self.engine.loss_scale else 1.0
+        norm = squares.sqrt() / scale
+        divisor = torch.full_like(norm, scale)
+        if clip_norm is not None:
+            # A NaN harms nothing: the step is skipped.
+            divisor = divisor * torch.clamp((norm + 1e-6) / clip_norm, min=1.0)
+        return norm, divisor
+
     # -- what is spread ----------------------------------------------------------------------
 
     @abstractmethod
@@ -166,12 +191,3 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def parameter_names(model: nn.Module) -> dict[int, str]:
     """``id(parameter)`` to the parameter's fully qualified name; of shared ones the first."""
     return {id(parameter): name for name, parameter in model.named_parameters()}
-
-
-def as_scalar(value: Any, device: torch.device) -> Tensor:
-    """A number or a scalar tensor of any kind as a plain scalar fp32 tensor on a device."""
-    from torch.distributed.tensor import DTensor
-
-    if isinstance(value, DTensor):
-        value = value.full_tensor()
-    return torch.as_tensor(value, device=device).float().reshape(())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from train.shard import Shard
 from train.strategies.base import (
     OptimizerState,
     Strategy,
-    as_scalar,
     model_tensors,
     parameter_names,
 )
@@ -42,19 +41,16 @@ class TorchStrategy(Strategy):
 
     def update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
         """Norm, clipping and step with torch's own multi-tensor operations."""
-        scale = self.engine.loss_scale
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = as_scalar(nn.utils.get_total_norm(gradients), self.engine.device)
-        if scale:
-            norm = norm / scale.value
-        factor: Tensor | None = None
-        if clip_norm is not None:
-            # As torch.nn.utils.clip_grad_norm_; a NaN factor harms nothing, the step is skipped.
-            factor = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
-        if scale:
-            factor = (1.0 if factor is None else factor) * torch.ones_like(norm) / scale.value
-        if factor is not None:
-            _multiply(gradients, factor)
+        spread = any(isinstance(gradient, DTensor) for gradient in gradients)
+        if spread:
+            gradients = [_local(gradient) for gradient in gradients]
+        norm, divisor = self.norm_and_divisor(gradients, clip_norm, spread=spread)
+        if clip_norm is not None or self.engine.loss_scale:
+            factor = divisor.reciprocal()
+            for same in _by_kind(gradients):
+                torch._foreach_mul_(same, factor.to(same[0]))
+        norm = norm.float()
         skipped = 1.0 - torch.isfinite(norm + loss_sum).float()
         if self.skips_on_device:
             flag = self._beside_parameters(skipped)
@@ -132,14 +128,16 @@ class TorchStrategy(Strategy):
         }
 
 
-def _multiply(gradients: list[Tensor], factor: Tensor) -> None:
-    if isinstance(gradients[0], DTensor):
-        gradients = [gradient.to_local() for gradient in gradients]  # type: ignore[attr-defined]
-    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for gradient in gradients:
-        by_kind.setdefault((gradient.device, gradient.dtype), []).append(gradient)
-    for (device, dtype), same in by_kind.items():
-        torch._foreach_mul_(same, factor.to(device, dtype))
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _by_kind(tensors: list[Tensor]) -> Iterable[list[Tensor]]:
+    """In groups that lie on one device and have one dtype."""
+    found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        found.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return found.values()
 
 
 def _empty(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -2,8 +2,8 @@
 
 DeepSpeed is called directly, with a config that is generated in full from ours and the optimiser
 that is ours. What it would do in its own way is kept from it: it never scales by the number of
-micro-batches (``scale_wrt_gas``), never schedules, and takes our loss scale. Parameters and
-optimiser state stay fp32 and computation runs under autocast, as in the other strategies.
+micro-batches (``scale_wrt_gas``), never clips, never schedules, and has no loss scale. Parameters
+and optimiser state stay fp32 and computation runs under autocast, as in the other strategies.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from train.exits import UsageError
 from train.shard import Shard
-from train.strategies.base import OptimizerState, Strategy, as_scalar, model_tensors
+from train.strategies.base import OptimizerState, Strategy, model_tensors
 from train.strategies.zero_config import STAGES, deepspeed_config
 
 
@@ -89,29 +89,40 @@ class ZeroStrategy(Strategy):
         yield
 
     def backward(self, loss: Tensor) -> None:
-        """DeepSpeed multiplies by the loss scale, so it is taken out here."""
-        if self.engine.loss_scale:
-            scale = self.engine.loss_scale.value
-            self._zero.override_loss_scale(scale)
-            loss = loss / scale
+        """Unscaled by DeepSpeed: the loss comes as it is to be."""
+        self._zero.override_loss_scale(1.0)
         self.deepspeed.backward(loss, scale_wrt_gas=False)
 
     def update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
-        """DeepSpeed clips by the generated config, and skips where the norm is not finite. A
-        loss that is not finite although its gradients are is put to it as a gradient."""
+        """Norm and clipping are ours, so that they are the same as elsewhere to the last bit:
+        DeepSpeed divides the gradients by what it takes for the loss scale. It skips a step whose
+        gradients are not finite, so a loss that is not finite is put to it as a gradient."""
         while self._hooks:
             self._hooks.pop().remove()
-        if not math.isfinite(loss_sum.item()):
-            self._spoil()
+        gradients = [g for part in self._gradients() for g in part]
+        norm, divisor = self.norm_and_divisor(gradients, clip_norm, spread=True)
+        finite = math.isfinite(norm.item() + loss_sum.item())
+        if finite:
+            self._zero.override_loss_scale(divisor.item())
+        else:
+            torch._foreach_mul_(gradients, float("nan"))
         self.deepspeed.step()
-        norm = as_scalar(self.deepspeed.get_global_grad_norm(), self.engine.device)
-        skipped = 0.0 if self.deepspeed.was_step_applied() else 1.0
-        return norm, torch.tensor(skipped, device=self.engine.device)
+        assert self.deepspeed.was_step_applied() == finite, "DeepSpeed has decided otherwise"
+        self._zero.override_loss_scale(1.0)
+        skipped = torch.tensor(0.0 if finite else 1.0, device=self.engine.device)
+        return norm.float(), skipped
 
-    def _spoil(self) -> None:
-        for gradients in self._zero.averaged_gradients.values():
-            for gradient in gradients or ():
-                gradient.fill_(float("nan"))
+    @abstractmethod
+    def _flat_tensors(self) -> list[Tensor]:
+        """What DeepSpeed gives the optimiser to change."""
+
+    def _gradients(self) -> Iterator[list[Tensor]]:
+        """This rank's share of the reduced gradients, by flat tensor."""
+        for index, flat in enumerate(self._flat_tensors()):
+            if flat.grad is not None:  # offloaded
+                yield [flat.grad]
+            else:
+                yield [g for g in self._zero.averaged_gradients.get(index) or () if g is not None]
 
     def tensors(self) -> dict[str, Shard]:
         """The optimiser's fp32 shares; frozen parameters and buffers as the model has them."""
@@ -197,6 +208,9 @@ class PartitionedGradients(ZeroStrategy):
             for parameter in group
         }
 
+    def _flat_tensors(self) -> list[Tensor]:
+        return list(self._zero.single_partition_of_fp32_groups)
+
     def _place(self, parameter: nn.Parameter) -> tuple[Tensor, int, int, int]:
         flat = self._zero.single_partition_of_fp32_groups[self._group[id(parameter)]]
         mapping = getattr(parameter, "_hp_mapping", None)
@@ -212,6 +226,9 @@ class PartitionedGradients(ZeroStrategy):
 
 class PartitionedParameters(ZeroStrategy):
     """Stage 3: the parameters are cut as well, and gathered when a module needs them."""
+
+    def _flat_tensors(self) -> list[Tensor]:
+        return list(self._zero.fp32_partitioned_groups_flat)
 
     def _place(self, parameter: nn.Parameter) -> tuple[Tensor, int, int, int]:
         group, offset, numel = self._zero.grad_position[self._zero.get_param_id(parameter)]

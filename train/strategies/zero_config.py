@@ -54,7 +54,7 @@ def deepspeed_config(config: Config, stage: int, world_size: int) -> dict[str, A
         "train_micro_batch_size_per_gpu": plan.largest_micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "train_batch_size": plan.largest_micro_batch * plan.cells,
-        "gradient_clipping": config.optim.clip_norm or 0.0,
+        "gradient_clipping": 0.0,  # see ZeroStrategy.update
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
