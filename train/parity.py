@@ -141,10 +141,11 @@ def plot(directories: dict[str, Path], path: Path, title: str) -> None:
                 abs(values[s] - reference[s]) / max(abs(reference[s]), 1e-30) for s in steps
             ]
             below.plot(steps, differences, label=name, linewidth=1)
+            if max(differences, default=0.0) > 0:
+                below.set_yscale("log")
     above.set(title=title, ylabel="loss")
     above.legend()
     below.set(xlabel="step", ylabel=f"relative difference from {next(iter(curves))}")
-    below.set_yscale("log")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

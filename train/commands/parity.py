@@ -77,6 +77,12 @@ def run(arguments: argparse.Namespace) -> Exit:
     out = arguments.out or Path("runs") / f"parity-{loaded.config.run.name}"
     settings = [*overrides, *_SETTINGS, *_length(loaded, arguments.steps)]
     settings += _micro_batch(loaded, placements)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--out {out} cannot be made ({error.strerror}); choose another."
+        ) from None
     directories = {}
     for placement in placements:
         directories[str(placement)] = directory = out / str(placement).replace(":", "-")
@@ -124,7 +130,6 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
         command += [f"--nproc-per-node={placement.processes}", "-m"]
     command += ["train", "fit", *(word for file in files for word in ("--config", file))]
     command += [*settings, f"run.dir={directory}", f"strategy={placement.strategy}"]
-    directory.parent.mkdir(parents=True, exist_ok=True)
     log = directory.with_name(f"{directory.name}.log")
     print(f"{placement}: {directory}", flush=True)
     # One thread each: the same arithmetic on every placement, and no more threads than cores.
@@ -139,7 +144,7 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
         ]
         raise RunError(
             f"The run on {placement} ended with exit code {done.returncode}"
-            f"{': ' + said[0].removeprefix('isorun: error: ') if said else ''}; see {log}."
+            f"{': ' + said[0].removeprefix('isorun: error: ').rstrip('.') if said else ''}; see {log}."
         )
 
 

@@ -1,0 +1,103 @@
+"""``parity``: two tasks on every placement, and that it sees a difference where there is one."""
+
+import pytest
+
+from tests.support.runs import ROOT
+from tests.support.runs import command as command_of
+from train.parity import Tolerance, compare, largest_difference
+
+ALL = ["1", "2:ddp", "3:ddp", "4:ddp", "2:fsdp2", "2:zero1", "2:zero2", "2:zero3"]
+# Small, and with targets of variable length: documents end within samples.
+TEXT = ["model.layers=2", "model.heads=2", "model.width=32", "data.context=64"]
+
+
+def parity(*words, expect=0, cwd=ROOT):
+    import subprocess
+    import sys
+
+    from tests.support.runs import environment
+
+    done = subprocess.run(
+        [sys.executable, "-m", "train", "parity", *map(str, words)],
+        cwd=cwd, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def rows(done, placements=ALL[1:]):
+    found = {line.split()[0]: line for line in done.stdout.splitlines() if line[:1].isdigit()}
+    return {name: found[name] for name in placements}
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides"),
+    [
+        ("configs/text.yaml", [*TEXT, "batch.global_batch_size=24", "optim.lr=1e-3"]),
+        ("configs/digits.yaml", ["batch.global_batch_size=48"]),
+    ],
+    ids=["text", "digits"],
+)
+def test_every_placement_is_the_same_run(tmp_path, config, overrides):
+    done = parity("--config", config, "--out", tmp_path, *ALL, *overrides)
+    for row in rows(done).values():
+        assert row.endswith("same")
+        assert not row.endswith("NOT the same")
+        assert row.count("identical") == 2
+    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_ranks_differ_in_no_bit(tmp_path):
+    """Two summands have one sum, whichever way round."""
+    names = ["2:ddp", "2:fsdp2", "2:zero1", "2:zero2"]
+    tiny = ["task.use=tests.support.tiny:TinyTask", "batch.global_batch_size=12", "length.steps=9"]
+    done = parity("--out", tmp_path, "1", *names, *tiny, "optim.clip_norm=1.0")
+    for row in rows(done, names).values():
+        assert row.split()[1:4] == ["0.0e+00"] * 3, row
+
+
+def test_another_seed_is_another_run(tmp_path):
+    """The reference has been run; beside it lies a run that is not the same."""
+    tiny = ["task.use=tests.support.tiny:TinyTask", "batch.global_batch_size=12", "length.steps=9"]
+    done = parity("--steps", 10, "--out", tmp_path, "1", "2", *tiny, "batch.micro_batch_size=6")
+    assert rows(done, ["2"])["2"].endswith("same")
+    import subprocess
+
+    settings = ["track.log_every_steps=1", "length.steps=10", "run.seed=1"]
+    other = command_of("fit", tmp_path / "other", *settings, base=tiny)
+    subprocess.run(other, cwd=ROOT, check=True, capture_output=True)
+    found = compare(tmp_path / "1", tmp_path / "other")
+    assert found.loss > 1e-3
+    assert found.norm > 1e-3
+    assert found.weights > 1e-3
+    assert not found.same_ledger
+    assert not found.within(Tolerance(1.0, 1.0, 1.0))
+
+
+def test_curves_that_cannot_be_compared_differ():
+    assert largest_difference({1: 1.0}, {1: 1.0, 2: 1.0}) != largest_difference({1: 1.0}, {1: 1.0})
+    assert largest_difference({1: float("nan")}, {1: float("nan")}) == 0.0
+    assert not largest_difference({1: float("nan"), 2: 1.0}, {1: 1.0, 2: 1.0}) <= 1e9
+    assert largest_difference({1: 2.0, 2: -4.0}, {1: 2.0, 2: -5.0}) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["2:fdsp2"], "'2:fdsp2' is no placement"),
+        (["0", "2"], "'0' is no placement"),
+        (["1"], "Name at least two placements"),
+        (["1", "1"], "Name at least two placements"),
+        (["1", "2", "--steps", "0"], "--steps must be at least 1"),
+    ],
+)
+def test_bad_placements(tmp_path, words, expected):
+    done = parity("--config", "configs/digits.yaml", "--out", tmp_path, *words, expect=64)
+    assert expected in done.stderr
+
+
+def test_a_run_that_fails_is_told(tmp_path):
+    task = ["task.use=tests.support.tiny:TinyTask", "batch.global_batch_size=12", "data.fail_at=3"]
+    done = parity("--steps", 20, "--out", tmp_path, "1", "2", *task, "length.steps=9", expect=70)
+    assert "The run on 1 ended with exit code 65: The dataset Noisy failed at" in done.stderr
+    assert str(tmp_path / "1.log") in done.stderr
