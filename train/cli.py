@@ -11,8 +11,9 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from train.exits import Exit, RunError, UsageError
+from train.exits import Exit, RunError, UsageError, first_line
 from train.lost_peer import LOST_PEER, is_lost_peer
+from train.out_of_memory import OUT_OF_MEMORY, is_out_of_memory
 from train.suggest import did_you_mean
 
 COMMANDS = {
@@ -119,6 +120,10 @@ def _unexpected(error: Exception, command: str | None) -> Exit:
     log = logging.getLogger("train")
     if isinstance(error, BrokenPipeError) and command != "fit":
         return Exit.DONE  # the reader of our output has seen enough
+    if is_out_of_memory(error):
+        print(f"isorun: error: {OUT_OF_MEMORY.format(first_line(error))}", file=sys.stderr)
+        log.exception("out of memory")
+        return Exit.OUT_OF_MEMORY
     if is_lost_peer(error):
         print(f"isorun: error: {LOST_PEER}", file=sys.stderr)
         log.exception("another rank is gone")

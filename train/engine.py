@@ -107,10 +107,20 @@ class Engine:
     ) -> None:
         """Spreads the model, the same on every rank, over the ranks. ``build`` makes the
         optimiser of a model's parameters; ``blocks`` are modules to be gathered one at a time."""
+        from train.strategies.blocks import checkpoint_activations, find_blocks
         from train.strategies.find import find_strategy
 
+        found = find_blocks(model, list(blocks), self.config.fsdp2.blocks)
+        if self.config.activation_checkpointing:
+            if not found:
+                raise UsageError(
+                    "activation_checkpointing is true, but the model has no blocks: no module "
+                    "list, none named by the task's blocks(model), none by fsdp2.blocks; name "
+                    "them, or set it to false."
+                )
+            checkpoint_activations(found)
         strategy = find_strategy(self.strategy_name)
-        self.strategy: Strategy = strategy(self, self.config, list(blocks))
+        self.strategy: Strategy = strategy(self, self.config, found)
         self.strategy.prepare(model, build)
 
     def prepare_evaluation(self, model: nn.Module) -> None:
@@ -203,6 +213,13 @@ class Engine:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.host_group)
         return values
+
+    def gather_floats(self, values: Sequence[float]) -> list[list[float]]:
+        """Every rank's numbers, on every rank; as many from each."""
+        mine = torch.tensor(values, dtype=torch.float64)
+        everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(everyone, mine, group=self.host_group)
+        return [numbers.tolist() for numbers in everyone]
 
     def broadcast_tensor(self, tensor: Tensor) -> None:
         """Overwrites a tensor on the device with rank 0's."""

@@ -17,6 +17,7 @@ class Exit(IntEnum):
     USAGE = 64  # usage or config error: never retry
     DATA = 65  # bad input data: never retry
     INTERNAL = 70  # a bug, ours or the user's
+    OUT_OF_MEMORY = 71  # needs more memory than there is: never retry as it is
     RETRY = 75  # infrastructure failed: try again
     RESUME_REFUSED = 76  # the run directory does not fit this command
     NOT_FINITE = 78  # loss or gradients not finite for too long: never retry

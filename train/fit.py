@@ -33,7 +33,9 @@ def fit(run: Run) -> Exit:
         count, stop, save_wanted = agree(run, micro_batches)
         if stop or progress.evaluation_due:
             return preempt(run)
-        train_step(run, micro_batches, count)
+        if not train_step(run, micro_batches, count):
+            return preempt(run)
+        run.watchdog.heart.warm = True
         run.tracker.progress(progress.step)
         if due.log(progress.step):
             log(run)
@@ -50,6 +52,7 @@ def fit(run: Run) -> Exit:
 
 def next_micro_batches(run: Run) -> list[MicroBatch]:
     """This rank's micro-batches of the next step, on the host."""
+    run.beat("loading data")
     started = time.perf_counter()
     micro_batches = [next(run.batches) for _ in range(run.plan.accumulation)]
     run.window.data_seconds += time.perf_counter() - started
@@ -59,6 +62,7 @@ def next_micro_batches(run: Run) -> list[MicroBatch]:
 def agree(run: Run, micro_batches: Sequence[MicroBatch]) -> tuple[int, bool, bool]:
     """What all ranks must know before a step: the global count that its loss is divided by,
     whether anybody was asked to stop, and whether rank 0's clock wants a checkpoint."""
+    run.beat("waiting for other ranks")
     count = sum(int(run.task.count(micro.batch)) for micro in micro_batches)
     time_to_save = run.engine.is_main and run.due.time_to_save()
     asked = [count, run.stop.requested, time_to_save, run.saving.failed]
@@ -68,8 +72,9 @@ def agree(run: Run, micro_batches: Sequence[MicroBatch]) -> tuple[int, bool, boo
     return count, stop > 0, wanted > 0
 
 
-def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> None:
-    """Forward and backward over the micro-batches, then one step of the optimiser.
+def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> bool:
+    """Forward and backward over the micro-batches, then one step of the optimiser. False if it
+    was given up between two micro-batches, because somebody asked for a stop.
 
     The gradient is that of (sum of losses over the global batch) / (global ``count``), whatever
     the number of ranks and micro-batches.
@@ -83,18 +88,25 @@ def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> Non
     engine.strategy.sync_buffers()
     loss_sum = torch.zeros((), device=engine.device)
     for micro in micro_batches:
+        if micro is not micro_batches[0] and any(engine.sum_ints([int(run.stop.requested)])):
+            return False
+        run.beat("computing a micro-batch")
         last = micro is micro_batches[-1]
         # Model randomness depends on what is computed, never on who computes it or when.
         position = int(micro.positions[0])
         seed_everything(micro_batch_seed(run.config.run.seed, position), engine.device)
         with engine.strategy.accumulating(last=last):
+            started = time.perf_counter()
             loss = run.task.loss(engine.model, engine.to_device(micro.batch))
+            run.window.forward_seconds += time.perf_counter() - started
+            run.beat("computing gradients")
             engine.backward(loss.sum, count)
         loss_sum += loss.sum.detach()
         if step == run.start_step:
             check_count(run, micro, loss.count)
     if step == run.start_step:
         check_unused(run)
+    run.beat("taking the optimiser's step")
     result = engine.step(loss_sum, run.config.optim.clip_norm)
     if run.ema:
         run.ema.update(result.skipped)
@@ -108,6 +120,7 @@ def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> Non
     # Read at the latest when a streak could have become too long: rarely enough to cost nothing.
     if run.window.unread_steps > run.config.optim.max_skipped_steps:
         read_window(run)
+    return True
 
 
 def check_count(run: Run, micro: MicroBatch, count: object) -> None:
@@ -161,6 +174,8 @@ def read_window(run: Run) -> None:
 def log(run: Run) -> None:
     """One log line for the steps since the last."""
     read_window(run)
+    for warning in run.stragglers.look(run):
+        run.tracker.warn(warning)
     run.tracker.log(run.progress.step, run.window.metrics())
 
 
@@ -179,10 +194,16 @@ def evaluate_now(run: Run) -> None:
     if run.eval_dataset is None:
         return
     started, progress, engine = time.perf_counter(), run.progress, run.engine
+
+    def stop() -> bool:
+        run.beat("evaluating a batch")
+        return run.stop.requested
+
     try:
         engine.strategy.sync_buffers()
         with run.averaged_weights(), run.evaluation_batches() as batches:
-            metrics = evaluate(engine, run.task, batches, stop=lambda: run.stop.requested)
+            metrics = evaluate(engine, run.task, batches, stop=stop)
+            run.beat("reporting")
             seed_everything(run.config.run.seed, engine.device)
             report = run.task.report(engine.bare_model, engine.device)
     except EvaluationStoppedError:
@@ -202,6 +223,7 @@ def evaluate_now(run: Run) -> None:
 
 def save(run: Run) -> None:
     """Starts a checkpoint; what the window holds on the device belongs into it."""
+    run.beat("saving")
     read_window(run)
     run.saving.start()
 

@@ -34,9 +34,11 @@ from train.rundir import Identity, RunDirectory, code_version, write_json
 from train.saving import Saving
 from train.schedule import learning_rate_factor
 from train.stop import StopRequest
+from train.stragglers import Stragglers
 from train.track.logs import setup_logging
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
+from train.watchdog import Watchdog
 from train.window import Window
 from train.world import warnings_of
 
@@ -88,7 +90,7 @@ class Run:
 
     def _open(self) -> None:
         config = self.config
-        self.stop = self._exit.enter_context(StopRequest())
+        self.stop = self._exit.enter_context(StopRequest(config.stop))
         self.engine = Engine(config)
         self._exit.callback(self.engine.close)
         self.code = code_version()
@@ -187,6 +189,7 @@ class Run:
         self.early_stop = EarlyStop(config.early_stop) if config.early_stop else None
         self.progress = Progress()
         self.window = Window(self)
+        self.stragglers = Stragglers()
         self.saving = Saving(self, self.store)
         self._evaluation: Batches | None = None
 
@@ -243,8 +246,19 @@ class Run:
 
     def _begin_attempt(self) -> None:
         """From here on the directory knows of this attempt."""
+        self.stop.what_is_lost = self._what_is_lost
+        self.watchdog = self._exit.enter_context(
+            Watchdog(
+                self.config.watchdog,
+                self.directory.path,
+                self.engine.rank,
+                self.engine.world_size,
+                self.attempt,
+            )
+        )
         if not self.engine.is_main:
             return
+        self.stop.watch(self.directory.path / "stop")
         self.directory.unfinish()
         for name, settings in self.engine.strategy.files().items():
             write_json(self.directory.path / name, settings)
@@ -293,6 +307,17 @@ class Run:
     def averaged_weights(self) -> AbstractContextManager[None]:
         """The model with averaged weights, where the config asks for an average."""
         return self.ema.applied() if self.ema else nullcontext()
+
+    def beat(self, phase: str) -> None:
+        """Tells the watchdog what this rank begins to do."""
+        self.watchdog.heart.beat(phase, self.progress.step)
+
+    def _what_is_lost(self) -> str:
+        saved, step = self.saving.last_step or 0, self.progress.step
+        lost = f"; the {step - saved} steps since are lost" if step > saved else ""
+        return (
+            f"The last committed checkpoint is that of step {saved}{lost}. Run it again to go on."
+        )
 
     @property
     def resume_command(self) -> str:

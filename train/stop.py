@@ -1,30 +1,65 @@
-"""Requests to stop: signals are noted, and acted upon between two steps."""
+"""Requests to stop: signals and a file are noted, and acted upon between two pieces of work."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
+import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from train.exits import Exit
+from train.last_words import say
+from train.section import Section, harmless
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SECONDS_BETWEEN_LOOKS = 1.0  # at the stop file
+
+
+class StopConfig(Section):
+    """How a run that is asked to stop comes to its end."""
+
+    deadline: float | None = harmless(30.0, gt=0.0)
+    """Seconds after a SIGTERM within which the process ends, saved or not; the environment
+    variable ISORUN_STOP_DEADLINE wins. null: as long as it takes."""
+
+    margin: float = harmless(3.0, ge=0.0)
+    """So many seconds before the deadline it is given up, if it cannot be met."""
 
 
 class StopRequest:
     """While entered, SIGINT, SIGTERM and SIGUSR1 ask for a stop; a second SIGINT stops at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: StopConfig) -> None:
         self.signal: str | None = None
+        self.what_is_lost: Callable[[], str] = lambda: ""
+        """Told when the deadline passes: what the run goes on from."""
+        self._config = config
+        self._file: Path | None = None
+        self._looked = 0.0
+        self._timer: threading.Timer | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
         """Whether this process was asked to stop; other ranks may not have been."""
+        if self.signal is None and self._file is not None:
+            now = time.monotonic()
+            if now - self._looked > _SECONDS_BETWEEN_LOOKS:
+                self._looked = now
+                if self._file.exists():
+                    self.signal = "stop file"
         return self.signal is not None
+
+    def watch(self, file: Path) -> None:
+        """From now on a file of this name is a request, too. One that is there from before was
+        meant for an earlier attempt, and is removed."""
+        file.unlink(missing_ok=True)
+        self._file = file
 
     def __enter__(self) -> StopRequest:
         for number in _SIGNALS:
@@ -32,6 +67,8 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._timer:
+            self._timer.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -39,14 +76,32 @@ class StopRequest:
         if number == signal.SIGINT and self.signal == "SIGINT":
             # Straight to the kernel: nothing after this may wait, hang or write. What is half
             # written bears a temporary name and is swept at the next start.
-            _say(b"\nisorun: stopped at once, without saving.\n")
+            say("stopped at once, without saving.")
             os._exit(Exit.STOPPED_AT_ONCE)
         self.signal = signal.Signals(number).name
         if number == signal.SIGINT:
-            _say(b"\nisorun: finishing the step and saving; Ctrl-C again stops at once.\n")
+            say("finishing the step and saving; Ctrl-C again stops at once.")
+        if number == signal.SIGTERM and self._timer is None:
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        deadline = _deadline(self._config)
+        if deadline is not None:
+            wait = max(0.0, deadline - self._config.margin)
+            self._timer = threading.Timer(wait, self._too_late, (deadline,))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _too_late(self, deadline: float) -> None:
+        """In the timer's thread: the main one may be deep in a step, or stuck."""
+        say(
+            f"error: not stopped within stop.deadline, {deadline:g} s less a margin of "
+            f"{self._config.margin:g} s. {self.what_is_lost()}"
+        )
+        os._exit(Exit.RETRY)
 
 
-def _say(text: bytes) -> None:
-    """Whoever reads our messages may have been stopped by the same Ctrl-C."""
-    with suppress(OSError, ValueError):
-        os.write(sys.stderr.fileno(), text)
+def _deadline(config: StopConfig) -> float | None:
+    with suppress(KeyError, ValueError):
+        return float(os.environ["ISORUN_STOP_DEADLINE"])
+    return config.deadline

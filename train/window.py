@@ -35,13 +35,21 @@ class Window:
     def _restart_clock(self) -> None:
         self._started = time.perf_counter()
         self._timed_steps = self._timed_units = 0
-        self.data_seconds = self.checkpoint_seconds = self.evaluation_seconds = 0.0
+        self.data_seconds = self.forward_seconds = 0.0
+        self.checkpoint_seconds = self.evaluation_seconds = 0.0
 
     def add(self, result: StepResult, count: int) -> None:
         """Takes in a step whose loss was divided by ``count``."""
         self._unread.append((result, count))
         self._timed_steps += 1
         self._timed_units += count
+
+    @property
+    def own_seconds(self) -> tuple[float, float]:
+        """Seconds per step spent on loading data and on forward passes: what this rank takes by
+        itself, not waiting for others. Of a GPU, only what the host takes to feed it."""
+        steps = max(1, self._timed_steps)
+        return self.data_seconds / steps, self.forward_seconds / steps
 
     @property
     def unread_steps(self) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -179,3 +180,42 @@ class StopsInEvaluation(TinyTask):
         if first:
             os.kill(os.getpid(), signal.SIGTERM)
         return super().measure(model, batch)
+
+
+class Hangs(TinyTask):
+    """One rank never comes back from the forward pass of a step, in the first attempt only."""
+
+    class Options(TinyTask.Options):
+        hang_at: int = harmless(5)
+        """In which forward pass."""
+        hang_rank: str = harmless("0")
+        """Which rank."""
+
+    def loss(self, model, batch):
+        ratio = super().loss(model, batch)
+        first = len(Path(self.config.run.dir, "attempts.jsonl").read_text().splitlines()) == 1
+        here = os.environ.get("RANK", "0") == self.config.task.hang_rank
+        if first and here and self.calls == self.config.task.hang_at:
+            self.never_ends()
+        return ratio
+
+    def never_ends(self):
+        while True:
+            time.sleep(0.1)
+
+
+class OneRankIsSlow(TinyTask):
+    """Rank 1 takes its time."""
+
+    def loss(self, model, batch):
+        if model.training and os.environ.get("RANK") == "1":
+            time.sleep(0.1)
+        return super().loss(model, batch)
+
+
+class TooLarge(TinyTask):
+    """Its forward pass asks for more memory than there is anywhere."""
+
+    def loss(self, model, batch):
+        torch.empty(2**60)
+        return super().loss(model, batch)

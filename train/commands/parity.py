@@ -142,9 +142,9 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
         said = [
             line for line in log.read_text(encoding="utf-8").splitlines() if "isorun: error" in line
         ]
+        why = f": {said[0].removeprefix('isorun: error: ').rstrip('.')}" if said else ""
         raise RunError(
-            f"The run on {placement} ended with exit code {done.returncode}"
-            f"{': ' + said[0].removeprefix('isorun: error: ').rstrip('.') if said else ''}; see {log}."
+            f"The run on {placement} ended with exit code {done.returncode}{why}; see {log}."
         )
 
 

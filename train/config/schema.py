@@ -14,9 +14,11 @@ from train.ema import EmaConfig
 from train.optim import OptimConfig
 from train.schedule import ScheduleConfig
 from train.section import Section, harmless
+from train.stop import StopConfig
 from train.strategies.config import DdpConfig, Fsdp2Config, ZeroConfig
 from train.tasks.base import Task
 from train.track.config import TrackConfig
+from train.watchdog import WatchdogConfig
 
 
 class RunConfig(Section):
@@ -126,6 +128,10 @@ class Config(Section):
     zero: ZeroConfig = ZeroConfig()
     """Options of the strategies zero1, zero2 and zero3."""
 
+    activation_checkpointing: bool = harmless(False)
+    """Keep only the inputs of the model's blocks, and compute their insides again for backward:
+    much less memory, about a third more time. Blocks are those of the strategy fsdp2."""
+
     compile: bool = harmless(False)
     """Compile the model with torch.compile."""
 
@@ -141,6 +147,12 @@ class Config(Section):
 
     checkpoint: CheckpointConfig = harmless(CheckpointConfig())
     """When checkpoints are written and which are kept."""
+
+    stop: StopConfig = harmless(StopConfig())
+    """How a run that is asked to stop comes to its end."""
+
+    watchdog: WatchdogConfig = harmless(WatchdogConfig())
+    """When a run counts as hanging."""
 
     track: TrackConfig = harmless(TrackConfig())
     """What is logged, and where to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -52,7 +53,9 @@ class DdpStrategy(TorchStrategy):
 
     def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
         """Wraps the model."""
-        self.model = self.engine.accelerator.prepare_model(model)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`broadcast_buffers`", category=FutureWarning)
+            self.model = self.engine.accelerator.prepare_model(model)
         # Accelerate's own unwrap_model would import DeepSpeed.
         self.bare_model = self.model.module  # type: ignore[assignment]
         self._build(build)

@@ -48,7 +48,7 @@ class Fsdp2Strategy(TorchStrategy):
         if options.cpu_offload:
             arguments["offload_policy"] = CPUOffloadPolicy(pin_memory=engine.device.type == "cuda")
         model = engine.on_device(model)
-        for block in find_blocks(model, self.blocks, options.blocks):
+        for block in self.blocks:
             fully_shard(block, **arguments)
         fully_shard(model, **arguments)
         self.model = self.bare_model = model
@@ -65,27 +65,3 @@ class Fsdp2Strategy(TorchStrategy):
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         self.model.set_is_last_backward(last)  # type: ignore[operator]
         yield
-
-
-def find_blocks(model: nn.Module, named: list[nn.Module], classes: list[str]) -> list[nn.Module]:
-    """The modules to be cut on their own: those of the given class names, or those named, or
-    the outermost members of module lists. Raises UsageError for a class that is not there."""
-    if classes:
-        kinds = {type(module).__name__ for module in model.modules()}
-        for name in classes:
-            if name not in kinds:
-                raise UsageError(
-                    f"fsdp2.blocks names {name!r}, but the model has no module of this class; it "
-                    f"has {', '.join(sorted(kinds))}."
-                )
-        return [m for m in model.modules() if type(m).__name__ in classes and m is not model]
-    if named:
-        return named
-    found: list[nn.Module] = []
-    inside: set[nn.Module] = set()
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and module not in inside:
-            members = [m for m in module if next(m.parameters(), None) is not None]
-            found += members
-            inside |= {inner for member in members for inner in member.modules()}
-    return found
