@@ -6,6 +6,7 @@ import argparse
 import errno
 import importlib
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -74,6 +75,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             f"{argv[0]!r} is not a command{did_you_mean(argv[0], COMMANDS)} The commands are "
             f"{', '.join(COMMANDS)}."
         )
+    # The DeepSpeed launcher says by an argument what it also says by LOCAL_RANK.
+    argv = [word for word in argv if not re.fullmatch(r"--local[_-]rank=\d+", word)]
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     takes_overrides = hasattr(arguments, "overrides")

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from train.exits import RetryError, UsageError
 from train.loss_scale import LossScale
-from train.world import find_world
+from train.world import World, this_world
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -51,7 +51,6 @@ class Engine:
 
     def __init__(self, config: Config) -> None:
         from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs
 
         from train.strategies.find import accelerate_options, strategy_name
 
@@ -63,20 +62,18 @@ class Engine:
                 "precision is 'fp16', which needs a GPU, and there is none here; use bf16 or fp32."
             )
         self.config = config
-        self.world = find_world()
+        self.world = this_world()
         self.strategy_name = strategy_name(config, self.world)
-        if self.strategy_name != "single" and self.world.world_size == 1:
-            _group_of_one_process(on_gpu=on_gpu)
+        timeout = _timeout(config)
+        if self.strategy_name != "single" and not dist.is_initialized():
+            _start_group(self.world, "cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout)
         _ignore_launcher_s_plugins()
         # Without cpu=True Accelerate would leave two CPU processes strangers to each other.
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision=_PRECISION[config.precision],
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(minutes=10)),
-                *accelerate_options(config, self.world),
-            ],
+            kwargs_handlers=accelerate_options(config, self.world),
         )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
@@ -86,8 +83,10 @@ class Engine:
         self.loss_scale = LossScale() if config.precision == "fp16" else None
         # Decisions travel by gloo on the host, so that they never wait for the device; writing
         # checkpoints has a group of its own because it runs in another thread.
-        self.host_group = dist.new_group(backend="gloo") if self.world_size > 1 else None
-        self.checkpoint_group = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        self.host_group = self.checkpoint_group = None
+        if self.world_size > 1:
+            self.host_group = dist.new_group(backend="gloo", timeout=timeout)
+            self.checkpoint_group = dist.new_group(backend="gloo", timeout=timeout)
 
     def _check_world(self) -> None:
         asked = self.world.world_size
@@ -251,12 +250,31 @@ def _make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _group_of_one_process(*, on_gpu: bool) -> None:
-    """A process group for one process that was started alone but is to use a strategy that
-    needs one."""
-    if not dist.is_initialized():
-        backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+def _timeout(config: Config) -> timedelta:
+    """How long a rank waits for others: longer than the watchdog, which can say why it waits."""
+    limits = (config.watchdog.first_timeout, config.watchdog.timeout)
+    return timedelta(seconds=60 + max(1800.0, *(limit or 86400.0 for limit in limits)))
+
+
+def _start_group(world: World, backend: str, timeout: timedelta) -> None:
+    """The process group of all ranks.
+
+    Within torchrun, under a name of its own for each restart: with ``--master-addr`` torchrun
+    keeps one store through all restarts, and ranks would find the addresses of dead ones in it.
+    """
+    store: Store | None = None
+    if world.world_size == 1:
+        store = HashStore()
+    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        agent = TCPStore(address, port, is_master=False, timeout=timeout)
+        store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", agent)
+    if store is None:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(
+            backend, store=store, rank=world.rank, world_size=world.world_size, timeout=timeout
+        )
 
 
 def _ignore_launcher_s_plugins() -> None:

@@ -12,6 +12,7 @@ import re
 import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from train.exits import UsageError
@@ -32,7 +33,7 @@ class World:
     host: str
 
 
-def find_world(environ: MutableMapping[str, str] = os.environ) -> World:
+def find_world(environ: MutableMapping[str, str]) -> World:
     """Reads the environment, and completes it with torch's variables where Slurm set its own.
 
     Raises UsageError where it contradicts itself.
@@ -76,6 +77,12 @@ def find_world(environ: MutableMapping[str, str] = os.environ) -> World:
     )
 
 
+@cache
+def this_world() -> World:
+    """The place of this very process. Read once: Slurm's variables are torch's afterwards."""
+    return find_world(os.environ)
+
+
 def warnings_of(world: World, gpus: int, parent: list[str] | None = None) -> list[str]:
     """Where the world is not what was asked for, in whole sentences. ``parent`` is the command
     line of the parent process."""
@@ -85,7 +92,7 @@ def warnings_of(world: World, gpus: int, parent: list[str] | None = None) -> lis
     if asked is not None and asked > world.world_size:
         found.append(
             f"accelerate launch was asked for {asked} processes but started {world.world_size}: "
-            "with --cpu it needs --multi_cpu as well, or one of the files in configs/accelerate."
+            "with --cpu it starts but one; use torchrun, or a file of configs/accelerate."
         )
     per_node = os.environ.get("PET_NPROC_PER_NODE", "")
     if per_node.isdigit() and int(per_node) > 1 and world.launcher == "unknown":

@@ -7,13 +7,13 @@ power cut, type it again. It is safe to run it once more when the run has finish
 from __future__ import annotations
 
 import argparse
-import os
 
 from train.commands.arguments import add_config_arguments
 from train.config.load import LoadedConfig, load_config
 from train.config.resume import Difference, differences
 from train.exits import Exit, ResumeRefusedError
 from train.rundir import RunDirectory
+from train.world import this_world
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,14 +31,14 @@ def run(arguments: argparse.Namespace) -> Exit:
     """Trains; imports torch only when there is something to train."""
     loaded = load_config(arguments.config, arguments.overrides)
     directory = RunDirectory(loaded.run_directory)
-    is_main = int(os.environ.get("RANK", "0")) == 0
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    world = this_world()
+    if world.world_size == 1:
         directory.acquire()  # at once; of several ranks, all must come to know the outcome
     try:
         changes = allowed_changes(loaded, directory, allow=arguments.allow_changes)
         finished = directory.finished()
         if finished and not any(change.changes_results for change in changes):
-            if is_main:
+            if world.rank == 0:
                 print(
                     f"The run in {directory.path} has finished already, at step "
                     f"{finished['step']}; for another run, choose another run.name or run.dir."
