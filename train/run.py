@@ -16,7 +16,7 @@ import torch
 
 from train.agreement import check_agreement, check_shared
 from train.checkpoint.state import restore
-from train.checkpoint.store import CheckpointStore, Manifest
+from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
 from train.config.load import LoadedConfig, check_length
 from train.config.resume import Difference
 from train.config.schema import Config
@@ -206,13 +206,16 @@ class Run:
                 "mean another sample; restore the data, choose another run.dir for a new run, or "
                 "add --allow-changes."
             )
-        restore(
-            path,
-            state["optimizer"],
-            self.engine.strategy,
-            self.ema,
-            self.engine.host_group,
-        )
+        try:
+            restore(
+                path,
+                state["optimizer"],
+                self.engine.strategy,
+                self.ema,
+                self.engine.host_group,
+            )
+        except DamagedError as error:
+            raise RetryError(f"{error}, although it was whole a moment ago; start again.") from None
         self.progress = Progress(**state["progress"])
         self.window.load_state_dict(state["window"])
         restore_group_values(
