@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from train.exits import UsageError
 from train.shard import Shard
 
 if TYPE_CHECKING:
@@ -45,6 +46,16 @@ class Strategy(ABC):
     def files(self) -> dict[str, Any]:
         """What is worth keeping in the run directory, as JSON, by file name."""
         return {}
+
+    def refuse_optimizer(self, *names: str) -> None:
+        """Raises UsageError where the run's optimiser is one of those that look at more than one
+        element at a time, and so at more than a rank may have."""
+        if self.config.optim.use in names:
+            raise UsageError(
+                f"optim.use is {self.config.optim.use!r}, which does not go with the strategy "
+                f"{self.engine.strategy_name}, since that cuts parameters into pieces; use the "
+                "strategy ddp, or adamw."
+            )
 
     # -- a step ------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ class DdpConfig(Section):
     """Gradients are exchanged in buckets of this many MiB while backward still runs."""
 
     static_graph: bool = harmless(False)
-    """The model uses the same parameters in each step: less work, and unused ones are allowed."""
+    """The model uses the same parameters in each step: less work, and unused ones are allowed.
+    With several micro-batches per step, gradients are exchanged at each of them."""
 
     gradient_as_bucket_view: bool = harmless(True)
     """Gradients live in the buckets: saves memory as large as the gradients."""

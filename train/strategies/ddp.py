@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.optim import Optimizer
 
+from train.exits import UsageError
 from train.strategies.torch_native import TorchStrategy
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ class DdpStrategy(TorchStrategy):
         )
 
     def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
-        """Wraps the model."""
+        """Wraps the model. Raises UsageError for an exchange that the backend cannot do."""
+        if self.config.ddp.comm_hook == "bf16" and self.engine.device.type == "cpu":
+            raise UsageError(
+                "ddp.comm_hook is 'bf16', which needs GPUs, and there are none here; use none."
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`broadcast_buffers`", category=FutureWarning)
             self.model = self.engine.accelerator.prepare_model(model)
@@ -68,5 +73,8 @@ class DdpStrategy(TorchStrategy):
         return "set ddp.find_unused_parameters=true"
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
-        """DDP's own ``no_sync`` but at the last one."""
-        return nullcontext() if last else self.model.no_sync()  # type: ignore[operator]
+        """DDP's own ``no_sync`` but at the last one. A static graph does not bear it; to exchange
+        what has been added up so far each time gives the same sum."""
+        if last or self.config.ddp.static_graph:
+            return nullcontext()
+        return self.model.no_sync()  # type: ignore[operator, no-any-return]

@@ -27,6 +27,7 @@ class Fsdp2Strategy(TorchStrategy):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
+        self.refuse_optimizer("adafactor")
         options, engine = self.config.fsdp2, self.engine
         ranks, replicas = engine.world_size, options.replicas
         if ranks % replicas:

@@ -33,6 +33,7 @@ class ZeroStrategy(Strategy):
 
     def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
         """Hands model and optimiser to DeepSpeed."""
+        self.refuse_optimizer("adafactor", "adagrad")  # DeepSpeed makes an Adagrad of its own
         deepspeed = import_deepspeed(self.engine.device)
         self.bare_model = self.engine.on_device(model)
         self.optimizer = build(self.bare_model)

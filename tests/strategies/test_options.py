@@ -1,0 +1,136 @@
+"""Each option of each strategy changes speed or memory, never the run; what cannot be is told."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.support.forked import run, run_ranks
+from tests.support.runs import checkpoints, tensors, tiny_config
+from train.exits import UsageError
+from train.parity import compare
+from train.strategies.zero_config import deepspeed_config
+
+TEXT = [
+    "--config", "configs/text.yaml", "model.layers=2", "model.heads=2", "model.width=32",
+    "data.context=64", "batch.global_batch_size=24", "batch.micro_batch_size=6", "optim.lr=1e-3",
+    "model.dropout=0.1", "length.steps=20", "schedule.warmup_steps=2", "evaluate.every_steps=null",
+    "track.tensorboard=false", "track.wandb=disabled", "track.log_every_steps=1",
+    "checkpoint.every_steps=10",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("plain")
+    run("fit", directory, base=TEXT)
+    return directory
+
+
+OPTIONS = [
+    (1, ["activation_checkpointing=true"]),
+    (2, ["strategy=ddp", "activation_checkpointing=true"]),
+    (2, ["strategy=ddp", "ddp.static_graph=true"]),
+    (2, ["strategy=ddp", "ddp.bucket_cap_mb=1", "ddp.gradient_as_bucket_view=false"]),
+    (2, ["strategy=fsdp2", "activation_checkpointing=true"]),
+    (2, ["strategy=fsdp2", "fsdp2.reshard_after_forward=false"]),
+    (2, ["strategy=fsdp2", "fsdp2.cpu_offload=true"]),
+    (2, ["strategy=fsdp2", "fsdp2.blocks=[Attention]"]),
+    (4, ["strategy=fsdp2", "fsdp2.replicas=2"]),
+    (2, ["strategy=zero1", "zero.overlap_comm=false", "zero.reduce_bucket_size=1000"]),
+    (2, ["strategy=zero2", "zero.offload_optimizer=cpu"]),
+    (2, ["strategy=zero3", "zero.offload_optimizer=cpu", "zero.offload_parameters=cpu"]),
+    (2, ["strategy=zero3", "zero.param_persistence_threshold=0", "activation_checkpointing=true"]),
+]
+
+
+@pytest.mark.parametrize(("ranks", "options"), OPTIONS, ids=lambda v: str(v).replace("=", "-"))
+def test_it_is_the_same_run_and_resumes(plain, tmp_path, ranks, options):
+    run_ranks(ranks, "fit", tmp_path, *options, base=TEXT)
+    found = compare(plain, tmp_path)
+    assert found.same_ledger
+    assert found.loss < 1e-5
+    assert found.norm < 1e-4
+    assert found.weights < 1e-5
+    # Once more from the middle.
+    (tmp_path / "finished.json").unlink()
+    assert checkpoints(tmp_path)[-1] == 20
+    shutil.rmtree(tmp_path / "checkpoints/step-000000000020")
+    run_ranks(ranks, "fit", tmp_path, *options, base=TEXT)
+    attempt = json.loads((tmp_path / "attempts.jsonl").read_text().splitlines()[-1])
+    assert attempt["resumed_from_step"] == 10
+    assert compare(plain, tmp_path).weights < 1e-5
+    assert tensors(plain).keys() == tensors(tmp_path).keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["strategy=ddp", "ddp.comm_hook=bf16"], "ddp.comm_hook is 'bf16', which needs GPUs"),
+        (
+            ["strategy=fsdp2", "fsdp2.replicas=3"],
+            "fsdp2.replicas is 3, which does not divide the 2",
+        ),
+        (["strategy=fsdp2", "fsdp2.blocks=[Attentoin]"], "fsdp2.blocks names 'Attentoin'"),
+        (["strategy=fsdp2", "optim.use=adafactor", "optim.betas=null"], "optim.use is 'adafactor'"),
+        (["strategy=zero1", "optim.use=adagrad", "optim.betas=null"], "optim.use is 'adagrad'"),
+        (["strategy=zero2", "zero.offload_parameters=cpu"], "but only stage 3 cuts"),
+        (["strategy=fdsp2"], "strategy must be"),
+    ],
+)
+def test_what_cannot_be_is_told(tmp_path, overrides, expected):
+    for done in run_ranks(2, "fit", tmp_path, *overrides, base=TEXT, expect=64):
+        assert expected in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_model_without_blocks_has_no_activations_to_forget(tmp_path):
+    done = run("fit", tmp_path, "activation_checkpointing=true", expect=64)
+    assert "the model has no blocks" in done.stderr
+
+
+def generated(*overrides, stage=2, ranks=2):
+    return deepspeed_config(tiny_config(*overrides), stage, ranks)
+
+
+def test_deepspeed_s_config_is_written_in_full(tmp_path):
+    run_ranks(2, "fit", tmp_path, "strategy=zero2", "length.steps=6")
+    written = json.loads((tmp_path / "deepspeed.json").read_text())
+    assert written == generated("strategy=zero2", "length.steps=6")
+    assert '"auto"' not in json.dumps(written)
+    assert written["zero_optimization"]["stage"] == 2
+
+
+@pytest.mark.parametrize(("micro", "accumulation"), [("auto", 1), ("3", 2), ("1", 6)])
+def test_its_batch_sizes_agree(micro, accumulation):
+    settings = generated(f"batch.micro_batch_size={micro}")
+    assert settings["gradient_accumulation_steps"] == accumulation
+    per_rank = settings["train_micro_batch_size_per_gpu"] * accumulation
+    assert settings["train_batch_size"] == 2 * per_rank == 12
+
+
+def test_own_keys_are_merged_in():
+    settings = generated(
+        "zero.config={zero_optimization: {stage3_module_granularity_threshold: 5}, dump_state: true}",
+        stage=3,
+    )
+    assert settings["zero_optimization"]["stage3_module_granularity_threshold"] == 5
+    assert settings["zero_optimization"]["stage"] == 3
+    assert settings["dump_state"] is True
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ("{zero_optimization: {stage: 1}}", "zero.config.zero_optimization.stage is 1, but"),
+        ("{gradient_clipping: 5.0}", "zero.config.gradient_clipping is 5.0, but"),
+        ("{bf16: {enabled: true}}", "zero.config.bf16.enabled is True, but"),
+        ("{train_batch_size: auto}", 'zero.config.train_batch_size is "auto"'),
+        ("{optimizer: {type: Adam}}", "zero.config.optimizer is set, but that is decided by optim"),
+        ("{scheduler: {type: WarmupLR}}", "that is decided by schedule"),
+    ],
+)
+def test_contradictions_are_errors(own, expected):
+    with pytest.raises(UsageError) as error:
+        generated(f"zero.config={own}")
+    assert expected in str(error.value)
