@@ -71,6 +71,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self._interval:
             self._beats.mkdir(exist_ok=True)
+            self._publish()
             self._thread.start()
         return self
 
@@ -109,6 +110,7 @@ class Watchdog:
 
     def _give_up(self, limit: float) -> None:
         """Leaves this rank's stacks; one rank writes the report for all."""
+        noticed = time.time()  # from now on those that live no longer publish either
         with suppress(OSError):
             self._hang.mkdir(parents=True, exist_ok=True)
             with (self._hang / f"rank-{self.rank}.txt").open("w", encoding="utf-8") as file:
@@ -122,7 +124,7 @@ class Watchdog:
             pass  # then each says what it knows
         else:
             self._wait_for_stacks()
-            self._report(report, limit)
+            self._report(report, limit, noticed)
         say(f"error: The run hung; {report} says where. Start it again to go on.")
         os._exit(Exit.RETRY)
 
@@ -139,9 +141,9 @@ class Watchdog:
         while not report.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _report(self, path: Path, limit: float) -> None:
+    def _report(self, path: Path, limit: float, noticed: float) -> None:
         ranks = self._everyone()
-        text = describe(ranks, self.world_size, limit, 3 * self._interval + 1.0)
+        text = describe(ranks, self.world_size, limit, noticed)
         for rank in range(self.world_size):
             with suppress(OSError):
                 stacks = (self._hang / f"rank-{rank}.txt").read_text(encoding="utf-8")
@@ -163,10 +165,10 @@ class Watchdog:
         return found
 
 
-def describe(ranks: list[dict[str, Any]], world_size: int, limit: float, stale: float) -> str:
+def describe(ranks: list[dict[str, Any]], world_size: int, limit: float, now: float) -> str:
     """Which ranks are behind, in one line, and then a line for each. A heartbeat that is older
-    than ``stale`` seconds is that of a process that is frozen or gone."""
-    now = time.time()
+    than half of ``limit`` at the time ``now`` is that of a process that is frozen or gone."""
+    stale = limit / 2
     gone = [r for r in ranks if now - r["time"] > stale]
     unheard = sorted(set(range(world_size)) - {r["rank"] for r in ranks})
     most = max((r["beats"] for r in ranks), default=0)
