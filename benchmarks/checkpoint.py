@@ -17,15 +17,16 @@ from benchmarks.timing import machine, median_and_spread, ratios, table
 from train.checkpoint.config import CheckpointConfig
 from train.checkpoint.saver import CheckpointSaver, Request
 from train.checkpoint.store import CheckpointStore
+from train.shard import Shard
 
 _TENSORS = 20
 
 
-def tensors(parameters: int) -> dict[str, torch.Tensor]:
+def tensors(parameters: int) -> dict[str, Shard]:
     """Parameters in twenty matrices, and two moments of each."""
     rows = parameters // _TENSORS // 1000
     return {
-        f"{kind}.{number}": torch.randn(rows, 1000)
+        f"{kind}.{number}": Shard.of(torch.randn(rows, 1000))
         for number in range(_TENSORS)
         for kind in ("model", "exp_avg", "exp_avg_sq")
     }
