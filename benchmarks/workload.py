@@ -15,7 +15,7 @@ from torch import nn
 
 from train.config.load import LoadedConfig, load_config
 from train.data.order import SampleOrder
-from train.engine import seed_everything
+from train.randomness import seed_everything
 from train.optim import build_optimizer
 from train.schedule import learning_rate_factor
 from train.tasks.base import Ratio

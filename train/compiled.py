@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.engine import seed_everything
 from train.exits import UsageError
+from train.randomness import seed_everything
 from train.tasks.base import Task
 
 # Largest difference of a parameter's gradient relative to the largest gradient there is, by

@@ -10,20 +10,18 @@ placement. How the model is spread over the ranks is the strategy's (:mod:`train
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from train.exits import RetryError, UsageError
 from train.loss_scale import LossScale
-from train.world import World, this_world
+from train.process_group import start_group, timeout_of
+from train.randomness import make_deterministic
+from train.world import this_world
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -55,7 +53,7 @@ class Engine:
         from train.strategies.find import accelerate_options, strategy_name
 
         if config.deterministic:
-            _make_deterministic()
+            make_deterministic()
         on_gpu = torch.cuda.is_available()
         if config.precision == "fp16" and not on_gpu:
             raise UsageError(
@@ -64,9 +62,9 @@ class Engine:
         self.config = config
         self.world = this_world()
         self.strategy_name = strategy_name(config, self.world)
-        timeout = _timeout(config)
+        timeout = timeout_of(config)
         if self.strategy_name != "single" and not dist.is_initialized():
-            _start_group(self.world, "cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout)
+            start_group(self.world, "cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout)
         _ignore_launcher_s_plugins()
         # Without cpu=True Accelerate would leave two CPU processes strangers to each other.
         self.accelerator = Accelerator(
@@ -231,77 +229,8 @@ class Engine:
             dist.destroy_process_group()
 
 
-def seed_everything(seed: int, device: torch.device | None = None) -> None:
-    """Seeds torch (CPU and the device), numpy and ``random``; 64-bit ``seed``.
-
-    Reaches for the CPU generator itself: ``torch.manual_seed`` takes eighty times as long, and
-    this runs for every micro-batch.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device is not None and device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-
-
-def _make_deterministic() -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-
-
-def _timeout(config: Config) -> timedelta:
-    """How long a rank waits for others: longer than the watchdog, which can say why it waits."""
-    limits = (config.watchdog.first_timeout, config.watchdog.timeout)
-    return timedelta(seconds=60 + max(1800.0, *(limit or 86400.0 for limit in limits)))
-
-
-def _start_group(world: World, backend: str, timeout: timedelta) -> None:
-    """The process group of all ranks.
-
-    Within torchrun, under a name of its own for each restart: with ``--master-addr`` torchrun
-    keeps one store through all restarts, and ranks would find the addresses of dead ones in it.
-    """
-    store: Store | None = None
-    if world.world_size == 1:
-        store = HashStore()
-    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        agent = TCPStore(address, port, is_master=False, timeout=timeout)
-        store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", agent)
-    if store is None:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(
-            backend, store=store, rank=world.rank, world_size=world.world_size, timeout=timeout
-        )
-
-
 def _ignore_launcher_s_plugins() -> None:
     """``accelerate launch`` asks by environment for plugins of Accelerate, which would wrap the
     model a second time; what they stand for is in the strategy by now."""
     for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_MIXED_PRECISION"):
         os.environ.pop(name, None)
-
-
-def summary(model: nn.Module) -> str:
-    """Trainable and frozen parameters by top-level module, a line each, and their sum."""
-    rows: list[tuple[str, Iterable[nn.Parameter]]] = [
-        (f"{name} ({type(child).__name__})", child.parameters())
-        for name, child in model.named_children()
-    ]
-    own = list(model.parameters(recurse=False))
-    if own:
-        rows.append(("(own)", own))
-    rows.append((f"total ({type(model).__name__})", model.parameters()))
-    lines = [f"{'module':<36}{'trainable':>14}{'frozen':>14}"]
-    for name, parameters in rows:
-        counts = {True: 0, False: 0}
-        for parameter in parameters:
-            counts[parameter.requires_grad] += parameter.numel()
-        lines.append(f"{name:<36}{counts[True]:>14,}{counts[False]:>14,}")
-    if sum(p.numel() for c in model.children() for p in c.parameters()) > sum(
-        p.numel() for p in model.parameters()
-    ):
-        lines.append("(parameters that modules share are counted once in the total)")
-    return "\n".join(lines)

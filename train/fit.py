@@ -14,10 +14,10 @@ from train.data.ledger import StepRecord
 from train.data.loader import MicroBatch
 from train.data.order import micro_batch_seed
 from train.early_stop import metric_value
-from train.engine import seed_everything
 from train.evaluate import EvaluationStoppedError, evaluate
 from train.exits import Exit, NotFiniteError, RetryError, UsageError
 from train.optim import set_learning_rate
+from train.randomness import seed_everything
 from train.run import Run
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from train.agreement import check_agreement, check_shared
-from train.checkpoint.state import restore
-from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
+from train.checkpoint.store import CheckpointStore
 from train.config.load import LoadedConfig, check_length
 from train.config.resume import Difference
 from train.config.schema import Config
@@ -27,37 +25,24 @@ from train.data.plan import BatchPlan, EvalPlan
 from train.due import Due
 from train.early_stop import EarlyStop
 from train.ema import Ema
-from train.engine import Engine, seed_everything, summary
+from train.engine import Engine
 from train.exits import DataError, ResumeRefusedError, RetryError
-from train.optim import build_optimizer, restore_group_values
+from train.optim import build_optimizer
+from train.progress import Progress
+from train.randomness import seed_everything
+from train.resume import resume
 from train.rundir import Identity, RunDirectory, code_version, write_json
 from train.saving import Saving
 from train.schedule import learning_rate_factor
 from train.stop import StopRequest
 from train.stragglers import Stragglers
+from train.summary import summary
 from train.track.logs import setup_logging
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
 from train.watchdog import Watchdog
 from train.window import Window
 from train.world import warnings_of
-
-
-@dataclass
-class Progress:
-    """How far the run has come; together with the tensors this is all there is to resume."""
-
-    step: int = 0
-    """Optimiser steps taken; the next one is number ``step + 1``."""
-    position: int = 0
-    """Samples consumed from the training stream."""
-    skipped_steps: int = 0
-    """Steps whose update was left out because something was not finite."""
-    skipped_in_a_row: int = 0
-    evaluated: dict[str, float] = field(default_factory=dict)
-    """The newest evaluation."""
-    evaluation_due: bool = False
-    """An evaluation was begun at this step and given up to stop."""
 
 
 class Run:
@@ -97,8 +82,10 @@ class Run:
         self.hosts = check_agreement(self.engine, config, self.code)
         self._open_directory()
         check_shared(self.engine, self.directory.path)
-        self._build()
-        self._resume()
+        self._build_data()
+        self._build_model()
+        if self.resume_step is not None:
+            resume(self, self.resume_step)
         self.start_step = self.progress.step
         self._open_tracking()
         self._begin_attempt()
@@ -144,8 +131,8 @@ class Run:
         )
         self._notes: list[str] = notes
 
-    def _build(self) -> None:
-        """Task, data, model and optimiser, all from the config and the seed alone."""
+    def _build_data(self) -> None:
+        """Task, data and the plan of all steps, from the config and the seed alone."""
         config, engine = self.config, self.engine
         self.task = self.loaded.task(config)
         seed_everything(config.run.seed, engine.device)
@@ -172,7 +159,11 @@ class Run:
         check_length(config, self.loaded.composed, self.total_steps)
         self.due = Due(config, self.total_steps, size)
         self.learning_rate_factor = learning_rate_factor(config.schedule, self.total_steps)
+        self._evaluation: Batches | None = None
 
+    def _build_model(self) -> None:
+        """Model and optimiser, spread over the ranks, and the counters of a run that begins."""
+        config, engine = self.config, self.engine
         seed_everything(config.run.seed, engine.device)
         model = self.task.build_model()
         self.model_summary = summary(model)
@@ -191,41 +182,6 @@ class Run:
         self.window = Window(self)
         self.stragglers = Stragglers()
         self.saving = Saving(self, self.store)
-        self._evaluation: Batches | None = None
-
-    def _resume(self) -> None:
-        if self.resume_step is None:
-            return
-        path = self.store.path(self.resume_step)
-        manifest = Manifest.read(path)
-        state = manifest.state
-        if state["samples"] != self.order.size and not self.allow_changes:
-            raise ResumeRefusedError(
-                f"The training data has {self.order.size} samples now, but had {state['samples']} "
-                f"when step {self.resume_step} was saved, so each position of the stream would "
-                "mean another sample; restore the data, choose another run.dir for a new run, or "
-                "add --allow-changes."
-            )
-        try:
-            restore(
-                path,
-                state["optimizer"],
-                self.engine.strategy,
-                self.ema,
-                self.engine.host_group,
-            )
-        except DamagedError as error:
-            raise RetryError(f"{error}, although it was whole a moment ago; start again.") from None
-        self.progress = Progress(**state["progress"])
-        self.window.load_state_dict(state["window"])
-        restore_group_values(
-            self.engine.optimizer, self.config.optim, state.get("optimizer_groups", [])
-        )
-        if self.early_stop and state["early_stop"]:
-            self.early_stop.load_state_dict(state["early_stop"])
-        if self.engine.loss_scale and state.get("loss_scale"):
-            self.engine.loss_scale.load_state_dict(state["loss_scale"])
-        self.saving.last_step = self.resume_step
 
     def _open_tracking(self) -> None:
         config = self.config

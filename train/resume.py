@@ -1,0 +1,49 @@
+"""Brings an opened run to where its newest checkpoint was written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from train.checkpoint.state import restore
+from train.checkpoint.store import DamagedError, Manifest
+from train.exits import ResumeRefusedError, RetryError
+from train.optim import restore_group_values
+from train.progress import Progress
+
+if TYPE_CHECKING:
+    from train.run import Run
+
+
+def resume(run: Run, step: int) -> None:
+    """Fills model, optimiser and counters from the checkpoint of a step; collective.
+
+    Raises ResumeRefusedError where data or model are not those it was written with.
+    """
+    path = run.store.path(step)
+    manifest = Manifest.read(path)
+    state = manifest.state
+    if state["samples"] != run.order.size and not run.allow_changes:
+        raise ResumeRefusedError(
+            f"The training data has {run.order.size} samples now, but had {state['samples']} "
+            f"when step {step} was saved, so each position of the stream would "
+            "mean another sample; restore the data, choose another run.dir for a new run, or "
+            "add --allow-changes."
+        )
+    try:
+        restore(
+            path,
+            state["optimizer"],
+            run.engine.strategy,
+            run.ema,
+            run.engine.host_group,
+        )
+    except DamagedError as error:
+        raise RetryError(f"{error}, although it was whole a moment ago; start again.") from None
+    run.progress = Progress(**state["progress"])
+    run.window.load_state_dict(state["window"])
+    restore_group_values(run.engine.optimizer, run.config.optim, state.get("optimizer_groups", []))
+    if run.early_stop and state["early_stop"]:
+        run.early_stop.load_state_dict(state["early_stop"])
+    if run.engine.loss_scale and state.get("loss_scale"):
+        run.engine.loss_scale.load_state_dict(state["loss_scale"])
+    run.saving.last_step = step
