@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup train test lint format bench clean
+.PHONY: help setup train test lint format chaos bench clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ lint: setup ## check style and types
 format: setup ## let ruff repair what it can
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+chaos: setup ## N runs under random faults, and a table of them (make chaos N=200)
+	$(RUN) -m tests.support.chaos --runs $(or $(N),50) $(if $(SEED),--seed $(SEED))
 
 bench: setup ## run the benchmarks; takes a while
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -84,7 +85,9 @@ class Engine:
         self.host_group = self.checkpoint_group = None
         if self.world_size > 1:
             self.host_group = dist.new_group(backend="gloo", timeout=timeout)
-            self.checkpoint_group = dist.new_group(backend="gloo", timeout=timeout)
+            # To write may take a rank much longer than the watchdog lets a step.
+            patience = max(timeout, timedelta(hours=1))
+            self.checkpoint_group = dist.new_group(backend="gloo", timeout=patience)
 
     def _check_world(self) -> None:
         asked = self.world.world_size

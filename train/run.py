@@ -78,6 +78,7 @@ class Run:
         self.stop = self._exit.enter_context(StopRequest(config.stop))
         self.engine = Engine(config)
         self._exit.callback(self.engine.close)
+        self.stop.starting = False
         self.code = code_version()
         self.hosts = check_agreement(self.engine, config, self.code)
         self._open_directory()

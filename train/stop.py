@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from train.exits import Exit
@@ -32,10 +32,16 @@ class StopConfig(Section):
 
 
 class StopRequest:
-    """While entered, SIGINT, SIGTERM and SIGUSR1 ask for a stop; a second SIGINT stops at once."""
+    """While entered, SIGINT, SIGTERM and SIGUSR1 ask for a stop; a second SIGINT stops at once.
+
+    A thread reads the signals, so that they are heard while the main thread waits inside torch,
+    where Python runs no handlers: for ranks that do not come, or in an operation that hangs.
+    """
 
     def __init__(self, config: StopConfig) -> None:
         self.signal: str | None = None
+        self.starting = True
+        """There is nothing to save yet, and perhaps nobody to agree with: stop at once."""
         self.what_is_lost: Callable[[], str] = lambda: ""
         """Told when the deadline passes: what the run goes on from."""
         self._config = config
@@ -62,8 +68,15 @@ class StopRequest:
         self._file = file
 
     def __enter__(self) -> StopRequest:
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=_forget_signals)
         for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
+            # Python writes to the socket only for signals that have a handler.
+            self._previous[number] = signal.signal(number, lambda *_: None)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,14 +84,27 @@ class StopRequest:
             self._timer.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_fd)
+        self._writer.close()  # which ends the thread
+        self._thread.join()
+        self._reader.close()
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _listen(self) -> None:
+        while received := self._reader.recv(16):
+            for number in received:
+                if number in _SIGNALS:
+                    self._note(signal.Signals(number))
+
+    def _note(self, number: signal.Signals) -> None:
+        # Straight to the kernel in both cases: nothing after this may wait, hang or write. What
+        # is half written bears a temporary name and is swept at the next start.
+        if self.starting:
+            say("stopped on request before the first step; nothing is lost.")
+            os._exit(Exit.PREEMPTED)
         if number == signal.SIGINT and self.signal == "SIGINT":
-            # Straight to the kernel: nothing after this may wait, hang or write. What is half
-            # written bears a temporary name and is swept at the next start.
             say("stopped at once, without saving.")
             os._exit(Exit.STOPPED_AT_ONCE)
-        self.signal = signal.Signals(number).name
+        self.signal = number.name
         if number == signal.SIGINT:
             say("finishing the step and saving; Ctrl-C again stops at once.")
         if number == signal.SIGTERM and self._timer is None:
@@ -99,6 +125,12 @@ class StopRequest:
             f"{self._config.margin:g} s. {self.what_is_lost()}"
         )
         os._exit(Exit.RETRY)
+
+
+def _forget_signals() -> None:
+    """A child's signals are not its parent's."""
+    with suppress(ValueError):  # not the main thread: it has none
+        signal.set_wakeup_fd(-1)
 
 
 def _deadline(config: StopConfig) -> float | None:

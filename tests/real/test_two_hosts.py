@@ -1,90 +1,16 @@
 """Two hosts, made of network namespaces that are joined by a cable (a veth pair)."""
 
-import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.support.runs import ROOT, TINY, checkpoints, environment, run
+from tests.support.hosts import Hosts, why_not
+from tests.support.runs import TINY, checkpoints, run
 from train.data.ledger import read_steps
 from train.parity import curve, largest_difference
 
-SUBNET = "10.213.77"
-
-
-def ip(*words):
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
-def why_not():
-    if shutil.which("ip") is None:
-        return "there is no `ip` (iproute2)"
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    name = f"isorun-try-{os.getpid()}"
-    try:
-        ip("netns", "add", name)
-        ip("netns", "del", name)
-    except subprocess.CalledProcessError as error:
-        return f"network namespaces cannot be made here ({error.stderr.strip()})"
-    return None
-
-
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-
-
-class Hosts:
-    """Two namespaces; ``start`` runs a command with one rank on each."""
-
-    def __init__(self):
-        self.names = [f"isorun-{os.getpid()}-{side}" for side in "ab"]
-        self.cables = [f"iso{os.getpid() % 100000}{side}" for side in "ab"]
-        for name in self.names:
-            ip("netns", "add", name)
-        ip("link", "add", self.cables[0], "type", "veth", "peer", "name", self.cables[1])
-        for number, (name, cable) in enumerate(zip(self.names, self.cables, strict=True), 1):
-            ip("link", "set", cable, "netns", name)
-            ip("-n", name, "addr", "add", f"{SUBNET}.{number}/24", "dev", cable)
-            ip("-n", name, "link", "set", cable, "up")
-            ip("-n", name, "link", "set", "lo", "up")
-
-    def close(self):
-        for name in self.names:
-            ip("netns", "del", name)  # takes its end of the cable along
-
-    def cut(self):
-        ip("-n", self.names[0], "link", "set", self.cables[0], "down")
-
-    def mend(self):
-        ip("-n", self.names[0], "link", "set", self.cables[0], "up")
-
-    def start(self, directory, *overrides, base=TINY):
-        shared = {
-            "MASTER_ADDR": f"{SUBNET}.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2",
-            "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
-        }  # fmt: skip
-        return [
-            subprocess.Popen(
-                ["ip", "netns", "exec", self.names[rank], sys.executable, "-m", "train", "fit",
-                 *base, f"run.dir={directory}", *overrides],
-                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env={**environment(), **shared, "RANK": str(rank),
-                     "GLOO_SOCKET_IFNAME": self.cables[rank]},
-            )
-            for rank in range(2)
-        ]  # fmt: skip
-
-    def run(self, directory, *overrides, base=TINY, expect=0):
-        done = [
-            (*rank.communicate(timeout=300), rank.returncode)
-            for rank in self.start(directory, *overrides, base=base)
-        ]
-        assert [code for *_, code in done] == [expect, expect], done
-        return done
 
 
 @pytest.fixture(scope="module")

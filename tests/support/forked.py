@@ -4,17 +4,20 @@ Each command has a process of its own, with its own signals, exit code and outpu
 or three seconds that torch and Accelerate take to import are spent once for all of them.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.runs import ROOT, TINY, environment, free_port
 
+_starting = threading.Lock()  # this process's environment is changed meanwhile
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     ["torch._dynamo", "accelerate", "torch.distributed.checkpoint", "train.fit", "train.export"]
@@ -33,19 +36,22 @@ class Done:
 class Command:
     """A command that is running; ``arguments`` are those after ``python -m train``."""
 
-    def __init__(self, *arguments, cwd=ROOT, env=None):
+    def __init__(self, *arguments, cwd=ROOT, env=None, netns=None):
         self._output = tempfile.TemporaryDirectory()
         self._files = [Path(self._output.name) / name for name in ("out", "err")]
         words = [str(argument) for argument in arguments]
-        kept = dict(os.environ)
-        os.environ.update(environment())  # the server keeps the environment it is started in
-        try:
-            paths = [str(path) for path in self._files]
-            self._process = _server.Process(target=_main, args=(words, str(cwd), env or {}, *paths))
-            self._process.start()
-        finally:
-            os.environ.clear()
-            os.environ.update(kept)
+        paths = [str(path) for path in self._files]
+        with _starting:
+            kept = dict(os.environ)
+            os.environ.update(environment())  # the server keeps the environment it is started in
+            try:
+                self._process = _server.Process(
+                    target=_main, args=(words, str(cwd), env or {}, netns, *paths)
+                )
+                self._process.start()
+            finally:
+                os.environ.clear()
+                os.environ.update(kept)
 
     @property
     def pid(self):
@@ -73,7 +79,9 @@ class Command:
         return done
 
 
-def _main(words, cwd, env, out, err):
+def _main(words, cwd, env, netns, out, err):
+    if netns:
+        _enter(netns)
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     # As a new interpreter would have them: line by line, and the working directory first.
@@ -86,6 +94,14 @@ def _main(words, cwd, env, out, err):
     from train.cli import main
 
     sys.exit(main(words))
+
+
+def _enter(netns):
+    """Moves this process into a network namespace (os.setns comes with Python 3.12)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{netns}") as file:
+        if libc.setns(file.fileno(), 0x40000000):
+            raise OSError(ctypes.get_errno(), f"setns to {netns} failed")
 
 
 def command(*arguments, expect=0, cwd=ROOT):
@@ -105,16 +121,21 @@ def run(name, directory, *overrides, expect=0, base=TINY, cwd=ROOT):
     return command(name, *base, f"run.dir={directory}", *overrides, expect=expect, cwd=cwd)
 
 
-def start_ranks(count, name, directory, *overrides, base=TINY, own={}, cwds=None):  # noqa: B006
+def start_ranks(count, name, directory, *overrides, base=TINY, own={}, cwds=None, hosts=None):  # noqa: B006
     """Several ranks, with the environment that torchrun gives them. ``own``: further overrides
-    of single ranks; ``cwds``: their working directories."""
+    of single ranks; ``cwds``: their working directories; ``hosts``: one rank on each."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     shared["LOCAL_WORLD_SIZE"] = str(count)
+    each = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    if hosts:
+        shared |= {"MASTER_ADDR": f"{hosts.subnet}.1", "LOCAL_WORLD_SIZE": "1"}
+        for rank, own_variables in enumerate(each):
+            own_variables |= {"LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": hosts.cables[rank]}
     return [
         Command(
             name, *base, f"run.dir={directory}", *overrides, *own.get(rank, []),
-            cwd=cwds[rank] if cwds else ROOT,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=cwds[rank] if cwds else ROOT, env={**shared, **each[rank]},
+            netns=hosts.names[rank] if hosts else None,
         )
         for rank in range(count)
     ]  # fmt: skip

@@ -1,0 +1,105 @@
+"""Two hosts, made of network namespaces that are joined by a cable (a veth pair)."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from itertools import count
+
+from tests.support.runs import ROOT, TINY, environment
+
+_number = count()
+
+
+def ip(*words):
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+def why_not():
+    if shutil.which("ip") is None:
+        return "there is no `ip` (iproute2)"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    name = f"isorun-try-{os.getpid()}"
+    try:
+        ip("netns", "add", name)
+        ip("netns", "del", name)
+    except subprocess.CalledProcessError as error:
+        return f"network namespaces cannot be made here ({error.stderr.strip()})"
+    return None
+
+
+class Hosts:
+    """Two namespaces; ``start`` runs a command with one rank on each."""
+
+    def __init__(self):
+        number = next(_number)  # they may be there side by side
+        self.subnet = f"10.213.{number % 256}"
+        self.names = [f"isorun-{os.getpid()}-{number}{side}" for side in "ab"]
+        self.cables = [f"iso{os.getpid() % 100000}n{number}{side}" for side in "ab"]
+        for name in self.names:
+            ip("netns", "add", name)
+        ip("link", "add", self.cables[0], "type", "veth", "peer", "name", self.cables[1])
+        for number, (name, cable) in enumerate(zip(self.names, self.cables, strict=True), 1):
+            ip("link", "set", cable, "netns", name)
+            ip("-n", name, "addr", "add", f"{self.subnet}.{number}/24", "dev", cable)
+            ip("-n", name, "link", "set", cable, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+
+    def close(self):
+        for name in self.names:
+            ip("netns", "del", name)  # takes its end of the cable along
+
+    def cut(self):
+        ip("-n", self.names[0], "link", "set", self.cables[0], "down")
+
+    def mend(self):
+        ip("-n", self.names[0], "link", "set", self.cables[0], "up")
+
+    def start(self, directory, *overrides, base=TINY):
+        shared = {
+            "MASTER_ADDR": f"{self.subnet}.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2",
+            "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+        }  # fmt: skip
+        return [
+            subprocess.Popen(
+                ["ip", "netns", "exec", self.names[rank], sys.executable, "-m", "train", "fit",
+                 *base, f"run.dir={directory}", *overrides],
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env={**environment(), **shared, "RANK": str(rank),
+                     "GLOO_SOCKET_IFNAME": self.cables[rank]},
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+
+    def run(self, directory, *overrides, base=TINY, expect=0):
+        done = [
+            (*rank.communicate(timeout=300), rank.returncode)
+            for rank in self.start(directory, *overrides, base=base)
+        ]
+        assert [code for *_, code in done] == [expect, expect], done
+        return done
+
+    def start_agent(self, host, directory, *overrides, base=TINY, options=()):
+        """torchrun on one of the hosts, elastic: one or two hosts, the first keeps the meeting
+        point."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.names[host], sys.executable, "-m",
+             "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1",
+             "--max-restarts", "5", "--monitor-interval", "0.1", "--rdzv-backend", "c10d",
+             "--rdzv-endpoint", f"{self.subnet}.1:29400", "--rdzv-id", "elastic", "--rdzv-conf",
+             f"is_host={int(host == 0)},keep_alive_interval=1,keep_alive_max_attempt=3,"
+             "last_call_timeout=1",
+             "--local-addr", f"{self.subnet}.{host + 1}", *options, "-m", "train", "fit",
+             *base, f"run.dir={directory}", *overrides],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # Else torchrun 2.13 never tells a host that comes later where rank 0 is.
+            env={**environment(), "GLOO_SOCKET_IFNAME": self.cables[host],
+                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        )  # fmt: skip
+
+    def lose(self, host):
+        """Kills all that runs on a host, at once."""
+        for pid in ip("netns", "pids", self.names[host]).stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
