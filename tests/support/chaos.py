@@ -29,7 +29,7 @@ from train.parity import curve, largest_difference
 
 OPTIONS = [
     "length.steps=60", "checkpoint.every_steps=4", "checkpoint.keep_last=4", "model.hidden=256",
-    "evaluate.every_steps=15", "ema.decay=0.9", "batch.micro_batch_size=2", "task.sleep=0.01",
+    "evaluate.every_steps=15", "ema.decay=0.9", "batch.micro_batch_size=1", "task.sleep=0.003",
     "watchdog.timeout=3", "watchdog.first_timeout=15", "stop.deadline=8", "stop.margin=1",
 ]  # fmt: skip
 PLACEMENTS = [
