@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from train.config.schema import Config
+    from train.data.plan import BatchPlan
+    from train.initial import Initial
     from train.strategies.base import Strategy
 
 T = TypeVar("T")
+_TO_WRITE = timedelta(hours=1)
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -47,6 +50,9 @@ class StepResult(NamedTuple):
 
 class Engine:
     """One process's view of all processes of the run."""
+
+    plan: BatchPlan
+    """How each step is cut into micro-batches; set by whoever trains, before ``prepare``."""
 
     def __init__(self, config: Config) -> None:
         from accelerate import Accelerator
@@ -85,9 +91,9 @@ class Engine:
         self.host_group = self.checkpoint_group = None
         if self.world_size > 1:
             self.host_group = dist.new_group(backend="gloo", timeout=timeout)
+            self.checkpoint_group = dist.new_group(backend="gloo", timeout=timeout)
             # To write may take a rank much longer than the watchdog lets a step.
-            patience = max(timeout, timedelta(hours=1))
-            self.checkpoint_group = dist.new_group(backend="gloo", timeout=patience)
+            dist.distributed_c10d._set_pg_timeout(max(timeout, _TO_WRITE), self.checkpoint_group)
 
     def _check_world(self) -> None:
         asked = self.world.world_size
@@ -104,9 +110,11 @@ class Engine:
         model: nn.Module,
         build: Callable[[nn.Module], Optimizer],
         blocks: Sequence[nn.Module] = (),
+        initial: Initial | None = None,
     ) -> None:
         """Spreads the model, the same on every rank, over the ranks. ``build`` makes the
-        optimiser of a model's parameters; ``blocks`` are modules to be gathered one at a time."""
+        optimiser of a model's parameters; ``blocks`` are modules to be gathered one at a time;
+        ``initial`` draws the values of a model that is on the meta device."""
         from train.strategies.blocks import checkpoint_activations, find_blocks
         from train.strategies.find import find_strategy
 
@@ -121,7 +129,15 @@ class Engine:
             checkpoint_activations(found)
         strategy = find_strategy(self.strategy_name)
         self.strategy: Strategy = strategy(self, self.config, found)
+        if initial and not strategy.cuts_parameters:
+            initial.fill(model, torch.device("cpu"))
+        self.strategy.initial = initial
         self.strategy.prepare(model, build)
+
+    def forget(self) -> None:
+        """Undoes ``prepare``, and lets go of the memory."""
+        self.__dict__.pop("strategy", None)
+        self.accelerator.free_memory()
 
     def prepare_evaluation(self, model: nn.Module) -> None:
         """Takes a model that is not to be trained; each rank has all of it."""
@@ -131,9 +147,12 @@ class Engine:
         strategy.prepare(model, None)
         self.strategy = strategy
 
-    def on_device(self, model: nn.Module) -> nn.Module:
-        """The model on this rank's device, with a forward pass in the run's precision."""
-        moved: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=True)
+    def on_device(self, model: nn.Module, *, move: bool = True) -> nn.Module:
+        """The model on this rank's device (unless it is to stay where it is), with a forward pass
+        in the run's precision."""
+        moved: nn.Module = self.accelerator.prepare_model(
+            model, device_placement=move, evaluation_mode=True
+        )
         return moved
 
     @property

@@ -43,6 +43,12 @@ class DataError(RunError):
     code = Exit.DATA
 
 
+class OutOfMemoryError(RunError):
+    """It needs more memory than there is, however it is cut."""
+
+    code = Exit.OUT_OF_MEMORY
+
+
 class RetryError(RunError):
     """The machine failed, not the run: the same command may work later."""
 

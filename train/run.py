@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from train import micro_batch
 from train.agreement import check_agreement, check_shared
 from train.checkpoint.store import CheckpointStore
 from train.config.load import LoadedConfig, check_length
@@ -27,6 +28,7 @@ from train.early_stop import EarlyStop
 from train.ema import Ema
 from train.engine import Engine
 from train.exits import DataError, ResumeRefusedError, RetryError
+from train.initial import build_model
 from train.optim import build_optimizer
 from train.progress import Progress
 from train.randomness import seed_everything
@@ -40,7 +42,7 @@ from train.summary import summary
 from train.track.logs import setup_logging
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
-from train.watchdog import Watchdog
+from train.watchdog import StartLimit, Watchdog
 from train.window import Window
 from train.world import warnings_of
 
@@ -76,15 +78,27 @@ class Run:
     def _open(self) -> None:
         config = self.config
         self.stop = self._exit.enter_context(StopRequest(config.stop))
-        self.engine = Engine(config)
-        self._exit.callback(self.engine.close)
-        self.stop.starting = False
-        self.code = code_version()
-        self.hosts = check_agreement(self.engine, config, self.code)
-        self._open_directory()
-        check_shared(self.engine, self.directory.path)
+        with StartLimit(config.watchdog):
+            self.engine = Engine(config)
+            self._exit.callback(self.engine.close)
+            self.stop.starting = False
+            self.code = code_version()
+            self.hosts = check_agreement(self.engine, config, self.code)
+            self._open_directory()
+            check_shared(self.engine, self.directory.path)
+        self.watchdog = self._exit.enter_context(
+            Watchdog(
+                config.watchdog,
+                self.directory.path,
+                self.engine.rank,
+                self.engine.world_size,
+                self.attempt,
+            )
+        )
         self._build_data()
-        self._build_model()
+        if micro_batch.wanted(self):
+            self.engine.plan = micro_batch.fitting_plan(self)
+        self.build_model()
         if self.resume_step is not None:
             resume(self, self.resume_step)
         self.start_step = self.progress.step
@@ -150,7 +164,7 @@ class Run:
         size = len(self.train_dataset)
         self.order = SampleOrder(config.run.seed, size)
         batch_size = config.batch.global_batch_size
-        self.plan = BatchPlan.from_config(config.batch, engine.world_size)
+        engine.plan = BatchPlan.from_config(config.batch, engine.world_size)
         if config.length.steps is not None:
             self.total_steps = config.length.steps
         else:
@@ -162,11 +176,22 @@ class Run:
         self.learning_rate_factor = learning_rate_factor(config.schedule, self.total_steps)
         self._evaluation: Batches | None = None
 
-    def _build_model(self) -> None:
+    @property
+    def plan(self) -> BatchPlan:
+        """How each step is cut into micro-batches."""
+        return self.engine.plan
+
+    def forget_model(self) -> None:
+        """Undoes ``build_model``, also one that broke off."""
+        for name in ("ema", "window", "saving"):
+            self.__dict__.pop(name, None)
+        self.engine.forget()
+
+    def build_model(self) -> None:
         """Model and optimiser, spread over the ranks, and the counters of a run that begins."""
         config, engine = self.config, self.engine
         seed_everything(config.run.seed, engine.device)
-        model = self.task.build_model()
+        model, initial = build_model(self.task, config.run.seed)
         self.model_summary = summary(model)
         if config.compile:
             model.compile()
@@ -175,6 +200,7 @@ class Run:
             model,
             lambda placed: build_optimizer(config.optim, placed, origin),
             self.task.blocks(model),
+            initial,
         )
         engine.model.train()
         self.ema = Ema(config.ema, engine.strategy) if config.ema else None
@@ -207,15 +233,6 @@ class Run:
     def _begin_attempt(self) -> None:
         """From here on the directory knows of this attempt."""
         self.stop.what_is_lost = self._what_is_lost
-        self.watchdog = self._exit.enter_context(
-            Watchdog(
-                self.config.watchdog,
-                self.directory.path,
-                self.engine.rank,
-                self.engine.world_size,
-                self.attempt,
-            )
-        )
         if not self.engine.is_main:
             return
         self.stop.watch(self.directory.path / "stop")

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -51,6 +52,33 @@ class Heart:
         """The rank begins another piece of work."""
         self.phase, self.step, self.at = phase, step, time.monotonic()
         self.beats += 1
+
+
+class StartLimit:
+    """While entered, ends the process where it does not get further: the ranks have not met yet,
+    and have no directory to leave heartbeats in."""
+
+    def __init__(self, config: WatchdogConfig) -> None:
+        self._limit = config.first_timeout
+        self._timer = threading.Timer(self._limit or 0.0, self._too_late)
+        self._timer.daemon = True
+
+    def __enter__(self) -> StartLimit:
+        if self._limit is not None:
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _too_late(self) -> None:
+        say(
+            f"error: The ranks have not all met within watchdog.first_timeout, {self._limit:g} s; "
+            "below is where this one waits. See what became of the others, then start it again."
+        )
+        with suppress(OSError, ValueError):
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        os._exit(Exit.RETRY)
 
 
 class Watchdog:

@@ -219,3 +219,41 @@ class TooLarge(TinyTask):
     def loss(self, model, batch):
         torch.empty(2**60)
         return super().loss(model, batch)
+
+
+class SmallMemory(TinyTask):
+    """Its forward pass runs out of memory above some size of the micro-batch."""
+
+    class Options(TinyTask.Options):
+        room: int = harmless(3)
+        """Samples that fit."""
+        room_of_rank_1: int | None = harmless(None)
+        """Those of rank 1, where it is another."""
+        kill_above: int | None = harmless(None)
+        """Die by SIGKILL instead, as on a host whose memory is full, above this size."""
+
+    def loss(self, model, batch):
+        options = self.config.task
+        room = options.room
+        if os.environ.get("RANK") == "1" and options.room_of_rank_1:
+            room = options.room_of_rank_1
+        if options.kill_above and len(batch["x"]) > options.kill_above:
+            os.kill(os.getpid(), signal.SIGKILL)
+        total = super().loss(model, batch)
+        if len(batch["x"]) > room:
+            raise torch.OutOfMemoryError(f"no room for {len(batch['x'])} samples")
+        return total
+
+    def misbehave(self):
+        """Not asked for here: trials take steps before there is an attempt."""
+
+
+class Hungry(TinyTask):
+    """Needs more memory than there is anywhere for more than six samples at once."""
+
+    def loss(self, model, batch):
+        torch.empty(2**60 if len(batch["x"]) > 6 else 1)
+        return super().loss(model, batch)
+
+    def misbehave(self):
+        """Not asked for here."""

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.forked import run, run_ranks
 from tests.support.runs import checkpoints, tensors, tiny_config
+from train.data.plan import BatchPlan
 from train.exits import UsageError
 from train.parity import compare
 from train.strategies.zero_config import deepspeed_config
@@ -90,7 +91,8 @@ def test_a_model_without_blocks_has_no_activations_to_forget(tmp_path):
 
 
 def generated(*overrides, stage=2, ranks=2):
-    return deepspeed_config(tiny_config(*overrides), stage, ranks)
+    config = tiny_config(*overrides)
+    return deepspeed_config(config, stage, BatchPlan.from_config(config.batch, ranks))
 
 
 def test_deepspeed_s_config_is_written_in_full(tmp_path):

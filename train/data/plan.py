@@ -20,7 +20,12 @@ class BatchConfig(Section):
 
     micro_batch_size: int | Literal["auto"] = harmless("auto")
     """The most samples that a rank puts through the model at once; smaller ones need less
-    memory and more time. auto: a rank's whole share of the step."""
+    memory and more time. auto: a rank's whole share of the step, or as much of it as fits."""
+
+    try_out: bool | None = harmless(None)
+    """Find out what fits (for micro_batch_size auto) by trying before the first step; the result
+    is kept in the run directory. By default only on GPUs: on a host whose memory is full, the
+    kernel ends the process instead."""
 
     @field_validator("micro_batch_size")
     @classmethod

@@ -17,6 +17,7 @@ from train.shard import Shard
 if TYPE_CHECKING:
     from train.config.schema import Config
     from train.engine import Engine
+    from train.initial import Initial
 
 OptimizerState = dict[str, dict[str, Any]]
 """By parameter name and state name: a Shard, or a JSON value."""
@@ -31,6 +32,11 @@ class Strategy(ABC):
     """The same without wrappers: its parameters bear their own names."""
     optimizer: Optimizer
     """Whose ``param_groups`` hold the learning rate."""
+    initial: Initial | None = None
+    """Draws the values of a model that comes on the meta device, of a strategy that
+    ``cuts_parameters``; to others it comes with them."""
+    cuts_parameters = False
+    """Whether no rank need hold all parameters at any time."""
     replicas = 1
     """Ranks that hold the same share of a parameter that is cut."""
 

@@ -22,6 +22,8 @@ _COMPUTE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Fsdp2Strategy(TorchStrategy):
     """Each rank holds an equal part of every parameter, as a DTensor."""
 
+    cuts_parameters = True
+
     def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
         """Cuts blocks, then what is left, in place."""
         from torch.distributed.device_mesh import init_device_mesh
@@ -48,10 +50,13 @@ class Fsdp2Strategy(TorchStrategy):
         }
         if options.cpu_offload:
             arguments["offload_policy"] = CPUOffloadPolicy(pin_memory=engine.device.type == "cuda")
-        model = engine.on_device(model)
+        model = engine.on_device(model, move=self.initial is None)
         for block in self.blocks:
             fully_shard(block, **arguments)
         fully_shard(model, **arguments)
+        if self.initial:
+            at = torch.device("cpu") if options.cpu_offload else engine.device
+            self.initial.fill(model, at)
         self.model = self.bare_model = model
         self._build(build)
 

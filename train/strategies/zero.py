@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from train.exits import UsageError
+from train.initial import Initial
 from train.shard import Shard
 from train.strategies.base import OptimizerState, Strategy, model_tensors
 from train.strategies.zero_config import STAGES, deepspeed_config
@@ -35,11 +36,13 @@ class ZeroStrategy(Strategy):
         """Hands model and optimiser to DeepSpeed."""
         self.refuse_optimizer("adafactor", "adagrad")  # DeepSpeed makes an Adagrad of its own
         deepspeed = import_deepspeed(self.engine.device)
-        self.bare_model = self.engine.on_device(model)
-        self.optimizer = build(self.bare_model)
         self.settings = deepspeed_config(
-            self.config, STAGES[self.engine.strategy_name], self.engine.world_size
+            self.config, STAGES[self.engine.strategy_name], self.engine.plan
         )
+        if self.initial:
+            self._cut_modules(deepspeed, model, self.initial)
+        self.bare_model = self.engine.on_device(model, move=self.initial is None)
+        self.optimizer = build(self.bare_model)
         self.deepspeed, self._zero, _, _ = deepspeed.initialize(
             model=self.bare_model,
             optimizer=self.optimizer,
@@ -54,6 +57,9 @@ class ZeroStrategy(Strategy):
                 f"one of its own; choose adamw, adam, sgd, rmsprop, nadam or radam, or another "
                 "strategy."
             )
+
+    def _cut_modules(self, deepspeed: Any, model: nn.Module, initial: Initial) -> None:
+        """For the stage that cuts parameters, and a model that comes on the meta device."""
 
     def files(self) -> dict[str, Any]:
         """The generated config."""
@@ -228,6 +234,29 @@ class PartitionedGradients(ZeroStrategy):
 
 class PartitionedParameters(ZeroStrategy):
     """Stage 3: the parameters are cut as well, and gathered when a module needs them."""
+
+    cuts_parameters = True
+
+    def _cut_modules(self, deepspeed: Any, model: nn.Module, initial: Initial) -> None:
+        """A module's parameters are drawn, cut by DeepSpeed, and only then the next one's."""
+        made: dict[int, nn.Parameter] = {}  # parameters that modules share stay shared
+        for name, drawn in initial.modules():
+            module, holder = model.get_submodule(name), nn.Module()
+            for key, parameter in module._parameters.items():
+                value = drawn._parameters[key]
+                if parameter is None or value is None:
+                    continue
+                if id(parameter) not in made:
+                    value.requires_grad_(parameter.requires_grad)
+                    made[id(parameter)] = value
+                    holder.register_parameter(key, value)
+                module._parameters[key] = made[id(parameter)]
+            for key, buffer in drawn._buffers.items():
+                if buffer is not None:
+                    module._buffers[key] = buffer.to(self.engine.device)
+            deepspeed.zero.Init(
+                module=holder, config_dict_or_path=self.settings, dtype=torch.float32
+            )
 
     def _flat_tensors(self) -> list[Tensor]:
         return list(self._zero.fp32_partitioned_groups_flat)

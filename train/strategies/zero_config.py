@@ -13,13 +13,12 @@ if TYPE_CHECKING:
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
-def deepspeed_config(config: Config, stage: int, world_size: int) -> dict[str, Any]:
+def deepspeed_config(config: Config, stage: int, plan: BatchPlan) -> dict[str, Any]:
     """DeepSpeed's config for a run with a stage of ZeRO. Raises UsageError where ``zero.config``
     contradicts it.
 
     Micro-batches may be uneven, so their size is nominal; DeepSpeed uses it for reports only.
     """
-    plan = BatchPlan.from_config(config.batch, world_size)
     options = config.zero
     zero: dict[str, Any] = {
         "stage": stage,

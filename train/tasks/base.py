@@ -56,6 +56,19 @@ class Task:
         the caller). Give every parameter its requires_grad here."""
         raise NotImplementedError
 
+    def init_module(self, module: nn.Module, name: str) -> None:
+        """Gives the parameters and buffers of one module of the model, not of those inside it,
+        their initial values; torch's random state is seeded by the run's seed and ``name``.
+
+        Implement it for models that are too large for one machine: the model is then built on
+        the meta device, so that ``build_model`` takes no memory, and each rank keeps its share
+        only. This base does as torch's own modules do.
+        """
+        reset = getattr(module, "reset_parameters", None)
+        if reset is None:
+            raise NotImplementedError(f"init_module does not know {type(module).__name__} ({name})")
+        reset()
+
     def train_dataset(self) -> Any:
         """A map-style ``torch.utils.data.Dataset``: ``__len__`` and ``__getitem__(index)``.
 
