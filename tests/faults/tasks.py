@@ -257,3 +257,66 @@ class Hungry(TinyTask):
 
     def misbehave(self):
         """Not asked for here."""
+
+
+class Tied(nn.Module):
+    """Shares a parameter between two modules, and has a buffer and a frozen parameter."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first = nn.Linear(8, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.blocks[2].weight = self.blocks[0].weight
+        self.out = nn.Linear(width, 4)
+        self.out.bias.requires_grad_(False)
+        self.register_buffer("scale", torch.empty(4))
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x.tanh())
+        return self.out(x) * self.scale
+
+
+class ByModule(TinyTask):
+    """Draws its initial weights a module at a time."""
+
+    def build_model(self):
+        return Tied(self.config.model.hidden)
+
+    def init_module(self, module, name):
+        if isinstance(module, Tied):
+            module.scale.fill_(0.5)
+        else:
+            nn.init.normal_(module.weight, std=0.3)
+            nn.init.uniform_(module.bias)
+
+
+class ByModuleWithValues(ByModule):
+    """Its build_model gives a value where there is no memory."""
+
+    def build_model(self):
+        model = super().build_model()
+        model.register_buffer("table", torch.arange(4.0, device="cpu"))
+        return model
+
+
+class ByModuleUnknown(TinyTask):
+    """Has a module that nobody can initialise."""
+
+    def init_module(self, module, name):
+        super().init_module(module, name)
+
+    def build_model(self):
+        model = super().build_model()
+        model.register_parameter("own", nn.Parameter(torch.empty(3)))
+        return model
+
+
+class SharedBlocks(TinyTask):
+    """Two of its blocks have the same weight; its weights are drawn as usual."""
+
+    def build_model(self):
+        model = Tied(self.config.model.hidden)
+        model.scale.fill_(0.5)
+        return model

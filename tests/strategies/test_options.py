@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.support.forked import run, run_ranks
-from tests.support.runs import checkpoints, tensors, tiny_config
+from tests.support.runs import assert_same_bits, checkpoints, tensors, tiny_config
 from train.data.plan import BatchPlan
 from train.exits import UsageError
 from train.parity import compare
@@ -136,3 +136,11 @@ def test_contradictions_are_errors(own, expected):
     with pytest.raises(UsageError) as error:
         generated(f"zero.config={own}")
     assert expected in str(error.value)
+
+
+def test_parameters_that_blocks_share_stay_shared(tmp_path):
+    """torch would cut each block's own copy, and train them apart."""
+    task = ["task.use=tests.faults.tasks:SharedBlocks", "batch.micro_batch_size=6"]
+    run("fit", tmp_path / "one", *task)
+    run_ranks(2, "fit", tmp_path / "two", *task, "strategy=fsdp2")
+    assert_same_bits(tensors(tmp_path / "one"), tensors(tmp_path / "two"))

@@ -5,6 +5,7 @@ Called directly: Accelerate refuses FSDP without a GPU, and its wrapper adds not
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,7 +52,7 @@ class Fsdp2Strategy(TorchStrategy):
         if options.cpu_offload:
             arguments["offload_policy"] = CPUOffloadPolicy(pin_memory=engine.device.type == "cuda")
         model = engine.on_device(model, move=self.initial is None)
-        for block in self.blocks:
+        for block in _without_shared(self.blocks, model):
             fully_shard(block, **arguments)
         fully_shard(model, **arguments)
         if self.initial:
@@ -71,3 +72,19 @@ class Fsdp2Strategy(TorchStrategy):
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         self.model.set_is_last_backward(last)  # type: ignore[operator]
         yield
+
+
+def _without_shared(blocks: list[nn.Module], model: nn.Module) -> list[nn.Module]:
+    """The blocks whose parameters no module outside of them uses. The others are gathered with
+    the rest of the model: cut on their own, they would silently cease to be shared."""
+    uses: Counter[int] = Counter()
+    for module in model.modules():
+        uses.update(id(p) for p in module._parameters.values() if p is not None)
+
+    def alone(block: nn.Module) -> bool:
+        inside = Counter(
+            id(p) for m in block.modules() for p in m._parameters.values() if p is not None
+        )
+        return all(uses[key] == times for key, times in inside.items())
+
+    return [block for block in blocks if alone(block)]

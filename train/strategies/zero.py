@@ -239,6 +239,7 @@ class PartitionedParameters(ZeroStrategy):
 
     def _cut_modules(self, deepspeed: Any, model: nn.Module, initial: Initial) -> None:
         """A module's parameters are drawn, cut by DeepSpeed, and only then the next one's."""
+        deepspeed.init_distributed(dist_init_required=False, verbose=False)  # it asks for ranks
         made: dict[int, nn.Parameter] = {}  # parameters that modules share stay shared
         for name, drawn in initial.modules():
             module, holder = model.get_submodule(name), nn.Module()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from train.exits import UsageError
 from train.section import Section
 
 if TYPE_CHECKING:
@@ -66,7 +67,11 @@ class Task:
         """
         reset = getattr(module, "reset_parameters", None)
         if reset is None:
-            raise NotImplementedError(f"init_module does not know {type(module).__name__} ({name})")
+            raise UsageError(
+                f"The task's init_module does not know how to initialise the "
+                f"{type(module).__name__} {name or '(the model itself)'!r}, which has parameters "
+                "or buffers of its own but no reset_parameters(); handle it there."
+            )
         reset()
 
     def train_dataset(self) -> Any:
