@@ -28,7 +28,7 @@ from train.data.ledger import read_steps
 from train.parity import curve, largest_difference
 
 OPTIONS = [
-    "length.steps=60", "checkpoint.every_steps=4", "checkpoint.keep_last=4", "model.hidden=256",
+    "length.steps=60", "checkpoint.every_steps=4", "checkpoint.keep_last=9", "model.hidden=256",
     "evaluate.every_steps=15", "ema.decay=0.9", "batch.micro_batch_size=1", "task.sleep=0.003",
     "watchdog.timeout=3", "watchdog.first_timeout=15", "stop.deadline=8", "stop.margin=1",
 ]  # fmt: skip
@@ -67,7 +67,7 @@ class Attempt:
 
     def __str__(self) -> str:
         codes = ",".join("?" if code is None else str(code) for code in self.codes)
-        at = f" at {self.moment:.1f} s" if self.fault not in ("none", "flip a bit") else ""
+        at = f" at {self.moment:.1f} s" if self.fault != "none" else ""
         return f"{self.strategy} x{self.ranks}: {self.fault}{at} -> {codes} @{self.saved}"
 
 
@@ -153,26 +153,33 @@ class Chaos:
     def _start(self, attempt):
         """Starts the run, does to it what is planned, and returns the exit codes."""
         options = [*OPTIONS, f"strategy={attempt.strategy}"]
-        delay = self.chance.choice([self.chance.random() * 2, 1 + self.chance.random() * 4])
+        # Half of them by the clock, mostly in start-up, and half once so many more are committed.
+        by_clock, more = self.chance.random() < 0.5, self.chance.randint(1, 5)
+        delay = self.chance.random() * (2.5 if by_clock else 0.3)
         victim = self.chance.randrange(attempt.ranks)
-        attempt.moment = delay
         if attempt.fault == "kill the agent":
-            return self._with_agent(attempt, options, delay)
+            return self._with_agent(attempt, options, more, delay)
         with ExitStack() as stack:
             hosts = None
             if attempt.fault == "cut the network":
                 hosts = stack.enter_context(closing(Hosts()))
             processes = start_ranks(attempt.ranks, "fit", self.directory, *options, hosts=hosts)
             started = time.monotonic()
-            while time.monotonic() < started + delay and _running(processes):
-                time.sleep(0.005)
+            if not by_clock:
+                wait_until = max(self._whole(), default=0) + 4 * more
+                while max(self._whole(), default=0) < wait_until and _running(processes):
+                    time.sleep(0.005)
+            _sleep(delay, processes)
+            attempt.moment = time.monotonic() - started
             self._inject(attempt.fault, processes, victim, hosts)
             return self._see_out(processes)
 
     def _inject(self, fault, processes, victim, hosts):
-        number = {"kill": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "freeze": signal.SIGSTOP}
-        if number := number.get(fault.split()[0]):
-            for process in processes if fault.endswith("all ranks") else [processes[victim]]:
+        numbers = {"kill": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "freeze": signal.SIGSTOP}
+        numbers["flip"] = signal.SIGKILL  # so that the damaged one is gone on from
+        if number := numbers.get(fault.split()[0]):
+            all_of_them = fault.endswith("all ranks") or fault == "flip a bit"
+            for process in processes if all_of_them else [processes[victim]]:
                 _signal(process, number)
         elif fault == "fill the disk":
             file = (self.directory / "filler").open("wb", buffering=0)
@@ -207,18 +214,18 @@ class Chaos:
             print("\n".join(self.said), file=sys.stderr)
         return codes
 
-    def _with_agent(self, attempt, options, delay):
+    def _with_agent(self, attempt, options, more, delay):
         """torchrun, of which the agent is killed: its workers are orphans, and nobody's."""
         agent = subprocess.Popen(
             _torchrun(attempt.ranks, self.directory, options),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not checkpoints(self.directory) and time.monotonic() < deadline:
-            if agent.poll() is not None:
-                break
+        started, wanted = time.monotonic(), max(self._whole(), default=0) + 4 * more
+        while max(self._whole(), default=0) < wanted and agent.poll() is None:
+            self._check(time.monotonic() < started + PATIENCE, "the agent gets nowhere")
             time.sleep(0.01)
-        time.sleep(delay / 3)
+        time.sleep(delay)
+        attempt.moment = time.monotonic() - started
         workers = _children(agent.pid)
         agent.kill()
         codes = [agent.wait()]
@@ -264,6 +271,12 @@ class Chaos:
 
 def _running(processes):
     return [process for process in processes if process.poll() is None]
+
+
+def _sleep(seconds, processes):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and _running(processes):
+        time.sleep(0.005)
 
 
 def _signal(process, number):
