@@ -9,6 +9,8 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from train.exits import RunError
+
 
 def leave(error: BaseException) -> None:
     """Writes the file that torchrun names in TORCHELASTIC_ERROR_FILE, in its format: of all
@@ -16,7 +18,8 @@ def leave(error: BaseException) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return
-    stack = "".join(traceback.format_exception(error))
+    told_in_words = isinstance(error, RunError)  # a user's mistake, say, needs no stack
+    stack = str(error) if told_in_words else "".join(traceback.format_exception(error))
     told = {"timestamp": str(int(time.time())), "py_callstack": stack}
     text = {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": told}}
     with suppress(OSError):  # torchrun then shows the exit code alone
