@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from train.error_file import leave
 from train.exits import Exit, RunError, UsageError, first_line
 from train.lost_peer import LOST_PEER, is_lost_peer
 from train.out_of_memory import OUT_OF_MEMORY, is_out_of_memory
@@ -106,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = arguments.command
         return int(arguments.run(arguments))
     except RunError as error:
+        leave(error)
         for line in str(error).splitlines():
             print(f"isorun: error: {line}", file=sys.stderr)
         # With the traceback of what is behind it, for the log file only.
@@ -123,6 +125,8 @@ def _unexpected(error: Exception, command: str | None) -> Exit:
     log = logging.getLogger("train")
     if isinstance(error, BrokenPipeError) and command != "fit":
         return Exit.DONE  # the reader of our output has seen enough
+    if not is_lost_peer(error):
+        leave(error)
     if is_out_of_memory(error):
         print(f"isorun: error: {OUT_OF_MEMORY.format(first_line(error))}", file=sys.stderr)
         log.exception("out of memory")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from train.exits import UsageError
 from train.randomness import seed_everything
@@ -42,8 +43,10 @@ def check_compiled(task: Task, model: nn.Module, batch: Any, precision: str) -> 
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)  # a BatchNorm has counted along
-    largest = max(float(gradient.abs().max()) for gradient in written.values())
+    largest = max(float(gradient.abs().max()) for gradient in written.values() if gradient.numel())
     for name, expected in written.items():
+        if not expected.numel():  # another rank's
+            continue
         actual = compiled.get(name, torch.zeros_like(expected))
         difference = float((actual - expected).abs().max())
         if not difference <= _TOLERANCE[precision] * largest:
@@ -56,10 +59,19 @@ def check_compiled(task: Task, model: nn.Module, batch: Any, precision: str) -> 
 
 
 def _gradients(task: Task, model: nn.Module, batch: Any, seed: int) -> dict[str, Tensor]:
-    """The gradients of one batch's loss by parameter name, as float32."""
+    """The gradients of one batch's loss by parameter name, as float32; of a model that is cut
+    over the ranks this rank's share of their mean."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    seed_everything(seed, next(iter(parameters.values())).device)
+    first = next(iter(parameters.values()))
+    seed_everything(seed, first.device)
     loss = task.loss(model, batch)
+    if isinstance(first, DTensor):
+        # Only a backward pass reaches them: what is computed with are gathered copies.
+        loss.sum.backward()
+        found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        for parameter in parameters.values():
+            parameter.grad = None
+        return {name: gradient.to_local().float() for name, gradient in found.items()}  # type: ignore[attr-defined]
     gradients = torch.autograd.grad(loss.sum, list(parameters.values()), allow_unused=True)
     pairs = zip(parameters, gradients, strict=True)
     return {name: gradient.float() for name, gradient in pairs if gradient is not None}

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
+from types import TracebackType
 
 import torch
 
 from train import micro_batch
 from train.agreement import check_agreement, check_shared
+from train.checkpoint.mirror import Mirror
+from train.checkpoint.mirroring import Mirroring
 from train.checkpoint.store import CheckpointStore
 from train.config.load import LoadedConfig, check_length
 from train.config.resume import Difference
@@ -27,13 +29,14 @@ from train.due import Due
 from train.early_stop import EarlyStop
 from train.ema import Ema
 from train.engine import Engine
-from train.exits import DataError, ResumeRefusedError, RetryError
+from train.exits import DataError
 from train.initial import build_model
+from train.opening import find_run
 from train.optim import build_optimizer
 from train.progress import Progress
 from train.randomness import seed_everything
 from train.resume import resume
-from train.rundir import Identity, RunDirectory, code_version, write_json
+from train.rundir import RunDirectory, code_version, write_json
 from train.saving import Saving
 from train.schedule import learning_rate_factor
 from train.stop import StopRequest
@@ -70,8 +73,13 @@ class Run:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._exit.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._exit.__exit__(kind, error, traceback)
 
     # -- opening -----------------------------------------------------------------------------
 
@@ -121,30 +129,23 @@ class Run:
         )
 
     def _open_directory(self) -> None:
-        """Rank 0 looks, all ranks agree: who the run is and which checkpoint it goes on from."""
+        found = find_run(
+            self.engine,
+            self.loaded,
+            self.directory,
+            self.changes,
+            allow_changes=self.allow_changes,
+        )
+        self.identity, self.attempt, self.resume_step = (
+            found.identity,
+            found.attempt,
+            found.resume_step,
+        )
+        self.changes, self._notes = found.changes, found.notes
         self.store = CheckpointStore(self.directory.checkpoints)
-        found: Any = None
-        if self.engine.is_main:
-            try:
-                self.directory.acquire()
-                identity = self.directory.identity(self.config.run.name)
-                attempt = self.directory.attempts() + 1
-                found = (identity, attempt, *self.store.newest_whole())
-            except (ResumeRefusedError, OSError) as error:
-                found = error
-        found = self.engine.broadcast(found)
-        if isinstance(found, ResumeRefusedError):
-            raise found
-        if isinstance(found, OSError):
-            raise RetryError(f"The run directory {self.directory.path} failed: {found}.")
-        identity, self.attempt, resume_step, notes = found
-        assert isinstance(identity, Identity)
-        self.identity = identity
-        self.resume_step: int | None = resume_step
         setup_logging(
             self.directory.path, self.engine.rank, self.attempt, self.config.track.log_level
         )
-        self._notes: list[str] = notes
 
     def _build_data(self) -> None:
         """Task, data and the plan of all steps, from the config and the seed alone."""
@@ -253,6 +254,12 @@ class Run:
                 "changes": [str(change) for change in self.changes],
             }
         )
+        if mirror := self.config.checkpoint.mirror:
+            self.mirroring = Mirroring(
+                Mirror(mirror), self.store, self.identity.id, self.tracker.warn
+            )
+            self.saving.committed(self.mirroring.committed)
+            self._exit.push(self._close_mirroring)
         self.saving.ledger = ledger = Ledger(self.directory.ledger)
         self._exit.callback(ledger.close)
         ledger.begin_attempt(
@@ -261,6 +268,12 @@ class Run:
             resume_position=self.progress.position,
             order=self.order,
         )
+
+    def _close_mirroring(self, error: type[BaseException] | None, *_: object) -> None:
+        """A run that failed is not kept from starting again by copies that can wait."""
+        assert self.config.checkpoint.mirror is not None
+        wait = min(self.config.checkpoint.mirror.wait, self.stop.seconds_left - 1)
+        self.mirroring.close(0.0 if error else wait, lambda: self.beat("waiting for the mirror"))
 
     # -- what the loop asks for --------------------------------------------------------------
 

@@ -6,6 +6,7 @@ attempts.jsonl  a line for each start: host, process, world, code, where it went
 checkpoints/    see train.checkpoint.store
 ledger.bin      which samples were used: see train.data.ledger
 metrics.jsonl   all that was measured
+micro_batches.json  what fits into memory: see train.micro_batch
 logs/           a log file per rank
 tensorboard/, wandb/
 finished.json   the final metrics; its presence says that the run is complete

@@ -40,6 +40,10 @@ class Saving:
     def last_step(self, step: int) -> None:
         self._saver.last_step = step
 
+    def committed(self, call: Callable[[], None]) -> None:
+        """``call`` is called, on rank 0, after each commit."""
+        self._saver.committed = call
+
     @property
     def failed(self) -> bool:
         """Whether a write has failed on this rank and nobody was told yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -48,6 +49,7 @@ class StopRequest:
         self._file: Path | None = None
         self._looked = 0.0
         self._timer: threading.Timer | None = None
+        self._too_late_at: float | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
@@ -60,6 +62,11 @@ class StopRequest:
                 if self._file.exists():
                     self.signal = "stop file"
         return self.signal is not None
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline of a stop passes, less the margin; infinite where there is none."""
+        return math.inf if self._too_late_at is None else self._too_late_at - time.monotonic()
 
     def watch(self, file: Path) -> None:
         """From now on a file of this name is a request, too. One that is there from before was
@@ -114,6 +121,7 @@ class StopRequest:
         deadline = _deadline(self._config)
         if deadline is not None:
             wait = max(0.0, deadline - self._config.margin)
+            self._too_late_at = time.monotonic() + wait
             self._timer = threading.Timer(wait, self._too_late, (deadline,))
             self._timer.daemon = True
             self._timer.start()

@@ -320,3 +320,50 @@ class SharedBlocks(TinyTask):
         model = Tied(self.config.model.hidden)
         model.scale.fill_(0.5)
         return model
+
+
+class HitOnce(TinyTask):
+    """Rank 1 gets a signal in some phase of the run, once in its life."""
+
+    class Options(TinyTask.Options):
+        phase: str = harmless("")
+        """start-up, step, save, evaluation or loading data."""
+        number: int = harmless(0)
+        """Of the signal."""
+
+    def hit(self, phase):
+        options, once = self.config.task, Path(self.config.run.dir, "hit")
+        if phase == options.phase and os.environ.get("RANK") == "1" and not once.exists():
+            once.write_text(phase)
+            os.kill(os.getpid(), options.number)
+
+    def build_model(self):
+        self.hit("start-up")
+        return super().build_model()
+
+    def collate(self, samples):
+        self.batches = getattr(self, "batches", 0) + 1
+        if self.batches > 13:
+            self.hit("loading data")
+        return super().collate(samples)
+
+    def loss(self, model, batch):
+        if model.training and self.calls == 12:
+            self.hit("step")
+            self.hit_in_save()
+        return super().loss(model, batch)
+
+    def hit_in_save(self):
+        from train.checkpoint import saver
+
+        hash_file = saver.hash_file
+
+        def hit(path):
+            self.hit("save")
+            return hash_file(path)
+
+        saver.hash_file = hit
+
+    def measure(self, model, batch):
+        self.hit("evaluation")
+        return super().measure(model, batch)

@@ -9,7 +9,7 @@ from tests.support.forked import run, run_ranks
 from tests.support.runs import assert_same_bits, checkpoints, tensors, tiny_config
 from train.data.plan import BatchPlan
 from train.exits import UsageError
-from train.parity import compare
+from train.parity import compare, curve, largest_difference
 from train.strategies.zero_config import deepspeed_config
 
 TEXT = [
@@ -144,3 +144,21 @@ def test_parameters_that_blocks_share_stay_shared(tmp_path):
     run("fit", tmp_path / "one", *task)
     run_ranks(2, "fit", tmp_path / "two", *task, "strategy=fsdp2")
     assert_same_bits(tensors(tmp_path / "one"), tensors(tmp_path / "two"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+def test_a_compiled_model_is_the_same_run(alone_undropped, tmp_path, strategy):
+    run_ranks(2, "fit", tmp_path, *UNDROPPED, f"strategy={strategy}", "compile=true")
+    apart = largest_difference(curve(alone_undropped, "train/loss"), curve(tmp_path, "train/loss"))
+    assert apart <= 1e-5
+
+
+UNDROPPED = ["model.dropout=0", "batch.micro_batch_size=6", "length.steps=10"]
+
+
+@pytest.fixture(scope="module")
+def alone_undropped(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("alone")
+    run("fit", directory, *UNDROPPED)
+    return directory

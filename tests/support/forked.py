@@ -73,7 +73,9 @@ class Command:
         if late:
             self.signal(signal.SIGKILL)
             self._process.join()
-        done = Done(self._process.exitcode, *(f.read_text() for f in self._files))
+        # One that is killed as soon as it is born has no files.
+        said = (f.read_text() if f.exists() else "" for f in self._files)
+        done = Done(self._process.exitcode, *said)
         assert not late, f"not done after {seconds} s\n{done.stdout}\n{done.stderr}"
         self._output.cleanup()
         return done

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from train.section import Section
 
@@ -20,6 +21,35 @@ class BestConfig(Section):
 
     keep: int = Field(1, ge=1)
     """How many of the best are kept."""
+
+
+class MirrorConfig(Section):
+    """A second place for committed checkpoints, from which an empty run directory is restored."""
+
+    url: str
+    """Any address that fsspec knows: s3://bucket/folder, gs://..., file:///... Each run needs one
+    of its own. Credentials come from the environment, as with the storage's own tools."""
+
+    options: dict[str, Any] = {}
+    """Further arguments of fsspec's file system, such as endpoint_url. No secrets."""
+
+    part_mb: int = Field(64, ge=1)
+    """Files are sent in parts of so many MiB; one that was interrupted goes on with the next."""
+
+    wait: float = Field(600.0, ge=0.0)
+    """Seconds that the end of the run waits for what is not sent yet. A run that was asked to
+    stop waits no longer than its deadline."""
+
+    @field_validator("options")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in options:
+            if re.search("key|secret|token|password|credential", name, re.IGNORECASE):
+                raise ValueError(
+                    f"without {name!r}, since the config is kept and logged; put secrets into the "
+                    "environment"
+                )
+        return options
 
 
 class CheckpointConfig(Section):
@@ -46,6 +76,9 @@ class CheckpointConfig(Section):
 
     keep_every_steps: int | None = Field(None, ge=1)
     """Those whose step is a multiple of this are kept for ever; null for none."""
+
+    mirror: MirrorConfig | None = None
+    """Copies committed checkpoints to another place; null for none."""
 
     keep_best: BestConfig | None = None
     """Keeps the best by an evaluation metric besides; null for none. Only checkpoints at whose

@@ -66,6 +66,8 @@ class CheckpointSaver:
 
     def __init__(self, store: CheckpointStore, config: CheckpointConfig, group: Any) -> None:
         self.store, self.config, self.group = store, config, group
+        self.committed: Callable[[], None] = lambda: None
+        """Called on rank 0, in the writing thread, after each commit."""
         self.rank = dist.get_rank(group) if group else 0
         self.last_step: int | None = None
         self.last_timing = Timing()
@@ -203,6 +205,7 @@ class CheckpointSaver:
             self.store.retain(self.config)
         except OSError as error:  # it is committed all the same
             _log.warning("older checkpoints could not be removed: %s", error)
+        self.committed()
 
 
 def _on_gpu(shards: Mapping[str, Shard]) -> bool:

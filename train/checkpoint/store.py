@@ -91,6 +91,8 @@ class CheckpointStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.pinned: set[int] = set()
+        """Steps that are not removed for the moment: they are being read."""
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies once it is committed."""
@@ -224,7 +226,7 @@ class CheckpointStore:
         Called only after a newer checkpoint was committed. The newest is always kept.
         """
         steps = self.steps()
-        keep = set(steps[-config.keep_last :])
+        keep = set(steps[-config.keep_last :]) | self.pinned
         if config.keep_every_steps:
             keep |= {step for step in steps if step % config.keep_every_steps == 0}
         if config.keep_best:

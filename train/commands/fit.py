@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 
 from train.commands.arguments import add_config_arguments
-from train.config.load import LoadedConfig, load_config
-from train.config.resume import Difference, differences
-from train.exits import Exit, ResumeRefusedError
+from train.config.load import load_config
+from train.config.resume import allowed_changes
+from train.exits import Exit
 from train.rundir import RunDirectory
 from train.world import this_world
 
@@ -51,28 +51,3 @@ def run(arguments: argparse.Namespace) -> Exit:
             return fit(opened)
     finally:
         directory.release()
-
-
-def allowed_changes(
-    loaded: LoadedConfig, directory: RunDirectory, *, allow: bool
-) -> list[Difference]:
-    """How the config differs from the one that the run was last started with.
-
-    Raises ResumeRefusedError where a difference changes results and that was not asked for.
-    """
-    stored = directory.stored_config()
-    if stored is None:
-        return []
-    changes = differences(loaded.config, stored)
-    serious = [change for change in changes if change.changes_results]
-    if serious and not allow:
-        listed = "\n".join(
-            f"  {change} ({loaded.composed.origin(change.key)})" for change in serious
-        )
-        raise ResumeRefusedError(
-            f"The run in {directory.path} was started with another config, and these differences "
-            f"change its results:\n{listed}\n"
-            "Undo them, choose another run.dir for a new run, or add --allow-changes to go on "
-            "with them."
-        )
-    return changes

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
+from train.exits import ResumeRefusedError
 from train.section import changes_results
+
+if TYPE_CHECKING:
+    from train.config.load import LoadedConfig
+    from train.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,28 @@ def _submodel(info: Any) -> type[BaseModel] | None:
     """The section class of a field, optional or not."""
     candidates = (info.annotation, *get_args(info.annotation)) if info else ()
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def allowed_changes(
+    loaded: LoadedConfig, directory: RunDirectory, *, allow: bool
+) -> list[Difference]:
+    """How the config differs from the one that the run was last started with.
+
+    Raises ResumeRefusedError where a difference changes results and that was not asked for.
+    """
+    stored = directory.stored_config()
+    if stored is None:
+        return []
+    changes = differences(loaded.config, stored)
+    serious = [change for change in changes if change.changes_results]
+    if serious and not allow:
+        listed = "\n".join(
+            f"  {change} ({loaded.composed.origin(change.key)})" for change in serious
+        )
+        raise ResumeRefusedError(
+            f"The run in {directory.path} was started with another config, and these differences "
+            f"change its results:\n{listed}\n"
+            "Undo them, choose another run.dir for a new run, or add --allow-changes to go on "
+            "with them."
+        )
+    return changes

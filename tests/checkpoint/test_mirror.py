@@ -1,0 +1,254 @@
+"""Copies of checkpoints in another place, sent, interrupted, damaged and brought back."""
+
+import json
+
+import pytest
+
+from train.checkpoint.config import CheckpointConfig, MirrorConfig
+from train.checkpoint.mirror import Mirror, MirrorError
+from train.checkpoint.mirroring import Mirroring, bring_back
+from train.checkpoint.store import CheckpointStore, DamagedError, Manifest, hash_file
+from train.exits import ResumeRefusedError, RetryError, UsageError
+
+LARGE = 5 * 2**20 + 3  # bytes: six parts of 1 MiB
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An object server on the loopback, and an empty bucket's address with its options."""
+    server_module = pytest.importorskip("moto.server", reason="moto is not installed")
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in keys.items():
+            patch.setenv(name, value)
+        options = {"endpoint_url": f"http://{host}:{port}"}
+        import s3fs
+
+        s3fs.S3FileSystem(**options).mkdir("bucket")
+        yield "s3://bucket", options
+    server.stop()
+
+
+@pytest.fixture(params=["file", "s3"])
+def config(request, tmp_path):
+    if request.param == "file":
+        return MirrorConfig(url=f"file://{tmp_path}/mirror", part_mb=1)
+    url, options = request.getfixturevalue("bucket")
+    return MirrorConfig(url=f"{url}/{tmp_path.name}", options=options, part_mb=1)
+
+
+def make(store, step):
+    temporary = store.begin(step)
+    (temporary / "__0_0.distcp").write_bytes(bytes([step]) * LARGE)
+    (temporary / ".metadata").write_bytes(b"of " + str(step).encode())
+    files = {p.name: hash_file(p) for p in temporary.iterdir()}
+    store.commit(temporary, Manifest(step, {"position": step}, None, files))
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = CheckpointStore(tmp_path / "run/checkpoints")
+    make(made, 10)
+    (tmp_path / "run/run.json").write_text('{"id": "mine"}')
+    (tmp_path / "run/ledger.bin").write_bytes(b"ledger")
+    return made
+
+
+def elsewhere(tmp_path):
+    return CheckpointStore(tmp_path / "other/checkpoints")
+
+
+def always():
+    return True
+
+
+def test_sent_and_brought_back(config, store, tmp_path):
+    mirror = Mirror(config)
+    assert mirror.steps() == []
+    mirror.upload(store, 10, always)
+    assert mirror.steps() == [10]
+    other = elsewhere(tmp_path)
+    step, notes = bring_back(Mirror(config), other)
+    assert step == 10
+    assert notes == [f"The checkpoint of step 10 came from {config.url}."]
+    assert other.problems(10) == []
+    assert {p.name: hash_file(p) for p in other.path(10).iterdir()} == {
+        p.name: hash_file(p) for p in store.path(10).iterdir()
+    }
+    assert (tmp_path / "other/ledger.bin").read_bytes() == b"ledger"
+    assert json.loads((tmp_path / "other/run.json").read_text())["id"] == "mine"
+
+
+def test_an_upload_that_broke_off_sends_no_part_twice(config, store, monkeypatch):
+    put, sent = Mirror._put, []
+
+    def failing(self, key, data):
+        if len(sent) == 3:
+            raise MirrorError("the cable is cut")
+        sent.append(key)
+        put(self, key, data)
+
+    monkeypatch.setattr(Mirror, "_put", failing)
+    with pytest.raises(MirrorError, match="cable"):
+        Mirror(config).upload(store, 10, always)
+    assert Mirror(config).steps() == []
+    monkeypatch.setattr(
+        Mirror, "_put", lambda self, key, data: (sent.append(key), put(self, key, data))
+    )
+    Mirror(config).upload(store, 10, always)
+    assert len(sent) == len(set(sent)) == 6 + 1 + 1 + 2 + 1  # data, metadata, manifest, run, index
+    assert Mirror(config).steps() == [10]
+
+
+def test_what_reads_back_otherwise_is_not_committed(config, store, monkeypatch):
+    put = Mirror._put
+    monkeypatch.setattr(
+        Mirror,
+        "_put",
+        lambda self, key, data: put(self, key, data.replace(b"\x0a\x0a", b"\x0b\x0a", 1)),
+    )
+    with pytest.raises(MirrorError, match="reads back as something else"):
+        Mirror(config).upload(store, 10, always)
+    assert Mirror(config).steps() == []
+
+
+@pytest.mark.parametrize("damage", ["a part", "a part is gone", "the index"])
+def test_a_damaged_copy_is_told_and_an_older_one_taken(config, store, tmp_path, damage):
+    make(store, 20)
+    mirror = Mirror(config)
+    mirror.upload(store, 10, always)
+    mirror.upload(store, 20, always)
+    folder = f"{mirror._root}/step-000000000020"
+    name = "mirror.json" if damage == "the index" else "__0_0.distcp.00002*"
+    (path,) = mirror._fs.glob(f"{folder}/{name}")
+    if damage == "a part is gone":
+        mirror._fs.rm_file(path)
+    else:
+        data = mirror._fs.cat_file(path)
+        mirror._fs.pipe_file(
+            path, data[:100].replace(b'"step": 20', b'"step": 30') + b"?" + data[101:]
+        )
+    step, notes = bring_back(Mirror(config), other := elsewhere(tmp_path))
+    assert step == 10
+    assert "The mirror's checkpoint of step 20 is damaged" in notes[0]
+    assert other.steps() == [10]
+    assert [p.name for p in other.directory.iterdir()] == ["step-000000000010"]
+
+
+def test_one_run_for_one_address(config, store):
+    mirror = Mirror(config)
+    mirror.claim("mine")
+    mirror.claim("other")  # nothing is there yet that could be lost
+    mirror.upload(store, 10, always)
+    Mirror(config).claim("other")
+    with pytest.raises(ResumeRefusedError, match=r"holds the checkpoints of the run\s+other"):
+        Mirror(config).claim("mine")
+
+
+def test_the_thread_follows_the_run_directory(config, store):
+    """What is kept here is kept there, and nothing else."""
+    warnings = []
+    make(store, 20)
+    mirroring = Mirroring(Mirror(config), store, "mine", warnings.append)
+    mirroring.close(60)
+    assert Mirror(config).steps() == [10, 20]
+    mirroring = Mirroring(Mirror(config), store, "mine", warnings.append)
+    make(store, 30)
+    store.retain(CheckpointConfig(keep_last=1))
+    mirroring.committed()
+    mirroring.close(60)
+    assert Mirror(config).steps() == [30]
+    assert warnings == []
+
+
+def test_what_is_being_sent_is_not_removed(config, store, monkeypatch):
+    upload = Mirror.upload
+
+    def meanwhile(self, store_, step, going):
+        if step == 10:
+            make(store, 20)
+            store.retain(CheckpointConfig(keep_last=1))
+            assert store.steps() == [10, 20]
+        upload(self, store_, step, going)
+
+    monkeypatch.setattr(Mirror, "upload", meanwhile)
+    mirroring = Mirroring(Mirror(config), store, "mine", print)
+    mirroring.close(60)
+    assert Mirror(config).steps() == [10, 20]
+    assert store.retain(CheckpointConfig(keep_last=1)) == [10]
+
+
+def test_another_run_s_mirror_is_left_alone(config, store):
+    mirror, warnings = Mirror(config), []
+    mirror.claim("other")
+    Mirroring(mirror, store, "mine", warnings.append).close(1)
+    assert "the run other has it now" in warnings[0]
+    assert mirror.steps() == []
+
+
+def test_storage_that_fails_is_told_once_and_tried_again(config, store, monkeypatch):
+    from train.checkpoint import mirroring as module
+
+    put, calls, warnings = Mirror._put, [], []
+
+    def failing(self, key, data):
+        calls.append(key)
+        if len(calls) < 3:
+            raise MirrorError("503")
+        put(self, key, data)
+
+    monkeypatch.setattr(Mirror, "_put", failing)
+    monkeypatch.setattr(module, "_FIRST_PAUSE", 0.05)
+    mirroring = Mirroring(Mirror(config), store, "mine", warnings.append)
+    while not Mirror(config).steps():
+        mirroring._thread.join(0.05)
+        assert mirroring._thread.is_alive()
+    mirroring.close(60)
+    assert warnings == [
+        f"Checkpoints cannot be copied to {config.url} (503); training goes on, and it is tried again."
+    ]
+
+
+def test_the_end_does_not_wait_for_ever(config, store, monkeypatch):
+    monkeypatch.setattr(Mirror, "steps", lambda self: (_ for _ in ()).throw(MirrorError("down")))
+    warnings = []
+    Mirroring(Mirror(config), store, "mine", warnings.append).close(0.5)
+    assert "Not all checkpoints are in" in warnings[-1]
+
+
+def test_a_mirror_that_cannot_be_read_is_no_empty_mirror(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    options = {
+        "endpoint_url": "http://127.0.0.1:9",
+        "config_kwargs": {"retries": {"max_attempts": 1}},
+    }
+    mirror = Mirror(MirrorConfig(url="s3://bucket/run", options=options))
+    with pytest.raises(RetryError, match="cannot be read"):
+        bring_back(mirror, elsewhere(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"url": "nosuch://x"}, "cannot be used"),
+     ({"url": "s3://x", "options": {"secret": "abc"}}, "put secrets into the environment"),
+     ({"url": "s3://x", "options": {"aws_session_token": "abc"}}, "put secrets into the env")],
+)  # fmt: skip
+def test_bad_input(values, said):
+    with pytest.raises((UsageError, ValueError), match=said):
+        Mirror(MirrorConfig(**values))
+
+
+def test_a_broken_manifest_here_is_not_sent(config, store):
+    (store.path(10) / "manifest.json").write_text("{}")
+    with pytest.raises(DamagedError):
+        Mirror(config).upload(store, 10, always)

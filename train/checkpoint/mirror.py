@@ -1,0 +1,188 @@
+"""Copies of committed checkpoints in another place: an object store, or another disk.
+
+Below the mirror's address there is ``run.json``, which says whose mirror it is, and a folder for
+each checkpoint: its files and those of the run directory that belong to it, cut into parts, and
+``mirror.json``, which names all parts. A folder without that file never happened. A part's name
+ends in its SHA-256, so that an upload that was interrupted finds what is there already; each part
+is read back before ``mirror.json`` is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train.checkpoint.store import MANIFEST, CheckpointStore, DamagedError, Manifest
+from train.durable import fsync
+from train.exits import ResumeRefusedError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from train.checkpoint.config import MirrorConfig
+
+INDEX = "mirror.json"
+OWNER = "run.json"
+RUN_FILES = ("run.json", "config.json", "attempts.jsonl", "ledger.bin", "metrics.jsonl")
+_RUN = "run/"
+_FORMAT = 1
+
+
+class MirrorError(Exception):
+    """The mirror cannot be reached, or did not take what it was given; one line says why."""
+
+
+class Mirror:
+    """The remote side. Raises MirrorError for whatever the storage raises."""
+
+    def __init__(self, config: MirrorConfig) -> None:
+        self.url = config.url.rstrip("/")
+        self._part_size = config.part_mb << 20
+        import fsspec  # type: ignore[import-untyped]
+
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, **config.options)
+        except (ValueError, ImportError, TypeError) as error:
+            raise UsageError(
+                f"checkpoint.mirror.url is {config.url!r}, which cannot be used "
+                f"({first_line(error)}); give an address such as s3://bucket/folder or "
+                "file:///folder, and install what it needs: `pip install 'isorun[s3]'` or "
+                "'isorun[gcs]'."
+            ) from error
+        self._fs.use_listings_cache = False  # what others write is to be seen
+
+    # -- whose it is -------------------------------------------------------------------------
+
+    def owner(self) -> str | None:
+        """The id of the run whose mirror this is; None where it is nobody's yet."""
+        values = self._json(OWNER)
+        return str(values["id"]) if values else None
+
+    def claim(self, run_id: str) -> None:
+        """Makes it the run's own. Raises ResumeRefusedError where it is another's."""
+        owner = self.owner()
+        if owner == run_id:
+            return
+        if owner is None or not self.steps():
+            self._put(OWNER, json.dumps({"id": run_id}).encode())
+        else:
+            raise ResumeRefusedError(
+                f"checkpoint.mirror.url is {self.url}, which holds the checkpoints of the run "
+                f"{owner}, and this is the run {run_id}; give each run an address of its own."
+            )
+
+    # -- there -------------------------------------------------------------------------------
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints that are wholly there, oldest first."""
+        found = self._call(self._fs.glob, f"{self._root}/step-*/{INDEX}")
+        return sorted(int(str(path).split("/")[-2].removeprefix("step-")) for path in found)
+
+    def upload(self, store: CheckpointStore, step: int, going: Callable[[], bool]) -> None:
+        """Sends what is not there yet of a checkpoint, reads it back, and commits it. ``going``
+        is asked before each part whether to go on."""
+        folder, path = _folder(step), store.path(step)
+        files = {name: path / name for name in (*Manifest.read(path).files, MANIFEST)}
+        run = store.directory.parent
+        files |= {_RUN + name: run / name for name in RUN_FILES if (run / name).exists()}
+        index: dict[str, list[dict[str, Any]]] = {}
+        for name, file in files.items():
+            index[name] = []
+            for number, part in enumerate(self._parts(file)):
+                if not going():
+                    raise MirrorError("the run has ended")
+                digest = hashlib.sha256(part).hexdigest()
+                key = f"{folder}/{name}.{number:05d}-{digest}"
+                if self._get(key) != part:
+                    self._put(key, part)
+                    if self._get(key) != part:
+                        raise MirrorError(f"{key} reads back as something else")
+                index[name].append({"key": key, "size": len(part), "sha256": digest})
+        body = {"format": _FORMAT, "step": step, "files": index}
+        text = json.dumps({**body, "sha256": _digest(body)}, indent=1)
+        self._put(f"{folder}/{INDEX}", text.encode())
+
+    def remove(self, step: int) -> None:
+        """Removes a checkpoint; it is none from the first moment on."""
+        folder = f"{self._root}/{_folder(step)}"
+        self._call(self._fs.rm_file, f"{folder}/{INDEX}")
+        self._call(self._fs.rm, folder, recursive=True)
+
+    # -- and back ----------------------------------------------------------------------------
+
+    def fetch(self, step: int, store: CheckpointStore) -> None:
+        """Brings a checkpoint back and commits it, and those files of the run directory that are
+        not there. Raises DamagedError where it is not what was sent."""
+        index = self._json(f"{_folder(step)}/{INDEX}") or {}
+        digest = index.pop("sha256", None)
+        if digest != _digest(index) or index.get("format") != _FORMAT:
+            raise DamagedError(f"{self.url}/{_folder(step)}/{INDEX} does not match its own SHA-256")
+        temporary = store.begin(step)
+        run = store.directory.parent
+        (temporary / _RUN).mkdir()
+        for name, parts in index["files"].items():
+            with (temporary / name).open("wb") as file:
+                for part in parts:
+                    data = self._get(part["key"])
+                    if data is None or hashlib.sha256(data).hexdigest() != part["sha256"]:
+                        raise DamagedError(f"{self.url}/{part['key']} is missing or damaged")
+                    file.write(data)
+        for source in (temporary / _RUN).iterdir():
+            fsync(source)
+            if not (run / source.name).exists():
+                source.rename(run / source.name)
+            else:
+                source.unlink()
+        (temporary / _RUN).rmdir()
+        fsync(run)
+        store.commit(temporary, Manifest.read(temporary))
+
+    # -- the storage -------------------------------------------------------------------------
+
+    def _parts(self, file: Path) -> Iterator[bytes]:
+        with file.open("rb") as stream:
+            while part := stream.read(self._part_size):
+                yield part
+
+    def _json(self, key: str) -> dict[str, Any] | None:
+        data = self._get(key)
+        if data is None:
+            return None
+        try:
+            values = json.loads(data)
+        except ValueError:
+            return {}
+        return values if isinstance(values, dict) else {}
+
+    def _get(self, key: str) -> bytes | None:
+        """An object's content; None where there is none."""
+        try:
+            return bytes(self._fs.cat_file(f"{self._root}/{key}"))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise _failed(error) from error
+
+    def _put(self, key: str, data: bytes) -> None:
+        path = f"{self._root}/{key}"
+        self._call(self._fs.makedirs, path.rpartition("/")[0], exist_ok=True)
+        self._call(self._fs.pipe_file, path, data)
+
+    def _call(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return method(*arguments, **options)
+        except Exception as error:
+            raise _failed(error) from error
+
+
+def _failed(error: Exception) -> MirrorError:
+    return MirrorError(f"{type(error).__name__}: {first_line(error)}")
+
+
+def _folder(step: int) -> str:
+    return f"step-{step:012d}"
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
