@@ -150,7 +150,7 @@ def main() -> None:
 
     gpus = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    print(f"# Scaling\n\n{machine()}", flush=True)
+    print(f"# Scaling\n\n{machine(threads=1)}", flush=True)
     for name in arguments.only or PARTS:
         os.environ |= {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
         if gpus >= (1 if name == "gpu" else 2):

@@ -36,7 +36,7 @@ class Team:
 
     def turn(self) -> float:
         """Lets all ranks work one turn; rank 0's seconds per step."""
-        return self._ask(True)[0]
+        return float(self._ask(True)[0])
 
     def last(self) -> Trained:
         """Ends the training; the ranks' mean losses and rank 0's memory."""
@@ -48,11 +48,12 @@ class Team:
         """What each rank says; ends the program where one says that it failed."""
         for pipe in self._pipes:
             pipe.send(go_on)
-        said: dict[Any, Any] = {}
+        said: dict[Connection, Any] = {}
         while len(said) < len(self._pipes):
-            for pipe in wait([p for p in self._pipes if p not in said]):
+            ready = wait([pipe for pipe in self._pipes if pipe not in said])
+            for pipe in (p for p in self._pipes if p in ready):
                 try:
-                    said[pipe] = pipe.recv()  # type: ignore[union-attr]
+                    said[pipe] = pipe.recv()
                 except EOFError:
                     said[pipe] = "a process has gone without a word"
                 if isinstance(said[pipe], str):
