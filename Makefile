@@ -39,6 +39,7 @@ bench: setup ## run the benchmarks; takes a while
 	$(RUN) -m benchmarks.loop
 	$(RUN) -m benchmarks.checkpoint
 	$(RUN) -m benchmarks.startup
+	$(RUN) -m benchmarks.scaling
 
 clean: ## remove the virtual environment and caches, but no runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

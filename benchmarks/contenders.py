@@ -1,18 +1,23 @@
-"""The same training written for each contender: bare, isorun, Accelerate, HF Trainer, Lightning."""
+"""The same training written for each contender: bare, isorun, Accelerate, HF Trainer, Lightning.
+
+Those on several ranks are in :mod:`benchmarks.raw_loops`.
+"""
 
 from __future__ import annotations
 
 import os
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+
+    from torch import nn
+    from torch.optim import Optimizer
 
     from benchmarks.workload import Size, Workload
 
@@ -21,10 +26,16 @@ CLIP = 1.0
 
 def bare(work: Workload) -> None:
     """A PyTorch loop and nothing else."""
+    model = work.model()
+    if work.size.compile:
+        model.compile()
+    take_steps(work, model, work.optimizer(model))
+
+
+def take_steps(work: Workload, model: nn.Module, optimizer: Optimizer) -> None:
+    """The loop that everybody writes."""
     from torch.nn.utils import clip_grad_norm_
 
-    model = work.model()
-    optimizer = work.optimizer(model)
     rate = work.loaded.config.optim.lr
     for step, batch in enumerate(work.loader()):
         for group in optimizer.param_groups:
@@ -36,22 +47,23 @@ def bare(work: Workload) -> None:
         optimizer.zero_grad()
 
 
-def isorun(work: Workload) -> None:
+def isorun(work: Workload, *overrides: str) -> None:
     """``train.fit.fit`` as ``python -m train fit`` calls it, all of its tracking included."""
     from train.fit import fit
     from train.run import Run
     from train.rundir import RunDirectory
 
+    work.overrides += overrides
     directory = RunDirectory(work.loaded.run_directory)
-    directory.acquire()
+    if work.world_size == 1:
+        directory.acquire()
     with Run(work.loaded, directory, []) as run:
         fit(run)
 
 
-def isorun_without_sinks(work: Workload) -> None:
+def isorun_without_sinks(work: Workload, *overrides: str) -> None:
     """The same with what the others have at the most: a console, and metrics in a file."""
-    work.overrides += ["track.tensorboard=false", "track.wandb=disabled"]
-    isorun(work)
+    isorun(work, "track.tensorboard=false", "track.wandb=disabled", *overrides)
 
 
 def accelerate(work: Workload) -> None:
@@ -147,7 +159,9 @@ def lightning(work: Workload) -> None:
     ).fit(Module(), work.loader())
 
 
-CONTENDERS: dict[str, Callable[[Workload], None]] = {
+Train = Callable[["Workload"], None]
+
+CONTENDERS: dict[str, Train] = {
     "bare PyTorch": bare,
     "isorun": isorun,
     "isorun, no sinks": isorun_without_sinks,
@@ -157,28 +171,39 @@ CONTENDERS: dict[str, Callable[[Workload], None]] = {
 }
 
 
-def serve(name: str, sizes: list[Size], pipe: Connection) -> None:
-    """A contender's process: for each size trains, one turn per message True, until a False.
+class Trained(NamedTuple):
+    """What a rank tells when all turns are over."""
 
-    Sends the seconds per step of each turn (first a meaningless one: ready), and at the end all
-    losses; the text of an error instead, if there is one.
+    losses: list[float]
+    """Of every step: the mean over this rank's samples."""
+    first_peak: int
+    """Bytes of the GPU's memory in use at most before the first turn ..."""
+    peak: int
+    """... and from then on."""
+
+
+def serve(train: Train, sizes: list[Size], pipe: Connection, directory: Path) -> None:
+    """A rank's process: for each size trains, one turn per message True, until a False.
+
+    Sends the seconds per step of each turn (first a meaningless one: ready), and Trained at the
+    end; the text of an error instead, if there is one.
     """
     with Path(os.devnull).open("w") as sink:
         os.dup2(sink.fileno(), 1)
     warnings.filterwarnings("ignore")
     with suppress(EOFError, BrokenPipeError):  # whoever asked is gone
         try:
-            for size in sizes:
+            for number, size in enumerate(sizes):
                 pipe.recv()
-                pipe.send(train_in_turns(name, size, pipe))
+                pipe.send(train_in_turns(train, size, pipe, directory / str(number)))
         except (EOFError, BrokenPipeError):
             raise
         except BaseException:
             pipe.send(traceback.format_exc())
 
 
-def train_in_turns(name: str, size: Size, pipe: Connection) -> list[float]:
-    """One training, held at the end of each turn; the losses of its steps."""
+def train_in_turns(train: Train, size: Size, pipe: Connection, directory: Path) -> Trained:
+    """One training, held at the end of each turn."""
     import torch
 
     from benchmarks.workload import EnoughError, Workload
@@ -193,8 +218,8 @@ def train_in_turns(name: str, size: Size, pipe: Connection) -> list[float]:
             raise EnoughError
 
     torch.set_num_threads(size.threads)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        work = Workload(size, Path(directory) / "run", turn_over)
-        with suppress(EnoughError):
-            CONTENDERS[name](work)
-        return work.losses()
+    work = Workload(size, directory, turn_over)
+    with suppress(EnoughError):
+        train(work)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+    return Trained(work.losses(), work.stopwatch.first_peak, peak)

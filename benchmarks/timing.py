@@ -109,12 +109,12 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> s
     return "\n".join([f"\n{title}\n", joined(lines[0]), f"|{rule}|", *map(joined, lines[1:])])
 
 
-def machine() -> str:
-    """The machine in general words, and the version of torch."""
+def machine(threads: int = THREADS) -> str:
+    """The machine in general words, and the version of torch; ``threads`` are a process's."""
     import torch
 
     load = os.getloadavg()[0]
     return (
         f"{THREADS} cores {platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {THREADS} threads; load average at start {load:.1f}"
+        f"torch {torch.__version__}, {threads} thread(s); load average at start {load:.1f}"
     )

@@ -1,7 +1,8 @@
-"""The one piece of work that every contender of ``benchmarks.loop`` does, and its stopwatch."""
+"""The one piece of work that all contenders do who train beside each other, and its stopwatch."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from torch import nn
 
 from train.config.load import LoadedConfig, load_config
 from train.data.order import SampleOrder
-from train.randomness import seed_everything
 from train.optim import build_optimizer
+from train.randomness import seed_everything
 from train.schedule import learning_rate_factor
 from train.tasks.base import Ratio
+from train.tasks.text.model import Transformer
 from train.tasks.text.task import TextTask
 
 
@@ -32,6 +34,7 @@ class Size:
     width: int
     context: int
     batch: int
+    """Samples per step, of all ranks together; the same number for each."""
     steps: int
     """Steps of a turn that are timed; a multiple of ten, so that every turn logs equally often."""
     rounds: int
@@ -39,11 +42,15 @@ class Size:
     threads: int = 1
     """Of torch's. With one per core, each process finds a pace of its own that it keeps, up to a
     fifth from the next one's: more than all that is to be measured here."""
+    precision: str = "fp32"
+    compile: bool = False
+    vocabulary: int | None = None
+    """Of the model, where it is to be larger than the tokens need."""
 
     @property
     def total_steps(self) -> int:
         """The length that the run is given; it ends before, when enough rounds are measured."""
-        return 100 * self.rounds * (LEAD + self.steps)
+        return 100 * max(self.rounds, 10) * (LEAD + self.steps)
 
 
 LEAD = 3
@@ -74,6 +81,13 @@ class Stopwatch:
         self.size, self._turn_over = size, turn_over
         self._ticks = -WARM_STEPS
         self._started = 0.0
+        self.first_peak = 0
+        """Bytes of a GPU's memory in use at most before the first turn."""
+
+    @property
+    def batches(self) -> int:
+        """Fetched so far."""
+        return self._ticks + WARM_STEPS
 
     def tick(self) -> None:
         """Called once per batch."""
@@ -81,6 +95,11 @@ class Stopwatch:
         if self._ticks < 0:
             return
         step = self._ticks % (LEAD + self.size.steps)
+        if step in (0, LEAD) and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            if self._ticks == 0:
+                self.first_peak = torch.cuda.max_memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
         if step == 0:
             self._turn_over((time.perf_counter() - self._started) / self.size.steps)
         elif step == LEAD:
@@ -91,12 +110,14 @@ class Trace:
     """The losses of all steps, in memory that is taken at the start: a scalar that stays, laid
     by each step where the next one wants its large tensors, would let the heap grow for ever."""
 
-    def __init__(self, steps: int) -> None:
-        self._values = torch.zeros(steps + WARM_STEPS + 1)
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self._values = torch.zeros(steps + WARM_STEPS + 1, device=device)
         self._next = 0
 
-    def add(self, loss: torch.Tensor) -> None:
-        """Takes in the loss of a step."""
+    def add(self, loss: torch.Tensor, batches: int) -> None:
+        """Takes in the loss of a step. ``batches`` were fetched so far: what comes without a new
+        one, such as isorun's check of a compiled model, is replaced by the next."""
+        self._next = min(self._next, batches - 1)
         self._values[self._next] = loss.detach()
         self._next += 1
 
@@ -110,6 +131,13 @@ class TimedText(TextTask):
 
     stopwatch: Stopwatch
     trace: Trace
+    vocabulary: int | None
+
+    def build_model(self) -> Transformer:
+        """As the text task's, or with more rows in embedding and head."""
+        if self.vocabulary is None:
+            return super().build_model()
+        return Transformer(self.config.model, self.vocabulary, self.config.data.context)
 
     def collate(self, samples: list[Any]) -> dict[str, torch.Tensor]:
         """As the text task's."""
@@ -119,7 +147,7 @@ class TimedText(TextTask):
     def loss(self, model: nn.Module, batch: Any) -> Ratio:
         """As the text task's."""
         loss = super().loss(model, batch)
-        self.trace.add(loss.sum / loss.count)
+        self.trace.add(loss.sum / loss.count, self.stopwatch.batches)
         return loss
 
 
@@ -130,9 +158,14 @@ class Workload:
         self.size, self.directory = size, directory
         self.overrides: list[str] = []
         self.steps = size.total_steps
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        on_gpu = torch.cuda.is_available()
+        self.device = torch.device(f"cuda:{self.rank}" if on_gpu else "cpu")
         # On the class, since isorun makes the task itself.
-        TimedText.stopwatch = Stopwatch(size, turn_over)
-        TimedText.trace = self.trace = Trace(size.total_steps)
+        TimedText.stopwatch = self.stopwatch = Stopwatch(size, turn_over)
+        TimedText.trace = self.trace = Trace(size.total_steps, self.device)
+        TimedText.vocabulary = size.vocabulary
 
     @cached_property
     def loaded(self) -> LoadedConfig:
@@ -149,6 +182,8 @@ class Workload:
                 f"data.context={size.context}",
                 f"batch.global_batch_size={size.batch}",
                 f"length.steps={self.steps}",
+                f"precision={size.precision}",
+                f"compile={str(size.compile).lower()}",
                 "optim.lr=1e-3",
                 "optim.weight_decay=0.1",
                 "optim.clip_norm=1.0",
@@ -173,9 +208,9 @@ class Workload:
         return self.task.train_dataset()
 
     def model(self) -> nn.Module:
-        """The model with isorun's initial weights."""
+        """The model with isorun's initial weights, on this rank's device."""
         seed_everything(self.loaded.config.run.seed)
-        return self.task.build_model().train()
+        return self.task.build_model().train().to(self.device)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Fused AdamW."""
@@ -189,26 +224,37 @@ class Workload:
         return learning_rate_factor(self.loaded.config.schedule, self.steps)
 
     def loader(self) -> Any:
-        """A plain DataLoader whose sampler is a list of isorun's order: cheaper than shuffling."""
+        """A plain DataLoader whose sampler is a list of this rank's part of isorun's order: cheaper
+        than shuffling."""
         from torch.utils.data import DataLoader
 
         order = SampleOrder(self.loaded.config.run.seed, len(self.dataset))
         _, indices = order.keys(np.arange(self.steps * self.size.batch, dtype=np.int64))
         return DataLoader(
             self.dataset,
-            batch_size=self.size.batch,
-            sampler=indices.tolist(),
+            batch_size=self.size.batch // self.world_size,
+            sampler=indices.reshape(self.steps, self.world_size, -1)[:, self.rank].ravel().tolist(),
             collate_fn=self.task.collate,
+            pin_memory=self.device.type == "cuda",
         )
 
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        """Mean cross entropy."""
+        """Mean cross entropy, in the size's precision."""
         from torch.nn import functional as F
 
+        if self.device.type == "cuda":
+            batch = {
+                name: value.to(self.device, non_blocking=True) for name, value in batch.items()
+            }
+        if self.size.precision == "bf16":
+            with torch.autocast(self.device.type, torch.bfloat16):
+                logits = model(batch["tokens"])
+        else:
+            logits = model(batch["tokens"])
         loss = F.cross_entropy(
-            model(batch["tokens"]).flatten(0, 1), batch["targets"].flatten(), ignore_index=-100
+            logits.float().flatten(0, 1), batch["targets"].flatten(), ignore_index=-100
         )
-        self.trace.add(loss)
+        self.trace.add(loss, self.stopwatch.batches)
         return loss
 
     def losses(self) -> list[float]:
