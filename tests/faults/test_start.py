@@ -1,0 +1,101 @@
+"""The start of a run of several ranks: some do not come, or come from another life."""
+
+import signal
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+from torch.distributed import TCPStore
+
+from tests.support.forked import Command, start_ranks, wait_for
+from tests.support.runs import TINY, checkpoints, free_port
+from train.exits import RetryError
+from train.process_group import meet
+
+
+def a_rank_alone(rank, directory, *overrides):
+    """One of two; the other never comes."""
+    env = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank),
+    }  # fmt: skip
+    return Command("fit", *TINY, f"run.dir={directory}", *overrides, env=env)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_is_heard_while_waiting_for_the_others(tmp_path, rank):
+    process = a_rank_alone(rank, tmp_path)
+    time.sleep(3)  # by now it waits inside torch
+    process.signal(signal.SIGTERM)
+    done = process.wait(20)
+    assert done.returncode == 143
+    assert "stopped on request before the first step; nothing is lost" in done.stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_do_not_come_are_not_waited_for_for_ever(tmp_path, rank):
+    done = a_rank_alone(rank, tmp_path, "watchdog.first_timeout=4").wait(60)
+    assert done.returncode == 75
+    assert "not all met within watchdog.first_timeout, 4 s" in done.stderr
+    assert "process_group.py" in done.stderr, "its stack"
+
+
+def test_a_stop_is_heard_in_an_exchange_with_a_frozen_rank(tmp_path):
+    options = ["checkpoint.every_steps=5", "stop.deadline=4", "stop.margin=1", "task.sleep=0.02"]
+    ranks = start_ranks(2, "fit", tmp_path, *options)
+    wait_for(ranks[0], lambda: checkpoints(tmp_path))
+    ranks[1].signal(signal.SIGSTOP)
+    time.sleep(1)
+    ranks[0].signal(signal.SIGTERM)
+    done = ranks[0].wait(20)
+    assert done.returncode == 75
+    assert "not stopped within stop.deadline, 4 s" in done.stderr
+    ranks[1].signal(signal.SIGKILL)
+    ranks[1].wait()
+
+
+@pytest.fixture
+def store():
+    return TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+
+
+def met(store, ranks, timeout=20.0):
+    """The names that each of these ranks of three comes back with; ranks start one by one."""
+    names, threads = {}, []
+
+    def join(rank):
+        clone = store.clone()
+        names[rank] = meet(clone, rank, 3, timedelta(seconds=timeout))
+
+    for rank in ranks:
+        threads.append(threading.Thread(target=join, args=(rank,)))
+        threads[-1].start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join(timeout)
+    return names
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_ranks_meet_under_a_name_that_is_new_each_time(store, order):
+    """The store remembers earlier lives, with names, greetings and welcomes."""
+    first, second = met(store, order), met(store, order)
+    assert len(first) == len(second) == 3
+    assert len(set(first.values())) == len(set(second.values())) == 1
+    assert first[0] != second[0]
+
+
+def test_a_name_of_a_dead_rank_is_never_taken(store):
+    store.set("isorun", "dead")
+    store.set("dead/from-1", "somebody")
+    names = met(store, (1, 2, 0))
+    assert set(names) == {0, 1, 2}
+    assert "dead" not in names.values()
+
+
+def test_a_meeting_without_all_ranks_has_an_end(store):
+    with pytest.raises(RetryError, match="Not all ranks came"):
+        meet(store, 0, 2, timedelta(seconds=0.3))
+    with pytest.raises(RetryError, match="Not all ranks came"):
+        meet(store, 1, 2, timedelta(seconds=0.3))
