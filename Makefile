@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup train test lint format chaos bench clean
+.PHONY: help lock setup train test lint format chaos bench clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -13,6 +13,17 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+lock: ## choose versions anew (constraints.txt), torch staying as it is
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	grep '^torch==' constraints.txt > $(VENV)-lock/pins
+	$(VENV)-lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --constraint $(VENV)-lock/pins \
+		--find-links "$(or $(PIP_FIND_LINKS),.)" --no-header --no-annotate --no-emit-find-links \
+		--all-extras pyproject.toml --output-file $(VENV)-lock/found
+	(echo '# What the tests run with, to the version; written by `make lock`.'; \
+		sed -E '/^setuptools==/d; s/\+(cpu|cu[0-9]+)$$//' $(VENV)-lock/found) > constraints.txt
+	rm -r $(VENV)-lock
 
 setup: $(VENV)/ready ## make the virtual environment
 
