@@ -25,6 +25,15 @@ class Exit(IntEnum):
     PREEMPTED = 143  # stopped on request after a committed checkpoint: run again to go on
 
 
+def is_worth_retrying(code: int) -> bool:
+    """Whether the same command may get further the next time.
+
+    ``code``: an exit code; of a process that a signal ended, minus the signal or 128 plus it.
+    """
+    died_by_signal = code < 0 or 128 < code < 128 + 65
+    return code == Exit.RETRY or (died_by_signal and code != Exit.STOPPED_AT_ONCE)
+
+
 class RunError(Exception):
     """An error told to the user in one sentence; ``code`` is the exit code it leads to."""
 
