@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.distributed.elastic.agent.server.api import (
     RunResult,
@@ -68,7 +68,8 @@ class NodeAgent(LocalElasticAgent):
         super()._rendezvous(worker_group)
         self._signals.interruptible = False
         self.verdict, self._failed_elsewhere_at = None, None
-        self._reports = Reports(self._store, worker_group.group_rank, worker_group.group_world_size)
+        node, nodes = self._place
+        self._reports = Reports(cast("Any", worker_group.store), node, nodes)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         started: dict[int, Any] = super()._start_workers(worker_group)
@@ -128,8 +129,11 @@ class NodeAgent(LocalElasticAgent):
         if now - self._looked > _LOOK_AT_OTHERS:
             self._looked = now
             assert self._reports is not None
-            if self._reports.somebody_failed():
-                self._failed_elsewhere_at = now
+            try:
+                failed = self._reports.somebody_failed()
+            except RuntimeError:
+                failed = True  # the store is gone with its node
+            self._failed_elsewhere_at = now if failed else None
         return False
 
     def _judge(self, result: RunResult, ended: set[int]) -> None:
@@ -139,10 +143,10 @@ class NodeAgent(LocalElasticAgent):
             failures = [self._stuck()]
 
         def decisive(found: list[Report]) -> bool:
-            return not self._verdict(found).retry
+            return not self._verdict(found, []).retry
 
-        reports = self._report(failures, enough=decisive)
-        self.verdict = verdict = self._verdict(reports)
+        reports, lost = self._report(failures, enough=decisive)
+        self.verdict = verdict = self._verdict(reports, lost)
         again = self._remaining_restarts > 0 and self._starts_again(reports)
         if not again:
             self._remaining_restarts = 0
@@ -173,15 +177,13 @@ class NodeAgent(LocalElasticAgent):
 
     def _report(
         self, failures: list[Failure], enough: Callable[[list[Report]], bool]
-    ) -> list[Report]:
+    ) -> tuple[list[Report], list[int]]:
         assert self._reports is not None
         own = Report(self._place[0], failures, leaving=self._signals.first is not None)
         return self._reports.exchange(own, enough, _TO_REPORT)
 
-    def _verdict(self, reports: list[Report]) -> Verdict:
+    def _verdict(self, reports: list[Report], lost: list[int]) -> Verdict:
         failures = [failure for report in reports for failure in report.failures]
-        heard = {report.node for report in reports}
-        lost = [node for node in range(self._place[1]) if node not in heard]
         return Verdict(first_failure(failures), failures, lost)
 
     def _failure(self, failure: ProcessFailure, ended: set[int]) -> Failure:
@@ -218,9 +220,7 @@ class NodeAgent(LocalElasticAgent):
     def _place(self) -> tuple[int, int]:
         """This node's number in the round, and how many nodes there are."""
         group = self._worker_group
-        assert group.group_rank is not None
-        assert group.group_world_size is not None
-        return group.group_rank, group.group_world_size
+        return int(cast("Any", group.group_rank)), int(cast("Any", group.group_world_size))
 
     @property
     def _keeps_store(self) -> bool:

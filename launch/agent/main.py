@@ -78,7 +78,6 @@ def _prepare_environment(options: Options) -> None:
     """What the ranks are to find; they inherit it."""
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // options.processes)))
-    os.environ.setdefault("ISORUN_RUN_ID", options.rdzv_id)
     os.environ["ISORUN_STOP_DEADLINE"] = f"{options.stop_deadline:g}"
     if options.elastic:
         # Else torchrun 2.13 never tells a node that comes later where rank 0 is.
@@ -196,7 +195,7 @@ def _write(options: Options, command: Sequence[str], verdict: Verdict, to_run: b
 
     tell(verdict.paragraph())
     record = verdict.record(
-        run_id=os.environ["ISORUN_RUN_ID"], command=list(command), agent=socket.gethostname()
+        run_id=os.environ.get("ISORUN_RUN_ID"), command=list(command), agent=socket.gethostname()
     )
     directory = run_directory(command) if to_run else None
     try:

@@ -55,10 +55,10 @@ class Reports:
 
     def exchange(
         self, own: Report, is_enough: Callable[[list[Report]], bool], patience: float
-    ) -> list[Report]:
-        """Publishes this node's report and returns those that are there as soon as they are
-        enough or all, or ``patience`` seconds have passed."""
-        found = {own.node: own}
+    ) -> tuple[list[Report], list[int]]:
+        """Publishes this node's report. Returns the reports that are there as soon as they are
+        enough or all, and the nodes that were waited for ``patience`` seconds in vain."""
+        found, lost = {own.node: own}, []
         try:
             self._store.set(_key(self._node), own.encode())
             if own.failures:
@@ -71,9 +71,11 @@ class Reports:
                 if len(found) == self._nodes or is_enough(list(found.values())):
                     break
                 time.sleep(_POLL)
+            else:
+                lost = [other for other in self._others if other not in found]
         except RuntimeError:
-            pass
-        return [found[node] for node in sorted(found)]
+            lost = [0] if self._node else []
+        return [found[node] for node in sorted(found)], lost
 
     def part(self, *, keeps_store: bool, lost: Collection[int], patience: float) -> None:
         """Says that this node has read what it needs. The one that keeps the store waits for the
