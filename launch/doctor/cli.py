@@ -8,11 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from launch.doctor.findings import Finding, Status, exit_code, merged, misset
+from launch.doctor.findings import Finding, Status, broken, exit_code, merged, misset
 from launch.doctor.guard import bounded
 from launch.doctor.place import Place, training_config
 from launch.doctor.table import show, summary
@@ -35,9 +36,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The doctor's own arguments, and in ``command`` the words after ``--``."""
-    words = list(argv)
-    cut = words.index("--") if "--" in words else len(words)
+    """The doctor's own arguments, and in ``command`` the training's: all after ``--``, or
+    from the first word on that is no option."""
     parser = _Parser(
         prog="python -m launch.doctor",
         description="Looks for what would keep a training from running here. Started on all "
@@ -54,10 +54,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--wait", type=float, default=120.0, metavar="SECONDS",
         help="for the other ranks to come; default: 120",
     )  # fmt: skip
-    arguments = parser.parse_args(words[:cut])
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
     if arguments.wait <= 0:
         raise UsageError(f"--wait is {arguments.wait:g} (command line); give a number above 0.")
-    arguments.command = words[cut + 1 :]
+    if arguments.command[:1] == ["--"]:  # torchrun, for one, takes it away
+        del arguments.command[0]
     return arguments
 
 
@@ -72,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("isorun: stopped.", file=sys.stderr)
         return Exit.STOPPED_AT_ONCE
+    except (OSError, RuntimeError) as error:  # the store, for one, is gone
+        text = f"The preflight failed ({type(error).__name__}: {first_line(error)})"
+        print(f"isorun: error: {text}; start it again.", file=sys.stderr)
+        return Exit.RETRY
 
 
 def _main(arguments: argparse.Namespace) -> Exit:
@@ -79,11 +85,21 @@ def _main(arguments: argparse.Namespace) -> Exit:
     world = this_world()
     before, loaded = _read_config(arguments.command) if world.local_rank == 0 else ([], None)
     place = Place(world, arguments.level, loaded)
-    meeting = _meet(place, arguments.wait)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # no C++ stacks for what findings say
     from launch.doctor.examination import Examination, absent
+    from launch.doctor.meeting import alone
 
-    if world.rank == 0:
-        before += absent(world.world_size, meeting, arguments.wait)
+    try:
+        meeting = _meet(place, arguments.wait)
+    except RetryError as error:
+        if world.rank != 0:
+            raise
+        before.append(broken("ranks", str(error), ""))
+        meeting = alone(place)
+    else:
+        if world.rank == 0:
+            before += absent(world.world_size, meeting, arguments.wait)
+
     examination = Examination(place, meeting, before)
 
     def examine() -> list[Finding]:
@@ -102,8 +118,9 @@ def _main(arguments: argparse.Namespace) -> Exit:
     if code:
         failures = [f"{f.check} on {f.node}: {f.text}" for f in findings if f.code]
         leave((UsageError if code is Exit.USAGE else RetryError)("; ".join(failures)))
-    meeting.tell("verdict", code)  # after all is printed: an agent may end this process now
-    meeting.hear("left", [rank for rank in meeting.members if rank], _ACK_SECONDS)
+    with suppress(RuntimeError):  # whoever keeps the store is gone, and the others with it
+        meeting.tell("verdict", code)  # after all is printed: an agent may end this process now
+        meeting.hear("left", [rank for rank in meeting.members if rank], _ACK_SECONDS)
     return code
 
 
@@ -115,15 +132,13 @@ def _read_config(command: Sequence[str]) -> tuple[list[Finding], LoadedConfig | 
         try:
             read[0] = training_config(command)
         except RunError as error:
-            text = first_line(error)
-            return [misset("config", text, "python -m train show-config shows each value's origin")]
+            return [misset("config", line, "") for line in str(error).splitlines()]
         return []
 
     return bounded("config", load, _CONFIG_SECONDS), read[0]
 
 
 def _meet(place: Place, seconds: float) -> Meeting:
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # no C++ stacks for what findings say
     from launch.doctor.meeting import meet, open_store
 
     started = time.monotonic()
@@ -133,10 +148,11 @@ def _meet(place: Place, seconds: float) -> Meeting:
 
 def _verdict(examination: Examination, meeting: Meeting) -> Exit:
     """What rank 0 made of it all; if it says nothing, what this rank found itself."""
-    told = meeting.hear("verdict", [0], examination.limits.all).get(0)
-    meeting.tell("left", True)
-    if told is not None:
-        return Exit(told)
+    with suppress(RuntimeError):  # rank 0, which keeps the store, is gone
+        told = meeting.hear("verdict", [0], examination.limits.all).get(0)
+        meeting.tell("left", True)
+        if told is not None:
+            return Exit(told)
     own = [f for f in examination.findings if f.status is Status.FAILED]
     found = "; ".join(f"{f.check}: {f.text}" for f in own) or "found nothing wrong itself"
     raise RetryError(

@@ -22,7 +22,7 @@ from launch.doctor.checks import (
     tracking,
     versions,
 )
-from launch.doctor.findings import Finding, Status, broken, misset, ok, skipped
+from launch.doctor.findings import ALL_NODES, Finding, Status, broken, misset, ok, skipped
 from launch.doctor.guard import Check, bounded, bounded_together
 from launch.doctor.meeting import Meeting
 from launch.doctor.place import Place
@@ -102,7 +102,7 @@ class Examination:
         loaded = self.place.loaded
         told = None if loaded is None else json.dumps(loaded.values(), sort_keys=True, default=str)
         return {
-            "software": versions.software(),
+            "software": versions.software(loaded),
             "devices": devices.inventory(),
             "config": None if told is None else hashlib.sha256(told.encode()).hexdigest()[:12],
             "addresses": list(interfaces.addresses_of(self.place.environ)),
@@ -130,19 +130,20 @@ class Examination:
             ]
 
         seconds = 2 * patience + self.limits.together
-        self._add(bounded(network.CHECK, reach_others, seconds))
+        self._add(bounded(network.CHECK, reach_others, seconds), self.everybody)
         see_others = partial(shared.check, place, meeting, patience)
-        self._add(bounded(shared.CHECK, see_others, seconds))
+        self._add(bounded(shared.CHECK, see_others, seconds), self.everybody)
 
     def _compare(self, facts: dict[int, dict[str, Any]]) -> None:
         """On rank 0: whether all nodes are alike."""
         label = self.meeting.label
         software = {label(rank): found["software"] for rank, found in facts.items()}
-        self._add(versions.compare(software))
+        self._add(versions.compare(software), self.everybody)
         self._add(devices.compare({label(rank): found["devices"] for rank, found in facts.items()}))
-        self._add(_configs(self.place, {label(rank): f["config"] for rank, f in facts.items()}))
-        hosts = {self.meeting.members[r].host: found["addresses"] for r, found in facts.items()}
+        self._add(_configs({label(rank): found["config"] for rank, found in facts.items()}))
         if len(facts) > 1:
+            members = self.meeting.members
+            hosts = {members[rank].host: found["addresses"] for rank, found in facts.items()}
             self._add(environment.proxies(hosts))
 
     # -- between ranks -------------------------------------------------------------------------
@@ -156,16 +157,18 @@ class Examination:
             ready = meeting.hear("ready", meeting.leaders, limits.patience)
             self._lost()
             meeting.tell("group", self._plan(ready))
-        plan = meeting.hear("group", [0], 4 * limits.patience).get(0)
+        plan = meeting.hear("group", [0], limits.all).get(0)
         if plan is None or plan["why_not"]:
             if meeting.rank == 0 and plan:
-                self._add([skipped(collectives.CHECK, f"not tried: {plan['why_not']}")])
+                said = f"not tried: {plan['why_not']}"
+                self._add([skipped(collectives.CHECK, said)], self.everybody)
             return
 
         def all_together() -> list[Finding]:
             return _collectives(place, meeting, plan["gpu"], limits.together)
 
-        self._add(bounded(collectives.CHECK, all_together, 2 * limits.together))
+        node = self.everybody if meeting.rank == 0 else self.node
+        self._add(bounded(collectives.CHECK, all_together, 2 * limits.together), node)
 
     def _plan(self, ready: dict[int, Any]) -> dict[str, Any]:
         missing = self.place.world.world_size - len(self.meeting.members) + len(self.meeting.lost)
@@ -194,6 +197,8 @@ class Examination:
         for findings in told.values():
             self.findings += map(Finding.from_json, findings)
         self._lost()
+        order = list(dict.fromkeys(finding.check for finding in self.findings))
+        self.findings.sort(key=lambda finding: order.index(finding.check))
 
     def _lost(self) -> None:
         """Names, once, the ranks that do not answer any more."""
@@ -210,10 +215,15 @@ class Examination:
                     )
                 )
 
-    def _add(self, findings: Iterable[Finding]) -> None:
-        self.findings += [
-            finding if finding.node else replace(finding, node=self.node) for finding in findings
-        ]
+    @property
+    def everybody(self) -> str:
+        """Whose a finding is that speaks of all nodes."""
+        return self.node if len(self.meeting.leaders) == 1 else ALL_NODES
+
+    def _add(self, findings: Iterable[Finding], node: str | None = None) -> None:
+        """Notes findings; those that name no node are ``node``'s, by default this one's."""
+        whose = node or self.node
+        self.findings += [f if f.node else replace(f, node=whose) for f in findings]
 
     def _failed(self, check: str) -> bool:
         return any(f.check == check and f.status is Status.FAILED for f in self.findings)
@@ -230,7 +240,7 @@ def absent(world_size: int, meeting: Meeting, seconds: float) -> list[Finding]:
             "ranks",
             f"{len(missing)} of {world_size} ranks did not come within {seconds:g} s: {shown}",
             "see the output of their nodes; a node may have failed, or started late",
-            node="missing",
+            node="absent",
         )
     ]
 
@@ -248,7 +258,7 @@ def _batches(place: Place) -> list[Finding]:
     ]
 
 
-def _configs(place: Place, digests: dict[str, str | None]) -> list[Finding]:
+def _configs(digests: dict[str, str | None]) -> list[Finding]:
     known = {node: digest for node, digest in digests.items() if digest is not None}
     usual = versions.usual_values({node: {"config": digest} for node, digest in known.items()})
     return [

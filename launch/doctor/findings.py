@@ -35,7 +35,7 @@ class Finding:
     node: str = ""
     """Whose it is; empty until the node that found it puts its own name."""
     code: Exit = Exit.DONE
-    """Of a failure: USAGE where somebody has to change something, RETRY where the machine failed."""
+    """Of a failure: USAGE where a person has to change something, RETRY where a machine failed."""
     values: dict[str, Any] = field(default_factory=dict)
     """What was measured, with the unit in the name."""
 

@@ -83,25 +83,26 @@ def bandwidth(place: Place, *, on_gpu: bool, nodes: int) -> list[Finding]:
     device = torch.device("cuda", world.local_rank) if on_gpu else torch.device("cpu")
     factor = 2 * (world.world_size - 1) / world.world_size
     rates: dict[int, float] = {}
+    said = []
     for size in _GPU_SIZES if on_gpu else _SIZES:
         data = torch.zeros(size // 4, device=device)
         seconds = _seconds_per_call(data)
         rates[size] = size * factor / seconds
+        said.append(f"{readable(size)} {rates[size] / 1e9:.3g} GB/s ({seconds * 1e3:.3g} ms)")
     if world.rank != 0:
         return []
-    said = ", ".join(f"{readable(size)} {rate / 1e9:.3g} GB/s" for size, rate in rates.items())
     values: dict[str, Any] = {f"bytes_per_second_at_{size}": rate for size, rate in rates.items()}
     if nodes > 1 and rates[max(rates)] < SLOW_NETWORK:
         return [
             warning(
                 "bandwidth",
-                f"{said}: no more than a network of 1 Gbit/s",
+                f"{', '.join(said)}: no more than a network of 1 Gbit/s",
                 "name the fast interface by NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, and see "
                 "its speed with ethtool; or let steps take longer (batch.global_batch_size)",
                 **values,
             )
         ]
-    return [ok("bandwidth", said, **values)]
+    return [ok("bandwidth", ", ".join(said), **values)]
 
 
 def _seconds_per_call(data: torch.Tensor) -> float:

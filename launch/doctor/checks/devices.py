@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.doctor.checks.versions import differences, usual_values
+from launch.doctor.checks.versions import differences, in_words, usual_values
 from launch.doctor.findings import Finding, broken, misset, ok, warning
 from launch.doctor.place import Place
 
@@ -106,7 +106,7 @@ def compare(nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     return [
         broken(
             CHECK,
-            "; ".join(f"{name} is {mine}, elsewhere {theirs}" for name, mine, theirs in odd),
+            in_words(odd),
             "see nvidia-smi on this node, or start the run on nodes that are alike",
             node=node,
         )
