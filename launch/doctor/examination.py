@@ -294,11 +294,11 @@ def _collectives(place: Place, meeting: Meeting, gpu: bool, seconds: float) -> l
     }
     slow = [
         *collectives.slow_ones(
-            between, "slow node", "exchanges bytes with other nodes", meeting.label,
+            between, "exchanges data with other nodes", "GB/s", meeting.label,
             "see its network: link speed, duplex, errors (ethtool), and which interface is used",
         ),
         *collectives.slow_ones(
-            by_node, "slow node", "multiplies matrices", meeting.label,
+            by_node, "multiplies matrices", "GFLOP/s", meeting.label,
             "see what else runs on it, its clock (power, heat), and the limits of its container",
         ),
     ]  # fmt: skip

@@ -102,11 +102,11 @@ def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
     machine = psutil.virtual_memory()
     limit, used = _cgroup_limit(cgroup)
     if limit is None or limit >= machine.total:
-        total, free, kind = machine.total, machine.available, "memory"
+        total, free, kind = machine.total, machine.available, ""
     else:
         free = min(machine.available, limit - used)
-        total, kind = limit, "the container's memory limit"
-    said = f"{readable(free)} free of {readable(total)} ({kind})"
+        total, kind = limit, " (the container's memory limit)"
+    said = f"{readable(free)} free of {readable(total)}{kind}"
     values: dict[str, Any] = {"free_bytes": free, "total_bytes": total}
     findings = []
     needed = place.world.local_world_size * 512 * _MIB  # torch and its libraries, in each process
@@ -121,7 +121,8 @@ def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
             )
         )
     shm = _total(SHM)
-    if shm is not None and limit is not None and limit < shm:
+    workers = 0 if place.loaded is None else place.loaded.config.loader.workers
+    if workers and shm is not None and limit is not None and limit < shm:
         findings.append(
             warning(
                 "memory",

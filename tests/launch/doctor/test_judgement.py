@@ -297,7 +297,7 @@ def test_every_pair_meets_once_and_no_node_has_two_partners(count):
 
 def test_the_slow_node_is_named():
     rates = {0: 9e9, 1: 10e9, 2: 2e9}
-    (found,) = collectives.slow_ones(rates, "slow node", "computes", label, "")
+    (found,) = collectives.slow_ones(rates, "computes", "GFLOP/s", label, "")
     assert found.node == "c"
-    assert found.text == "computes at 2 G/s, where the others reach 9.5"
-    assert collectives.slow_ones({0: 9e9, 1: 10e9}, "slow node", "computes", label, "") == []
+    assert found.text == "computes at 2 GFLOP/s, where the others reach 9.5"
+    assert collectives.slow_ones({0: 9e9, 1: 10e9}, "computes", "GFLOP/s", label, "") == []
