@@ -12,6 +12,7 @@ from launch.doctor.checks import (
     interfaces,
     memory,
     network,
+    storage,
     versions,
 )
 from launch.doctor.checks.network import Listener, Reached
@@ -28,6 +29,8 @@ from launch.doctor.findings import (
 from launch.doctor.guard import bounded, bounded_together
 from launch.doctor.meeting import Meeting, Member
 from launch.doctor.place import Place
+from tests.support.runs import TINY
+from train.config.load import load_config
 from train.exits import DataError, RetryError
 from train.world import World
 
@@ -301,3 +304,36 @@ def test_the_slow_node_is_named():
     assert found.node == "c"
     assert found.text == "computes at 2 GFLOP/s, where the others reach 9.5"
     assert collectives.slow_ones({0: 9e9, 1: 10e9}, "computes", "GFLOP/s", label, "") == []
+
+
+# -- the user's own code -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(tmp_path):
+    loaded = load_config([], [*TINY, f"run.dir={tmp_path}/run", "loader.workers=2"], runs=False)
+    return Place(World(0, 1, 0, 1, "test", "a"), "full", loaded)
+
+
+def cannot(_):
+    raise RuntimeError("it needs a file")
+
+
+def test_a_sample_that_cannot_be_loaded_is_assumed(full, tmp_path):
+    (found,) = memory.shared_memory(full, cannot, tmp_path)
+    assert (
+        "588 KiB (assumed, as the check itself failed: RuntimeError: it needs a file)" in found.text
+    )
+    assert found.status is not Status.FAILED
+
+
+def test_a_model_that_cannot_be_built_without_memory_skips_the_check(full):
+    (found,) = storage.room(full, cannot)
+    assert found.status is Status.SKIPPED
+    assert "it needs a file" in found.text
+
+
+def test_more_samples_than_shared_memory_has_room_for(full, tmp_path):
+    (found,) = memory.shared_memory(full, lambda _: 1 << 50, tmp_path)
+    assert int(found.code) == 64
+    assert found.values["needed_bytes"] == 6 * 12 << 50

@@ -1,5 +1,6 @@
 """The doctor on two nodes, played by two processes: what only a comparison shows."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tests.launch.doctor.doctors import (
     why_no_mount_namespace,
     with_sitecustomize,
 )
-from tests.support.runs import ROOT
+from tests.support.runs import ROOT, free_port
 
 
 def two(tmp_path, **kwargs):
@@ -203,3 +204,44 @@ def test_nothing_waits_for_a_store_that_was_left_by_another_start(tmp_path):
         assert met[0].members == met[1].members
         met[1].tell("topic", "word")
         assert met[0].hear("topic", [1], 5.0) == {1: "word"}
+
+
+@pytest.mark.slow
+def test_rank_0_that_dies_in_the_middle(tmp_path):
+    code = (
+        "import socket, os\n"
+        "def die(*args, **kwargs): os._exit(0)\n"
+        "socket.has_dualstack_ipv6 = die\n"
+    )
+    each = [with_sitecustomize(tmp_path / "site", code), {}]
+    told = doctor(**two(tmp_path, each=each, expect=[0, 75]))
+    assert told.report is None
+    assert "told rank 1 on " in told.errors[1]
+    assert "see what became of rank 0" in told.errors[1]
+    assert len(told.errors[1].splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_two_agents_with_two_processes_each(tmp_path):
+    port = free_port()
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node",
+             "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf",
+             f"is_host={int(node == 0)}", "--local-addr", "127.0.0.1", "-m", "launch.doctor",
+             "--json", str(tmp_path / "report.json"), *FIT, f"run.dir={tmp_path}/run"],
+            cwd=ROOT, env=clean(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    done = [agent.communicate(timeout=300) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], done
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["world_size"] == 4
+    assert len(report["nodes"]) == 2
+    assert [m["leads"] for m in sorted(report["members"], key=lambda m: m["rank"])] == [
+        True, False, True, False,
+    ]  # fmt: skip
+    said = "".join(output for output, _ in done)
+    assert said.count("Preflight (quick): 2 nodes, 4 processes") == 1
+    assert "gloo sums correctly over 4 ranks" in said
