@@ -12,7 +12,7 @@ from torchx.specs import AppDef
 from launch import app as apps
 from launch import sweep as sweeps
 from launch.identity import identify
-from launch.training import training
+from launch.job import training
 
 
 def fit(

@@ -22,7 +22,7 @@ from typing import Any
 
 from launch.identity import slug
 from launch.shape import Shape
-from launch.training import Training, training
+from launch.job import Training, training
 from train.exits import Exit, RunError, UsageError, is_worth_retrying
 
 _LARGEST = 1000  # more combinations than these are a slip of the pen
