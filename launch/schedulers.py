@@ -11,9 +11,12 @@ here, by entry points (group ``torchx.schedulers``) that name this module's attr
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import secrets
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from torchx.specs import AppDef
 
 LOCAL = ("local_cwd", "local_docker")
+NO_IMAGE = ("local_cwd", "slurm")  # jobs run with what is installed here
 MODULES = {
     "local_cwd": "torchx.schedulers.local_scheduler",
     "local_docker": "torchx.schedulers.docker_scheduler",
@@ -74,6 +78,13 @@ def are_ours() -> bool:
     return {f"{__name__}:{name}" for name in MODULES} <= found
 
 
+def _path() -> str:
+    """PATH, with the Python first that TorchX itself runs with: a virtual environment may be in
+    use without being active."""
+    directories = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    return os.pathsep.join(directories)
+
+
 @cache
 def _watched(scheduler: type, name: str) -> type:
     """A subclass of a scheduler's class: TorchX asks by isinstance what a scheduler can do."""
@@ -93,9 +104,11 @@ class Watched:
 
     def submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
         """Checks an app of isorun's before it is rendered. Raises UsageError."""
-        for role in app.roles if ledger.is_ours(app) else []:
+        for role in app.roles if ledger.is_ours(app) else ():
             if self.known_as not in LOCAL:
                 secrets.refuse(role.env, self.known_as)
+            if self.known_as in NO_IMAGE:
+                role.env.setdefault("PATH", _path())
         return super().submit_dryrun(app, cfg)  # type: ignore[misc]
 
     def schedule(self, dryrun_info: Any) -> str:
