@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch import shape as shapes
 from launch.identity import Identity
-from launch.secrets import plaintext
+from launch.secrets import withhold
 from train.exits import UsageError
 
 if TYPE_CHECKING:
@@ -55,9 +55,8 @@ class Launch:
             shape = replace(shape, processes=resource.gpu)
         if max_retries < 0:
             raise UsageError(f"--max_retries must not be negative, but is {max_retries}.")
-        _refuse_unguarded(env or {})
         return cls(
-            shape, resource, image, name, dict(env or {}), _mounts(mounts or []),
+            shape, resource, image, name, withhold(env or {}), _mounts(mounts or []),
             dict(metadata or {}), max_retries,
         )  # fmt: skip
 
@@ -155,17 +154,3 @@ def _mounts(mounts: list[str]) -> list[Any]:
             f"--mounts {','.join(mounts)}: {str(said).strip(chr(34))}; write "
             "type=bind,src=/on/the/host,dst=/in/the/container[,readonly]."
         ) from None
-
-
-def _refuse_unguarded(env: Mapping[str, str]) -> None:
-    """Which scheduler it goes to is known to the schedulers alone, and they refuse secrets. If
-    isorun's are not in place, nobody would."""
-    if names := plaintext(env):
-        from launch.schedulers import are_ours
-
-        if not are_ours():
-            raise UsageError(
-                f"--env gives {names[0]} in plain text, and nobody watches where it goes, since "
-                "the schedulers that TorchX finds are not isorun's; install isorun (`pip install "
-                "isorun[launch]`, or `pip install -e .` in its sources)."
-            )

@@ -13,9 +13,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +59,9 @@ def create(name: str, session_name: str, **parameters: Any) -> Scheduler:
     """The scheduler that TorchX knows by this name, watched. Raises NotInstalledError."""
     try:
         module = importlib.import_module(MODULES[name])
-        # 0.7.0's module for Ray has no such function where Ray is not installed.
         factory = module.create_scheduler
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, NameError) as error:
+        # The last is what 0.7.0's module for Ray ends with where Ray is not installed.
         raise NotInstalledError(
             f"The scheduler {name} cannot be used: {str(error).rstrip('.')}; install what it "
             "needs, or choose another by -s."
@@ -73,10 +72,15 @@ def create(name: str, session_name: str, **parameters: Any) -> Scheduler:
     return watched
 
 
-def are_ours() -> bool:
-    """Whether it is isorun's schedulers that TorchX finds."""
-    found = {point.value for point in entry_points(group="torchx.schedulers")}
-    return {f"{__name__}:{name}" for name in MODULES} <= found
+def _refuse_commas(env: Mapping[str, str]) -> None:
+    """srun is told the environment in one list; what follows a comma would be another variable."""
+    for name, value in env.items():
+        if "," in value:
+            raise UsageError(
+                f"{name} is {value!r} in the environment of the job, but Slurm cannot be given a "
+                f"value with a comma; leave it out of --env and `export {name}=...` before you "
+                "submit, which Slurm hands down."
+            )
 
 
 def _path() -> str:
@@ -102,8 +106,12 @@ class Watched:
     def submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
         """Checks an app of isorun's before it is rendered. Raises UsageError."""
         for role in app.roles if ledger.is_ours(app) else ():
-            if self.known_as not in LOCAL:
+            if self.known_as in LOCAL:
+                role.env = secrets.restore(role.env)
+            else:
                 secrets.refuse(role.env, self.known_as)
+            if self.known_as == "slurm":
+                _refuse_commas(role.env)
             if self.known_as in NO_IMAGE:
                 role.env.setdefault("PATH", _path())
         return super().submit_dryrun(app, cfg)  # type: ignore[misc]
