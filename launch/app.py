@@ -149,8 +149,9 @@ def _mounts(mounts: list[str]) -> list[Any]:
     try:
         return list(parse_mounts(mounts))
     except (KeyError, ValueError) as error:
-        said = f"{error.args[0]} is missing" if str(error.args[0]) in {"src", "dst"} else error
+        said = str(error.args[0])
+        said += " is missing" if said in {"src", "dst"} else ""
         raise UsageError(
-            f"--mounts {','.join(mounts)}: {str(said).strip(chr(34))}; write "
+            f"--mounts {','.join(mounts)}: {said}; write "
             "type=bind,src=/on/the/host,dst=/in/the/container[,readonly]."
         ) from None

@@ -145,7 +145,7 @@ def sweep(
     runs lie side by side in the run directory of the config; started again, finished ones are
     left alone.
 
-    Example: torchx run isorun.sweep -j 2x1 --config configs/digits.yaml optim.lr=1e-3,3e-3 seed=0,1
+    Example: torchx run isorun.sweep -j 2x1 --config configs/digits.yaml optim.lr=1e-3,3e-3 run.seed=0,1
 
     Args:
         overrides: key=value settings, or key=A,B,C for those that are varied; last
