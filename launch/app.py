@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torchx.specs import AppDef, Resource
 
 AGENT = ("-m", "launch.agent")
-IMAGE = "isorun:latest"
+IMAGES = ("isorun:cpu", "isorun:cuda")  # as docker/ builds them
 DEFAULT_PORT = 29500
 _PREFLIGHTS = ("auto", "off", "quick", "full")
 
@@ -27,7 +27,7 @@ class Launch:
 
     shape: shapes.Shape
     resource: Resource
-    image: str = IMAGE
+    image: str
     name: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     mounts: Sequence[Any] = ()
@@ -40,7 +40,7 @@ class Launch:
         j: str,
         h: str | None,
         numbers: tuple[int, int, int],
-        image: str,
+        image: str | None,
         name: str | None,
         env: Mapping[str, str] | None,
         mounts: list[str] | None,
@@ -56,8 +56,8 @@ class Launch:
         if max_retries < 0:
             raise UsageError(f"--max_retries must not be negative, but is {max_retries}.")
         return cls(
-            shape, resource, image, name, withhold(env or {}), _mounts(mounts or []),
-            dict(metadata or {}), max_retries,
+            shape, resource, image or IMAGES[resource.gpu > 0], name, withhold(env or {}),
+            _mounts(mounts or []), dict(metadata or {}), max_retries,
         )  # fmt: skip
 
     def app(

@@ -16,11 +16,11 @@ _NAME = re.compile(r".*(_KEY|_TOKEN|_SECRET)|.*PASSWORD.*", re.IGNORECASE)
 _HIDDEN = "***"
 
 # What to do instead, by scheduler.
-_KUBERNETES = "keep it in a Secret of the cluster, from which the pods take it (docs/kubernetes.md)"
+_KUBERNETES = "keep it in a Secret of the cluster, from which the pods take it"
 _INSTEAD = {
     "slurm": "leave it out of --env and `export` it before you submit, which Slurm hands down, or "
     "log in once (`wandb login`) on a home directory that the nodes share",
-    "kubernetes_job": _KUBERNETES,
+    "kubernetes_job": f"{_KUBERNETES}, as `-cfg components=wandb-secret` does (docs/kubernetes.md)",
     "kubernetes": _KUBERNETES,
     "kubernetes_mcad": _KUBERNETES,
 }

@@ -151,6 +151,11 @@ def test_the_name_of_the_job_is_that_of_the_run():
     assert app("isorun.fit", *TINY, "run.name=7b").name == "run-7b"
 
 
+def test_the_image_is_that_which_the_hardware_needs():
+    assert fit().image == "isorun:cpu"
+    assert fit("-h", "gpu_t4_1").image == "isorun:cuda"
+
+
 def test_doctor_looks_and_trains_nothing():
     made = role("isorun.doctor", "-j", "2x1", "--level", "quick", *TINY)
     options = agent(made)

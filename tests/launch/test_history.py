@@ -43,7 +43,7 @@ def test_a_launch_is_recorded_with_all_that_says_what_ran(monkeypatch):
     assert (line["run_id"], line["wandb_id"]) == (run_id, run_id)
     assert line["command"][-len(TINY) :] == TINY
     assert line["request"] == "the request"
-    assert line["image"] == "isorun:latest"
+    assert line["image"] == "isorun:cpu"
     git = ["git", "rev-parse", "HEAD"]
     if (ROOT / ".git").exists():
         commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
