@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from launch import secrets
 from launch.history import ledger
 from launch.local import InContainers, OnThisMachine
+from launch.slurm import OnSlurm
 from train.exits import UsageError
 
 if TYPE_CHECKING:
@@ -72,17 +73,6 @@ def create(name: str, session_name: str, **parameters: Any) -> Scheduler:
     return watched
 
 
-def _refuse_commas(env: Mapping[str, str]) -> None:
-    """srun is told the environment in one list; what follows a comma would be another variable."""
-    for name, value in env.items():
-        if "," in value:
-            raise UsageError(
-                f"{name} is {value!r} in the environment of the job, but Slurm cannot be given a "
-                f"value with a comma; leave it out of --env and `export {name}=...` before you "
-                "submit, which Slurm hands down."
-            )
-
-
 def _path() -> str:
     """PATH, with the Python first that TorchX itself runs with: a virtual environment may be in
     use without being active."""
@@ -92,7 +82,9 @@ def _path() -> str:
 
 def _watched(scheduler: type, name: str) -> type:
     """A subclass of a scheduler's class: TorchX asks by isinstance what a scheduler can do."""
-    extra = {"local_cwd": (OnThisMachine,), "local_docker": (InContainers,)}.get(name, ())
+    extra = {
+        "local_cwd": (OnThisMachine,), "local_docker": (InContainers,), "slurm": (OnSlurm,),
+    }.get(name, ())  # fmt: skip
     bases = (Watched, *extra, scheduler)
     return type(f"Watched{scheduler.__name__}", bases, {"known_as": name})
 
@@ -110,8 +102,6 @@ class Watched:
                 role.env = secrets.restore(role.env)
             else:
                 secrets.refuse(role.env, self.known_as)
-            if self.known_as == "slurm":
-                _refuse_commas(role.env)
             if self.known_as in NO_IMAGE:
                 role.env.setdefault("PATH", _path())
         return super().submit_dryrun(app, cfg)  # type: ignore[misc]

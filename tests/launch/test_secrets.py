@@ -77,7 +77,16 @@ def test_local_means_local():
     assert set(LOCAL) == {name for name in MODULES if name.startswith("local")}
 
 
-def test_the_ledger_holds_no_secret(monkeypatch):
+def test_the_ledger_holds_no_secret_that_docker_copies(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    info = dryrun("isorun.fit", *TINY, scheduler="local_docker", copy_env=["WANDB_*"])
+    assert SECRET in str(info)
+    made = getattr(info, "app", None) or info._app
+    ledger.record_start("local_docker://torchx/x", "local_docker", made, str(info))
+    assert SECRET not in ledger.path().read_text()
+
+
+def test_the_ledger_holds_no_secret():
     info = dryrun("isorun.fit", "--env", f"WANDB_API_KEY={SECRET}", *TINY)
     made = getattr(info, "app", None) or info._app
     assert made.roles[0].env["WANDB_API_KEY"] == SECRET

@@ -137,6 +137,34 @@ def test_the_nodes_of_a_slurm_job_know_where_node_0_is():
     assert re.findall(r"--node-rank (\d)", script) == ["0", "1"]
 
 
+@pytest.mark.parametrize(
+    ("code", "requeued"),
+    [(0, False), (64, False), (65, False), (70, False), (76, False), (78, False), (130, False),
+     (75, True), (137, True), (143, True)],
+)  # fmt: skip
+def test_a_slurm_job_is_requeued_only_where_that_makes_sense(tmp_path, code, requeued):
+    """TorchX's batch script, run with a srun that ends so; left alone it requeues after any."""
+    info = dryrun("isorun.fit", "--max_retries", "1", *TINY, scheduler="slurm")
+    for name, text in (("srun", f"exit {code}"), ("scontrol", f"echo $@ >> {tmp_path}/said")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "script").write_text(info.request.materialize())
+    environ = {"PATH": f"{tmp_path}{os.pathsep}{os.defpath}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", tmp_path / "script"], env=environ, capture_output=True)
+    assert done.returncode == code
+    assert (tmp_path / "said").exists() is requeued
+    environ["SLURM_RESTART_COUNT"] = "1"
+    (tmp_path / "said").unlink(missing_ok=True)
+    subprocess.run(["bash", tmp_path / "script"], env=environ, capture_output=True)
+    assert not (tmp_path / "said").exists(), "no more often than was asked for"
+
+
+def test_the_projects_configuration_passes_wandbs_credentials_to_containers_here():
+    done = torchx("run", "-s", "local_docker", "--dryrun", "isorun.fit", *TINY, cwd=ROOT,
+                  WANDB_BASE_URL="http://here")  # fmt: skip
+    assert "WANDB_BASE_URL: http://here" in done.stdout
+
+
 def test_containers_do_not_ask_for_more_cores_than_there_are(monkeypatch):
     from torchx.schedulers.docker_scheduler import DockerScheduler
 

@@ -204,7 +204,7 @@ def test_a_sweep_trains_every_combination(user, tmp_path):
     words = [word for word in TINY if not word.startswith(("optim.lr", "length"))]
     process = user.start(
         "run", "-s", "local_cwd", "isorun.sweep", "-j", "2x1", *words,
-        "length.steps=4", f"run.dir={tmp_path / 'sweep'}", "optim.lr=0.1,0.01", "run.seed=0,1",
+        "length.steps=6", f"run.dir={tmp_path / 'sweep'}", "optim.lr=0.1,0.01", "run.seed=0,1",
     )  # fmt: skip
     ended(process)
     names = sorted(path.name for path in (tmp_path / "sweep").iterdir())
