@@ -161,6 +161,19 @@ def test_a_cancelled_launch_is_saved_and_leaves_nothing_behind(user, tmp_path, j
     assert "CANCELLED" in user.launch("history")
 
 
+def test_not_even_what_has_left_for_a_session_of_its_own_stays_behind(user):
+    code = (
+        "import subprocess, time; subprocess.Popen(['sleep', '98765.4'], start_new_session=True); "
+        "print('it sleeps'); time.sleep(9999)"
+    )
+    process = user.start("run", "-s", "local_cwd", "isorun.run", "--", "python", "-c", code)
+    wait_until(lambda: [w for w in processes_with("98765.4").values() if w[:5] == "sleep"], process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert processes_with("98765.4") == {}
+    assert user.ledger()[-1]["state"] == "CANCELLED"
+
+
 def test_an_agent_that_is_killed_takes_its_ranks_along(user, tmp_path):
     directory = tmp_path / "run"
     process = user.fit("1x2", directory, "task.sleep=0.05", "length.steps=10000")
