@@ -82,10 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> Exit:
     started = time.monotonic()
+    # No C++ stacks for what findings say in words; torch reads it once, when it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     world = this_world()
     before, loaded = _read_config(arguments.command) if world.local_rank == 0 else ([], None)
     place = Place(world, arguments.level, loaded)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # no C++ stacks for what findings say
     from launch.doctor.examination import Examination, absent
     from launch.doctor.meeting import alone
 
@@ -106,7 +107,7 @@ def _main(arguments: argparse.Namespace) -> Exit:
         examination.run()
         return []
 
-    examination.findings += bounded("preflight", examine, examination.limits.all)
+    examination.note(bounded("preflight", examine, examination.limits.all))
     if world.rank != 0:
         return _verdict(examination, meeting)
     findings = merged(examination.findings, meeting.nodes)
@@ -117,7 +118,8 @@ def _main(arguments: argparse.Namespace) -> Exit:
         code = _write(arguments.json, place, meeting, findings, seconds) or code
     if code:
         failures = [f"{f.check} on {f.node}: {f.text}" for f in findings if f.code]
-        leave((UsageError if code is Exit.USAGE else RetryError)("; ".join(failures)))
+        told = "; ".join(failures) or "The report could not be written."
+        leave((UsageError if code is Exit.USAGE else RetryError)(told))
     with suppress(RuntimeError):  # whoever keeps the store is gone, and the others with it
         meeting.tell("verdict", code)  # after all is printed: an agent may end this process now
         meeting.hear("left", [rank for rank in meeting.members if rank], _ACK_SECONDS)

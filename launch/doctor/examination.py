@@ -60,7 +60,7 @@ class Examination:
         self.limits = LIMITS[place.level]
         self.node = meeting.label(meeting.rank)
         self.findings: list[Finding] = []
-        self._add(before)
+        self.note(before)
 
     def run(self) -> None:
         """All checks. Afterwards rank 0 has the findings of all ranks."""
@@ -92,10 +92,10 @@ class Examination:
                 checks.append(("config", partial(_batches, place)))
                 checks.append(("free space", partial(storage.room, place)))
                 checks.append((tracking.CHECK, partial(tracking.check, place)))
-        self._add(bounded_together(checks, self.limits.alone))
+        self.note(bounded_together(checks, self.limits.alone))
         if place.full and place.loaded is not None and not self._failed("run directory"):
             check = partial(storage.speed, place.loaded)
-            self._add(bounded("disk speed", check, self.limits.alone))
+            self.note(bounded("disk speed", check, self.limits.alone))
         return facts
 
     def _facts(self) -> dict[str, Any]:
@@ -130,21 +130,21 @@ class Examination:
             ]
 
         seconds = 2 * patience + self.limits.together
-        self._add(bounded(network.CHECK, reach_others, seconds), self.everybody)
+        self.note(bounded(network.CHECK, reach_others, seconds), self.everybody)
         see_others = partial(shared.check, place, meeting, patience)
-        self._add(bounded(shared.CHECK, see_others, seconds), self.everybody)
+        self.note(bounded(shared.CHECK, see_others, seconds), self.everybody)
 
     def _compare(self, facts: dict[int, dict[str, Any]]) -> None:
         """On rank 0: whether all nodes are alike."""
         label = self.meeting.label
         software = {label(rank): found["software"] for rank, found in facts.items()}
-        self._add(versions.compare(software), self.everybody)
-        self._add(devices.compare({label(rank): found["devices"] for rank, found in facts.items()}))
-        self._add(_configs({label(rank): found["config"] for rank, found in facts.items()}))
+        self.note(versions.compare(software), self.everybody)
+        self.note(devices.compare({label(rank): found["devices"] for rank, found in facts.items()}))
+        self.note(_configs({label(rank): found["config"] for rank, found in facts.items()}))
         if len(facts) > 1:
             members = self.meeting.members
             hosts = {members[rank].host: found["addresses"] for rank, found in facts.items()}
-            self._add(environment.proxies(hosts))
+            self.note(environment.proxies(hosts))
 
     # -- between ranks -------------------------------------------------------------------------
 
@@ -161,14 +161,14 @@ class Examination:
         if plan is None or plan["why_not"]:
             if meeting.rank == 0 and plan:
                 said = f"not tried: {plan['why_not']}"
-                self._add([skipped(collectives.CHECK, said)], self.everybody)
+                self.note([skipped(collectives.CHECK, said)], self.everybody)
             return
 
         def all_together() -> list[Finding]:
             return _collectives(place, meeting, plan["gpu"], limits.together)
 
         node = self.everybody if meeting.rank == 0 else self.node
-        self._add(bounded(collectives.CHECK, all_together, 2 * limits.together), node)
+        self.note(bounded(collectives.CHECK, all_together, 2 * limits.together), node)
 
     def _plan(self, ready: dict[int, Any]) -> dict[str, Any]:
         missing = self.place.world.world_size - len(self.meeting.members) + len(self.meeting.lost)
@@ -220,7 +220,7 @@ class Examination:
         """Whose a finding is that speaks of all nodes."""
         return self.node if len(self.meeting.leaders) == 1 else ALL_NODES
 
-    def _add(self, findings: Iterable[Finding], node: str | None = None) -> None:
+    def note(self, findings: Iterable[Finding], node: str | None = None) -> None:
         """Notes findings; those that name no node are ``node``'s, by default this one's."""
         whose = node or self.node
         self.findings += [f if f.node else replace(f, node=whose) for f in findings]
@@ -294,11 +294,11 @@ def _collectives(place: Place, meeting: Meeting, gpu: bool, seconds: float) -> l
     }
     slow = [
         *collectives.slow_ones(
-            between, "slow node", "exchanges bytes with other nodes", meeting.label,
+            between, "exchanges data with other nodes", "GB/s", meeting.label,
             "see its network: link speed, duplex, errors (ethtool), and which interface is used",
         ),
         *collectives.slow_ones(
-            by_node, "slow node", "multiplies matrices", meeting.label,
+            by_node, "multiplies matrices", "GFLOP/s", meeting.label,
             "see what else runs on it, its clock (power, heat), and the limits of its container",
         ),
     ]  # fmt: skip

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from launch.doctor.findings import Finding, broken, misset
 from train.exits import RunError, first_line, is_worth_retrying
 
 Check = Callable[[], list[Finding]]
+T = TypeVar("T")
 
 
 def bounded(name: str, check: Check, seconds: float) -> list[Finding]:
@@ -31,7 +33,7 @@ def bounded_together(checks: Sequence[tuple[str, Check]], seconds: float) -> lis
         except RunError as error:
             judged = broken if is_worth_retrying(error.code) else misset
             found[number] = [judged(name, str(error), "")]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = f"the check itself failed: {type(error).__name__}: {first_line(error)}"
             found[number] = [broken(name, text, "see to what it names, then start it again")]
 
@@ -52,3 +54,15 @@ def bounded_together(checks: Sequence[tuple[str, Check]], seconds: float) -> lis
         )
         findings += found.get(number, [late])
     return findings
+
+
+def attempt(call: Callable[[], T], seconds: float) -> tuple[T | None, str]:
+    """The result of a call into the user's code, or None and why there is none."""
+    results: list[T] = []
+
+    def run() -> list[Finding]:
+        results.append(call())
+        return []
+
+    findings = bounded("attempt", run, seconds)
+    return (results[0], "") if results and not findings else (None, findings[0].text)

@@ -47,7 +47,7 @@ def compare(tried: Mapping[int, Mapping[int, Reached]], label: Label) -> list[Fi
     return [
         ok(
             CHECK,
-            f"within {most * 1e3:.1f} ms of each other, measured to {unsure * 1e3:.1f} ms",
+            f"within {most * 1e3:.2f} ms of each other, measured to within {unsure * 1e3:.2f} ms",
             most_seconds=most,
             unsure_seconds=unsure,
         )

@@ -133,23 +133,29 @@ def pairs(place: Place, meeting: Meeting, *, on_gpu: bool) -> dict[int, float]:
 
     device = torch.device("cuda", place.world.local_rank) if on_gpu else torch.device("cpu")
     mine, theirs = (torch.zeros(_PAIR_BYTES // 4, device=device) for _ in range(2))
-    rates = torch.zeros(place.world.world_size, _MOST_ROUNDS, device=device)
-    for number, round_ in enumerate(rounds(meeting.leaders)[:_MOST_ROUNDS]):
+    plan = rounds(meeting.leaders)[:_MOST_ROUNDS]
+    rates = torch.zeros(place.world.world_size, len(plan), device=device)
+    for number, round_ in enumerate(plan):
         peer = round_.get(place.world.rank)
         dist.barrier()
         if peer is None:
             continue
         seconds = []
-        for _ in range(3):
+        for _ in range(4):
             started = time.perf_counter()
             _exchange(mine, theirs, peer)
             seconds.append(time.perf_counter() - started)
         rates[place.world.rank, number] = 2 * _PAIR_BYTES / min(seconds)
     dist.all_reduce(rates)
+    seen: list[list[float]] = rates.tolist()
     return {
-        leader: max(measured)
+        # Of the two who measured a pair, the one who began later saw less of it.
+        leader: max(
+            min(seen[leader][number], seen[round_[leader]][number])
+            for number, round_ in enumerate(plan)
+            if leader in round_
+        )
         for leader in meeting.leaders
-        if any(measured := rates[leader].tolist())
     }
 
 
@@ -191,8 +197,8 @@ def compute_rates(place: Place, *, on_gpu: bool) -> dict[int, float]:
     matrix = torch.ones(side, side, device=device)
     rates = torch.zeros(place.world.world_size, device=device)
     dist.barrier()
-    best = 0.0
-    for _ in range(10):
+    best, until = 0.0, time.perf_counter() + _SECONDS_PER_SIZE
+    while not best or time.perf_counter() < until:
         started = time.perf_counter()
         matrix @ matrix
         if on_gpu:
@@ -204,7 +210,7 @@ def compute_rates(place: Place, *, on_gpu: bool) -> dict[int, float]:
 
 
 def slow_ones(
-    rates: Mapping[int, float], check: str, what: str, label: Callable[[int], str], advice: str
+    rates: Mapping[int, float], what: str, unit: str, label: Callable[[int], str], advice: str
 ) -> list[Finding]:
     """A warning for each that is much slower than the median of the others."""
     findings = []
@@ -213,8 +219,8 @@ def slow_ones(
         if others and rate < SLOWER * (usual := statistics.median(others)):
             findings.append(
                 warning(
-                    check,
-                    f"{what} at {rate / 1e9:.3g} G/s, where the others reach {usual / 1e9:.3g}",
+                    "slow node",
+                    f"{what} at {rate / 1e9:.3g} {unit}, where the others reach {usual / 1e9:.3g}",
                     advice,
                     node=label(rank),
                     rate_per_second=rate,

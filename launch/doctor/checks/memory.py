@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import psutil  # type: ignore[import-untyped]
 
 from launch.doctor.checks.units import readable
 from launch.doctor.findings import Finding, broken, misset, ok, warning
+from launch.doctor.guard import attempt
 from launch.doctor.place import Place
 from train.config.load import LoadedConfig
 from train.data.plan import BatchPlan
@@ -20,6 +22,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 _MIB = 1 << 20
 # A colour image of 224 x 224 as floats: larger than a sequence of tokens, smaller than a video.
 ASSUMED_SAMPLE = 3 * 224 * 224 * 4
+MEASURE_SECONDS = 30.0
 # Each tensor of a micro-batch is a file of whole pages.
 SMALLEST_BATCH = 4096
 _ENLARGE = (
@@ -75,17 +78,21 @@ def shared_memory(
     ranks, prefetch = place.world.local_world_size, loader.prefetch_factor or 2
     batches = ranks * loader.workers * (prefetch + 1)
     per_batch = micro.micro_batch_size or micro.largest_micro_batch
-    size = measure(place.loaded) if place.full else ASSUMED_SAMPLE
+    size, why = None, ""
+    if place.full:
+        size, why = attempt(partial(measure, place.loaded), MEASURE_SECONDS)
+    how = f"assumed{f', as {why}' if why else ''}" if size is None else "measured"
+    certain, size = size is not None, size or ASSUMED_SAMPLE
     needed = batches * max(SMALLEST_BATCH, per_batch * size)
     values: dict[str, Any] = {"free_bytes": free, "needed_bytes": needed, "micro_batches": batches}
     said = (
         f"{directory} has {readable(free)} free; {ranks} rank(s) x {loader.workers} workers x "
         f"{prefetch + 1} micro-batches x {per_batch} samples of {readable(size)} "
-        f"({'measured' if place.full else 'assumed'}) need {readable(needed)}"
+        f"({how}) need {readable(needed)}"
     )
     if free >= needed:
         return [ok(check, said, **values)]
-    certain = place.full or free < batches * SMALLEST_BATCH
+    certain = certain or free < batches * SMALLEST_BATCH
     return [(misset if certain else warning)(check, said, _ENLARGE, **values)]
 
 
@@ -102,11 +109,11 @@ def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
     machine = psutil.virtual_memory()
     limit, used = _cgroup_limit(cgroup)
     if limit is None or limit >= machine.total:
-        total, free, kind = machine.total, machine.available, "memory"
+        total, free, kind = machine.total, machine.available, ""
     else:
         free = min(machine.available, limit - used)
-        total, kind = limit, "the container's memory limit"
-    said = f"{readable(free)} free of {readable(total)} ({kind})"
+        total, kind = limit, " (the container's memory limit)"
+    said = f"{readable(free)} free of {readable(total)}{kind}"
     values: dict[str, Any] = {"free_bytes": free, "total_bytes": total}
     findings = []
     needed = place.world.local_world_size * 512 * _MIB  # torch and its libraries, in each process
@@ -121,7 +128,8 @@ def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
             )
         )
     shm = _total(SHM)
-    if shm is not None and limit is not None and limit < shm:
+    workers = 0 if place.loaded is None else place.loaded.config.loader.workers
+    if workers and shm is not None and limit is not None and limit < shm:
         findings.append(
             warning(
                 "memory",

@@ -8,19 +8,21 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from launch.doctor.checks.units import readable
 from launch.doctor.findings import Finding, broken, misset, ok, skipped, warning
+from launch.doctor.guard import attempt
 from launch.doctor.place import Place
 from train.checkpoint.store import CheckpointStore
 from train.config.load import LoadedConfig
-from train.config.schema import Config
 
 _MIB = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 PROBE_BYTES, PROBE_SECONDS = 256 * _MIB, 3.0
+ESTIMATE_SECONDS = 30.0
 SLOW = 50 * _MIB  # bytes per second: a local disk from before flash
 # Tensors of a parameter's size in the optimiser's state; two where it is not known.
 _STATES = {
@@ -56,11 +58,12 @@ def writable(loaded: LoadedConfig) -> list[Finding]:
     return [ok(check, f"{directory} can be written to")]
 
 
-def model_bytes(config: Config, loaded: LoadedConfig) -> int:
+def model_bytes(loaded: LoadedConfig) -> int:
     """Bytes of a checkpoint: fp32 parameters, the optimiser's state, and an average of weights.
     Builds the task's model without memory."""
     import torch
 
+    config = loaded.config
     with torch.device("meta"):
         model = loaded.task(config).build_model()
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -69,9 +72,7 @@ def model_bytes(config: Config, loaded: LoadedConfig) -> int:
     return 4 * count * (1 + states + (config.ema is not None)) + buffers
 
 
-def room(
-    place: Place, estimate: Callable[[Config, LoadedConfig], int] = model_bytes
-) -> list[Finding]:
+def room(place: Place, estimate: Callable[[LoadedConfig], int] = model_bytes) -> list[Finding]:
     """Whether there is room for the checkpoints that the run keeps, and the one being written."""
     assert place.loaded is not None
     check, loaded, keep = "free space", place.loaded, place.loaded.config.checkpoint
@@ -83,7 +84,11 @@ def room(
         files = [path for path in store.path(steps[-1]).rglob("*") if path.is_file()]
         size, source = sum(path.stat().st_size for path in files), "as the newest has"
     elif place.full:
-        size, source = estimate(loaded.config, loaded), "by its parameters"
+        estimated, why = attempt(partial(estimate, loaded), ESTIMATE_SECONDS)
+        if estimated is None:
+            reason = f"the model cannot be built without memory ({why})"
+            return [skipped(check, f"{readable(free)} are free; {reason}")]
+        size, source = estimated, "by its parameters"
     else:
         reason = "there is no checkpoint yet, and only level full estimates its size"
         return [skipped(check, f"{readable(free)} are free; {reason}")]
