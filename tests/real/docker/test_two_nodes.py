@@ -65,11 +65,13 @@ def test_a_killed_container_ends_the_run_with_75_and_it_resumes(docker, nodes, u
 
 
 def test_too_little_shared_memory_is_told_before_training(nodes):
-    loading = ["data.workers=4"]
+    """Two ranks' workers would need about 2 MB each for the batches that they keep ready."""
+    base = ["--config", "configs/digits.yaml", "batch.global_batch_size=1400", "loader.workers=4"]
     said = nodes.run_agents(
-        "two", *loading, options=["--shm-size", "1m"], agent=["--preflight", "quick"], expect=64
+        "two", base=base, options=["--shm-size", "1m"], agent=["--preflight", "full"], expect=64
     )
-    assert "/dev/shm" in said
+    assert "/dev/shm has 1.0 MiB free" in said
+    assert "--shm-size" in said
     assert not (nodes.runs / "two" / "attempts.jsonl").exists()
 
 
