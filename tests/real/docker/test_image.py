@@ -138,7 +138,12 @@ def test_a_change_of_code_costs_kilobytes(docker, builder, image, capsys):
         changed.unlink()
         project.write_text(original)
     after = layers(docker, "isorun-test:changed")
-    assert python(docker, "isorun-test:changed", "import train.version_of_a_test as v; print(v.CHANGED)") == "True"
+    assert (
+        python(
+            docker, "isorun-test:changed", "import train.version_of_a_test as v; print(v.CHANGED)"
+        )
+        == "True"
+    )
     assert after[:-1] == before[:-1], said
     assert after[-1] != before[-1]
     sizes = docker("history", "--format", "{{.Size}}\t{{.CreatedBy}}", "isorun-test:changed").stdout
