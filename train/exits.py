@@ -25,6 +25,21 @@ class Exit(IntEnum):
     PREEMPTED = 143  # stopped on request after a committed checkpoint: run again to go on
 
 
+ADVICE = {
+    Exit.DONE: "nothing; the same command says so again",
+    Exit.USAGE: "read the sentence, correct it",
+    Exit.DATA: "repair the data",
+    Exit.INTERNAL: "read the traceback, also in logs/",
+    Exit.OUT_OF_MEMORY: "do as the sentence says",
+    Exit.RETRY: "see to the cause, run again",
+    Exit.RESUME_REFUSED: "do as the sentence says",
+    Exit.NOT_FINITE: "lower optim.lr, clip, look at the data",
+    Exit.STOPPED_AT_ONCE: "run again; it goes on from the last checkpoint",
+    Exit.PREEMPTED: "run again to go on",
+}
+"""What to do after each."""
+
+
 def is_worth_retrying(code: int) -> bool:
     """Whether the same command may get further the next time.
 

@@ -99,6 +99,16 @@ class Hosts:
                  "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         )  # fmt: skip
 
+    def start_node_agent(self, host, command, *options, env=()):
+        """Our own agent on one of the hosts, with a command after it."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.names[host], sys.executable, "-m", "launch.agent",
+             "--node-rank", str(host), "--local-addr", f"{self.subnet}.{host + 1}",
+             "--preflight", "off", *options, "--", *command],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**environment(), "GLOO_SOCKET_IFNAME": self.cables[host], **dict(env)},
+        )  # fmt: skip
+
     def lose(self, host):
         """Kills all that runs on a host, at once."""
         for pid in ip("netns", "pids", self.names[host]).stdout.split():

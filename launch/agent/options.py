@@ -1,0 +1,325 @@
+"""The agent's command line, and the environment variables that may stand in for it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from train.exits import UsageError
+from train.world import first_host
+
+DEFAULT_PORT = 29500
+TERMINATION_LOG = Path("/dev/termination-log")
+_MARGIN = 5.0  # seconds between the end of a stop in the ranks and their being killed
+# Where launchers say which node this is: TorchX, Kubernetes' Indexed Jobs, Slurm.
+_NODE_RANKS = ("TORCHX_REPLICA_ID", "JOB_COMPLETION_INDEX", "SLURM_NODEID")
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that the agent is told."""
+
+    min_nodes: int
+    max_nodes: int
+    processes: int
+    """Ranks on this node."""
+    host: str
+    """Where the nodes meet; with one node there is nobody to meet, and any free port will do."""
+    port: int
+    rdzv_id: str
+    rdzv_conf: dict[str, str]
+    rdzv_timeout: float
+    """Seconds for the name to be known, the port to be open, and all nodes to come."""
+    node_rank: int | None
+    """Which node this is; node 0 keeps the meeting point. None: found out by comparing names."""
+    local_addr: str | None
+    """The address under which other nodes reach this one."""
+    max_restarts: int
+    shutdown_timeout: float
+    """Seconds from a request to stop until ranks that are still there are killed."""
+    stop_deadline: float
+    """Seconds that ranks are told they have for that."""
+    monitor_interval: float
+    """Seconds between two looks at the ranks."""
+    log_dir: Path | None
+    termination_log: Path | None
+    preflight: str
+    """off, quick or full."""
+    preflight_only: bool
+    command: tuple[str, ...]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether nodes may come and go."""
+        return self.min_nodes < self.max_nodes
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(
+            f"{message[:1].upper()}{message[1:]}; see `python -m launch.agent --help`."
+        )
+
+
+# Option, default, metavar, help. Each is also read from PET_<NAME>, as torchrun does.
+_OPTIONS = [
+    ("nnodes", "1", "N|MIN:MAX", "nodes; with a range, nodes may come and go"),
+    ("nproc-per-node", "auto", "N|auto|gpu|cpu", "ranks per node; auto: one per GPU, else 1"),
+    ("rdzv-endpoint", "", "HOST[:PORT]", "where the nodes meet: node 0's address"),
+    ("rdzv-host-env", "", "NAME", "the environment variable that holds node 0's host"),
+    ("rdzv-port", "", "PORT", f"where the endpoint names none (default {DEFAULT_PORT})"),
+    ("rdzv-backend", "c10d", "c10d", "the only one; accepted for torchrun's sake"),
+    ("rdzv-id", "", "ID", "what tells runs apart; default: $ISORUN_RUN_ID, else isorun"),
+    ("rdzv-conf", "", "KEY=VALUE,...", "further settings of torch's rendezvous"),
+    ("rdzv-timeout", "900", "SECONDS", "for all nodes to be there, names and ports included"),
+    ("node-rank", "", "N", "which node this is; default: from the launcher's environment"),
+    ("local-addr", "", "ADDRESS", "under which others reach this node"),
+    ("max-restarts", "0", "N", "how often ranks are started again after a failure of the machine"),
+    ("shutdown-timeout", "35", "SECONDS", "from a request to stop until ranks are killed"),
+    ("monitor-interval", "0.1", "SECONDS", "between two looks at the ranks"),
+    ("log-dir", "", "DIR", "keeps the ranks' standard error; default: a temporary directory"),
+    ("termination-log", "", "FILE", f"the failure in at most 4096 bytes ({TERMINATION_LOG})"),
+    ("preflight", "auto", "off|quick|full|auto", "auto: quick with several nodes, else off"),
+]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, for help and for parsing."""
+    made = _Parser(
+        prog="python -m launch.agent",
+        description=__doc__,
+        usage="python -m launch.agent [options] -- python -m train fit ...",
+        epilog="Each option may also be given as PET_<NAME> in the environment.",
+    )
+    for name, default, metavar, text in _OPTIONS:
+        # torchrun takes both spellings.
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}"))
+        shown = f"{text} [{default}]" if default else text
+        made.add_argument(*spellings, metavar=metavar, help=shown)
+    made.add_argument(
+        "--preflight-only", action="store_true", help="look at the nodes, start no training"
+    )
+    return made
+
+
+class _Given:
+    """Values by name, each with where it came from."""
+
+    def __init__(self, arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
+        self._arguments, self._environ = vars(arguments), environ
+
+    def find(self, name: str) -> tuple[str, str]:
+        """The value, and its origin in words."""
+        key = name.replace("-", "_")
+        if self._arguments[key] is not None:
+            return str(self._arguments[key]).strip(), f"--{name}"
+        variable = f"PET_{key.upper()}"
+        if text := self._environ.get(variable, "").strip():
+            return text, f"environment variable {variable}"
+        return next(default for n, default, *_ in _OPTIONS if n == name), "default"
+
+    def text(self, name: str) -> str:
+        return self.find(name)[0]
+
+    def whole(self, name: str, *, at_least: int) -> int:
+        return int(self._number(name, at_least, whole=True))
+
+    def seconds(self, name: str) -> float:
+        return self._number(name, 0, whole=False)
+
+    def _number(self, name: str, at_least: int, *, whole: bool) -> float:
+        text, origin = self.find(name)
+        kind = "a whole number" if whole else "a number of seconds,"
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = None
+        if value is None or not value >= at_least:
+            raise UsageError(
+                f"--{name} must be {kind} of at least {at_least}, but is {text!r} ({origin})."
+            )
+        return value
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Options:
+    """Reads the command line. Raises UsageError."""
+    environ = os.environ if environ is None else environ
+    own, command = _split(argv)
+    arguments = parser().parse_args(own)
+    given = _Given(arguments, environ)
+    min_nodes, max_nodes = _nodes(*given.find("nnodes"))
+    if given.text("rdzv-backend") != "c10d":
+        text, origin = given.find("rdzv-backend")
+        raise UsageError(f"--rdzv-backend must be c10d, but is {text!r} ({origin}).")
+    host, port = _endpoint(given, environ, max_nodes)
+    timeout = given.seconds("shutdown-timeout")
+    preflight = _preflight(*given.find("preflight"))
+    if preflight == "auto":
+        preflight = "full" if arguments.preflight_only else ("quick" if max_nodes > 1 else "off")
+    if not command and not arguments.preflight_only:
+        raise UsageError(
+            "There is nothing to run: end the options with -- and the command, such as "
+            "`python -m launch.agent --nproc-per-node 2 -- python -m train fit --config FILE`."
+        )
+    log_dir, termination_log = given.text("log-dir"), given.text("termination-log")
+    return Options(
+        min_nodes=min_nodes,
+        max_nodes=max_nodes,
+        processes=_processes(*given.find("nproc-per-node")),
+        host=host,
+        port=port,
+        rdzv_id=given.text("rdzv-id") or environ.get("ISORUN_RUN_ID") or "isorun",
+        rdzv_conf=_pairs(*given.find("rdzv-conf")),
+        rdzv_timeout=given.seconds("rdzv-timeout"),
+        node_rank=_node_rank(given, environ),
+        local_addr=given.text("local-addr") or None,
+        max_restarts=given.whole("max-restarts", at_least=0),
+        shutdown_timeout=timeout,
+        stop_deadline=_deadline(timeout, environ),
+        monitor_interval=given.seconds("monitor-interval"),
+        log_dir=Path(log_dir) if log_dir else None,
+        termination_log=(
+            Path(termination_log)
+            if termination_log
+            else (TERMINATION_LOG if TERMINATION_LOG.exists() else None)
+        ),
+        preflight=preflight,
+        preflight_only=arguments.preflight_only,
+        command=command,
+    )
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """What stands before ``--``, and after it; there ``python`` is the Python that runs this."""
+    words = list(argv)
+    if "--" not in words:
+        return words, ()
+    at = words.index("--")
+    own, command = words[:at], words[at + 1 :]
+    if command and command[0] in ("python", "python3"):
+        command[0] = sys.executable
+    return own, tuple(command)
+
+
+def _nodes(text: str, origin: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= least <= most:
+        raise UsageError(
+            f"--nnodes must be a number of nodes, such as 2, or a range, such as 1:4, but is "
+            f"{text!r} ({origin})."
+        )
+    return least, most
+
+
+def _processes(text: str, origin: str) -> int:
+    if text.isdigit() and int(text) >= 1:
+        return int(text)
+    if text not in ("auto", "gpu", "cpu"):
+        raise UsageError(
+            f"--nproc-per-node must be a number of at least 1, or auto, gpu or cpu, but is "
+            f"{text!r} ({origin})."
+        )
+    if text == "cpu":
+        return len(os.sched_getaffinity(0))
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if text == "gpu" and not gpus:
+        raise UsageError(f"--nproc-per-node is gpu ({origin}), but torch sees no GPU here.")
+    return gpus or 1
+
+
+def _endpoint(given: _Given, environ: Mapping[str, str], max_nodes: int) -> tuple[str, int]:
+    """Never localhost by default where there are several nodes: each would train alone."""
+    port_text, port_origin = given.find("rdzv-port")
+    endpoint, origin = given.find("rdzv-endpoint")
+    host = endpoint
+    if match := re.fullmatch(r"(\[[^\]]+\]|[^:]*):(\w*)", endpoint):
+        host = match[1]
+        port_text, port_origin = match[2], origin
+    if port_text and not (port_text.isdigit() and int(port_text) < 65536):
+        raise UsageError(
+            f"The port of the rendezvous must be a number below 65536, but is {port_text!r} "
+            f"({port_origin})."
+        )
+    port = int(port_text) if port_text else DEFAULT_PORT
+    if not host and (variable := given.text("rdzv-host-env")):
+        host = first_host(environ.get(variable, "").strip())
+        if not host and max_nodes > 1:
+            raise UsageError(
+                f"The run wants {max_nodes} nodes, but {variable}, which should hold node 0's host "
+                "(--rdzv-host-env), is not set in the environment; set it, or name the host by "
+                "--rdzv-endpoint."
+            )
+    if not host and environ.get("MASTER_ADDR"):
+        host, port_text = environ["MASTER_ADDR"], port_text or environ.get("MASTER_PORT", "")
+        port = int(port_text) if port_text.isdigit() else port
+    if max_nodes == 1 and not host:
+        return "localhost", int(port_text) if port_text else 0
+    if not host:
+        raise UsageError(
+            f"The run wants {max_nodes} nodes, but nothing says where they meet; give node 0's "
+            "address by --rdzv-endpoint HOST[:PORT] or in PET_RDZV_ENDPOINT or MASTER_ADDR."
+        )
+    return host, port
+
+
+def _pairs(text: str, origin: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(
+                f"--rdzv-conf must be KEY=VALUE pairs with commas between, but has {item!r} "
+                f"({origin})."
+            )
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _node_rank(given: _Given, environ: Mapping[str, str]) -> int | None:
+    text, origin = given.find("node-rank")
+    if not text:
+        for variable in _NODE_RANKS:
+            if text := environ.get(variable, "").strip():
+                origin = f"environment variable {variable}"
+                break
+        else:
+            return None
+    if not text.isdigit():
+        raise UsageError(f"--node-rank must be a whole number, but is {text!r} ({origin}).")
+    return int(text)
+
+
+def _deadline(timeout: float, environ: Mapping[str, str]) -> float:
+    text = environ.get("ISORUN_STOP_DEADLINE", "").strip()
+    if not text:
+        return max(timeout - _MARGIN, timeout / 2)
+    try:
+        deadline = float(text)
+    except ValueError:
+        raise UsageError(
+            f"ISORUN_STOP_DEADLINE must be a number of seconds, but is {text!r} (environment)."
+        ) from None
+    if deadline >= timeout:
+        raise UsageError(
+            f"ISORUN_STOP_DEADLINE is {deadline:g} s (environment), but ranks are killed after "
+            f"--shutdown-timeout, {timeout:g} s: a checkpoint could be cut off; make the timeout "
+            "longer than the deadline."
+        )
+    return deadline
+
+
+def _preflight(text: str, origin: str) -> str:
+    if text not in ("off", "quick", "full", "auto"):
+        raise UsageError(
+            f"--preflight must be off, quick, full or auto, but is {text!r} ({origin})."
+        )
+    return text

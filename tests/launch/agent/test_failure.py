@@ -1,0 +1,105 @@
+"""Which rank failed first, and what is written about it."""
+
+import json
+
+import pytest
+
+from launch.agent.failure import (
+    TERMINATION_BYTES,
+    Failure,
+    Verdict,
+    error_of,
+    first_failure,
+    shell_code,
+    tail,
+    write_record,
+    write_termination,
+)
+from train.exits import ADVICE, Exit, is_worth_retrying
+
+
+def failure(rank, exit_code, error="", time=0.0, **more):
+    return Failure(rank, rank, "host", 1, exit_code, error, time, more.pop("log", []), **more)
+
+
+@pytest.mark.parametrize(
+    ("failures", "first"),
+    [
+        ([failure(0, 75, time=1), failure(1, 64, "a typo", time=9)], 1),  # clocks differ
+        ([failure(0, 75, time=1), failure(1, 137, time=2)], 1),
+        ([failure(0, 75, time=1), failure(1, 1, time=2)], 1),
+        ([failure(0, 143, time=1), failure(1, 75, "disk full", time=2)], 1),
+        ([failure(0, 75, time=1), failure(1, 143, time=2)], 1),
+        ([failure(0, 143, time=1, stopped=True), failure(1, 75, time=2)], 1),
+        ([failure(0, 75, time=2), failure(1, 75, time=1)], 1),
+        ([failure(0, 70, "b", time=2), failure(1, 70, "a", time=1)], 1),
+    ],
+)
+def test_the_failure_that_explains_the_others_comes_first(failures, first):
+    assert first_failure(failures).rank == first
+    assert first_failure(failures[::-1]).rank == first
+
+
+def test_what_is_worth_another_try():
+    assert {code for code in Exit if is_worth_retrying(code)} == {Exit.RETRY, Exit.PREEMPTED}
+    assert is_worth_retrying(shell_code(-9))
+    assert is_worth_retrying(-11)
+    assert not is_worth_retrying(1)
+    assert not is_worth_retrying(130)
+    assert set(ADVICE) == set(Exit)
+
+
+def test_the_error_is_read_from_torchs_format():
+    left = {"message": "UsageError: no such key", "extraInfo": {"timestamp": "12"}}
+    assert error_of(left) == ("no such key", 12.0)
+    assert error_of("torn") == ("torn", None)
+
+
+def test_the_last_lines_of_a_log(tmp_path):
+    log = tmp_path / "stderr.log"
+    log.write_bytes(b"x" * 50000 + b"\n" + b"\n".join(b"line %d" % n for n in range(100)) + b"\n\n")
+    assert tail(log)[-1] == "line 99"
+    assert len(tail(log)) == 20
+    assert tail(tmp_path / "none") == []
+
+
+def test_a_paragraph_names_rank_host_error_and_what_to_do():
+    first = failure(3, 78, "The loss was not finite")
+    said = Verdict(first, [first, failure(0, 75)], []).paragraph()
+    assert "Rank 3 on host ended first: exit code 78 (NOT_FINITE), The loss was not finite." in said
+    assert "1 other rank ended after it" in said
+    assert ADVICE[Exit.NOT_FINITE] in said
+
+
+def test_lines_are_shown_of_a_rank_that_left_no_error():
+    first = failure(0, 137, log=["before", "the last one"])
+    said = Verdict(first, [first], [1]).paragraph()
+    assert "killed by SIGKILL" in said
+    assert "the last one" in said
+    assert "Nothing was heard of node 1" in said
+
+
+def test_records_are_numbered_and_never_replaced(tmp_path):
+    first = failure(0, 75)
+    for _ in range(2):
+        write_record(tmp_path, Verdict(first, [first], []).record())
+    assert sorted(p.name for p in (tmp_path / "failures").iterdir()) == ["0001.json", "0002.json"]
+    record = json.loads((tmp_path / "failures/0001.json").read_text())
+    assert (record["exit_code"], record["retry"], record["first"]["rank"]) == (75, True, 0)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        failure(0, 70, "short", log=["é" * 300] * 20),
+        failure(0, 70, "long " * 5000),
+    ],
+)
+def test_a_termination_message_fits(tmp_path, first):
+    path = tmp_path / "termination-log"
+    others = [failure(rank, 75) for rank in range(1, 600)]
+    write_termination(path, Verdict(first, [first, *others], []).record(command=["x"] * 10))
+    assert path.stat().st_size <= TERMINATION_BYTES
+    record = json.loads(path.read_text())
+    assert record["exit_code"] == 70
+    assert record["first"]["error"]

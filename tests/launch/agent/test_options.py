@@ -1,0 +1,100 @@
+"""What the agent is told, and what it refuses."""
+
+import pytest
+
+from launch.agent.options import parse
+from train.exits import UsageError
+
+RUN = ["--", "python", "-m", "train", "fit"]
+
+
+def options(*words, command=RUN, **environ):
+    return parse([*words, *command], environ)
+
+
+def refused(*words, command=RUN, **environ):
+    with pytest.raises(UsageError) as caught:
+        options(*words, command=command, **environ)
+    return str(caught.value)
+
+
+def test_one_node_meets_nobody_and_takes_any_port():
+    alone = options()
+    assert (alone.host, alone.port, alone.min_nodes, alone.max_nodes) == ("localhost", 0, 1, 1)
+    assert alone.preflight == "off"
+    assert alone.command[1:] == ("-m", "train", "fit")
+
+
+def test_several_nodes_are_looked_at_before_the_run():
+    assert options("--nnodes", "2", "--rdzv-endpoint", "a").preflight == "quick"
+    assert options("--nnodes", "2", "--rdzv-endpoint", "a", "--preflight", "off").preflight == "off"
+    assert options("--preflight-only", command=[]).preflight == "full"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "found"),
+    [
+        ("first", ("first", 29500)),
+        ("first:4000", ("first", 4000)),
+        ("[::1]:4000", ("[::1]", 4000)),
+    ],
+)
+def test_endpoints(endpoint, found):
+    made = options("--nnodes", "2", "--rdzv-endpoint", endpoint)
+    assert (made.host, made.port) == found
+
+
+def test_the_environment_stands_in_and_the_command_line_wins():
+    environ = {"PET_NNODES": "1:3", "PET_RDZV_ENDPOINT": "a:1", "PET_NPROC_PER_NODE": "2"}
+    made = options("--rdzv-endpoint", "b:2", **environ)
+    assert (made.min_nodes, made.max_nodes, made.elastic) == (1, 3, True)
+    assert (made.host, made.port, made.processes) == ("b", 2, 2)
+
+
+def test_several_nodes_never_meet_on_localhost_by_default():
+    assert "nothing says where they meet" in refused("--nnodes", "2")
+    told = refused("--nnodes", "2", "--rdzv-host-env", "TORCHX_RANK0_HOST")
+    assert "TORCHX_RANK0_HOST" in told
+    assert "is not set" in told
+    told = refused("--nnodes", "2", "--rdzv-host-env", "FIRST", FIRST=" ")
+    assert "FIRST" in told
+
+
+def test_the_first_host_is_found_in_a_list_of_slurms():
+    made = options("--nnodes", "2", "--rdzv-host-env", "NODES", NODES="gpu[03-05],login")
+    assert made.host == "gpu03"
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "told"),
+    [
+        (["--nnodes", "0"], {}, "'0' (--nnodes)"),
+        (["--nnodes", "3:2"], {}, "'3:2'"),
+        ([], {"PET_NNODES": "two"}, "PET_NNODES"),
+        (["--nproc-per-node", "0"], {}, "--nproc-per-node"),
+        (["--nproc-per-node", "gpu"], {}, "sees no GPU"),
+        (["--max-restarts", "-1"], {}, "--max-restarts"),
+        (["--max-restarts", "1.5"], {}, "whole number"),
+        (["--rdzv-timeout", "soon"], {}, "'soon'"),
+        (["--rdzv-endpoint", "a:http"], {}, "'http'"),
+        (["--rdzv-endpoint", "a:70000"], {}, "'70000'"),
+        (["--rdzv-backend", "etcd"], {}, "c10d"),
+        (["--rdzv-conf", "timeout"], {}, "KEY=VALUE"),
+        (["--preflight", "maybe"], {}, "'maybe'"),
+        (["--node-rank", "first"], {}, "'first'"),
+        ([], {"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX"),
+        (["--shutdown-timeout", "20"], {"ISORUN_STOP_DEADLINE": "25"}, "ISORUN_STOP_DEADLINE"),
+        (["--nodes", "2"], {}, "--nodes"),
+    ],
+)
+def test_mistakes_are_named(words, environ, told):
+    assert told in refused(*words, **environ)
+
+
+def test_there_must_be_something_to_run():
+    assert "nothing to run" in refused(command=[])
+
+
+def test_ranks_are_given_less_time_than_they_have():
+    made = options("--shutdown-timeout", "60")
+    assert made.stop_deadline < made.shutdown_timeout == 60
