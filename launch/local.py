@@ -1,8 +1,8 @@
-"""Several nodes on this very machine: TorchX's ``local_cwd``, as it has to be for that.
+"""What TorchX's schedulers for this very machine lack.
 
-It starts each node's agent as a process, all with the same host and, left alone, the same port,
-each with all of the machine's cores; and it kills an agent ten seconds after asking it to stop,
-which leaves the agent's ranks behind.
+``local_cwd`` starts each node's agent as a process, all with the same host and, left alone, the
+same port, each with all of the machine's cores; and it kills an agent ten seconds after asking it
+to stop, which leaves the agent's ranks behind. ``local_docker`` asks for more cores than there are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ class OnThisMachine:
 
     def submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
         """Gives the nodes of an app a port of their own, and each its share of the cores."""
-        for role in app.roles if ledger.is_ours(app) else []:
+        for role in app.roles if ledger.is_ours(app) else ():
             if "--rdzv-port" not in role.args:
                 role.env.setdefault("PET_RDZV_PORT", str(_free_port()))
             if "OMP_NUM_THREADS" not in os.environ:
@@ -79,6 +80,25 @@ class OnThisMachine:
             time.sleep(_POLL)
 
 
+class InContainers:
+    """Goes before TorchX's DockerScheduler."""
+
+    _docker_client: Any
+
+    def submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
+        """Docker refuses a container more cores than there are; a laptop has few."""
+        for role in app.roles if ledger.is_ours(app) else ():
+            with suppress(Exception):  # no engine: a dry run needs none
+                cores = int(self._docker_client.info()["NCPU"])
+                role.resource = replace(role.resource, cpu=min(role.resource.cpu, cores))
+        return super().submit_dryrun(app, cfg)  # type: ignore[misc]
+
+    def exit_codes(self, app_id: str) -> list[int]:
+        """Of the containers."""
+        containers = self._get_containers(app_id)  # type: ignore[attr-defined]
+        return [container.attrs["State"]["ExitCode"] for container in containers]
+
+
 def _processes(app: Any, *, alive: bool = False) -> list[Any]:
     found = [replica.proc for replicas in app.role_replicas.values() for replica in replicas]
     return [process for process in found if not alive or process.poll() is None]
@@ -100,7 +120,7 @@ def _threads(role: Role) -> int:
     words = iter(role.args)
     said = next(words, "") if "--nproc-per-node" in words else ""  # which reads up to it
     per_node = int(said) if said.isdigit() else 1
-    return max(1, len(os.sched_getaffinity(0)) // (per_node * role.num_replicas))
+    return max(1, len(os.sched_getaffinity(0)) // (per_node * int(role.num_replicas)))
 
 
 def _free_port() -> int:

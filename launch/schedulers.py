@@ -14,13 +14,14 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import secrets
 from launch.history import ledger
+from launch.local import InContainers, OnThisMachine
 from train.exits import UsageError
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def create(name: str, session_name: str, **parameters: Any) -> Scheduler:
         factory = module.create_scheduler
     except (ImportError, AttributeError) as error:
         raise NotInstalledError(
-            f"The scheduler {name} cannot be used: {str(error).rstrip('.')}; install what it needs, "
-            "or choose another by -s."
+            f"The scheduler {name} cannot be used: {str(error).rstrip('.')}; install what it "
+            "needs, or choose another by -s."
         ) from None
     scheduler = factory(session_name, **parameters)
     watched: Scheduler = object.__new__(_watched(type(scheduler), name))
@@ -85,15 +86,11 @@ def _path() -> str:
     return os.pathsep.join(directories)
 
 
-@cache
 def _watched(scheduler: type, name: str) -> type:
     """A subclass of a scheduler's class: TorchX asks by isinstance what a scheduler can do."""
-    mixins: tuple[type, ...] = (Watched,)
-    if name == "local_cwd":
-        from launch.local import OnThisMachine
-
-        mixins = (Watched, OnThisMachine)
-    return type(f"Watched{scheduler.__name__}", (*mixins, scheduler), {"known_as": name})
+    extra = {"local_cwd": (OnThisMachine,), "local_docker": (InContainers,)}.get(name, ())
+    bases = (Watched, *extra, scheduler)
+    return type(f"Watched{scheduler.__name__}", bases, {"known_as": name})
 
 
 class Watched:

@@ -11,9 +11,7 @@ _NAME = re.compile(r".*(_KEY|_TOKEN|_SECRET)|.*PASSWORD.*", re.IGNORECASE)
 _HIDDEN = "***"
 
 # What to do instead, by scheduler.
-_KUBERNETES = (
-    "keep it in a Secret of the cluster, from which the pods take it (docs/kubernetes.md)"
-)
+_KUBERNETES = "keep it in a Secret of the cluster, from which the pods take it (docs/kubernetes.md)"
 _INSTEAD = {
     "slurm": "leave it out of --env and `export` it before you submit, which Slurm hands down, or "
     "log in once (`wandb login`) on a home directory that the nodes share",

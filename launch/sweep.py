@@ -21,8 +21,8 @@ from types import FrameType
 from typing import Any
 
 from launch.identity import slug
-from launch.shape import Shape
 from launch.job import Training, training
+from launch.shape import Shape
 from train.exits import Exit, RunError, UsageError, is_worth_retrying
 
 _LARGEST = 1000  # more combinations than these are a slip of the pen
@@ -35,7 +35,8 @@ def plan(
     UsageError."""
     if shape.min_nodes != shape.max_nodes:
         raise UsageError(
-            f"-j has {shape.nnodes} nodes, but those of a sweep do not come and go; name one number."
+            f"-j has {shape.nnodes} nodes, but those of a sweep do not come and go; name one "
+            "number."
         )
     trials = combinations(overrides)
     if len(trials) == 1:
@@ -109,9 +110,7 @@ def _placed(trial: list[str], varied: set[str], base: str, name: str) -> list[st
     return [*fixed, f"run.name={name}_{text}", f"run.dir={Path(base) / text}"]
 
 
-def arguments(
-    job: Training, trials: list[list[str]], shape: Shape, max_restarts: int
-) -> list[str]:
+def arguments(job: Training, trials: list[list[str]], shape: Shape, max_restarts: int) -> list[str]:
     """What ``python`` is given on each node."""
     from torchx.specs import macros
 

@@ -62,6 +62,7 @@ def record_start(handle: str, scheduler: str, app: AppDef, request: str) -> None
             "run_id": role.env[_RUN_ID],
             "wandb_id": role.env.get("WANDB_RUN_ID"),
             "name": app.name,
+            "role": role.name,
             "job_type": role.env.get("WANDB_JOB_TYPE"),
             "nodes": role.num_replicas,
             "command": role.args,
@@ -92,14 +93,19 @@ def record_end(handle: str, state: str, exit_codes: list[int]) -> None:
         )
 
 
+def telling_code(codes: list[int]) -> int | None:
+    """Of the nodes' exit codes the first that says more than that a node was asked to stop, else
+    any; None if all ended well."""
+    bad = [code for code in codes if code]
+    return next((code for code in bad if code != Exit.PREEMPTED), bad[0] if bad else None)
+
+
 def code_of_this_process() -> int | None:
-    """How the newest job that this process launched ended: the first code of its nodes that says
-    more than that they were asked to stop. None if it ended well or is not known."""
+    """How the newest job that this process launched ended; None if well, or if it is not known."""
     lines = list(read())
     mine = [x["handle"] for x in lines if x.get("pid") == os.getpid() and _is_here(x)]
     ends = [x for x in lines if x["event"] == "ended" and mine and x["handle"] == mine[-1]]
-    codes = [code for end in ends for code in end["exit_codes"] if code]
-    return next((code for code in codes if code != Exit.PREEMPTED), codes[0] if codes else None)
+    return telling_code(ends[-1]["exit_codes"]) if ends else None
 
 
 def _is_here(line: dict[str, Any]) -> bool:
@@ -135,7 +141,8 @@ def _digest(image: str) -> str | None:
         client = docker.from_env(timeout=5)
         try:
             found = client.images.get(image)
-            return next((d.partition("@")[2] for d in found.attrs["RepoDigests"]), found.id)
+            names: list[str] = found.attrs["RepoDigests"]
+            return names[0].partition("@")[2] if names else str(found.id)
         finally:
             client.close()
     except Exception:  # no engine, no such image, no library: then it is not known
