@@ -44,7 +44,8 @@ def build(folder: Path) -> list[dict[str, Any]]:
 
 
 def _sentence(stderr: str) -> str:
-    """The last line, without what kubectl's log puts around it."""
+    """The last line, without what kubectl's log puts around it, and in one line still."""
     line = (stderr.strip().splitlines() or ["it said nothing"])[-1]
     inner = re.search(r'err="(.*)"$', line)
-    return (inner[1].replace('\\"', '"') if inner else line).removeprefix("error: ").rstrip(".")
+    text = re.sub(r"\\+(n|\")", lambda m: " " if m[1] == "n" else '"', inner[1]) if inner else line
+    return text.removeprefix("error: ").rstrip(".")

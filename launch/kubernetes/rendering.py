@@ -136,6 +136,5 @@ def _changes(folder: Path, request: Request) -> None:
 def _patch(patch: Mapping[str, Any]) -> str:
     if "operations" in patch:
         return yaml.safe_dump(patch["operations"])
-    return yaml.safe_dump(
-        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "run"}, **patch}
-    )
+    metadata = {**patch.get("metadata", {}), "name": "run"}
+    return yaml.safe_dump({"apiVersion": "batch/v1", "kind": "Job", **patch, "metadata": metadata})

@@ -152,7 +152,9 @@ def _explained(
     key = str(error.errors()[0]["loc"][0])
     origin = origins.get(key, f"run.yaml of the overlay {overlay}")
     if key not in Spec.model_fields:
-        return UsageError(f"{key} is not a value of a run ({origin}){did_you_mean(key, Spec.model_fields)}")
+        return UsageError(
+            f"{key} is not a value of a run ({origin}){did_you_mean(key, Spec.model_fields)}"
+        )
     what = _WHAT.get(key, "a whole number of at least 1")
     return UsageError(f"{key} must be {what}, but is {spec.get(key)!r} ({origin}).")
 
@@ -166,4 +168,5 @@ def number(quantity: str | int) -> float:
     assert match, quantity
     if match[2] == "m":
         return float(match[1]) / 1000
-    return float(match[1]) * (1024 if match[4] else 1000) ** _POWERS[match[3].replace("K", "k")]
+    base = 1024.0 if match[4] else 1000.0
+    return float(match[1]) * base ** _POWERS[match[3].replace("K", "k")]
