@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROLE = "isorun/role"  # the label that says which TorchX role a job is
 _AGENT = ["python", "-m", "launch.agent"]
-_HEAD = "HEAD"  # the variable of the templates that holds node 0's host
+_HEAD = "ISORUN_HEAD"  # the variable that holds node 0's host, for apps that ask for it
 _INDEX = "\N{REPLACEMENT CHARACTER}index\N{REPLACEMENT CHARACTER}"  # stands in no argument
 # What the templates say themselves, as it depends on where the pods are.
 _BY_TEMPLATE = {"rdzv_endpoint", "rdzv_host_env", "node_rank", "local_addr"}
@@ -85,7 +85,8 @@ def request(app: AppDef, cfg: Mapping[str, Any], name: str) -> Request:
     metadata = {"labels": {ROLE: role.name}, "annotations": dict(app.metadata) or None}
     job.patches.append({"metadata": metadata})
     if job.flags:
-        place = f"/spec/template/spec/containers/0/command/{len(_AGENT) + 2}"  # tini -- AGENT
+        # Before the -- that ends the agent's own arguments in the template.
+        place = "/spec/template/spec/containers/0/command/7"
         operations = [{"op": "add", "path": place, "value": flag} for flag in job.flags]
         job.patches.append({"operations": operations})
     add = [*job.add, *(cfg.get("components") or [])]
@@ -172,7 +173,12 @@ def _plain_job(role: Role) -> _Job:
     they do not need each other."""
     job = _Job(command=_words(role), spec={"processes": 1, "command": _words(role)})
     asks = any(_HEAD in text for text in (*role.args, *role.env.values()))
-    if not asks:
+    if asks:
+        # Last in the list: a variable sees those above it.
+        head = {"name": _HEAD, "value": "$(JOB_NAME)-0.$(SERVICE)"}
+        place = "/spec/template/spec/containers/0/env/-"
+        job.patches.append({"operations": [{"op": "add", "path": place, "value": head}]})
+    else:
         job.add.append("independent")
     container = {"name": "train", "command": ["tini", "--"]}
     job.patches.append({"spec": {"template": {"spec": {"containers": [container]}}}})

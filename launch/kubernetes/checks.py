@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from launch.kubernetes.values import number
@@ -16,15 +19,18 @@ _LONGEST = 63  # of a label's value and of a host's name
 _INFIX = {"JobSet": "-node-0", "TrainJob": "-node-0", "batch.volcano.sh/v1alpha1": "-node"}
 
 
-def check(objects: Sequence[Object]) -> list[str]:
-    """Raises UsageError for what cannot work, returns warnings of what may not."""
+def check(objects: Sequence[Object], asked_deadline: float | None = None) -> list[str]:
+    """Raises UsageError for what cannot work, returns warnings of what may not;
+    ``asked_deadline`` is the stop.deadline that the run's own config asks for, in seconds."""
     warnings: list[str] = []
+    for owner in objects:
+        if owner["kind"] in WORKLOADS:
+            _host_names(owner)
     for owner, pod in pods(objects):
-        _host_names(owner)
         for container in pod["containers"]:
             _secrets(owner, container)
             warnings += _image(container["image"])
-        _grace(pod)
+        _grace(pod, asked_deadline)
         _memory(pod)
     return list(dict.fromkeys(warnings))
 
@@ -36,6 +42,28 @@ def name(given: str) -> None:
             f"The name of the run is {given!r}, but in a cluster names consist of lower-case "
             "letters, digits and -, a letter first; choose another."
         )
+
+
+def training(command: Sequence[str], world_size: int | None) -> float | None:
+    """Checks the config of a training command by the training's own schema, if it can be read
+    here: its files may be in the image only. Returns the stop.deadline that it asks for, if it
+    does. Raises UsageError."""
+    from launch.training import fit_arguments, training_config
+    from train.config.load import check as check_config
+
+    words = fit_arguments(command)
+    if words is None or not all(Path(w).is_file() for w in _files(words)):
+        return None
+    loaded = training_config(command)
+    assert loaded is not None
+    check_config(loaded.config, loaded.composed, world_size or 1)
+    said = loaded.composed.values.get("stop")
+    asked = said.get("deadline") if isinstance(said, dict) else None
+    return float(asked) if asked is not None else None
+
+
+def _files(words: Sequence[str]) -> list[str]:
+    return [after for word, after in pairwise(words) if word == "--config"]
 
 
 def seconds(value: Any, what: str) -> int:
@@ -69,11 +97,8 @@ def _templates(values: Any) -> Iterator[dict[str, Any]]:
 
 def _host_names(owner: Object) -> None:
     given = owner["metadata"]["name"]
-    spec = owner["spec"]
-    tasks = spec.get("tasks") or [{}]
-    count = int(spec.get("completions") or tasks[0].get("replicas") or _replicated(spec) or 1)
     infix = _INFIX.get(owner["kind"]) or _INFIX.get(owner["apiVersion"], "")
-    longest = f"{given}{infix}-{count - 1}"
+    longest = f"{given}{infix}-{_pods_of(owner) - 1}"
     if len(longest) > _LONGEST:
         raise UsageError(
             f"The name of the run is {given!r}, which makes the last pod {longest!r}, of "
@@ -82,10 +107,13 @@ def _host_names(owner: Object) -> None:
         )
 
 
-def _replicated(spec: dict[str, Any]) -> int | None:
-    jobs = spec.get("replicatedJobs")
-    found = jobs[0]["template"]["spec"].get("completions") if jobs else None
-    return int(found) if found else None
+def _pods_of(owner: Object) -> int:
+    spec = owner["spec"]
+    if owner["kind"] == "TrainJob":
+        return int(spec["trainer"]["numNodes"])
+    if owner["kind"] == "JobSet":
+        spec = spec["replicatedJobs"][0]["template"]["spec"]
+    return int(spec["tasks"][0]["replicas"] if "tasks" in spec else spec["completions"])
 
 
 def _secrets(owner: Object, container: dict[str, Any]) -> None:
@@ -110,7 +138,7 @@ def _image(image: str) -> list[str]:
     ]
 
 
-def _grace(pod: dict[str, Any]) -> None:
+def _grace(pod: dict[str, Any], asked: float | None) -> None:
     """Ranks save, the agent reports, the pod ends: each must have longer than the one before."""
     container = pod["containers"][0]
     env = {item["name"]: item.get("value") for item in container.get("env", [])}
@@ -120,15 +148,12 @@ def _grace(pod: dict[str, Any]) -> None:
     pod_seconds = float(pod.get("terminationGracePeriodSeconds", 30))
     agent = float(_option(words, "--shutdown-timeout") or env.get("PET_SHUTDOWN_TIMEOUT") or 35)
     ranks = float(env.get("ISORUN_STOP_DEADLINE") or agent - 5)
-    asked = next((w for w in reversed(words) if w.startswith("stop.deadline=")), None)
-    if asked:
-        value = asked.partition("=")[2]
-        if not re.fullmatch(r"\d+(\.\d+)?", value) or float(value) > ranks:
-            raise UsageError(
-                f"The run asks for {asked}, but pods give ranks {ranks:g} s to save "
-                f"(ISORUN_STOP_DEADLINE, which wins); say so here as well: --set stopDeadline="
-                f"{value if value.isdigit() else 'SECONDS'} (with TorchX: -cfg stop_deadline=...)."
-            )
+    if asked is not None and asked > ranks:
+        raise UsageError(
+            f"The run asks for stop.deadline={asked:g}, but pods give ranks {ranks:g} s to save "
+            "(ISORUN_STOP_DEADLINE, which wins); say so here as well: --set stopDeadline="
+            f"{math.ceil(asked)} (with TorchX: -cfg stop_deadline={math.ceil(asked)})."
+        )
     if not pod_seconds > agent > ranks:
         raise UsageError(
             f"A stop would be cut off: ranks have {ranks:g} s to save (ISORUN_STOP_DEADLINE), "

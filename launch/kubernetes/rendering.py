@@ -60,6 +60,9 @@ def render(request: Request) -> Rendered:
     wanted = {key for component in components for key in manifests.needs(component)}
     run = apply(overlay.run, request.changes, wanted, overlay.name)
     checks.name(run["metadata"]["name"])
+    spec = run["spec"]
+    processes = spec["processes"] if isinstance(spec["processes"], int) else 1
+    deadline = checks.training(spec["command"], spec["nodes"] * processes)
     with tempfile.TemporaryDirectory(prefix="isorun-k8s-") as folder:
         copy = Path(folder) / "k8s"
         shutil.copytree(manifests.root(), copy)
@@ -69,7 +72,7 @@ def render(request: Request) -> Rendered:
         _changes(copy / "components" / "changes", request)
         (here / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
         objects = kustomize.build(here)
-    return Rendered(objects, checks.check(objects))
+    return Rendered(objects, checks.check(objects, deadline))
 
 
 def as_yaml(objects: Sequence[Object]) -> str:
