@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from train.exits import RetryError, RunError, UsageError
@@ -61,24 +63,31 @@ class Cluster:
             raise
 
     def _create(self, made: Object, *, may_exist: bool = False) -> Object:
+        from kubernetes.client.rest import ApiException
+
         name = made["metadata"]["name"]
         with _told(f"make the {made['kind']} {name} in the namespace {self.namespace}"):
-            from kubernetes.client.rest import ApiException
-
             try:
                 if made["kind"] == "JobSet":
-                    return self._plain(
-                        self._api("CustomObjectsApi").create_namespaced_custom_object(
-                            **JOBSET, namespace=self.namespace, body=made, _request_timeout=_SECONDS
-                        )
-                    )
+                    return self._custom("create_namespaced_custom_object", body=made)
                 api, suffix = _CALLS[made["kind"]]
-                call = getattr(self._api(api), f"create_namespaced_{suffix}")
-                return self._plain(call(self.namespace, made, _request_timeout=_SECONDS))
+                return self._call(api, f"create_namespaced_{suffix}", self.namespace, made)
             except ApiException as error:
                 if error.status == 409 and may_exist:
                     return made
                 raise
+
+    def _call(self, api: str, method: str, *arguments: Any, **more: Any) -> Object:
+        """One request. The answer is taken as it comes: the client's own types refuse what a
+        server of another version says."""
+        answer = getattr(self._api(api), method)(
+            *arguments, _preload_content=False, _request_timeout=_SECONDS, **more
+        )
+        plain: Object = json.loads(answer.data)
+        return plain
+
+    def _custom(self, method: str, **more: Any) -> Object:
+        return self._call("CustomObjectsApi", method, **JOBSET, namespace=self.namespace, **more)
 
     def find(self, name: str) -> Object | None:
         """The Job or JobSet of this name."""
@@ -89,44 +98,29 @@ class Cluster:
 
     def _read(self, kind: str, name: str) -> Object:
         if kind == "JobSet":
-            return self._plain(
-                self._api("CustomObjectsApi").get_namespaced_custom_object(
-                    **JOBSET, namespace=self.namespace, name=name, _request_timeout=_SECONDS
-                )
-            )
-        call = self._api("BatchV1Api").read_namespaced_job
-        return {**self._plain(call(name, self.namespace, _request_timeout=_SECONDS)), "kind": "Job"}
+            return self._custom("get_namespaced_custom_object", name=name)
+        return self._call("BatchV1Api", "read_namespaced_job", name, self.namespace)
 
     def all(self, selector: str) -> list[Object]:
         """The Jobs that nothing else has made, and the JobSets, with such labels."""
         found: list[Object] = []
         with _told(f"list the Jobs in the namespace {self.namespace}"):
-            call = self._api("BatchV1Api").list_namespaced_job
-            listed = self._plain(
-                call(self.namespace, label_selector=selector, _request_timeout=_SECONDS)
+            listed = self._call(
+                "BatchV1Api", "list_namespaced_job", self.namespace, label_selector=selector
             )
             jobs = [{**job, "kind": "Job"} for job in listed["items"]]
             found += [job for job in jobs if not job["metadata"].get("ownerReferences")]
         with _told(f"list the JobSets in the namespace {self.namespace}", missing=True):
-            call = self._api("CustomObjectsApi").list_namespaced_custom_object
-            listed = call(
-                **JOBSET,
-                namespace=self.namespace,
-                label_selector=selector,
-                _request_timeout=_SECONDS,
-            )
+            listed = self._custom("list_namespaced_custom_object", label_selector=selector)
             found += [{**item, "kind": "JobSet"} for item in listed["items"]]
         return found
 
     def pods(self, name: str) -> list[Object]:
         """The pods of a run, those that failed included, the oldest first."""
         with _told(f"list the pods of {name} in the namespace {self.namespace}"):
-            listed = self._plain(
-                self._api("CoreV1Api").list_namespaced_pod(
-                    self.namespace,
-                    label_selector=f"app.kubernetes.io/instance={name}",
-                    _request_timeout=_SECONDS,
-                )
+            selector = f"app.kubernetes.io/instance={name}"
+            listed = self._call(
+                "CoreV1Api", "list_namespaced_pod", self.namespace, label_selector=selector
             )
         pods: list[Object] = listed["items"]
         return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
@@ -134,8 +128,7 @@ class Cluster:
     def pod(self, name: str) -> Object | None:
         """One pod; None if it is gone."""
         with _told(f"read the pod {name} in the namespace {self.namespace}", missing=True):
-            call = self._api("CoreV1Api").read_namespaced_pod
-            return self._plain(call(name, self.namespace, _request_timeout=_SECONDS))
+            return self._call("CoreV1Api", "read_namespaced_pod", name, self.namespace)
         return None
 
     def suspend(self, kind: str, name: str, annotation: str) -> None:
@@ -143,27 +136,18 @@ class Cluster:
         body = {"metadata": {"annotations": {annotation: "true"}}, "spec": {"suspend": True}}
         with _told(f"stop the {kind} {name} in the namespace {self.namespace}", missing=True):
             if kind == "JobSet":
-                self._api("CustomObjectsApi").patch_namespaced_custom_object(
-                    **JOBSET, namespace=self.namespace, name=name, body=body,
-                    _request_timeout=_SECONDS,
-                )  # fmt: skip
+                self._custom("patch_namespaced_custom_object", name=name, body=body)
             else:
-                self._api("BatchV1Api").patch_namespaced_job(
-                    name, self.namespace, body, _request_timeout=_SECONDS
-                )
+                self._call("BatchV1Api", "patch_namespaced_job", name, self.namespace, body)
 
     def delete(self, kind: str, name: str) -> None:
         """Removes the object, and with it its pods and all that belongs to it."""
+        how = {"propagation_policy": "Foreground"}
         with _told(f"delete the {kind} {name} in the namespace {self.namespace}", missing=True):
             if kind == "JobSet":
-                self._api("CustomObjectsApi").delete_namespaced_custom_object(
-                    **JOBSET, namespace=self.namespace, name=name,
-                    propagation_policy="Foreground", _request_timeout=_SECONDS,
-                )  # fmt: skip
+                self._custom("delete_namespaced_custom_object", name=name, **how)
             else:
-                self._api("BatchV1Api").delete_namespaced_job(
-                    name, self.namespace, propagation_policy="Foreground", _request_timeout=_SECONDS
-                )
+                self._call("BatchV1Api", "delete_namespaced_job", name, self.namespace, **how)
 
     def log(self, pod: str, container: str, *, follow: bool, since: int | None) -> Iterator[str]:
         """The lines of a pod's log, each with its time before it; ``since`` in seconds ago."""
@@ -180,10 +164,6 @@ class Cluster:
             finally:
                 answer.release_conn()
 
-    def _plain(self, answer: Any) -> Object:
-        plain: Object = self._client.sanitize_for_serialization(answer)
-        return plain
-
 
 def connect(namespace: str | None = None) -> Cluster:
     """The cluster that the kubeconfig names, or the one that this process runs in; the namespace
@@ -191,7 +171,7 @@ def connect(namespace: str | None = None) -> Cluster:
     from kubernetes import client, config
 
     try:
-        made = config.new_client_from_config()
+        made = config.new_client_from_config(_kubeconfig())
     except config.ConfigException as error:
         try:
             config.load_incluster_config()
@@ -209,10 +189,15 @@ def current_namespace() -> str:
     from kubernetes import config
 
     try:
-        _, active = config.list_kube_config_contexts()
+        _, active = config.list_kube_config_contexts(_kubeconfig())
     except config.ConfigException:
         return "default"
     return str(active["context"].get("namespace") or "default")
+
+
+def _kubeconfig() -> str:
+    """As kubectl finds it; the library looks at the environment only once, when imported."""
+    return os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
@@ -238,8 +223,8 @@ def _told(what: str, *, missing: bool = False) -> Iterator[None]:
         raise _error(what, error) from None
     except HTTPError as error:
         raise RetryError(
-            f"The cluster cannot be reached to {what}: {str(error).rstrip('.')}; see to the "
-            "network or the kubeconfig, then try again."
+            f"The cluster cannot be reached to {what} ({getattr(error, 'reason', error)}); see to "
+            "the network or the kubeconfig, then try again."
         ) from None
 
 
