@@ -353,6 +353,11 @@ class Cluster:
                 for v in versions
             ]
             return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+        if path == "/openapi/v3":
+            places = ["apis/" + g if "/" in g else "api/" + g for g in self._groups]
+            return {"paths": {p: {"serverRelativeURL": f"/openapi/v3/{p}"} for p in places}}
+        if path.startswith("/openapi/v3/"):
+            return self._validates(path.removeprefix("/openapi/v3/").partition("/")[2])
         group = path.removeprefix("/apis/").removeprefix("/api/")
         if group not in self._groups:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
@@ -365,6 +370,17 @@ class Cluster:
                 for p, kind in self._groups[group].items()
             ],
         }  # fmt: skip
+
+    def _validates(self, group):
+        """That the server itself looks for unknown fields, which kubectl wants to know."""
+        name, _, version = group.rpartition("/")
+        parameter = {"name": "fieldValidation", "in": "query"}
+        paths = {}
+        for plural, kind in self._groups[group].items():
+            what = {"group": name, "version": version, "kind": kind}
+            operation = {"x-kubernetes-group-version-kind": what, "parameters": [parameter]}
+            paths[f"/{group}/{plural}"] = {"patch": operation}
+        return {"openapi": "3.0.0", "info": {}, "paths": paths}
 
     def answer(self, method, path, query, body):
         """One request; logs are the server's."""
