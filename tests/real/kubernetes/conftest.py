@@ -74,7 +74,11 @@ class volume:  # noqa: N801
         """Kubernetes makes such a folder for root alone; runs belong to somebody else. This takes a
         pod that may do so, in a namespace of its own."""
         helper = Kube(f"{self._kube.namespace}-setup", self._kube.image)
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": helper.namespace}}
+        namespace = {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": helper.namespace},
+        }
         namespace["metadata"]["labels"] = {"pod-security.kubernetes.io/enforce": "privileged"}
         helper.run("create", "-f", "-", given=yaml.safe_dump(namespace), namespace=False)
         pod = {
@@ -101,7 +105,9 @@ class volume:  # noqa: N801
         }
         try:
             helper.run("create", "-f", "-", given=yaml.safe_dump(pod))
-            helper.run("wait", "pod/setup", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s")
+            helper.run(
+                "wait", "pod/setup", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s"
+            )
         finally:
             helper.run("delete", "namespace", helper.namespace, "--wait=false", namespace=False)
 

@@ -95,9 +95,7 @@ class Kube:
 
     def at_step(self, name, step):
         """Waits until the run has come this far."""
-        return self.until(
-            f"step {step} of {name}", lambda: self.step(name) >= step, name
-        )
+        return self.until(f"step {step} of {name}", lambda: self.step(name) >= step, name)
 
     def step(self, name):
         found = re.findall(r"^step (\d+)/", self.logs(name), re.MULTILINE)

@@ -65,7 +65,11 @@ def test_a_run_from_submission_to_its_end(kube, torchx, name):  # noqa: F811
     assert "Finished: 40 steps" in log, log
     kube.finished(job_name(handle))
     assert "SUCCEEDED" in torchx("status", handle)
-    assert f"{kube.namespace}:{job_name(handle)}" in torchx("list", "-s", "kubernetes_job", check=False) or True
+    assert (
+        f"{kube.namespace}:{job_name(handle)}"
+        in torchx("list", "-s", "kubernetes_job", check=False)
+        or True
+    )
     verify(kube, name, 40)
 
 
