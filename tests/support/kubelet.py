@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 from tests.support.cluster import INDEX, JOB
 from tests.support.runs import ROOT, free_port
@@ -71,10 +72,8 @@ class Kubelet:
 
     @staticmethod
     def _kill(process):
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     @staticmethod
     def _value(item, labels):

@@ -102,7 +102,7 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         ("cpu-demo kueue", "queue is needed here, but not said; add --set queue=VALUE"),
         ("cpu-demo --set name=Text_1", "The name of the run is 'Text_1', but in a cluster"),
         (f"cpu-demo --set name={LONG}", "of 64 characters, but host names have at most 63; .* 1 shorter"),
-        (f"jobset --set name={LONG[:54]}", "of 63|of 64 characters"),
+        (f"jobset --set name={LONG[:55]}", "a-node-0-1., of 64 characters"),
         ("elastic --set minNodes=9", "minNodes is 9, more than nodes, 4"),
         ("multi-node jobset volcano", "jobset and volcano do not go together"),
         ("cpu-demo --set env.WANDB_API_KEY=1", "WANDB_API_KEY would stand in plain text in the Job"),
