@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from launch import shape as shapes
 from launch.identity import Identity
-from launch.secrets import plaintext
+from launch.secrets import withhold
 from train.exits import UsageError
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Resource
 
 AGENT = ("-m", "launch.agent")
-IMAGE = "isorun:latest"
+IMAGES = ("isorun:cpu", "isorun:cuda")  # as docker/ builds them
 DEFAULT_PORT = 29500
 _PREFLIGHTS = ("auto", "off", "quick", "full")
 
@@ -27,7 +27,7 @@ class Launch:
 
     shape: shapes.Shape
     resource: Resource
-    image: str = IMAGE
+    image: str
     name: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     mounts: Sequence[Any] = ()
@@ -40,7 +40,7 @@ class Launch:
         j: str,
         h: str | None,
         numbers: tuple[int, int, int],
-        image: str,
+        image: str | None,
         name: str | None,
         env: Mapping[str, str] | None,
         mounts: list[str] | None,
@@ -55,10 +55,9 @@ class Launch:
             shape = replace(shape, processes=resource.gpu)
         if max_retries < 0:
             raise UsageError(f"--max_retries must not be negative, but is {max_retries}.")
-        _refuse_unguarded(env or {})
         return cls(
-            shape, resource, image, name, dict(env or {}), _mounts(mounts or []),
-            dict(metadata or {}), max_retries,
+            shape, resource, image or IMAGES[resource.gpu > 0], name, withhold(env or {}),
+            _mounts(mounts or []), dict(metadata or {}), max_retries,
         )  # fmt: skip
 
     def app(
@@ -150,22 +149,9 @@ def _mounts(mounts: list[str]) -> list[Any]:
     try:
         return list(parse_mounts(mounts))
     except (KeyError, ValueError) as error:
-        said = f"{error.args[0]} is missing" if str(error.args[0]) in {"src", "dst"} else error
+        said = str(error.args[0])
+        said += " is missing" if said in {"src", "dst"} else ""
         raise UsageError(
-            f"--mounts {','.join(mounts)}: {str(said).strip(chr(34))}; write "
+            f"--mounts {','.join(mounts)}: {said}; write "
             "type=bind,src=/on/the/host,dst=/in/the/container[,readonly]."
         ) from None
-
-
-def _refuse_unguarded(env: Mapping[str, str]) -> None:
-    """Which scheduler it goes to is known to the schedulers alone, and they refuse secrets. If
-    isorun's are not in place, nobody would."""
-    if names := plaintext(env):
-        from launch.schedulers import are_ours
-
-        if not are_ours():
-            raise UsageError(
-                f"--env gives {names[0]} in plain text, and nobody watches where it goes, since "
-                "the schedulers that TorchX finds are not isorun's; install isorun (`pip install "
-                "isorun[launch]`, or `pip install -e .` in its sources)."
-            )

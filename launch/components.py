@@ -23,7 +23,7 @@ def fit(
     cpu: int = 0,
     gpu: int = 0,
     memMB: int = 0,  # noqa: N803
-    image: str = apps.IMAGE,
+    image: Optional[str] = None,
     name: Optional[str] = None,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
@@ -47,7 +47,7 @@ def fit(
         cpu: cores per node; 0: 2 per process, or 4 per GPU
         gpu: GPUs per node
         memMB: main memory per node, in MiB; 0: 8192 per process, or 16384 per GPU
-        image: container image; local_cwd and slurm use what is installed instead
+        image: container image; by default isorun:cpu, or isorun:cuda with GPUs; local_cwd and slurm use what is installed
         name: name of the job; by default run.name of the config
         env: environment variables, NAME=VALUE,NAME=VALUE; no secrets on remote schedulers
         mounts: type=bind,src=/host,dst=/container[,readonly][,type=...]
@@ -82,7 +82,7 @@ def doctor(
     cpu: int = 0,
     gpu: int = 0,
     memMB: int = 0,  # noqa: N803
-    image: str = apps.IMAGE,
+    image: Optional[str] = None,
     name: Optional[str] = None,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
@@ -103,7 +103,7 @@ def doctor(
         cpu: cores per node; 0: 2 per process, or 4 per GPU
         gpu: GPUs per node
         memMB: main memory per node, in MiB; 0: 8192 per process, or 16384 per GPU
-        image: container image; local_cwd and slurm use what is installed instead
+        image: container image; by default isorun:cpu, or isorun:cuda with GPUs; local_cwd and slurm use what is installed
         name: name of the job; by default run.name of the config
         env: environment variables, NAME=VALUE,NAME=VALUE; no secrets on remote schedulers
         mounts: type=bind,src=/host,dst=/container[,readonly][,type=...]
@@ -130,7 +130,7 @@ def sweep(
     cpu: int = 0,
     gpu: int = 0,
     memMB: int = 0,  # noqa: N803
-    image: str = apps.IMAGE,
+    image: Optional[str] = None,
     name: Optional[str] = None,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
@@ -145,7 +145,7 @@ def sweep(
     runs lie side by side in the run directory of the config; started again, finished ones are
     left alone.
 
-    Example: torchx run isorun.sweep -j 2x1 --config configs/digits.yaml optim.lr=1e-3,3e-3 seed=0,1
+    Example: torchx run isorun.sweep -j 2x1 --config configs/digits.yaml optim.lr=1e-3,3e-3 run.seed=0,1
 
     Args:
         overrides: key=value settings, or key=A,B,C for those that are varied; last
@@ -155,7 +155,7 @@ def sweep(
         cpu: cores per node; 0: 2 per process, or 4 per GPU
         gpu: GPUs per node
         memMB: main memory per node, in MiB; 0: 8192 per process, or 16384 per GPU
-        image: container image; local_cwd and slurm use what is installed instead
+        image: container image; by default isorun:cpu, or isorun:cuda with GPUs; local_cwd and slurm use what is installed
         name: name of the job; by default run.name of the config
         env: environment variables, NAME=VALUE,NAME=VALUE; no secrets on remote schedulers
         mounts: type=bind,src=/host,dst=/container[,readonly][,type=...]
@@ -182,7 +182,7 @@ def run(
     cpu: int = 0,
     gpu: int = 0,
     memMB: int = 0,  # noqa: N803
-    image: str = apps.IMAGE,
+    image: Optional[str] = None,
     name: str = "run",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
@@ -203,7 +203,7 @@ def run(
         cpu: cores per node; 0: 2 per process, or 4 per GPU
         gpu: GPUs per node
         memMB: main memory per node, in MiB; 0: 8192 per process, or 16384 per GPU
-        image: container image; local_cwd and slurm use what is installed instead
+        image: container image; by default isorun:cpu, or isorun:cuda with GPUs; local_cwd and slurm use what is installed
         name: name of the job
         env: environment variables, NAME=VALUE,NAME=VALUE; no secrets on remote schedulers
         mounts: type=bind,src=/host,dst=/container[,readonly][,type=...]

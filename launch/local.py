@@ -30,6 +30,7 @@ class OnThisMachine:
     """Goes before TorchX's LocalScheduler, see ``launch.schedulers``."""
 
     _apps: dict[str, Any]
+    _cancelled: frozenset[str] = frozenset()
 
     def submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
         """Gives the nodes of an app a port of their own, and each its share of the cores."""
@@ -45,7 +46,15 @@ class OnThisMachine:
         count: int = super()._cuda_device_count() if shutil.which("nvidia-smi") else 0  # type: ignore[misc]
         return count
 
+    def describe(self, app_id: str) -> Any:
+        """The state of a job: to TorchX one that was asked to stop has failed."""
+        found = super().describe(app_id)  # type: ignore[misc]
+        if found is not None and found.state.name == "FAILED" and app_id in self._cancelled:
+            found.state = type(found.state).CANCELLED
+        return found
+
     def _cancel_existing(self, app_id: str) -> None:
+        self._cancelled |= {app_id}
         try:
             self._stop([self._apps[app_id]])
         finally:
@@ -56,6 +65,7 @@ class OnThisMachine:
     def close(self) -> None:
         """The end of the command that started them, a Ctrl-C included."""
         running = {i: app for i, app in self._apps.items() if _processes(app, alive=True)}
+        self._cancelled |= running.keys()
         try:
             self._stop(list(running.values()))
         finally:

@@ -143,14 +143,14 @@ def _explained(error: ValidationError, values: Any, where: str) -> UsageError:
 def find(name: str) -> Resource:
     """A resource by its name: the user's own, else any that TorchX knows, isorun's included.
     Raises UsageError."""
-    from torchx.specs import named_resources
+    from torchx.specs import resource
 
     mine = own()
     for known in (mine, BUILT_IN):
         if name in known:
             return known[name].resource()
     try:
-        return named_resources[name]
+        return resource(h=name)
     except KeyError:
         raise UsageError(
             f"-h is {name!r}, which is no named resource"

@@ -15,13 +15,13 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import secrets
 from launch.history import ledger
 from launch.local import InContainers, OnThisMachine
+from launch.slurm import OnSlurm
 from train.exits import UsageError
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def create(name: str, session_name: str, **parameters: Any) -> Scheduler:
     """The scheduler that TorchX knows by this name, watched. Raises NotInstalledError."""
     try:
         module = importlib.import_module(MODULES[name])
-        # 0.7.0's module for Ray has no such function where Ray is not installed.
         factory = module.create_scheduler
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, NameError) as error:
+        # The last is what 0.7.0's module for Ray ends with where Ray is not installed.
         raise NotInstalledError(
             f"The scheduler {name} cannot be used: {str(error).rstrip('.')}; install what it "
             "needs, or choose another by -s."
@@ -71,12 +71,6 @@ def create(name: str, session_name: str, **parameters: Any) -> Scheduler:
     watched: Scheduler = object.__new__(_watched(type(scheduler), name))
     watched.__dict__ = scheduler.__dict__  # it is the same scheduler, under another class
     return watched
-
-
-def are_ours() -> bool:
-    """Whether it is isorun's schedulers that TorchX finds."""
-    found = {point.value for point in entry_points(group="torchx.schedulers")}
-    return {f"{__name__}:{name}" for name in MODULES} <= found
 
 
 def _path() -> str:
@@ -88,7 +82,9 @@ def _path() -> str:
 
 def _watched(scheduler: type, name: str) -> type:
     """A subclass of a scheduler's class: TorchX asks by isinstance what a scheduler can do."""
-    extra = {"local_cwd": (OnThisMachine,), "local_docker": (InContainers,)}.get(name, ())
+    extra = {
+        "local_cwd": (OnThisMachine,), "local_docker": (InContainers,), "slurm": (OnSlurm,),
+    }.get(name, ())  # fmt: skip
     bases = (Watched, *extra, scheduler)
     return type(f"Watched{scheduler.__name__}", bases, {"known_as": name})
 
@@ -102,7 +98,9 @@ class Watched:
     def submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
         """Checks an app of isorun's before it is rendered. Raises UsageError."""
         for role in app.roles if ledger.is_ours(app) else ():
-            if self.known_as not in LOCAL:
+            if self.known_as in LOCAL:
+                role.env = secrets.restore(role.env)
+            else:
                 secrets.refuse(role.env, self.known_as)
             if self.known_as in NO_IMAGE:
                 role.env.setdefault("PATH", _path())

@@ -8,6 +8,7 @@ tried. Which have finished is known to the runs themselves, so the same sweep ma
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from launch.job import Training, training
 from launch.shape import Shape
 from train.exits import Exit, RunError, UsageError, is_worth_retrying
 
+_LONGEST = 100  # letters of a directory's name
 _LARGEST = 1000  # more combinations than these are a slip of the pen
 
 
@@ -44,13 +46,13 @@ def plan(
             "Nothing is varied: give at least one override several values, such as "
             "optim.lr=1e-3,3e-3, or use isorun.fit."
         )
-    world_size = shape.processes
-    first = training(files, trials[0], check=check, world_size=world_size)
-    for trial in trials[1:] if check else []:
-        training(files, trial, check=True, world_size=world_size)
+    first = training(files, trials[0], check=check, world_size=shape.processes)
     base = _base(first, overrides)
     varied = {word.partition("=")[0] for word in overrides if len(values(word)) > 1}
-    return first, [_placed(trial, varied, base, first.name) for trial in trials]
+    placed = [_placed(trial, varied, base, first.name) for trial in trials]
+    for trial in placed if check else ():
+        training(files, trial, world_size=shape.processes)
+    return first, placed
 
 
 def combinations(overrides: Sequence[str]) -> list[list[str]]:
@@ -104,10 +106,13 @@ def _base(first: Training, overrides: Sequence[str]) -> str:
 
 def _placed(trial: list[str], varied: set[str], base: str, name: str) -> list[str]:
     """A run's overrides, with a name and a directory that say what is special about it."""
-    special = [word for word in trial if word.partition("=")[0] in varied]
-    text = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", "_".join(special))
+    special = "_".join(word for word in trial if word.partition("=")[0] in varied)
+    text = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", special)
+    if text != special or len(text) > _LONGEST:  # then it may be that of another run as well
+        text = f"{text[:_LONGEST]}-{hashlib.sha256(special.encode()).hexdigest()[:8]}"
     fixed = [word for word in trial if not word.startswith(("run.dir=", "run.name="))]
-    return [*fixed, f"run.name={name}_{text}", f"run.dir={Path(base) / text}"]
+    run_name = re.sub(r"[=+]", "-", f"{name}_{text}")
+    return [*fixed, f"run.name={run_name}", f"run.dir={Path(base) / text}"]
 
 
 def arguments(job: Training, trials: list[list[str]], shape: Shape, max_restarts: int) -> list[str]:

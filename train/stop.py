@@ -90,7 +90,9 @@ class StopRequest:
         if self._timer:
             self._timer.cancel()
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # One that was asked is on its way out, and a launcher that repeats it while the others
+            # end must not kill it: it would look like a rank that saved nothing.
+            signal.signal(number, signal.SIG_IGN if self.signal else handler)
         signal.set_wakeup_fd(self._previous_fd)
         self._writer.close()  # which ends the thread
         self._thread.join()

@@ -31,6 +31,7 @@ _LOOK_AT_OTHERS = 1.0  # seconds between two looks at what other nodes report
 _TO_NOTICE = 5.0  # seconds for ranks to notice by themselves that others are gone, and say so
 _TO_END = 10  # seconds for ranks to end when others have failed
 _TO_REPORT = 25.0  # seconds for other nodes to report: longer than the two above
+_TO_FINISH = 300.0  # seconds for ranks elsewhere to end when those here have ended well
 
 
 class NodeAgent(LocalElasticAgent):
@@ -85,9 +86,7 @@ class NodeAgent(LocalElasticAgent):
             ended = {rank for rank, code in self._return_codes().items() if code}
             self._ranks.close(signal.SIGTERM, _TO_END)
             result = super()._monitor_workers(worker_group)
-        if result.state == WorkerState.SUCCEEDED:
-            self._report([], enough=lambda _: True)
-        elif result.state != WorkerState.HEALTHY:
+        if result.state not in (WorkerState.HEALTHY, WorkerState.SUCCEEDED):
             self._judge(result, ended)
         return result
 
@@ -145,42 +144,55 @@ class NodeAgent(LocalElasticAgent):
         def decisive(found: list[Report]) -> bool:
             return not self._verdict(found, []).retry
 
-        reports, lost = self._report(failures, enough=decisive)
+        reports, lost = self._report(failures, decisive, _TO_REPORT)
         self.verdict = verdict = self._verdict(reports, lost)
-        again = self._remaining_restarts > 0 and self._starts_again(reports)
-        if not again:
-            self._remaining_restarts = 0
+        go_on = self._go_on(reports)
         self.judged(verdict, reports[0].node)
-        if again:
-            used = self._worker_group.spec.max_restarts - self._remaining_restarts
-            self._tell(f"Starting the ranks again (restart {used + 1}).")
+        if go_on:
+            self._tell(go_on)
         else:
-            assert self._reports is not None
-            self._reports.part(
-                keeps_store=self._keeps_store, lost=verdict.lost_nodes, patience=_TO_REPORT
-            )
+            self._remaining_restarts = 0
+            self._part(verdict)
 
-    def _starts_again(self, reports: list[Report]) -> bool:
-        """Whether the nodes that are left go on. A node that leaves costs them no restart."""
+    def _go_on(self, reports: list[Report]) -> str:
+        """In words, if the ranks start again; else nothing. A node that leaves costs no restart."""
         assert self.verdict is not None
-        leaving = [report for report in reports if report.leaving]
+        leaving = [report.node for report in reports if report.leaving]
         finished = [report for report in reports if not report.failures]
         if self._signals.first or finished or not self.verdict.retry:
-            return False
+            return ""
         if leaving:
-            stay = self._place[1] - len(leaving)
-            if stay < self._options.min_nodes:
-                return False
+            if self._place[1] - len(leaving) < self._options.min_nodes:
+                return ""
             self._remaining_restarts += 1
-            return True
-        return self.verdict.exit_code != Exit.PREEMPTED
+            return f"Going on without node {', '.join(map(str, leaving))}, which was asked to stop."
+        if self.verdict.exit_code == Exit.PREEMPTED or self._remaining_restarts == 0:
+            return ""
+        most = self._worker_group.spec.max_restarts
+        return (
+            f"Starting the ranks again (restart {most - self._remaining_restarts + 1} of {most})."
+        )
+
+    def _exit_barrier(self) -> None:
+        """The ranks here ended well; those of other nodes may still end otherwise."""
+        reports, lost = self._report([], lambda _: self._signals.first is not None, _TO_FINISH)
+        if any(report.failures for report in reports):
+            self.verdict = self._verdict(reports, lost)
+            self.judged(self.verdict, reports[0].node)
+            self._part(self.verdict)
+
+    def _part(self, verdict: Verdict) -> None:
+        assert self._reports is not None
+        self._reports.part(
+            keeps_store=self._keeps_store, lost=verdict.lost_nodes, patience=_TO_REPORT
+        )
 
     def _report(
-        self, failures: list[Failure], enough: Callable[[list[Report]], bool]
+        self, failures: list[Failure], enough: Callable[[list[Report]], bool], patience: float
     ) -> tuple[list[Report], list[int]]:
         assert self._reports is not None
         own = Report(self._place[0], failures, leaving=self._signals.first is not None)
-        return self._reports.exchange(own, enough, _TO_REPORT)
+        return self._reports.exchange(own, enough, patience)
 
     def _verdict(self, reports: list[Report], lost: list[int]) -> Verdict:
         failures = [failure for report in reports for failure in report.failures]

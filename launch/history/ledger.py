@@ -73,7 +73,8 @@ def record_start(handle: str, scheduler: str, app: AppDef, request: str) -> None
             "directory": str(Path.cwd()),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "request": hide(request, [role.env for role in app.roles]),
+            # Docker is handed some of this process's own environment.
+            "request": hide(request, [os.environ, *(role.env for role in app.roles)]),
         }
     )
 

@@ -5,19 +5,28 @@ unless it was told not to read entry points (TORCHX_PLUGINS_SOURCE=1). The user'
 registered here in any case.
 """
 
+import logging
 import os
 from importlib.metadata import entry_points
 
 from torchx.plugins import register
 
 from launch import resources
+from train.exits import UsageError
+
+log = logging.getLogger(__name__)
 
 
 def _register() -> None:
     taken = {point.name for point in entry_points(group="torchx.named_resources")}
     if os.environ.get("TORCHX_PLUGINS_SOURCE") == "1":
         taken = set()
-    for name, shape in {**resources.BUILT_IN, **resources.own()}.items():
+    try:
+        own = resources.own()
+    except UsageError as error:  # an exception would hide the others as well
+        log.error("%s", error)
+        own = {}
+    for name, shape in {**resources.BUILT_IN, **own}.items():
         if name not in taken:
 
             def factory(shape: resources.Shape = shape) -> object:

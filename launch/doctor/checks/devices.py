@@ -1,0 +1,115 @@
+"""Devices and drivers: what each node has, and whether all have the same."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.doctor.checks.versions import differences, in_words, usual_values
+from launch.doctor.findings import Finding, broken, misset, ok, warning
+from launch.doctor.place import Place
+
+CHECK = "devices"
+_DRIVER = Path("/proc/driver/nvidia/version")
+_GIB = 1 << 30
+
+
+def inventory() -> dict[str, Any]:
+    """The node's devices as torch sees them. Plain values, to be compared between nodes."""
+    import torch
+
+    count = torch.cuda.device_count()
+    kinds = Counter(torch.cuda.get_device_name(index) for index in range(count))
+    found: dict[str, Any] = {
+        "count": count,
+        "kinds": ", ".join(f"{number} x {name}" for name, number in sorted(kinds.items())) or "cpu",
+        "cuda": torch.version.cuda or "none",
+        "driver": _driver(),
+    }
+    if count and torch.distributed.is_nccl_available():
+        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    return found
+
+
+def _driver() -> str:
+    try:
+        match = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)", _DRIVER.read_text())
+    except OSError:
+        return "none"
+    return match[1] if match else "unknown"
+
+
+def check(place: Place, found: Mapping[str, Any]) -> list[Finding]:
+    """Whether this node's processes and devices fit each other."""
+    count, processes = found["count"], place.world.local_world_size
+    visible = place.environ.get("CUDA_VISIBLE_DEVICES")
+    limited = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+    if count == 0:
+        if found["cuda"] != "none" and found["driver"] != "none" and visible != "":
+            return [
+                broken(
+                    CHECK,
+                    f"there is a driver ({found['driver']}), but torch (CUDA {found['cuda']}) "
+                    f"finds no GPU{limited}",
+                    "see nvidia-smi on this node; the driver may be too old for this CUDA, or the "
+                    "container was started without its GPUs",
+                    **found,
+                )
+            ]
+        return [ok(CHECK, f"no GPU{limited}, {processes} process(es) on the CPU", **found)]
+    said = f"{found['kinds']}, driver {found['driver']}, CUDA {found['cuda']}"
+    if processes > count:
+        return [
+            misset(
+                CHECK,
+                f"{processes} processes, but {count} GPU(s){limited}",
+                "start one process per GPU (--nproc-per-node gpu), or make more GPUs visible",
+                **found,
+            )
+        ]
+    if processes < count:
+        return [
+            warning(
+                CHECK,
+                f"{said}; {count - processes} of the GPUs are used by no process",
+                "start one process per GPU (--nproc-per-node gpu)",
+                **found,
+            )
+        ]
+    return [ok(CHECK, said, **found), *(_occupied(count) if place.full else [])]
+
+
+def _occupied(count: int) -> list[Finding]:
+    """GPUs whose memory somebody else uses."""
+    import torch
+
+    findings = []
+    for index in range(count):
+        free, total = torch.cuda.mem_get_info(index)
+        if free < 0.9 * total:
+            findings.append(
+                warning(
+                    CHECK,
+                    f"of GPU {index}'s {total / _GIB:.0f} GiB only {free / _GIB:.0f} are free",
+                    "see nvidia-smi for the process that holds them, perhaps of an earlier run",
+                )
+            )
+    return findings
+
+
+def compare(nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+    """A failure for each node whose devices or drivers are not those that most nodes have."""
+    usual = usual_values(nodes)
+    return [
+        broken(
+            CHECK,
+            in_words(odd),
+            "see nvidia-smi on this node, or start the run on nodes that are alike",
+            node=node,
+        )
+        for node, found in nodes.items()
+        if (odd := differences(found, usual))
+    ]

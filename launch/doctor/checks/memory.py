@@ -1,0 +1,162 @@
+"""Shared memory for data workers, and the node's memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+from launch.doctor.checks.units import readable
+from launch.doctor.findings import Finding, broken, misset, ok, warning
+from launch.doctor.guard import attempt
+from launch.doctor.place import Place
+from train.config.load import LoadedConfig
+from train.data.plan import BatchPlan
+
+SHM = Path("/dev/shm")
+_CGROUP = Path("/sys/fs/cgroup")
+_MIB = 1 << 20
+# A colour image of 224 x 224 as floats: larger than a sequence of tokens, smaller than a video.
+ASSUMED_SAMPLE = 3 * 224 * 224 * 4
+MEASURE_SECONDS = 30.0
+# Each tensor of a micro-batch is a file of whole pages.
+SMALLEST_BATCH = 4096
+_ENLARGE = (
+    "enlarge it (docker: --shm-size; Kubernetes: an emptyDir of medium Memory at /dev/shm), or "
+    "set loader.workers lower"
+)
+
+
+def sample_bytes(loaded: LoadedConfig) -> int:
+    """Bytes of the tensors in the first training sample, collated alone: what one sample takes in
+    shared memory. Builds the dataset."""
+    task = loaded.task(loaded.config)
+    return _tensor_bytes(task.collate([task.train_dataset()[0]]))
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(map(_tensor_bytes, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(_tensor_bytes, value))
+    return int(getattr(value, "nbytes", 0))
+
+
+def shared_memory(
+    place: Place,
+    measure: Callable[[LoadedConfig], int] = sample_bytes,
+    directory: Path = SHM,
+) -> list[Finding]:
+    """Whether the micro-batches that data workers keep ready have room.
+
+    In flight are ranks of the node x workers x (prefetch + 1, the one in use) micro-batches. The
+    size of a sample is measured at level full, and assumed else.
+    """
+    check = "shared memory"
+    if place.loaded is None:
+        free = _free(directory)
+        said = "does not exist" if free is None else f"has {readable(free)} free"
+        return [ok(check, f"{directory} {said}; without a config nothing is asked of it")]
+    loader = place.loaded.config.loader
+    if loader.workers == 0:
+        return [ok(check, "not needed: loader.workers is 0")]
+    free = _free(directory)
+    where = place.loaded.composed.where("loader.workers")
+    if free is None:
+        return [
+            misset(
+                check,
+                f"{directory} does not exist, and loader.workers is {loader.workers} ({where})",
+                "mount a tmpfs there, or set loader.workers to 0",
+            )
+        ]
+    micro = BatchPlan.from_config(place.loaded.config.batch, place.world.world_size)
+    ranks, prefetch = place.world.local_world_size, loader.prefetch_factor or 2
+    batches = ranks * loader.workers * (prefetch + 1)
+    per_batch = micro.micro_batch_size or micro.largest_micro_batch
+    size, why = None, ""
+    if place.full:
+        size, why = attempt(partial(measure, place.loaded), MEASURE_SECONDS)
+    how = f"assumed{f', as {why}' if why else ''}" if size is None else "measured"
+    certain, size = size is not None, size or ASSUMED_SAMPLE
+    needed = batches * max(SMALLEST_BATCH, per_batch * size)
+    values: dict[str, Any] = {"free_bytes": free, "needed_bytes": needed, "micro_batches": batches}
+    said = (
+        f"{directory} has {readable(free)} free; {ranks} rank(s) x {loader.workers} workers x "
+        f"{prefetch + 1} micro-batches x {per_batch} samples of {readable(size)} "
+        f"({how}) need {readable(needed)}"
+    )
+    if free >= needed:
+        return [ok(check, said, **values)]
+    certain = certain or free < batches * SMALLEST_BATCH
+    return [(misset if certain else warning)(check, said, _ENLARGE, **values)]
+
+
+def _free(directory: Path) -> int | None:
+    try:
+        stat = os.statvfs(directory)
+    except OSError:
+        return None
+    return stat.f_bavail * stat.f_frsize
+
+
+def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
+    """The memory that the node's processes may use: the machine's, or the container's limit."""
+    machine = psutil.virtual_memory()
+    limit, used = _cgroup_limit(cgroup)
+    if limit is None or limit >= machine.total:
+        total, free, kind = machine.total, machine.available, ""
+    else:
+        free = min(machine.available, limit - used)
+        total, kind = limit, " (the container's memory limit)"
+    said = f"{readable(free)} free of {readable(total)}{kind}"
+    values: dict[str, Any] = {"free_bytes": free, "total_bytes": total}
+    findings = []
+    needed = place.world.local_world_size * 512 * _MIB  # torch and its libraries, in each process
+    if free < needed:
+        findings.append(
+            broken(
+                "memory",
+                f"{said}, and the {place.world.local_world_size} process(es) alone need about "
+                f"{readable(needed)}",
+                "end what else runs on this node, or raise the limit",
+                **values,
+            )
+        )
+    shm = _total(SHM)
+    workers = 0 if place.loaded is None else place.loaded.config.loader.workers
+    if workers and shm is not None and limit is not None and limit < shm:
+        findings.append(
+            warning(
+                "memory",
+                f"{SHM} may hold {readable(shm)}, which count against the container's limit of "
+                f"{readable(limit)}",
+                "raise the limit by what the data workers need, or processes may be killed",
+            )
+        )
+    return findings or [ok("memory", said, **values)]
+
+
+def _cgroup_limit(cgroup: Path) -> tuple[int | None, int]:
+    """(limit, used) in bytes, by cgroup 2 or 1; without a limit (None, 0)."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return int((cgroup / limit).read_text()), int((cgroup / used).read_text())
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return None, 0
+
+
+def _total(directory: Path) -> int | None:
+    try:
+        stat = os.statvfs(directory)
+    except OSError:
+        return None
+    return stat.f_blocks * stat.f_frsize

@@ -1,0 +1,43 @@
+"""Whether Weights & Biases can be reached, where the run wants it."""
+
+from __future__ import annotations
+
+import time
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from launch.doctor.findings import Finding, ok, warning
+from launch.doctor.place import Place
+from train.exits import first_line
+from train.track.wandb_sink import wandb_mode
+
+CHECK = "W&B"
+SECONDS = 3.0
+
+
+def check(place: Place) -> list[Finding]:
+    """Rank 0 alone speaks to W&B. Never a failure: a run goes on offline."""
+    assert place.loaded is not None
+    url = place.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    mode = wandb_mode(
+        place.loaded.config.track.wandb, place.environ.get("WANDB_MODE") or "online", url, None
+    )
+    if mode != "online":
+        return [ok(CHECK, f"not needed: {mode}")]
+    started = time.monotonic()
+    try:
+        urlopen(Request(url, method="HEAD"), timeout=SECONDS).close()
+    except HTTPError:
+        pass  # it has answered
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        why = first_line(reason) if isinstance(reason, Exception) else str(reason)
+        return [
+            warning(
+                CHECK,
+                f"{url} cannot be reached ({why})",
+                "the run will keep its files offline, to be uploaded later by wandb sync; or see "
+                "to the network or https_proxy, or set track.wandb=offline",
+            )
+        ]
+    return [ok(CHECK, f"{url} answers", seconds=round(time.monotonic() - started, 3))]

@@ -1,0 +1,106 @@
+"""Whether all nodes run the same software."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import launch
+import train
+from launch.doctor.findings import Finding, misset, ok
+from train.config.load import LoadedConfig
+from train.rundir import code_version
+
+CHECK = "versions"
+_PACKAGES = ("torch", "accelerate", "deepspeed", "numpy")
+
+
+def software(loaded: LoadedConfig | None = None) -> dict[str, str]:
+    """What this node runs; a package that is not installed is "none".
+
+    The code is compared by a digest of its files, which an image without git has as well, and
+    which changes that are not committed change, too.
+    """
+    found = {"isorun": train.__version__, "code": _digest(_sources())}
+    if loaded is not None and not loaded.task.__module__.startswith("train."):
+        found["task"] = _digest([Path(inspect.getfile(loaded.task))])
+    found["python"] = platform.python_version()
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def _sources() -> list[Path]:
+    roots = [Path(package.__file__).parent for package in (train, launch) if package.__file__]
+    return sorted(path for root in roots for path in root.rglob("*.py"))
+
+
+def _digest(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def compare(nodes: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    """A failure for each node that runs something else than most; ``nodes`` by label, node 0
+    first."""
+    usual = usual_values(nodes)
+    findings = []
+    for node, found in nodes.items():
+        odd = differences(found, usual)
+        if odd:
+            findings.append(
+                misset(
+                    CHECK,
+                    in_words(odd),
+                    "give all nodes the same image or environment, and the same code",
+                    node=node,
+                    **{name: mine for name, mine, _ in odd},
+                )
+            )
+    if not findings:
+        said = ", ".join(f"{name} {value}" for name, value in usual.items() if value != "none")
+        findings.append(ok(CHECK, said + _commit(), **usual))
+    return findings
+
+
+def _commit() -> str:
+    """Node 0's, where there is one: for people, since it does not tell what was changed."""
+    code = code_version()
+    if "commit" not in code:
+        return ""
+    return f", commit {code['commit'][:12]}{' with changes' if code['dirty'] else ''}"
+
+
+def usual_values(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each name the value that most nodes have; of equally many, the first node's."""
+    names = dict.fromkeys(name for found in nodes.values() for name in found)
+    return {
+        name: Counter(found.get(name) for found in nodes.values()).most_common(1)[0][0]
+        for name in names
+    }
+
+
+def differences(found: Mapping[str, Any], usual: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, this node's value, the others') for each that differs."""
+    return [
+        (name, found.get(name, "none"), value if value is not None else "none")
+        for name, value in usual.items()
+        if found.get(name) != value
+    ]
+
+
+def in_words(odd: list[tuple[str, Any, Any]]) -> str:
+    """What ``differences`` found."""
+    return "; ".join(f"{name} is {mine}, elsewhere {theirs}" for name, mine, theirs in odd)

@@ -1,0 +1,56 @@
+"""Where the doctor stands, and what for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from train.cli import parse
+from train.config.load import LoadedConfig, load_config
+from train.world import World
+
+Level = Literal["quick", "full"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the checks of one process may look at."""
+
+    world: World
+    level: Level
+    loaded: LoadedConfig | None = None
+    """The config of the training that is to follow, if it is known."""
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    @property
+    def full(self) -> bool:
+        """Whether what takes a while is looked at, too."""
+        return self.level == "full"
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process speaks for its node."""
+        return self.world.local_rank == 0
+
+    @property
+    def node(self) -> int:
+        """The number of its node, from 0, as the launcher counts them."""
+        for name in ("GROUP_RANK", "SLURM_NODEID"):
+            if self.environ.get(name, "").isdigit():
+                return int(self.environ[name])
+        return self.world.rank // self.world.local_world_size
+
+
+def training_config(command: Sequence[str]) -> LoadedConfig | None:
+    """The config of a training command (``python -m train fit --config ...``); None for another
+    command. UsageError says what is wrong with its arguments or its config."""
+    words = list(command)
+    for index in range(len(words) - 1):
+        if words[index : index + 2] == ["-m", "train"]:
+            arguments = parse(words[index + 2 :])
+            if not hasattr(arguments, "config"):
+                return None
+            return load_config(arguments.config, arguments.overrides, runs=False)
+    return None

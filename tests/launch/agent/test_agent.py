@@ -1,0 +1,196 @@
+"""One node's agent and its ranks, as processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support.runs import ROOT, TINY, checkpoints, environment, run
+
+
+def start(*options, script=None, command=None, env=()):
+    """The agent with a command, or with a small program as its ranks."""
+    command = ["python", "-c", script] if command is None else command
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.agent", *options, "--", *command],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**environment(), **dict(env)},
+    )  # fmt: skip
+
+
+def end(agent, timeout=120):
+    out, err = agent.communicate(timeout=timeout)
+    return agent.returncode, out, err
+
+
+def wait_for(path, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().split()[2] == "Z"
+
+
+FIT = ["python", "-m", "train", "fit", *TINY]
+
+
+@pytest.mark.parametrize("code", [0, 1, 64, 78, 143])
+def test_the_exit_code_comes_back(code):
+    found, _, err = end(start("--nproc-per-node", "2", script=f"import sys; sys.exit({code})"))
+    assert found == code
+    assert ("ended first" in err) == (code != 0)
+
+
+def test_a_signal_comes_back():
+    script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    code, _, err = end(start(script=script))
+    assert code == 128 + signal.SIGKILL
+    assert "killed by SIGKILL" in err
+
+
+@pytest.mark.parametrize(("code", "starts"), [(75, 3), (137, 3), (64, 1), (70, 1), (143, 1)])
+def test_only_what_may_help_is_started_again(tmp_path, code, starts):
+    end_with = "os.kill(os.getpid(), 9)" if code == 137 else f"sys.exit({code})"
+    script = f"import os, sys; open({str(tmp_path / 'starts')!r}, 'a').write('x'); {end_with}"
+    found, _, err = end(start("--max-restarts", "2", script=script))
+    assert found == code
+    assert len((tmp_path / "starts").read_text()) == starts
+    assert err.count("Starting the ranks again") == starts - 1
+
+
+def test_a_restart_can_end_well(tmp_path):
+    script = (
+        "import os, sys; path = os.environ['SEEN']; first = not os.path.exists(path); "
+        "open(path, 'w'); sys.exit(75 * first)"
+    )
+    agent = start("--max-restarts", "1", script=script, env={"SEEN": str(tmp_path / "seen")})
+    assert end(agent)[0] == 0
+
+
+LISTENS = """
+import os, signal, sys, time
+seen = open(os.environ["SEEN"] + os.environ["RANK"], "w", buffering=1)
+def note(number, frame):
+    seen.write(signal.Signals(number).name + "\\n")
+    note.at = note.at or time.monotonic()
+note.at = 0
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, note)
+print(os.environ["ISORUN_STOP_DEADLINE"], flush=True)
+open(os.environ["SEEN"] + "ready" + os.environ["RANK"], "w")
+while not note.at or time.monotonic() < note.at + float(os.environ["TAKES"]):
+    time.sleep(0.01)
+sys.exit(143)
+"""
+
+
+def listening(tmp_path, *options, takes):
+    agent = start("--nproc-per-node", "2", *options, script=LISTENS,
+                  env={"SEEN": str(tmp_path / "seen"), "TAKES": str(takes)})  # fmt: skip
+    for rank in range(2):
+        wait_for(tmp_path / f"seenready{rank}")
+    return agent
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_reaches_each_rank_once(tmp_path, number):
+    agent = listening(tmp_path, "--shutdown-timeout", "40", takes=1)
+    for _ in range(3):
+        agent.send_signal(number)
+        time.sleep(0.2)
+    code, out, _ = end(agent)
+    assert code == 143
+    assert out.split() == ["35", "35"]  # the grace period is passed on, less a margin
+    for rank in range(2):
+        assert (tmp_path / f"seen{rank}").read_text().split() == [number.name]
+
+
+def test_a_second_ctrl_c_is_passed_on(tmp_path):
+    agent = listening(tmp_path, takes=2)
+    for _ in range(2):
+        agent.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    end(agent)
+    assert (tmp_path / "seen0").read_text().split() == ["SIGINT", "SIGINT"]
+
+
+def test_ranks_that_do_not_end_in_time_are_killed(tmp_path):
+    agent = listening(tmp_path, "--shutdown-timeout", "1", takes=1000)
+    agent.send_signal(signal.SIGTERM)
+    code, _, err = end(agent, timeout=30)
+    assert code == 137
+    assert "--shutdown-timeout, 1 s" in err
+
+
+def test_ranks_are_told_when_their_agent_is_killed(tmp_path):
+    agent = listening(tmp_path, takes=0)
+    children = subprocess.run(
+        ["ps", "--ppid", str(agent.pid), "-o", "pid="], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(children) == 2
+    agent.kill()
+    agent.wait()
+    deadline = time.monotonic() + 20
+    while not all(gone(int(pid)) for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert (tmp_path / "seen1").read_text().split() == ["SIGTERM"]
+
+
+def test_a_signal_before_there_are_ranks_ends_it_at_once(tmp_path):
+    agent = start("--nnodes", "2", "--rdzv-endpoint", "127.0.0.1:0", "--node-rank", "0",
+                  "--preflight", "off", script="")  # fmt: skip
+    time.sleep(4)  # it waits for the second node, which never comes
+    agent.send_signal(signal.SIGTERM)
+    code, _, err = end(agent, timeout=20)
+    assert code == 143
+    assert "nothing is lost" in err
+
+
+def test_a_command_that_is_not_there():
+    code, _, err = end(start(command=["no-such-program"]))
+    assert code != 0
+    assert "'no-such-program' cannot be started" in err
+
+
+def test_the_first_error_of_a_run_is_kept(tmp_path):
+    termination = tmp_path / "termination"
+    agent = start(
+        "--nproc-per-node", "2", "--max-restarts", "3", "--termination-log", str(termination),
+        command=[*FIT, f"run.dir={tmp_path / 'run'}", "task.use=tests.faults.tasks:Crashing"],
+    )  # fmt: skip
+    code, _, err = end(agent)
+    assert code == 70
+    assert "no such thing" in err
+    for path in (termination, tmp_path / "run/failures/0001.json"):
+        record = json.loads(path.read_text())
+        assert record["exit_code"] == 70
+        assert not record["retry"]
+        assert "no such thing" in record["first"]["error"]
+        assert any("KeyError" in line for line in record["first"]["log"])
+    assert not (tmp_path / "run/failures/0002.json").exists()
+
+
+def test_a_stop_saves_and_the_same_command_goes_on(tmp_path):
+    command = [*FIT, f"run.dir={tmp_path}", "task.sleep=0.05", "batch.micro_batch_size=6"]
+    agent = start("--nproc-per-node", "2", command=command)
+    wait_for(tmp_path / "metrics.jsonl")
+    time.sleep(1)
+    agent.send_signal(signal.SIGTERM)
+    code, _, err = end(agent)
+    assert code == 143, err
+    assert checkpoints(tmp_path)
+    assert end(start("--nproc-per-node", "2", command=command))[0] == 0
+    assert "all well" in run("verify", tmp_path).stdout

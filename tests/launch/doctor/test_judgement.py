@@ -1,0 +1,344 @@
+"""What the doctor makes of what was measured."""
+
+import threading
+import time
+
+import pytest
+
+from launch.doctor.checks import (
+    clocks,
+    collectives,
+    devices,
+    environment,
+    interfaces,
+    memory,
+    network,
+    storage,
+    versions,
+)
+from launch.doctor.checks.network import Listener, Reached
+from launch.doctor.findings import (
+    Status,
+    broken,
+    exit_code,
+    merged,
+    misset,
+    ok,
+    one_of_many,
+    warning,
+)
+from launch.doctor.guard import bounded, bounded_together
+from launch.doctor.meeting import Meeting, Member
+from launch.doctor.place import Place
+from tests.support.runs import TINY
+from train.config.load import load_config
+from train.exits import DataError, RetryError
+from train.world import World
+
+ALL = ["a", "b", "c"]
+
+
+def label(rank):
+    return ALL[rank]
+
+
+def place(*, local_world_size=1, level="quick", **environ):
+    world = World(0, local_world_size, 0, local_world_size, "test", "a")
+    return Place(world, level, None, environ)
+
+
+# -- all of it -----------------------------------------------------------------------------------
+
+
+def test_a_wrong_setting_wins_over_a_failed_machine_and_a_warning_fails_nothing():
+    assert exit_code([ok("x", ""), warning("x", "", "")]) == 0
+    assert exit_code([ok("x", ""), broken("x", "", "")]) == 75
+    assert exit_code([broken("x", "", ""), misset("x", "", "")]) == 64
+
+
+def test_what_nodes_say_alike_is_one_row():
+    same = [ok("x", "well", node=node) for node in ALL]
+    odd = broken("x", "ill", "", node="b")
+    rows = merged(
+        [*same, odd, broken("y", "ill", "", node="a"), broken("y", "ill", "", node="c")], ALL
+    )
+    assert [(row.check, row.node) for row in rows] == [
+        ("x", "all nodes"),
+        ("x", "b"),
+        ("y", "a, c"),
+    ]
+
+
+def test_of_many_nodes_that_are_well_one_is_shown_but_each_that_is_not():
+    rows = [ok("x", f"{n} GiB", node=str(n)) for n in range(9)] + [
+        broken("x", "0 GiB", "", node="z")
+    ]
+    shown = one_of_many(rows)
+    assert [row.node for row in shown] == ["0", "z"]
+    assert "alike on 8 more" in shown[0].text
+
+
+def test_a_check_that_hangs_or_raises_is_a_finding_and_holds_up_no_other():
+    def raises():
+        raise ValueError("no such thing")
+
+    def refuses(error):
+        raise error
+
+    checks = [
+        ("hangs", lambda: threading.Event().wait() and []),
+        ("raises", raises),
+        ("data", lambda: refuses(DataError("The data is bad."))),
+        ("retry", lambda: refuses(RetryError("The disk is gone."))),
+        ("fine", lambda: [ok("fine", "well")]),
+    ]
+    found = bounded_together(checks, 0.5)
+    assert [f.check for f in found] == [name for name, _ in checks]
+    assert "did not come to an end within 0.5 s" in found[0].text
+    assert "ValueError: no such thing" in found[1].text
+    assert [int(f.code) for f in found] == [75, 75, 64, 75, 0]
+    assert bounded("fine", checks[-1][1], 1.0)[0].status is Status.OK
+
+
+def test_a_rank_that_did_not_answer_is_not_waited_for_again():
+    from torch.distributed import HashStore
+
+    members = [Member(rank, rank, "host", True, "") for rank in range(2)]
+    meeting = Meeting(HashStore(), 0, members)
+    assert meeting.nodes == ["host (node 0)", "host (node 1)"]
+    assert meeting.hear("first", [0, 1], 0.1) == {}
+    meeting.tell("second", 5)
+    assert meeting.lost == {0: "first", 1: "first"}
+    meeting.lost.pop(0)
+    assert meeting.hear("second", [0, 1], 3600.0) == {0: 5}
+
+
+# -- versions and devices ------------------------------------------------------------------------
+
+
+def test_the_odd_one_out_is_named_even_if_it_is_the_first():
+    nodes = {"a": {"torch": "2.1"}, "b": {"torch": "2.2"}, "c": {"torch": "2.2", "more": "1"}}
+    found = versions.compare(nodes)
+    assert [(f.node, f.text) for f in found] == [
+        ("a", "torch is 2.1, elsewhere 2.2"),
+        ("c", "more is 1, elsewhere none"),
+    ]
+
+
+GPUS = {"count": 8, "kinds": "8 x H100", "cuda": "12.8", "driver": "570.1"}
+
+
+def test_devices_that_differ_between_nodes():
+    nodes = {"a": GPUS, "b": {**GPUS, "count": 7, "kinds": "7 x H100"}, "c": GPUS}
+    (found,) = devices.compare(nodes)
+    assert found.node == "b"
+    assert "kinds is 7 x H100, elsewhere 8 x H100" in found.text
+    assert devices.compare({"a": GPUS, "b": GPUS}) == []
+
+
+@pytest.mark.parametrize(
+    ("processes", "change", "code", "said"),
+    [
+        (8, {}, 0, "8 x H100, driver 570.1, CUDA 12.8"),
+        (9, {}, 64, "9 processes, but 8 GPU(s)"),
+        (4, {}, 0, "4 of the GPUs are used by no process"),
+        (8, {"count": 0, "kinds": "cpu"}, 75, "torch (CUDA 12.8) finds no GPU"),
+        (2, {"count": 0, "cuda": "none"}, 0, "no GPU, 2 process(es) on the CPU"),
+        (2, {"count": 0, "driver": "none"}, 0, "no GPU, 2 process(es) on the CPU"),
+    ],
+)
+def test_processes_and_devices(processes, change, code, said):
+    (found,) = devices.check(place(local_world_size=processes), {**GPUS, **change})
+    assert int(found.code) == code
+    assert said in found.text
+
+
+def test_devices_that_the_user_has_hidden_are_no_fault():
+    (found,) = devices.check(place(CUDA_VISIBLE_DEVICES=""), {**GPUS, "count": 0})
+    assert found.status is Status.OK
+    assert "CUDA_VISIBLE_DEVICES is ''" in found.text
+
+
+# -- environment ---------------------------------------------------------------------------------
+
+THERE = {"lo": ["127.0.0.1"], "eth0": ["10.0.0.1"], "eth1": ["10.0.1.1"], "ib0": []}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "chosen"),
+    [
+        ("GLOO_SOCKET_IFNAME", "eth0", ["eth0"]),
+        ("GLOO_SOCKET_IFNAME", "eth", []),
+        ("GLOO_SOCKET_IFNAME", "eth0,eth7", []),
+        ("NCCL_SOCKET_IFNAME", "eth", ["eth0", "eth1"]),
+        ("NCCL_SOCKET_IFNAME", "=eth0", ["eth0"]),
+        ("NCCL_SOCKET_IFNAME", "=eth", []),
+        ("NCCL_SOCKET_IFNAME", "^lo,ib", ["eth0", "eth1"]),
+        ("NCCL_SOCKET_IFNAME", "^=eth0", ["lo", "eth1", "ib0"]),
+        ("NCCL_SOCKET_IFNAME", "eno1", []),
+    ],
+)
+def test_the_interfaces_that_a_variable_means(variable, value, chosen):
+    assert interfaces.choose(variable, value, THERE) == chosen
+
+
+def test_cores_are_those_of_the_container(tmp_path):
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert environment.cores(tmp_path) == 0.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert environment.cores(tmp_path) >= 1
+
+
+def test_several_processes_without_a_number_of_threads(monkeypatch):
+    monkeypatch.setattr(environment, "cores", lambda: 8.0)
+    (found,) = environment.threads(place(local_world_size=4))
+    assert found.status is Status.WARNING
+    assert found.text == "4 x 8 threads (by default) on 8 cores"
+    assert found.advice == "set OMP_NUM_THREADS to 2"
+    (found,) = environment.threads(place(local_world_size=4, OMP_NUM_THREADS="two"))
+    assert int(found.code) == 64
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("memory.max", "memory.current"),
+     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
+)  # fmt: skip
+def test_the_memory_limit_of_a_container(tmp_path, names):
+    (tmp_path / "memory").mkdir()
+    (tmp_path / names[0]).write_text(f"{1 << 30}\n")
+    (tmp_path / names[1]).write_text(f"{1 << 29}\n")
+    found = memory.memory(place(local_world_size=4), tmp_path)
+    assert found[0].text.startswith("512 MiB free of 1.0 GiB (the container's memory limit)")
+    assert int(found[0].code) == 75
+    assert not [f for f in memory.memory(place(), tmp_path) if f.code]
+
+
+# -- between nodes -------------------------------------------------------------------------------
+
+
+def tried(failing=(), **changes):
+    """Three nodes; ``failing``: pairs (source, target)."""
+    return {
+        s: {
+            t: Reached("refused", "10.0.0.9:1", **changes) if (s, t) in failing else Reached()
+            for t in range(3)
+            if t != s
+        }
+        for s in range(3)
+    }
+
+
+def test_the_node_that_nobody_reaches_is_named():
+    (found,) = network.ports(tried([(0, 2), (1, 2)]), label)
+    assert found.node == "c"
+    assert found.text == "cannot be reached at 10.0.0.9:1 from a, b (refused)"
+    assert int(found.code) == 75
+
+
+def test_the_node_that_reaches_nobody_is_named():
+    (found,) = network.ports(tried([(1, 0), (1, 2)]), label)
+    assert found.node == "b"
+    assert found.text.startswith("reaches no other node")
+
+
+def test_one_pair_alone():
+    (found,) = network.ports(tried([(1, 2)]), label)
+    assert (found.node, "from b (" in found.text) == ("c", True)
+
+
+def test_an_address_that_only_the_node_itself_can_use_is_a_setting():
+    (found,) = network.ports(tried([(0, 2), (1, 2)], loopback=True), label)
+    assert int(found.code) == 64
+    assert "GLOO_SOCKET_IFNAME" in found.advice
+
+
+def test_names_that_do_not_resolve_are_a_warning():
+    seen = tried()
+    seen[1][0] = Reached(name_error="Name or service not known")
+    seen[2][0] = Reached(name_seconds=3.0)
+    found = network.names(seen, label)
+    assert [(f.node, str(f.status)) for f in found] == [("b", "warning"), ("c", "warning")]
+    assert "does not resolve a (Name" in found[0].text
+
+
+def clock(*, others):
+    """Node 0, as the others see it: seconds that its clock is ahead of theirs."""
+    return {0: {}, **{n: {0: Reached(ahead=-s, round_trip=0.01)} for n, s in others.items()}}
+
+
+def test_the_clock_that_is_off_is_named_even_if_it_is_node_0():
+    assert clocks.compare(clock(others={1: 0.2, 2: -0.2}), label)[0].status is Status.OK
+    (found,) = clocks.compare(clock(others={1: 20.0, 2: 20.1}), label)
+    assert (found.node, found.text) == ("a", "the clock is 20.0 s behind most others'")
+    (found,) = clocks.compare(clock(others={1: 0.0, 2: 3600.0}), label)
+    assert (found.node, int(found.code)) == ("c", 75)
+
+
+def test_a_slow_answer_is_not_taken_for_a_wrong_clock():
+    slow = {0: {}, 1: {0: Reached(ahead=2.0, round_trip=3.0)}}
+    assert clocks.compare(slow, label)[0].status is Status.OK
+
+
+def test_an_offset_is_measured_without_the_round_trip():
+    def slow():
+        time.sleep(0.02)
+        return 1000.0
+
+    listener = Listener(clock=slow)
+    round_trip, ahead = network.ask("127.0.0.1", listener.port, listener.token, lambda: 900.0)
+    assert ahead + round_trip / 2 == pytest.approx(100.0)
+    with pytest.raises(OSError, match="something else answers"):
+        network.ask("127.0.0.1", listener.port, "another")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 8])
+def test_every_pair_meets_once_and_no_node_has_two_partners(count):
+    ranks = [10 * n for n in range(count)]
+    met = []
+    for round_ in collectives.rounds(ranks):
+        assert all(round_[other] == one for one, other in round_.items())
+        met += [frozenset(pair) for pair in round_.items()]
+    assert len(set(met)) == count * (count - 1) // 2
+    assert len(met) == 2 * len(set(met))
+
+
+def test_the_slow_node_is_named():
+    rates = {0: 9e9, 1: 10e9, 2: 2e9}
+    (found,) = collectives.slow_ones(rates, "computes", "GFLOP/s", label, "")
+    assert found.node == "c"
+    assert found.text == "computes at 2 GFLOP/s, where the others reach 9.5"
+    assert collectives.slow_ones({0: 9e9, 1: 10e9}, "computes", "GFLOP/s", label, "") == []
+
+
+# -- the user's own code -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(tmp_path):
+    loaded = load_config([], [*TINY, f"run.dir={tmp_path}/run", "loader.workers=2"], runs=False)
+    return Place(World(0, 1, 0, 1, "test", "a"), "full", loaded)
+
+
+def cannot(_):
+    raise RuntimeError("it needs a file")
+
+
+def test_a_sample_that_cannot_be_loaded_is_assumed(full, tmp_path):
+    (found,) = memory.shared_memory(full, cannot, tmp_path)
+    assert (
+        "588 KiB (assumed, as the check itself failed: RuntimeError: it needs a file)" in found.text
+    )
+    assert found.status is not Status.FAILED
+
+
+def test_a_model_that_cannot_be_built_without_memory_skips_the_check(full):
+    (found,) = storage.room(full, cannot)
+    assert found.status is Status.SKIPPED
+    assert "it needs a file" in found.text
+
+
+def test_more_samples_than_shared_memory_has_room_for(full, tmp_path):
+    (found,) = memory.shared_memory(full, lambda _: 1 << 50, tmp_path)
+    assert int(found.code) == 64
+    assert found.values["needed_bytes"] == 6 * 12 << 50

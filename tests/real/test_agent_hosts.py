@@ -1,0 +1,247 @@
+"""Agents on two hosts made of network namespaces: they meet, fail, stop, leave and come back."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.hosts import Hosts, why_not
+from tests.support.runs import TINY, checkpoints, metrics, run
+from train.data.ledger import read_steps
+from train.parity import curve, largest_difference
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+LONG = [
+    "checkpoint.every_steps=10", "checkpoint.asynchronous=false", "watchdog.timeout=6",
+    "task.sleep=0.05", "length.steps=300", "batch.micro_batch_size=6",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    made = Hosts()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("undisturbed")
+    run("fit", directory, *LONG, "task.sleep=0")
+    return directory
+
+
+def fit(directory, *overrides):
+    return ["python", "-m", "train", "fit", *TINY, f"run.dir={directory}", *overrides]
+
+
+def both(hosts, command, *options, nnodes="2", env=()):
+    return [node(hosts, host, command, *options, nnodes=nnodes, env=env) for host in (0, 1)]
+
+
+def node(hosts, host, command, *options, nnodes="2", env=()):
+    words = ["--nnodes", nnodes, "--rdzv-endpoint", f"{hosts.subnet}.1:29400", *options]
+    return hosts.start_node_agent(host, command, *words, env=env)
+
+
+def end(agents, timeout=180):
+    """Exit codes and standard errors."""
+    try:
+        errors = [agent.communicate(timeout=timeout)[1] for agent in agents]
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                agent.kill()
+    return [agent.returncode for agent in agents], errors
+
+
+def wait_until(condition, agents=(), seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        for agent in agents:
+            assert agent.poll() is None, agent.communicate()
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)
+
+
+def going_on_with(directory, world_size, after=0):
+    """Whether the newest attempt, later than ``after``, has so many ranks and has taken steps."""
+    file = directory / "attempts.jsonl"
+    attempts = [json.loads(line) for line in file.open()] if file.exists() else []
+    newest = attempts[-1] if len(attempts) > after else None
+    return (
+        newest is not None
+        and newest["world_size"] == world_size
+        and any(row.get("attempt") == newest["attempt"] for row in metrics(directory))
+    )
+
+
+def assert_undisturbed(directory, undisturbed):
+    assert "all well" in run("verify", directory).stdout
+    for key in ("train/loss", "train/gradient_norm", "train/learning_rate"):
+        assert largest_difference(curve(undisturbed, key), curve(directory, key)) <= 1e-5
+
+
+@pytest.fixture
+def names(hosts):
+    """Each host's own /etc/hosts, empty at first."""
+    folders = [Path("/etc/netns") / name for name in hosts.names]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "hosts").write_text("127.0.0.1 localhost\n")
+    yield [folder / "hosts" for folder in folders]
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+def test_a_name_that_comes_late(hosts, names, tmp_path):
+    command = fit(tmp_path / "two", "batch.micro_batch_size=6")
+    agents = [
+        hosts.start_node_agent(
+            host, command, "--nnodes", "2", "--rdzv-host-env", "NODE_0", "--rdzv-port", "29400",
+            env={"NODE_0": "node-0.isorun.test"},
+        )
+        for host in (0, 1)
+    ]  # fmt: skip
+    for agent in agents:
+        for line in agent.stderr:
+            if "Waiting for the name 'node-0.isorun.test'" in line:
+                break
+    for file in names:
+        with file.open("a") as text:
+            text.write(f"{hosts.subnet}.1 node-0.isorun.test\n")
+    codes, errors = end(agents)
+    assert codes == [0, 0], errors
+    run("fit", tmp_path / "one")
+    assert read_steps(tmp_path / "one/ledger.bin") == read_steps(tmp_path / "two/ledger.bin")
+
+
+def test_a_name_that_nobody_knows(hosts, tmp_path):
+    agent = hosts.start_node_agent(
+        1, fit(tmp_path), "--nnodes", "2", "--rdzv-endpoint", "nowhere.isorun.test",
+        "--rdzv-timeout", "3",
+    )  # fmt: skip
+    [code], [error] = end([agent])
+    assert code == 75
+    assert "'nowhere.isorun.test'" in error
+    assert "spelt right" in error
+
+
+def test_a_node_that_was_never_started(hosts, tmp_path):
+    codes, errors = end([node(hosts, 1, fit(tmp_path), "--rdzv-timeout", "3")])
+    assert codes == [75]
+    assert f"node 0 to listen at {hosts.subnet}.1:29400" in errors[0]
+    codes, errors = end([node(hosts, 0, fit(tmp_path), "--rdzv-timeout", "3")])
+    assert codes == [75]
+    assert "Not all of 2 nodes came" in errors[0]
+
+
+@pytest.mark.skipif(shutil.which("iptables") is None, reason="there is no iptables")
+def test_a_blocked_port(hosts, tmp_path):
+    rule = ["INPUT", "-p", "tcp", "--dport", "29400", "!", "-i", "lo", "-j", "DROP"]
+    iptables = ["ip", "netns", "exec", hosts.names[0], "iptables"]
+    made = subprocess.run([*iptables, "-A", *rule], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"iptables cannot be used here ({made.stderr.strip()})")
+    try:
+        codes, errors = end(both(hosts, fit(tmp_path), "--rdzv-timeout", "6"))
+    finally:
+        subprocess.run([*iptables, "-D", *rule], check=True)
+    assert codes == [75, 75], errors
+    assert "a firewall" in errors[1]
+
+
+def test_all_agents_name_the_same_rank(hosts, tmp_path):
+    """The ranks of the other host lose their peer, which is worth a retry; the cause is not."""
+    script = (
+        "import os, socket, sys, time; rank = int(os.environ['RANK']); "
+        "time.sleep(2 if rank else 1); sys.exit(75 if rank == 0 else 65)"
+    )
+    agents = both(hosts, ["python", "-c", script], "--max-restarts", "5")
+    codes, errors = end(agents)
+    assert codes == [65, 65], errors
+    for error in errors:
+        assert "Rank 1 on" in error
+        assert "exit code 65 (DATA)" in error
+        assert "Starting the ranks again" not in error
+
+
+def test_ranks_that_wait_for_a_failed_one_are_ended(hosts):
+    script = "import os, sys, time; time.sleep(1); os.environ['RANK'] == '1' and sys.exit(70); time.sleep(600)"
+    started = time.monotonic()
+    codes, errors = end(both(hosts, ["python", "-c", script]))
+    assert codes == [70, 70], errors
+    assert time.monotonic() - started < 60
+
+
+def test_both_start_again(hosts, tmp_path):
+    script = (
+        "import os, sys, time; path = os.environ['SEEN'] + os.environ['RANK']; "
+        "first = not os.path.exists(path); open(path, 'w'); "
+        "time.sleep(60 if first and os.environ['RANK'] == '0' else 1); sys.exit(75 * first)"
+    )
+    agents = both(hosts, ["python", "-c", script], "--max-restarts", "1",
+                  env={"SEEN": str(tmp_path / "seen")})  # fmt: skip
+    codes, errors = end(agents)
+    assert codes == [0, 0], errors
+    assert all("Starting the ranks again (restart 1 of 1)" in error for error in errors)
+
+
+def test_a_node_that_finished_tells_of_one_that_failed_then(hosts):
+    script = "import os, sys, time; rank = int(os.environ['RANK']); time.sleep(2 * rank); sys.exit(75 * rank)"
+    codes, errors = end(both(hosts, ["python", "-c", script], "--max-restarts", "1"))
+    assert codes == [75, 75], errors
+    assert "Rank 1 on" in errors[0]
+
+
+def test_a_stop_of_one_node_stops_and_saves_all(hosts, tmp_path, undisturbed):
+    agents = both(hosts, fit(tmp_path, *LONG))
+    wait_until(lambda: going_on_with(tmp_path, 2), agents)
+    agents[1].send_signal(signal.SIGTERM)
+    codes, errors = end(agents)
+    assert codes == [143, 143], errors
+    assert checkpoints(tmp_path)
+    codes, errors = end(both(hosts, fit(tmp_path, *LONG)))
+    assert codes == [0, 0], errors
+    assert_undisturbed(tmp_path, undisturbed)
+
+
+def test_a_lost_node_ends_a_run_of_fixed_size(hosts, tmp_path):
+    agents = both(hosts, fit(tmp_path, *LONG))
+    wait_until(lambda: going_on_with(tmp_path, 2), agents)
+    hosts.lose(1)
+    codes, errors = end(agents)
+    assert codes[0] == 75, errors
+    record = json.loads((tmp_path / "failures/0001.json").read_text())
+    assert record["retry"]
+    assert record["lost_nodes"] == [1]
+
+
+@pytest.mark.parametrize("how", ["killed", "asked to leave"])
+def test_an_elastic_run_goes_on_and_takes_a_node_in(hosts, tmp_path, undisturbed, how):
+    options = ("--max-restarts", "3" if how == "killed" else "0")
+    agents = both(hosts, fit(tmp_path, *LONG), *options, nnodes="1:2")
+    try:
+        wait_until(lambda: going_on_with(tmp_path, 2) and checkpoints(tmp_path), agents)
+        if how == "killed":
+            hosts.lose(1)
+        else:
+            agents[1].send_signal(signal.SIGTERM)
+        [code], _ = end([agents[1]])
+        assert code == (-9 if how == "killed" else 143)
+        wait_until(lambda: going_on_with(tmp_path, 1, after=1), agents[:1])
+        back = node(hosts, 1, fit(tmp_path, *LONG), *options, nnodes="1:2")
+        wait_until(lambda: going_on_with(tmp_path, 2, after=2), [agents[0], back])
+        codes, errors = end([agents[0], back])
+        assert codes == [0, 0], errors
+    finally:
+        for host in (0, 1):
+            hosts.lose(host)
+    assert_undisturbed(tmp_path, undisturbed)
+    assert os.path.exists(tmp_path / "finished.json")
