@@ -68,9 +68,10 @@ class Kube:
     def log(self, pod):
         return self.run("logs", pod["metadata"]["name"], check=False)
 
-    def logs(self, name, index=0):
-        """What all pods of one number have said, the oldest first."""
-        return "".join(self.log(p) for p in self.pods(name) if number(p) == index)
+    def logs(self, name):
+        """What all pods of a run have said, the oldest pod first. Any of them may be the one that
+        speaks for the run: torch's rendezvous gives rank 0 to one of its choice."""
+        return "".join(self.log(pod) for pod in self.pods(name))
 
     def until(self, what, condition, name, seconds=SECONDS):
         """Waits for a condition; its value. Fails with all that is known of the run."""
@@ -99,7 +100,7 @@ class Kube:
 
     def step(self, name):
         found = re.findall(r"^step (\d+)/", self.logs(name), re.MULTILINE)
-        return int(found[-1]) if found else -1
+        return max(map(int, found), default=-1)
 
     def _over(self, name):
         jobs = [j for j in self.get("jobs") if j["metadata"]["name"] == name]

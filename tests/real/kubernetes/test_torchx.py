@@ -62,6 +62,7 @@ def test_a_run_from_submission_to_its_end(kube, torchx, name):  # noqa: F811
     handle = submit(torchx, kube, name, 40)
     log = torchx("log", "--tail", handle)
     assert "fit/0" in log, log
+    assert "fit/1" in log, log
     assert "Finished: 40 steps" in log, log
     kube.finished(job_name(handle))
     assert "SUCCEEDED" in torchx("status", handle)
