@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help lock setup train test lint format chaos bench clean
+.PHONY: help lock setup train test lint format chaos bench image sbom clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -51,6 +51,23 @@ bench: setup ## run the benchmarks; takes a while
 	$(RUN) -m benchmarks.checkpoint
 	$(RUN) -m benchmarks.startup
 	$(RUN) -m benchmarks.scaling
+
+# TARGET is cpu or cuda; BUILD_OPTIONS and RUN_OPTIONS are handed to Docker as they are.
+DOCKER ?= docker
+TARGET ?= cpu
+IMAGE ?= isorun:$(TARGET)
+SBOM ?= sbom.json
+
+image: ## build the container image (make image TARGET=cuda)
+	DOCKER_BUILDKIT=1 $(DOCKER) build --file docker/Dockerfile --target $(TARGET) --tag $(IMAGE) \
+		--build-arg SOURCE="$$(git remote get-url origin 2> /dev/null | sed 's#//[^/@]*@#//#')" \
+		--build-arg REVISION="$$(git describe --always --abbrev=40 --dirty --exclude '*')" \
+		$(BUILD_OPTIONS) .
+
+sbom: ## list what the image consists of, in CycloneDX's format (sbom.json)
+	$(DOCKER) run --rm $(RUN_OPTIONS) $(IMAGE) sh -c 'python -m venv /scratch/sbom && \
+		/scratch/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0 && \
+		/scratch/sbom/bin/cyclonedx-py environment /opt/venv/bin/python' > $(SBOM)
 
 clean: ## remove the virtual environment and caches, but no runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

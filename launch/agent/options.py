@@ -178,7 +178,9 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Opti
         rdzv_conf=_pairs(*given.find("rdzv-conf")),
         rdzv_timeout=given.seconds("rdzv-timeout"),
         node_rank=_node_rank(given, environ),
-        local_addr=given.text("local-addr") or None,
+        # One node talks to itself alone, and its own name may be unknown even to itself, such as
+        # in a container without network.
+        local_addr=given.text("local-addr") or ("127.0.0.1" if max_nodes == 1 else None),
         max_restarts=given.whole("max-restarts", at_least=0),
         shutdown_timeout=timeout,
         stop_deadline=_deadline(timeout, environ),

@@ -48,6 +48,39 @@ def test_a_pickle_with_code_in_the_metadata_is_not_run(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+class Attribute:
+    def __init__(self, owner, name):
+        self.arguments = (owner, name)
+
+    def __reduce__(self):
+        return getattr, self.arguments
+
+
+def test_what_early_pythons_wrote_can_be_read(tmp_path, monkeypatch):
+    """Python 3.11.2, for one, writes a member of an enumeration as an attribute of its class."""
+    formats = torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING
+    tensors = {"a": torch.randn(7, 3)}
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            formats, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name))
+        )
+        dcp.write(held(tensors), tmp_path, None)
+    assert b"getattr" in (tmp_path / ".metadata").read_bytes()
+    back = {"a": torch.zeros(7, 3)}
+    dcp.read(held(back), tmp_path, None)
+    assert torch.equal(back["a"], tensors["a"])
+
+
+@pytest.mark.parametrize("name", ["__class__", "mro"])
+@pytest.mark.parametrize("owner", ["_MEM_FORMAT_ENCODING", "Metadata"])
+def test_no_other_attribute_is_given_out(tmp_path, owner, name):
+    dcp.write(held({"a": torch.ones(2)}), tmp_path, None)
+    owner = getattr(torch.distributed.checkpoint.metadata, owner)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Attribute(owner, name)))
+    with pytest.raises(DamagedError, match=rf"{name} does not belong in a checkpoint"):
+        dcp.shapes(tmp_path)
+
+
 def test_a_value_that_is_no_tensor_is_refused(tmp_path):
     values = {"a": torch.ones(2), "b": Evil(tmp_path / "pwned")}
     torch.distributed.checkpoint.save(values, checkpoint_id=tmp_path, no_dist=True)

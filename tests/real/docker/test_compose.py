@@ -1,0 +1,50 @@
+"""docker/compose.yaml: one command trains on two nodes."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests.support.runs import ROOT
+
+
+@pytest.fixture
+def compose(docker, image):
+    """The command `docker compose`, or its older self, with a project of the test's own."""
+    if docker.works("compose", "version"):
+        command = [docker.client, "compose"]
+    elif shutil.which("docker-compose"):
+        command = ["docker-compose"]
+    else:
+        pytest.skip("there is neither `docker compose` nor docker-compose")
+    project = f"isorun-test-{os.getpid()}"
+    environment = docker.environment | {"ISORUN_IMAGE": image}
+
+    def call(*words, **variables):
+        return subprocess.run(
+            [*command, "-f", "docker/compose.yaml", "-p", project, *words],
+            cwd=ROOT, env=environment | variables, capture_output=True, text=True, timeout=500,
+        )  # fmt: skip
+
+    call.volume = f"{project}_runs"
+    yield call
+    call("down", "--volumes", "--timeout", "1")
+
+
+def test_one_command_trains_text_on_both_nodes(docker, image, compose):
+    arguments = (
+        "--config configs/text.yaml length.steps=6 schedule.warmup_steps=2 evaluate.at_end=false "
+        "evaluate.every_steps=null track.log_every_steps=1"
+    )
+    done = compose("up", "--abort-on-container-exit", ISORUN_ARGS=arguments)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "2 x cpu" in said
+    assert "Finished: 6 steps" in said
+    # The text is that of the image's Python, so the ledger is checked there.
+    verified = docker(
+        "run", "--rm", "--network", "none", "--volume", f"{compose.volume}:/runs", image,
+        "python", "-m", "train", "verify", *arguments.split(),
+    )  # fmt: skip
+    assert "all well" in verified.stdout

@@ -1,0 +1,202 @@
+"""The image: who runs in it, where it can write, what is in it and what is not."""
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from tests.support.runs import ROOT, curve, run
+
+DIGITS = [
+    "--config", "configs/digits.yaml", "length.epochs=null", "length.steps=30",
+    "evaluate.every_epochs=null", "checkpoint.every_steps=20", "track.log_every_steps=1",
+]  # fmt: skip
+
+
+def inside(docker, image, *command, options=(), **kwargs):
+    """What a command in a fresh container says."""
+    words = ["run", "--rm", "--network", "none", *options, image, *command]
+    return docker(*words, **kwargs)
+
+
+def python(docker, image, code, **kwargs):
+    return inside(docker, image, "python", "-c", code, **kwargs).stdout.strip()
+
+
+def test_it_runs_as_a_number_that_is_not_root(docker, image):
+    assert docker("inspect", "-f", "{{.Config.User}}", image).stdout.strip() == "1000:1000"
+    assert inside(docker, image, "id", "-u").stdout.strip() == "1000"
+
+
+READ_ONLY = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
+             "--tmpfs", "/scratch", "--tmpfs", "/runs"]  # fmt: skip
+
+
+@pytest.mark.parametrize("user", ["1000:1000", "1000680000:0", "54321:54321"])
+def test_it_trains_on_a_read_only_root_as_anybody(docker, image, user):
+    # Everything that likes to write somewhere: W&B's files, TensorBoard, matplotlib's cache.
+    said = inside(
+        docker, image, "sh", "-c",
+        "python -m train fit $* && python -m train verify $* && ls /runs/digits && "
+        "python -c 'import matplotlib.pyplot, getpass; print(getpass.getuser())'",
+        "sh", *DIGITS, options=[*READ_ONLY, "--user", user], check=False,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "Finished: 30 steps" in said.stdout
+    assert "all well" in said.stdout
+    assert {"wandb", "tensorboard", "ledger.bin"} <= set(said.stdout.split())
+
+
+def test_without_scratch_on_a_read_only_root_nothing_is_hidden(docker, image):
+    """The same without the mounts, to know that it is they that make it work."""
+    said = inside(docker, image, "python", "-m", "train", "fit", *DIGITS,
+                  options=["--read-only"], check=False)  # fmt: skip
+    assert said.returncode == 64
+    assert "Read-only file system" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_deepspeed_needs_no_operators_of_its_own(docker, image):
+    """zero3 trains where nothing can be compiled."""
+    said = inside(
+        docker, image, "python", "-m", "launch.agent", "--", "python", "-m", "train", "fit",
+        *DIGITS, "strategy=zero3", "length.steps=5", options=READ_ONLY, check=False,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "Finished: 5 steps" in said.stdout
+
+
+def test_there_is_nothing_to_build_with_and_nothing_secret(docker, image, builder):
+    tools = "gcc cc g++ c++ make cmake git nvcc ld"
+    assert inside(docker, image, "which", *tools.split(), check=False).stdout == ""
+    history = docker("history", "--no-trunc", image).stdout
+    assert "no-index" not in history
+    found = inside(docker, image, "find", "/", "-xdev", "(", "-name", "pip.conf", "-o", "-name",
+                   "*.whl", "-path", "/opt/*", "-o", "-name", ".git", ")",
+                   options=["--user", "0"]).stdout  # fmt: skip
+    assert found == ""
+
+
+def test_labels_say_what_it_is_made_of(docker, image):
+    labels = json.loads(docker("inspect", "-f", "{{json .Config.Labels}}", image).stdout)
+    assert labels["org.opencontainers.image.base.name"] == "isorun-test-base"
+    assert re.fullmatch("[0-9a-f]{40}|unknown", labels["org.opencontainers.image.revision"])
+    assert "org.opencontainers.image.source" in labels
+
+
+ORPHAN = """
+import os, time
+if os.fork() == 0:
+    os.fork() == 0 and (time.sleep(0.2), os._exit(0))  # its parent is gone by then
+    os._exit(0)
+os.wait()
+time.sleep(1)
+states = [open(f'/proc/{pid}/stat').read().rsplit(')')[1].split()[0]
+          for pid in os.listdir('/proc') if pid.isdigit()]
+print(open('/proc/1/comm').read().strip(), states.count('Z'))
+"""
+
+COUNT = """
+import signal, sys, time
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+print('ready', flush=True)
+while not heard: time.sleep(0.05)
+time.sleep(1)
+sys.exit(len(heard))
+"""
+
+
+def test_orphans_are_reaped(docker, image):
+    assert python(docker, image, ORPHAN) == "tini 0"
+
+
+def test_a_signal_is_passed_on_once_and_the_exit_code_back(docker, nodes):
+    name = nodes.start("signals", "python", "-c", COUNT)
+    while "ready" not in nodes.logs(name):
+        pass
+    docker("kill", "--signal", "TERM", name)
+    assert nodes.finish([name]) == [1]
+
+
+def layers(docker, image):
+    return json.loads(docker("inspect", "-f", "{{json .RootFS.Layers}}", image).stdout)
+
+
+def test_a_change_of_code_costs_kilobytes(docker, builder, image, capsys):
+    before = layers(docker, image)
+    changed = builder.context / "train" / "version_of_a_test.py"
+    changed.write_text("CHANGED = True\n")
+    # What is told of the project changes as well, and names no dependency.
+    project = builder.context / "pyproject.toml"
+    original = project.read_text()
+    project.write_text(original.replace("line-length = 100", "line-length = 101"))
+    try:
+        said = builder.build("isorun-test:changed")
+    finally:
+        changed.unlink()
+        project.write_text(original)
+    after = layers(docker, "isorun-test:changed")
+    assert (
+        python(
+            docker, "isorun-test:changed", "import train.version_of_a_test as v; print(v.CHANGED)"
+        )
+        == "True"
+    )
+    assert after[:-1] == before[:-1], said
+    assert after[-1] != before[-1]
+    sizes = docker("history", "--format", "{{.Size}}\t{{.CreatedBy}}", "isorun-test:changed").stdout
+    rows = [line.split("\t") for line in sizes.splitlines() if not line.startswith("0B")]
+    with capsys.disabled():
+        print("\n" + "\n".join(f"{size:>8}  {by[:90]}" for size, by in rows))
+    assert rows[0][1].startswith("COPY")
+    # A registry is sent the layer packed; it is what /app holds.
+    packed = inside(docker, "isorun-test:changed", "sh", "-c", "tar -C /app -cz . | wc -c").stdout
+    with capsys.disabled():
+        print(f"{int(packed) / 1000:6.0f}kB  the uppermost, packed")
+    assert int(packed) < 1_000_000
+
+
+def test_a_newer_source_laid_on_top_is_the_one_that_runs(docker, image):
+    """What is compiled in the image must not hide it: TorchX copies a workspace over /app."""
+    dockerfile = f"FROM {image}\nUSER 0\nRUN echo 'NEW = True' >> /app/train/exits.py\nUSER 1000\n"
+    docker("build", "--network", "host", "--tag", "isorun-test:newer", "-", input=dockerfile)
+    assert python(docker, "isorun-test:newer", "import train.exits as e; print(e.NEW)") == "True"
+
+
+def test_own_dependencies_go_on_top(docker, builder, image):
+    """As docs/docker.md has it; the wheels stand in for the index."""
+    dockerfile = (
+        f"FROM {image}\nUSER 0\n"
+        "RUN --mount=type=bind,from=isorun-test-wheels,target=/mnt "
+        "pip install --no-index --find-links /mnt cyclonedx-bom\nUSER 1000:1000\n"
+    )
+    docker("build", "--network", "host", "--tag", "isorun-test:own", "-", input=dockerfile)
+    assert inside(docker, "isorun-test:own", "cyclonedx-py", "--version").returncode == 0
+
+
+def test_the_bill_of_materials_names_what_is_in_it(docker, builder, image, tmp_path):
+    options = f"--volume {builder.wheels}:/mnt:ro --env PIP_NO_INDEX=1 --env PIP_FIND_LINKS=/mnt"
+    done = subprocess.run(
+        ["make", "sbom", f"DOCKER={docker.client}", f"IMAGE={image}",
+         f"SBOM={tmp_path}/sbom.json", f"RUN_OPTIONS={options}"],
+        cwd=ROOT, env=docker.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    bill = json.loads((tmp_path / "sbom.json").read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    listed = {part["name"]: part["version"] for part in bill["components"]}
+    there = json.loads(inside(docker, image, "pip", "list", "--format", "json").stdout)
+    assert listed.keys() >= {"torch", "deepspeed", "isorun", "pip"}
+    assert listed == {part["name"]: part["version"] for part in there}
+
+
+def test_the_curve_is_that_of_the_host(nodes):
+    """The same config in the image and outside it, on one process."""
+    name = nodes.start("one", "python", "-m", "train", "fit", *DIGITS, "run.dir=/runs/one")
+    assert nodes.finish([name]) == [0], nodes.said
+    run("fit", nodes.runs / "host", base=DIGITS)
+    here, there = curve(nodes.runs / "host"), curve(nodes.runs / "one")
+    assert len(here) == 30
+    assert there == pytest.approx(here, abs=1e-6)

@@ -1,0 +1,80 @@
+"""Two containers on a network as two nodes of one run, each with an address of its own."""
+
+import json
+
+import pytest
+
+from tests.support.runs import TINY, checkpoints, curve, run
+from train.data.ledger import read_steps
+
+SAVING = ["checkpoint.every_steps=5", "checkpoint.asynchronous=false", "batch.micro_batch_size=6"]
+
+
+@pytest.fixture
+def undisturbed(nodes):
+    """The same run on the host, on one process."""
+
+    def start(*overrides):
+        run("fit", nodes.runs / "host", "batch.micro_batch_size=6", *overrides)
+        return nodes.runs / "host"
+
+    return start
+
+
+def same(one, other):
+    assert read_steps(one / "ledger.bin") == read_steps(other / "ledger.bin")
+    for key in ("train/loss", "train/gradient_norm"):
+        assert curve(other, key) == pytest.approx(curve(one, key), abs=1e-5)
+
+
+def verify(nodes, name):
+    assert "all well" in run("verify", nodes.runs / name).stdout
+
+
+def test_the_same_run_as_on_the_host(nodes, undisturbed):
+    said = nodes.run_agents("two", *SAVING)
+    assert "2 x cpu" in said
+    verify(nodes, "two")
+    same(undisturbed(), nodes.runs / "two")
+    # In the attempt each rank is told by its container.
+    attempt = json.loads((nodes.runs / "two" / "attempts.jsonl").read_text().splitlines()[0])
+    assert attempt["world_size"] == 2
+
+
+def test_a_stop_saves_and_gives_143_and_the_run_goes_on(docker, nodes, undisturbed):
+    names = nodes.start_agents("two", *SAVING, "task.sleep=0.1")
+    nodes.wait_for_checkpoint("two", names)
+    docker("stop", "--time", "60", *names)
+    assert nodes.finish(names) == [143, 143], nodes.said
+    stopped_at = checkpoints(nodes.runs / "two")[-1]
+    assert stopped_at < 40
+    nodes.run_agents("two", *SAVING)
+    verify(nodes, "two")
+    same(undisturbed(), nodes.runs / "two")
+
+
+def test_a_killed_container_ends_the_run_with_75_and_it_resumes(docker, nodes, undisturbed):
+    names = nodes.start_agents("two", *SAVING, "task.sleep=0.1")
+    nodes.wait_for_checkpoint("two", names)
+    docker("kill", names[1])
+    assert nodes.finish(names) == [75, 137], nodes.said
+    nodes.run_agents("two", *SAVING)
+    assert "resumed" in nodes.said.lower() or "goes on" in nodes.said, nodes.said
+    verify(nodes, "two")
+    same(undisturbed(), nodes.runs / "two")
+
+
+def test_too_little_shared_memory_is_told_before_training(nodes):
+    """Two ranks' workers would need about 2 MB each for the batches that they keep ready."""
+    base = ["--config", "configs/digits.yaml", "batch.global_batch_size=1400", "loader.workers=4"]
+    said = nodes.run_agents(
+        "two", base=base, options=["--shm-size", "1m"], agent=["--preflight", "full"], expect=64
+    )
+    assert "/dev/shm has 1.0 MiB free" in said
+    assert "--shm-size" in said
+    assert not (nodes.runs / "two" / "attempts.jsonl").exists()
+
+
+def test_a_config_error_ends_both_with_64(nodes):
+    said = nodes.run_agents("two", "optim.lrr=3", base=TINY, expect=64)
+    assert "did you mean optim.lr" in said
