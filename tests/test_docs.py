@@ -1,8 +1,8 @@
 """The documentation is true: its commands run, and its names, links and tables are the code's.
 
-Each page's ``sh`` blocks are run from top to bottom in one fresh directory, in which ``configs``
-is linked. A block of another kind whose first line is a comment with a file name is first written
-to that file. A line that is indented, or follows one that ends in a backslash, belongs to the
+Each page's ``sh`` blocks are run from top to bottom in one fresh directory, in which ``configs`` and
+``k8s`` are linked. A block of another kind whose first line is a comment with a file name is first
+written to that file. A line that is indented, or follows one that ends in a backslash, belongs to the
 command above it; ``# exit 64`` at the end says which exit code is expected.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.kubectl import path as path_with_kubectl
 from tests.support.runs import ROOT, environment
 from train.config.explain import known_keys
 from train.config.schema import Config, config_class
@@ -95,9 +96,12 @@ def run_page(path, directory):
     for _, block in BLOCK.findall(text):
         if name := NAMED.match(block):
             (directory / name[1]).write_text(block)
-    (directory / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "k8s"):
+        (directory / name).symlink_to(ROOT / name)
     # W&B costs each run a second: only pages that speak of its files have them.
     variables = {} if "wandb" in text else {"WANDB_MODE": "disabled"}
+    if "kubectl" in text:
+        variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path_with_kubectl()])
     shell = Shell(directory, **variables)
     return "".join(
         shell.run(command, code)

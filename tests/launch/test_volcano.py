@@ -22,6 +22,7 @@ def objects():
     text = str(info)
     text = re.sub(r"demo-\d{8}-\d{6}-[0-9a-f]{6}", "RUN-ID", text)
     text = re.sub(r"demo-[a-z0-9]{8,}", "APP-ID", text)
+    text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}", "SESSION-ID", text)  # the nightly's
     return yaml.safe_load(re.sub(r"(torchx.pytorch.org/version:) \S+", r"\1 VERSION", text))
 
 

@@ -1,0 +1,36 @@
+"""Print the Kubernetes objects of a run, as `kubectl apply -f -` takes them.
+
+The first name is an overlay of k8s/, further ones are components to add to it. Or the first is
+one of isorun's TorchX components, and the rest its arguments: what the scheduler kubernetes_job
+would submit. Warnings go to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from train.exits import Exit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    parser.usage = (
+        "python -m launch render OVERLAY [COMPONENT ...] [--set KEY=VALUE ...] [-- COMMAND ...]\n"
+        "       python -m launch render isorun.fit [--cfg KEY=VALUE,...] [ARGUMENT ...]"
+    )
+    parser.add_argument(
+        "names", nargs=argparse.REMAINDER, metavar="NAME", help="an overlay, then components"
+    )
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    """Renders and prints. Raises UsageError."""
+    from launch.kubernetes.command_line import render_words
+    from launch.kubernetes.rendering import as_yaml
+
+    rendered = render_words(arguments.names)
+    for warning in rendered.warnings:
+        print(f"isorun: warning: {warning}", file=sys.stderr)
+    print(as_yaml(rendered.objects), end="")
+    return Exit.DONE

@@ -1,0 +1,244 @@
+"""What is asked of a cluster, by its API; errors are told as the user's, or as worth a retry."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from train.exits import RetryError, RunError, UsageError
+
+Object = dict[str, Any]
+JOBSET = {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"}
+# Kinds that all runs of a namespace share: made if they are not there, and never removed.
+SHARED = ("ServiceAccount", "PersistentVolumeClaim")
+_CALLS = {
+    "ServiceAccount": ("CoreV1Api", "service_account"),
+    "PersistentVolumeClaim": ("CoreV1Api", "persistent_volume_claim"),
+    "ConfigMap": ("CoreV1Api", "config_map"),
+    "Service": ("CoreV1Api", "service"),
+    "NetworkPolicy": ("NetworkingV1Api", "network_policy"),
+    "CronJob": ("BatchV1Api", "cron_job"),
+    "Job": ("BatchV1Api", "job"),
+}
+_SECONDS = (10, 60)  # to connect, and between two bytes of an answer
+
+
+class Cluster:
+    """One namespace of a cluster, as the kubeconfig names it."""
+
+    def __init__(self, client: Any, namespace: str) -> None:
+        self._client = client
+        self.namespace = namespace
+
+    def _api(self, name: str) -> Any:
+        from kubernetes import client
+
+        return getattr(client, name)(self._client)
+
+    def submit(self, objects: Sequence[Object], workload: Object) -> None:
+        """Makes what is shared, then the workload, then what belongs to it and goes with it.
+        Raises UsageError or RetryError; then nothing of the run is left behind."""
+        for made in objects:
+            if made["kind"] in SHARED:
+                self._create(made, may_exist=True)
+        uid = self._create(workload)["metadata"]["uid"]
+        owner = {
+            "apiVersion": workload["apiVersion"],
+            "kind": workload["kind"],
+            "name": workload["metadata"]["name"],
+            "uid": uid,
+        }
+        try:
+            for made in objects:
+                if made["kind"] not in SHARED and made is not workload:
+                    owned = {**made["metadata"], "ownerReferences": [owner]}
+                    # What an overlay generates is named by its content, and may serve many runs.
+                    self._create({**made, "metadata": owned}, may_exist=made["kind"] == "ConfigMap")
+        except RunError:
+            self.delete(workload["kind"], workload["metadata"]["name"])
+            raise
+
+    def _create(self, made: Object, *, may_exist: bool = False) -> Object:
+        from kubernetes.client.rest import ApiException
+
+        name = made["metadata"]["name"]
+        with _told(f"make the {made['kind']} {name} in the namespace {self.namespace}"):
+            try:
+                if made["kind"] == "JobSet":
+                    return self._custom("create_namespaced_custom_object", body=made)
+                api, suffix = _CALLS[made["kind"]]
+                return self._call(api, f"create_namespaced_{suffix}", self.namespace, made)
+            except ApiException as error:
+                if error.status == 409 and may_exist:
+                    return made
+                raise
+
+    def _call(self, api: str, method: str, *arguments: Any, **more: Any) -> Object:
+        """One request. The answer is taken as it comes: the client's own types refuse what a
+        server of another version says."""
+        answer = getattr(self._api(api), method)(
+            *arguments, _preload_content=False, _request_timeout=_SECONDS, **more
+        )
+        plain: Object = json.loads(answer.data)
+        return plain
+
+    def _custom(self, method: str, **more: Any) -> Object:
+        return self._call("CustomObjectsApi", method, **JOBSET, namespace=self.namespace, **more)
+
+    def find(self, name: str) -> Object | None:
+        """The Job or JobSet of this name."""
+        for kind in ("Job", "JobSet"):
+            with _told(f"read the {kind} {name} in the namespace {self.namespace}", missing=True):
+                return self._read(kind, name)
+        return None
+
+    def _read(self, kind: str, name: str) -> Object:
+        if kind == "JobSet":
+            return self._custom("get_namespaced_custom_object", name=name)
+        return self._call("BatchV1Api", "read_namespaced_job", name, self.namespace)
+
+    def all(self, selector: str) -> list[Object]:
+        """The Jobs that nothing else has made, and the JobSets, with such labels."""
+        found: list[Object] = []
+        with _told(f"list the Jobs in the namespace {self.namespace}"):
+            listed = self._call(
+                "BatchV1Api", "list_namespaced_job", self.namespace, label_selector=selector
+            )
+            jobs = [{**job, "kind": "Job"} for job in listed["items"]]
+            found += [job for job in jobs if not job["metadata"].get("ownerReferences")]
+        with _told(f"list the JobSets in the namespace {self.namespace}", missing=True):
+            listed = self._custom("list_namespaced_custom_object", label_selector=selector)
+            found += [{**item, "kind": "JobSet"} for item in listed["items"]]
+        return found
+
+    def pods(self, name: str) -> list[Object]:
+        """The pods of a run, those that failed included, the oldest first."""
+        with _told(f"list the pods of {name} in the namespace {self.namespace}"):
+            selector = f"app.kubernetes.io/instance={name}"
+            listed = self._call(
+                "CoreV1Api", "list_namespaced_pod", self.namespace, label_selector=selector
+            )
+        pods: list[Object] = listed["items"]
+        return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    def pod(self, name: str) -> Object | None:
+        """One pod; None if it is gone."""
+        with _told(f"read the pod {name} in the namespace {self.namespace}", missing=True):
+            return self._call("CoreV1Api", "read_namespaced_pod", name, self.namespace)
+        return None
+
+    def suspend(self, kind: str, name: str, annotation: str) -> None:
+        """Ends the pods, with their grace period, and keeps the object, marked as cancelled."""
+        body = {"metadata": {"annotations": {annotation: "true"}}, "spec": {"suspend": True}}
+        with _told(f"stop the {kind} {name} in the namespace {self.namespace}", missing=True):
+            if kind == "JobSet":
+                self._custom("patch_namespaced_custom_object", name=name, body=body)
+            else:
+                self._call("BatchV1Api", "patch_namespaced_job", name, self.namespace, body)
+
+    def delete(self, kind: str, name: str) -> None:
+        """Removes the object, and with it its pods and all that belongs to it."""
+        how = {"propagation_policy": "Foreground"}
+        with _told(f"delete the {kind} {name} in the namespace {self.namespace}", missing=True):
+            if kind == "JobSet":
+                self._custom("delete_namespaced_custom_object", name=name, **how)
+            else:
+                self._call("BatchV1Api", "delete_namespaced_job", name, self.namespace, **how)
+
+    def log(self, pod: str, container: str, *, follow: bool, since: int | None) -> Iterator[str]:
+        """The lines of a pod's log, each with its time before it; ``since`` in seconds ago."""
+        more = {"since_seconds": since} if since else {}
+        # Silence is no error while following: training may say nothing for long.
+        with _told(f"read the log of the pod {pod}", missing=True):
+            answer = self._api("CoreV1Api").read_namespaced_pod_log(
+                pod, self.namespace, container=container, follow=follow, timestamps=True,
+                _preload_content=False, _request_timeout=(_SECONDS[0], None if follow else 60),
+                **more,
+            )  # fmt: skip
+            try:
+                yield from _lines(answer.stream(2**14))
+            finally:
+                answer.release_conn()
+
+
+def connect(namespace: str | None = None) -> Cluster:
+    """The cluster that the kubeconfig names, or the one that this process runs in; the namespace
+    is by default that of the context. Raises UsageError."""
+    from kubernetes import client, config
+
+    try:
+        made = config.new_client_from_config(_kubeconfig())
+    except config.ConfigException as error:
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            raise UsageError(
+                f"There is no cluster to talk to: {str(error).rstrip('.')}; set KUBECONFIG to a "
+                "file that names one, as kubectl reads it."
+            ) from None
+        made = client.ApiClient()
+    return Cluster(made, namespace or current_namespace())
+
+
+def current_namespace() -> str:
+    """That of the kubeconfig's context; `default` where there is none."""
+    from kubernetes import config
+
+    try:
+        _, active = config.list_kube_config_contexts(_kubeconfig())
+    except config.ConfigException:
+        return "default"
+    return str(active["context"].get("namespace") or "default")
+
+
+def _kubeconfig() -> str:
+    """As kubectl finds it; the library looks at the environment only once, when imported."""
+    return os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") + "\n" for line in whole)
+    if rest:
+        yield rest.decode(errors="replace") + "\n"
+
+
+@contextmanager
+def _told(what: str, *, missing: bool = False) -> Iterator[None]:
+    """Errors of the client's as ours; with ``missing``, what is not there is passed over."""
+    from kubernetes.client.rest import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ApiException as error:
+        if error.status == 404 and missing:
+            return
+        raise _error(what, error) from None
+    except HTTPError as error:
+        raise RetryError(
+            f"The cluster cannot be reached to {what} ({getattr(error, 'reason', error)}); see to "
+            "the network or the kubeconfig, then try again."
+        ) from None
+
+
+def _error(what: str, error: Any) -> RunError:
+    try:
+        said = str(json.loads(error.body)["message"]).rstrip(".")
+    except (TypeError, ValueError, KeyError):
+        said = str(error.reason)
+    if error.status in (408, 429) or error.status >= 500:
+        return RetryError(f"The cluster did not {what}: {said}; try again later.")
+    advice = {
+        401: "log in to the cluster anew",
+        403: "ask for the right to do so, or change what the cluster's policy refuses",
+        404: "is the namespace there, and the controller for such objects installed?",
+        409: "delete it, or choose another name",
+    }.get(error.status, "correct it")
+    return UsageError(f"The cluster refused to {what}: {said}; {advice}.")

@@ -1,0 +1,88 @@
+"""The templates: where they are, and what an overlay or a component says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from train.exits import UsageError
+from train.suggest import did_you_mean
+
+RUN = "run"  # the component that puts a run's values in place; the last of those before conversions
+
+
+@cache
+def root() -> Path:
+    """The directory k8s/: inside the installed package, or in the sources beside it."""
+    here = Path(__file__).parent
+    for place in (here / "k8s", here.parents[1] / "k8s"):
+        if (place / "base" / "kustomization.yaml").is_file():
+            return place
+    raise UsageError(
+        f"The Kubernetes templates are neither in {here / 'k8s'} nor in {here.parents[1] / 'k8s'}; "
+        "install isorun anew."
+    )
+
+
+@cache
+def names(kind: str) -> list[str]:
+    """All there are: ``kind`` is overlays or components."""
+    return sorted(p.parent.name for p in (root() / kind).glob("*/kustomization.yaml"))
+
+
+def check(kind: str, name: str) -> str:
+    """The name, if there is one like it. Raises UsageError."""
+    if name not in names(kind):
+        what = {"overlays": "an overlay", "components": "a component"}[kind]
+        raise UsageError(
+            f"{name!r} is not {what}{did_you_mean(name, names(kind))} There are "
+            f"{', '.join(names(kind))}."
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """An overlay's own two files, read."""
+
+    name: str
+    kustomization: dict[str, Any]
+    run: dict[str, Any]
+
+    @property
+    def components(self) -> list[str]:
+        """By name, in order."""
+        return [Path(path).name for path in self.kustomization["components"]]
+
+
+def overlay(name: str) -> Overlay:
+    """Reads an overlay. Raises UsageError if there is none of this name."""
+    folder = root() / "overlays" / check("overlays", name)
+    return Overlay(name, _read(folder / "kustomization.yaml"), _read(folder / "run.yaml"))
+
+
+@cache
+def needs(component: str) -> frozenset[str]:
+    """The values of run.yaml that a component puts in place."""
+    found = _read(root() / "components" / check("components", component) / "kustomization.yaml")
+    sources = (item["source"] for item in found.get("replacements", []))
+    paths = (s["fieldPath"] for s in sources if s["kind"] == "Run")
+    return frozenset(path.removeprefix("spec.") for path in paths if path.startswith("spec."))
+
+
+@cache
+def converts(component: str) -> bool:
+    """Whether it copies the finished Job, and so stands after all that change it."""
+    found = _read(root() / "components" / check("components", component) / "kustomization.yaml")
+    sources = [item["source"] for item in found.get("replacements", [])]
+    return any(source.get("fieldPath") == "spec.template" for source in sources)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(values, dict), path
+    return values

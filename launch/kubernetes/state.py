@@ -1,0 +1,202 @@
+"""How a job is doing, told from what the cluster says of it and of its pods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from launch.kubernetes.app import ROLE
+
+if TYPE_CHECKING:
+    from torchx.schedulers.api import DescribeAppResponse
+    from torchx.specs import AppState, ReplicaState
+
+Object = dict[str, Any]
+CANCELLED = "isorun/cancelled"  # the annotation of a job that was stopped by `torchx cancel`
+_INDEX = "batch.kubernetes.io/job-completion-index"
+
+
+def app_state(job: Object, pods: Sequence[Object] = ()) -> AppState:
+    """Of a Job or JobSet; without its pods, running and waiting to run cannot be told apart by
+    them, only by what the job says."""
+    from torchx.specs import AppState
+
+    conditions = _conditions(job)
+    if conditions & {"Complete", "Completed"}:
+        return AppState.SUCCEEDED
+    if "Failed" in conditions:
+        return AppState.FAILED
+    metadata, spec, status = job["metadata"], job["spec"], job.get("status") or {}
+    if metadata.get("deletionTimestamp") or CANCELLED in (metadata.get("annotations") or {}):
+        return AppState.CANCELLED
+    if spec.get("suspend"):
+        return AppState.PENDING  # a queue has it
+    running = any(pod["status"].get("phase") == "Running" for pod in pods)
+    ready = status.get("ready") or sum(j.get("ready", 0) for j in _replicated(status))
+    if running or ready:
+        return AppState.RUNNING
+    return AppState.PENDING if pods or status else AppState.SUBMITTED
+
+
+def describe(app_id: str, job: Object, pods: Sequence[Object]) -> DescribeAppResponse:
+    """All that TorchX wants to know."""
+    from torchx.schedulers.api import DescribeAppResponse
+    from torchx.specs import ReplicaStatus, Role, RoleStatus
+
+    role = (job["metadata"].get("labels") or {}).get(ROLE, "train")
+    nodes = _nodes(job)
+    newest = {node(pod): pod for pod in pods}  # sorted by age: a later one wins
+    replicas = [
+        ReplicaStatus(
+            id=index,
+            state=_replica_state(newest.get(index)),
+            role=role,
+            hostname=_host(newest.get(index)),
+            structured_error_msg=_failure(newest.get(index)) or "<NONE>",
+        )
+        for index in range(nodes)
+    ]
+    return DescribeAppResponse(
+        app_id=app_id,
+        state=app_state(job, pods),
+        num_restarts=restarts(job, pods),
+        msg=message(job, pods),
+        roles=[Role(name=role, image=_image(job, pods), num_replicas=nodes)],
+        roles_statuses=[RoleStatus(role, replicas)],
+    )
+
+
+def restarts(job: Object, pods: Sequence[Object]) -> int:
+    """How often the gang was started again: a JobSet counts it; else the node with most pods."""
+    status = job.get("status") or {}
+    if job["kind"] == "JobSet":
+        return int(status.get("restarts", 0))
+    counts: dict[int, int] = {}
+    for pod in pods:
+        counts[node(pod)] = counts.get(node(pod), 0) + 1
+    return max(counts.values(), default=1) - 1
+
+
+def message(job: Object, pods: Sequence[Object]) -> str:
+    """Why the job is not doing well, in a line or a few; TorchX's word for nothing if it is."""
+    lines: list[str] = []
+    for condition in (job.get("status") or {}).get("conditions") or []:
+        if condition["type"] == "Failed" and condition["status"] == "True":
+            lines.append(f"{condition.get('reason')}: {condition.get('message')}")
+    for pod in pods:
+        name = pod["metadata"]["name"]
+        if text := _failure(pod):
+            lines.append(f"{name} (exit {exit_code(pod)}): {text}")
+        elif reason := _waiting(pod):
+            lines.append(f"{name}: {reason}")
+    return "\n".join(lines) or "<NONE>"
+
+
+def exit_codes(pods: Sequence[Object]) -> list[int]:
+    """Of the nodes, in their order, each its newest; without those that still run."""
+    newest = {node(pod): exit_code(pod) for pod in pods}
+    return [code for _, code in sorted(newest.items()) if code is not None]
+
+
+def exit_code(pod: Object) -> int | None:
+    """Of the container that trains; None as long as it runs."""
+    ended = _ended(pod)
+    return int(ended["exitCode"]) if ended else None
+
+
+def node(pod: Object) -> int:
+    """The pod's number, which is its node's rank."""
+    metadata = pod["metadata"]
+    for place in ("labels", "annotations"):
+        if (found := (metadata.get(place) or {}).get(_INDEX)) is not None:
+            return int(found)
+    return 0
+
+
+def has_started(pod: Object) -> bool:
+    """Whether there is, or was, a container whose log can be read."""
+    states = [c.get("state") or {} for c in pod["status"].get("containerStatuses") or []]
+    return any("running" in state or "terminated" in state for state in states)
+
+
+def has_ended(pod: Object) -> bool:
+    """Whether nothing more will come of it."""
+    return pod["status"].get("phase") in ("Succeeded", "Failed")
+
+
+def container(pod: Object) -> str:
+    """The name of the container that trains."""
+    return str(pod["spec"]["containers"][0]["name"])
+
+
+def _conditions(job: Object) -> set[str]:
+    found = (job.get("status") or {}).get("conditions") or []
+    return {c["type"] for c in found if c["status"] == "True"}
+
+
+def _replicated(status: Object) -> list[Object]:
+    return status.get("replicatedJobsStatus") or []
+
+
+def _nodes(job: Object) -> int:
+    spec = job["spec"]
+    if job["kind"] == "JobSet":
+        spec = spec["replicatedJobs"][0]["template"]["spec"]
+    return int(spec.get("completions") or 1)
+
+
+def _image(job: Object, pods: Sequence[Object]) -> str:
+    return str(pods[-1]["spec"]["containers"][0]["image"]) if pods else ""
+
+
+def _replica_state(pod: Object | None) -> ReplicaState:
+    from torchx.specs import ReplicaState
+
+    phase = pod["status"].get("phase") if pod else None
+    return {
+        "Pending": ReplicaState.PENDING,
+        "Running": ReplicaState.RUNNING,
+        "Succeeded": ReplicaState.SUCCEEDED,
+        "Failed": ReplicaState.FAILED,
+        None: ReplicaState.PENDING,
+    }.get(phase, ReplicaState.UNKNOWN)
+
+
+def _host(pod: Object | None) -> str:
+    return str(pod["spec"].get("nodeName") or "") if pod else ""
+
+
+def _ended(pod: Object) -> Object | None:
+    for status in pod["status"].get("containerStatuses") or []:
+        if status["name"] == container(pod) and (
+            ended := (status.get("state") or {}).get("terminated")
+        ):
+            return dict(ended)
+    return None
+
+
+def _failure(pod: Object | None) -> str | None:
+    """What the container left behind: the agent's record of the first failing rank, or the end
+    of the log; else what the kubelet says."""
+    if pod is None:
+        return None
+    ended = _ended(pod)
+    if ended and ended["exitCode"]:
+        return str(ended.get("message") or ended.get("reason") or "").strip() or None
+    if pod["status"].get("phase") == "Failed":
+        return (
+            f"{pod['status'].get('reason', '')} {pod['status'].get('message', '')}".strip() or None
+        )
+    return None
+
+
+def _waiting(pod: Object) -> str | None:
+    """Why a pod does not run yet, if that is worth telling."""
+    for status in pod["status"].get("containerStatuses") or []:
+        waiting = (status.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+    for condition in pod["status"].get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"{condition.get('reason')}: {condition.get('message')}"
+    return None

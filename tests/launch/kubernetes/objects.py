@@ -1,0 +1,67 @@
+"""The objects of the overlays, as kustomize makes them, and ways to look into them."""
+
+import copy
+import functools
+import os
+import subprocess
+
+import yaml
+
+from tests.support.kubectl import kubectl
+from tests.support.runs import ROOT
+
+K8S = ROOT / "k8s"
+OVERLAYS = sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml"))
+COMPONENTS = sorted(path.parent.name for path in K8S.glob("components/*/kustomization.yaml"))
+# With what the components ask for that no overlay has: each is rendered with some overlay.
+VALUES = {
+    "queue": "training", "queuePriority": "research", "topology": "example.com/rack",
+    "priorityClass": "research", "efaDevices": "4", "minNodes": "1", "trials": "3",
+    "parallel": "2", "gpus": "1",
+}  # fmt: skip
+
+
+@functools.cache
+def _built(folder):
+    done = subprocess.run(
+        [kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def built(overlay):
+    """What `kubectl kustomize` makes of an overlay."""
+    return copy.deepcopy(_built(K8S / "overlays" / overlay))
+
+
+def one(objects, kind, api="batch/v1"):
+    """The only object of a kind."""
+    (found,) = [
+        o for o in objects if o["kind"] == kind and (kind != "Job" or o["apiVersion"] == api)
+    ]
+    return found
+
+
+def templates(values):
+    """Every pod template in an object, however deep."""
+    if isinstance(values, dict):
+        if "containers" in values.get("spec", {}):
+            return [values]
+        return [found for inner in values.values() for found in templates(inner)]
+    if isinstance(values, list):
+        return [found for inner in values for found in templates(inner)]
+    return []
+
+
+def environment_with_kubectl():
+    """For commands that look for kubectl themselves."""
+    return {**os.environ, "ISORUN_KUSTOMIZE": kubectl()}
+
+
+def main_container(template):
+    return template["spec"]["containers"][0]
+
+
+def variables(container):
+    return {item["name"]: item.get("value") for item in container.get("env", [])}

@@ -1,0 +1,53 @@
+"""The tests of tests/real/kubernetes, where there is no cluster: against the small Kubernetes, whose
+pods are processes of this machine that really train."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.api_server import Server
+from tests.support.cluster import Cluster
+from tests.support.kubectl import kubectl
+from tests.support.kubelet import Kubelet
+from tests.support.runs import ROOT
+
+CLASS = {
+    "apiVersion": "storage.k8s.io/v1",
+    "kind": "StorageClass",
+    "metadata": {
+        "name": "standard",
+        "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+    },
+}
+# The others do the same with more waiting; they run where there is a cluster.
+TESTS = [
+    "test_runs.py::test_a_config_error_fails_the_job_at_once",
+    "test_runs.py::test_the_namespace_is_restricted_and_the_policy_in_place",
+    "test_runs.py::test_delete_leaves_a_checkpoint_from_which_the_same_run_goes_on",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_what_is_meant_for_real_clusters_works_on_a_pretended_one(tmp_path):
+    cluster = Cluster()
+    kubelet = Kubelet(cluster, tmp_path)
+    cluster.objects["storageclasses", None, "standard"] = CLASS
+    environment = {
+        **os.environ, "ISORUN_TEST_IMAGE": "isorun:pretended", "ISORUN_KUSTOMIZE": kubectl(),
+        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    try:
+        with Server(cluster, tmp_path) as server:
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "1000",
+                 *(f"tests/real/kubernetes/{test}" for test in TESTS)],
+                cwd=ROOT, env={**environment, "KUBECONFIG": str(server.kubeconfig)},
+                capture_output=True, text=True, timeout=1100,
+            )  # fmt: skip
+    finally:
+        kubelet.close()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(TESTS)} passed" in done.stdout

@@ -1,0 +1,158 @@
+"""`python -m launch render`: what it prints, and how it tells mistakes."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from launch.kubernetes import kustomize
+from launch.kubernetes.command_line import render_words
+from launch.kubernetes.values import number
+from tests.launch.kubernetes.objects import OVERLAYS, built, environment_with_kubectl, one
+from tests.support.runs import ROOT
+from train.exits import UsageError
+
+DIGEST = "registry.example/isorun@sha256:" + "0" * 64
+LONG = "a" * 62
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_command_prints_objects_and_warns_apart_from_them():
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "render", "cpu-demo", "--set", "nodes=3"],
+        cwd=ROOT, env=environment_with_kubectl(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    job = one(list(yaml.safe_load_all(done.stdout)), "Job")
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 3
+    assert "isorun:cpu has no digest" in done.stderr
+
+
+def test_a_mistake_is_one_sentence_and_exit_64():
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "render", "cpu-dmo"],
+        cwd=ROOT, env=environment_with_kubectl(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 64
+    assert done.stderr.startswith(
+        "isorun: error: 'cpu-dmo' is not an overlay; did you mean cpu-demo?"
+    )
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_without_changes_it_is_what_kubectl_makes(overlay):
+    assert render_words([overlay]).objects == built(overlay)
+
+
+def test_an_image_with_a_digest_needs_no_warning():
+    assert render_words(["cpu-demo", "--set", f"image={DIGEST}"]).warnings == []
+
+
+def test_values_environment_command_and_namespace():
+    command = ["python", "-m", "train", "verify", "run.dir=/runs/x"]
+    words = ["multi-node", "kueue", "--set", "nodes=4", "--set", "queue=training", "-n", "ml"]
+    words += ["--set", "queuePriority=research", "--set", "env.NCCL_DEBUG=INFO", "--", *command]
+    made = render_words(words).objects
+    job = one(made, "Job")
+    assert {o["metadata"]["namespace"] for o in made} == {"ml"}
+    assert job["spec"]["completions"] == 4
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"] == command
+    assert {"name": "NCCL_DEBUG", "value": "INFO"} in container["env"]
+
+
+def test_a_longer_deadline_makes_all_that_wait_for_it_longer():
+    job = one(render_words(["cpu-demo", "--set", "stopDeadline=600"]).objects, "Job")
+    pod = job["spec"]["template"]["spec"]
+    env = {e["name"]: e.get("value") for e in pod["containers"][0]["env"]}
+    assert env["ISORUN_STOP_DEADLINE"] == "600"
+    assert pod["terminationGracePeriodSeconds"] > int(env["PET_SHUTDOWN_TIMEOUT"]) > 600
+
+
+def test_a_component_may_be_left_out():
+    kinds = {o["kind"] for o in render_words(["cpu-demo", "--without", "pvc"]).objects}
+    assert "PersistentVolumeClaim" not in kinds
+
+
+TRAIN = "-- python -m train fit --config configs/text.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "Name an overlay to render: cpu-demo, "),
+        ("multinode", "'multinode' is not an overlay; did you mean multi-node?"),
+        ("cpu-demo pcv", "'pcv' is not a component; did you mean pvc?"),
+        ("isorun.fitt", "'isorun.fitt' is not a component of isorun's; did you mean isorun.fit?"),
+        ("cpu-demo --set nodes=0", r"nodes must be a whole number of at least 1, but is 0 \(--set"),
+        ("cpu-demo --set nodes=two", "nodes must be a whole number of at least 1, but is 'two'"),
+        ("cpu-demo --set memory=lots", "memory must be an amount, such as 512Mi"),
+        ("cpu-demo --set command=[]", "command must be a list of at least one word"),
+        ("cpu-demo --set node=2", "node is not a value of a run; did you mean nodes?"),
+        ("cpu-demo --set nodes", "--set must be KEY=VALUE"),
+        ("cpu-demo --set gpus=1", "gpus is 1 .* nothing in the overlay cpu-demo makes use of it"),
+        ("cpu-demo kueue", "queue is needed here, but not said; add --set queue=VALUE"),
+        ("cpu-demo --set name=Text_1", "The name of the run is 'Text_1', but in a cluster"),
+        (f"cpu-demo --set name={LONG}", "of 64 characters, but host names have at most 63; .* 1 shorter"),
+        (f"jobset --set name={LONG[:55]}", "a-node-0-1., of 64 characters"),
+        ("elastic --set minNodes=9", "minNodes is 9, more than nodes, 4"),
+        ("multi-node jobset volcano", "jobset and volcano do not go together"),
+        ("cpu-demo --set env.WANDB_API_KEY=1", "WANDB_API_KEY would stand in plain text in the Job"),
+        ("cpu-demo --set env.ISORUN_STOP_DEADLINE=200", "A stop would be cut off: ranks have 200 s"),
+        ("cpu-demo --set env.PET_SHUTDOWN_TIMEOUT=500", "A stop would be cut off"),
+        (f"cpu-demo {TRAIN} stop.deadline=100", "asks for stop.deadline=100, but pods give ranks 90 s"),
+        ("cpu-demo --set stopDeadline=soon", "stopDeadline .* must be whole seconds"),
+        ("cpu-demo --set sharedMemory=2Gi", "sharedMemory is 2Gi, but it is a part of memory"),
+        (f"cpu-demo {TRAIN} optim.lrr=1", "did you mean optim.lr?"),
+        ("cpu-demo --nodes 2", "Unrecognized arguments|expected"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_anybody_gets_the_objects(words, said):
+    with pytest.raises(UsageError, match=said):
+        render_words(words.split())
+
+
+def test_a_name_that_just_fits():
+    assert render_words(["cpu-demo", "--set", f"name={LONG[:61]}"]).objects
+
+
+def test_without_kubectl_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.delenv("ISORUN_KUSTOMIZE")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(
+        UsageError, match="Neither kubectl nor kustomize is there .* install kubectl"
+    ):
+        kustomize.command()
+    monkeypatch.setenv("ISORUN_KUSTOMIZE", "kubectll")
+    with pytest.raises(UsageError, match="ISORUN_KUSTOMIZE is 'kubectll', which is no program"):
+        kustomize.command()
+
+
+def test_what_kustomize_says_is_passed_on(tmp_path):
+    (tmp_path / "kustomization.yaml").write_text("resources: [missing.yaml]\n")
+    with pytest.raises(UsageError, match=r"could not build the manifests: .*missing\.yaml"):
+        kustomize.build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value"),
+    [
+        ("500m", 0.5),
+        ("8", 8),
+        (8, 8),
+        ("1.5Gi", 1.5 * 2**30),
+        ("2Mi", 2**21),
+        ("3k", 3000),
+        ("1G", 1e9),
+    ],
+)
+def test_quantities(quantity, value):
+    assert number(quantity) == value

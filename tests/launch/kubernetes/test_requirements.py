@@ -1,0 +1,311 @@
+"""What the manifests promise, field by field, in every overlay."""
+
+import re
+
+import pytest
+import yaml
+
+from launch.kubernetes.values import number
+from tests.launch.kubernetes.objects import (
+    K8S,
+    OVERLAYS,
+    built,
+    main_container,
+    one,
+    templates,
+    variables,
+)
+from train.exits import Exit, is_worth_retrying
+
+HOPELESS = sorted(int(e) for e in Exit if e and not is_worth_retrying(e))
+RETRIED = sorted(int(e) for e in Exit if is_worth_retrying(e))
+JOBS = ["cpu-demo", "single-gpu", "multi-node", "elastic"]  # gangs that are plain Jobs
+SETS = {"jobset": "JobSet", "trainjob": "TrainingRuntime"}
+
+
+def pods(overlay):
+    return [t for o in built(overlay) for t in templates(o)]
+
+
+def rules(spec):
+    """Exit code or condition -> what becomes of the Job."""
+    found = {}
+    for rule in spec["podFailurePolicy"]["rules"]:
+        for code in rule.get("onExitCodes", {}).get("values", []):
+            found.setdefault(code, rule["action"])
+        for condition in rule.get("onPodConditions", []):
+            assert condition["status"] == "True"
+            found.setdefault(condition["type"], rule["action"])
+    return found
+
+
+def test_the_table_has_what_the_manifests_speak_of():
+    assert {64, 65, 78} <= set(HOPELESS)
+    assert RETRIED == [75, 143]
+
+
+@pytest.mark.parametrize("overlay", JOBS)
+def test_a_job_fails_and_retries_by_the_exit_code_table(overlay):
+    spec = one(built(overlay), "Job")["spec"]
+    expected = {**dict.fromkeys(HOPELESS, "FailJob"), **dict.fromkeys(RETRIED, "Ignore")}
+    assert rules(spec) == {**expected, "DisruptionTarget": "Ignore"}
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_trials_of_a_sweep_fail_alone():
+    spec = one(built("sweep"), "Job")["spec"]
+    assert {rules(spec)[code] for code in HOPELESS} == {"FailIndex"}
+    assert {rules(spec)[code] for code in (*RETRIED, "DisruptionTarget")} == {"Ignore"}
+    assert "maxFailedIndexes" not in spec
+    assert (spec["completions"], spec["parallelism"]) == (3, 2)
+
+
+def failure_policy(overlay):
+    made = one(built(overlay), SETS[overlay])["spec"]
+    return (
+        made["failurePolicy"] if overlay == "jobset" else made["template"]["spec"]["failurePolicy"]
+    )
+
+
+def child_job(overlay):
+    made = one(built(overlay), SETS[overlay])["spec"]
+    jobs = made if overlay == "jobset" else made["template"]["spec"]
+    return jobs["replicatedJobs"][0]["template"]["spec"]
+
+
+@pytest.mark.parametrize("overlay", SETS)
+def test_a_set_restarts_as_a_whole_by_the_exit_code_table(overlay):
+    """Plays what the controller does: the first failure ends the Job, the first rule that fits
+    its reason and message says whether the set goes on."""
+    spec = child_job(overlay)
+    assert spec["backoffLimit"] == 0
+    kinds = {code: rules(spec)[code] for code in (*HOPELESS, *RETRIED, "DisruptionTarget")}
+    assert set(kinds.values()) == {"FailJob"}  # which tells the set that it was by this policy
+
+    def action(reason, message):
+        for rule in failure_policy(overlay)["rules"]:
+            patterns = rule.get("onJobFailureMessagePatterns", [""])
+            if reason in rule["onJobFailureReasons"] and any(
+                re.search(p, message) for p in patterns
+            ):
+                return rule["action"]
+        return "RestartJobSet"
+
+    words = "Container train for pod ml/text-node-0-1-x failed with exit code {} matching FailJob rule at index 0"
+    for code in HOPELESS:
+        assert action("PodFailurePolicy", words.format(code)) == "FailJobSet"
+    for code in RETRIED:
+        assert action("PodFailurePolicy", words.format(code)) == "RestartJobSetAndIgnoreMaxRestarts"
+    evicted = (
+        "Pod ml/text-node-0-64-x has condition DisruptionTarget matching FailJob rule at index 2"
+    )
+    assert action("PodFailurePolicy", evicted) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert (
+        action("BackoffLimitExceeded", "Job has reached the specified backoff limit")
+        == "RestartJobSet"
+    )
+    assert failure_policy(overlay)["maxRestarts"] == 3
+
+
+def test_a_volcano_job_goes_by_the_exit_code_table():
+    policies = one(built("volcano"), "Job", "batch.volcano.sh/v1alpha1")["spec"]["policies"]
+    by_code = {p["exitCode"]: p["action"] for p in policies if "exitCode" in p}
+    assert by_code == dict.fromkeys(HOPELESS, "TerminateJob")
+    by_event = {p["event"]: p["action"] for p in policies if "event" in p}
+    assert by_event == {"PodFailed": "RestartJob", "PodEvicted": "RestartJob"}
+    assert policies.index({"event": "PodFailed", "action": "RestartJob"}) == len(HOPELESS)
+
+
+@pytest.mark.parametrize("overlay", JOBS)
+def test_an_indexed_job_and_its_service_find_each_other(overlay):
+    objects = built(overlay)
+    job, service = one(objects, "Job"), one(objects, "Service")
+    spec, name = job["spec"], job["metadata"]["name"]
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"]
+    assert spec["podReplacementPolicy"] == "Failed"
+    assert spec["backoffLimitPerIndex"] == 3  # incidents of the gang, however many nodes it has
+    assert spec["ttlSecondsAfterFinished"] > 0
+    assert spec["activeDeadlineSeconds"] > 0
+    pod = spec["template"]["spec"]
+    assert "activeDeadlineSeconds" not in pod
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
+    assert pod["subdomain"] == service["metadata"]["name"] == name
+
+
+def test_a_gang_gives_up_together_and_an_elastic_one_does_not():
+    assert one(built("multi-node"), "Job")["spec"]["maxFailedIndexes"] == 0
+    elastic = one(built("elastic"), "Job")["spec"]
+    assert "maxFailedIndexes" not in elastic
+    assert elastic["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+    assert variables(main_container(elastic["template"]))["PET_NNODES"] == "2:4"
+    assert elastic["completions"] == 4
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_run_the_agent(overlay):
+    for pod in pods(overlay):
+        container = main_container(pod)
+        command = container["command"]
+        assert command[:5] == ["tini", "--", "python", "-m", "launch.agent"]
+        assert command[-1] == "--"
+        assert container["args"][:4] == ["python", "-m", "train", "fit"]
+        if overlay != "sweep":
+            assert "--local-addr=$(POD_IP)" in command
+            (item,) = [e for e in container["env"] if e["name"] == "POD_IP"]
+            assert item["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+
+
+def expanded(container, job_name, labels, extra=()):
+    """The command line as the kubelet makes it: a variable sees those that stand above it."""
+    values = {}
+    for item in container["env"]:
+        if "value" in item:
+            text = item["value"]
+        else:
+            path = item["valueFrom"]["fieldRef"]["fieldPath"]
+            text = labels[path.split("'")[1]] if "'" in path else "10.0.0.7"
+        values[item["name"]] = re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), text)
+    values |= dict(extra)
+    line = " ".join([*container["command"], *container["args"]])
+    return re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), line), values
+
+
+@pytest.mark.parametrize(
+    ("overlay", "labels", "head"),
+    [
+        ("multi-node", {"batch.kubernetes.io/job-name": "text"}, "text-0.text"),
+        (
+            "jobset",
+            {
+                "batch.kubernetes.io/job-name": "text-node-0",
+                "jobset.sigs.k8s.io/jobset-name": "text",
+            },
+            "text-node-0-0.text",
+        ),
+        ("volcano", {"volcano.sh/job-name": "text"}, "text-node-0.text"),
+    ],
+)
+def test_the_agent_understands_what_a_pod_tells_it(overlay, labels, head):
+    from launch.agent.options import parse
+
+    (pod,) = pods(overlay)
+    extra = {"VC_TASK_INDEX": "1"} if overlay == "volcano" else {}
+    line, values = expanded(main_container(pod), "text", labels, extra)
+    words = line.split()
+    options = parse(words[5:], {**values, "JOB_COMPLETION_INDEX": "1"})
+    assert (options.host, options.port) == (head, 29500)
+    assert (options.min_nodes, options.max_nodes, options.processes) == (2, 2, 8)
+    assert (options.node_rank, options.local_addr) == (1, "10.0.0.7")
+    assert (options.shutdown_timeout, options.stop_deadline) == (105, 90)
+    assert options.command[1:] == ("-m", "train", "fit", "--config", "configs/text.yaml")
+
+
+def test_the_agent_understands_what_kubeflow_tells_it():
+    """PET_* as the trainer sets them, with nothing else of ours in the way."""
+    from launch.agent.options import parse
+
+    (pod,) = pods("trainjob")
+    kubeflow = {
+        "PET_NNODES": "2", "PET_NPROC_PER_NODE": "8", "PET_NODE_RANK": "1",
+        "PET_MASTER_ADDR": "text-node-0-0.text", "PET_MASTER_PORT": "29400",
+    }  # fmt: skip
+    container = main_container(pod)
+    assert not variables(container).keys() & kubeflow.keys()
+    line, values = expanded(container, "text", {}, kubeflow)
+    options = parse(line.split()[5:], {**values, "JOB_COMPLETION_INDEX": "1"})
+    assert (options.host, options.port) == ("text-node-0-0.text", 29400)
+    assert (options.max_nodes, options.processes, options.node_rank) == (2, 8, 1)
+    train_job = one(built("trainjob"), "TrainJob")["spec"]
+    assert train_job["trainer"]["numNodes"] == 2
+    assert (
+        train_job["runtimeRef"]["name"]
+        == one(built("trainjob"), "TrainingRuntime")["metadata"]["name"]
+    )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_stop_has_time_for_a_checkpoint(overlay):
+    for pod in pods(overlay):
+        env = variables(main_container(pod))
+        ranks, agent = int(env["ISORUN_STOP_DEADLINE"]), int(env["PET_SHUTDOWN_TIMEOUT"])
+        assert pod["spec"]["terminationGracePeriodSeconds"] > agent > ranks > 0
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_memory_and_disk_are_accounted_for(overlay):
+    for pod in pods(overlay):
+        container = main_container(pod)
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        limits = container["resources"]["limits"]
+        volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
+        memory = volumes["shared-memory"]["emptyDir"]
+        assert memory["medium"] == "Memory"
+        assert number(memory["sizeLimit"]) < number(limits["memory"])
+        assert number(volumes["scratch"]["emptyDir"]["sizeLimit"]) <= number(
+            limits["ephemeral-storage"]
+        )
+        mounts = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
+        assert mounts["/dev/shm"] == "shared-memory"
+        assert mounts["/scratch"] == mounts["/tmp"] == "scratch"
+        assert mounts["/runs"] == "runs"
+        assert volumes["runs"] == {"name": "runs", "persistentVolumeClaim": {"claimName": "runs"}}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_can_do_little(overlay):
+    objects = built(overlay)
+    assert one(objects, "ServiceAccount")["automountServiceAccountToken"] is False
+    assert not [o for o in objects if "Role" in o["kind"]]
+    for pod in pods(overlay):
+        spec, container = pod["spec"], main_container(pod)
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["serviceAccountName"] == one(objects, "ServiceAccount")["metadata"]["name"]
+        assert spec["enableServiceLinks"] is False
+        assert spec["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_only_pods_of_one_run_may_come_in(overlay):
+    objects = built(overlay)
+    (policy,) = [o for o in objects if o["kind"] == "NetworkPolicy"] or [None]
+    assert policy, "every overlay has the component"
+    spec, name = policy["spec"], policy["metadata"]["name"]
+    mine = {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": name}}}
+    assert spec["podSelector"] == mine["podSelector"]
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    assert spec["ingress"] == [{"from": [mine]}]
+    ports = [
+        {(p["protocol"], p["port"]) for p in rule["ports"]}
+        for rule in spec["egress"]
+        if "ports" in rule
+    ]
+    assert {"to": [mine]} in spec["egress"]
+    assert ports == [{("UDP", 53), ("TCP", 53)}, {("TCP", 443)}]
+    for pod in pods(overlay):
+        assert pod["metadata"]["labels"]["app.kubernetes.io/instance"] == name
+
+
+def test_the_templates_name_no_namespace():
+    for path in K8S.rglob("*.yaml"):
+        assert "namespace:" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_a_run_is_stands_in_one_place(overlay):
+    """No value of run.yaml is repeated in another file of the overlay."""
+    folder = K8S / "overlays" / overlay
+    run = yaml.safe_load((folder / "run.yaml").read_text())
+    rest = "".join(p.read_text() for p in folder.glob("*.yaml") if p.name != "run.yaml")
+    for key in ("image", "nodes", "processes", "command", "cpu", "memory", "gpus"):
+        assert f"{key}:" not in rest
+    assert str(run["spec"]["image"]) not in rest
+
+
+def test_every_kustomization_says_what_it_is_for():
+    for path in K8S.glob("*/*/kustomization.yaml"):
+        assert path.read_text().startswith("# "), path

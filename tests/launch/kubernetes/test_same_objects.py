@@ -1,0 +1,107 @@
+"""`kubectl kustomize` of an overlay and the TorchX rendering of the same run give the same objects."""
+
+import difflib
+
+import pytest
+import yaml
+
+from launch.components import fit, run
+from launch.kubernetes.scheduler import create_scheduler
+from tests.launch.kubernetes.objects import K8S, OVERLAYS, built
+
+# What must differ: names, which each launch has anew; the role that TorchX asks for; and who the
+# run is, which a launcher hands down and manifests leave to the run directory.
+IDENTITY = {"ISORUN_RUN_ID", "WANDB_RUN_ID", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"}
+
+
+def app_of(overlay):
+    """The same run, asked for in TorchX's words."""
+    spec = yaml.safe_load((K8S / "overlays" / overlay / "run.yaml").read_text())["spec"]
+    nodes = f"{spec['minNodes']}:{spec['nodes']}" if "minNodes" in spec else spec["nodes"]
+    words = {
+        "j": f"{nodes}x{spec['processes']}",
+        "gpu": spec.get("gpus", 0),
+        "cpu": 1 if spec["cpu"].endswith("m") else int(spec["cpu"]),
+        "memMB": int(spec["memory"].removesuffix("Gi")) * 1024,
+        "image": spec["image"],
+        "max_retries": spec["retries"],
+    }
+    if overlay == "sweep":  # whose pods are numbered trials of any command
+        from torchx.specs import macros
+
+        app = run(*spec["command"][:-1], preflight="auto", **words)
+        app.roles[0].args.append(f"/trials/{macros.replica_id}.yaml")
+        return app
+    assert spec["command"][:5] == ["python", "-m", "train", "fit", "--config"]
+    return fit(*spec["command"][6:], config=[spec["command"][5]], **words)
+
+
+def plain(objects, name):
+    """Without what must differ; and without the order of variables, as none makes use of another."""
+    made = _renamed(sorted(objects, key=lambda o: (o["kind"], o["metadata"]["name"])), name)
+    for item in made:
+        item["metadata"].pop("namespace", None)
+        item["metadata"].get("labels", {}).pop("isorun/role", None)
+        _walk(item)
+    return made
+
+
+def _renamed(values, name):
+    if isinstance(values, dict):
+        return {key: _renamed(inner, name) for key, inner in values.items()}
+    if isinstance(values, list):
+        return [_renamed(inner, name) for inner in values]
+    return "NAME" if values == name else values
+
+
+def _walk(values):
+    if isinstance(values, dict):
+        # One core more or less: TorchX knows whole ones only.
+        if values.get("cpu") in ("500m", "1"):
+            values["cpu"] = "500m"
+        if isinstance(values.get("env"), list):
+            kept = [e for e in values["env"] if e["name"] not in IDENTITY]
+            assert not [e for e in kept if "$(" in e.get("value", "")]
+            values["env"] = sorted(kept, key=lambda e: e["name"])
+        for inner in values.values():
+            _walk(inner)
+    elif isinstance(values, list):
+        for inner in values:
+            _walk(inner)
+
+
+def difference(left, right):
+    """In lines, as `diff -u` has it."""
+    lines = [yaml.safe_dump_all(o, sort_keys=True).splitlines() for o in (left, right)]
+    return "\n".join(difflib.unified_diff(*lines, "kubectl kustomize", "TorchX", lineterm=""))
+
+
+def same(overlay, rendered, name):
+    (run_name,) = {
+        o["metadata"]["labels"]["app.kubernetes.io/instance"]
+        for o in built(overlay)
+        if "app.kubernetes.io/instance" in o["metadata"].get("labels", {})
+    }
+    left, right = plain(built(overlay), run_name), plain(rendered, name)
+    return difference(left, right)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kustomize_and_torchx_give_equal_objects(overlay, monkeypatch):
+    monkeypatch.chdir(K8S.parent)  # where configs/ is
+    scheduler = create_scheduler("test")
+    info = scheduler.submit_dryrun(app_of(overlay), {"overlay": overlay, "namespace": "ml"})
+    difference = same(overlay, info.request.rendered.objects, info.request.name)
+    assert not difference, difference
+    assert str(info)  # what `torchx run --dryrun` prints: the very objects
+    assert list(yaml.safe_load_all(str(info))) == info.request.rendered.objects
+
+
+def test_a_difference_would_be_seen():
+    objects = built("cpu-demo")
+    job = next(o for o in objects if o["kind"] == "Job")
+    job["spec"]["template"]["spec"]["containers"][0]["env"][4]["value"] = "3"
+    job["spec"]["ttlSecondsAfterFinished"] = 60
+    difference = same("cpu-demo", objects, "text")
+    assert "-  ttlSecondsAfterFinished: 86400\n+  ttlSecondsAfterFinished: 60" in difference
+    assert "+          value: '3'" in difference

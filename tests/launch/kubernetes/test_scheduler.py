@@ -1,0 +1,430 @@
+"""The scheduler kubernetes_job against a small Kubernetes of the tests' own."""
+
+import threading
+import time
+from datetime import datetime, timedelta
+
+import pytest
+from torchx.schedulers.api import Stream
+from torchx.specs import AppState, ReplicaState
+
+from launch.components import fit, run
+from launch.components import sweep as sweep_component
+from launch.kubernetes import logs, state
+from launch.kubernetes.scheduler import create_scheduler
+from tests.support.api_server import Server
+from tests.support.cluster import Cluster, Refused
+from tests.support.runs import ROOT
+from train.exits import RetryError, UsageError
+
+CFG = {"overlay": "cpu-demo"}
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    made = Cluster()
+    with Server(made, tmp_path) as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(logs, "_POLL", 0.01)
+        yield made
+
+
+@pytest.fixture
+def scheduler(cluster):
+    return create_scheduler("test")
+
+
+def app(**words):
+    return fit(config=["configs/text.yaml"], **{"j": "2x1", "max_retries": 1, **words})
+
+
+def kinds(cluster):
+    return sorted(o["kind"] for o in cluster.objects.values())
+
+
+def told(scheduler, app_id):
+    found = scheduler.describe(app_id)
+    return found.state, [r.state for r in found.roles_statuses[0].replicas]
+
+
+def test_submit_makes_all_objects_and_they_go_together(cluster, scheduler):
+    app_id = scheduler.submit(app(), CFG)
+    assert app_id.startswith("ml:")  # of the kubeconfig's context
+    assert kinds(cluster) == sorted(
+        ["ServiceAccount", "PersistentVolumeClaim", "Service", "NetworkPolicy", "Job", "Pod", "Pod"]
+    )
+    scheduler.delete(app_id)
+    # What the namespace's runs share stays, the volume above all.
+    assert kinds(cluster) == ["PersistentVolumeClaim", "ServiceAccount"]
+    assert scheduler.describe(app_id) is None
+    scheduler.cancel(app_id)  # nothing happens
+    assert scheduler.submit(app(), CFG) != app_id  # and what is there already is no obstacle
+
+
+def test_states_of_a_run_that_goes_well(cluster, scheduler):
+    cluster.starts_pods = False
+    app_id = scheduler.submit(app(), CFG)
+    assert told(scheduler, app_id) == (AppState.PENDING, [ReplicaState.PENDING] * 2)
+    for pod in cluster.pods():
+        cluster.start(pod)
+    assert told(scheduler, app_id) == (AppState.RUNNING, [ReplicaState.RUNNING] * 2)
+    found = scheduler.describe(app_id)
+    assert (found.roles[0].name, found.roles[0].num_replicas) == ("fit", 2)
+    assert found.roles_statuses[0].replicas[1].hostname == "node-1"
+    for pod in cluster.pods():
+        cluster.end(pod)
+    assert told(scheduler, app_id) == (AppState.SUCCEEDED, [ReplicaState.SUCCEEDED] * 2)
+    assert scheduler.exit_codes(app_id) == [0, 0]
+
+
+def test_a_config_error_fails_the_run_at_once_and_says_why(cluster, scheduler):
+    app_id = scheduler.submit(app(), CFG)
+    cluster.end(cluster.pod(1), 64, "optim.lrr is not a known key")
+    found = scheduler.describe(app_id)
+    assert found.state == AppState.FAILED
+    assert "PodFailurePolicy" in found.msg
+    assert "(exit 64): optim.lrr is not a known key" in found.msg
+    assert (
+        found.roles_statuses[0].replicas[1].structured_error_msg == "optim.lrr is not a known key"
+    )
+    assert len([p for p in cluster.pods() if p["status"]["phase"] == "Running"]) == 0
+    assert scheduler.exit_codes(app_id)[-1] == 64
+
+
+def test_the_machines_faults_are_retried_for_ever_and_others_as_often_as_asked(cluster, scheduler):
+    app_id = scheduler.submit(app(max_retries=1), CFG)
+    for code in (75, 143, 75, 143, 75):
+        cluster.end(cluster.pod(0), code)
+        assert scheduler.describe(app_id).state == AppState.RUNNING
+    assert scheduler.describe(app_id).num_restarts == 5
+    cluster.end(cluster.pod(0), 137)
+    assert scheduler.describe(app_id).state == AppState.RUNNING
+    cluster.end(cluster.pod(0), 137)
+    assert scheduler.describe(app_id).state == AppState.FAILED
+
+
+def test_a_pod_that_cannot_be_placed_or_pulled_is_told(cluster, scheduler):
+    cluster.starts_pods = False
+    app_id = scheduler.submit(app(), CFG)
+    first, second = cluster.pods()
+    first["status"]["conditions"] = [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+         "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."}
+    ]  # fmt: skip
+    cluster._container(
+        second, {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    )
+    found = scheduler.describe(app_id)
+    assert found.state == AppState.PENDING
+    assert "Unschedulable: 0/3 nodes are available" in found.msg
+    assert "ImagePullBackOff: no such image" in found.msg
+
+
+def test_cancel_stops_the_pods_and_keeps_the_job(cluster, scheduler):
+    app_id = scheduler.submit(app(), CFG)
+    scheduler.cancel(app_id)
+    assert scheduler.describe(app_id).state == AppState.CANCELLED
+    assert cluster.pods() == []
+    scheduler.cancel(app_id)  # once more does no harm
+
+
+def test_a_run_in_a_queue_waits_and_is_deleted_when_cancelled(cluster, scheduler):
+    cfg = {**CFG, "components": ["kueue"], "queue": "training", "queue_priority": "research"}
+    app_id = scheduler.submit(app(), cfg)
+    job = next(o for o in cluster.objects.values() if o["kind"] == "Job")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    job["spec"]["suspend"] = True  # as Kueue does
+    assert scheduler.describe(app_id).state == AppState.PENDING
+    scheduler.cancel(app_id)
+    assert scheduler.describe(app_id) is None
+
+
+def test_list_shows_ours_and_their_states(cluster, scheduler):
+    cluster.create("jobs", "ml", {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "other"},
+                                  "spec": {"suspend": True}})  # fmt: skip
+    first = scheduler.submit(app(), CFG)
+    second = scheduler.submit(app(), {"overlay": "jobset"})
+    cluster.end(cluster.pod(0, first.split(":")[1]), 65)
+    listed = {a.app_id: a.state for a in scheduler.list()}
+    assert listed == {first: AppState.FAILED, second: AppState.PENDING}
+    assert len(scheduler.list()) == 2, "the JobSet's own Job is not one of ours"
+
+
+def test_a_jobset_does_all_the_same(cluster, scheduler):
+    app_id = scheduler.submit(app(max_retries=1), {"overlay": "jobset"})
+    name = app_id.split(":")[1]
+    assert "Service" not in kinds(cluster)
+    assert told(scheduler, app_id) == (AppState.RUNNING, [ReplicaState.RUNNING] * 2)
+    cluster.end(cluster.pod(1), 75)  # the whole gang starts again, and it does not count
+    assert scheduler.describe(app_id).num_restarts == 1
+    cluster.end(cluster.pod(0), 1)
+    assert scheduler.describe(app_id).num_restarts == 2
+    assert list(scheduler.log_iter(app_id, "fit", 0)) == []
+    cluster.end(cluster.pod(0), 64)
+    assert scheduler.describe(app_id).state == AppState.FAILED
+    other = scheduler.submit(app(), {"overlay": "jobset"})
+    scheduler.cancel(other)
+    assert scheduler.describe(other).state == AppState.CANCELLED
+    scheduler.delete(app_id)
+    assert ("jobsets", "ml", name) not in cluster.objects
+
+
+def test_a_sweeps_nodes_do_not_need_each_other(cluster, scheduler):
+    made = sweep_component("optim.lr=1e-3,3e-3", config=["configs/text.yaml"], j="2x1")
+    app_id = scheduler.submit(made, CFG)
+    cluster.end(cluster.pod(0), 64)
+    assert scheduler.describe(app_id).state == AppState.RUNNING
+    container = cluster.pod(1)["spec"]["containers"][0]
+    assert container["command"] == ["tini", "--"]
+    assert "$(JOB_COMPLETION_INDEX)/2" in container["args"]
+
+
+# ---------------------------------------------------------------------------------------- logs
+
+
+def test_a_log_is_the_nodes_own(cluster, scheduler):
+    app_id = scheduler.submit(app(), CFG)
+    for index in (0, 1):
+        cluster.say(cluster.pod(index), f"step 1 of node {index}", "", "  indented")
+    assert list(scheduler.log_iter(app_id, "fit", 1)) == [
+        "step 1 of node 1\n",
+        "\n",
+        "  indented\n",
+    ]
+    assert list(scheduler.log_iter(app_id, "fit", 0, regex="step")) == ["step 1 of node 0\n"]
+
+
+def test_following_goes_on_through_restarts_to_the_end(cluster, scheduler):
+    app_id = scheduler.submit(app(), CFG)
+    seen, done = [], threading.Event()
+
+    def read():
+        seen.extend(scheduler.log_iter(app_id, "fit", 0, should_tail=True))
+        done.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    cluster.say(cluster.pod(0), "first")
+    cluster.end(cluster.pod(0), 75)
+    again = cluster.pod(0)
+    cluster.say(again, "second")
+    assert not done.wait(0.2), "the run goes on"
+    cluster.end(again)
+    cluster.end(cluster.pod(1))
+    assert done.wait(30)
+    name = again["metadata"]["name"]
+    assert seen == ["first\n", f"isorun: started again as pod {name} on node-0\n", "second\n"]
+
+
+def test_following_survives_a_connection_that_breaks(cluster, scheduler):
+    app_id = scheduler.submit(app(), CFG)
+    pod = cluster.pod(0)
+    cluster.cut_after = 2
+    cluster.say(pod, *[f"line {n}" for n in range(5)])
+    seen, done = [], threading.Event()
+
+    def read():
+        seen.extend(scheduler.log_iter(app_id, "fit", 0, should_tail=True))
+        done.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    deadline = time.monotonic() + 60
+    while len(seen) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    cluster.say(pod, "last")
+    cluster.end(pod)
+    cluster.end(cluster.pod(1))
+    assert done.wait(60)
+    assert seen == [*(f"line {n}\n" for n in range(5)), "last\n"], "each once, in order"
+    assert cluster.cut_after is None, "the connection did break"
+
+
+def test_following_waits_for_a_pod_that_is_not_there_yet(cluster, scheduler):
+    cluster.starts_pods = False
+    app_id = scheduler.submit(app(), CFG)
+    lines = scheduler.log_iter(app_id, "fit", 0, should_tail=True)
+    cluster.start(cluster.pod(0))
+    cluster.say(cluster.pod(0), "here")
+    assert next(iter(lines)) == "here\n"
+
+
+def test_since_leaves_out_what_is_older(cluster, scheduler):
+    app_id = scheduler.submit(app(), CFG)
+    pod = cluster.pod(0)
+    cluster.say(pod, "old", "new")
+    log = cluster.logs[pod["metadata"]["uid"]]
+    log[0] = ("2020-01-01T00:00:00.000000Z", "old")
+    since = datetime.now() - timedelta(seconds=30)
+    assert list(scheduler.log_iter(app_id, "fit", 0, since=since)) == ["new\n"]
+
+
+def test_what_logs_cannot_do_is_said(scheduler, cluster):
+    app_id = scheduler.submit(app(), CFG)
+    with pytest.raises(UsageError, match="until"):
+        scheduler.log_iter(app_id, "fit", 0, until=datetime.now())
+    with pytest.raises(UsageError, match="cannot tell"):
+        scheduler.log_iter(app_id, "fit", 0, streams=Stream.STDERR)
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+def test_a_refusal_is_told_and_leaves_nothing_behind(cluster, scheduler):
+    cluster.refuse["POST", "services"] = Refused(403, "Forbidden", "services is forbidden")
+    with pytest.raises(UsageError, match=r"refused to make the Service .*: services is forbidden"):
+        scheduler.submit(app(), CFG)
+    assert kinds(cluster) == ["PersistentVolumeClaim", "ServiceAccount"]
+
+
+def test_a_cluster_that_is_not_well_is_worth_a_retry(cluster, scheduler):
+    cluster.refuse["POST", "jobs"] = Refused(503, "ServiceUnavailable", "etcd leader changed")
+    with pytest.raises(RetryError, match="etcd leader changed"):
+        scheduler.submit(app(), CFG)
+
+
+def test_no_controller_for_jobsets(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with Server(Cluster(jobsets=False), tmp_path) as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+        scheduler = create_scheduler("test")
+        with pytest.raises(UsageError, match="is the namespace there, and the controller"):
+            scheduler.submit(app(), {"overlay": "jobset"})
+        assert scheduler.list() == []
+
+
+def test_no_cluster(monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="There is no cluster to talk to.*KUBECONFIG"):
+        create_scheduler("test").list()
+
+
+def test_a_cluster_that_cannot_be_reached(tmp_path, monkeypatch):
+    server = Server(Cluster(), tmp_path)
+    server._server.server_close()
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+    with pytest.raises(RetryError, match="cannot be reached to list the Jobs"):
+        create_scheduler("test").list()
+
+
+def test_what_can_only_be_rendered_is_not_submitted(cluster, scheduler):
+    with pytest.raises(
+        UsageError, match="can submit Jobs and JobSets, but the overlay makes a TrainJob"
+    ):
+        scheduler.submit(app(), {"overlay": "trainjob"})
+    assert cluster.objects == {}
+
+
+def test_a_dry_run_needs_no_cluster(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert "kind: Job" in str(create_scheduler("test").submit_dryrun(app(), CFG))
+
+
+# --------------------------------------------------------------------- what an app may ask for
+
+
+def job_of(made, **cfg):
+    info = create_scheduler("test").submit_dryrun(made, {**CFG, **cfg})
+    return info.request.rendered.workload
+
+
+def container_of(job):
+    return job["spec"]["template"]["spec"]["containers"][0]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.usefixtures("here")
+def test_agent_options_reach_the_agent():
+    job = job_of(app(max_restarts=2, preflight="full", rdzv_port=29600, j="2:3x4"))
+    env = {e["name"]: e.get("value") for e in container_of(job)["env"]}
+    assert env["PET_MAX_RESTARTS"] == "2"
+    assert env["PET_PREFLIGHT"] == "full"
+    assert env["PET_RDZV_PORT"] == "29600"
+    assert (env["PET_NNODES"], env["PET_NPROC_PER_NODE"]) == ("2:3", "4")
+    assert job["spec"]["completions"] == 3
+    assert "successPolicy" in job["spec"]
+
+
+@pytest.mark.usefixtures("here")
+def test_the_doctor_alone():
+    from launch.components import doctor
+
+    job = job_of(doctor(config=["configs/text.yaml"], j="2x1"))
+    assert container_of(job)["command"][-2:] == ["--preflight-only", "--"]
+
+
+@pytest.mark.usefixtures("here")
+def test_mounts_take_the_place_of_the_volume_or_stand_beside_it():
+    mounts = [
+        "type=volume",
+        "src=team",
+        "dst=/runs",
+        "type=bind",
+        "src=/data",
+        "dst=/data",
+        "readonly",
+    ]
+    pod = job_of(app(mounts=mounts))["spec"]["template"]["spec"]
+    volumes = {v["name"]: v for v in pod["volumes"]}
+    assert volumes["runs"] == {"name": "runs", "persistentVolumeClaim": {"claimName": "team"}}
+    assert volumes["mount-1"] == {"name": "mount-1", "hostPath": {"path": "/data"}}
+    assert {"name": "mount-1", "mountPath": "/data", "readOnly": True} in pod["containers"][0][
+        "volumeMounts"
+    ]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_dollar_is_one_and_only_the_nodes_number_is_replaced():
+    made = run("echo", "$(POD_IP)", "$HOME", "${x}", j="1x1")
+    assert container_of(job_of(made))["args"] == ["echo", "$$(POD_IP)", "$HOME", "${x}"]
+
+
+@pytest.mark.usefixtures("here")
+def test_options_of_the_scheduler_that_name_a_component():
+    job = job_of(
+        app(), priority_class="research", queue="q", queue_priority="high", stop_deadline=300
+    )
+    pod = job["spec"]["template"]["spec"]
+    assert pod["priorityClassName"] == "research"
+    assert pod["terminationGracePeriodSeconds"] == 330
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("words", "cfg", "said"),
+    [
+        ({}, {"overlay": "cpu-dem"}, "'cpu-dem' is not an overlay; did you mean cpu-demo?"),
+        ({}, {"namespace": "My_Team"}, "The namespace is 'My_Team'"),
+        ({}, {"queue": "q"}, "queue is 'q' .*nothing in the overlay cpu-demo makes use of it"),
+        (
+            {"env": {"AWS_SECRET_ACCESS_KEY": "x"}},
+            {},
+            "AWS_SECRET_ACCESS_KEY would stand in plain text",
+        ),
+        (
+            {"mounts": ["type=device", "src=/dev/fuse"]},
+            {},
+            "The device /dev/fuse cannot be mounted",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said(words, cfg, said, monkeypatch):
+    monkeypatch.setattr("launch.schedulers.are_ours", lambda: True)  # as after an installation
+    with pytest.raises(UsageError, match=said):
+        job_of(app(**words), **cfg)
+
+
+def test_an_id_that_is_none(scheduler):
+    with pytest.raises(UsageError, match="is not a job of kubernetes_job"):
+        scheduler.describe("text-123")
+
+
+def test_a_pod_without_a_container_state_is_no_error():
+    pod = {"metadata": {"name": "x"}, "spec": {"containers": [{"name": "train"}]}, "status": {}}
+    assert state.exit_code(pod) is None
+    assert not state.has_started(pod)

@@ -1,0 +1,143 @@
+"""A cluster as its user sees it, through kubectl; what fails says what the cluster says."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import yaml
+
+from tests.support.kubectl import kubectl
+from tests.support.runs import ROOT
+
+# Patience for slow machines: nothing waits as long as this unless it fails.
+PLACED, SECONDS = 300, 900
+
+
+class Kube:
+    """One namespace of it."""
+
+    def __init__(self, namespace, image):
+        self.namespace, self.image = namespace, image
+
+    def run(self, *words, given=None, check=True, namespace=True):
+        """A kubectl command; its standard output."""
+        where = ["-n", self.namespace] if namespace else []
+        done = subprocess.run(
+            [kubectl(), *where, *words], input=given, capture_output=True, text=True, timeout=600
+        )
+        if check and done.returncode:
+            raise AssertionError(f"kubectl {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout if check else done.stdout + done.stderr
+
+    def get(self, kind, name=None, selector=None, **how):
+        """Objects, as dictionaries; one if there is a name."""
+        words = ["get", kind, *([name] if name else []), *(["-l", selector] if selector else [])]
+        found = json.loads(self.run(*words, "-o", "json", **how))
+        return found if name else found["items"]
+
+    def apply(self, objects):
+        self.run("apply", "-f", "-", given=yaml.safe_dump_all(objects))
+
+    # -------------------------------------------------------------------------------- runs
+
+    def objects(self, name, command, *, nodes=2, overlay="cpu-demo", spoil=None):
+        """What `python -m launch render` makes of a run; ``spoil`` adds a word to its command that
+        no renderer would let pass."""
+        done = subprocess.run(
+            [sys.executable, "-m", "launch", "render", overlay, "--set", f"name={name}",
+             "--set", f"image={self.image}", "--set", f"nodes={nodes}", "--", *command],
+            cwd=ROOT, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        made = list(yaml.safe_load_all(done.stdout))
+        if spoil:
+            job = next(o for o in made if o["kind"] == "Job")
+            job["spec"]["template"]["spec"]["containers"][0]["args"].append(spoil)
+        return made
+
+    def job(self, name):
+        return self.get("job", name)
+
+    def pods(self, name):
+        """Of a run, the oldest first."""
+        found = self.get("pods", selector=f"app.kubernetes.io/instance={name}")
+        return sorted(found, key=lambda p: p["metadata"]["creationTimestamp"])
+
+    def log(self, pod):
+        return self.run("logs", pod["metadata"]["name"], check=False)
+
+    def logs(self, name):
+        """What all pods of a run have said, the oldest pod first. Any of them may be the one that
+        speaks for the run: torch's rendezvous gives rank 0 to one of its choice."""
+        return "".join(self.log(pod) for pod in self.pods(name))
+
+    def until(self, what, condition, name, seconds=SECONDS):
+        """Waits for a condition; its value. Fails with all that is known of the run."""
+        deadline = time.monotonic() + seconds
+        while True:
+            if found := condition():
+                return found
+            if time.monotonic() > deadline or self._over(name):
+                if found := condition():
+                    return found
+                raise AssertionError(f"{what} did not come about.\n{self.report(name)}")
+            time.sleep(1)
+
+    def finished(self, name, seconds=SECONDS):
+        """Waits for the end of a run; (Complete or Failed, the reason)."""
+
+        def ended():
+            return self._over(name)
+
+        condition = self.until(f"the end of {name}", ended, name, seconds)
+        return condition["type"], condition.get("reason", "")
+
+    def at_step(self, name, step):
+        """Waits until the run has come this far."""
+        return self.until(f"step {step} of {name}", lambda: self.step(name) >= step, name)
+
+    def step(self, name):
+        found = re.findall(r"^step (\d+)/", self.logs(name), re.MULTILINE)
+        return max(map(int, found), default=-1)
+
+    def _over(self, name):
+        jobs = [j for j in self.get("jobs") if j["metadata"]["name"] == name]
+        for condition in (jobs[0].get("status", {}).get("conditions") or []) if jobs else []:
+            if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
+                return condition
+        return None
+
+    def verify(self, name, command):
+        """That the ledger is clean, in a pod of its own; that pod's log."""
+        check = f"{name}-verify"
+        self.apply(self.objects(check, command, nodes=1))
+        kind, reason = self.finished(check)
+        log = self.logs(check)
+        assert kind == "Complete", f"verify ended as {kind} ({reason})\n{self.report(check)}"
+        return log
+
+    def report(self, name):
+        """Everything that could explain a failure."""
+        parts = [f"--- {' '.join(words)}\n{self.run(*words, check=False)}" for words in (
+            ("get", "jobs,pods,pvc,svc", "-o", "wide"),
+            ("describe", "job", name),
+            ("describe", "pods", "-l", f"app.kubernetes.io/instance={name}"),
+            ("get", "events", "--sort-by=.lastTimestamp"),
+        )]  # fmt: skip
+        for pod in self.pods(name):
+            log = "\n".join(self.log(pod).splitlines()[-40:])
+            parts.append(f"--- the end of the log of {pod['metadata']['name']}\n{log}")
+        return "\n".join(parts)
+
+
+def number(pod):
+    return int(pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"])
+
+
+def exit_code(pod):
+    for status in pod["status"].get("containerStatuses", []):
+        if ended := status["state"].get("terminated"):
+            return ended["exitCode"]
+    return None

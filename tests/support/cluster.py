@@ -1,0 +1,501 @@
+"""A small Kubernetes: what it keeps, and the parts of the Indexed Job's and JobSet's controllers that
+clients of ours rely on. tests/support/api_server.py puts it on a port.
+
+Pods do what a test tells them (``end``, ``say``), or are processes of this machine
+(tests/support/kubelet.py). Nothing is watched, everything is polled; there is no security.
+"""
+
+import copy
+import itertools
+import re
+import secrets
+import threading
+import time
+from datetime import UTC, datetime
+
+PLURALS = {
+    "v1": {
+        "pods": "Pod", "services": "Service", "serviceaccounts": "ServiceAccount",
+        "persistentvolumeclaims": "PersistentVolumeClaim", "configmaps": "ConfigMap",
+        "secrets": "Secret", "events": "Event", "namespaces": "Namespace", "nodes": "Node",
+        "persistentvolumes": "PersistentVolume",
+    },
+    "batch/v1": {"jobs": "Job", "cronjobs": "CronJob"},
+    "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
+    "storage.k8s.io/v1": {"storageclasses": "StorageClass"},
+    "jobset.x-k8s.io/v1alpha2": {"jobsets": "JobSet"},
+}  # fmt: skip
+CLUSTER_WIDE = {"namespaces", "nodes", "persistentvolumes", "storageclasses"}
+PATH = re.compile(
+    r"/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+/[^/]+))"
+    r"(?:/namespaces/(?P<ns>[^/]+)(?=/))?/(?P<plural>[a-z]+)"
+    r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>log|eviction))?"
+)
+INDEX, JOB = "batch.kubernetes.io/job-completion-index", "batch.kubernetes.io/job-name"
+
+
+class Refused(Exception):
+    """An answer other than success."""
+
+    def __init__(self, code, reason, message):
+        super().__init__(message)
+        self.status = {
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
+            "reason": reason, "message": message,
+        }  # fmt: skip
+
+
+def now():
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Cluster:
+    """What is in it, and what its controllers do about that."""
+
+    def __init__(self, *, jobsets=True, starts_pods=True):
+        self.objects = {}  # (plural, namespace, name) -> object
+        self.logs = {}  # pod uid -> [(time, line)]
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.starts_pods = starts_pods
+        self.refuse = {}  # (method, plural) -> Refused, for one request
+        self.cut_after = None  # lines after which the next log that is followed breaks off
+        self.requests = []
+        self.kubelet = None
+        self._ages = itertools.count()
+        self._groups = {k: v for k, v in PLURALS.items() if jobsets or "jobset" not in k}
+
+    # ------------------------------------------------------------------ what a test says
+
+    def pods(self, instance=None):
+        """Those that are there, the oldest first."""
+        with self.lock:
+            found = [o for (plural, *_), o in self.objects.items() if plural == "pods"]
+            if instance:
+                found = [
+                    p for p in found if _labels(p).get("app.kubernetes.io/instance") == instance
+                ]
+            return sorted(found, key=lambda p: p["age"])
+
+    def pod(self, index, instance=None):
+        """The newest of a number."""
+        return [p for p in self.pods(instance) if _labels(p).get(INDEX) == str(index)][-1]
+
+    def say(self, pod, *lines):
+        """A pod writes lines."""
+        with self.changed:
+            self.logs[pod["metadata"]["uid"]] += [(now(), line) for line in lines]
+            self.changed.notify_all()
+
+    def start(self, pod):
+        """A pending pod gets a node, and runs."""
+        with self.changed:
+            pod["spec"]["nodeName"] = f"node-{_labels(pod).get(INDEX, 0)}"
+            pod["status"] = {"phase": "Running", "podIP": "127.0.0.1"}
+            self._container(pod, {"running": {"startedAt": now()}})
+            self.changed.notify_all()
+        if self.kubelet:
+            self.kubelet.start(pod)
+
+    def end(self, pod, code=0, message="", *, disrupted=False):
+        """A pod's container ends."""
+        with self.changed:
+            if pod["status"]["phase"] in ("Succeeded", "Failed"):
+                return
+            pod["status"]["phase"] = "Failed" if code or disrupted else "Succeeded"
+            self._container(pod, {"terminated": {"exitCode": code, "message": message}})
+            if disrupted:
+                condition = {"type": "DisruptionTarget", "status": "True"}
+                pod["status"]["conditions"] = [condition]
+            if pod["metadata"].get("deletionTimestamp"):
+                self._forget("pods", pod)
+            self._pod_ended(pod, code, disrupted)
+            self.changed.notify_all()
+
+    def _container(self, pod, state):
+        name = pod["spec"]["containers"][0]["name"]
+        pod["status"]["containerStatuses"] = [{"name": name, "state": state, "restartCount": 0}]
+
+    # ------------------------------------------------------------------ controllers
+
+    def _made(self, plural, made):
+        if plural == "jobs":
+            made["status"] = {}
+            self._start_job(made)
+        elif plural == "jobsets":
+            made["status"] = {"restarts": 0}
+            self._start_child(made)
+
+    def _start_job(self, job):
+        if job["spec"].get("suspend"):
+            return
+        job["status"]["startTime"] = now()
+        for index in range(min(job["spec"]["completions"], job["spec"]["parallelism"])):
+            self._make_pod(job, index)
+
+    def _make_pod(self, job, index):
+        template = copy.deepcopy(job["spec"]["template"])
+        name, metadata = job["metadata"]["name"], template.setdefault("metadata", {})
+        metadata.setdefault("labels", {}).update({INDEX: str(index), JOB: name})
+        for key, value in _labels(job).items():
+            if key.startswith("jobset"):
+                metadata["labels"][key] = value
+        metadata |= {
+            "name": f"{name}-{index}-{secrets.token_hex(2)}",
+            "namespace": job["metadata"]["namespace"],
+            "ownerReferences": [_owner(job)],
+        }
+        pod = {"apiVersion": "v1", "kind": "Pod", **template, "status": {"phase": "Pending"}}
+        pod["spec"]["hostname"] = f"{name}-{index}"
+        self._store("pods", pod)
+        self.logs[pod["metadata"]["uid"]] = []
+        if self.starts_pods:
+            self.start(pod)
+
+    def _pod_ended(self, pod, code, disrupted):
+        job = self._find("jobs", pod["metadata"]["namespace"], _labels(pod).get(JOB))
+        if job is None or _ended(job) or job["spec"].get("suspend"):
+            return
+        index, spec, status = int(_labels(pod)[INDEX]), job["spec"], job["status"]
+        if pod["status"]["phase"] == "Succeeded":
+            done = {*status.get("done", []), index}
+            status |= {"done": sorted(done), "succeeded": len(done)}
+            following = index + spec["parallelism"]
+            if len(done) + len(status.get("gone", [])) == spec["completions"]:
+                self._finish(job, "Complete", "CompletionsReached", "")
+            elif following < spec["completions"]:
+                self._make_pod(job, following)
+            return
+        action, number = _action(spec, pod, code, disrupted)
+        words = (
+            f"failed with exit code {code}"
+            if number is not None and not disrupted
+            else "has DisruptionTarget"
+        )
+        where = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+        if action == "FailJob":
+            message = (
+                f"Container train for pod {where} {words} matching FailJob rule at index {number}"
+            )
+            self._finish(job, "Failed", "PodFailurePolicy", message)
+        elif action == "Ignore":
+            self._make_pod(job, index)
+        else:
+            failures = status.setdefault("failures", {})
+            failures[str(index)] = failures.get(str(index), 0) + 1
+            limit = spec.get("backoffLimitPerIndex", spec.get("backoffLimit", 6))
+            if action != "FailIndex" and failures[str(index)] <= limit:
+                self._make_pod(job, index)
+            elif "backoffLimitPerIndex" not in spec or spec.get("maxFailedIndexes") == 0:
+                reason = (
+                    "MaxFailedIndexesExceeded"
+                    if "maxFailedIndexes" in spec
+                    else "BackoffLimitExceeded"
+                )
+                self._finish(job, "Failed", reason, "Job has failed too often")
+            else:
+                status.setdefault("gone", []).append(index)
+
+    def _finish(self, job, kind, reason, message):
+        condition = {"type": kind, "status": "True", "reason": reason, "message": message}
+        job["status"].setdefault("conditions", []).append(condition)
+        self._end_pods(job)
+        parent = next(iter(job["metadata"].get("ownerReferences", [])), None)
+        jobset = parent and self._find("jobsets", job["metadata"]["namespace"], parent["name"])
+        if jobset:
+            self._child_ended(jobset, job, condition)
+
+    def _start_child(self, jobset):
+        replicated = jobset["spec"]["replicatedJobs"][0]
+        name = jobset["metadata"]["name"]
+        child = {
+            "apiVersion": "batch/v1", "kind": "Job",
+            "metadata": {
+                "name": f"{name}-{replicated['name']}-0",
+                "namespace": jobset["metadata"]["namespace"],
+                "labels": {"jobset.sigs.k8s.io/jobset-name": name},
+                "ownerReferences": [_owner(jobset)],
+            },
+            "spec": copy.deepcopy(replicated["template"]["spec"]),
+        }  # fmt: skip
+        self._store("jobs", child)
+        self._made("jobs", child)
+
+    def _child_ended(self, jobset, child, condition):
+        policy = jobset["spec"]["failurePolicy"]
+        if condition["type"] == "Complete":
+            jobset["status"]["conditions"] = [{"type": "Completed", "status": "True"}]
+            return
+        action = "RestartJobSet"
+        for rule in policy.get("rules", []):
+            patterns = rule.get("onJobFailureMessagePatterns", [""])
+            if condition["reason"] in rule["onJobFailureReasons"] and any(
+                re.search(p, condition["message"]) for p in patterns
+            ):
+                action = rule["action"]
+                break
+        counted = jobset["status"].get("counted", 0)
+        if action == "FailJobSet" or (
+            action == "RestartJobSet" and counted >= policy["maxRestarts"]
+        ):
+            jobset["status"]["conditions"] = [{**condition, "type": "Failed"}]
+            return
+        jobset["status"] |= {
+            "counted": counted + (action == "RestartJobSet"),
+            "restarts": jobset["status"]["restarts"] + 1,
+        }
+        self._forget("jobs", child)
+        self._start_child(jobset)
+
+    def _end_pods(self, owner):
+        for pod in self.pods():
+            if any(
+                r["uid"] == owner["metadata"]["uid"] for r in pod["metadata"]["ownerReferences"]
+            ):
+                self._delete_pod(pod)
+
+    def _delete_pod(self, pod, *, disrupted=False):
+        """SIGTERM; a pod that is no process has saved at once."""
+        if pod["status"]["phase"] in ("Succeeded", "Failed"):
+            return
+        pod["metadata"]["deletionTimestamp"] = now()
+        if self.kubelet:
+            self.kubelet.stop(pod)
+        else:
+            self.end(pod, 143, disrupted=disrupted)
+
+    # ------------------------------------------------------------------ the API's verbs
+
+    def _find(self, plural, namespace, name):
+        return self.objects.get((plural, namespace, name))
+
+    def _get(self, plural, namespace, name):
+        found = self._find(plural, namespace, name)
+        if found is None:
+            raise Refused(404, "NotFound", f'{plural} "{name}" not found')
+        return found
+
+    def _store(self, plural, made):
+        metadata = made["metadata"]
+        made["age"] = next(self._ages)
+        metadata |= {
+            "uid": secrets.token_hex(8),
+            "creationTimestamp": now(),
+            "resourceVersion": "1",
+        }
+        self.objects[plural, metadata.get("namespace"), metadata["name"]] = made
+
+    def _forget(self, plural, made):
+        metadata = made["metadata"]
+        self.objects.pop((plural, metadata.get("namespace"), metadata["name"]), None)
+        owned = [
+            (key[0], o) for key, o in self.objects.items()
+            if any(r["uid"] == metadata["uid"] for r in o["metadata"].get("ownerReferences", []))
+        ]  # fmt: skip
+        for kind, other in owned:
+            if kind == "pods" and other["status"]["phase"] == "Running" and self.kubelet:
+                self._delete_pod(other)
+            else:
+                self._forget(kind, other)
+
+    def create(self, plural, namespace, body):
+        name = body["metadata"]["name"]
+        if self._find(plural, namespace, name):
+            raise Refused(409, "AlreadyExists", f'{plural} "{name}" already exists')
+        made = copy.deepcopy(body)
+        if plural == "pods":
+            self._admit(namespace, made)
+        if namespace:
+            made["metadata"]["namespace"] = namespace
+        self._store(plural, made)
+        self._made(plural, made)
+        return made
+
+    def _admit(self, namespace, pod):
+        """Pod security, as far as a pod that says nothing at all of it."""
+        where = self._find("namespaces", None, namespace)
+        level = _labels(where).get("pod-security.kubernetes.io/enforce") if where else None
+        if level == "restricted" and not pod["spec"].get("securityContext"):
+            name = pod["metadata"]["name"]
+            raise Refused(
+                403, "Forbidden", f'pods "{name}" violates PodSecurity "restricted:latest"'
+            )
+
+    def patch(self, plural, namespace, name, body):
+        found = self._get(plural, namespace, name)
+        was = (found.get("spec") or {}).get("suspend")
+        _merge(found, body)
+        is_now = (found.get("spec") or {}).get("suspend")
+        if plural == "jobs" and is_now and not was:
+            for pod in [p for p in self.pods() if _labels(p).get(JOB) == name]:
+                self._delete_pod(pod)
+                if pod["status"]["phase"] != "Running":
+                    self._forget("pods", pod)
+        if plural == "jobsets" and is_now and not was:
+            self.patch("jobs", namespace, f"{name}-node-0", {"spec": {"suspend": True}})
+        return found
+
+    def delete(self, plural, namespace, name):
+        found = self._get(plural, namespace, name)
+        if plural == "pods":
+            self._delete_pod(found)
+            if found["status"]["phase"] != "Running":
+                self._forget("pods", found)
+        else:
+            self._forget(plural, found)
+        return found
+
+    def evict(self, namespace, name):
+        pod = self._get("pods", namespace, name)
+        pod["status"].setdefault("conditions", []).append(
+            {"type": "DisruptionTarget", "status": "True"}
+        )
+        self._delete_pod(pod, disrupted=True)
+        return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
+
+    def discovery(self, path):
+        """What kubectl asks first."""
+        if path == "/api":
+            return {"kind": "APIVersions", "versions": ["v1"]}
+        if path == "/apis":
+            names = [g for g in self._groups if "/" in g]
+            versions = [{"groupVersion": g, "version": g.split("/")[1]} for g in names]
+            groups = [
+                {"name": v["groupVersion"].split("/")[0], "versions": [v], "preferredVersion": v}
+                for v in versions
+            ]
+            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+        if path == "/openapi/v3":
+            places = ["apis/" + g if "/" in g else "api/" + g for g in self._groups]
+            return {"paths": {p: {"serverRelativeURL": f"/openapi/v3/{p}"} for p in places}}
+        if path.startswith("/openapi/v3/"):
+            return self._validates(path.removeprefix("/openapi/v3/").partition("/")[2])
+        group = path.removeprefix("/apis/").removeprefix("/api/")
+        if group not in self._groups:
+            raise Refused(404, "NotFound", "the server could not find the requested resource")
+        verbs = ["create", "delete", "get", "list", "patch"]
+        return {
+            "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group,
+            "resources": [
+                {"name": p, "singularName": kind.lower(), "namespaced": p not in CLUSTER_WIDE,
+                 "kind": kind, "verbs": verbs}
+                for p, kind in self._groups[group].items()
+            ],
+        }  # fmt: skip
+
+    def _validates(self, group):
+        """That the server itself looks for unknown fields, which kubectl wants to know."""
+        name, _, version = group.rpartition("/")
+        parameter = {"name": "fieldValidation", "in": "query"}
+        paths = {}
+        for plural, kind in self._groups[group].items():
+            what = {"group": name, "version": version, "kind": kind}
+            operation = {"x-kubernetes-group-version-kind": what, "parameters": [parameter]}
+            paths[f"/{group}/{plural}"] = {"patch": operation}
+        return {"openapi": "3.0.0", "info": {}, "paths": paths}
+
+    def answer(self, method, path, query, body):
+        """One request; logs are the server's."""
+        with self.changed:
+            self.requests.append((method, path))
+            if path == "/version":
+                return {"major": "1", "minor": "33", "gitVersion": "v1.33.0"}
+            match = PATH.fullmatch(path)
+            group = match and (match["core"] or match["group"])
+            if not match or match["plural"] not in self._groups.get(group, {}):
+                return self.discovery(path)
+            plural, namespace, name = match["plural"], match["ns"], match["name"]
+            if refused := self.refuse.pop((method, plural), None):
+                raise refused
+            if match["sub"] == "eviction":
+                return self.evict(namespace, name)
+            if method == "POST":
+                return self.create(plural, namespace, body)
+            if method == "PATCH":
+                return self.patch(plural, namespace, name, body)
+            if method == "DELETE":
+                return self.delete(plural, namespace, name)
+            if name:
+                return self._get(plural, namespace, name)
+            selector = query.get("labelSelector", [""])[0]
+            wanted = dict(pair.split("=", 1) for pair in selector.split(",") if pair)
+            items = [
+                o for (p, ns, _), o in self.objects.items()
+                if p == plural and namespace in (None, ns) and wanted.items() <= _labels(o).items()
+            ]  # fmt: skip
+            kind = self._groups[group][plural]
+            return {"kind": f"{kind}List", "apiVersion": group, "metadata": {}, "items": items}
+
+    def log(self, namespace, name, query):
+        """The lines of a pod, and more as they come."""
+        with self.lock:
+            pod = self._get("pods", namespace, name)
+            if pod["status"]["phase"] == "Pending":
+                raise Refused(400, "BadRequest", f'container in pod "{name}" is waiting to start')
+        follow = query.get("follow", ["false"])[0].lower() == "true"
+        ago = float(query.get("sinceSeconds", ["0"])[0])
+        oldest = (
+            datetime.fromtimestamp(time.time() - ago, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            if ago
+            else ""
+        )
+        return self._follow(
+            pod, follow, oldest, query.get("timestamps", ["false"])[0].lower() == "true"
+        )
+
+    def _follow(self, pod, follow, oldest, timestamps):
+        sent, lines = 0, self.logs[pod["metadata"]["uid"]]
+        cut, self.cut_after = (self.cut_after, None) if follow else (None, self.cut_after)
+        while True:
+            with self.changed:
+                while follow and sent == len(lines) and pod["status"]["phase"] == "Running":
+                    self.changed.wait(1)
+                new, over = lines[sent:], pod["status"]["phase"] != "Running" or not follow
+            for when, line in new:
+                if cut is not None and sent >= cut:
+                    raise ConnectionAbortedError
+                sent += 1
+                if when >= oldest:
+                    yield f"{when} {line}\n" if timestamps else f"{line}\n"
+            if over and sent == len(lines):
+                return
+
+
+def _labels(made):
+    return made["metadata"].get("labels") or {}
+
+
+def _owner(made):
+    metadata = made["metadata"]
+    return {
+        "apiVersion": made["apiVersion"], "kind": made["kind"], "name": metadata["name"],
+        "uid": metadata["uid"], "controller": True,
+    }  # fmt: skip
+
+
+def _ended(job):
+    return any(c["type"] in ("Complete", "Failed") for c in job["status"].get("conditions", []))
+
+
+def _action(spec, pod, code, disrupted):
+    disrupted = disrupted or any(
+        c["type"] == "DisruptionTarget" for c in pod["status"].get("conditions", [])
+    )
+    for number, rule in enumerate(spec.get("podFailurePolicy", {}).get("rules", [])):
+        if code in rule.get("onExitCodes", {}).get("values", []):
+            return rule["action"], number
+        if disrupted and rule.get("onPodConditions"):
+            return rule["action"], number
+    return "Count", None
+
+
+def _merge(target, patch):
+    for key, value in patch.items():
+        if value is None:
+            target.pop(key, None)
+        elif isinstance(value, dict):
+            if not isinstance(target.get(key), dict):
+                target[key] = {}
+            _merge(target[key], value)
+        else:
+            target[key] = value

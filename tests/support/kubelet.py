@@ -1,0 +1,103 @@
+"""Pods of the small Kubernetes as processes of this machine: no containers, one address for all,
+and names of the headless service replaced in the command line. What they run is the real thing."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+
+from tests.support.cluster import INDEX, JOB
+from tests.support.runs import ROOT, free_port
+
+
+class Kubelet:
+    """Starts and stops them; ``folder`` holds the volume that they share."""
+
+    def __init__(self, cluster, folder):
+        self._cluster, self._folder = cluster, folder
+        self.volume, self._app = folder / "runs", folder / "app"
+        for made in (self.volume, self._app):
+            made.mkdir()
+        (self._app / "configs").symlink_to(ROOT / "configs")
+        (self._app / "runs").symlink_to(self.volume)
+        self._processes, self._ports = {}, {}
+        cluster.kubelet = self
+
+    def start(self, pod):
+        container, metadata = pod["spec"]["containers"][0], pod["metadata"]
+        labels = metadata["labels"]
+        port = self._ports.setdefault(labels[JOB], str(free_port()))
+        last_words = self._folder / f"{metadata['name']}.log"
+        last_words.touch()
+        own = {
+            **{item["name"]: self._value(item, labels) for item in container.get("env", [])},
+            "JOB_COMPLETION_INDEX": labels[INDEX],
+            "PET_RDZV_PORT": port,
+            "PET_TERMINATION_LOG": str(last_words),
+        }
+        words = [*container.get("command", []), *container.get("args", [])]
+        words = [self._local(self._expanded(word, own)) for word in words]
+        words = words[2:] if words[:2] == ["tini", "--"] else words
+        words[0] = sys.executable if words[0] == "python" else words[0]
+        process = subprocess.Popen(
+            words, cwd=self._app, start_new_session=True, text=True,
+            env={**self._environment(), **own},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self._processes[metadata["uid"]] = process
+        threading.Thread(target=self._watch, args=(pod, process, last_words), daemon=True).start()
+
+    def stop(self, pod):
+        """SIGTERM, and SIGKILL when the grace period is over."""
+        process = self._processes[pod["metadata"]["uid"]]
+        process.send_signal(signal.SIGTERM)
+        grace = pod["spec"]["terminationGracePeriodSeconds"]
+        timer = threading.Timer(grace, self._kill, (process,))
+        timer.daemon = True
+        timer.start()
+
+    def close(self):
+        for process in self._processes.values():
+            self._kill(process)
+
+    def _watch(self, pod, process, last_words):
+        for line in process.stdout:
+            self._cluster.say(pod, line.rstrip("\n"))
+        code = process.wait()
+        self._kill(process)  # what it left behind
+        self._cluster.end(pod, 128 - code if code < 0 else code, last_words.read_text())
+
+    @staticmethod
+    def _kill(process):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    @staticmethod
+    def _value(item, labels):
+        if "value" in item:
+            return item["value"]
+        path = item["valueFrom"]["fieldRef"]["fieldPath"]
+        return labels[path.split("'")[1]] if "'" in path else "127.0.0.1"
+
+    @staticmethod
+    def _expanded(word, values):
+        return re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), word)
+
+    def _local(self, word):
+        """Of --rdzv-endpoint=text-0.text:29500, the address; of /runs/text, the path here."""
+        word = re.sub(r"(--rdzv-endpoint=)[^:]+", r"\g<1>127.0.0.1", word)
+        return re.sub(r"(^|=)/runs\b", rf"\g<1>{self.volume}", word)
+
+    @staticmethod
+    def _environment():
+        kept = {
+            k: v for k, v in os.environ.items()
+            if not k.startswith(("PET_", "ISORUN_", "WANDB_", "TORCHX", "PYTEST", "KUBE"))
+        }  # fmt: skip
+        return {
+            **kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1",
+            "WANDB_MODE": "disabled",
+        }  # fmt: skip
