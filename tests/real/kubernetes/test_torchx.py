@@ -24,8 +24,14 @@ def _installed():
 @pytest.fixture
 def torchx(kube, tmp_path):
     """A command of TorchX's; its output."""
+    # With the namespace of the tests as its own, since `torchx list` has no option for that.
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(kube.run("config", "view", "--raw", "--minify", "--flatten"))
+    context = ["config", "set-context", "--current", f"--namespace={kube.namespace}"]
+    kube.run("--kubeconfig", str(kubeconfig), *context)
     environment = {
         **os.environ,
+        "KUBECONFIG": str(kubeconfig),
         "ISORUN_KUSTOMIZE": kubectl(),
         "XDG_STATE_HOME": str(tmp_path / "state"),
     }
@@ -47,7 +53,7 @@ def submit(torchx, kube, name, steps):  # noqa: F811
     rest = [word for word in overrides(name, steps) if "=" in word]
     said = torchx(
         "run", "-s", "kubernetes_job", "--workspace", "",
-        "-cfg", f"namespace={kube.namespace},overlay=cpu-demo,shared_memory=256Mi",
+        "-cfg", "overlay=cpu-demo,shared_memory=256Mi",
         "isorun.fit", "-j", "2x1", "--cpu", "1", "--memMB", "1536", "--image", kube.image,
         "--max_retries", "2", "--config", config, *rest,
     )  # fmt: skip
@@ -64,6 +70,8 @@ def test_a_run_from_submission_to_its_end(kube, torchx, name):  # noqa: F811
     assert re.search(r"fit/[01]\S* Finished: 40 steps", log), log
     kube.finished(job_name(handle))
     assert "SUCCEEDED" in torchx("status", handle)
+    listed = torchx("list", "-s", "kubernetes_job")
+    assert re.search(rf"{job_name(handle)}\S*\s+SUCCEEDED", listed), listed
     assert (
         f"{kube.namespace}:{job_name(handle)}"
         in torchx("list", "-s", "kubernetes_job", check=False)
