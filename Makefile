@@ -31,7 +31,7 @@ train: setup ## train a small language model on text, about two minutes on two c
 	$(RUN) -m train fit --config configs/text.yaml
 
 test: setup ## run all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: setup ## check style and types
 	$(RUN) -m ruff check .
@@ -50,6 +50,7 @@ bench: setup ## run the benchmarks; takes a while
 	$(RUN) -m benchmarks.loop
 	$(RUN) -m benchmarks.checkpoint
 	$(RUN) -m benchmarks.startup
+	$(RUN) -m benchmarks.agent
 	$(RUN) -m benchmarks.scaling
 
 # TARGET is cpu or cuda; BUILD_OPTIONS and RUN_OPTIONS are handed to Docker as they are.

@@ -7,31 +7,26 @@ from pathlib import Path
 
 from train.cli import parse
 from train.config.load import LoadedConfig, load_config
-from train.exits import UsageError
-
-
-def fit_arguments(command: Sequence[str]) -> list[str] | None:
-    """What stands after ``-m train`` in a command that trains; None for any other command."""
-    words = list(command)
-    for at in range(len(words) - 2):
-        if words[at : at + 3] == ["-m", "train", "fit"]:
-            return words[at + 2 :]
-    return None
+from train.exits import RunError
 
 
 def training_config(command: Sequence[str]) -> LoadedConfig | None:
-    """The config that a command would train; None if it does not train. Raises UsageError."""
-    words = fit_arguments(command)
-    if words is None:
-        return None
-    arguments = parse(words)
-    return load_config(arguments.config, arguments.overrides, runs=False)
+    """The config of a training command (``python -m train fit --config ...``); None for another
+    command. UsageError says what is wrong with its arguments or its config."""
+    words = list(command)
+    for index in range(len(words) - 1):
+        if words[index : index + 2] == ["-m", "train"]:
+            arguments = parse(words[index + 2 :])
+            if not hasattr(arguments, "config"):
+                return None
+            return load_config(arguments.config, arguments.overrides, runs=False)
+    return None
 
 
 def run_directory(command: Sequence[str]) -> Path | None:
     """Where the run writes; None if that cannot be told."""
     try:
         loaded = training_config(command)
-    except UsageError:
+    except RunError:
         return None
     return loaded.run_directory if loaded else None

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from launch.doctor.findings import Finding, Status, broken, exit_code, merged, misset
 from launch.doctor.guard import bounded
-from launch.doctor.place import Place, training_config
+from launch.doctor.place import Place
 from launch.doctor.table import show, summary
+from launch.training import training_config
 from train.config.load import LoadedConfig
 from train.error_file import leave
 from train.exits import Exit, RetryError, RunError, UsageError, first_line

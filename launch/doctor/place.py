@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from train.cli import parse
-from train.config.load import LoadedConfig, load_config
+from train.config.load import LoadedConfig
 from train.world import World
 
 Level = Literal["quick", "full"]
@@ -41,16 +40,3 @@ class Place:
             if self.environ.get(name, "").isdigit():
                 return int(self.environ[name])
         return self.world.rank // self.world.local_world_size
-
-
-def training_config(command: Sequence[str]) -> LoadedConfig | None:
-    """The config of a training command (``python -m train fit --config ...``); None for another
-    command. UsageError says what is wrong with its arguments or its config."""
-    words = list(command)
-    for index in range(len(words) - 1):
-        if words[index : index + 2] == ["-m", "train"]:
-            arguments = parse(words[index + 2 :])
-            if not hasattr(arguments, "config"):
-                return None
-            return load_config(arguments.config, arguments.overrides, runs=False)
-    return None

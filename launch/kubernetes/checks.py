@@ -48,14 +48,14 @@ def training(command: Sequence[str], world_size: int | None) -> float | None:
     """Checks the config of a training command by the training's own schema, if it can be read
     here: its files may be in the image only. Returns the stop.deadline that it asks for, if it
     does. Raises UsageError."""
-    from launch.training import fit_arguments, training_config
+    from launch.training import training_config
     from train.config.load import check as check_config
 
-    words = fit_arguments(command)
-    if words is None or not all(Path(w).is_file() for w in _files(words)):
+    if not all(Path(word).is_file() for word in _files(command)):
         return None
     loaded = training_config(command)
-    assert loaded is not None
+    if loaded is None:
+        return None
     check_config(loaded.config, loaded.composed, world_size or 1)
     said = loaded.composed.values.get("stop")
     asked = said.get("deadline") if isinstance(said, dict) else None

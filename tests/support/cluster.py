@@ -13,6 +13,8 @@ import threading
 import time
 from datetime import UTC, datetime
 
+from tests.support.controllers import INDEX, JOB, Controllers, labels, now
+
 PLURALS = {
     "v1": {
         "pods": "Pod", "services": "Service", "serviceaccounts": "ServiceAccount",
@@ -31,7 +33,6 @@ PATH = re.compile(
     r"(?:/namespaces/(?P<ns>[^/]+)(?=/))?/(?P<plural>[a-z]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>log|eviction))?"
 )
-INDEX, JOB = "batch.kubernetes.io/job-completion-index", "batch.kubernetes.io/job-name"
 
 
 class Refused(Exception):
@@ -45,11 +46,7 @@ class Refused(Exception):
         }  # fmt: skip
 
 
-def now():
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-class Cluster:
+class Cluster(Controllers):
     """What is in it, and what its controllers do about that."""
 
     def __init__(self, *, jobsets=True, starts_pods=True):
@@ -73,13 +70,13 @@ class Cluster:
             found = [o for (plural, *_), o in self.objects.items() if plural == "pods"]
             if instance:
                 found = [
-                    p for p in found if _labels(p).get("app.kubernetes.io/instance") == instance
+                    p for p in found if labels(p).get("app.kubernetes.io/instance") == instance
                 ]
             return sorted(found, key=lambda p: p["age"])
 
     def pod(self, index, instance=None):
         """The newest of a number."""
-        return [p for p in self.pods(instance) if _labels(p).get(INDEX) == str(index)][-1]
+        return [p for p in self.pods(instance) if labels(p).get(INDEX) == str(index)][-1]
 
     def say(self, pod, *lines):
         """A pod writes lines."""
@@ -90,7 +87,7 @@ class Cluster:
     def start(self, pod):
         """A pending pod gets a node, and runs."""
         with self.changed:
-            pod["spec"]["nodeName"] = f"node-{_labels(pod).get(INDEX, 0)}"
+            pod["spec"]["nodeName"] = f"node-{labels(pod).get(INDEX, 0)}"
             pod["status"] = {"phase": "Running", "podIP": "127.0.0.1"}
             self._container(pod, {"running": {"startedAt": now()}})
             self.changed.notify_all()
@@ -115,154 +112,6 @@ class Cluster:
     def _container(self, pod, state):
         name = pod["spec"]["containers"][0]["name"]
         pod["status"]["containerStatuses"] = [{"name": name, "state": state, "restartCount": 0}]
-
-    # ------------------------------------------------------------------ controllers
-
-    def _made(self, plural, made):
-        if plural == "jobs":
-            made["status"] = {}
-            self._start_job(made)
-        elif plural == "jobsets":
-            made["status"] = {"restarts": 0}
-            self._start_child(made)
-
-    def _start_job(self, job):
-        if job["spec"].get("suspend"):
-            return
-        job["status"]["startTime"] = now()
-        for index in range(min(job["spec"]["completions"], job["spec"]["parallelism"])):
-            self._make_pod(job, index)
-
-    def _make_pod(self, job, index):
-        template = copy.deepcopy(job["spec"]["template"])
-        name, metadata = job["metadata"]["name"], template.setdefault("metadata", {})
-        metadata.setdefault("labels", {}).update({INDEX: str(index), JOB: name})
-        for key, value in _labels(job).items():
-            if key.startswith("jobset"):
-                metadata["labels"][key] = value
-        metadata |= {
-            "name": f"{name}-{index}-{secrets.token_hex(2)}",
-            "namespace": job["metadata"]["namespace"],
-            "ownerReferences": [_owner(job)],
-        }
-        pod = {"apiVersion": "v1", "kind": "Pod", **template, "status": {"phase": "Pending"}}
-        pod["spec"]["hostname"] = f"{name}-{index}"
-        self._store("pods", pod)
-        self.logs[pod["metadata"]["uid"]] = []
-        if self.starts_pods:
-            self.start(pod)
-
-    def _pod_ended(self, pod, code, disrupted):
-        job = self._find("jobs", pod["metadata"]["namespace"], _labels(pod).get(JOB))
-        if job is None or _ended(job) or job["spec"].get("suspend"):
-            return
-        index, spec, status = int(_labels(pod)[INDEX]), job["spec"], job["status"]
-        if pod["status"]["phase"] == "Succeeded":
-            done = {*status.get("done", []), index}
-            status |= {"done": sorted(done), "succeeded": len(done)}
-            following = index + spec["parallelism"]
-            if len(done) + len(status.get("gone", [])) == spec["completions"]:
-                self._finish(job, "Complete", "CompletionsReached", "")
-            elif following < spec["completions"]:
-                self._make_pod(job, following)
-            return
-        action, number = _action(spec, pod, code, disrupted)
-        words = (
-            f"failed with exit code {code}"
-            if number is not None and not disrupted
-            else "has DisruptionTarget"
-        )
-        where = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
-        if action == "FailJob":
-            message = (
-                f"Container train for pod {where} {words} matching FailJob rule at index {number}"
-            )
-            self._finish(job, "Failed", "PodFailurePolicy", message)
-        elif action == "Ignore":
-            self._make_pod(job, index)
-        else:
-            failures = status.setdefault("failures", {})
-            failures[str(index)] = failures.get(str(index), 0) + 1
-            limit = spec.get("backoffLimitPerIndex", spec.get("backoffLimit", 6))
-            if action != "FailIndex" and failures[str(index)] <= limit:
-                self._make_pod(job, index)
-            elif "backoffLimitPerIndex" not in spec or spec.get("maxFailedIndexes") == 0:
-                reason = (
-                    "MaxFailedIndexesExceeded"
-                    if "maxFailedIndexes" in spec
-                    else "BackoffLimitExceeded"
-                )
-                self._finish(job, "Failed", reason, "Job has failed too often")
-            else:
-                status.setdefault("gone", []).append(index)
-
-    def _finish(self, job, kind, reason, message):
-        condition = {"type": kind, "status": "True", "reason": reason, "message": message}
-        job["status"].setdefault("conditions", []).append(condition)
-        self._end_pods(job)
-        parent = next(iter(job["metadata"].get("ownerReferences", [])), None)
-        jobset = parent and self._find("jobsets", job["metadata"]["namespace"], parent["name"])
-        if jobset:
-            self._child_ended(jobset, job, condition)
-
-    def _start_child(self, jobset):
-        replicated = jobset["spec"]["replicatedJobs"][0]
-        name = jobset["metadata"]["name"]
-        child = {
-            "apiVersion": "batch/v1", "kind": "Job",
-            "metadata": {
-                "name": f"{name}-{replicated['name']}-0",
-                "namespace": jobset["metadata"]["namespace"],
-                "labels": {"jobset.sigs.k8s.io/jobset-name": name},
-                "ownerReferences": [_owner(jobset)],
-            },
-            "spec": copy.deepcopy(replicated["template"]["spec"]),
-        }  # fmt: skip
-        self._store("jobs", child)
-        self._made("jobs", child)
-
-    def _child_ended(self, jobset, child, condition):
-        policy = jobset["spec"]["failurePolicy"]
-        if condition["type"] == "Complete":
-            jobset["status"]["conditions"] = [{"type": "Completed", "status": "True"}]
-            return
-        action = "RestartJobSet"
-        for rule in policy.get("rules", []):
-            patterns = rule.get("onJobFailureMessagePatterns", [""])
-            if condition["reason"] in rule["onJobFailureReasons"] and any(
-                re.search(p, condition["message"]) for p in patterns
-            ):
-                action = rule["action"]
-                break
-        counted = jobset["status"].get("counted", 0)
-        if action == "FailJobSet" or (
-            action == "RestartJobSet" and counted >= policy["maxRestarts"]
-        ):
-            jobset["status"]["conditions"] = [{**condition, "type": "Failed"}]
-            return
-        jobset["status"] |= {
-            "counted": counted + (action == "RestartJobSet"),
-            "restarts": jobset["status"]["restarts"] + 1,
-        }
-        self._forget("jobs", child)
-        self._start_child(jobset)
-
-    def _end_pods(self, owner):
-        for pod in self.pods():
-            if any(
-                r["uid"] == owner["metadata"]["uid"] for r in pod["metadata"]["ownerReferences"]
-            ):
-                self._delete_pod(pod)
-
-    def _delete_pod(self, pod, *, disrupted=False):
-        """SIGTERM; a pod that is no process has saved at once."""
-        if pod["status"]["phase"] in ("Succeeded", "Failed"):
-            return
-        pod["metadata"]["deletionTimestamp"] = now()
-        if self.kubelet:
-            self.kubelet.stop(pod)
-        else:
-            self.end(pod, 143, disrupted=disrupted)
 
     # ------------------------------------------------------------------ the API's verbs
 
@@ -314,7 +163,7 @@ class Cluster:
     def _admit(self, namespace, pod):
         """Pod security, as far as a pod that says nothing at all of it."""
         where = self._find("namespaces", None, namespace)
-        level = _labels(where).get("pod-security.kubernetes.io/enforce") if where else None
+        level = labels(where).get("pod-security.kubernetes.io/enforce") if where else None
         if level == "restricted" and not pod["spec"].get("securityContext"):
             name = pod["metadata"]["name"]
             raise Refused(
@@ -327,7 +176,7 @@ class Cluster:
         _merge(found, body)
         is_now = (found.get("spec") or {}).get("suspend")
         if plural == "jobs" and is_now and not was:
-            for pod in [p for p in self.pods() if _labels(p).get(JOB) == name]:
+            for pod in [p for p in self.pods() if labels(p).get(JOB) == name]:
                 self._delete_pod(pod)
                 if pod["status"]["phase"] != "Running":
                     self._forget("pods", pod)
@@ -421,7 +270,7 @@ class Cluster:
             wanted = dict(pair.split("=", 1) for pair in selector.split(",") if pair)
             items = [
                 o for (p, ns, _), o in self.objects.items()
-                if p == plural and namespace in (None, ns) and wanted.items() <= _labels(o).items()
+                if p == plural and namespace in (None, ns) and wanted.items() <= labels(o).items()
             ]  # fmt: skip
             kind = self._groups[group][plural]
             return {"kind": f"{kind}List", "apiVersion": group, "metadata": {}, "items": items}
@@ -459,34 +308,6 @@ class Cluster:
                     yield f"{when} {line}\n" if timestamps else f"{line}\n"
             if over and sent == len(lines):
                 return
-
-
-def _labels(made):
-    return made["metadata"].get("labels") or {}
-
-
-def _owner(made):
-    metadata = made["metadata"]
-    return {
-        "apiVersion": made["apiVersion"], "kind": made["kind"], "name": metadata["name"],
-        "uid": metadata["uid"], "controller": True,
-    }  # fmt: skip
-
-
-def _ended(job):
-    return any(c["type"] in ("Complete", "Failed") for c in job["status"].get("conditions", []))
-
-
-def _action(spec, pod, code, disrupted):
-    disrupted = disrupted or any(
-        c["type"] == "DisruptionTarget" for c in pod["status"].get("conditions", [])
-    )
-    for number, rule in enumerate(spec.get("podFailurePolicy", {}).get("rules", [])):
-        if code in rule.get("onExitCodes", {}).get("values", []):
-            return rule["action"], number
-        if disrupted and rule.get("onPodConditions"):
-            return rule["action"], number
-    return "Count", None
 
 
 def _merge(target, patch):

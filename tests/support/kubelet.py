@@ -9,7 +9,7 @@ import sys
 import threading
 from contextlib import suppress
 
-from tests.support.cluster import INDEX, JOB
+from tests.support.controllers import INDEX, JOB
 from tests.support.runs import ROOT, free_port
 
 

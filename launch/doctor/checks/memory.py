@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from launch.doctor.checks.units import readable
 from launch.doctor.findings import Finding, broken, misset, ok, warning

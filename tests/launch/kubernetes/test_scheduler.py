@@ -413,8 +413,7 @@ def test_options_of_the_scheduler_that_name_a_component():
         ),
     ],
 )
-def test_what_cannot_be_is_said(words, cfg, said, monkeypatch):
-    monkeypatch.setattr("launch.schedulers.are_ours", lambda: True)  # as after an installation
+def test_what_cannot_be_is_said(words, cfg, said):
     with pytest.raises(UsageError, match=said):
         job_of(app(**words), **cfg)
 

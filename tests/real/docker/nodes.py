@@ -73,7 +73,7 @@ class Nodes:
 
     def wait_for_checkpoint(self, run, names):
         """Until the run has saved something; fails at once when a node is gone."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (self.runs / run / "checkpoints").exists() or not checkpoints(self.runs / run):
             running = self.docker("ps", "--quiet", "--filter", f"name={self.name}-").stdout.split()
             assert len(running) == len(names), "\n".join(map(self.logs, names))

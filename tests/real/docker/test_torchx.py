@@ -89,7 +89,7 @@ def ended(process):
 
 def test_two_containers_train_and_a_killed_one_is_made_good(docker, user):
     process = user.start()
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 300
     while not (user.runs / "two/checkpoints").exists() or not checkpoints(user.runs / "two"):
         assert process.poll() is None, ended(process)
         assert time.monotonic() < deadline, [docker("logs", c).stderr for c in user.containers()]

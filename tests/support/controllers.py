@@ -1,0 +1,190 @@
+"""What the Indexed Job's and the JobSet's controllers do, as far as clients of ours rely on it."""
+
+import copy
+import re
+import secrets
+from datetime import UTC, datetime
+
+INDEX, JOB = "batch.kubernetes.io/job-completion-index", "batch.kubernetes.io/job-name"
+
+
+def now():
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def labels(made):
+    return made["metadata"].get("labels") or {}
+
+
+def owner(made):
+    metadata = made["metadata"]
+    return {
+        "apiVersion": made["apiVersion"], "kind": made["kind"], "name": metadata["name"],
+        "uid": metadata["uid"], "controller": True,
+    }  # fmt: skip
+
+
+def has_ended(job):
+    return any(c["type"] in ("Complete", "Failed") for c in job["status"].get("conditions", []))
+
+
+def policy_action(spec, pod, code, disrupted):
+    disrupted = disrupted or any(
+        c["type"] == "DisruptionTarget" for c in pod["status"].get("conditions", [])
+    )
+    for number, rule in enumerate(spec.get("podFailurePolicy", {}).get("rules", [])):
+        if code in rule.get("onExitCodes", {}).get("values", []):
+            return rule["action"], number
+        if disrupted and rule.get("onPodConditions"):
+            return rule["action"], number
+    return "Count", None
+
+
+class Controllers:
+    """A part of tests.support.cluster.Cluster, which keeps the objects."""
+
+    def _made(self, plural, made):
+        if plural == "jobs":
+            made["status"] = {}
+            self._start_job(made)
+        elif plural == "jobsets":
+            made["status"] = {"restarts": 0}
+            self._start_child(made)
+
+    def _start_job(self, job):
+        if job["spec"].get("suspend"):
+            return
+        job["status"]["startTime"] = now()
+        for index in range(min(job["spec"]["completions"], job["spec"]["parallelism"])):
+            self._make_pod(job, index)
+
+    def _make_pod(self, job, index):
+        template = copy.deepcopy(job["spec"]["template"])
+        name, metadata = job["metadata"]["name"], template.setdefault("metadata", {})
+        metadata.setdefault("labels", {}).update({INDEX: str(index), JOB: name})
+        for key, value in labels(job).items():
+            if key.startswith("jobset"):
+                metadata["labels"][key] = value
+        metadata |= {
+            "name": f"{name}-{index}-{secrets.token_hex(2)}",
+            "namespace": job["metadata"]["namespace"],
+            "ownerReferences": [owner(job)],
+        }
+        pod = {"apiVersion": "v1", "kind": "Pod", **template, "status": {"phase": "Pending"}}
+        pod["spec"]["hostname"] = f"{name}-{index}"
+        self._store("pods", pod)
+        self.logs[pod["metadata"]["uid"]] = []
+        if self.starts_pods:
+            self.start(pod)
+
+    def _pod_ended(self, pod, code, disrupted):
+        job = self._find("jobs", pod["metadata"]["namespace"], labels(pod).get(JOB))
+        if job is None or has_ended(job) or job["spec"].get("suspend"):
+            return
+        index, spec, status = int(labels(pod)[INDEX]), job["spec"], job["status"]
+        if pod["status"]["phase"] == "Succeeded":
+            done = {*status.get("done", []), index}
+            status |= {"done": sorted(done), "succeeded": len(done)}
+            following = index + spec["parallelism"]
+            if len(done) + len(status.get("gone", [])) == spec["completions"]:
+                self._finish(job, "Complete", "CompletionsReached", "")
+            elif following < spec["completions"]:
+                self._make_pod(job, following)
+            return
+        action, number = policy_action(spec, pod, code, disrupted)
+        words = (
+            f"failed with exit code {code}"
+            if number is not None and not disrupted
+            else "has DisruptionTarget"
+        )
+        where = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+        if action == "FailJob":
+            message = (
+                f"Container train for pod {where} {words} matching FailJob rule at index {number}"
+            )
+            self._finish(job, "Failed", "PodFailurePolicy", message)
+        elif action == "Ignore":
+            self._make_pod(job, index)
+        else:
+            failures = status.setdefault("failures", {})
+            failures[str(index)] = failures.get(str(index), 0) + 1
+            limit = spec.get("backoffLimitPerIndex", spec.get("backoffLimit", 6))
+            if action != "FailIndex" and failures[str(index)] <= limit:
+                self._make_pod(job, index)
+            elif "backoffLimitPerIndex" not in spec or spec.get("maxFailedIndexes") == 0:
+                reason = (
+                    "MaxFailedIndexesExceeded"
+                    if "maxFailedIndexes" in spec
+                    else "BackoffLimitExceeded"
+                )
+                self._finish(job, "Failed", reason, "Job has failed too often")
+            else:
+                status.setdefault("gone", []).append(index)
+
+    def _finish(self, job, kind, reason, message):
+        condition = {"type": kind, "status": "True", "reason": reason, "message": message}
+        job["status"].setdefault("conditions", []).append(condition)
+        self._end_pods(job)
+        parent = next(iter(job["metadata"].get("ownerReferences", [])), None)
+        jobset = parent and self._find("jobsets", job["metadata"]["namespace"], parent["name"])
+        if jobset:
+            self._child_ended(jobset, job, condition)
+
+    def _start_child(self, jobset):
+        replicated = jobset["spec"]["replicatedJobs"][0]
+        name = jobset["metadata"]["name"]
+        child = {
+            "apiVersion": "batch/v1", "kind": "Job",
+            "metadata": {
+                "name": f"{name}-{replicated['name']}-0",
+                "namespace": jobset["metadata"]["namespace"],
+                "labels": {"jobset.sigs.k8s.io/jobset-name": name},
+                "ownerReferences": [owner(jobset)],
+            },
+            "spec": copy.deepcopy(replicated["template"]["spec"]),
+        }  # fmt: skip
+        self._store("jobs", child)
+        self._made("jobs", child)
+
+    def _child_ended(self, jobset, child, condition):
+        policy = jobset["spec"]["failurePolicy"]
+        if condition["type"] == "Complete":
+            jobset["status"]["conditions"] = [{"type": "Completed", "status": "True"}]
+            return
+        action = "RestartJobSet"
+        for rule in policy.get("rules", []):
+            patterns = rule.get("onJobFailureMessagePatterns", [""])
+            if condition["reason"] in rule["onJobFailureReasons"] and any(
+                re.search(p, condition["message"]) for p in patterns
+            ):
+                action = rule["action"]
+                break
+        counted = jobset["status"].get("counted", 0)
+        if action == "FailJobSet" or (
+            action == "RestartJobSet" and counted >= policy["maxRestarts"]
+        ):
+            jobset["status"]["conditions"] = [{**condition, "type": "Failed"}]
+            return
+        jobset["status"] |= {
+            "counted": counted + (action == "RestartJobSet"),
+            "restarts": jobset["status"]["restarts"] + 1,
+        }
+        self._forget("jobs", child)
+        self._start_child(jobset)
+
+    def _end_pods(self, owner):
+        for pod in self.pods():
+            if any(
+                r["uid"] == owner["metadata"]["uid"] for r in pod["metadata"]["ownerReferences"]
+            ):
+                self._delete_pod(pod)
+
+    def _delete_pod(self, pod, *, disrupted=False):
+        """SIGTERM; a pod that is no process has saved at once."""
+        if pod["status"]["phase"] in ("Succeeded", "Failed"):
+            return
+        pod["metadata"]["deletionTimestamp"] = now()
+        if self.kubelet:
+            self.kubelet.stop(pod)
+        else:
+            self.end(pod, 143, disrupted=disrupted)
