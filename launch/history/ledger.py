@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,9 +138,8 @@ def _digest(image: str) -> str | None:
     if match := re.search(r"sha256:[0-9a-f]{64}", image):
         return match[0]
     try:
-        import docker
-
-        client = docker.from_env(timeout=5)
+        # By name: there is a directory `docker` in this project, which type checkers find first.
+        client = import_module("docker").from_env(timeout=5)
         try:
             found = client.images.get(image)
             names: list[str] = found.attrs["RepoDigests"]

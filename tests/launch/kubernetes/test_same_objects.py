@@ -7,6 +7,7 @@ import yaml
 
 from launch.components import fit, run
 from launch.kubernetes.scheduler import create_scheduler
+from launch.kubernetes.values import number
 from tests.launch.kubernetes.objects import K8S, OVERLAYS, built
 
 # What must differ: names, which each launch has anew; the role that TorchX asks for; and who the
@@ -22,7 +23,7 @@ def app_of(overlay):
         "j": f"{nodes}x{spec['processes']}",
         "gpu": spec.get("gpus", 0),
         "cpu": 1 if spec["cpu"].endswith("m") else int(spec["cpu"]),
-        "memMB": int(spec["memory"].removesuffix("Gi")) * 1024,
+        "memMB": int(number(spec["memory"]) / 2**20),
         "image": spec["image"],
         "max_retries": spec["retries"],
     }

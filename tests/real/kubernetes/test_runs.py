@@ -11,10 +11,10 @@ import pytest
 
 from tests.real.kubernetes.kube import PLACED, exit_code, number
 
-# `text`, but smaller: a step takes some 20 ms of a core, so that there are many to be disturbed in.
+# `text`, but smaller: a step takes some 20 ms of a core.
 SMALL = [
     "--config", "configs/text.yaml", "model.layers=1", "model.width=32", "model.heads=2",
-    "data.context=32", "evaluate.every_steps=200", "checkpoint.every_steps=20",
+    "data.context=32", "evaluate.every_steps=80", "checkpoint.every_steps=20",
     "track.log_every_steps=5", "track.wandb=disabled", "schedule.warmup_steps=5",
 ]  # fmt: skip
 
@@ -51,23 +51,29 @@ def test_two_pods_train_to_the_end(kube, name):
     log = kube.logs(name)
     assert "Placement: 2 x cpu" in log, log
     assert "Finished: 40 steps" in log, log
+    # With all pods' logs in one, the number of each is told by its name.
+    selector = f"app.kubernetes.io/instance={name}"
+    together = kube.run("logs", "-l", selector, "--prefix", "--tail=-1")
+    assert re.search(rf"^\[pod/{name}-[01]-\w+/train\] Finished: 40 steps", together, re.M), (
+        together
+    )
     verify(kube, name, 40)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_pod_is_deleted_in_the_middle(kube, name, victim):
-    kube.apply(kube.objects(name, fit(name, 400)))
+    kube.apply(kube.objects(name, fit(name, 160)))
     kube.at_step(name, 40)
     pod = next(p for p in kube.pods(name) if number(p) == victim)
     kube.run("delete", "pod", pod["metadata"]["name"], "--wait=false")
     completed(kube, name)
     goes_on(kube, name)
-    verify(kube, name, 400)
+    verify(kube, name, 160)
 
 
 def test_a_pod_is_evicted(kube, name):
     """As a node is drained."""
-    kube.apply(kube.objects(name, fit(name, 400)))
+    kube.apply(kube.objects(name, fit(name, 160)))
     kube.at_step(name, 40)
     pod = next(p for p in kube.pods(name) if number(p) == 1)["metadata"]["name"]
     eviction = f'{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}"}}}}'
@@ -75,7 +81,7 @@ def test_a_pod_is_evicted(kube, name):
     kube.run("create", "--raw", path, "-f", "-", given=eviction, namespace=False)
     completed(kube, name)
     goes_on(kube, name)
-    verify(kube, name, 400)
+    verify(kube, name, 160)
 
 
 def goes_on(kube, name):
@@ -101,18 +107,18 @@ def test_a_config_error_fails_the_job_at_once(kube, name):
 
 
 def test_delete_leaves_a_checkpoint_from_which_the_same_run_goes_on(kube, name):
-    kube.apply(kube.objects(name, fit(name, 400)))
+    kube.apply(kube.objects(name, fit(name, 160)))
     kube.at_step(name, 40)
     kube.run("delete", "job", name, "--wait=false")
     kube.until("the end of all pods", lambda: not kube.pods(name), name)
-    kube.apply(kube.objects(name, fit(name, 400)))
+    kube.apply(kube.objects(name, fit(name, 160)))
     completed(kube, name)
     log = kube.logs(name)
     # Where it was stopped, not where the last regular checkpoint was.
     found = re.search(r"from step (\d+)", log)
     assert found, log
     assert int(found[1]) >= 40, log
-    verify(kube, name, 400)
+    verify(kube, name, 160)
 
 
 def test_the_namespace_is_restricted_and_the_policy_in_place(kube, name):
