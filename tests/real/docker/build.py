@@ -57,16 +57,25 @@ def make_base(directory):
     shutil.rmtree(root)
 
 
-def make_wheels(directory):
-    """All that the image installs, as wheels."""
-    words = [sys.executable, "docker/requirements.py", "pyproject.toml", "deepspeed,s3", directory]
-    subprocess.run(words, cwd=ROOT, check=True)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", directory,
-         "-c", "constraints.txt", "-r", directory / "torch.txt", "-r", directory / "rest.txt",
-         "setuptools>=77", "cyclonedx-bom==7.5.0"],
-        cwd=ROOT, check=True, timeout=900,
-    )  # fmt: skip
+def wheels():
+    """A directory of all that the image installs, as wheels."""
+    with tempfile.TemporaryDirectory() as directory:
+        words = [sys.executable, "docker/requirements.py", "pyproject.toml", "deepspeed,s3"]
+        subprocess.run([*words, directory], cwd=ROOT, check=True)
+        needed = "".join((Path(directory) / name).read_text() for name in ("torch.txt", "rest.txt"))
+    needed += "setuptools>=77\ncyclonedx-bom==7.5.0\n"
+    pinned = (ROOT / "constraints.txt").read_text()
+
+    def make(directory):
+        (directory / "needed.txt").write_text(needed)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", directory,
+             "-c", "constraints.txt", "-r", directory / "needed.txt"],
+            cwd=ROOT, check=True, timeout=900,
+        )  # fmt: skip
+
+    key = hashlib.sha256((needed + pinned + sys.version).encode()).hexdigest()[:16]
+    return cached(f"wheels-{key}", make)
 
 
 class Builder:
@@ -79,12 +88,9 @@ class Builder:
             shutil.copytree(ROOT / name, self.context / name)
         for name in ("pyproject.toml", "constraints.txt", "README.md", ".dockerignore"):
             shutil.copy(ROOT / name, self.context / name)
-        needed = [self.context / name for name in ("pyproject.toml", "constraints.txt")]
-        key = hashlib.sha256(b"".join(path.read_bytes() for path in needed)).hexdigest()[:16]
         with ThreadPoolExecutor() as pool:  # each takes about a minute the first time
             base = pool.submit(cached, f"base-{RELEASES.get(sys.version_info[:2])}", make_base)
-            wheels = pool.submit(cached, f"wheels-{key}", make_wheels)
-            self.wheels = wheels.result()
+            self.wheels = pool.submit(wheels).result()
             docker.import_directory(self.wheels, "isorun-test-wheels")
             docker("import", base.result() / "base.tar", "isorun-test-base")
         # The private settings of pip go in as a user's would: as a secret that leaves no trace.
