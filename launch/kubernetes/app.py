@@ -91,6 +91,8 @@ def request(app: AppDef, cfg: Mapping[str, Any], name: str) -> Request:
         job.patches.append({"operations": operations})
     add = [*job.add, *(cfg.get("components") or [])]
     leave_out = [] if role.resource.gpu > 0 else ["gpu"]
+    if any(_is_runs(mount.dst_path) for mount in role.mounts):
+        leave_out.append("pvc")  # nobody would use that claim
     return Request(overlay.name, changes, add, leave_out, job.patches)
 
 
@@ -231,7 +233,7 @@ def _mounts(job: _Job, role: Role) -> None:
     mounts: list[dict[str, Any]] = []
     for at, mount in enumerate(role.mounts):
         name = f"mount-{at}"
-        if mount.dst_path.rstrip("/") == "/runs":
+        if _is_runs(mount.dst_path):
             name = "runs"  # in place of the template's
         kind = type(mount).__name__
         if kind == "VolumeMount":
@@ -262,6 +264,10 @@ def _mounts(job: _Job, role: Role) -> None:
         container = {"name": "train", "volumeMounts": mounts}
         pod = {"volumes": volumes, "containers": [container]}
         job.patches.append({"spec": {"template": {"spec": pod}}})
+
+
+def _is_runs(path: str) -> bool:
+    return path.rstrip("/") == "/runs"
 
 
 def is_name(text: str) -> bool:

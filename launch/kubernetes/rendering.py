@@ -22,6 +22,8 @@ from train.exits import UsageError
 
 Object = dict[str, Any]
 _JOB = {"group": "batch", "kind": "Job"}
+# These change what ``run`` has put in place, in this order.
+_LATE = (manifests.RUN, "elastic", "independent", "sweep")
 # The grace chain: each has so many seconds more than the one whose end it waits for.
 _AGENT_AFTER_RANKS, _POD_AFTER_AGENT = 15, 15
 
@@ -94,8 +96,7 @@ def _components(
             f"{' and '.join(conversions)} do not go together: each makes another kind of object "
             "of the run; choose one."
         )
-    late = [n for n in both if n in (manifests.RUN, "elastic", "independent", "sweep")]
-    late.sort(key=[manifests.RUN, "elastic", "independent", "sweep"].index)
+    late = sorted((n for n in both if n in _LATE), key=_LATE.index)
     early = [n for n in both if n not in late and n not in conversions]
     return [*early, *late, *conversions]
 

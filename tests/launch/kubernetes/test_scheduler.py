@@ -368,7 +368,10 @@ def test_mounts_take_the_place_of_the_volume_or_stand_beside_it():
         "dst=/data",
         "readonly",
     ]
-    pod = job_of(app(mounts=mounts))["spec"]["template"]["spec"]
+    info = create_scheduler("test").submit_dryrun(app(mounts=mounts), CFG)
+    objects = info.request.rendered.objects
+    assert "PersistentVolumeClaim" not in {o["kind"] for o in objects}, "nobody would use it"
+    pod = info.request.rendered.workload["spec"]["template"]["spec"]
     volumes = {v["name"]: v for v in pod["volumes"]}
     assert volumes["runs"] == {"name": "runs", "persistentVolumeClaim": {"claimName": "team"}}
     assert volumes["mount-1"] == {"name": "mount-1", "hostPath": {"path": "/data"}}

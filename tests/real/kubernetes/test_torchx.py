@@ -26,9 +26,10 @@ def torchx(kube, tmp_path):
     """A command of TorchX's; its output."""
     # With the namespace of the tests as its own, since `torchx list` has no option for that.
     kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(kube.run("config", "view", "--raw", "--minify", "--flatten"))
+    view = ["config", "view", "--raw", "--minify", "--flatten"]
+    kubeconfig.write_text(kube.run(*view, namespace=False))
     context = ["config", "set-context", "--current", f"--namespace={kube.namespace}"]
-    kube.run("--kubeconfig", str(kubeconfig), *context)
+    kube.run("--kubeconfig", str(kubeconfig), *context, namespace=False)
     environment = {
         **os.environ,
         "KUBECONFIG": str(kubeconfig),
