@@ -173,8 +173,13 @@ class RunDirectory:
         stopped the ranks itself because nodes come or go."""
         path, launch = self.path / _STOPPED, _launch()
         stopped = self._read_json(path) if path.exists() else None
-        same = stopped and launch and stopped["launch"] == launch["launch"]
-        if same and launch["restarts"] > stopped["restarts"]:
+        again = (
+            stopped is not None
+            and launch is not None
+            and stopped["launch"] == launch["launch"]
+            and launch["restarts"] > stopped["restarts"]
+        )
+        if again:
             raise StoppedError(
                 "The run was asked to stop and is saved, so torchrun's restart does not go on "
                 "with it; start it again to go on."

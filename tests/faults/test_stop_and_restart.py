@@ -69,7 +69,7 @@ def test_which_start_undoes_a_stop(tmp_path, monkeypatch, launch, restarts, refu
 
 def test_a_stop_file_that_comes_while_the_run_starts(tmp_path):
     process = start("fit", tmp_path, "task.use=tests.faults.tasks:SlowToBuild")
-    wait_until(lambda: (tmp_path / "building").exists(), process)
+    wait_until((tmp_path / "building").exists, process)
     (tmp_path / "stop").touch()
     _, err = process.communicate(timeout=90)
     assert process.returncode == 143, err
