@@ -72,6 +72,8 @@ def load_config(
     config = _validate(config_class(task), composed, composed.values)
     if runs:
         check(config, composed)
+        if os.environ.get("RANK", "0") == "0":
+            _check_writable(Path(config.run.dir or Path("runs") / config.run.name), composed)
     assert isinstance(general, Config)
     assert isinstance(config, Config)
     return LoadedConfig(config, task, composed, tuple(files), tuple(overrides))
@@ -104,7 +106,8 @@ def _validate(model: Any, composed: Composed, values: Any, prefix: str = "") -> 
 
 
 def check(config: Config, composed: Composed, world_size: int | None = None) -> None:
-    """Combinations that no single section can judge; ``world_size`` is the environment's."""
+    """Combinations that no single section can judge; ``world_size`` is by default that of the
+    environment."""
     world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
     BatchPlan.from_config(config.batch, world_size)
     steps = config.length.steps
@@ -122,8 +125,6 @@ def check(config: Config, composed: Composed, world_size: int | None = None) -> 
                 f"{field} is set ({composed.origin(field)}), but nothing is ever evaluated; set "
                 "evaluate.every_steps or evaluate.every_epochs."
             )
-    if os.environ.get("RANK", "0") == "0":
-        _check_writable(Path(config.run.dir or Path("runs") / config.run.name), composed)
 
 
 def check_length(config: Config, composed: Composed, total_steps: int) -> None:

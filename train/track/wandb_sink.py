@@ -93,7 +93,7 @@ class WandbSink(Sink):
             id=self.run.wandb_id,
             resume="allow",
             name=self.run.name,
-            group=self.run.id,
+            group=os.environ.get("WANDB_RUN_GROUP") or self.run.id,
             project=os.environ.get("WANDB_PROJECT") or self.config.wandb_project,
             entity=self.config.wandb_entity,
             tags=self.config.wandb_tags or None,

@@ -1,0 +1,60 @@
+"""Print all that is known of one launch: who, where, from which code, and what was submitted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+
+from launch.history.launches import Launch, find
+from train.exits import Exit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    add_run_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print the ledger's lines instead")
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    """``RUN``, by which commands are told which launch is meant."""
+    parser.add_argument(
+        "run_name",
+        metavar="RUN",
+        help="a run's id or its beginning, a job's name or handle; the newest launch is meant",
+    )
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    """Prints it."""
+    launch = find(arguments.run_name)
+    if arguments.json:
+        print(json.dumps({"submitted": launch.line, "ended": launch.end}, indent=1))
+        return Exit.DONE
+    state = launch.refresh()
+    for name, value in _facts(launch, state):
+        print(f"{name:<13} {value}")
+    print(f"\nSubmitted to {launch.line['scheduler']}:\n{launch.line['request']}")
+    return Exit.DONE
+
+
+def _facts(launch: Launch, state: str) -> list[tuple[str, str]]:
+    line = launch.line
+    git = line["git"]
+    code = f"{git['commit']}{', with changes' if git['dirty'] else ''}" if git else "no git commit"
+    image = line["image"]
+    if line["image_digest"]:
+        image += f" ({line['image_digest']})"
+    facts = [
+        ("run", launch.run_id),
+        ("W&B id", str(line["wandb_id"])),
+        ("handle", launch.handle),
+        ("submitted", f"{launch.when} from {line['host']}:{line['directory']}"),
+        ("state", f"{state}{f', exit code {launch.exit_code}' if launch.exit_code else ''}"),
+        ("code", code),
+        ("image", image),
+        ("nodes", str(line["nodes"])),
+        ("run directory", str(launch.run_directory() or "not known")),
+        ("command", shlex.join(launch.training)),
+    ]
+    return [*facts, *(("scheduler", note) for note in launch.notes)]

@@ -1,0 +1,1 @@
+"""What was launched, when, where, from which code, and what became of it."""

@@ -1,0 +1,11 @@
+"""A user of their own for each test, so that none meets the ledger or the resources of a person."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "ISORUN_RESOURCES", "ISORUN_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path

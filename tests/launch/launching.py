@@ -1,0 +1,31 @@
+"""Asks TorchX what it would start, as its command does, without starting it."""
+
+import torchx
+from torchx.runner import get_runner
+
+from tests.support.runs import TINY
+
+NIGHTLY = not torchx.__version__.startswith("0.")  # its versions are dates
+
+
+def dryrun(component, *words, scheduler="local_cwd", **cfg):
+    """TorchX's answer."""
+    with get_runner() as runner:
+        return runner.dryrun_component(component, list(words), scheduler, cfg=cfg)
+
+
+def app(component, *words, **kwargs):
+    """The app as it is handed to the scheduler."""
+    info = dryrun(component, *words, **kwargs)
+    return getattr(info, "app", None) or info._app
+
+
+def role(component, *words, **kwargs):
+    """Its only role."""
+    (only,) = app(component, *words, **kwargs).roles
+    return only
+
+
+def fit(*words, overrides=(), **kwargs):
+    """The role of a fit of the tiny task."""
+    return role("isorun.fit", *words, *TINY, *overrides, **kwargs)

@@ -1,0 +1,223 @@
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from torchx.specs import AppState
+
+from launch.cli import main
+from launch.history import ledger
+from launch.history.launches import all_launches, find
+from launch.schedulers import create
+from tests.launch.launching import app
+from tests.support.runs import ROOT, TINY
+from train.exits import UsageError
+
+
+def submit(job="x1", scheduler="slurm", *words, **changes):
+    """A launch as the ledger has it."""
+    made = app("isorun.fit", "-j", "2x1", *TINY, *words)
+    handle = f"{scheduler}://torchx/{job}"
+    ledger.record_start(handle, scheduler, made, "the request")
+    for key, value in changes.items():
+        lines = [json.loads(line) for line in ledger.path().open()]
+        lines[-1][key] = value
+        ledger.path().write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return handle, made.roles[0].env["ISORUN_RUN_ID"]
+
+
+def said(capsys, *words, expect=0):
+    assert main(words) == expect
+    out, err = capsys.readouterr()
+    return out if expect == 0 else err
+
+
+def test_a_launch_is_recorded_with_all_that_says_what_ran(monkeypatch):
+    handle, run_id = submit()
+    (line,) = ledger.read()
+    assert line["handle"] == handle
+    assert (line["run_id"], line["wandb_id"]) == (run_id, run_id)
+    assert line["command"][-len(TINY) :] == TINY
+    assert line["request"] == "the request"
+    assert line["image"] == "isorun:cpu"
+    git = ["git", "rev-parse", "HEAD"]
+    if (ROOT / ".git").exists():
+        commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        assert line["git"]["commit"] == commit
+        assert isinstance(line["git"]["dirty"], bool)
+    assert ledger.path().stat().st_mode & 0o077 == 0, "for its owner alone"
+
+
+def test_an_image_that_is_named_by_its_digest_is_recorded_so():
+    digest = "sha256:" + "0" * 64
+    made = app("isorun.fit", "--image", f"reg/isorun@{digest}", *TINY)
+    ledger.record_start("kubernetes://torchx/x", "kubernetes", made, "")
+    assert next(ledger.read())["image_digest"] == digest
+
+
+def test_nothing_is_ever_changed(home):
+    submit("a")
+    before = ledger.path().read_bytes()
+    submit("b")
+    ledger.record_end("slurm://torchx/a", "FAILED", [75])
+    assert ledger.path().read_bytes().startswith(before)
+    assert len(list(ledger.read())) == 3
+
+
+def test_an_end_is_recorded_once_and_only_of_what_was_launched():
+    handle, _ = submit()
+    ledger.record_end(handle, "SUCCEEDED", [0, 0])
+    ledger.record_end(handle, "FAILED", [1])
+    ledger.record_end("slurm://torchx/somebody-elses", "FAILED", [1])
+    assert [launch.state for launch in all_launches()] == ["SUCCEEDED"]
+    assert len(list(ledger.read())) == 2
+
+
+def test_a_torn_line_hides_no_other():
+    submit("a")
+    with ledger.path().open("a") as file:
+        file.write('{"event": "subm\n')
+    submit("b")
+    assert len(all_launches()) == 2
+
+
+def test_a_ledger_that_cannot_be_written_stops_no_launch(home, monkeypatch, capsys):
+    blocked = home / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(blocked))
+    submit()
+    assert "the launch ledger" in capsys.readouterr().err
+
+
+def test_the_scheduler_that_is_asked_writes_the_end_down(monkeypatch):
+    """Whoever asks: `torchx status`, `torchx run --wait`, or `history`."""
+    from torchx.schedulers.api import DescribeAppResponse
+    from torchx.schedulers.slurm_scheduler import SlurmScheduler
+
+    _handle, _ = submit("17")
+    state = AppState.RUNNING
+    monkeypatch.setattr(
+        SlurmScheduler, "describe", lambda *_: DescribeAppResponse(app_id="17", state=state)
+    )
+    slurm = create("slurm", "torchx")
+    slurm.describe("17")
+    assert find("17").state == "UNKNOWN"
+    state = AppState.FAILED
+    slurm.describe("17")
+    slurm.describe("17")
+    assert find("17").state == "FAILED"
+    assert len(list(ledger.read())) == 2
+
+
+def test_history_is_a_table_of_the_newest(capsys):
+    handles = [submit(str(number))[0] for number in range(3)]
+    ledger.record_end(handles[1], "FAILED", [143, 75])
+    ledger.record_end(handles[2], "SUCCEEDED", [0, 0])
+    lines = said(capsys, "history", "-n", "2", "--offline").splitlines()
+    assert lines[0].split() == ["submitted", "run", "scheduler", "nodes", "state", "handle"]
+    assert len(lines) == 3
+    assert re.search(r"slurm +2 +FAILED \(75\) +slurm://torchx/1$", lines[1])
+    assert re.search(r"slurm +2 +SUCCEEDED +slurm://torchx/2$", lines[2])
+
+
+def test_history_without_any(capsys, home):
+    assert said(capsys, "history") == f"Nothing was launched yet ({ledger.path()}).\n"
+
+
+def test_a_scheduler_that_cannot_be_asked_is_told(capsys, monkeypatch, home):
+    monkeypatch.setenv("PATH", str(home))  # no squeue, no sacct
+    submit("5")
+    assert re.search(r"UNKNOWN|GONE", said(capsys, "history"))
+    assert "scheduler" in said(capsys, "show", "5")
+
+
+def test_show_says_all_and_why_needs_a_known_run(capsys):
+    handle, run_id = submit("9", "slurm", "run.dir=/shared/runs/nine")
+    ledger.record_end(handle, "SUCCEEDED", [0])
+    for name in (run_id, handle, "9", run_id[:-2]):
+        shown = said(capsys, "show", name)
+        assert "run directory /shared/runs/nine" in shown
+        assert "the request" in shown
+    assert json.loads(said(capsys, "show", "9", "--json"))["ended"]["state"] == "SUCCEEDED"
+    assert "it ended well" in said(capsys, "why", "9")
+    assert f"{run_id!r}"[1:-1] in said(capsys, "why", f"{run_id}x", expect=64)
+
+
+def test_an_ambiguous_beginning_is_refused():
+    _, first = submit("1", "slurm", "run.name=mine-a")
+    _, second = submit("2", "slurm", "run.name=mine-b")
+    with pytest.raises(UsageError, match=f"'mine' may be any of {first}, {second}; name one"):
+        find("mine")
+
+
+def failure(directory, code, *, rank=1, when=None, others=(), error="", log=()):
+    record = {
+        "exit_code": code, "what": f"exit code {code}", "retry": code == 75, "advice": "",
+        "first": {"rank": rank, "host": "far", "error": error, "log": list(log)},
+        "others": list(others), "lost_nodes": [], "time": when or time.time(),
+    }  # fmt: skip
+    folder = directory / "failures"
+    folder.mkdir(exist_ok=True)
+    number = len(list(folder.iterdir())) + 1
+    (folder / f"{number:04d}.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("code", "again", "what_to_do"),
+    [
+        (75, "may help", "see to the cause, run again"),
+        (78, "would only fail again", "lower optim.lr"),
+        (137, "may help", "see what killed it"),
+    ],
+)
+def test_why_names_the_rank_the_reason_and_what_to_do(capsys, tmp_path, code, again, what_to_do):
+    handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
+    other = {"rank": 0, "host": "near", "exit_code": 75}
+    failure(tmp_path, code, error="The loss was not finite.", others=[other])
+    failure(tmp_path, code, rank=0, log=["less is known here"])
+    ledger.record_end(handle, "FAILED", [code])
+    told = said(capsys, "why", "3")
+    assert f"Rank 1 on far ended first: exit code {code}" in told
+    assert "The loss was not finite." in told
+    assert "rank 0 (75)" in told
+    assert what_to_do in told
+    assert again in told
+
+
+def test_why_is_not_misled_by_an_earlier_launch_of_the_same_run(capsys, tmp_path):
+    failure(tmp_path, 71, when=time.time() - 3600)
+    handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
+    ledger.record_end(handle, "FAILED", [64])
+    told = said(capsys, "why", "3")
+    assert "71" not in told
+    assert "No failure record can be seen from here" in told
+    assert "read the sentence, correct it" in told
+
+
+def test_a_local_launch_whose_command_is_gone_is_lost(capsys):
+    submit("4", "local_cwd", pid=2**22 + 1)
+    assert "LOST" in said(capsys, "history")
+    submit("5", "local_cwd", host="elsewhere", pid=os.getpid())
+    assert find("5").refresh() == "UNKNOWN"
+    assert socket.gethostname() == find("4").line["host"]
+
+
+def test_the_command_line_is_told_in_sentences(capsys):
+    assert "did you mean history?" in said(capsys, "histroy", expect=64)
+    assert "see `python -m launch show --help`" in said(capsys, "show", expect=64)
+    assert "-n must be at least 1, but is 0" in said(capsys, "history", "-n", "0", expect=64)
+
+
+def test_help_lists_all_commands_and_imports_nothing_heavy():
+    code = (
+        "import sys; from launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    )
+    code += "print([m for m in ('torch', 'torchx', 'kubernetes') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip().endswith("[]"), done.stderr
+    for name in ("history", "show", "why", "render"):
+        assert re.search(rf"^    {name} ", done.stdout, re.MULTILINE)

@@ -1,0 +1,89 @@
+import json
+
+import pytest
+from torchx.runner import get_runner
+
+from launch import secrets
+from launch.history import ledger
+from launch.schedulers import LOCAL, MODULES
+from tests.launch.launching import app, dryrun
+from tests.support.runs import TINY
+from train.exits import UsageError
+
+SECRET = "s3cr3t-value"
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("WANDB_API_KEY", True), ("HF_TOKEN", True), ("PASSWORD", True), ("DB_PASSWORD_2", True),
+        ("aws_secret_access_key", True), ("CLIENT_SECRET", True),
+        ("KEYS", False), ("TOKENIZERS_PARALLELISM", False), ("NCCL_DEBUG", False), ("MONKEY", False),
+    ],
+)  # fmt: skip
+def test_which_variables_hold_secrets(name, secret):
+    assert secrets.is_secret(name) is secret
+
+
+@pytest.mark.parametrize("component", ["isorun.fit", "isorun.doctor"])
+@pytest.mark.parametrize(
+    ("scheduler", "instead"), [("slurm", "`export` it"), ("kubernetes", "Secret")]
+)
+def test_a_remote_scheduler_is_given_no_secret(component, scheduler, instead):
+    cfg = {"queue": "q"} if scheduler == "kubernetes" else {}
+    with pytest.raises(UsageError, match="--env gives WANDB_API_KEY in plain text") as refused:
+        dryrun(component, "--env", f"WANDB_API_KEY={SECRET}", *TINY, scheduler=scheduler, **cfg)
+    assert instead in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+def test_what_is_no_secret_passes():
+    dryrun("isorun.fit", "--env", "NCCL_DEBUG=INFO,KEYS=2", *TINY, scheduler="slurm")
+
+
+def test_a_job_on_this_machine_gets_it():
+    info = dryrun("isorun.fit", "--env", f"WANDB_API_KEY={SECRET}", *TINY)
+    assert info.request.role_params["fit"][0].env["WANDB_API_KEY"] == SECRET
+
+
+def test_a_scheduler_that_nobody_watches_gets_a_placeholder():
+    """Such as one of another package, or one that TorchX found in another way."""
+    from torchx.components.dist import ddp  # noqa: F401 - TorchX's components are loaded
+    from torchx.schedulers.slurm_scheduler import create_scheduler
+    from torchx.specs import materialize_appdef
+    from torchx.specs.finder import get_component
+
+    made = materialize_appdef(
+        get_component("isorun.fit").fn, ["--env", f"WANDB_API_KEY={SECRET}", *TINY]
+    )
+    unwatched = create_scheduler("session")
+    assert SECRET not in repr(unwatched.submit_dryrun(made, {}))
+    assert "withheld-by-isorun" in made.roles[0].env["WANDB_API_KEY"]
+
+
+def test_an_app_that_was_changed_afterwards_is_refused_as_well():
+    made = app("isorun.fit", *TINY)
+    made.roles[0].env["HF_TOKEN"] = SECRET
+    with get_runner() as runner, pytest.raises(UsageError, match="--env gives HF_TOKEN"):
+        runner.dryrun(made, "slurm")
+
+
+def test_what_is_not_isoruns_is_none_of_our_business():
+    dryrun("utils.echo", scheduler="slurm")
+    dryrun("dist.ddp", "--script", "x.py", "--env", "SOME_KEY=1", scheduler="slurm")
+
+
+def test_local_means_local():
+    assert set(LOCAL) == {name for name in MODULES if name.startswith("local")}
+
+
+def test_the_ledger_holds_no_secret(monkeypatch):
+    info = dryrun("isorun.fit", "--env", f"WANDB_API_KEY={SECRET}", *TINY)
+    made = getattr(info, "app", None) or info._app
+    assert made.roles[0].env["WANDB_API_KEY"] == SECRET
+    ledger.record_start("local_cwd://torchx/x", "local_cwd", made, str(info))
+    (line,) = ledger.read()
+    assert SECRET not in json.dumps(line)
+    assert SECRET not in ledger.path().read_text()
+    assert line["env"]["WANDB_API_KEY"] == "***"
+    assert "***" in line["request"]

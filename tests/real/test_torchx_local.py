@@ -1,0 +1,237 @@
+"""``torchx run -s local_cwd``: real training by agents on this machine, through TorchX's own command."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import ROOT, TINY, checkpoints, environment, metrics, run
+from train.parity import curve, largest_difference
+
+pytestmark = pytest.mark.slow
+
+TORCHX = str(Path(sys.executable).with_name("torchx"))
+
+
+class User:
+    """Somebody at a terminal, with a home of their own."""
+
+    def __init__(self, home):
+        self.home = home
+        self.environment = {**environment(), "XDG_STATE_HOME": str(home / "state")}
+        # TorchX and isorun are found by where they are, not by an active virtual environment.
+        self.environment["PATH"] = os.defpath
+
+    def start(self, *words, command=TORCHX):
+        return subprocess.Popen(
+            [command, *words], cwd=ROOT, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def fit(self, j, directory, *overrides, options=()):
+        return self.start(
+            "run", "-s", "local_cwd", "isorun.fit", "-j", j, "--preflight", "off", *options,
+            *TINY, f"run.dir={directory}", *overrides,
+        )  # fmt: skip
+
+    def launch(self, *words):
+        done = self.start("-m", "launch", *words, command=sys.executable)
+        out, err = done.communicate(timeout=120)
+        assert done.returncode == 0, err
+        return out
+
+    def ledger(self):
+        return [json.loads(line) for line in (self.home / "state/isorun/launches.jsonl").open()]
+
+
+@pytest.fixture
+def user(tmp_path):
+    return User(tmp_path)
+
+
+def ended(process, expect=0):
+    """Waits for it; returns its standard output and error."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def processes_with(text):
+    """Every process, of whatever depth, that has this in its command line."""
+    found = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if text in words:
+            found[int(directory.name)] = words
+    return found
+
+
+def wait_until(condition, process, seconds=120):
+    started = time.monotonic()
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - started < seconds, "it took too long"
+        time.sleep(0.05)
+
+
+def identity(directory):
+    return json.loads((directory / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same run without any launcher."""
+    directory = tmp_path_factory.mktemp("alone")
+    run("fit", directory, "batch.micro_batch_size=6")
+    return directory
+
+
+@pytest.mark.parametrize(("j", "hosts"), [("1x2", 1), ("2x1", 2)])
+def test_two_processes_train_as_one_does(user, tmp_path, alone, j, hosts):
+    directory = tmp_path / "run"
+    out, err = ended(user.fit(j, directory))
+    assert "Placement: 2 x cpu" in err
+    assert largest_difference(curve(alone, "train/loss"), curve(directory, "train/loss")) <= 1e-5
+    assert "all well" in run("verify", directory).stdout
+
+    submitted, end = user.ledger()
+    assert submitted["handle"] in out
+    assert (submitted["event"], end["event"]) == ("submitted", "ended")
+    assert (end["state"], end["exit_codes"]) == ("SUCCEEDED", [0] * hosts)
+    assert submitted["run_id"] == identity(directory)["id"]
+    assert submitted["wandb_id"] == identity(directory)["wandb_id"]
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    assert (submitted["git"] or {}).get("commit", "") == commit
+    assert "launch.agent" in submitted["request"]
+    table = user.launch("history")
+    assert re.search(rf"{submitted['run_id']} +local_cwd +{hosts} +SUCCEEDED", table)
+    assert str(directory) in user.launch("show", submitted["run_id"])
+
+
+def test_two_launches_at_once_do_not_meet(user, tmp_path):
+    directories = [tmp_path / "one", tmp_path / "other"]
+    processes = [user.fit("2x1", directory, "task.sleep=0.02") for directory in directories]
+    for process in processes:
+        ended(process)
+    ports = {line["env"]["PET_RDZV_PORT"] for line in user.ledger() if "env" in line}
+    assert len(ports) == 2
+    for directory in directories:
+        assert max(row["step"] for row in metrics(directory)) == 40
+    assert identity(directories[0])["id"] != identity(directories[1])["id"]
+
+
+def test_the_exit_code_is_that_of_the_rank_and_the_reason_is_kept(user, tmp_path):
+    directory = tmp_path / "run"
+    process = user.fit(
+        "1x2", directory, "task.nan_at_steps=[2,3,4,5,6,7]", "optim.max_skipped_steps=2"
+    )
+    _, err = ended(process, expect=78)
+    assert "NOT_FINITE" in err
+    said = user.launch("why", user.ledger()[0]["run_id"])
+    assert "exit code 78 (NOT_FINITE)" in said
+    assert "would only fail again" in said
+    assert re.search(r"Rank \d on \S+ ended first", said)
+    assert "FAILED (78)" in user.launch("history")
+
+
+@pytest.mark.parametrize(("j", "number"), [("1x2", signal.SIGTERM), ("2x1", signal.SIGINT)])
+def test_a_cancelled_launch_is_saved_and_leaves_nothing_behind(user, tmp_path, j, number):
+    directory = tmp_path / "run"
+    process = user.fit(j, directory, "task.sleep=0.05", "length.steps=10000", "loader.workers=1")
+    wait_until(lambda: (directory / "metrics.jsonl").exists() and metrics(directory), process)
+    # The launcher; an agent per node, a rank and its loader's worker for each of two processes.
+    assert len(processes_with(str(directory))) >= 1 + int(j[0]) + 2 + 2
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert processes_with(str(directory)) == {}
+    assert checkpoints(directory), "the ranks had the time to save"
+    assert user.ledger()[-1]["state"] == "CANCELLED"
+    assert "CANCELLED" in user.launch("history")
+
+
+def test_an_agent_that_is_killed_takes_its_ranks_along(user, tmp_path):
+    directory = tmp_path / "run"
+    process = user.fit("1x2", directory, "task.sleep=0.05", "length.steps=10000")
+    wait_until(lambda: (directory / "metrics.jsonl").exists() and metrics(directory), process)
+    agent = next(
+        pid for pid, words in processes_with(str(directory)).items() if "launch.agent" in words
+    )
+    os.kill(agent, signal.SIGKILL)
+    ended(process, expect=137)
+    assert processes_with(str(directory)) == {}
+
+
+def test_the_launcher_that_is_killed_is_noticed(user, tmp_path):
+    directory = tmp_path / "run"
+    process = user.fit("1x1", directory, "task.sleep=0.05", "length.steps=10000")
+    wait_until((directory / "metrics.jsonl").exists, process)
+    assert "RUNNING" in user.launch("history")
+    process.kill()
+    process.communicate()
+    try:
+        assert "LOST" in user.launch("history")
+        assert "launch it again" in user.launch("why", user.ledger()[0]["run_id"])
+    finally:
+        for pid in processes_with(str(directory)):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_submitted_again_it_is_the_same_run(user, tmp_path):
+    directory = tmp_path / "run"
+    ended(user.fit("1x1", directory))
+    born = identity(directory)
+    _, err = ended(user.fit("1x2", directory))
+    assert "has finished already" in err
+    first, second = (line for line in user.ledger() if line["event"] == "submitted")
+    assert identity(directory) == born
+    assert first["run_id"] == second["run_id"] == born["id"]
+    assert second["env"]["WANDB_RUN_ID"] == born["wandb_id"]
+
+
+def test_a_sweep_trains_every_combination(user, tmp_path):
+    words = [word for word in TINY if not word.startswith(("optim.lr", "length"))]
+    process = user.start(
+        "run", "-s", "local_cwd", "isorun.sweep", "-j", "2x1", *words,
+        "length.steps=4", f"run.dir={tmp_path / 'sweep'}", "optim.lr=0.1,0.01", "run.seed=0,1",
+    )  # fmt: skip
+    ended(process)
+    names = sorted(path.name for path in (tmp_path / "sweep").iterdir())
+    assert names == sorted(f"optim.lr={lr}_run.seed={s}" for lr in ("0.1", "0.01") for s in (0, 1))
+    ids = {identity(tmp_path / "sweep" / name)["id"] for name in names}
+    stem = user.ledger()[0]["run_id"]
+    assert ids == {f"{stem}-{number}" for number in (1, 2, 3, 4)}
+    rates = [
+        json.loads((tmp_path / "sweep" / name / "config.json").read_text())["optim"]["lr"]
+        for name in names
+    ]
+    assert rates == [0.01, 0.01, 0.1, 0.1]
+
+
+def test_any_command_runs_under_the_agent(user):
+    process = user.start(
+        "run", "-s", "local_cwd", "isorun.run", "-j", "1x2", "--env", "COLOUR=green", "--",
+        "python", "-c", "import os; print(os.environ['RANK'], os.environ['COLOUR'], '${HOME}')",
+    )  # fmt: skip
+    _, err = ended(process)
+    assert {"0 green ${HOME}", "1 green ${HOME}"} <= set(re.findall(r"\d green \S+", err))
+
+
+def test_status_log_and_list_say_that_local_jobs_end_with_their_command(user):
+    """TorchX keeps no local job beyond its command; the ledger does."""
+    ended(user.start("run", "-s", "local_cwd", "isorun.run", "--", "python", "-c", "print(1)"))
+    handle = user.ledger()[0]["handle"]
+    _, err = ended(user.start("status", handle), expect=1)
+    assert "does not exist" in err
+    assert "SUCCEEDED" in user.launch("history")
