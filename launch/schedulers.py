@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from launch import secrets
 from launch.history import ledger
 from launch.local import InContainers, OnThisMachine
+from launch.slurm import OnSlurm
 from train.exits import UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ MODULES = {
     "gcp_batch": "torchx.schedulers.gcp_batch_scheduler",
     "ray": "torchx.schedulers.ray_scheduler",
     "lsf": "torchx.schedulers.lsf_scheduler",
+}
+
+_MENDED: dict[str, tuple[type, ...]] = {
+    "local_cwd": (OnThisMachine,),
+    "local_docker": (InContainers,),
+    "slurm": (OnSlurm,),
 }
 
 
@@ -92,8 +99,7 @@ def _path() -> str:
 
 def _watched(scheduler: type, name: str) -> type:
     """A subclass of a scheduler's class: TorchX asks by isinstance what a scheduler can do."""
-    extra = {"local_cwd": (OnThisMachine,), "local_docker": (InContainers,)}.get(name, ())
-    bases = (Watched, *extra, scheduler)
+    bases = (Watched, *_MENDED.get(name, ()), scheduler)
     return type(f"Watched{scheduler.__name__}", bases, {"known_as": name})
 
 
