@@ -92,7 +92,8 @@ class OnSlurm:
 
     def exit_codes(self, app_id: str) -> Sequence[int]:
         """Of a job that has ended, as a shell has it: one, the highest of all its nodes."""
-        return [job.exit_code for job in _jobs(app_id)][:1]
+        codes = [job.exit_code for job in _jobs(app_id)]
+        return [max(codes)] if codes else []
 
 
 class _Judged:
