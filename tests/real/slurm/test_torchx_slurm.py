@@ -62,7 +62,7 @@ def test_two_nodes_train_to_the_end(torchx, user, tmp_path):
     # Each agent has the cores that the job has, and a port that other jobs hardly have.
     script = ledger(user)[0]["request"]
     assert script.count("--cpus-per-task=2") == 4
-    assert re.search(r"PET_RDZV_PORT=[12]\d{4},", script)
+    assert re.search(r"PET_RDZV_PORT=[12]\d{4}\b", script)
 
 
 def test_what_may_help_is_tried_again(torchx, user, tmp_path):
