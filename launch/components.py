@@ -55,7 +55,7 @@ def fit(
         max_retries: how often the scheduler starts the job again after a failure
         max_restarts: how often the agent starts the processes again, for failures worth a retry
         preflight: look at the nodes first: off, quick, full, or auto (quick with several nodes)
-        rdzv_port: where the nodes meet on node 0; 0: a free one locally, else 29500
+        rdzv_port: where the nodes meet on node 0; 0: chosen locally and on Slurm, else 29500
         allow_changes: go on with a run although its config has changed in ways that change results
         check: validate the config before it is submitted
     """
@@ -108,7 +108,7 @@ def doctor(
         env: environment variables, NAME=VALUE,NAME=VALUE; no secrets on remote schedulers
         mounts: type=bind,src=/host,dst=/container[,readonly][,type=...]
         metadata: KEY=VALUE,... for the scheduler: labels, annotations
-        rdzv_port: where the nodes meet on node 0; 0: a free one locally, else 29500
+        rdzv_port: where the nodes meet on node 0; 0: chosen locally and on Slurm, else 29500
         check: validate the config before it is submitted
     """
     launch = apps.Launch.of(j, h, (cpu, gpu, memMB), image, name, env, mounts, metadata, 0)
@@ -211,7 +211,7 @@ def run(
         max_retries: how often the scheduler starts the job again after a failure
         max_restarts: how often the agent starts the processes again, for failures worth a retry
         preflight: look at the nodes first: off, quick, full, or auto (quick with several nodes)
-        rdzv_port: where the nodes meet on node 0; 0: a free one locally, else 29500
+        rdzv_port: where the nodes meet on node 0; 0: chosen locally and on Slurm, else 29500
     """
     launch = apps.Launch.of(
         j, h, (cpu, gpu, memMB), image, name, env, mounts, metadata, max_retries

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,12 @@ MODULES = {
     "gcp_batch": "torchx.schedulers.gcp_batch_scheduler",
     "ray": "torchx.schedulers.ray_scheduler",
     "lsf": "torchx.schedulers.lsf_scheduler",
+}
+
+_MENDED: dict[str, tuple[type, ...]] = {
+    "local_cwd": (OnThisMachine,),
+    "local_docker": (InContainers,),
+    "slurm": (OnSlurm,),
 }
 
 
@@ -73,6 +79,17 @@ def create(name: str, session_name: str, **parameters: Any) -> Scheduler:
     return watched
 
 
+def _refuse_commas(env: Mapping[str, str]) -> None:
+    """srun is told the environment in one list; what follows a comma would be another variable."""
+    for name, value in env.items():
+        if "," in value:
+            raise UsageError(
+                f"{name} is {value!r} in the environment of the job, but Slurm cannot be given a "
+                f"value with a comma; leave it out of --env and `export {name}=...` before you "
+                "submit, which Slurm hands down."
+            )
+
+
 def _path() -> str:
     """PATH, with the Python first that TorchX itself runs with: a virtual environment may be in
     use without being active."""
@@ -82,10 +99,7 @@ def _path() -> str:
 
 def _watched(scheduler: type, name: str) -> type:
     """A subclass of a scheduler's class: TorchX asks by isinstance what a scheduler can do."""
-    extra = {
-        "local_cwd": (OnThisMachine,), "local_docker": (InContainers,), "slurm": (OnSlurm,),
-    }.get(name, ())  # fmt: skip
-    bases = (Watched, *extra, scheduler)
+    bases = (Watched, *_MENDED.get(name, ()), scheduler)
     return type(f"Watched{scheduler.__name__}", bases, {"known_as": name})
 
 
@@ -102,6 +116,8 @@ class Watched:
                 role.env = secrets.restore(role.env)
             else:
                 secrets.refuse(role.env, self.known_as)
+            if self.known_as == "slurm":
+                _refuse_commas(role.env)
             if self.known_as in NO_IMAGE:
                 role.env.setdefault("PATH", _path())
         return super().submit_dryrun(app, cfg)  # type: ignore[misc]

@@ -1,54 +1,141 @@
-"""What TorchX's scheduler for Slurm lacks: it requeues a job after any failure, and it hands the
-environment down in a list that a comma divides."""
+"""What TorchX's scheduler for Slurm lacks.
+
+It knows of jobs from Slurm's accounting alone, without which every command ends in a traceback,
+``torchx run`` after it has submitted; it starts failed jobs again whatever they failed of; all jobs
+would meet at the same port; and since Slurm 22.05 each node's agent would have one core.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import subprocess
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from launch.history import ledger
-from train.exits import UsageError, is_worth_retrying
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef
 
-# How TorchX's batch script decides.
-_REQUEUE = 'if [ "$TORCHX_MAX_RETRIES" -gt '
-_CODES = " ".join(str(code) for code in range(1, 256) if is_worth_retrying(code))
+# Accounting that is not there, or speaks another version's language.
+_NO_ACCOUNTING = (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError)
+_LOWEST_PORT, _PORTS = 10000, 20000  # below those that systems give out by themselves
+_AFTER_SRUN = "exitcode=$?\n"
+# As in train/exits.py: any other code would only come again.
+_RULE = """\
+[ $exitcode -eq 75 ] || { [ $exitcode -gt 128 ] && [ $exitcode -ne 130 ]; } || TORCHX_MAX_RETRIES=0
+"""
 
 
 class OnSlurm:
     """Goes before TorchX's SlurmScheduler, see ``launch.schedulers``."""
 
     def submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
-        """The batch script, made to requeue only where that makes sense. Raises UsageError."""
-        if not ledger.is_ours(app):
-            return super().submit_dryrun(app, cfg)  # type: ignore[misc]
-        for role in app.roles:
-            _refuse_commas(role.env)
+        """Gives the nodes of an app a port, its agents their cores, and its end a judgement."""
+        ours = ledger.is_ours(app)
+        for role in app.roles if ours else ():
+            if role.num_replicas > 1 and "--rdzv-port" not in role.args:
+                role.env.setdefault("PET_RDZV_PORT", str(_port(role.env["ISORUN_RUN_ID"])))
         info = super().submit_dryrun(app, cfg)  # type: ignore[misc]
-        request = info.request
-        kind = type(request)
-
-        class Requeueing(kind):  # type: ignore[misc, valid-type]
-            def materialize(self) -> str:
-                script: str = super().materialize()
-                assert _REQUEUE in script, "TorchX's batch script decides in another way by now"
-                case = f'if [[ " {_CODES} " == *" $exitcode "* ]] && [ "$TORCHX_MAX_RETRIES" -gt '
-                return script.replace(_REQUEUE, case)
-
-        changed = object.__new__(Requeueing)
-        changed.__dict__ = request.__dict__
-        info.request = changed
+        if ours:
+            for replica in info.request.replicas.values():
+                cores = replica.sbatch_opts.get("cpus-per-task")
+                replica.srun_opts.update({"cpus-per-task": cores} if cores else {})
+                # Agents end each other, with the code of the rank that failed first.
+                replica.srun_opts.update({"kill-on-bad-exit": "0", "wait": "0"})
+            kind = type(info.request)
+            info.request.__class__ = type(f"Judged{kind.__name__}", (_Judged, kind), {})
         return info
 
+    def describe(self, app_id: str) -> Any:
+        """The state of a job: what Slurm itself knows, and of older ones what its accounting does,
+        where there is one. None: nobody knows the job."""
+        from torchx.schedulers.api import DescribeAppResponse
+        from torchx.specs import ReplicaStatus, Role, RoleStatus
 
-def _refuse_commas(env: Mapping[str, str]) -> None:
-    """srun is told the environment in one list; what follows a comma would be another variable."""
-    for name, value in env.items():
-        if "," in value:
-            raise UsageError(
-                f"{name} is {value!r} in the environment of the job, but Slurm cannot be given a "
-                f"value with a comma; leave it out of --env and `export {name}=...` before you "
-                "submit, which Slurm hands down."
-            )
+        jobs = list(_jobs(app_id))
+        if not jobs:
+            with suppress(*_NO_ACCOUNTING):
+                return super().describe(app_id)  # type: ignore[misc]
+            return None
+        statuses: dict[str, RoleStatus] = {}
+        for job in jobs:
+            role, _, number = job.name.rpartition("-")
+            if role and number.isdigit():
+                status = statuses.setdefault(role, RoleStatus(role, []))
+                status.replicas.append(
+                    ReplicaStatus(int(number), role=role, state=_state(job.state), hostname="")
+                )
+        return DescribeAppResponse(
+            app_id=app_id,
+            roles=[
+                Role(name=name, image="", num_replicas=len(status.replicas))
+                for name, status in statuses.items()
+            ],
+            roles_statuses=list(statuses.values()),
+            state=_state(jobs[0].state),
+            msg=jobs[0].state,
+        )
+
+    def list(self) -> Any:
+        """All jobs of the accounting, else those that Slurm itself still knows of this user."""
+        from torchx.schedulers.api import ListAppResponse
+
+        with suppress(*_NO_ACCOUNTING):
+            return super().list()  # type: ignore[misc]
+        lines = _ask("squeue", "--me", "--states=all", "--noheader", "--format=%i %T").splitlines()
+        jobs = [line.replace("+0 ", " ").split() for line in lines]
+        return [ListAppResponse(app_id=i, state=_state(s)) for i, s in jobs if i.isdigit()]
+
+    def exit_codes(self, app_id: str) -> Sequence[int]:
+        """Of a job that has ended, as a shell has it: one, the highest of all its nodes."""
+        codes = [job.exit_code for job in _jobs(app_id)]
+        return [max(codes)] if codes else []
+
+
+class _Judged:
+    """Goes before TorchX's request: its script asks for another start only where that may help."""
+
+    def materialize(self) -> str:
+        script: str = super().materialize()  # type: ignore[misc]
+        return script.replace(_AFTER_SRUN, _AFTER_SRUN + _RULE, 1)
+
+
+@dataclass(frozen=True)
+class _Job:
+    name: str
+    state: str
+    exit_code: int
+
+
+def _jobs(app_id: str) -> Iterator[_Job]:
+    """A job, or the parts of one with several nodes, the first of which runs its script."""
+    for line in _ask("scontrol", "--oneliner", "show", "job", app_id).splitlines():
+        found = dict(re.findall(r"(\w+)=(\S*)", line))
+        if "JobState" in found:
+            code, _, number = found["ExitCode"].partition(":")
+            signal = int(number or 0)
+            yield _Job(found["JobName"], found["JobState"], 128 + signal if signal else int(code))
+
+
+def _state(name: str) -> Any:
+    from torchx.schedulers.slurm_scheduler import SLURM_STATES
+    from torchx.specs import AppState
+
+    more = {"COMPLETING": AppState.RUNNING, "CONFIGURING": AppState.PENDING}
+    return {**SLURM_STATES, **more}.get(name, AppState.UNKNOWN)
+
+
+def _ask(*command: str) -> str:
+    """What one of Slurm's commands says; nothing if it cannot be asked, or knows nothing."""
+    with suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return ""
+
+
+def _port(run_id: str) -> int:
+    """The same for all nodes and starts of a run, and hardly ever that of another."""
+    return _LOWEST_PORT + zlib.crc32(run_id.encode()) % _PORTS

@@ -111,7 +111,9 @@ class Launch:
                 f"{role.role}/{r.id}: {r.state.name} on {r.hostname or '?'}" for r in role.replicas
             ]
         if status.state.name in ledger.FINAL:  # asking has recorded it
-            self.end = {"time": time.time(), "state": status.state.name, "exit_codes": []}
+            unknown = {"time": time.time(), "state": status.state.name, "exit_codes": []}
+            ends = (x for x in ledger.read() if x["event"] == "ended")
+            self.end = next((x for x in ends if x.get("handle") == self.handle), unknown)
         return str(status.state.name)
 
     def _local_state(self) -> str:

@@ -1,0 +1,135 @@
+"""``configs/slurm/fit.sbatch`` on a real Slurm: jobs train, are stopped, and go on."""
+
+import json
+import socket
+
+import pytest
+
+from tests.real.slurm.conftest import attempts, wait_until
+from tests.support.runs import TINY, checkpoints, metrics, run
+from train.parity import curve, largest_difference
+
+pytestmark = pytest.mark.slow
+
+TWO = ("--nodes=2", "--cpus-per-task=2")
+LONG = ("task.sleep=0.05", "length.steps=100", "loader.workers=1")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("undisturbed")
+    run("fit", directory, *LONG, "task.sleep=0", "batch.micro_batch_size=6")
+    return directory
+
+
+def assert_undisturbed(directory, undisturbed):
+    """The run has come to its end, as if nothing had happened to it."""
+    assert max(row["step"] for row in metrics(directory)) == 100
+    assert "all well" in run("verify", directory, *LONG).stdout
+    key = "train/loss"
+    assert largest_difference(curve(undisturbed, key), curve(directory, key)) <= 1e-5
+
+
+def identity(directory):
+    return json.loads((directory / "run.json").read_text())["id"]
+
+
+def test_two_nodes_train_to_the_end(user, tmp_path):
+    user.environment["PET_PREFLIGHT"] = "auto"
+    job = user.fit(tmp_path / "run", options=TWO)
+    assert job.end() == ("COMPLETED", 0), job.log
+    assert "Preflight (quick): 2 nodes" in job.log
+    assert "Placement: 2 x cpu on 2 hosts (node1, node2)" in job.log
+    assert "all well" in run("verify", tmp_path / "run").stdout
+    assert job.restarts == 0
+
+
+def test_a_failure_of_the_machine_is_tried_again(user, tmp_path):
+    """Somebody has the port at which the nodes would meet: exit code 75."""
+    job = user.fit(tmp_path / "run", options=("--hold",))
+    with socket.create_server(("", 10000 + int(job.number) % 20000)):
+        user.run("scontrol", "release", job.number)
+        job.wait_for(lambda: job.restarts == 1)
+    assert job.end() == ("COMPLETED", 0), job.log
+    assert "exit code 75; back into the queue" in job.log
+    assert "all well" in run("verify", tmp_path / "run").stdout
+
+
+def test_what_would_only_fail_again_is_not(user, tmp_path):
+    wrong = {
+        64: ("optim.lrr=1",),
+        65: ("data.fail_at=20",),
+        78: ("task.nan_at_steps=[2,3,4,5,6,7]", "optim.max_skipped_steps=2"),
+    }
+    jobs = {code: user.fit(tmp_path / str(code), *words) for code, words in wrong.items()}
+    for code, job in jobs.items():
+        assert job.end() == ("FAILED", code), job.log
+        assert job.restarts == 0
+
+
+def test_a_job_that_is_asked_to_stop_saves_and_another_goes_on(user, tmp_path, undisturbed):
+    directory = tmp_path / "run"
+    job = user.fit(directory, *LONG, options=(*TWO, "--no-requeue"))
+    job.trains(directory)
+    user.run("scancel", "--signal=TERM", job.number)
+    assert job.end() == ("FAILED", 143), job.log
+    assert checkpoints(directory)
+    born = identity(directory)
+
+    job = user.fit(directory, *LONG, options=TWO)
+    assert job.end() == ("COMPLETED", 0), job.log
+    assert identity(directory) == born
+    assert_undisturbed(directory, undisturbed)
+
+
+def test_a_cancelled_job_has_saved_and_does_not_come_back(user, tmp_path):
+    directory = tmp_path / "run"
+    job = user.fit(directory, *LONG, options=TWO)
+    job.trains(directory)
+    user.run("scancel", job.number)
+    assert job.end()[0] == "CANCELLED"
+    wait_until(lambda: "ended first: preempted (143)" in job.log, lambda: job.log)
+    assert checkpoints(directory)
+    assert job.restarts == 0
+
+
+def test_a_preempted_job_goes_on_later(user, tmp_path, undisturbed):
+    directory = tmp_path / "run"
+    job = user.fit(directory, *LONG, options=(*TWO, "--partition=low"))
+    job.trains(directory)
+    urgent = user.sbatch("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1")
+    assert urgent.end() == ("COMPLETED", 0)
+    assert job.end() == ("COMPLETED", 0), job.log
+    assert job.restarts == 1
+    assert [attempt["resumed_from_step"] for attempt in attempts(directory)][1] > 0
+    assert_undisturbed(directory, undisturbed)
+
+
+def test_before_the_time_limit_a_checkpoint_is_saved(user, tmp_path):
+    directory = tmp_path / "run"
+    job = user.fit(directory, *LONG, "length.steps=100000", options=TWO)
+    job.trains(directory)
+    # As if so much of it were over: less than the two minutes that --signal leaves are left.
+    user.run("scontrol", "update", f"jobid={job.number}", f"timelimit={minutes(job) + 2}")
+    job.wait_for(lambda: job.restarts == 1)
+    saved = max(checkpoints(directory))
+    user.run("scontrol", "update", f"jobid={job.number}", "timelimit=60")
+    job.wait_for(lambda: len(attempts(directory)) == 2)
+    assert "exit code 143; back into the queue" in job.log
+    assert [attempt["resumed_from_step"] for attempt in attempts(directory)] == [None, saved]
+
+
+def minutes(job):
+    hours, minutes, _ = job.facts["RunTime"].split(":")
+    return int(hours) * 60 + int(minutes)
+
+
+def test_srun_alone_starts_ranks(user, tmp_path):
+    done = user.run(
+        "srun", "--nodes=2", "--ntasks=2", "python", "-m", "train", "fit", *TINY,
+        f"run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "started by srun" in done.stderr
+    assert "2 hosts (node1, node2)" in done.stderr
+    assert "all well" in run("verify", tmp_path / "run").stdout

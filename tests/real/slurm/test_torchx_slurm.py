@@ -1,0 +1,93 @@
+"""``torchx run -s slurm`` on a real Slurm, one without accounting, as TorchX by itself cannot use."""
+
+import json
+import re
+
+import pytest
+
+from tests.real.slurm.conftest import Job
+from tests.support.runs import TINY, checkpoints, run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def torchx(user):
+    """TorchX's command, in a directory where logs may lie."""
+
+    def call(*words):
+        done = user.run("torchx", *words, cwd=user.home)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return call
+
+
+def submit(torchx, user, directory, *overrides, options=()):
+    told = torchx(
+        "run", "-s", "slurm", "isorun.fit", "-j", "2x1", "--cpu", "2", "--memMB", "500",
+        "--preflight", "off", *options, *TINY, f"run.dir={directory}", *overrides,
+    )  # fmt: skip
+    return Job(user, re.search(r"slurm://torchx/(\d+)$", told, re.MULTILINE)[1])
+
+
+def history(user):
+    """As told by ``python -m launch history``."""
+    done = user.run("python", "-m", "launch", "history")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def ledger(user):
+    return [json.loads(line) for line in (user.home / "state/isorun/launches.jsonl").open()]
+
+
+def said(user, job, node=0):
+    files = (user.home / f"slurm-{job.number}-fit-{node}.{end}" for end in ("out", "err"))
+    return "\n".join(file.read_text() for file in files)
+
+
+def test_two_nodes_train_to_the_end(torchx, user, tmp_path):
+    job = submit(torchx, user, tmp_path / "run")
+    assert job.end() == ("COMPLETED", 0), said(user, job)
+    assert "Placement: 2 x cpu on 2 hosts (node1, node2)" in said(user, job)
+    assert "all well" in run("verify", tmp_path / "run").stdout
+    handle = f"slurm://torchx/{job.number}"
+    status = torchx("status", handle)
+    assert "State: SUCCEEDED" in status
+    assert "fit[1]:SUCCEEDED" in status
+    assert "Finished: 40 steps" in torchx("log", "--streams", "stdout", f"{handle}/fit/0")
+    assert re.search(rf"{handle} +SUCCEEDED", torchx("list", "-s", "slurm"))
+    assert re.search(rf"slurm +2 +SUCCEEDED +{handle}", history(user))
+    # Each agent has the cores that the job has, and a port that other jobs hardly have.
+    script = ledger(user)[0]["request"]
+    assert script.count("--cpus-per-task=2") == 4
+    assert re.search(r"PET_RDZV_PORT=[12]\d{4}\b", script)
+
+
+def test_what_may_help_is_tried_again(torchx, user, tmp_path):
+    killed = submit(
+        torchx, user, tmp_path / "run", "task.kill_at_step=5", options=("--max_retries", "1")
+    )
+    killed.wait_for(lambda: killed.restarts == 1)  # Slurm takes its time to start it again
+
+
+def test_what_would_only_fail_again_is_not(torchx, user, tmp_path):
+    broken = submit(
+        torchx, user, tmp_path / "run", "data.fail_at=20", options=("--max_retries", "1")
+    )
+    assert broken.end() == ("FAILED", 65), said(user, broken)
+    assert broken.restarts == 0
+    assert "FAILED (65)" in history(user)
+    told = user.run("python", "-m", "launch", "why", f"slurm://torchx/{broken.number}").stdout
+    assert "exit code 65 (DATA)" in told
+
+
+def test_a_cancelled_job_has_saved(torchx, user, tmp_path):
+    directory = tmp_path / "run"
+    job = submit(torchx, user, directory, "task.sleep=0.05", "length.steps=10000")
+    job.trains(directory)
+    torchx("cancel", f"slurm://torchx/{job.number}")
+    assert job.end()[0] == "CANCELLED"
+    assert checkpoints(directory)
+    assert "CANCELLED" in history(user)
