@@ -9,6 +9,10 @@ import pytest
 from tests.support.runs import ROOT
 
 
+# The first test of all waits for the image to be built.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
 @pytest.fixture
 def compose(docker, image):
     """The command `docker compose`, or its older self, with a project of the test's own."""

@@ -8,6 +8,9 @@ import pytest
 
 from tests.support.runs import ROOT, curve, run
 
+# The first test of all waits for the image to be built.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
 DIGITS = [
     "--config", "configs/digits.yaml", "length.epochs=null", "length.steps=30",
     "evaluate.every_epochs=null", "checkpoint.every_steps=20", "track.log_every_steps=1",
@@ -16,8 +19,8 @@ DIGITS = [
 
 def inside(docker, image, *command, options=(), **kwargs):
     """What a command in a fresh container says."""
-    words = ["run", "--rm", "--network", "none", *options, image, *command]
-    return docker(*words, **kwargs)
+    words = ["run", "--rm", "--network", "none", "--env", "OMP_NUM_THREADS=1", *options]
+    return docker(*words, image, *command, **kwargs)
 
 
 def python(docker, image, code, **kwargs):

@@ -11,6 +11,9 @@ import pytest
 
 from tests.support.runs import ROOT, checkpoints, curve, environment, run
 
+# The first test of all waits for the image to be built.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
 TORCHX = str(Path(sys.executable).with_name("torchx"))
 NAMED = "label=torchx.pytorch.org/app-id"
 DIGITS = [

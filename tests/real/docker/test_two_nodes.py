@@ -7,6 +7,9 @@ import pytest
 from tests.support.runs import checkpoints, curve, run
 from train.data.ledger import read_steps
 
+# The first test of all waits for the image to be built.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
 # The first test has the look at the nodes that comes before a run; the others are quicker without.
 UNSEEN = ["--preflight", "off"]
 SAVING = ["checkpoint.every_steps=5", "checkpoint.asynchronous=false", "batch.micro_batch_size=6"]
