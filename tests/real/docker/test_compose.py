@@ -8,7 +8,6 @@ import pytest
 
 from tests.support.runs import ROOT
 
-
 # The first test of all waits for the image to be built.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

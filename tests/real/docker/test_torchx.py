@@ -19,7 +19,7 @@ NAMED = "label=torchx.pytorch.org/app-id"
 DIGITS = [
     "length.epochs=null", "length.steps=60", "evaluate.every_epochs=null", "run.name=two",
     "checkpoint.every_steps=10", "checkpoint.asynchronous=false", "track.log_every_steps=1",
-    "track.wandb=disabled", "track.tensorboard=false",
+    "track.wandb=disabled", "track.tensorboard=false", "batch.micro_batch_size=32",
 ]  # fmt: skip
 
 
