@@ -101,11 +101,16 @@ def world(launcher="python", local=1):
     return World(0, local, 0, local, launcher, "here")
 
 
-def test_what_was_asked_for_and_is_not_there():
+def test_what_was_asked_for_and_is_not_there(tmp_path):
     launch = ["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "train"]
     [text] = warnings_of(world(), 0, launch)
     assert text.startswith("accelerate launch was asked for 2 processes but started 1")
     assert warnings_of(world("accelerate", 2), 0, launch) == []
+    file = tmp_path / "accelerate.yaml"
+    file.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
+    launch = ["python", "accelerate", "launch", f"--config_file={file}", "--cpu", "-m", "train"]
+    [text] = warnings_of(world(), 0, launch)
+    assert text.startswith("accelerate launch was asked for 2 processes but started 1")
     assert warnings_of(world(), 0, ["python", "x.py", "--num_processes", "2"]) == []
     [text] = warnings_of(world(), 8, [])
     assert text.startswith("here has 8 GPUs, but the run has 1 process(es) on it")
@@ -113,6 +118,9 @@ def test_what_was_asked_for_and_is_not_there():
 
 def test_torchrun_s_variables_without_torchrun(monkeypatch):
     monkeypatch.setenv("PET_NPROC_PER_NODE", "2")
-    [text] = warnings_of(world("unknown"), 0, [])
-    assert "only torchrun reads" in text
+    for launcher in ("unknown", "python"):
+        [text] = warnings_of(world(launcher), 0, [])
+        assert "PET_NPROC_PER_NODE is 2, which is for torchrun and the node agent" in text
+    monkeypatch.setenv("PET_NNODES", "1:2")
+    assert len(warnings_of(world(), 0, [])) == 2
     assert warnings_of(world("torchrun", 2), 0, []) == []

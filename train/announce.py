@@ -70,12 +70,12 @@ def farewell(run: Run) -> str:
         f"  metrics       {run.directory.metrics}",
     ]
     if run.config.track.tensorboard:
-        lines.append(f"  TensorBoard   {path / 'tensorboard'}")
+        logs = path / "tensorboard"
+        lines.append(f"  TensorBoard   {python()} -m tensorboard.main --logdir {logs}")
     if run.config.track.wandb != "disabled":
         lines.append(f"  W&B           {path / 'wandb'}")
     lines += [
         f"  resume        {run.resume_command}",
-        f"  look          {python()} -m tensorboard.main --logdir {path / 'tensorboard'}",
         f"  check         {run.loaded.command('verify')}",
         f"  export        {run.loaded.command('export')}",
     ]

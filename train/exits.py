@@ -85,6 +85,12 @@ class ResumeRefusedError(RunError):
     code = Exit.RESUME_REFUSED
 
 
+class StoppedError(RunError):
+    """The run was asked to stop, and has."""
+
+    code = Exit.PREEMPTED
+
+
 class NotFiniteError(RunError):
     """The loss or the gradient norm was not finite for too many steps in a row."""
 

@@ -238,6 +238,8 @@ def preempt(run: Run) -> Exit:
             f"Stopped at step {run.progress.step}, but no checkpoint of it could be written; "
             f"the run goes on from step {saved or 0} when started again."
         )
+    if run.engine.is_main:
+        run.directory.mark_stopped()
     run.tracker.say(
         f"Stopped on request after step {run.progress.step} of {run.total_steps}; it is saved. "
         f"To go on:\n  {run.resume_command}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from train.checkpoint.mirror import Mirror, MirrorError
-from train.checkpoint.mirroring import bring_back
+from train.checkpoint.mirroring import bring_back, unreadable
 from train.checkpoint.store import CheckpointStore
 from train.config.load import LoadedConfig
 from train.config.resume import Difference, allowed_changes
@@ -64,6 +64,8 @@ def _look(
     allow_changes: bool,
 ) -> Found:
     directory.acquire()
+    directory.refuse_undoing_a_stop()
+    directory.stop_file.unlink(missing_ok=True)  # it was meant for an earlier attempt
     store, config = CheckpointStore(directory.checkpoints), loaded.config
     step, notes = store.newest_whole()
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
@@ -87,8 +89,5 @@ def _claim(
         mirror.claim(directory.identity(name).id)
     except MirrorError as error:
         if needed:
-            raise RetryError(
-                f"There is no checkpoint in {directory.checkpoints}, and checkpoint.mirror.url, "
-                f"{mirror.url}, cannot be read ({error}); start again when it can."
-            ) from error
+            raise unreadable(mirror, CheckpointStore(directory.checkpoints), error) from error
         notes.append(f"{mirror.url} cannot be reached now ({error}).")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 OUT_OF_MEMORY = (
-    "Out of memory ({}); make batch.micro_batch_size smaller, which costs time and changes no "
-    "result, set activation_checkpointing=true, or cut the model over more ranks with "
-    "strategy=fsdp2."
+    "Out of memory ({}); make batch.micro_batch_size smaller, which costs time and changes "
+    "nothing but dropout's masks, set activation_checkpointing=true, or cut the model over more "
+    "ranks with strategy=fsdp2."
 )
 
 

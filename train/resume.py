@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from train.checkpoint.state import restore
 from train.checkpoint.store import DamagedError, Manifest
+from train.data.plan import BatchPlan
 from train.exits import ResumeRefusedError, RetryError
 from train.optim import restore_group_values
 from train.progress import Progress
@@ -47,3 +52,18 @@ def resume(run: Run, step: int) -> None:
     if run.engine.loss_scale and state.get("loss_scale"):
         run.engine.loss_scale.load_state_dict(state["loss_scale"])
     run.saving.last_step = step
+
+
+def moved_dropout(last: Mapping[str, Any], plan: BatchPlan, model: nn.Module) -> list[str]:
+    """What there is to tell of a model with dropout whose steps were cut otherwise by the ``last``
+    attempt: a micro-batch draws from one seed, so its masks are others now."""
+    before, now = last.get("micro_batch_size"), plan.largest_micro_batch
+    if before in (None, now) or not any(
+        isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules()
+    ):
+        return []
+    return [
+        f"Micro-batches have {now} samples now and had {before} before, so dropout draws other "
+        "masks: the run goes on well, but not to the same numbers. For the same on every "
+        "placement, begin a run with a batch.micro_batch_size that suits all of them."
+    ]

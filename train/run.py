@@ -35,7 +35,7 @@ from train.opening import find_run
 from train.optim import build_optimizer
 from train.progress import Progress
 from train.randomness import seed_everything
-from train.resume import resume
+from train.resume import moved_dropout, resume
 from train.rundir import RunDirectory, code_version, write_json
 from train.saving import Saving
 from train.schedule import learning_rate_factor
@@ -228,15 +228,16 @@ class Run:
         self.tracker = Tracker(config.track, info, is_main=self.engine.is_main)
         self._exit.callback(self.tracker.close)
         gpus = torch.cuda.device_count() if self.engine.device.type == "cuda" else 0
-        for note in [*self._notes, *warnings_of(self.engine.world, gpus)]:
+        moved = moved_dropout(self.directory.last_attempt(), self.plan, self.engine.bare_model)
+        for note in [*self._notes, *warnings_of(self.engine.world, gpus), *moved]:
             self.tracker.warn(note)
 
     def _begin_attempt(self) -> None:
         """From here on the directory knows of this attempt."""
-        self.stop.what_is_lost = self._what_is_lost
+        self.stop.what_is_lost = self.what_is_lost
         if not self.engine.is_main:
             return
-        self.stop.watch(self.directory.path / "stop")
+        self.stop.watch(self.directory.stop_file)
         self.directory.unfinish()
         for name, settings in self.engine.strategy.files().items():
             write_json(self.directory.path / name, settings)
@@ -249,6 +250,7 @@ class Run:
                 "world_size": self.engine.world_size,
                 "hosts": list(dict.fromkeys(self.hosts)),
                 "strategy": self.engine.strategy_name,
+                "micro_batch_size": self.plan.largest_micro_batch,
                 "device": self.engine.device.type,
                 "code": self.code,
                 "changes": [str(change) for change in self.changes],
@@ -302,7 +304,8 @@ class Run:
         """Tells the watchdog what this rank begins to do."""
         self.watchdog.heart.beat(phase, self.progress.step)
 
-    def _what_is_lost(self) -> str:
+    def what_is_lost(self) -> str:
+        """In words: from where the run goes on, if it ends now."""
         saved, step = self.saving.last_step or 0, self.progress.step
         lost = f"; the {step - saved} steps since are lost" if step > saved else ""
         return (

@@ -9,6 +9,7 @@ metrics.jsonl   all that was measured
 micro_batches.json  what fits into memory: see train.micro_batch
 logs/           a log file per rank
 tensorboard/, wandb/
+stopped.json    which start of torchrun's was asked to stop
 finished.json   the final metrics; its presence says that the run is complete
 lock            held by the process that trains
 """
@@ -29,9 +30,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from train.durable import replace_text
-from train.exits import ResumeRefusedError
+from train.exits import ResumeRefusedError, StoppedError
 
 _FINISHED = "finished.json"
+_STOPPED = "stopped.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class RunDirectory:
         self.ledger = path / "ledger.bin"
         self.metrics = path / "metrics.jsonl"
         self._lock: IO[str] | None = None
+
+    @property
+    def stop_file(self) -> Path:
+        """Whoever creates it asks the run to stop."""
+        return self.path / "stop"
 
     @property
     def exists(self) -> bool:
@@ -145,6 +152,35 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
 
+    def last_attempt(self) -> dict[str, Any]:
+        """What the newest start recorded; empty if there was none, or a crash tore its line."""
+        path = self.path / "attempts.jsonl"
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        try:
+            values = json.loads(lines[-1]) if lines else {}
+        except ValueError:
+            return {}
+        return values if isinstance(values, dict) else {}
+
+    def mark_stopped(self) -> None:
+        """Notes that the run stopped on request, and under which start of its launcher."""
+        if launch := _launch():
+            write_json(self.path / _STOPPED, launch)
+
+    def refuse_undoing_a_stop(self) -> None:
+        """torchrun takes a stop for a failure and starts the ranks again, which is not what was
+        asked for: then StoppedError. It counts that as a restart, and does not where it has
+        stopped the ranks itself because nodes come or go."""
+        path, launch = self.path / _STOPPED, _launch()
+        stopped = self._read_json(path) if path.exists() else None
+        same = stopped and launch and stopped["launch"] == launch["launch"]
+        if same and launch["restarts"] > stopped["restarts"]:
+            raise StoppedError(
+                "The run was asked to stop and is saved, so torchrun's restart does not go on "
+                "with it; start it again to go on."
+            )
+        path.unlink(missing_ok=True)
+
     def finished(self) -> dict[str, Any] | None:
         """What ``finish`` recorded, if the run is complete."""
         path = self.path / _FINISHED
@@ -166,6 +202,16 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from None
         return values
+
+
+def _launch() -> dict[str, Any] | None:
+    """The torchrun, or node agent, that this process belongs to, and how often it has started
+    the ranks again."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    # Two with the same --rdzv-id one after the other: the second begins with 0 restarts.
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    return {"launch": os.environ["TORCHELASTIC_RUN_ID"], "restarts": restarts}
 
 
 def _damaged(path: Path, why: object) -> ResumeRefusedError:

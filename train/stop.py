@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from train.exits import Exit
+from train.exits import Exit, UsageError
 from train.last_words import say
 from train.section import Section, harmless
 
@@ -46,6 +46,7 @@ class StopRequest:
         self.what_is_lost: Callable[[], str] = lambda: ""
         """Told when the deadline passes: what the run goes on from."""
         self._config = config
+        self._deadline = _deadline(config)
         self._file: Path | None = None
         self._looked = 0.0
         self._timer: threading.Timer | None = None
@@ -69,9 +70,7 @@ class StopRequest:
         return math.inf if self._too_late_at is None else self._too_late_at - time.monotonic()
 
     def watch(self, file: Path) -> None:
-        """From now on a file of this name is a request, too. One that is there from before was
-        meant for an earlier attempt, and is removed."""
-        file.unlink(missing_ok=True)
+        """From now on a file of this name is a request, too."""
         self._file = file
 
     def __enter__(self) -> StopRequest:
@@ -120,7 +119,7 @@ class StopRequest:
             self._start_timer()
 
     def _start_timer(self) -> None:
-        deadline = _deadline(self._config)
+        deadline = self._deadline
         if deadline is not None:
             wait = max(0.0, deadline - self._config.margin)
             self._too_late_at = time.monotonic() + wait
@@ -144,6 +143,10 @@ def _forget_signals() -> None:
 
 
 def _deadline(config: StopConfig) -> float | None:
-    with suppress(KeyError, ValueError):
-        return float(os.environ["ISORUN_STOP_DEADLINE"])
-    return config.deadline
+    text = os.environ.get("ISORUN_STOP_DEADLINE", "").strip()
+    try:
+        return float(text) if text else config.deadline
+    except ValueError:
+        raise UsageError(
+            f"ISORUN_STOP_DEADLINE must be a number of seconds, but is {text!r} (environment)."
+        ) from None

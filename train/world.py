@@ -11,6 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -92,14 +93,16 @@ def warnings_of(world: World, gpus: int, parent: list[str] | None = None) -> lis
     if asked is not None and asked > world.world_size:
         found.append(
             f"accelerate launch was asked for {asked} processes but started {world.world_size}: "
-            "with --cpu it starts but one; use torchrun, or a file of configs/accelerate."
+            "with --cpu it starts but one; leave --cpu out and give it a file of "
+            "configs/accelerate, or use torchrun."
         )
-    per_node = os.environ.get("PET_NPROC_PER_NODE", "")
-    if per_node.isdigit() and int(per_node) > 1 and world.launcher == "unknown":
-        found.append(
-            f"PET_NPROC_PER_NODE is {per_node}, which only torchrun reads; start the run with "
-            "`torchrun -m train`, or there is one process per node."
-        )
+    for name in ("PET_NPROC_PER_NODE", "PET_NNODES"):
+        value = os.environ.get(name, "")
+        if value not in ("", "1", "1:1") and world.launcher in ("python", "unknown"):
+            found.append(
+                f"{name} is {value}, which is for torchrun and the node agent; start the run with "
+                "`torchrun -m train` or `python -m launch.agent`, or each process is a run alone."
+            )
     if gpus > world.local_world_size:
         found.append(
             f"{world.host} has {gpus} GPUs, but the run has {world.local_world_size} process(es) "
@@ -169,14 +172,24 @@ def expand_counts(counts: str) -> list[int]:
 
 
 def _asked_of_accelerate(parent: list[str]) -> int | None:
-    """``--num_processes`` of an ``accelerate launch`` that started this process itself."""
+    """How many processes an ``accelerate launch`` that started this process itself was to start,
+    by its command line or its config file."""
     if "launch" not in parent:
         return None
-    for index, word in enumerate(parent):
-        name, equals, value = word.partition("=")
-        if name in ("--num_processes", "--num-processes"):
-            text = value if equals else (parent[index + 1] if index + 1 < len(parent) else "")
-            return int(text) if text.isdigit() else None
+    text = _option(parent, "num_processes")
+    if text is None and (file := _option(parent, "config_file")):
+        with suppress(OSError):
+            words = re.search(r"^num_processes:\s*(\d+)", Path(file).read_text(), re.MULTILINE)
+            text = words[1] if words else None
+    return int(text) if text and text.isdigit() else None
+
+
+def _option(words: list[str], name: str) -> str | None:
+    """The value of an option in either spelling."""
+    for index, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and option[2:].replace("-", "_") == name:
+            return value if equals else next(iter(words[index + 1 : index + 2]), None)
     return None
 
 

@@ -367,3 +367,23 @@ class HitOnce(TinyTask):
     def measure(self, model, batch):
         self.hit("evaluation")
         return super().measure(model, batch)
+
+
+class SlowToBuild(TinyTask):
+    """Takes its time to build the model, and says so."""
+
+    def build_model(self):
+        Path(self.config.run.dir, "building").touch()
+        time.sleep(2)
+        return super().build_model()
+
+
+class BreaksWhenStopped(TinyTask):
+    """A signal to the group of processes kills what the step depends on, too."""
+
+    def loss(self, model, batch):
+        if self.calls == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+            raise RuntimeError("the compiler died")
+        return super().loss(model, batch)

@@ -2,15 +2,27 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from tests.support.forked import run, run_ranks
-from tests.support.runs import assert_same_bits, checkpoints, tensors, tiny_config
+from tests.support.runs import (
+    ROOT,
+    TINY,
+    assert_same_bits,
+    checkpoints,
+    environment,
+    tensors,
+    tiny_config,
+)
 from train.data.plan import BatchPlan
 from train.exits import UsageError
 from train.parity import compare, curve, largest_difference
+from train.strategies.find import strategy_name
 from train.strategies.zero_config import deepspeed_config
+from train.world import World
 
 TEXT = [
     "--config", "configs/text.yaml", "model.layers=2", "model.heads=2", "model.width=32",
@@ -128,6 +140,12 @@ def test_own_keys_are_merged_in():
         ("{gradient_clipping: 5.0}", "zero.config.gradient_clipping is 5.0, but"),
         ("{bf16: {enabled: true}}", "zero.config.bf16.enabled is True, but"),
         ("{train_batch_size: auto}", 'zero.config.train_batch_size is "auto"'),
+        (
+            "{zero_optimization: {offload_optimizer: {device: cpu}}}",
+            "zero.config.zero_optimization.offload_optimizer is set, but that is decided by "
+            "zero.offload_optimizer",
+        ),
+        ("{gradient_cliping: 1.0}", "did you mean gradient_clipping?"),
         ("{optimizer: {type: Adam}}", "zero.config.optimizer is set, but that is decided by optim"),
         ("{scheduler: {type: WarmupLR}}", "that is decided by schedule"),
     ],
@@ -162,3 +180,41 @@ def alone_undropped(tmp_path_factory):
     directory = tmp_path_factory.mktemp("alone")
     run("fit", directory, *UNDROPPED)
     return directory
+
+
+def test_what_deepspeed_does_not_take_is_told(tmp_path):
+    done = run(
+        "fit", tmp_path, "strategy=zero2", "zero.config={zero_optimization: {no_such_key: 1}}",
+        expect=64,
+    )  # fmt: skip
+    assert "DeepSpeed does not take zero.config: no_such_key is 1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_one_process_needs_no_launcher(tmp_path, strategy):
+    """In a process of its own, without any of a launcher's variables."""
+    words = [sys.executable, "-m", "train", "fit", *TINY, f"run.dir={tmp_path}"]
+    clean = {k: v for k, v in environment().items() if k not in ("LOCAL_RANK", "RANK")}
+    done = subprocess.run(
+        [*words, f"strategy={strategy}", "length.steps=5"],
+        cwd=ROOT, env=clean, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [('{"zero_optimization": {"stage": 3}}', "zero3"), ("{}", "ddp"), ("{", None)],
+)
+def test_the_stage_in_a_deepspeed_config_that_accelerate_names(tmp_path, monkeypatch, text, found):
+    file = tmp_path / "ds.json"
+    file.write_text(text)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
+    world = World(0, 2, 0, 2, "accelerate", "here")
+    if found:
+        assert strategy_name(tiny_config(), world) == found
+    else:
+        with pytest.raises(UsageError, match=r"ds\.json"):
+            strategy_name(tiny_config(), world)

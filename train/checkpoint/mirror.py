@@ -32,6 +32,9 @@ _FORMAT = 1
 class MirrorError(Exception):
     """The mirror cannot be reached, or did not take what it was given; one line says why."""
 
+    is_setting = False
+    """Whether a person has to change something: to wait would not help."""
+
 
 class Mirror:
     """The remote side. Raises MirrorError for whatever the storage raises."""
@@ -177,7 +180,10 @@ class Mirror:
 
 
 def _failed(error: Exception) -> MirrorError:
-    return MirrorError(f"{type(error).__name__}: {first_line(error)}")
+    failed = MirrorError(f"{type(error).__name__}: {first_line(error)}")
+    # What s3fs and gcsfs raise for want of credentials, or of rights.
+    failed.is_setting = isinstance(error, PermissionError) or "Credential" in type(error).__name__
+    return failed
 
 
 def _folder(step: int) -> str:

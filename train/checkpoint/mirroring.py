@@ -9,10 +9,20 @@ from collections.abc import Callable
 
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.store import CheckpointStore, DamagedError
-from train.exits import RetryError
+from train.exits import RetryError, RunError, UsageError
 
 _log = logging.getLogger("train")
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 300.0  # seconds before it is tried again
+
+
+def unreadable(mirror: Mirror, store: CheckpointStore, error: MirrorError) -> RunError:
+    """What is raised where there is nothing to go on from but a mirror that cannot be read."""
+    kind = UsageError if error.is_setting else RetryError
+    remedy = "see to its credentials and rights" if error.is_setting else "start again when it can"
+    return kind(
+        f"There is no checkpoint in {store.directory}, and checkpoint.mirror.url, {mirror.url}, "
+        f"cannot be read ({error}); {remedy}, or set checkpoint.mirror=null to begin anew."
+    )
 
 
 def bring_back(mirror: Mirror, store: CheckpointStore) -> tuple[int | None, list[str]]:
@@ -32,11 +42,7 @@ def bring_back(mirror: Mirror, store: CheckpointStore) -> tuple[int | None, list
                 continue
             return step, [*notes, f"The checkpoint of step {step} came from {mirror.url}."]
     except MirrorError as error:
-        raise RetryError(
-            f"There is no checkpoint in {store.directory}, and checkpoint.mirror.url, "
-            f"{mirror.url}, cannot be read ({error}); start again when it can, or set "
-            "checkpoint.mirror=null to begin anew."
-        ) from error
+        raise unreadable(mirror, store, error) from error
     return None, notes
 
 

@@ -11,7 +11,8 @@ import argparse
 from train.commands.arguments import add_config_arguments
 from train.config.load import load_config
 from train.config.resume import allowed_changes
-from train.exits import Exit
+from train.exits import Exit, RetryError, RunError, first_line
+from train.lost_peer import is_lost_peer
 from train.rundir import RunDirectory
 from train.world import this_world
 
@@ -48,6 +49,17 @@ def run(arguments: argparse.Namespace) -> Exit:
         from train.run import Run
 
         with Run(loaded, directory, changes, allow_changes=arguments.allow_changes) as opened:
-            return fit(opened)
+            try:
+                return fit(opened)
+            except RunError:
+                raise
+            except Exception as error:
+                if opened.stop.signal is None or is_lost_peer(error):
+                    raise
+                # Launchers signal whole groups of processes; a compiler, say, died of it.
+                raise RetryError(
+                    f"It was asked to stop ({opened.stop.signal}), and failed before it could save "
+                    f"({type(error).__name__}: {first_line(error)}). {opened.what_is_lost()}"
+                ) from error
     finally:
         directory.release()

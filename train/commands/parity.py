@@ -143,9 +143,12 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
             line for line in log.read_text(encoding="utf-8").splitlines() if "isorun: error" in line
         ]
         why = f": {said[0].removeprefix('isorun: error: ').rstrip('.')}" if said else ""
-        raise RunError(
-            f"The run on {placement} ended with exit code {done.returncode}{why}; see {log}."
-        )
+        # torchrun has made 1 of the rank's own code; its report still has it.
+        codes = [int(code) for code in re.findall(r"exitcode +: (\d+)", log.read_text("utf-8"))]
+        code = codes[-1] if codes else done.returncode
+        failed = RunError(f"The run on {placement} ended with exit code {code}{why}; see {log}.")
+        failed.code = Exit(code) if code in set(Exit) else Exit.INTERNAL
+        raise failed
 
 
 def _report(

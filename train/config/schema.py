@@ -57,7 +57,7 @@ class LengthConfig(Section):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(
                 "length needs exactly one of length.steps and length.epochs, "
-                f"but has {'neither' if self.steps is None else 'both'}"
+                + ("but has neither" if self.steps is None else "but has both; set one to null")
             )
         return self
 

@@ -74,6 +74,6 @@ class ZeroConfig(Section):
     max_live_parameters: int = harmless(1_000_000_000, ge=0)
     """Stage 3: gathered elements that may be kept."""
 
-    config: dict[str, Any] = harmless({})
-    """Further keys for DeepSpeed's own config, merged in. What this kit's config decides cannot
-    be contradicted here, and no value can be "auto"."""
+    config: dict[str, Any] = {}
+    """Further keys for DeepSpeed's own config, merged in; some of them change results. What this
+    kit's config decides cannot be contradicted here, and no value can be "auto"."""

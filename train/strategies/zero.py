@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -36,6 +37,8 @@ class ZeroStrategy(Strategy):
         """Hands model and optimiser to DeepSpeed."""
         self.refuse_optimizer("adafactor", "adagrad")  # DeepSpeed makes an Adagrad of its own
         deepspeed = import_deepspeed(self.engine.device)
+        # DeepSpeed insists on it, also where nothing but Python started the one process.
+        os.environ.setdefault("LOCAL_RANK", str(self.engine.world.local_rank))
         self.settings = deepspeed_config(
             self.config, STAGES[self.engine.strategy_name], self.engine.plan
         )
@@ -43,12 +46,19 @@ class ZeroStrategy(Strategy):
             self._cut_modules(deepspeed, model, self.initial)
         self.bare_model = self.engine.on_device(model, move=self.initial is None)
         self.optimizer = build(self.bare_model)
-        self.deepspeed, self._zero, _, _ = deepspeed.initialize(
-            model=self.bare_model,
-            optimizer=self.optimizer,
-            config=self.settings,
-            dist_init_required=False,
-        )
+        try:
+            self.deepspeed, self._zero, _, _ = deepspeed.initialize(
+                model=self.bare_model,
+                optimizer=self.optimizer,
+                config=self.settings,
+                dist_init_required=False,
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UsageError(
+                f"DeepSpeed does not take zero.config: {'.'.join(map(str, first['loc']))} is "
+                f"{first['input']!r} ({first['msg']}); correct it, or remove it."
+            ) from None
         self.model = self.deepspeed
         self._watch()
         if self._zero.optimizer is not self.optimizer:

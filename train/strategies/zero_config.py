@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from train.data.plan import BatchPlan
@@ -68,6 +70,7 @@ def deepspeed_config(config: Config, stage: int, plan: BatchPlan) -> dict[str, A
         "wall_clock_breakdown": False,
     }
     _refuse_foreign(options.config)
+    _refuse_unknown(options.config)
     return _merged(ours, options.config, "zero.config")
 
 
@@ -86,11 +89,43 @@ _FOREIGN = {
 }
 
 
+# Where DeepSpeed spells the names that it looks for; a few more stand in its code only.
+_MODULES = ("runtime.constants", "runtime.config", "runtime.zero.config", "comm.constants")
+_MORE = {
+    "aio", "activation_checkpointing", "flops_profiler", "comms_logger", "compile", "pipeline",
+    "hybrid_engine", "sparse_attention", "tensor_parallel", "graph_harvesting", "sparse_gradients",
+}  # fmt: skip
+
+
 def _refuse_foreign(own: dict[str, Any]) -> None:
-    for key, instead in _FOREIGN.items():
-        if key in own:
+    foreign = {f"{key}": instead for key, instead in _FOREIGN.items() if key in own}
+    zero = own.get("zero_optimization")
+    if isinstance(zero, dict):
+        foreign |= {
+            f"zero_optimization.{key}": instead
+            for key, instead in (
+                ("offload_optimizer", "zero.offload_optimizer"),
+                ("offload_param", "zero.offload_parameters"),
+                ("cpu_offload", "zero.offload_optimizer"),
+            )
+            if key in zero
+        }
+    for key, instead in foreign.items():
+        raise UsageError(
+            f"zero.config.{key} is set, but that is decided by {instead} here; remove it."
+        )
+
+
+def _refuse_unknown(own: dict[str, Any]) -> None:
+    """DeepSpeed itself ignores a key of this level that it does not know."""
+    modules = [importlib.import_module(f"deepspeed.{name}") for name in _MODULES]
+    known = {v for module in modules for v in vars(module).values() if isinstance(v, str)} | _MORE
+    for key, value in own.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "remove it."
             raise UsageError(
-                f"zero.config.{key} is set, but that is decided by {instead} here; remove it."
+                f"zero.config.{key} is no key of DeepSpeed's (value {value!r}); {hint}"
             )
 
 

@@ -1,0 +1,89 @@
+"""A stop under torchrun, which takes it for a failure; and a stop that comes early or breaks things."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support.runs import TINY, checkpoints, command, environment, metrics, run, start
+from train.exits import StoppedError
+from train.rundir import RunDirectory
+
+
+def attempts(directory):
+    return [json.loads(line) for line in (directory / "attempts.jsonl").open()]
+
+
+def wait_until(condition, process, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_torchruns_restarts_do_not_undo_a_stop(tmp_path):
+    options = ["length.steps=2000", "task.sleep=0.02", "batch.micro_batch_size=6"]
+    words = command("fit", tmp_path, *options, processes=2)
+    at = words.index("--nproc-per-node")
+    words[at:at] = ["--max-restarts", "2"]
+    launcher = subprocess.Popen(
+        words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: (tmp_path / "metrics.jsonl").exists() and metrics(tmp_path), launcher)
+    (tmp_path / "stop").touch()
+    out, err = launcher.communicate(timeout=120)
+    assert "it is saved" in out
+    assert "torchrun's restart does not go on with it" in err
+    assert len(attempts(tmp_path)) == 1
+    saved = checkpoints(tmp_path)[-1]
+    assert saved < 2000
+    run("fit", tmp_path, *options, f"length.steps={saved + 2}", "schedule.use=constant",
+        "--allow-changes", processes=2)  # fmt: skip
+    assert attempts(tmp_path)[-1]["resumed_from_step"] == saved
+
+
+@pytest.mark.parametrize(
+    ("launch", "restarts", "refused"),
+    [("a", 1, True), ("a", 0, False), ("b", 1, False), (None, 0, False)],
+)
+def test_which_start_undoes_a_stop(tmp_path, monkeypatch, launch, restarts, refused):
+    """Nodes that come or go are no restart by torchrun's count; nor is another torchrun."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    RunDirectory(tmp_path).mark_stopped()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
+    if launch:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
+    else:
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    if refused:
+        with pytest.raises(StoppedError):
+            RunDirectory(tmp_path).refuse_undoing_a_stop()
+    else:
+        RunDirectory(tmp_path).refuse_undoing_a_stop()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_file_that_comes_while_the_run_starts(tmp_path):
+    process = start("fit", tmp_path, "task.use=tests.faults.tasks:SlowToBuild")
+    wait_until(lambda: (tmp_path / "building").exists(), process)
+    (tmp_path / "stop").touch()
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 143, err
+    assert checkpoints(tmp_path)[-1] < 40
+    run("fit", tmp_path, "task.use=tests.faults.tasks:SlowToBuild")
+
+
+def test_what_breaks_because_of_a_stop_is_tried_again(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-m", "train", "fit", *TINY, f"run.dir={tmp_path}",
+         "task.use=tests.faults.tasks:BreaksWhenStopped"],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 75, process.stderr
+    assert "asked to stop (SIGTERM)" in process.stderr
+    assert "the compiler died" in process.stderr
+    assert "Traceback" not in process.stderr
