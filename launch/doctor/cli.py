@@ -117,12 +117,12 @@ def _main(arguments: argparse.Namespace) -> Exit:
     show(_title(place, meeting, seconds), findings)
     if arguments.json is not None:
         code = _write(arguments.json, place, meeting, findings, seconds) or code
-    if code:
-        failures = [f"{f.check} on {f.node}: {f.text}" for f in findings if f.code]
-        told = "; ".join(failures) or "The report could not be written."
-        leave((UsageError if code is Exit.USAGE else RetryError)(told))
+    failures = [f"{f.check} on {f.node}: {f.text}" for f in findings if f.code]
+    told = "; ".join(failures) or "The report could not be written."
+    _leave(code, told)
     with suppress(RuntimeError):  # whoever keeps the store is gone, and the others with it
-        meeting.tell("verdict", code)  # after all is printed: an agent may end this process now
+        # After all is printed: an agent may end this process now.
+        meeting.tell("verdict", [code, told])
         meeting.hear("left", [rank for rank in meeting.members if rank], _ACK_SECONDS)
     return code
 
@@ -152,16 +152,24 @@ def _meet(place: Place, seconds: float) -> Meeting:
 def _verdict(examination: Examination, meeting: Meeting) -> Exit:
     """What rank 0 made of it all; if it says nothing, what this rank found itself."""
     with suppress(RuntimeError):  # rank 0, which keeps the store, is gone
-        told = meeting.hear("verdict", [0], examination.limits.all).get(0)
+        verdict = meeting.hear("verdict", [0], examination.limits.all).get(0)
+        if verdict is not None:
+            _leave(Exit(verdict[0]), verdict[1])
         meeting.tell("left", True)
-        if told is not None:
-            return Exit(told)
+        if verdict is not None:
+            return Exit(verdict[0])
     own = [f for f in examination.findings if f.status is Status.FAILED]
     found = "; ".join(f"{f.check}: {f.text}" for f in own) or "found nothing wrong itself"
     raise RetryError(
         f"Rank 0 told rank {meeting.rank} on {meeting.label(meeting.rank)} no result of the "
         f"preflight (this rank: {found}); see what became of rank 0, then start it again."
     )
+
+
+def _leave(code: Exit, told: str) -> None:
+    """What was wrong, for the agent of each node: whichever ends first can say it."""
+    if code:
+        leave((UsageError if code is Exit.USAGE else RetryError)(told))
 
 
 def _title(place: Place, meeting: Meeting, seconds: float) -> str:
