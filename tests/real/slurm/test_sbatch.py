@@ -130,6 +130,6 @@ def test_srun_alone_starts_ranks(user, tmp_path):
         f"run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "started by srun" in done.stderr
+    assert "started by srun" in done.stdout
     assert "2 hosts (node1, node2)" in done.stderr
     assert "all well" in run("verify", tmp_path / "run").stdout
