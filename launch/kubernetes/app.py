@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from launch.kubernetes import manifests
-from launch.kubernetes.rendering import Rendered, Request
+from launch.kubernetes.rendering import Request
 from launch.kubernetes.values import Change, Changes, number
 from train.exits import UsageError
-from train.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Role
@@ -94,35 +93,6 @@ def request(app: AppDef, cfg: Mapping[str, Any], name: str) -> Request:
     if any(_is_runs(mount.dst_path) for mount in role.mounts):
         leave_out.append("pvc")  # nobody would use that claim
     return Request(overlay.name, changes, add, leave_out, job.patches)
-
-
-def render_component(name: str, words: Sequence[str]) -> Rendered:
-    """What kubernetes_job would submit for ``isorun.fit`` and its arguments, among which
-    ``--cfg KEY=VALUE,...`` are the scheduler's options. Raises UsageError."""
-    from torchx.specs.builders import materialize_appdef
-
-    from launch import components
-    from launch.kubernetes.scheduler import create_scheduler
-
-    known = {f"isorun.{n}": getattr(components, n) for n in ("fit", "doctor", "sweep", "run")}
-    if name not in known:
-        raise UsageError(
-            f"{name!r} is not a component of isorun's{did_you_mean(name, known)} There are "
-            f"{', '.join(known)}."
-        )
-    given, cfg = list(words), ""
-    for at, word in enumerate(given):
-        if word == "--":
-            break
-        if word in ("--cfg", "-cfg") and at + 1 < len(given):
-            cfg = given[at + 1]
-            del given[at : at + 2]
-            break
-    scheduler = create_scheduler("render")
-    app = materialize_appdef(known[name], given)
-    options = scheduler.run_opts().cfg_from_str(cfg)
-    rendered: Rendered = scheduler.submit_dryrun(app, options).request.rendered
-    return rendered
 
 
 def _words(role: Role) -> list[str]:

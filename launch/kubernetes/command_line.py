@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 def render_words(words: Sequence[str]) -> Rendered:
     """An overlay's objects, or those of a TorchX component. Raises UsageError."""
     if words and "." in words[0] and not words[0].startswith("-"):
-        from launch.kubernetes.app import render_component
+        from launch.kubernetes.component import render_component
 
         return render_component(words[0], words[1:])
     own, command = list(words), []

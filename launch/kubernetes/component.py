@@ -1,0 +1,38 @@
+"""A component of isorun's as the objects that ``kubernetes_job`` would submit for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launch.kubernetes.rendering import Rendered
+from launch.kubernetes.scheduler import create_scheduler
+from train.exits import UsageError
+from train.suggest import did_you_mean
+
+
+def render_component(name: str, words: Sequence[str]) -> Rendered:
+    """What kubernetes_job would submit for ``isorun.fit`` and its arguments, among which
+    ``--cfg KEY=VALUE,...`` are the scheduler's options. Raises UsageError."""
+    from torchx.specs.builders import materialize_appdef
+
+    from launch import components
+
+    known = {f"isorun.{n}": getattr(components, n) for n in ("fit", "doctor", "sweep", "run")}
+    if name not in known:
+        raise UsageError(
+            f"{name!r} is not a component of isorun's{did_you_mean(name, known)} There are "
+            f"{', '.join(known)}."
+        )
+    given, cfg = list(words), ""
+    for at, word in enumerate(given):
+        if word == "--":
+            break
+        if word in ("--cfg", "-cfg") and at + 1 < len(given):
+            cfg = given[at + 1]
+            del given[at : at + 2]
+            break
+    scheduler = create_scheduler("render")
+    app = materialize_appdef(known[name], given)
+    options = scheduler.run_opts().cfg_from_str(cfg)
+    rendered: Rendered = scheduler.submit_dryrun(app, options).request.rendered
+    return rendered
