@@ -23,6 +23,7 @@ def group(item):
     return str(path.parent if path.parts[0] == "real" and len(path.parts) > 2 else path)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     groups = {item: group(item) for item in items}
     for item, name in groups.items():
