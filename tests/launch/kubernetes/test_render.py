@@ -56,7 +56,7 @@ def test_an_image_with_a_digest_needs_no_warning():
 
 
 def test_values_environment_command_and_namespace():
-    command = ["python", "-m", "train", "verify", "run.dir=/runs/x"]
+    command = ["python", "-m", "train", "verify", "--config", "configs/text.yaml", "run.name=x"]
     words = ["multi-node", "kueue", "--set", "nodes=4", "--set", "queue=training", "-n", "ml"]
     words += ["--set", "queuePriority=research", "--set", "env.NCCL_DEBUG=INFO", "--", *command]
     made = render_words(words).objects
