@@ -71,6 +71,12 @@ class NodeAgent(LocalElasticAgent):
         self.verdict, self._failed_elsewhere_at = None, None
         node, nodes = self._place
         self._reports = Reports(cast("Any", worker_group.store), node, nodes)
+        if nodes > 1:
+            ranks = [worker.global_rank for worker in worker_group.workers]
+            self._tell(
+                f"{socket.gethostname()} is node {node} of {nodes} and has the ranks {ranks[0]} to "
+                f"{ranks[-1]} of {worker_group.workers[0].world_size}."
+            )
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         started: dict[int, Any] = super()._start_workers(worker_group)

@@ -177,7 +177,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Opti
         rdzv_id=given.text("rdzv-id") or environ.get("ISORUN_RUN_ID") or "isorun",
         rdzv_conf=_pairs(*given.find("rdzv-conf")),
         rdzv_timeout=given.seconds("rdzv-timeout"),
-        node_rank=_node_rank(given, environ),
+        # One node alone keeps its own meeting point, whatever number a launcher gave it.
+        node_rank=_node_rank(given, environ) if max_nodes > 1 else 0,
         # One node talks to itself alone, and its own name may be unknown even to itself, such as
         # in a container without network.
         local_addr=given.text("local-addr") or ("127.0.0.1" if max_nodes == 1 else None),

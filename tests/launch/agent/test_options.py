@@ -26,6 +26,12 @@ def test_one_node_meets_nobody_and_takes_any_port():
     assert alone.command[1:] == ("-m", "train", "fit")
 
 
+def test_one_of_many_jobs_with_one_node_each_meets_itself():
+    """Of a sweep, say: the launcher counts them, but none waits for another."""
+    assert options(JOB_COMPLETION_INDEX="3").node_rank == 0
+    assert options("--nnodes", "4", "--rdzv-endpoint", "a", JOB_COMPLETION_INDEX="3").node_rank == 3
+
+
 def test_several_nodes_are_looked_at_before_the_run():
     assert options("--nnodes", "2", "--rdzv-endpoint", "a").preflight == "quick"
     assert options("--nnodes", "2", "--rdzv-endpoint", "a").local_addr is None
@@ -83,8 +89,12 @@ def test_the_first_host_is_found_in_a_list_of_slurms():
         (["--rdzv-backend", "etcd"], {}, "c10d"),
         (["--rdzv-conf", "timeout"], {}, "KEY=VALUE"),
         (["--preflight", "maybe"], {}, "'maybe'"),
-        (["--node-rank", "first"], {}, "'first'"),
-        ([], {"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX"),
+        (["--nnodes", "2", "--rdzv-endpoint", "a", "--node-rank", "first"], {}, "'first'"),
+        (
+            ["--nnodes", "2", "--rdzv-endpoint", "a"],
+            {"JOB_COMPLETION_INDEX": "x"},
+            "JOB_COMPLETION_INDEX",
+        ),
         (["--shutdown-timeout", "20"], {"ISORUN_STOP_DEADLINE": "25"}, "ISORUN_STOP_DEADLINE"),
         (["--nodes", "2"], {}, "--nodes"),
     ],
