@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
+# These keep all cores busy by themselves.
+ALONE := tests/invariants tests/commands/test_parity.py
+
 .PHONY: help lock setup train test lint format chaos bench image sbom clean
 
 help: ## show this list
@@ -31,7 +34,8 @@ train: setup ## train a small language model on text, about two minutes on two c
 	$(RUN) -m train fit --config configs/text.yaml
 
 test: setup ## run all tests
-	$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(RUN) -m pytest $(ALONE)
+	$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
 
 lint: setup ## check style and types
 	$(RUN) -m ruff check .

@@ -6,13 +6,13 @@ import pytest
 
 # These take longest; whoever begins with them is not waited for at the end.
 LONGEST = (
-    "invariants/test_chaos.py",
-    "commands/test_parity.py",
     "real/docker",
-    "real/test_agent_hosts.py",
+    "real/slurm",
     "test_docs.py",
+    "launch/kubernetes/test_pretended.py",
+    "real/test_agent_hosts.py",
+    "real/test_torchx_local.py",
     "launch/agent/test_agent.py",
-    "invariants/test_strategies.py",
 )
 
 

@@ -105,6 +105,17 @@ def test_and_on_any_number_of_ranks(alone, finished, tmp_path, before, after):
     assert_same_run(alone, moved)
 
 
+def test_by_way_of_three_ranks(tmp_path):
+    """They cut the samples of a step otherwise, so there is no dropout."""
+    still = "model.dropout=0.0"
+    placed("1", tmp_path / "alone", still)
+    placed("2 zero2", tmp_path / "0", still)
+    for number, after in enumerate(["3 fsdp2", "2 ddp", "3 zero3", "4 zero1"]):
+        moved = interrupted(tmp_path / str(number), tmp_path / str(number + 1))
+        placed(after, moved, still)
+        assert_same_run(tmp_path / "alone", moved)
+
+
 def interrupted(directory, copy):
     """A copy of a finished run as it was in the middle."""
     shutil.copytree(directory, copy)
