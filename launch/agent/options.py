@@ -264,8 +264,9 @@ def _endpoint(given: _Given, environ: Mapping[str, str], max_nodes: int) -> tupl
     if not host and environ.get("MASTER_ADDR"):
         host, port_text = environ["MASTER_ADDR"], port_text or environ.get("MASTER_PORT", "")
         port = int(port_text) if port_text.isdigit() else port
-    if max_nodes == 1 and not host:
-        return "localhost", int(port_text) if port_text else 0
+    if max_nodes == 1:
+        # There is nobody to meet, but perhaps others on this machine that were given the same port.
+        return "localhost", 0
     if not host:
         raise UsageError(
             f"The run wants {max_nodes} nodes, but nothing says where they meet; give node 0's "

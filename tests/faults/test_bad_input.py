@@ -93,6 +93,7 @@ def test_a_dataset_that_raises_names_index_and_epoch(tmp_path, workers):
         "data.size=12",
         "length.steps=8",
         "checkpoint.every_steps=4",
+        "checkpoint.asynchronous=false",  # it is there before the kill, however slow the disk
         f"loader.workers={workers}",
     ]
     run("fit", tmp_path / "run", *base, "task.kill_at_step=5", "task.sleep=0.05", expect=-9)

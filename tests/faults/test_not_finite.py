@@ -82,6 +82,7 @@ def test_one_more_in_a_row_ends_the_run(tmp_path, log_every_steps):
 def test_a_row_of_skipped_steps_goes_on_through_a_restart(tmp_path):
     """Steps 3 and 4 are in the checkpoint, 5 and 6 come after it."""
     rules = ["optim.max_skipped_steps=3", "checkpoint.every_steps=4"]
+    rules += ["checkpoint.asynchronous=false"]  # it is there before the kill
     run("fit", tmp_path, *rules, "task.nan_at_steps=[3,4]", "task.kill_at_step=5", "task.sleep=0.05",
         expect=-9)  # fmt: skip
     assert state(tmp_path)["progress"]["skipped_in_a_row"] == 2

@@ -23,6 +23,8 @@ def test_one_node_meets_nobody_and_takes_any_port():
     assert (alone.host, alone.port, alone.min_nodes, alone.max_nodes) == ("localhost", 0, 1, 1)
     assert alone.local_addr == "127.0.0.1", "its name may be unknown, as in a container"
     assert alone.preflight == "off"
+    told = options("--rdzv-endpoint", "node0:4000", PET_RDZV_PORT="4001")
+    assert (told.host, told.port) == ("localhost", 0)
     assert alone.command[1:] == ("-m", "train", "fit")
 
 
