@@ -252,10 +252,13 @@ def _endpoint(given: _Given, environ: Mapping[str, str], max_nodes: int) -> tupl
             f"The port of the rendezvous must be a number below 65536, but is {port_text!r} "
             f"({port_origin})."
         )
+    if max_nodes == 1:
+        # There is nobody to meet, but perhaps others on this machine that were given the same port.
+        return "localhost", 0
     port = int(port_text) if port_text else DEFAULT_PORT
     if not host and (variable := given.text("rdzv-host-env")):
         host = first_host(environ.get(variable, "").strip())
-        if not host and max_nodes > 1:
+        if not host:
             raise UsageError(
                 f"The run wants {max_nodes} nodes, but {variable}, which should hold node 0's host "
                 "(--rdzv-host-env), is not set in the environment; set it, or name the host by "
@@ -264,9 +267,6 @@ def _endpoint(given: _Given, environ: Mapping[str, str], max_nodes: int) -> tupl
     if not host and environ.get("MASTER_ADDR"):
         host, port_text = environ["MASTER_ADDR"], port_text or environ.get("MASTER_PORT", "")
         port = int(port_text) if port_text.isdigit() else port
-    if max_nodes == 1:
-        # There is nobody to meet, but perhaps others on this machine that were given the same port.
-        return "localhost", 0
     if not host:
         raise UsageError(
             f"The run wants {max_nodes} nodes, but nothing says where they meet; give node 0's "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from train.data.plan import BatchPlan
 from train.exits import UsageError
+from train.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from train.config.schema import Config
@@ -98,7 +98,7 @@ _MORE = {
 
 
 def _refuse_foreign(own: dict[str, Any]) -> None:
-    foreign = {f"{key}": instead for key, instead in _FOREIGN.items() if key in own}
+    foreign = {key: instead for key, instead in _FOREIGN.items() if key in own}
     zero = own.get("zero_optimization")
     if isinstance(zero, dict):
         foreign |= {
@@ -122,10 +122,9 @@ def _refuse_unknown(own: dict[str, Any]) -> None:
     known = {v for module in modules for v in vars(module).values() if isinstance(v, str)} | _MORE
     for key, value in own.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "remove it."
             raise UsageError(
-                f"zero.config.{key} is no key of DeepSpeed's (value {value!r}); {hint}"
+                f"zero.config.{key} is no key of DeepSpeed's (value {value!r})"
+                f"{did_you_mean(key, known)} Correct it, or remove it."
             )
 
 
