@@ -34,8 +34,8 @@ train: setup ## train a small language model on text, about two minutes on two c
 	$(RUN) -m train fit --config configs/text.yaml
 
 test: setup ## run all tests
-	$(RUN) -m pytest $(ALONE)
-	$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
+	$(RUN) -m pytest $(ALONE); alone=$$?; \
+	$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(addprefix --ignore=,$(ALONE)) && exit $$alone
 
 lint: setup ## check style and types
 	$(RUN) -m ruff check .

@@ -102,6 +102,6 @@ def test_bad_placements(tmp_path, words, expected):
 
 def test_a_run_that_fails_is_told(tmp_path):
     task = ["task.use=tests.support.tiny:TinyTask", "batch.global_batch_size=12", "data.fail_at=3"]
-    done = parity("--steps", 20, "--out", tmp_path, "1", "2", *task, "length.steps=9", expect=70)
+    done = parity("--steps", 20, "--out", tmp_path, "1", "2", *task, "length.steps=9", expect=65)
     assert "The run on 1 ended with exit code 65: The dataset Noisy failed at" in done.stderr
     assert str(tmp_path / "1.log") in done.stderr
