@@ -190,12 +190,13 @@ class Engine:
             factor *= self.loss_scale.value
         self.strategy.backward(loss_sum * factor)
 
-    def step(self, loss_sum: Tensor, clip_norm: float | None) -> StepResult:
+    def step(self, pending_loss: Callable[[], Tensor], clip_norm: float | None) -> StepResult:
         """Clips the gradients and lets the optimiser step, unless something is not finite.
 
-        ``loss_sum`` is this rank's. All ranks skip or none does: both numbers are global.
+        ``pending_loss`` is what ``begin_sum`` of the loss gave. All ranks skip or none does: both
+        numbers are global.
         """
-        loss_sum = self.sum(loss_sum.detach().float())
+        loss_sum = pending_loss()
         norm, skipped = self.strategy.update(loss_sum, clip_norm)
         if self.loss_scale:
             self.loss_scale.update(skipped=bool(skipped.item()))
@@ -209,13 +210,34 @@ class Engine:
             dist.all_reduce(tensor)
         return tensor
 
+    def begin_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Starts ``sum`` and goes on; what is returned waits for it and gives the result."""
+        if self.world_size == 1:
+            return lambda: tensor
+        work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return tensor
+
+        return wait
+
     def sum_ints(self, values: Sequence[int]) -> list[int]:
         """Sums over all ranks, on the host and exact modulo 2**64 (as signed 64-bit)."""
+        return self.begin_sum_ints(values)()
+
+    def begin_sum_ints(self, values: Sequence[int]) -> Callable[[], list[int]]:
+        """Starts ``sum_ints`` and goes on; what is returned waits for it and gives the result."""
         if self.world_size == 1:
-            return list(values)
+            return lambda: list(values)
         tensor = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(tensor, group=self.host_group)
-        return [int(value) for value in tensor.tolist()]
+        work = dist.all_reduce(tensor, group=self.host_group, async_op=True)
+
+        def wait() -> list[int]:
+            work.wait()
+            return [int(value) for value in tensor.tolist()]
+
+        return wait
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank. It is pickled: small things only."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -29,11 +30,10 @@ def fit(run: Run) -> Exit:
         evaluate_now(run)
         run.saving.amend()
     while progress.step < run.total_steps and not (run.early_stop and run.early_stop.stopped):
-        micro_batches = next_micro_batches(run)
-        count, stop, save_wanted = agree(run, micro_batches)
-        if stop or progress.evaluation_due:
+        if progress.evaluation_due:
             return preempt(run)
-        if not train_step(run, micro_batches, count):
+        agreed = train_step(run, next_micro_batches(run))
+        if agreed.stop:
             return preempt(run)
         run.watchdog.heart.warm = True
         run.tracker.progress(progress.step)
@@ -43,7 +43,7 @@ def fit(run: Run) -> Exit:
             draw_histograms(run)
         if due.evaluate(progress.step):
             evaluate_now(run)
-        if due.save(progress.step) or save_wanted:
+        if due.save(progress.step) or agreed.save:
             save(run)
     if progress.evaluation_due:
         return preempt(run)
@@ -59,25 +59,41 @@ def next_micro_batches(run: Run) -> list[MicroBatch]:
     return micro_batches
 
 
-def agree(run: Run, micro_batches: Sequence[MicroBatch]) -> tuple[int, bool, bool]:
-    """What all ranks must know before a step: the global count that its loss is divided by,
-    whether anybody was asked to stop, and whether rank 0's clock wants a checkpoint."""
-    run.beat("waiting for other ranks")
-    count = sum(int(run.task.count(micro.batch)) for micro in micro_batches)
+class Agreed(NamedTuple):
+    """What all ranks know of a step, alike, before its first gradient."""
+
+    global_count: int
+    """Units of the global batch, which its loss is divided by."""
+    stop: bool
+    """Whether anybody was asked to stop: then the step is given up."""
+    save: bool
+    """Whether rank 0's clock wants a checkpoint after it."""
+
+
+def begin_to_agree(run: Run, count: int) -> Callable[[], Agreed]:
+    """Tells the other ranks this one's ``count`` and what it was asked; what is returned waits
+    for theirs. To wait at once would cost each step as long as the slowest rank is behind."""
     time_to_save = run.engine.is_main and run.due.time_to_save()
-    asked = [count, run.stop.requested, time_to_save, run.saving.failed]
-    count, stop, wanted, failed = run.engine.sum_ints(asked)
-    if failed:
-        run.saving.wait()  # tells of it now, not at the next one
-    return count, stop > 0, wanted > 0
+    pending = run.engine.begin_sum_ints(
+        [count, run.stop.requested, time_to_save, run.saving.failed]
+    )
+
+    def wait() -> Agreed:
+        run.beat("waiting for other ranks")
+        global_count, stop, save, failed = pending()
+        if failed:
+            run.saving.wait()  # tells of it now, not at the next one
+        return Agreed(global_count, stop > 0, save > 0)
+
+    return wait
 
 
-def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> bool:
-    """Forward and backward over the micro-batches, then one step of the optimiser. False if it
-    was given up between two micro-batches, because somebody asked for a stop.
+def train_step(run: Run, micro_batches: Sequence[MicroBatch]) -> Agreed:
+    """Forward and backward over the micro-batches, then one step of the optimiser, unless ranks
+    agreed on a stop meanwhile: then all is as it was before.
 
-    The gradient is that of (sum of losses over the global batch) / (global ``count``), whatever
-    the number of ranks and micro-batches.
+    The gradient is that of (sum of losses over the global batch) / (global count), whatever the
+    number of ranks and micro-batches.
     """
     engine, progress, step = run.engine, run.progress, run.progress.step
     if run.config.compile and step == run.start_step:
@@ -86,10 +102,11 @@ def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> boo
     set_learning_rate(engine.optimizer, run.config.optim.lr, run.learning_rate_factor(step))
     engine.strategy.zero_grad()
     engine.strategy.sync_buffers()
+    count = sum(int(run.task.count(micro.batch)) for micro in micro_batches)
     loss_sum = torch.zeros((), device=engine.device)
     for micro in micro_batches:
-        if micro is not micro_batches[0] and any(engine.sum_ints([int(run.stop.requested)])):
-            return False
+        # Travels while the forward pass runs.
+        agreement = begin_to_agree(run, count)
         run.beat("computing a micro-batch")
         last = micro is micro_batches[-1]
         # Model randomness depends on what is computed, never on who computes it or when.
@@ -99,15 +116,21 @@ def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> boo
             started = time.perf_counter()
             loss = run.task.loss(engine.model, engine.to_device(micro.batch))
             run.window.forward_seconds += time.perf_counter() - started
+            agreed = agreement()
+            if agreed.stop:
+                engine.strategy.undo_forward()
+                return agreed
+            loss_sum += loss.sum.detach()
+            if last:  # travels while gradients are computed
+                pending_loss = engine.begin_sum(loss_sum)
             run.beat("computing gradients")
-            engine.backward(loss.sum, count)
-        loss_sum += loss.sum.detach()
+            engine.backward(loss.sum, agreed.global_count)
         if step == run.start_step:
             check_count(run, micro, loss.count)
     if step == run.start_step:
         check_unused(run)
     run.beat("taking the optimiser's step")
-    result = engine.step(loss_sum, run.config.optim.clip_norm)
+    result = engine.step(pending_loss, run.config.optim.clip_norm)
     if run.ema:
         run.ema.update(result.skipped)
     if step == run.start_step:
@@ -116,11 +139,11 @@ def train_step(run: Run, micro_batches: Sequence[MicroBatch], count: int) -> boo
     run.saving.record(record(step + 1, progress.position, micro_batches))
     progress.step += 1
     progress.position += run.config.batch.global_batch_size
-    run.window.add(result, count)
+    run.window.add(result, agreed.global_count)
     # Read at the latest when a streak could have become too long: rarely enough to cost nothing.
     if run.window.unread_steps > run.config.optim.max_skipped_steps:
         read_window(run)
-    return True
+    return agreed
 
 
 def check_count(run: Run, micro: MicroBatch, count: object) -> None:

@@ -174,7 +174,7 @@ def _together(run: Run, size: int) -> None:
         loss_sum = _micro_batch(run, size, last=step == 0 or run.plan.accumulation == 1)
         if step == 1 and run.plan.accumulation > 1:
             loss_sum += _micro_batch(run, size, last=True)
-        run.engine.step(loss_sum, run.config.optim.clip_norm)
+        run.engine.step(run.engine.begin_sum(loss_sum), run.config.optim.clip_norm)
         run.engine.strategy.zero_grad()
 
 

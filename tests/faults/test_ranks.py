@@ -71,6 +71,18 @@ def test_buffers_that_differ_between_ranks_resume_to_the_same_bits(tmp_path):
     assert_same_bits(tensors(tmp_path / "one"), tensors(tmp_path / "two"))
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
+@pytest.mark.parametrize("forward_pass", [9, 10], ids=["between micro-batches", "before a step"])
+def test_a_step_that_is_given_up_leaves_nothing_behind(tmp_path, strategy, forward_pass):
+    """A forward pass changes a BatchNorm's statistics and may gather parameters."""
+    base = [f"task.use={TASKS}:WithBatchNorm", "batch.micro_batch_size=3", "length.steps=8"]
+    base += [f"strategy={strategy}", "model.dropout=0.0"]
+    run_ranks(2, "fit", tmp_path / "one", *base)
+    run_ranks(2, "fit", tmp_path / "two", *base, f"task.stop_rank_1_at={forward_pass}", expect=143)
+    run_ranks(2, "fit", tmp_path / "two", *base)
+    assert_same_bits(tensors(tmp_path / "one"), tensors(tmp_path / "two"))
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero3"])
 def test_unused_parameters_are_named(tmp_path, strategy):
     done = run_ranks(

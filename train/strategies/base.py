@@ -43,6 +43,7 @@ class Strategy(ABC):
     def __init__(self, engine: Engine, config: Config, blocks: list[nn.Module]) -> None:
         self.engine, self.config, self.blocks = engine, config, blocks
         self._buffers: list[Tensor] | None = None
+        self._synced: list[tuple[Tensor, list[Tensor]]] = []
 
     @abstractmethod
     def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
@@ -163,21 +164,24 @@ class Strategy(ABC):
     def sync_buffers(self) -> None:
         """Gives every rank rank 0's persistent buffers, such as a BatchNorm's running statistics:
         before a step, an evaluation and a checkpoint, so that they agree wherever they count."""
-        if self.engine.world_size == 1:
-            return
         if self._buffers is None:
             kept = self.bare_model.state_dict(keep_vars=True)
             self._buffers = [b for name, b in self.bare_model.named_buffers() if name in kept]
         by_kind: dict[torch.dtype, list[Tensor]] = {}
         for buffer in self._buffers:
             by_kind.setdefault(buffer.dtype, []).append(buffer.detach())
+        self._synced = []
         for buffers in by_kind.values():
             joined = torch.cat([buffer.flatten() for buffer in buffers])
-            self.engine.broadcast_tensor(joined)
-            for buffer, part in zip(
-                buffers, torch.split(joined, [b.numel() for b in buffers]), strict=True
-            ):
-                buffer.copy_(part.view_as(buffer))
+            self._synced.append((joined, buffers))
+            if self.engine.world_size > 1:
+                self.engine.broadcast_tensor(joined)
+                _part(joined, buffers)
+
+    def undo_forward(self) -> None:
+        """For a step that is given up: buffers are again what ``sync_buffers`` left."""
+        for joined, buffers in self._synced:
+            _part(joined, buffers)
 
     def unused_remedy(self, *, alike: bool) -> str | None:
         """None where parameters that the loss does not use are as good as frozen, else what can
@@ -192,6 +196,13 @@ class Strategy(ABC):
             for name, parameter in self.bare_model.named_parameters()
             if parameter.requires_grad and parameter.grad is None
         ]
+
+
+def _part(joined: Tensor, tensors: list[Tensor]) -> None:
+    """Overwrites tensors with what was joined from such."""
+    parts = torch.split(joined, [tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

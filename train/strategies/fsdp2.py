@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from train.exits import UsageError
@@ -72,6 +73,13 @@ class Fsdp2Strategy(TorchStrategy):
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         self.model.set_is_last_backward(last)  # type: ignore[operator]
         yield
+
+    def undo_forward(self) -> None:
+        """Parameters that the forward pass has gathered are cut again, too."""
+        super().undo_forward()
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def _without_shared(blocks: list[nn.Module], model: nn.Module) -> list[nn.Module]:
