@@ -263,9 +263,11 @@ def preempt(run: Run) -> Exit:
         )
     if run.engine.is_main:
         run.directory.mark_stopped()
+    launched = run.engine.world.launcher != "python"
+    anywhere = ", behind the same launcher, another or none" if launched else ""
     run.tracker.say(
         f"Stopped on request after step {run.progress.step} of {run.total_steps}; it is saved. "
-        f"To go on:\n  {run.resume_command}"
+        f"To go on{anywhere}:\n  {run.resume_command}"
     )
     return Exit.PREEMPTED
 

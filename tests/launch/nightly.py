@@ -1,41 +1,18 @@
 """TorchX's nightly in a directory of its own, which goes before the installed version."""
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from functools import cache
 from pathlib import Path
 
-import pytest
-
-from tests.support.runs import ROOT
+from tests.support.cache import installed
 
 VERSION = "torchx-nightly==2026.10.26"
 
 
-@cache
 def directory():
-    """Where it is; fetched once and kept. Skips where pip cannot fetch it."""
-    target = ROOT / ".cache" / VERSION.replace("==", "-")
-    if not target.exists():
-        target.parent.mkdir(exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=target.parent))
-        done = subprocess.run(
-            # What it depends on is what the installed version depends on.
-            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", fresh,
-             "--disable-pip-version-check", VERSION],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            shutil.rmtree(fresh)
-            pytest.skip(f"pip cannot fetch {VERSION}: {done.stderr.strip().splitlines()[-1]}")
-        try:
-            fresh.rename(target)
-        except OSError:  # somebody else was faster
-            shutil.rmtree(fresh)
-    return target
+    """Where it is. What it depends on is what the installed version depends on."""
+    return installed(VERSION, "--no-deps")
 
 
 def run(*command, cwd, expect=0, **environ):

