@@ -192,8 +192,10 @@ def _not_met(options: Options, error: Exception) -> str:
 def _write(options: Options, command: Sequence[str], verdict: Verdict, to_run: bool) -> None:
     """Says what happened, and leaves it where people and programs look for it."""
     from launch.agent.failure import write_record, write_termination
+    from train.error_file import leave
 
     tell(verdict.paragraph())
+    leave(RunError(verdict.paragraph()))  # where TorchX looks, if it started this agent
     record = verdict.record(
         run_id=os.environ.get("ISORUN_RUN_ID"), command=list(command), agent=socket.gethostname()
     )

@@ -170,6 +170,7 @@ def test_the_first_error_of_a_run_is_kept(tmp_path):
     agent = start(
         "--nproc-per-node", "2", "--max-restarts", "3", "--termination-log", str(termination),
         command=[*FIT, f"run.dir={tmp_path / 'run'}", "task.use=tests.faults.tasks:Crashing"],
+        env={"TORCHELASTIC_ERROR_FILE": str(tmp_path / "for-torchx.json")},
     )  # fmt: skip
     code, _, err = end(agent)
     assert code == 70
@@ -181,6 +182,9 @@ def test_the_first_error_of_a_run_is_kept(tmp_path):
         assert "no such thing" in record["first"]["error"]
         assert any("KeyError" in line for line in record["first"]["log"])
     assert not (tmp_path / "run/failures/0002.json").exists()
+    told = json.loads((tmp_path / "for-torchx.json").read_text())["message"]["message"]
+    assert told.startswith("RunError: Rank ")
+    assert "no such thing" in told
 
 
 def test_a_stop_saves_and_the_same_command_goes_on(tmp_path):
