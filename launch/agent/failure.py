@@ -166,10 +166,16 @@ def write_record(directory: Path, record: dict[str, Any]) -> Path:
     """Writes the next free number of the run directory's ``failures/``. Raises OSError."""
     folder = directory / "failures"
     folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**record, "time": time.time()}, indent=1)
     number = 1 + max((int(p.stem) for p in folder.glob("*.json") if p.stem.isdigit()), default=0)
-    path = folder / f"{number:04d}.json"
-    path.write_text(json.dumps({**record, "time": time.time()}, indent=1), encoding="utf-8")
-    return path
+    while True:
+        path = folder / f"{number:04d}.json"
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+            return path
+        except FileExistsError:  # another node's agent was faster
+            number += 1
 
 
 def write_termination(path: Path, record: dict[str, Any]) -> None:
