@@ -41,6 +41,20 @@ def test_every_exception_has_its_reason():
             assert re.search(r"checkov:skip=\w+: \w.{20}", line), line
 
 
+def test_what_pip_keeps_lies_on_a_mount_and_not_in_a_layer():
+    text = re.sub(r"\\\n\s*", "", DOCKERFILE.read_text())
+    runs = re.findall(r"^RUN (.*)", text, re.M)
+    kept = 0
+    for words in runs:
+        mounts = set(re.findall(r"--mount=type=cache,target=([^,\s]+)", words))
+        directories = set(re.findall(r"--cache-dir[ =](\S+)", words))
+        assert directories <= mounts, words
+        if "pip install" in words:
+            assert directories or "--no-cache-dir" in words, words
+        kept += len(directories)
+    assert kept
+
+
 def test_the_base_is_pinned_by_digest():
     assert re.search(r"^ARG BASE_IMAGE=\S+:\S+@sha256:[0-9a-f]{64}$", DOCKERFILE.read_text(), re.M)
 

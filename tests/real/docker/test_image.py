@@ -82,6 +82,12 @@ def test_there_is_nothing_to_build_with_and_nothing_secret(docker, image, builde
     assert found == ""
 
 
+def test_what_pip_downloaded_is_not_in_it(docker, image):
+    """The mount's empty directory may be."""
+    find = "find /root/.cache /var/cache/pip /scratch -type f 2> /dev/null || true"
+    assert inside(docker, image, "sh", "-c", find, options=["--user", "0"]).stdout == ""
+
+
 def test_labels_say_what_it_is_made_of(docker, image):
     labels = json.loads(docker("inspect", "-f", "{{json .Config.Labels}}", image).stdout)
     assert labels["org.opencontainers.image.base.name"] == "isorun-test-base"
