@@ -127,19 +127,21 @@ class Watched:
         app_id: str = super().schedule(dryrun_info)  # type: ignore[misc]
         app = getattr(dryrun_info, "app", None) or dryrun_info._app  # 0.7.0 has the latter only
         if ledger.is_ours(app):
-            handle = f"{self.known_as}://{self.session_name}/{app_id}"
-            ledger.record_start(handle, self.known_as, app, str(dryrun_info))
+            ledger.record_start(self.handle(app_id), self.known_as, app, str(dryrun_info))
         return app_id
 
     def describe(self, app_id: str) -> Any:
         """The state of a job; if it is final, that is recorded as well."""
         found = super().describe(app_id)  # type: ignore[misc]
         if found is not None and found.state.name in ledger.FINAL:
-            self.note_end(app_id, found.state.name)
+            self.note_end(app_id, found.state.name, ledger.said(found.msg, found.roles_statuses))
         return found
 
-    def note_end(self, app_id: str, state: str) -> None:
+    def handle(self, app_id: str) -> str:
+        """TorchX's name for a job."""
+        return f"{self.known_as}://{self.session_name}/{app_id}"
+
+    def note_end(self, app_id: str, state: str, said: ledger.Said | None = None) -> None:
         """Records how a job ended."""
         codes = self.exit_codes(app_id) if hasattr(self, "exit_codes") else []
-        handle = f"{self.known_as}://{self.session_name}/{app_id}"
-        ledger.record_end(handle, state, codes)
+        ledger.record_end(self.handle(app_id), state, codes, said)

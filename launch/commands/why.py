@@ -16,7 +16,7 @@ from launch.history.quietly import quietly
 from train.exits import Exit, is_worth_retrying
 
 _LINES = 10
-_SECONDS = 30.0  # records closer than this are of one failure
+_SECONDS = 30.0  # within which all agents write what they know of one failure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,24 +28,40 @@ def run(arguments: argparse.Namespace) -> Exit:
     """Prints it."""
     launch = find(arguments.run_name)
     state = launch.refresh()
-    failures = launch.failures()
+    failure = _last(launch.failures())
     print(f"{launch.run_id} on {launch.line['scheduler']}: {_told(launch, state)}")
     for note in launch.notes:
         print(f"  {note}")
-    if failures:
-        # Each node's agent writes what it knows; who heard of most others knows most.
-        same = [x for x in failures if failures[-1]["time"] - x["time"] < _SECONDS]
-        _print_failure(max(same, key=lambda x: len(x["others"])))
+    if failure:
+        _print_failure(failure)
     elif state in {"FAILED", "LOST"}:
         print("No failure record can be seen from here.")
         _print_log(launch)
-    code = failures[-1]["exit_code"] if failures else launch.exit_code
+    code = failure["exit_code"] if failure else launch.exit_code
     if code:
         again = "may help" if is_worth_retrying(code) else "would only fail again"
         print(f"What to do: {advice(code)}. The same launch once more {again}.")
     elif state == "LOST":
         print("What to do: launch it again; it goes on from its last checkpoint.")
     return Exit.DONE
+
+
+def _last(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of the records of the last failure the one that knows most, if there is any.
+
+    Agents that could not hear each other in time write one each. One whose failure would come
+    again explains those that were ended by it; of others, who heard of most ranks knows most.
+    """
+    if not records:
+        return None
+    newest = records[-1]
+    same = [
+        record
+        for record in records
+        if record.get("round") == newest.get("round") and newest["time"] - record["time"] < _SECONDS
+    ]
+    same.sort(key=lambda x: (not x["retry"], len(x["others"])))
+    return same[-1]
 
 
 def _told(launch: Launch, state: str) -> str:

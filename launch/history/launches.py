@@ -27,7 +27,7 @@ class Launch:
     end: dict[str, Any] | None = None
     """What was recorded at its end."""
     notes: list[str] = field(default_factory=list)
-    """What the scheduler says of it, once it was asked."""
+    """What the scheduler says of it, once it was asked, or said of it when it had ended."""
 
     @property
     def handle(self) -> str:
@@ -87,6 +87,8 @@ class Launch:
     def refresh(self) -> str:
         """The state now; asks the scheduler, unless the end is known."""
         if self.end:
+            found = ledger.Said(self.end.get("message", ""), tuple(self.end.get("replicas", ())))
+            self.notes = found.lines
             return self.state
         if self.line["scheduler"] == "local_cwd":
             return self._local_state()
@@ -105,11 +107,7 @@ class Launch:
         if status is None:
             self.notes.append(f"{self.line['scheduler']} knows it no longer")
             return "GONE"
-        self.notes += [line.strip() for line in str(status.msg or "").splitlines() if line.strip()]
-        for role in status.roles or ():
-            self.notes += [
-                f"{role.role}/{r.id}: {r.state.name} on {r.hostname or '?'}" for r in role.replicas
-            ]
+        self.notes += ledger.said(status.msg, status.roles).lines
         if status.state.name in ledger.FINAL:  # asking has recorded it
             unknown = {"time": time.time(), "state": status.state.name, "exit_codes": []}
             ends = (x for x in ledger.read() if x["event"] == "ended")

@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,44 @@ def record_start(handle: str, scheduler: str, app: AppDef, request: str) -> None
     )
 
 
-def record_end(handle: str, state: str, exit_codes: list[int]) -> None:
+def record_cancel(handle: str) -> None:
+    """Adds the line of a request to stop. Of some jobs only this tells one that was cancelled from
+    one that failed."""
+    _append({"event": "cancelled", "time": time.time(), "handle": handle})
+
+
+def was_cancelled(handle: str) -> bool:
+    """Whether that was recorded of a job."""
+    return any(line["event"] == "cancelled" and line.get("handle") == handle for line in read())
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a scheduler says of a job, which it may soon forget."""
+
+    message: str = ""
+    replicas: tuple[str, ...] = ()
+    """A line for each: name, state and host."""
+
+    @property
+    def lines(self) -> list[str]:
+        """All of it."""
+        stripped = (line.strip() for line in self.message.splitlines())
+        return [*filter(None, stripped), *self.replicas]
+
+
+def said(message: str | None, roles: Iterable[Any] | None) -> Said:
+    """From the message and the roles of TorchX's status."""
+    replicas = (replica for role in roles or () for replica in role.replicas)
+    return Said(
+        "" if message in {None, "<NONE>"} else str(message).strip(),  # the latter is TorchX's word
+        tuple(f"{r.role}/{r.id}: {r.state.name} on {r.hostname or '?'}" for r in replicas),
+    )
+
+
+def record_end(
+    handle: str, state: str, exit_codes: list[int], by_scheduler: Said | None = None
+) -> None:
     """Adds the line of an end, once, for a launch that is in the ledger."""
     mine = [line for line in read() if line.get("handle") == handle]
     if mine and not any(line["event"] == "ended" for line in mine):
@@ -91,6 +129,7 @@ def record_end(handle: str, state: str, exit_codes: list[int]) -> None:
                 "handle": handle,
                 "state": state,
                 "exit_codes": exit_codes,
+                **asdict(by_scheduler or Said()),
             }
         )
 
@@ -102,12 +141,18 @@ def telling_code(codes: list[int]) -> int | None:
     return next((code for code in bad if code != Exit.PREEMPTED), bad[0] if bad else None)
 
 
-def code_of_this_process() -> int | None:
-    """How the newest job that this process launched ended; None if well, or if it is not known."""
+def of_this_process() -> tuple[str | None, dict[str, Any] | None]:
+    """The handle of the newest job that this process launched, and the line of its end."""
     lines = list(read())
     mine = [x["handle"] for x in lines if x.get("pid") == os.getpid() and _is_here(x)]
     ends = [x for x in lines if x["event"] == "ended" and mine and x["handle"] == mine[-1]]
-    return telling_code(ends[-1]["exit_codes"]) if ends else None
+    return mine[-1] if mine else None, ends[-1] if ends else None
+
+
+def code_of_this_process() -> int | None:
+    """How the newest job that this process launched ended; None if well, or if it is not known."""
+    _, end = of_this_process()
+    return telling_code(end["exit_codes"]) if end else None
 
 
 def _is_here(line: dict[str, Any]) -> bool:

@@ -4,36 +4,17 @@ import re
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from torchx.specs import AppState
 
-from launch.cli import main
 from launch.history import ledger
 from launch.history.launches import all_launches, find
 from launch.schedulers import create
+from tests.launch.launched import said, submit
 from tests.launch.launching import app
 from tests.support.runs import ROOT, TINY
 from train.exits import UsageError
-
-
-def submit(job="x1", scheduler="slurm", *words, **changes):
-    """A launch as the ledger has it."""
-    made = app("isorun.fit", "-j", "2x1", *TINY, *words)
-    handle = f"{scheduler}://torchx/{job}"
-    ledger.record_start(handle, scheduler, made, "the request")
-    for key, value in changes.items():
-        lines = [json.loads(line) for line in ledger.path().open()]
-        lines[-1][key] = value
-        ledger.path().write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return handle, made.roles[0].env["ISORUN_RUN_ID"]
-
-
-def said(capsys, *words, expect=0):
-    assert main(words) == expect
-    out, err = capsys.readouterr()
-    return out if expect == 0 else err
 
 
 def test_a_launch_is_recorded_with_all_that_says_what_ran(monkeypatch):
@@ -152,50 +133,6 @@ def test_an_ambiguous_beginning_is_refused():
     _, second = submit("2", "slurm", "run.name=mine-b")
     with pytest.raises(UsageError, match=f"'mine' may be any of {first}, {second}; name one"):
         find("mine")
-
-
-def failure(directory, code, *, rank=1, when=None, others=(), error="", log=()):
-    record = {
-        "exit_code": code, "what": f"exit code {code}", "retry": code == 75, "advice": "",
-        "first": {"rank": rank, "host": "far", "error": error, "log": list(log)},
-        "others": list(others), "lost_nodes": [], "time": when or time.time(),
-    }  # fmt: skip
-    folder = directory / "failures"
-    folder.mkdir(exist_ok=True)
-    number = len(list(folder.iterdir())) + 1
-    (folder / f"{number:04d}.json").write_text(json.dumps(record))
-
-
-@pytest.mark.parametrize(
-    ("code", "again", "what_to_do"),
-    [
-        (75, "may help", "see to the cause, run again"),
-        (78, "would only fail again", "lower optim.lr"),
-        (137, "may help", "see what killed it"),
-    ],
-)
-def test_why_names_the_rank_the_reason_and_what_to_do(capsys, tmp_path, code, again, what_to_do):
-    handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
-    other = {"rank": 0, "host": "near", "exit_code": 75}
-    failure(tmp_path, code, error="The loss was not finite.", others=[other])
-    failure(tmp_path, code, rank=0, log=["less is known here"])
-    ledger.record_end(handle, "FAILED", [code])
-    told = said(capsys, "why", "3")
-    assert f"Rank 1 on far ended first: exit code {code}" in told
-    assert "The loss was not finite." in told
-    assert "rank 0 (75)" in told
-    assert what_to_do in told
-    assert again in told
-
-
-def test_why_is_not_misled_by_an_earlier_launch_of_the_same_run(capsys, tmp_path):
-    failure(tmp_path, 71, when=time.time() - 3600)
-    handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
-    ledger.record_end(handle, "FAILED", [64])
-    told = said(capsys, "why", "3")
-    assert "71" not in told
-    assert "No failure record can be seen from here" in told
-    assert "read the sentence, correct it" in told
 
 
 def test_a_local_launch_whose_command_is_gone_is_lost(capsys):

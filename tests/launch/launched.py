@@ -1,0 +1,26 @@
+"""Launches as the ledger has them, and what ``python -m launch`` says of them."""
+
+import json
+
+from launch.cli import main
+from launch.history import ledger
+from tests.launch.launching import app
+from tests.support.runs import TINY
+
+
+def submit(job="x1", scheduler="slurm", *words, **changes):
+    """A launch as the ledger has it."""
+    made = app("isorun.fit", "-j", "2x1", *TINY, *words)
+    handle = f"{scheduler}://torchx/{job}"
+    ledger.record_start(handle, scheduler, made, "the request")
+    for key, value in changes.items():
+        lines = [json.loads(line) for line in ledger.path().open()]
+        lines[-1][key] = value
+        ledger.path().write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return handle, made.roles[0].env["ISORUN_RUN_ID"]
+
+
+def said(capsys, *words, expect=0):
+    assert main(words) == expect
+    out, err = capsys.readouterr()
+    return out if expect == 0 else err
