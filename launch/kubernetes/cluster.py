@@ -13,8 +13,9 @@ from train.exits import RetryError, RunError, UsageError
 
 Object = dict[str, Any]
 JOBSET = {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"}
-# Kinds that all runs of a namespace share: made if they are not there, and never removed.
-SHARED = ("ServiceAccount", "PersistentVolumeClaim")
+# Kinds that runs of a namespace share: made if they are not there, and never removed. A ConfigMap
+# is named by its content, and a CronJob serves the whole volume.
+SHARED = ("ServiceAccount", "PersistentVolumeClaim", "ConfigMap", "CronJob")
 _CALLS = {
     "ServiceAccount": ("CoreV1Api", "service_account"),
     "PersistentVolumeClaim": ("CoreV1Api", "persistent_volume_claim"),
@@ -56,8 +57,7 @@ class Cluster:
             for made in objects:
                 if made["kind"] not in SHARED and made is not workload:
                     owned = {**made["metadata"], "ownerReferences": [owner]}
-                    # What an overlay generates is named by its content, and may serve many runs.
-                    self._create({**made, "metadata": owned}, may_exist=made["kind"] == "ConfigMap")
+                    self._create({**made, "metadata": owned})
         except RunError:
             self.delete(workload["kind"], workload["metadata"]["name"])
             raise
