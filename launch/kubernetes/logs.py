@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from launch.kubernetes import state
@@ -13,6 +13,8 @@ from train.exits import RetryError
 
 Object = dict[str, Any]
 _POLL = 1.0  # seconds
+# So much is read again after a connection broke: the clocks of this machine and of a node differ.
+_OVERLAP = timedelta(minutes=1)
 
 
 def follow(
@@ -46,26 +48,72 @@ def follow(
 def _pod(
     cluster: Cluster, pod: Object, since: datetime | None, *, to_the_end: bool
 ) -> Iterator[str]:
-    """A pod's lines, once each. A connection may break while the pod goes on: then what was read
-    already is passed over, by the times that the cluster puts before lines."""
-    name, last = pod["metadata"]["name"], ""
+    """A pod's lines, once each, in the order in which the cluster has them: their times need not
+    be in order. A connection may break while the pod goes on; the next one begins some time before
+    that, and what was read already is passed over."""
+    name, read = pod["metadata"]["name"], _Read()
+    over = not to_the_end
     while True:
-        ago = _seconds_ago(datetime.fromisoformat(last[:19] + "+00:00") if last else since)
+        broke = False
+        ago = _seconds_ago(read.newest - _OVERLAP if read.newest else since)
         try:
             for line in cluster.log(name, state.container(pod), follow=to_the_end, since=ago):
-                when, _, text = line.partition(" ")
-                if when > last:
-                    last = when
-                    yield text
+                if read.is_new(line):
+                    yield line.partition(" ")[2] if _time(line) else line
         except RetryError:
             if not to_the_end:
                 raise
-        if not to_the_end:
+            broke = True
+        if over:
             return
         now = cluster.pod(name)
-        if now is None or now["metadata"]["uid"] != pod["metadata"]["uid"] or state.has_ended(now):
+        if now is None or now["metadata"]["uid"] != pod["metadata"]["uid"]:
             return
+        over = state.has_ended(now)
+        if over and not broke:
+            return  # else its last lines are still to be read
+        read.again()
         time.sleep(_POLL)
+
+
+class _Read:
+    """What was read of a log, to know the rest of it when it is read again."""
+
+    def __init__(self) -> None:
+        self.newest: datetime | None = None
+        self._last = ""
+        self._until: tuple[str, datetime] | None = None
+
+    def again(self) -> None:
+        """The log is read anew, from some line before the last one."""
+        self._until = (self._last, self.newest) if self.newest else None
+
+    def is_new(self, line: str) -> bool:
+        """Whether a line comes after what was read. That ends with the last line; which may be
+        gone by now, so that a later time is its end as well."""
+        when = _time(line)
+        if self._until:
+            last, newest = self._until
+            if line == last:
+                self._until = None
+                return False
+            if when is None or when <= newest:
+                return False
+            self._until = None
+        if when:
+            self._last = line
+            self.newest = max(when, self.newest or when)
+        return True
+
+
+def _time(line: str) -> datetime | None:
+    """What the cluster puts before a line, to the microsecond; None before words of its own, such
+    as that the log is gone."""
+    try:
+        when = datetime.fromisoformat(line.partition(" ")[0])
+    except ValueError:
+        return None
+    return when if when.tzinfo else None
 
 
 def _seconds_ago(when: datetime | None) -> int | None:

@@ -283,11 +283,7 @@ class Cluster(Controllers):
                 raise Refused(400, "BadRequest", f'container in pod "{name}" is waiting to start')
         follow = query.get("follow", ["false"])[0].lower() == "true"
         ago = float(query.get("sinceSeconds", ["0"])[0])
-        oldest = (
-            datetime.fromtimestamp(time.time() - ago, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-            if ago
-            else ""
-        )
+        oldest = datetime.fromtimestamp(time.time() - ago if ago else 0, UTC)
         return self._follow(
             pod, follow, oldest, query.get("timestamps", ["false"])[0].lower() == "true"
         )
@@ -304,7 +300,7 @@ class Cluster(Controllers):
                 if cut is not None and sent >= cut:
                     raise ConnectionAbortedError
                 sent += 1
-                if when >= oldest:
+                if datetime.fromisoformat(when) >= oldest:
                     yield f"{when} {line}\n" if timestamps else f"{line}\n"
             if over and sent == len(lines):
                 return

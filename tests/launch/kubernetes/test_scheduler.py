@@ -2,7 +2,7 @@
 
 import threading
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from torchx.schedulers.api import Stream
@@ -60,6 +60,17 @@ def test_submit_makes_all_objects_and_they_go_together(cluster, scheduler):
     assert scheduler.describe(app_id) is None
     scheduler.cancel(app_id)  # nothing happens
     assert scheduler.submit(app(), CFG) != app_id  # and what is there already is no obstacle
+
+
+@pytest.mark.parametrize("more", [{"overlay": "sweep"}, {"components": ["wandb-offline-sync"]}])
+def test_what_two_runs_share_is_made_once_and_outlives_both(cluster, scheduler, more):
+    made = run("true", j="1x1") if more.get("overlay") == "sweep" else app()
+    first, second = (scheduler.submit(made, {**CFG, **more}) for _ in range(2))
+    (shared,) = (o for o in cluster.objects.values() if o["kind"] in ("ConfigMap", "CronJob"))
+    scheduler.delete(first)
+    assert shared in cluster.objects.values(), "the second run still needs it"
+    scheduler.delete(second)
+    assert kinds(cluster) == sorted(["PersistentVolumeClaim", "ServiceAccount", shared["kind"]])
 
 
 def test_states_of_a_run_that_goes_well(cluster, scheduler):
@@ -237,6 +248,52 @@ def test_following_survives_a_connection_that_breaks(cluster, scheduler):
     assert done.wait(60)
     assert seen == [*(f"line {n}\n" for n in range(5)), "last\n"], "each once, in order"
     assert cluster.cut_after is None, "the connection did break"
+
+
+def stamps(*seconds, zone=UTC):
+    """Times that a node writes, so many seconds ago, as long as the kubelet's."""
+    moments = [datetime.now(zone) - timedelta(seconds=ago) for ago in seconds]
+    return [m.isoformat(timespec="microseconds").replace(m.strftime("%f"), m.strftime("%f000"))
+            for m in moments]  # fmt: skip
+
+
+def test_lines_out_of_order_are_lines_as_well(cluster, scheduler):
+    """Two streams of a container are written down in an order that is not quite that of time."""
+    app_id = scheduler.submit(app(), CFG)
+    log = cluster.logs[cluster.pod(0)["metadata"]["uid"]]
+    log += zip(stamps(3, 1, 2, 2), ["first", "third", "second", "second"], strict=True)
+    seen = list(scheduler.log_iter(app_id, "fit", 0))
+    assert seen == ["first\n", "third\n", "second\n", "second\n"]
+
+
+@pytest.mark.parametrize("hours", [-5, 0, 9])
+@pytest.mark.parametrize("gone", [0, 2])
+def test_after_a_break_no_line_is_lost_or_told_twice(cluster, scheduler, hours, gone):
+    """Lines of a while ago, from a node whose clock is set to some zone; the connection breaks
+    between two that are out of order, or when the log has been rotated away."""
+    app_id = scheduler.submit(app(), CFG)
+    pod = cluster.pod(0)
+    log = cluster.logs[pod["metadata"]["uid"]]
+    times = stamps(34, 32, 32 if gone else 33, 31, zone=timezone(timedelta(hours=hours)))
+    log += zip(times, ["a", "c", "b", "d"], strict=True)
+    if gone:
+        log[2] = (log[3][0], "b")
+    cluster.cut_after = 2
+    lines = iter(scheduler.log_iter(app_id, "fit", 0, should_tail=True))
+    seen = [next(lines), next(lines)]
+    del log[:gone]
+    cluster.say(pod, "last")
+    cluster.end(pod)
+    cluster.end(cluster.pod(1))
+    assert [*seen, *lines] == ["a\n", "c\n", "b\n", "d\n", "last\n"]
+    assert cluster.cut_after is None, "the connection did break"
+
+
+def test_what_the_cluster_itself_says_has_no_time(cluster, scheduler, monkeypatch):
+    app_id = scheduler.submit(app(), CFG)
+    said = "unable to retrieve container logs for containerd://4f1\n"
+    monkeypatch.setattr(Cluster, "_follow", lambda *_: iter([said]))
+    assert list(scheduler.log_iter(app_id, "fit", 0)) == [said]
 
 
 def test_following_waits_for_a_pod_that_is_not_there_yet(cluster, scheduler):
