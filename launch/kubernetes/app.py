@@ -25,6 +25,7 @@ _INDEX = "\N{REPLACEMENT CHARACTER}index\N{REPLACEMENT CHARACTER}"  # stands in 
 _BY_TEMPLATE = {"rdzv_endpoint", "rdzv_host_env", "node_rank", "local_addr"}
 # Options of the scheduler that are values of a run.
 _VALUES = {
+    "cpu": "cpu",
     "queue": "queue",
     "queue_priority": "queuePriority",
     "topology": "topology",

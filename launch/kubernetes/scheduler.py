@@ -36,6 +36,7 @@ _OPTIONS: list[tuple[str, type, Any, str]] = [
     ("topology", str, None, "Kueue topology level that pods share if possible"),
     ("priority_class", str, None, "PriorityClass of the pods"),
     ("stop_deadline", int, None, "seconds that ranks have to save when they are stopped"),
+    ("cpu", str, None, "cores of a node, where whole ones are too many, such as 500m"),
     ("shared_memory", str, None, "size of /dev/shm, a part of the memory, such as 8Gi"),
     ("scratch", str, None, "room for caches and temporary files, such as 32Gi"),
 ]

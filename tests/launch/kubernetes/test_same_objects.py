@@ -1,6 +1,7 @@
 """`kubectl kustomize` of an overlay and the TorchX rendering of the same run give the same objects."""
 
 import difflib
+import math
 
 import pytest
 import yaml
@@ -15,14 +16,24 @@ from tests.launch.kubernetes.objects import K8S, OVERLAYS, built
 IDENTITY = {"ISORUN_RUN_ID", "WANDB_RUN_ID", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"}
 
 
+def spec_of(overlay):
+    return yaml.safe_load((K8S / "overlays" / overlay / "run.yaml").read_text())["spec"]
+
+
+def cfg_of(overlay):
+    """What only an option of the scheduler can say: TorchX's cores are whole."""
+    cpu = spec_of(overlay)["cpu"]
+    return {"cpu": cpu} if number(cpu) % 1 else {}
+
+
 def app_of(overlay):
     """The same run, asked for in TorchX's words."""
-    spec = yaml.safe_load((K8S / "overlays" / overlay / "run.yaml").read_text())["spec"]
+    spec = spec_of(overlay)
     nodes = f"{spec['minNodes']}:{spec['nodes']}" if "minNodes" in spec else spec["nodes"]
     words = {
         "j": f"{nodes}x{spec['processes']}",
         "gpu": spec.get("gpus", 0),
-        "cpu": 1 if spec["cpu"].endswith("m") else int(spec["cpu"]),
+        "cpu": math.ceil(number(spec["cpu"])),
         "memMB": int(number(spec["memory"]) / 2**20),
         "image": spec["image"],
         "max_retries": spec["retries"],
@@ -57,9 +68,6 @@ def _renamed(values, name):
 
 def _walk(values):
     if isinstance(values, dict):
-        # One core more or less: TorchX knows whole ones only.
-        if values.get("cpu") in ("500m", "1"):
-            values["cpu"] = "500m"
         if isinstance(values.get("env"), list):
             kept = [e for e in values["env"] if e["name"] not in IDENTITY]
             assert not [e for e in kept if "$(" in e.get("value", "")]
@@ -91,7 +99,8 @@ def same(overlay, rendered, name):
 def test_kustomize_and_torchx_give_equal_objects(overlay, monkeypatch):
     monkeypatch.chdir(K8S.parent)  # where configs/ is
     scheduler = create_scheduler("test")
-    info = scheduler.submit_dryrun(app_of(overlay), {"overlay": overlay, "namespace": "ml"})
+    cfg = {"overlay": overlay, "namespace": "ml", **cfg_of(overlay)}
+    info = scheduler.submit_dryrun(app_of(overlay), cfg)
     difference = same(overlay, info.request.rendered.objects, info.request.name)
     assert not difference, difference
     assert str(info)  # what `torchx run --dryrun` prints: the very objects
