@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from launch.agent.endpoint import notice_silence
 from launch.agent.failure import Failure, Verdict, error_of, first_failure, shell_code, tail
 from launch.agent.options import Options
 from launch.agent.reports import Report, Reports
@@ -31,7 +33,8 @@ _LOOK_AT_OTHERS = 1.0  # seconds between two looks at what other nodes report
 _TO_NOTICE = 5.0  # seconds for ranks to notice by themselves that others are gone, and say so
 _TO_END = 10  # seconds for ranks to end when others have failed
 _TO_REPORT = 25.0  # seconds for other nodes to report: longer than the two above
-_TO_FINISH = 300.0  # seconds for ranks elsewhere to end when those here have ended well
+# How a rank ends that was asked to: it dies of it, is killed, has saved, or has lost its peers.
+_ENDS_OF_STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGKILL, Exit.PREEMPTED, Exit.RETRY)
 
 
 class NodeAgent(LocalElasticAgent):
@@ -63,12 +66,13 @@ class NodeAgent(LocalElasticAgent):
     # -- the steps of torch's loop that are done otherwise ------------------------------------
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        self._signals.interruptible = True  # first, so that no signal is overlooked in between
         if self._signals.first:
             raise StopSignal(self._signals.first)
-        self._signals.interruptible = True
         super()._rendezvous(worker_group)
         self._signals.interruptible = False
         self.verdict, self._failed_elsewhere_at = None, None
+        notice_silence(self._options.port)
         node, nodes = self._place
         self._reports = Reports(cast("Any", worker_group.store), node, nodes)
         if nodes > 1:
@@ -79,14 +83,20 @@ class NodeAgent(LocalElasticAgent):
             )
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        # torch would take over our handlers while it starts the ranks, and a signal then would end
+        # the agent with an error; tied.py takes the variable out of the ranks' environment.
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGURG"
         started: dict[int, Any] = super()._start_workers(worker_group)
-        self._signals.install()
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if self._signals.first:
             self._pass_on_signals()
         ended = {rank for rank, code in self._return_codes().items() if code}
+        if (
+            ended
+        ):  # the others are of no use any more; torch would give them longer than others wait
+            self._ranks.close(signal.SIGTERM, _TO_END)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY and self._peers_are_gone():
             ended = {rank for rank, code in self._return_codes().items() if code}
@@ -98,11 +108,11 @@ class NodeAgent(LocalElasticAgent):
 
     # -- stopping -----------------------------------------------------------------------------
 
-    def _pass_on_signals(self) -> None:
+    def _pass_on_signals(self, deadline: float | None = None) -> None:
         """Tells the ranks, and waits for them to end: a stop reaches all nodes through the ranks,
         which agree on it. After a SIGTERM they have ``shutdown_timeout`` seconds."""
-        deadline = None
         while None in self._return_codes().values():
+            self._live()
             for number in self._signals.take():
                 if number == signal.SIGTERM:
                     deadline = time.monotonic() + self._options.shutdown_timeout
@@ -136,10 +146,17 @@ class NodeAgent(LocalElasticAgent):
             assert self._reports is not None
             try:
                 failed = self._reports.somebody_failed()
+                self._reports.beat()
             except RuntimeError:
                 failed = True  # the store is gone with its node
             self._failed_elsewhere_at = now if failed else None
         return False
+
+    def _live(self) -> None:
+        """A sign of life while this agent does something else."""
+        assert self._reports is not None
+        with suppress(RuntimeError):  # noticed elsewhere
+            self._reports.beat()
 
     def _judge(self, result: RunResult, ended: set[int]) -> None:
         """Decides, as all other nodes do, what the failures mean, and whether ranks start again."""
@@ -180,8 +197,19 @@ class NodeAgent(LocalElasticAgent):
         )
 
     def _exit_barrier(self) -> None:
-        """The ranks here ended well; those of other nodes may still end otherwise."""
-        reports, lost = self._report([], lambda _: self._signals.first is not None, _TO_FINISH)
+        """The ranks here ended well; those of other nodes may still end otherwise. As long as they
+        live they are waited for, above all by the node that keeps the store, which they need."""
+        asked: float | None = None
+
+        def enough(_: list[Report]) -> bool:
+            nonlocal asked
+            if self._signals.first is None:
+                return False
+            asked = asked or time.monotonic()
+            patience = self._options.shutdown_timeout if self._keeps_store else 0.0
+            return time.monotonic() - asked >= patience
+
+        reports, lost = self._report([], enough, _TO_REPORT, while_alive=True)
         if any(report.failures for report in reports):
             self.verdict = self._verdict(reports, lost)
             self.judged(self.verdict, reports[0].node)
@@ -194,11 +222,16 @@ class NodeAgent(LocalElasticAgent):
         )
 
     def _report(
-        self, failures: list[Failure], enough: Callable[[list[Report]], bool], patience: float
+        self,
+        failures: list[Failure],
+        enough: Callable[[list[Report]], bool],
+        patience: float,
+        *,
+        while_alive: bool = False,
     ) -> tuple[list[Report], list[int]]:
         assert self._reports is not None
         own = Report(self._place[0], failures, leaving=self._signals.first is not None)
-        return self._reports.exchange(own, enough, patience)
+        return self._reports.exchange(own, enough, patience, while_alive=while_alive)
 
     def _verdict(self, reports: list[Report], lost: list[int]) -> Verdict:
         failures = [failure for report in reports for failure in report.failures]
@@ -217,7 +250,8 @@ class NodeAgent(LocalElasticAgent):
             error=error,
             time=left_at or time.time(),
             log=tail(self._ranks.stderrs[local_rank] or os.devnull),
-            stopped=local_rank not in ended,
+            # One may have ended by itself after it was last looked at.
+            stopped=local_rank not in ended and shell_code(failure.exitcode) in _ENDS_OF_STOPPED,
         )
 
     def _stuck(self) -> Failure:

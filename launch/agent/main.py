@@ -11,19 +11,24 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.agent.endpoint import wait_for_name, wait_for_port
+from launch.agent.meeting import ClosedError, have_passed, meet, note_passed, why_not_met
 from launch.agent.options import Options, parse
 from launch.agent.signals import Signals, StopSignal
 from launch.training import run_directory
-from train.exits import Exit, RetryError, RunError
+from train.exits import Exit, RetryError, RunError, UsageError
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
 
     from launch.agent.failure import Verdict
+
+
+_PREFLIGHT = "preflight"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,21 +62,51 @@ def _supervise(options: Options, signals: Signals) -> int:
         if options.log_dir is None:
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isorun-agent-")))
         else:
-            logs = options.log_dir
-        code = 0
-        meeting = _meeting(options, "preflight" if options.preflight != "off" else "")
-        if options.preflight != "off":
-            doctor = [sys.executable, "-m", "launch.doctor", "--level", options.preflight]
-            command = [*doctor, "--", *options.command] if options.command else doctor
-            code = _run(options, command, meeting, signals, logs / "preflight", record=False)
-            if code == 0 and not options.preflight_only:
-                # The store of the first meeting stays until that of the second is there: both
-                # are one and the same to torch, so its port is never closed in between.
-                first, meeting = meeting, _meeting(options, "")
-                del first
-        if code == 0 and not options.preflight_only:
-            code = _run(options, options.command, meeting, signals, logs, record=True)
-        return code
+            logs = _own_directory(options.log_dir)
+        if options.preflight == "off":
+            return _run(options, options.command, meet(options), signals, logs)
+        first = meet(options, _PREFLIGHT)
+        code = _look(options, first, signals, logs / _PREFLIGHT)
+        if code or options.preflight_only:
+            return code
+        # The store of the first meeting stays until that of the second is there: both are one and
+        # the same to torch, so its port is never closed in between.
+        second = meet(options)
+        del first
+        return _run(options, options.command, second, signals, logs)
+
+
+def _look(options: Options, meeting: RendezvousHandler, signals: Signals, logs: Path) -> int:
+    """The doctor, as the ranks of all nodes that are there; returns its exit code."""
+    doctor = [sys.executable, "-m", "launch.doctor", "--level", options.preflight]
+    command = [*doctor, "--", *options.command] if options.command else doctor
+
+    def run(options: Options, meeting: RendezvousHandler) -> int:
+        return _run(options, command, meeting, signals, logs, preflight=True)
+
+    try:
+        if not have_passed(meeting):
+            return run(options, meeting)
+    except ClosedError:
+        if not have_passed(meeting):
+            raise
+    tell("The other nodes have been looked at already; this one is looked at alone.")
+    alone = replace(
+        options,
+        min_nodes=1, max_nodes=1, node_rank=0, host="localhost", port=0, local_addr="127.0.0.1",
+    )  # fmt: skip
+    return run(alone, meet(alone, _PREFLIGHT))
+
+
+def _own_directory(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--log-dir is {str(path)!r}, where no directory can be made ({error.strerror}); name "
+            "another."
+        ) from None
+    return path
 
 
 def _prepare_environment(options: Options) -> None:
@@ -84,42 +119,6 @@ def _prepare_environment(options: Options) -> None:
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
 
 
-def _meeting(options: Options, suffix: str) -> RendezvousHandler:
-    """torch's rendezvous. Raises RetryError where its store cannot be reached."""
-    from torch.distributed.elastic.rendezvous import (
-        RendezvousError,
-        RendezvousParameters,
-        registry,
-    )
-
-    # Nodes that are lost are missed after some seconds.
-    settings: dict[str, str | int] = {
-        "timeout": int(options.rdzv_timeout),
-        "join_timeout": int(options.rdzv_timeout),
-        "last_call_timeout": 1,
-        "keep_alive_interval": 1,
-        "keep_alive_max_attempt": 5,
-    }
-    if options.node_rank is not None:
-        settings["is_host"] = int(options.node_rank == 0)
-    parameters = RendezvousParameters(
-        backend="c10d",
-        endpoint=f"{options.host}:{options.port}",
-        run_id="-".join(filter(None, (options.rdzv_id, suffix))),
-        min_nodes=options.min_nodes,
-        max_nodes=options.max_nodes,
-        local_addr=options.local_addr,
-        **{**settings, **options.rdzv_conf},
-    )
-    try:
-        return registry.get_rendezvous_handler(parameters)
-    except RendezvousError as error:
-        raise RetryError(
-            f"The rendezvous at {options.host}:{options.port} failed "
-            f"({error.__cause__ or error}); see whether node 0 runs there and the port is free."
-        ) from error
-
-
 def _run(
     options: Options,
     command: Sequence[str],
@@ -127,7 +126,7 @@ def _run(
     signals: Signals,
     logs: Path,
     *,
-    record: bool,
+    preflight: bool = False,
 ) -> int:
     """Runs a command as all ranks of this node, to its end; returns the exit code."""
     from torch.distributed.elastic.agent.server.api import WorkerSpec
@@ -146,26 +145,30 @@ def _run(
         entrypoint=sys.executable,
         args=("-S", str(tied), str(os.getpid()), *command),
         rdzv_handler=meeting,
-        max_restarts=options.max_restarts if record else 0,
+        max_restarts=0 if preflight else options.max_restarts,
         monitor_interval=options.monitor_interval,
         local_addr=options.local_addr,
     )
     agent = NodeAgent(spec, DefaultLogsSpecs(str(logs), tee=Std.ERR), options, signals, tell)
     agent.judged = lambda verdict, node: _write(
-        options, command, verdict, record and agent.get_worker_group().group_rank == node
+        options,
+        command,
+        verdict,
+        not preflight and agent.get_worker_group().group_rank == node,
+        _round(meeting),
     )
     leaving = False
     try:
         agent.run()
+        if preflight and agent.verdict is None:
+            note_passed(meeting)
     except StopSignal:
         leaving = True
         raise
     except RendezvousClosedError:
-        raise RetryError(
-            "The other nodes have ended the run, or given it up; their own messages say why."
-        ) from None
+        raise ClosedError from None
     except RendezvousError as error:
-        raise RetryError(_not_met(options, error)) from error
+        raise RetryError(why_not_met(options, error)) from error
     finally:
         leaving = leaving or (options.elastic and signals.first is not None)
         if not leaving:  # else it would be closed to those that stay
@@ -173,23 +176,20 @@ def _run(
     return agent.verdict.exit_code if agent.verdict else 0
 
 
-def _not_met(options: Options, error: Exception) -> str:
-    from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
-
-    where = f"at {options.host}:{options.port}"
-    if isinstance(error, RendezvousTimeoutError):
-        wanted = f"{options.min_nodes}" + (" or more" if options.elastic else "")
-        return (
-            f"Not all of {wanted} nodes came to the rendezvous {where} within --rdzv-timeout, "
-            f"{options.rdzv_timeout:g} s; see which node was not started, or cannot reach it."
-        )
-    return (
-        f"The node that keeps the rendezvous {where} is gone or cannot be reached any more; start "
-        "the run again to go on from its last checkpoint."
-    )
+def _round(meeting: RendezvousHandler) -> int | None:
+    """How often the nodes have met before: the same for all of them until they meet again. None
+    where torch keeps it elsewhere than the versions known here do."""
+    state = getattr(getattr(meeting, "_state_holder", None), "state", None)
+    return getattr(state, "round", None)
 
 
-def _write(options: Options, command: Sequence[str], verdict: Verdict, to_run: bool) -> None:
+def _write(
+    options: Options,
+    command: Sequence[str],
+    verdict: Verdict,
+    to_run: bool,
+    number: int | None,
+) -> None:
     """Says what happened, and leaves it where people and programs look for it."""
     from launch.agent.failure import write_record, write_termination
     from train.error_file import leave
@@ -197,7 +197,10 @@ def _write(options: Options, command: Sequence[str], verdict: Verdict, to_run: b
     tell(verdict.paragraph())
     leave(RunError(verdict.paragraph()))  # where TorchX looks, if it started this agent
     record = verdict.record(
-        run_id=os.environ.get("ISORUN_RUN_ID"), command=list(command), agent=socket.gethostname()
+        run_id=os.environ.get("ISORUN_RUN_ID"),
+        command=list(command),
+        agent=socket.gethostname(),
+        round=number,
     )
     directory = run_directory(command) if to_run else None
     try:

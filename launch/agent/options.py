@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -53,6 +54,12 @@ class Options:
     """off, quick or full."""
     preflight_only: bool
     command: tuple[str, ...]
+
+    @property
+    def endpoint(self) -> str:
+        """Host and port in one."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
     @property
     def elastic(self) -> bool:
@@ -130,8 +137,8 @@ class _Given:
     def whole(self, name: str, *, at_least: int) -> int:
         return int(self._number(name, at_least, whole=True))
 
-    def seconds(self, name: str) -> float:
-        return self._number(name, 0, whole=False)
+    def seconds(self, name: str, *, at_least: int = 0) -> float:
+        return self._number(name, at_least, whole=False)
 
     def _number(self, name: str, at_least: int, *, whole: bool) -> float:
         text, origin = self.find(name)
@@ -140,7 +147,7 @@ class _Given:
             value = int(text) if whole else float(text)
         except ValueError:
             value = None
-        if value is None or not value >= at_least:
+        if value is None or not at_least <= value < math.inf:
             raise UsageError(
                 f"--{name} must be {kind} of at least {at_least}, but is {text!r} ({origin})."
             )
@@ -176,7 +183,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Opti
         port=port,
         rdzv_id=given.text("rdzv-id") or environ.get("ISORUN_RUN_ID") or "isorun",
         rdzv_conf=_pairs(*given.find("rdzv-conf")),
-        rdzv_timeout=given.seconds("rdzv-timeout"),
+        rdzv_timeout=given.seconds("rdzv-timeout", at_least=1),
         # One node alone keeps its own meeting point, whatever number a launcher gave it.
         node_rank=_node_rank(given, environ) if max_nodes > 1 else 0,
         # One node talks to itself alone, and its own name may be unknown even to itself, such as
@@ -244,9 +251,10 @@ def _endpoint(given: _Given, environ: Mapping[str, str], max_nodes: int) -> tupl
     port_text, port_origin = given.find("rdzv-port")
     endpoint, origin = given.find("rdzv-endpoint")
     host = endpoint
-    if match := re.fullmatch(r"(\[[^\]]+\]|[^:]*):(\w*)", endpoint):
-        host = match[1]
-        port_text, port_origin = match[2], origin
+    if match := re.fullmatch(r"(\[[^\]]+\]|[^:]*)(?::(\w*))?", endpoint):
+        host = match[1].strip("[]")  # which an IPv6 address has around it where a port follows
+        if match[2] is not None:
+            port_text, port_origin = match[2], origin
     if port_text and not (port_text.isdigit() and int(port_text) < 65536):
         raise UsageError(
             f"The port of the rendezvous must be a number below 65536, but is {port_text!r} "
@@ -275,6 +283,9 @@ def _endpoint(given: _Given, environ: Mapping[str, str], max_nodes: int) -> tupl
     return host, port
 
 
+_OWN_OPTIONS = ("backend", "endpoint", "run_id", "min_nodes", "max_nodes", "local_addr")
+
+
 def _pairs(text: str, origin: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for item in filter(None, text.split(",")):
@@ -283,6 +294,11 @@ def _pairs(text: str, origin: str) -> dict[str, str]:
             raise UsageError(
                 f"--rdzv-conf must be KEY=VALUE pairs with commas between, but has {item!r} "
                 f"({origin})."
+            )
+        if key.strip() in _OWN_OPTIONS:
+            raise UsageError(
+                f"--rdzv-conf has {item!r} ({origin}), which is said by an option of its own; see "
+                "--help."
             )
         pairs[key.strip()] = value.strip()
     return pairs

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _POLL = 0.05
+_BEAT = 1.0
 _ANY = "isorun/any-report"
 
 
@@ -47,32 +48,59 @@ class Reports:
 
     def __init__(self, store: Store, node: int, nodes: int) -> None:
         self._store, self._node, self._nodes = store, node, nodes
+        self._beaten = 0.0
         self._others = [other for other in range(nodes) if other != node]
 
     def somebody_failed(self) -> bool:
         """Whether another node has reported a failure. Raises RuntimeError if the store is gone."""
         return bool(self._others) and self._store.check([_ANY])
 
+    def beat(self) -> None:
+        """A sign of life, every second or so. Raises RuntimeError if the store is gone."""
+        now = time.monotonic()
+        if self._others and now - self._beaten > _BEAT:
+            self._beaten = now
+            self._store.add(f"{_key(self._node)}/beats", 1)
+
     def exchange(
-        self, own: Report, is_enough: Callable[[list[Report]], bool], patience: float
+        self,
+        own: Report,
+        is_enough: Callable[[list[Report]], bool],
+        patience: float,
+        *,
+        while_alive: bool = False,
     ) -> tuple[list[Report], list[int]]:
         """Publishes this node's report. Returns the reports that are there as soon as they are
-        enough or all, and the nodes that were waited for ``patience`` seconds in vain."""
+        enough or all, and the nodes that were waited for in vain: for ``patience`` seconds, which
+        ``while_alive`` counts from their last sign of life."""
         found, lost = {own.node: own}, []
         try:
             self._store.set(_key(self._node), own.encode())
             if own.failures:
                 self._store.set(_ANY, "")
-            deadline = time.monotonic() + patience
-            while time.monotonic() < deadline:
-                for other in self._others:
-                    if other not in found and self._store.check([_key(other)]):
+            heard = dict.fromkeys(self._others, time.monotonic())
+            beats: dict[int, int] = {}
+            looked = 0.0
+            while True:
+                self.beat()
+                waiting = [other for other in self._others if other not in found]
+                for other in waiting:
+                    if self._store.check([_key(other)]):
                         found[other] = Report.decode(self._store.get(_key(other)))
+                now = time.monotonic()
+                if while_alive and now - looked > _BEAT:
+                    looked = now
+                    for other in waiting:
+                        count = self._store.add(f"{_key(other)}/beats", 0)
+                        if count != beats.get(other):
+                            beats[other], heard[other] = count, now
                 if len(found) == self._nodes or is_enough(list(found.values())):
                     break
+                waiting = [other for other in self._others if other not in found]
+                if all(now - heard[other] > patience for other in waiting):
+                    lost = waiting
+                    break
                 time.sleep(_POLL)
-            else:
-                lost = [other for other in self._others if other not in found]
         except RuntimeError:
             lost = [0] if self._node else []
         return [found[node] for node in sorted(found)], lost

@@ -9,6 +9,7 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_USAGE = 64  # train.exits.Exit.USAGE, which cannot be imported here
 
 
 def main() -> None:
@@ -18,10 +19,14 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit(128 + signal.SIGTERM)  # it died before it could be noticed
+    os.environ.pop("TORCHELASTIC_SIGNALS_TO_HANDLE", None)  # the agent's, see elastic.py
     try:
         os.execvp(command[0], command)
     except OSError as error:
-        sys.exit(f"isorun: error: {command[0]!r} cannot be started: {error.strerror}.")
+        print(
+            f"isorun: error: {command[0]!r} cannot be started: {error.strerror}.", file=sys.stderr
+        )
+        sys.exit(_USAGE)
 
 
 if __name__ == "__main__":

@@ -161,8 +161,18 @@ def test_a_signal_before_there_are_ranks_ends_it_at_once(tmp_path):
 
 def test_a_command_that_is_not_there():
     code, _, err = end(start(command=["no-such-program"]))
-    assert code != 0
+    assert code == 64
     assert "'no-such-program' cannot be started" in err
+
+
+def test_settings_that_torch_does_not_take_are_told(tmp_path):
+    taken = tmp_path / "file"
+    taken.touch()
+    for words in (["--rdzv-conf", "join_timeout=soon"], ["--log-dir", str(taken)]):
+        code, _, err = end(start(*words, command=["true"]))
+        assert code == 64, err
+        assert words[0] in err
+        assert "Traceback" not in err
 
 
 def test_the_first_error_of_a_run_is_kept(tmp_path):

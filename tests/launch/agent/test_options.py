@@ -46,7 +46,9 @@ def test_several_nodes_are_looked_at_before_the_run():
     [
         ("first", ("first", 29500)),
         ("first:4000", ("first", 4000)),
-        ("[::1]:4000", ("[::1]", 4000)),
+        ("[::1]:4000", ("::1", 4000)),
+        ("[::1]", ("::1", 29500)),
+        ("::1", ("::1", 29500)),
     ],
 )
 def test_endpoints(endpoint, found):
@@ -86,6 +88,10 @@ def test_the_first_host_is_found_in_a_list_of_slurms():
         (["--max-restarts", "-1"], {}, "--max-restarts"),
         (["--max-restarts", "1.5"], {}, "whole number"),
         (["--rdzv-timeout", "soon"], {}, "'soon'"),
+        (["--rdzv-timeout", "0.5"], {}, "at least 1"),
+        (["--shutdown-timeout", "inf"], {}, "'inf'"),
+        (["--shutdown-timeout", "nan"], {}, "'nan'"),
+        (["--rdzv-conf", "min_nodes=1"], {}, "an option of its own"),
         (["--rdzv-endpoint", "a:http"], {}, "'http'"),
         (["--rdzv-endpoint", "a:70000"], {}, "'70000'"),
         (["--rdzv-backend", "etcd"], {}, "c10d"),
