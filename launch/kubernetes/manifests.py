@@ -58,6 +58,15 @@ class Overlay:
         """By name, in order."""
         return [Path(path).name for path in self.kustomization["components"]]
 
+    def files(self, config_map: str) -> set[str]:
+        """The names of the files in a ConfigMap that it generates."""
+        made = self.kustomization.get("configMapGenerator", [])
+        words = [word for m in made if m["name"] == config_map for word in m.get("files", [])]
+        return {
+            key if equals else Path(key).name
+            for key, equals, _ in (w.partition("=") for w in words)
+        }
+
 
 def overlay(name: str) -> Overlay:
     """Reads an overlay. Raises UsageError if there is none of this name."""

@@ -23,7 +23,13 @@ from train.exits import UsageError
 Object = dict[str, Any]
 _JOB = {"group": "batch", "kind": "Job"}
 # These change what ``run`` has put in place, in this order.
-_LATE = (manifests.RUN, "elastic", "independent", "sweep")
+_LATE = (manifests.RUN, "elastic", "independent", "sweep", "openshift")
+# These make more of a plain Job than a gang, which is all that the other kinds of objects are.
+_NO_GANG = {
+    "elastic": "lets pods come and go",
+    "independent": "lets pods fail one by one",
+    "sweep": "runs a few pods of many at a time",
+}
 # The grace chain: each has so many seconds more than the one whose end it waits for.
 _AGENT_AFTER_RANKS, _POD_AFTER_AGENT = 15, 15
 
@@ -63,6 +69,8 @@ def render(request: Request) -> Rendered:
     run = apply(overlay.run, request.changes, wanted, overlay.name)
     checks.name(run["metadata"]["name"])
     spec = run["spec"]
+    if "trials" in spec:
+        _trials(overlay, spec, request.changes)
     processes = spec["processes"] if isinstance(spec["processes"], int) else 1
     deadline = checks.training(spec["command"], spec["nodes"] * processes)
     with tempfile.TemporaryDirectory(prefix="isorun-k8s-") as folder:
@@ -96,9 +104,37 @@ def _components(
             f"{' and '.join(conversions)} do not go together: each makes another kind of object "
             "of the run; choose one."
         )
+    for name in both:
+        if conversions and name in _NO_GANG:
+            raise UsageError(
+                f"{name} and {conversions[0]} do not go together: {name} {_NO_GANG[name]}, which a "
+                f"plain Job can do, and what {conversions[0]} makes starts, fails and ends as one; "
+                "leave one of the two out, or take an overlay that makes a Job, such as multi-node."
+            )
     late = sorted((n for n in both if n in _LATE), key=_LATE.index)
     early = [n for n in both if n not in late and n not in conversions]
     return [*early, *late, *conversions]
+
+
+def _trials(overlay: manifests.Overlay, spec: Mapping[str, Any], changes: Changes) -> None:
+    """That there is a file for each pod of a sweep, and that it does not ask for further pods."""
+    origin = {key: changes.spec[key].origin for key in changes.spec}
+    from_overlay = f"run.yaml of the overlay {overlay.name}"
+    if spec["nodes"] != 1:
+        raise UsageError(
+            f"nodes is {spec['nodes']} ({origin.get('nodes', from_overlay)}), but each trial of a "
+            "sweep has one node; say how many run at a time by parallel, or render the trials one "
+            "by one."
+        )
+    there = overlay.files("trials")
+    missing = [f"{n}.yaml" for n in range(spec["trials"]) if f"{n}.yaml" not in there]
+    if missing:
+        named = ", ".join(missing[:3]) + (" ..." if missing[3:] else "")
+        raise UsageError(
+            f"trials is {spec['trials']} ({origin.get('trials', from_overlay)}), but the "
+            f"overlay {overlay.name} has no {named} among its trials; write what is missing and "
+            f"name it in the overlay's kustomization.yaml, or make trials smaller: it has {len(there)}."
+        )
 
 
 def _kustomization(

@@ -105,6 +105,14 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         (f"jobset --set name={LONG[:55]}", "a-node-0-1., of 64 characters"),
         ("elastic --set minNodes=9", "minNodes is 9, more than nodes, 4"),
         ("multi-node jobset volcano", "jobset and volcano do not go together"),
+        *[
+            (f"multi-node {lone} {gang} --set minNodes=1 --set trials=1 --set parallel=1",
+             f"{lone} and {gang} do not go together: .* plain Job .* leave one of the two out")
+            for lone in ("elastic", "independent", "sweep") for gang in ("jobset", "trainjob", "volcano")
+        ],
+        ("sweep --set trials=5", r"trials is 5 \(--set trials=5\), but the overlay sweep has no 3.yaml, 4.yaml "),
+        ("cpu-demo sweep --set trials=1 --set parallel=1 --set nodes=1", "cpu-demo has no 0.yaml .* it has 0"),
+        ("sweep --set nodes=3", r"nodes is 3 \(--set nodes=3\), but each trial of a sweep has one node"),
         ("cpu-demo --set env.WANDB_API_KEY=1", "WANDB_API_KEY would stand in plain text in the Job"),
         ("cpu-demo --set env.ISORUN_STOP_DEADLINE=200", "A stop would be cut off: ranks have 200 s"),
         ("cpu-demo --set env.PET_SHUTDOWN_TIMEOUT=500", "A stop would be cut off"),
@@ -118,6 +126,12 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
 def test_mistakes_are_told_before_anybody_gets_the_objects(words, said):
     with pytest.raises(UsageError, match=said):
         render_words(words.split())
+
+
+def test_fewer_trials_than_files():
+    assert (
+        one(render_words(["sweep", "--set", "trials=2"]).objects, "Job")["spec"]["completions"] == 2
+    )
 
 
 def test_a_name_that_just_fits():

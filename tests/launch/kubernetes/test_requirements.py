@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+from launch.kubernetes.command_line import render_words
 from launch.kubernetes.values import number
 from tests.launch.kubernetes.objects import (
     K8S,
@@ -288,6 +289,27 @@ def test_only_pods_of_one_run_may_come_in(overlay):
     assert ports == [{("UDP", 53), ("TCP", 53)}, {("TCP", 443)}]
     for pod in pods(overlay):
         assert pod["metadata"]["labels"]["app.kubernetes.io/instance"] == name
+
+
+@pytest.mark.parametrize("words", ["cpu-demo openshift network-policy wandb-offline-sync",
+                                   "jobset openshift", "trainjob openshift"])  # fmt: skip
+def test_openshift_may_choose_the_numbers_and_finds_names(words):
+    objects = render_words(words.split()).objects
+    found = [t for o in objects for t in templates(o)]
+    assert found
+    for pod in found:
+        context = pod["spec"]["securityContext"]
+        assert context.keys() & {"runAsUser", "runAsGroup", "fsGroup"} == set()
+        assert context["runAsNonRoot"] is True
+    rules = one(objects, "NetworkPolicy")["spec"]["egress"]
+    ports = [{(p["protocol"], p["port"]) for p in rule["ports"]} for rule in rules[1:]]
+    names = {(protocol, port) for protocol in ("UDP", "TCP") for port in (53, 5353)}
+    assert ports == [names, {("TCP", 443)}]
+
+
+def test_openshift_without_a_network_policy():
+    words = ["cpu-demo", "openshift", "--without", "network-policy"]
+    assert "NetworkPolicy" not in {o["kind"] for o in render_words(words).objects}
 
 
 def test_the_templates_name_no_namespace():

@@ -460,6 +460,8 @@ def test_options_of_the_scheduler_that_name_a_component():
     [
         ({}, {"overlay": "cpu-dem"}, "'cpu-dem' is not an overlay; did you mean cpu-demo?"),
         ({}, {"namespace": "My_Team"}, "The namespace is 'My_Team'"),
+        ({"j": "1:2x1"}, {"overlay": "jobset"}, "elastic and jobset do not go together"),
+        ({"j": "2x1"}, {"overlay": "sweep"}, r"nodes is 2 \(the app text\), but each trial"),
         ({}, {"queue": "q"}, "queue is 'q' .*nothing in the overlay cpu-demo makes use of it"),
         (
             {"env": {"AWS_SECRET_ACCESS_KEY": "x"}},
