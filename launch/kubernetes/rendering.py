@@ -133,7 +133,8 @@ def _trials(overlay: manifests.Overlay, spec: Mapping[str, Any], changes: Change
         raise UsageError(
             f"trials is {spec['trials']} ({origin.get('trials', from_overlay)}), but the "
             f"overlay {overlay.name} has no {named} among its trials; write what is missing and "
-            f"name it in the overlay's kustomization.yaml, or make trials smaller: it has {len(there)}."
+            "name it in the overlay's kustomization.yaml, or make trials smaller: it has "
+            f"{len(there)}."
         )
 
 

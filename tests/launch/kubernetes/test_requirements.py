@@ -291,8 +291,12 @@ def test_only_pods_of_one_run_may_come_in(overlay):
         assert pod["metadata"]["labels"]["app.kubernetes.io/instance"] == name
 
 
-@pytest.mark.parametrize("words", ["cpu-demo openshift network-policy wandb-offline-sync",
-                                   "jobset openshift", "trainjob openshift"])  # fmt: skip
+# In the first, what it patches is added after it.
+@pytest.mark.parametrize(
+    "words",
+    ["cpu-demo --without network-policy openshift network-policy wandb-offline-sync",
+     "jobset openshift", "trainjob openshift"],
+)  # fmt: skip
 def test_openshift_may_choose_the_numbers_and_finds_names(words):
     objects = render_words(words.split()).objects
     found = [t for o in objects for t in templates(o)]
