@@ -200,6 +200,57 @@ def test_a_node_that_finished_tells_of_one_that_failed_then(hosts):
     assert "Rank 1 on" in errors[0]
 
 
+def test_a_failure_is_told_while_a_rank_beside_it_hangs(hosts):
+    """Else the other host would give up waiting, and take bad data for a lost machine."""
+    script = (
+        "import os, signal, sys, time; rank = int(os.environ['RANK']); "
+        "rank == 1 and signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "time.sleep(2 if rank == 0 else 600); sys.exit(65)"
+    )
+    codes, errors = end(both(hosts, ["python", "-c", script], "--nproc-per-node", "2"))
+    assert codes == [65, 65], errors
+    assert all("Rank 0 on" in error for error in errors)
+
+
+@pytest.mark.parametrize("early", [0, 1])
+def test_a_node_that_finishes_early_leaves_the_other_alone(hosts, early):
+    """Above all with the store: longer than a lost node would be waited for."""
+    script = f"import os, time; time.sleep(1 if os.environ['RANK'] == '{early}' else 40)"
+    codes, errors = end(both(hosts, ["python", "-c", script]))
+    assert codes == [0, 0], errors
+
+
+def test_a_node_that_comes_late_is_looked_at_and_taken_in(hosts):
+    script = "import os, sys, time; os.environ['WORLD_SIZE'] == '2' or time.sleep(600)"
+    command = ["python", "-c", f"print('started', flush=True); {script}"]
+    options = ("--preflight", "quick")
+    agents = [node(hosts, 0, command, *options, nnodes="1:2")]
+    assert any("started" in line for line in agents[0].stdout)
+    agents.append(node(hosts, 1, command, *options, nnodes="1:2"))
+    codes, errors = end(agents)
+    assert codes == [0, 0], errors
+    assert "looked at alone" in errors[1]
+
+
+def test_a_host_that_falls_silent(hosts):
+    """As after a loss of power: no connection is closed, there is only no answer."""
+    agents = both(
+        hosts, ["python", "-c", "print('started', flush=True); import time; time.sleep(600)"]
+    )
+    for agent in agents:
+        assert any("started" in line for line in agent.stdout)
+    hosts.cut()
+    try:
+        [code], [error] = end([agents[1]], timeout=90)
+        assert code == 75, error
+        assert "is gone or cannot be reached any more" in error
+        agents[0].send_signal(signal.SIGTERM)
+        [code], [error] = end([agents[0]], timeout=90)
+        assert code == 143, error
+    finally:
+        hosts.mend()
+
+
 def test_a_stop_of_one_node_stops_and_saves_all(hosts, tmp_path, undisturbed):
     agents = both(hosts, fit(tmp_path, *LONG))
     wait_until(lambda: going_on_with(tmp_path, 2), agents)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -163,6 +164,17 @@ def test_a_command_that_is_not_there():
     code, _, err = end(start(command=["no-such-program"]))
     assert code == 64
     assert "'no-such-program' cannot be started" in err
+
+
+def test_a_stop_while_ranks_start():
+    agent = start("--nproc-per-node", "8", script="import time; time.sleep(60)")
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children")
+    while not children.read_text().strip():
+        time.sleep(0.001)
+    agent.send_signal(signal.SIGTERM)
+    code, _, err = end(agent)
+    assert code == 143, err
+    assert "Traceback" not in err
 
 
 def test_settings_that_torch_does_not_take_are_told(tmp_path):
