@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import secrets
+from launch.containers import InContainers
 from launch.history import ledger
-from launch.local import InContainers, OnThisMachine
+from launch.local import OnThisMachine
 from launch.slurm import OnSlurm
 from train.exits import UsageError
 

@@ -125,11 +125,11 @@ def arguments(job: Training, trials: list[list[str]], shape: Shape, max_restarts
     given = {
         "config": job.config_arguments,
         "trials": trials,
-        "processes": str(shape.processes or "auto"),
         "max_restarts": max_restarts,
     }
     return [
         "-m", "launch.sweep", "--share", f"{macros.replica_id}/{shape.max_nodes}",
+        "--nproc-per-node", str(shape.processes or "auto"),
         *literal([json.dumps(given)]),
     ]  # fmt: skip
 
@@ -137,8 +137,8 @@ def arguments(job: Training, trials: list[list[str]], shape: Shape, max_restarts
 class _Runner:
     """Starts the runs of one node and passes a request to stop on to the one in progress."""
 
-    def __init__(self, given: dict[str, Any]) -> None:
-        self._given = given
+    def __init__(self, given: dict[str, Any], processes: str) -> None:
+        self._given, self._processes = given, processes
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -169,7 +169,7 @@ class _Runner:
     def _train(self, number: int, overrides: list[str]) -> int:
         command = [
             sys.executable, "-m", "launch.agent",
-            "--nproc-per-node", self._given["processes"],
+            "--nproc-per-node", self._processes,
             "--max-restarts", str(self._given["max_restarts"]),
             "--", sys.executable, "-m", "train", "fit", *self._given["config"], *overrides,
         ]  # fmt: skip
@@ -186,14 +186,16 @@ class _Runner:
 
 
 def main() -> int:
-    """``python -m launch.sweep --share RANK/NODES JSON``"""
+    """``python -m launch.sweep --share RANK/NODES --nproc-per-node N JSON``"""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", required=True, metavar="RANK/NODES")
+    parser.add_argument("--nproc-per-node", default="auto", metavar="N")
     parser.add_argument("given", metavar="JSON")
     parsed = parser.parse_args()
     rank, _, nodes = parsed.share.partition("/")
     try:
-        return int(_Runner(json.loads(parsed.given)).run(int(rank), int(nodes)))
+        runner = _Runner(json.loads(parsed.given), parsed.nproc_per_node)
+        return int(runner.run(int(rank), int(nodes)))
     except RunError as error:
         print(f"isorun: error: {error}", file=sys.stderr)
         return error.code

@@ -1,22 +1,32 @@
-"""``torchx run``, with two things mended for all who have isorun installed.
+"""``torchx run`` and ``torchx log``, mended for all who have isorun installed.
 
 Without a configured scheduler the default is the first registered one, by the alphabet, which
-would be a cloud; it stays a local one. And a user's mistake is told in one sentence, with an exit
-code that means something; so does the end of a local job.
+would be a cloud; it stays a local one. A user's mistake is told in one sentence, with an exit code
+that means something; so has the end of a local job, a Ctrl-C included. And ``torchx log`` would
+wait for ever for a job that is not there.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
+import time
+from typing import NoReturn
 
+from torchx.cli.cmd_log import CmdLog
 from torchx.cli.cmd_run import CmdRun
+from torchx.runner import get_runner
 from torchx.runner.config import get_config
+from torchx.schedulers.local_scheduler import SignalException
 
 from launch.history import ledger
-from train.exits import RunError
+from launch.local import log_directory
+from train.exits import RunError, UsageError
 
 DEFAULT = "local_cwd"
+_TO_READ = 2.0  # seconds for what a job said last
 
 
 class Run(CmdRun):  # type: ignore[misc]
@@ -33,11 +43,61 @@ class Run(CmdRun):  # type: ignore[misc]
         try:
             super().run(args)
         except RunError as error:
-            for line in str(error).splitlines():
-                print(f"isorun: error: {line}", file=sys.stderr)
-            sys.exit(int(error.code))
+            _refuse(error)
+        except KeyboardInterrupt:
+            _leave(signal.SIGINT)
+        except SignalException as stop:
+            _leave(stop.sigval)
         except SystemExit as leaving:
             # TorchX says 1 for everything; the agents know better.
             if leaving.code == 1 and (code := ledger.code_of_this_process()):
                 sys.exit(code)
             raise
+
+
+def _refuse(error: RunError) -> NoReturn:
+    for line in str(error).splitlines():
+        print(f"isorun: error: {line}", file=sys.stderr)
+    sys.exit(int(error.code))
+
+
+def _leave(number: signal.Signals) -> NoReturn:
+    """Ends after a signal: with the code of the job if that has ended by it."""
+    deadline = time.monotonic() + _TO_READ
+    for thread in threading.enumerate():
+        if thread.daemon:  # TorchX's, which still read the log
+            thread.join(max(0.0, deadline - time.monotonic()))
+    handle, end = ledger.of_this_process()
+    if end:
+        print(f"isorun: stopped by {number.name}: {handle} is {end['state']}.", file=sys.stderr)
+    elif handle:
+        print(
+            f"isorun: {number.name} ends this command, but not {handle}; `torchx status`, `log` "
+            "and `cancel` take that name.",
+            file=sys.stderr,
+        )
+    sys.exit(ledger.code_of_this_process() or 128 + number)
+
+
+_theirs = CmdLog.run
+
+
+def _log(self: CmdLog, args: argparse.Namespace) -> None:
+    scheduler, _, path = args.identifier.partition("://")
+    session, _, names = path.partition("/")
+    job, _, replica = names.partition("/")
+    try:
+        if scheduler == "local_cwd" and job:
+            log_directory(job)
+        elif job and not replica.partition("/")[2]:
+            handle = f"{scheduler}://{session or 'default'}/{job}"
+            if get_runner().status(handle) is None:
+                raise UsageError(f"{scheduler} knows no job {job!r}, or knows it no longer.")
+        _theirs(self, args)
+    except RunError as error:
+        _refuse(error)
+
+
+# In the class itself: only a command that is registered in the package's metadata could take its
+# place, and what is registered there changes only when the package is installed anew.
+CmdLog.run = _log

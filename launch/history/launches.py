@@ -35,6 +35,11 @@ class Launch:
         return str(self.line["handle"])
 
     @property
+    def job(self) -> str:
+        """The scheduler's name for it."""
+        return self.handle.rpartition("/")[2]
+
+    @property
     def run_id(self) -> str:
         """The run that it started, or went on with."""
         return str(self.line["run_id"])
@@ -141,7 +146,7 @@ def find(word: str) -> Launch:
     Raises UsageError."""
     launches = all_launches()
     for matches in (
-        lambda x: word in (x.run_id, x.handle, x.handle.rpartition("/")[2]),
+        lambda x: word in (x.run_id, x.handle, x.job),
         lambda x: word == x.line["name"],
         lambda x: x.run_id.startswith(word),
     ):

@@ -39,7 +39,7 @@ def test_each_run_has_a_name_and_a_directory_of_its_own():
     made = role("isorun.sweep", "-j", "3x2", *words, "run.dir=/runs/s", "optim.lr=0.1,0.2")
     assert made.num_replicas == 3
     assert made.args[2:4] == ["--share", "${replica_id}/3"]
-    assert given(made)["processes"] == "2"
+    assert made.args[4:6] == ["--nproc-per-node", "2"]
     endings = [trial[-2:] for trial in given(made)["trials"]]
     assert [e[1] for e in endings] == [
         "run.dir=/runs/s/optim.lr=0.1",

@@ -99,6 +99,28 @@ def test_two_nodes_on_one_machine_meet_on_a_port_of_their_own_and_share_its_core
     assert [node.args[node.args.index("--node-rank") + 1] for node in nodes[0]] == ["0", "1"]
 
 
+@pytest.mark.parametrize(
+    ("words", "threads"),
+    [
+        (("isorun.fit", "-j", "1xauto"), None),
+        (("isorun.fit", "-j", "1x4"), None),
+        (("isorun.fit", "-j", "2xauto"), "4"),
+        (("isorun.fit", "-j", "2xauto", "GPUs"), "1"),
+        (("isorun.sweep", "-j", "1x8", "run.seed=1,2"), None),
+        (("isorun.sweep", "-j", "2x4", "run.seed=1,2"), "8"),
+    ],
+)
+def test_threads_are_left_to_the_agent_unless_nodes_share_the_machine(monkeypatch, words, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7" if "GPUs" in words else "")
+    cores = 64 if "isorun.sweep" in words else 8 * (1 + ("GPUs" in words))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    component, j, shape, *more = (word for word in words if word != "GPUs")
+    request = dryrun(component, j, shape, *TINY, *more).request
+    (nodes,) = request.role_params.values()
+    assert {node.env.get("OMP_NUM_THREADS") for node in nodes} == {threads}
+
+
 def test_a_port_that_is_asked_for_is_taken():
     (node,) = set(map(tuple, (n.args for n in dryrun(
         "isorun.fit", "-j", "2x1", "--rdzv_port", "4321", *TINY

@@ -153,8 +153,9 @@ def test_a_cancelled_launch_is_saved_and_leaves_nothing_behind(user, tmp_path, j
     # The launcher; an agent per node, a rank and its loader's worker for each of two processes.
     assert len(processes_with(str(directory))) >= 1 + int(j[0]) + 2 + 2
     process.send_signal(number)
-    process.communicate(timeout=120)
-    assert process.returncode != 0
+    _, err = ended(process, expect=143)
+    assert "Traceback" not in err
+    assert f"isorun: stopped by {number.name}: {user.ledger()[0]['handle']} is CANCELLED." in err
     assert processes_with(str(directory)) == {}
     assert checkpoints(directory), "the ranks had the time to save"
     assert user.ledger()[-1]["state"] == "CANCELLED"
@@ -169,7 +170,8 @@ def test_not_even_what_has_left_for_a_session_of_its_own_stays_behind(user):
     process = user.start("run", "-s", "local_cwd", "isorun.run", "--", "python", "-c", code)
     wait_until(lambda: [w for w in processes_with("98765.4").values() if w[:5] == "sleep"], process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    _, err = ended(process, expect=143)
+    assert "Traceback" not in err
     assert processes_with("98765.4") == {}
     assert user.ledger()[-1]["state"] == "CANCELLED"
 
@@ -241,10 +243,52 @@ def test_any_command_runs_under_the_agent(user):
     assert {"0 green ${HOME}", "1 green ${HOME}"} <= set(re.findall(r"\d green \S+", err))
 
 
-def test_status_log_and_list_say_that_local_jobs_end_with_their_command(user):
-    """TorchX keeps no local job beyond its command; the ledger does."""
-    ended(user.start("run", "-s", "local_cwd", "isorun.run", "--", "python", "-c", "print(1)"))
+def torchx(user, *words, expect=0):
+    out, err = ended(user.start(*words), expect)
+    assert "Traceback" not in err
+    return out + err
+
+
+def test_status_log_list_and_cancel_know_a_job_of_another_command(user, tmp_path):
+    directory = tmp_path / "run"
+    process = user.fit("1x2", directory, "task.sleep=0.05", "length.steps=10000")
+    wait_until(lambda: (directory / "metrics.jsonl").exists() and metrics(directory), process)
     handle = user.ledger()[0]["handle"]
-    _, err = ended(user.start("status", handle), expect=1)
-    assert "does not exist" in err
+    assert "RUNNING" in torchx(user, "status", handle)
+    assert re.search(rf"{handle} +RUNNING", torchx(user, "list", "-s", "local_cwd"))
+    log = user.start("log", handle)  # follows it
+    torchx(user, "cancel", handle)
+    ended(process, expect=143)
+    out, err = ended(log)
+    assert "step 1/10000" in out
+    assert "Traceback" not in err
+    assert processes_with(str(directory)) == {}
+    assert checkpoints(directory)
+    assert user.ledger()[-1]["state"] == "CANCELLED"
+    assert re.search(rf"{handle} +CANCELLED", torchx(user, "list", "-s", "local_cwd"))
+
+
+def test_status_log_and_list_of_a_job_that_is_over(user):
+    """TorchX keeps no local job beyond its command; the ledger does."""
+    command = ("isorun.run", "--", "python", "-c", "print('it ran')")
+    ended(user.start("run", "-s", "local_cwd", *command))
+    kept = user.home / "logs"
+    ended(user.start("run", "-s", "local_cwd", "-cfg", f"log_dir={kept}", *command))
+    gone, there = (line["handle"] for line in user.ledger() if line["event"] == "submitted")
+    assert "SUCCEEDED" in torchx(user, "status", gone)
+    listed = torchx(user, "list", "-s", "local_cwd")
+    assert re.findall(r"(\S+) +SUCCEEDED", listed) == [gone, there]
+    assert f"isorun: error: {gone} is SUCCEEDED: the command that it ran under is gone" in torchx(
+        user, "log", gone, expect=64
+    )
+    for words in ((there,), (f"{there}/run/0",), ("--streams", "stdout", f"{there}/run")):
+        assert "it ran" in torchx(user, "log", *words)
     assert "SUCCEEDED" in user.launch("history")
+
+
+def test_status_log_and_list_where_there_is_no_such_job(user):
+    unknown = "local_cwd://torchx/x"
+    assert "does not exist" in torchx(user, "status", unknown, expect=1)
+    for name in (unknown, f"{unknown}/fit/0"):
+        assert "isorun: error: 'x' is no job of local_cwd" in torchx(user, "log", name, expect=64)
+    assert "APP HANDLE" in torchx(user, "list", "-s", "local_cwd")
