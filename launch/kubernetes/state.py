@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from launch.kubernetes.app import ROLE
@@ -52,7 +54,7 @@ def describe(app_id: str, job: Object, pods: Sequence[Object]) -> DescribeAppRes
             state=_replica_state(newest.get(index)),
             role=role,
             hostname=_host(newest.get(index)),
-            structured_error_msg=_failure(newest.get(index)) or "<NONE>",
+            structured_error_msg=_structured(newest.get(index)),
         )
         for index in range(nodes)
     ]
@@ -182,12 +184,34 @@ def _failure(pod: Object | None) -> str | None:
         return None
     ended = _ended(pod)
     if ended and ended["exitCode"]:
-        return str(ended.get("message") or ended.get("reason") or "").strip() or None
+        return _told(str(ended.get("message") or ended.get("reason") or "").strip()) or None
     if pod["status"].get("phase") == "Failed":
         return (
             f"{pod['status'].get('reason', '')} {pod['status'].get('message', '')}".strip() or None
         )
     return None
+
+
+def _told(text: str) -> str:
+    """The agent's record in words; what is none as it is."""
+    try:
+        record = json.loads(text)
+        first = record["first"]
+        told = f"Rank {first['rank']} on {first['host']} ended first: {record['what']}"
+        return f"{told}, {first['error']}" if first["error"] else told
+    except (ValueError, TypeError, KeyError):
+        return text
+
+
+def _structured(pod: Object | None) -> str:
+    """A failure in torch's format, the only one that all versions of TorchX can show."""
+    if pod is None or not (text := _failure(pod)):
+        return "<NONE>"
+    ended = _ended(pod) or {}
+    when = datetime.fromisoformat(ended.get("finishedAt") or pod["metadata"]["creationTimestamp"])
+    extra = {"timestamp": int(when.timestamp())}
+    error = {"message": text, "errorCode": ended.get("exitCode"), "extraInfo": extra}
+    return json.dumps({"message": error})
 
 
 def _waiting(pod: Object) -> str | None:

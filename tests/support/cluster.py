@@ -100,7 +100,9 @@ class Cluster(Controllers):
             if pod["status"]["phase"] in ("Succeeded", "Failed"):
                 return
             pod["status"]["phase"] = "Failed" if code or disrupted else "Succeeded"
-            self._container(pod, {"terminated": {"exitCode": code, "message": message}})
+            self._container(
+                pod, {"terminated": {"exitCode": code, "message": message, "finishedAt": now()}}
+            )
             if disrupted:
                 condition = {"type": "DisruptionTarget", "status": "True"}
                 pod["status"]["conditions"] = [condition]

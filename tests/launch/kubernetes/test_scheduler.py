@@ -1,13 +1,15 @@
 """The scheduler kubernetes_job against a small Kubernetes of the tests' own."""
 
+import json
 import threading
 import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from torchx.schedulers.api import Stream
-from torchx.specs import AppState, ReplicaState
+from torchx.specs import AppState, AppStatus, ReplicaState
 
+from launch.agent.failure import Failure, Verdict
 from launch.components import fit, run
 from launch.components import sweep as sweep_component
 from launch.kubernetes import logs, state
@@ -89,16 +91,32 @@ def test_states_of_a_run_that_goes_well(cluster, scheduler):
     assert scheduler.exit_codes(app_id) == [0, 0]
 
 
-def test_a_config_error_fails_the_run_at_once_and_says_why(cluster, scheduler):
+FIRST = Failure(rank=1, local_rank=0, host="text-1", pid=7, exit_code=64,
+                error="optim.lrr is not a known key", time=0.0, log=[])  # fmt: skip
+RECORD = Verdict(FIRST, [FIRST], []).record(run_id="x")
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("the end of its log", "the end of its log"),
+        ("137", "137"),
+        ('["x"]', '["x"]'),
+        (
+            json.dumps(RECORD),
+            "Rank 1 on text-1 ended first: exit code 64 (USAGE), optim.lrr is not a known key",
+        ),
+    ],
+)
+def test_a_config_error_fails_the_run_at_once_and_says_why(cluster, scheduler, message, told):
     app_id = scheduler.submit(app(), CFG)
-    cluster.end(cluster.pod(1), 64, "optim.lrr is not a known key")
+    cluster.end(cluster.pod(1), 64, message)
     found = scheduler.describe(app_id)
     assert found.state == AppState.FAILED
     assert "PodFailurePolicy" in found.msg
-    assert "(exit 64): optim.lrr is not a known key" in found.msg
-    assert (
-        found.roles_statuses[0].replicas[1].structured_error_msg == "optim.lrr is not a known key"
-    )
+    assert f"(exit 64): {told}" in found.msg
+    status = AppStatus(found.state, roles=found.roles_statuses, msg=found.msg)
+    assert told in " ".join(status.format().split()), "what `torchx status` prints"
     assert len([p for p in cluster.pods() if p["status"]["phase"] == "Running"]) == 0
     assert scheduler.exit_codes(app_id)[-1] == 64
 
