@@ -5,6 +5,9 @@ import re
 import secrets
 from datetime import UTC, datetime
 
+# Of a pod, how often its number has failed before: counted by the Job's limit, and not counted.
+COUNTED = "batch.kubernetes.io/job-index-failure-count"
+IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"
 INDEX, JOB = "batch.kubernetes.io/job-completion-index", "batch.kubernetes.io/job-name"
 
 
@@ -58,13 +61,18 @@ class Controllers:
         for index in range(min(job["spec"]["completions"], job["spec"]["parallelism"])):
             self._make_pod(job, index)
 
-    def _make_pod(self, job, index):
+    def _make_pod(self, job, index, after=None):
+        """``after`` are the failures of this number, counted and ignored, that a pod knows of."""
         template = copy.deepcopy(job["spec"]["template"])
         name, metadata = job["metadata"]["name"], template.setdefault("metadata", {})
         metadata.setdefault("labels", {}).update({INDEX: str(index), JOB: name})
         for key, value in labels(job).items():
             if key.startswith("jobset"):
                 metadata["labels"][key] = value
+        if "backoffLimitPerIndex" in job["spec"]:
+            counted, ignored = after or (0, 0)
+            annotations = {**metadata.get("annotations", {}), COUNTED: str(counted)}
+            metadata["annotations"] = annotations | ({IGNORED: str(ignored)} if ignored else {})
         metadata |= {
             "name": f"{name}-{index}-{secrets.token_hex(2)}",
             "namespace": job["metadata"]["namespace"],
@@ -92,6 +100,8 @@ class Controllers:
                 self._make_pod(job, following)
             return
         action, number = policy_action(spec, pod, code, disrupted)
+        known = pod["metadata"].get("annotations", {})
+        counted, ignored = (int(known.get(key, 0)) for key in (COUNTED, IGNORED))
         words = (
             f"failed with exit code {code}"
             if number is not None and not disrupted
@@ -104,13 +114,13 @@ class Controllers:
             )
             self._finish(job, "Failed", "PodFailurePolicy", message)
         elif action == "Ignore":
-            self._make_pod(job, index)
+            self._make_pod(job, index, (counted, ignored + 1))
         else:
             failures = status.setdefault("failures", {})
             failures[str(index)] = failures.get(str(index), 0) + 1
             limit = spec.get("backoffLimitPerIndex", spec.get("backoffLimit", 6))
             if action != "FailIndex" and failures[str(index)] <= limit:
-                self._make_pod(job, index)
+                self._make_pod(job, index, (counted + 1, ignored))
             elif "backoffLimitPerIndex" not in spec or spec.get("maxFailedIndexes") == 0:
                 reason = (
                     "MaxFailedIndexesExceeded"

@@ -26,6 +26,8 @@ TESTS = [
     "test_runs.py::test_a_config_error_fails_the_job_at_once",
     "test_runs.py::test_the_namespace_is_restricted_and_the_policy_in_place",
     "test_runs.py::test_delete_leaves_a_checkpoint_from_which_the_same_run_goes_on",
+    "test_torchx.py::test_a_run_from_submission_to_its_end",
+    "test_torchx.py::test_a_config_error_that_only_the_image_sees_fails_the_job_at_once",
 ]
 
 
@@ -42,7 +44,7 @@ def test_what_is_meant_for_real_clusters_works_on_a_pretended_one(tmp_path):
     try:
         with Server(cluster, tmp_path) as server:
             done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "1000",
+                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
                  *(f"tests/real/kubernetes/{test}" for test in TESTS)],
                 cwd=ROOT, env={**environment, "KUBECONFIG": str(server.kubeconfig)},
                 capture_output=True, text=True, timeout=1100,

@@ -1,6 +1,7 @@
 """A cluster as its user sees it, through kubectl; what fails says what the cluster says."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -48,7 +49,8 @@ class Kube:
         done = subprocess.run(
             [sys.executable, "-m", "launch", "render", overlay, "--set", f"name={name}",
              "--set", f"image={self.image}", "--set", f"nodes={nodes}", "--", *command],
-            cwd=ROOT, capture_output=True, text=True, timeout=120,
+            cwd=ROOT, env={**os.environ, "ISORUN_KUSTOMIZE": kubectl()},
+            capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         made = list(yaml.safe_load_all(done.stdout))
@@ -84,6 +86,12 @@ class Kube:
                     return found
                 raise AssertionError(f"{what} did not come about.\n{self.report(name)}")
             time.sleep(1)
+
+    def evict(self, pod):
+        """As a node is drained."""
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/eviction"
+        self.run("create", "--raw", path, "-f", "-", given=json.dumps(body), namespace=False)
 
     def finished(self, name, seconds=SECONDS):
         """Waits for the end of a run; (Complete or Failed, the reason)."""

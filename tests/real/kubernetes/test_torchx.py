@@ -4,15 +4,26 @@ import os
 import re
 import subprocess
 import sys
-import time
 from importlib.metadata import entry_points
 
 import pytest
 
-from tests.real.kubernetes.kube import SECONDS
-from tests.real.kubernetes.test_runs import SMALL, name, overrides, verify  # noqa: F401
+from tests.real.kubernetes.kube import PLACED, SECONDS, number
+from tests.real.kubernetes.test_runs import (  # noqa: F401
+    NEVER,
+    SMALL,
+    STEPS,
+    goes_on,
+    name,
+    overrides,
+    resumed,
+    verify,
+)
 from tests.support.kubectl import kubectl
 from tests.support.runs import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+CONFIG = SMALL[SMALL.index("--config") + 1]
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +34,7 @@ def _installed():
 
 @pytest.fixture
 def torchx(kube, tmp_path):
-    """A command of TorchX's; its output."""
+    """A command of TorchX's, or of another module; its output."""
     # With the namespace of the tests as its own, since `torchx list` has no option for that.
     kubeconfig = tmp_path / "kubeconfig"
     view = ["config", "view", "--raw", "--minify", "--flatten"]
@@ -35,28 +46,30 @@ def torchx(kube, tmp_path):
         "KUBECONFIG": str(kubeconfig),
         "ISORUN_KUSTOMIZE": kubectl(),
         "XDG_STATE_HOME": str(tmp_path / "state"),
+        "PYTHONPATH": str(ROOT),
     }
 
-    def run(*words, check=True):
+    def run(*words, code=0, module="torchx.cli.main", directory=ROOT):
         done = subprocess.run(
-            [sys.executable, "-m", "torchx.cli.main", *words],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS,
+            [sys.executable, "-m", module, *words],
+            cwd=directory, env=environment, capture_output=True, text=True, timeout=SECONDS,
         )  # fmt: skip
         said = done.stdout + done.stderr
-        assert not check or done.returncode == 0, f"torchx {' '.join(words)}\n{said}"
+        assert done.returncode == code, f"{module} {' '.join(words)}: {done.returncode}\n{said}"
         return said
 
     return run
 
 
-def submit(torchx, kube, name, steps):  # noqa: F811
-    config = SMALL[SMALL.index("--config") + 1]
-    rest = [word for word in overrides(name, steps) if "=" in word]
+def submit(torchx, kube, name, steps, *more, options=(), **how):  # noqa: F811
+    """The job's handle."""
     said = torchx(
         "run", "-s", "kubernetes_job", "--workspace", "",
-        "-cfg", "overlay=cpu-demo,shared_memory=256Mi",
+        # Half a core to a pod: with what the cluster itself needs, two fit on two cores.
+        "-cfg", "overlay=cpu-demo,shared_memory=256Mi,cpu=500m",
         "isorun.fit", "-j", "2x1", "--cpu", "1", "--memMB", "1536", "--image", kube.image,
-        "--max_retries", "2", "--config", config, *rest,
+        "--max_retries", "2", *options, "--config", CONFIG,
+        *(word for word in overrides(name, steps, *more) if "=" in word), **how,
     )  # fmt: skip
     return re.search(r"kubernetes_job://\S+", said)[0]
 
@@ -65,50 +78,76 @@ def job_name(handle):
     return handle.rpartition(":")[2]
 
 
+def completed(kube, handle):
+    job = job_name(handle)
+    kind, reason = kube.finished(job)
+    assert kind == "Complete", f"{kind} ({reason})\n{kube.report(job)}"
+
+
 def test_a_run_from_submission_to_its_end(kube, torchx, name):  # noqa: F811
     handle = submit(torchx, kube, name, 40)
     log = torchx("log", "--tail", handle)
     assert re.search(r"fit/[01]\S* Finished: 40 steps", log), log
-    kube.finished(job_name(handle))
+    completed(kube, handle)
     assert "SUCCEEDED" in torchx("status", handle)
     listed = torchx("list", "-s", "kubernetes_job")
     assert re.search(rf"{job_name(handle)}\S*\s+SUCCEEDED", listed), listed
-    assert (
-        f"{kube.namespace}:{job_name(handle)}"
-        in torchx("list", "-s", "kubernetes_job", check=False)
-        or True
-    )
     verify(kube, name, 40)
 
 
 def test_cancel_saves_and_a_new_launch_is_the_same_run(kube, torchx, name):  # noqa: F811
-    first = submit(torchx, kube, name, 160)
+    first = submit(torchx, kube, name, STEPS, NEVER)
     kube.at_step(job_name(first), 40)
     torchx("cancel", first)
     kube.until("the end of all pods", lambda: not kube.pods(job_name(first)), job_name(first))
     assert "CANCELLED" in torchx("status", first)
-    second = submit(torchx, kube, name, 160)
+    second = submit(torchx, kube, name, STEPS, NEVER)
     assert second != first
-    kube.finished(job_name(second))
+    completed(kube, second)
     log = torchx("log", second)
-    found = re.search(r"from step (\d+)", log)
-    assert found, log
-    assert int(found[1]) >= 40, log
-    verify(kube, name, 160)
+    assert (resumed(log) or 0) >= 40, log
+    verify(kube, name, STEPS, NEVER)
 
 
-def test_a_lost_pod_and_a_config_error(kube, torchx, name):  # noqa: F811
-    handle = submit(torchx, kube, name, 160)
+@pytest.mark.parametrize("how", ["deleted", "evicted"])
+def test_a_pod_is_lost_in_the_middle(kube, torchx, name, how):  # noqa: F811
+    handle = submit(torchx, kube, name, STEPS)
     job = job_name(handle)
     kube.at_step(job, 40)
-    kube.run("delete", "pod", kube.pods(job)[1]["metadata"]["name"], "--wait=false")
-    kind, reason = kube.finished(job)
-    assert kind == "Complete", f"{reason}\n{kube.report(job)}"
-    verify(kube, name, 160)
-    started = time.monotonic()
+    pod = next(p for p in kube.pods(job) if number(p) == 1)["metadata"]["name"]
+    if how == "evicted":
+        kube.evict(pod)
+    else:
+        kube.run("delete", "pod", pod, "--wait=false")
+    completed(kube, handle)
+    goes_on(kube, job)
+    assert "SUCCEEDED" in torchx("status", handle)
+    verify(kube, name, STEPS)
+
+
+def test_a_config_error_is_told_before_anything_is_made(kube, torchx, name):  # noqa: F811
     said = torchx(
         "run", "-s", "kubernetes_job", "--workspace", "", "isorun.fit",
-        "--config", "configs/text.yaml", "optim.lrr=1", check=False,
+        "--config", CONFIG, f"run.name={name}", "optim.lrr=1", code=64,
     )  # fmt: skip
     assert "did you mean optim.lr?" in said, said
-    assert time.monotonic() - started < SECONDS
+    made = [job["metadata"]["name"] for job in kube.get("jobs")]
+    assert not [job for job in made if job.startswith(name)], made
+
+
+def test_a_config_error_that_only_the_image_sees_fails_the_job_at_once(
+    kube, torchx, name, tmp_path  # noqa: F811
+):  # fmt: skip
+    """From where the config file is not, so that it cannot be checked."""
+    handle = submit(torchx, kube, name, 40, "optim.lrr=1", options=["--check", "False"],
+                    directory=tmp_path)  # fmt: skip
+    job = job_name(handle)
+    kind, reason = kube.finished(job, PLACED)
+    assert (kind, reason) == ("Failed", "PodFailurePolicy"), kube.report(job)
+    numbers = [number(pod) for pod in kube.pods(job)]
+    assert len(numbers) == len(set(numbers)), f"retried\n{kube.report(job)}"
+    assert "FAILED" in torchx("status", handle)
+    why = torchx("why", handle, module="launch", directory=tmp_path)
+    assert "FAILED, exit code 64" in why, why
+    assert "optim.lrr is not a known key" in why, why
+    assert "The same launch once more would only fail again." in why, why
