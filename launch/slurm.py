@@ -8,7 +8,9 @@ would meet at the same port; and since Slurm 22.05 each node's agent would have 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
 _NO_ACCOUNTING = (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError)
 _LOWEST_PORT, _PORTS = 10000, 20000  # below those that systems give out by themselves
 _AFTER_SRUN = "exitcode=$?\n"
-# As in train/exits.py: any other code would only come again.
+# The rest of TorchX's script would start any job again, and count preemptions as failures.
 _RULE = """\
-[ $exitcode -eq 75 ] || { [ $exitcode -gt 128 ] && [ $exitcode -ne 130 ]; } || TORCHX_MAX_RETRIES=0
+[ $exitcode -eq 0 ] || {python} -m launch.requeue $exitcode --most $TORCHX_MAX_RETRIES
+TORCHX_MAX_RETRIES=0
 """
 
 
@@ -99,9 +102,15 @@ class OnSlurm:
 class _Judged:
     """Goes before TorchX's request: its script asks for another start only where that may help."""
 
+    max_retries: int
+
     def materialize(self) -> str:
         script: str = super().materialize()  # type: ignore[misc]
-        return script.replace(_AFTER_SRUN, _AFTER_SRUN + _RULE, 1)
+        # Jobs run with what is installed here, though it may not be what the shell finds.
+        rule = _RULE.format(python=shlex.quote(sys.executable))
+        if not self.max_retries:
+            return script
+        return script.replace(_AFTER_SRUN, _AFTER_SRUN + rule, 1)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from tests.launch.launching import dryrun
 from tests.support.runs import ROOT, TINY
 from train.exits import Exit, is_worth_retrying
 
+PYTHON = Path(sys.executable).parent
 CODES = sorted({*Exit, 1, 2, 128, 129, 134, 137, 139})
 
 
@@ -23,8 +26,10 @@ def starts_again(directory, script, code, **environ):
     (directory / "scontrol.said").unlink(missing_ok=True)
     done = subprocess.run(
         ["bash", script, "--config", "my config.yaml"], capture_output=True, text=True,
-        env={"PATH": f"{directory}:{os.environ['PATH']}", "SLURM_JOB_ID": "20007",
-             "SLURM_NNODES": "2", **environ},
+        cwd=directory,
+        env={"PATH": f"{directory}:{PYTHON}:{os.environ['PATH']}", "SLURM_JOB_ID": "20007",
+             "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]", "PYTHONPATH": str(ROOT),
+             **environ},
     )  # fmt: skip
     asked = (directory / "scontrol.said").exists()
     assert not asked or (directory / "scontrol.said").read_text() == "requeue 20007\n"
@@ -40,10 +45,36 @@ def test_only_what_may_help_is_tried_again(tmp_path, code):
     assert starts_again(tmp_path, FILE, code) == (again, 0 if again else code)
 
 
+def failures(directory):
+    return (directory / "isorun-20007.failures").read_text().splitlines()
+
+
 def test_failures_of_machines_are_not_tried_for_ever(tmp_path):
+    """Being preempted and out of time are none, as often as they come."""
+    assert starts_again(tmp_path, FILE, 75) == (True, 0)
+    for count in ("1", "2", "400"):
+        assert starts_again(tmp_path, FILE, 143, SLURM_RESTART_COUNT=count) == (True, 0)
+    assert starts_again(tmp_path, FILE, 137, SLURM_RESTART_COUNT="401") == (True, 0)
+    told = failures(tmp_path)
+    assert [line.split(" ", 2)[2] for line in told] == [
+        "exit code 75 on node[1-2]", "exit code 137 on node[1-2]",
+    ]  # fmt: skip
+    with (tmp_path / "isorun-20007.failures").open("a") as file:
+        file.write("another\n" * 18)
+    assert starts_again(tmp_path, FILE, 75, SLURM_RESTART_COUNT="402") == (False, 75)
+    assert starts_again(tmp_path, FILE, 143, SLURM_RESTART_COUNT="403") == (True, 0)
+
+
+def test_failures_of_an_older_job_of_the_same_number_do_not_count(tmp_path):
+    (tmp_path / "isorun-20007.failures").write_text("old\n" * 20)
+    assert starts_again(tmp_path, FILE, 75) == (True, 0)
+    assert len(failures(tmp_path)) == 1
+
+
+def test_where_failures_cannot_be_counted_each_start_counts(tmp_path):
+    (tmp_path / "isorun-20007.failures").mkdir()
     assert starts_again(tmp_path, FILE, 75, SLURM_RESTART_COUNT="19") == (True, 0)
     assert starts_again(tmp_path, FILE, 75, SLURM_RESTART_COUNT="20") == (False, 75)
-    assert starts_again(tmp_path, FILE, 143, SLURM_RESTART_COUNT="20") == (True, 0)
 
 
 def test_where_starting_again_is_refused_the_code_is_the_agents(tmp_path):
@@ -66,4 +97,6 @@ def test_so_it_is_with_torchx(tmp_path, code):
     script.write_text(request.materialize())
     again = is_worth_retrying(code)
     assert starts_again(tmp_path, script, code) == (again, code)
-    assert starts_again(tmp_path, script, code, SLURM_RESTART_COUNT="2") == (False, code)
+    for _ in range(2):
+        again = again and starts_again(tmp_path, script, code, SLURM_RESTART_COUNT="9")[0]
+    assert again == (code == Exit.PREEMPTED), "two retries after failures, and no more"

@@ -118,3 +118,5 @@ def cluster():
 def user(cluster, tmp_path):
     yield User(cluster, tmp_path)
     cluster.empty()
+    for file in ROOT.glob("isorun-*.failures"):  # where jobs are submitted, like their output
+        file.unlink()

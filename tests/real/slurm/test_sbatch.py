@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from tests.real.slurm.conftest import attempts, wait_until
-from tests.support.runs import TINY, checkpoints, metrics, run
+from tests.support.runs import ROOT, TINY, checkpoints, metrics, run
 from train.parity import curve, largest_difference
 
 pytestmark = pytest.mark.slow
@@ -52,6 +52,8 @@ def test_a_failure_of_the_machine_is_tried_again(user, tmp_path):
         job.wait_for(lambda: job.restarts == 1)
     assert job.end() == ("COMPLETED", 0), job.log
     assert "exit code 75; back into the queue" in job.log
+    told = (ROOT / f"isorun-{job.number}.failures").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in told] == ["exit code 75 on node1"]
     assert "all well" in run("verify", tmp_path / "run").stdout
 
 
