@@ -88,8 +88,8 @@ def _warn(text: str) -> None:
 
 
 def _out_of_reach(role: Role) -> Iterator[str]:
-    """Config files that are not below the directory in which the launch was made, of which the
-    image may well have a copy, and not in a mount either."""
+    """Config files that are not below the working directory, whose copy the image may well have,
+    and not in a mount either."""
     mounted = [PurePosixPath(mount.dst_path) for mount in role.mounts]
     for file in _config_files(role.args):
         path = PurePosixPath(file)
