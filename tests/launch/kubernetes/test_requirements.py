@@ -8,6 +8,7 @@ import yaml
 from launch.kubernetes.command_line import render_words
 from launch.kubernetes.values import number
 from tests.launch.kubernetes.objects import (
+    COMPONENTS,
     K8S,
     OVERLAYS,
     built,
@@ -16,6 +17,7 @@ from tests.launch.kubernetes.objects import (
     templates,
     variables,
 )
+from tests.support.runs import ROOT
 from train.exits import Exit, is_worth_retrying
 
 HOPELESS = sorted(int(e) for e in Exit if e and not is_worth_retrying(e))
@@ -106,6 +108,7 @@ def test_a_set_restarts_as_a_whole_by_the_exit_code_table(overlay):
         == "RestartJobSet"
     )
     assert failure_policy(overlay)["maxRestarts"] == 3
+    assert spec["activeDeadlineSeconds"] > 0  # of one attempt
 
 
 def test_a_volcano_job_goes_by_the_exit_code_table():
@@ -330,6 +333,12 @@ def test_what_a_run_is_stands_in_one_place(overlay):
     for key in ("image", "nodes", "processes", "command", "cpu", "memory", "gpus"):
         assert f"{key}:" not in rest
     assert str(run["spec"]["image"]) not in rest
+
+
+def test_the_page_names_every_overlay_and_component():
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    rows = " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
+    assert {n for n in (*OVERLAYS, *COMPONENTS) if f"`{n}`" not in rows} == {"run"}
 
 
 def test_every_kustomization_says_what_it_is_for():
