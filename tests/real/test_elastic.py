@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 OPTIONS = [
     "checkpoint.every_steps=10", "checkpoint.asynchronous=false", "watchdog.timeout=5",
-    "task.sleep=0.05", "length.steps=400", "batch.micro_batch_size=6",
+    "task.sleep=0.05", "length.steps=600", "batch.micro_batch_size=6",
 ]  # fmt: skip
 
 
