@@ -75,8 +75,9 @@ class OnThisMachine:
             found.state = type(found.state).CANCELLED
         return found
 
-    def list(self) -> Any:
-        """All jobs of the ledger; UNKNOWN is one whose command was killed."""
+    def list(self, *_: Any) -> Any:
+        """All jobs of the ledger; UNKNOWN is one whose command was killed. TorchX's nightly hands
+        over the scheduler's options."""
         from torchx.schedulers.api import ListAppResponse
         from torchx.specs import AppState
 

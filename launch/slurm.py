@@ -83,12 +83,12 @@ class OnSlurm:
             msg=jobs[0].state,
         )
 
-    def list(self) -> Any:
+    def list(self, *cfg: Any) -> Any:
         """All jobs of the accounting, else those that Slurm itself still knows of this user."""
         from torchx.schedulers.api import ListAppResponse
 
         with suppress(*_NO_ACCOUNTING):
-            return super().list()  # type: ignore[misc]
+            return super().list(*cfg)  # type: ignore[misc]
         lines = _ask("squeue", "--me", "--states=all", "--noheader", "--format=%i %T").splitlines()
         jobs = [line.replace("+0 ", " ").split() for line in lines]
         return [ListAppResponse(app_id=i, state=_state(s)) for i, s in jobs if i.isdigit()]

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 from torchx.schedulers.docker_scheduler import DockerScheduler
@@ -20,7 +21,8 @@ class Container:
     """One that saves for a while when it is asked to stop, and then ends with 143."""
 
     def __init__(self, number, *env):
-        self.status, self.name, self.image, self.timeout = "running", f"{JOB}-{number}", "i", None
+        self.status, self.name, self.timeout = "running", f"{JOB}-{number}", None
+        self.image = SimpleNamespace(id="i", tags=["i"])
         self.labels = {
             "torchx.pytorch.org/app-id": JOB,
             "torchx.pytorch.org/role-name": "fit",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from torchx.runner import get_runner
 from torchx.specs import AppState
 
 from launch.history import ledger
@@ -141,6 +142,17 @@ def test_a_local_launch_whose_command_is_gone_is_lost(capsys):
     submit("5", "local_cwd", host="elsewhere", pid=os.getpid())
     assert find("5").refresh() == "UNKNOWN"
     assert socket.gethostname() == find("4").line["host"]
+
+
+def test_torchx_lists_local_jobs_from_the_ledger(monkeypatch, home):
+    handle, _ = submit("4", "local_cwd", pid=2**22 + 1)
+    other, _ = submit("5", "local_cwd")
+    ledger.record_end(other, "FAILED", [75])
+    monkeypatch.setenv("PATH", str(home))  # no squeue, no sacct
+    with get_runner() as runner:
+        found = {job.app_handle: job.state.name for job in runner.list("local_cwd")}
+        assert found == {handle: "UNKNOWN", other: "FAILED"}
+        assert runner.list("slurm") == []
 
 
 def test_the_command_line_is_told_in_sentences(capsys):
