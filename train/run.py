@@ -112,6 +112,7 @@ class Run:
         self.start_step = self.progress.step
         self._open_tracking()
         self._begin_attempt()
+        self.engine.sum_ints([0])  # nobody takes a step of an attempt that is not written down
         self._exit.callback(self.saving.abandon)
         # Last to be opened, first to be closed: workers never outlive what they feed.
         self.batches = self._exit.enter_context(
