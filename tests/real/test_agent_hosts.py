@@ -10,31 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hosts import Hosts, why_not
-from tests.support.runs import TINY, checkpoints, metrics, run
+from tests.real.elastic import LONG, assert_undisturbed, going_on_with, wait_until
+from tests.support.hosts import why_not
+from tests.support.runs import TINY, checkpoints, run
 from train.data.ledger import read_steps
-from train.parity import curve, largest_difference
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-
-LONG = [
-    "checkpoint.every_steps=10", "checkpoint.asynchronous=false", "watchdog.timeout=6",
-    "task.sleep=0.05", "length.steps=300", "batch.micro_batch_size=6",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def hosts():
-    made = Hosts()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("undisturbed")
-    run("fit", directory, *LONG, "task.sleep=0")
-    return directory
 
 
 def fit(directory, *overrides):
@@ -59,33 +40,6 @@ def end(agents, timeout=180):
             if agent.poll() is None:
                 agent.kill()
     return [agent.returncode for agent in agents], errors
-
-
-def wait_until(condition, agents=(), seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        for agent in agents:
-            assert agent.poll() is None, agent.communicate()
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.05)
-
-
-def going_on_with(directory, world_size, after=0):
-    """Whether the newest attempt, later than ``after``, has so many ranks and has taken steps."""
-    file = directory / "attempts.jsonl"
-    attempts = [json.loads(line) for line in file.open()] if file.exists() else []
-    newest = attempts[-1] if len(attempts) > after else None
-    return (
-        newest is not None
-        and newest["world_size"] == world_size
-        and any(row.get("attempt") == newest["attempt"] for row in metrics(directory))
-    )
-
-
-def assert_undisturbed(directory, undisturbed):
-    assert "all well" in run("verify", directory).stdout
-    for key in ("train/loss", "train/gradient_norm", "train/learning_rate"):
-        assert largest_difference(curve(undisturbed, key), curve(directory, key)) <= 1e-5
 
 
 @pytest.fixture

@@ -5,19 +5,12 @@ import time
 
 import pytest
 
-from tests.support.hosts import Hosts, why_not
+from tests.support.hosts import why_not
 from tests.support.runs import TINY, checkpoints, run
 from train.data.ledger import read_steps
 from train.parity import curve, largest_difference
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-
-
-@pytest.fixture(scope="module")
-def hosts():
-    made = Hosts()
-    yield made
-    made.close()
 
 
 SMALL_TEXT = [
