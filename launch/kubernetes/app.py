@@ -118,7 +118,7 @@ def _substituted(role: Role, app_id: str) -> Role:
 
 def _agent_job(role: Role) -> _Job:
     """The agent is started by the template; its options become the template's values."""
-    from launch.agent.options import parser
+    from launch.agent.arguments import parser
 
     words = role.args[len(_AGENT) - 1 :]
     at = words.index("--") if "--" in words else len(words)
