@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line, for help and for parsing."""
     made = _Parser(
         prog="python -m launch.agent",
-        description="Runs once on each node: meets the agents of the other nodes, starts the ranks of "
-        "its own, and says how they ended.",
+        description="Runs once on each node: meets the agents of the other nodes, starts the "
+        "ranks of its own, and says how they ended.",
         usage="python -m launch.agent [options] -- python -m train fit ...",
         epilog="Each option may also be given as PET_<NAME> in the environment.",
     )
