@@ -19,7 +19,6 @@ from launch.agent.endpoint import wait_for_name, wait_for_port
 from launch.agent.meeting import ClosedError, have_passed, meet, note_passed, why_not_met
 from launch.agent.options import Options, parse
 from launch.agent.signals import Signals, StopSignal
-from launch.training import run_directory
 from train.exits import Exit, RetryError, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -192,6 +191,7 @@ def _write(
 ) -> None:
     """Says what happened, and leaves it where people and programs look for it."""
     from launch.agent.failure import write_record, write_termination
+    from launch.training import run_directory  # reads configs, which takes its time to import
     from train.error_file import leave
 
     tell(verdict.paragraph())
