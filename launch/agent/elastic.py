@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -92,14 +92,16 @@ class NodeAgent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if self._signals.first:
             self._pass_on_signals()
-        ended = {rank for rank, code in self._return_codes().items() if code}
-        if (
-            ended
-        ):  # the others are of no use any more; torch would give them longer than others wait
+        ended = self._ended()
+        if ended and set(ended.values()) == {Exit.PREEMPTED}:
+            # They have agreed to stop; the others may still have to copy what was saved.
+            self._pass_on_signals(time.monotonic() + self._options.shutdown_timeout)
+        elif ended:
+            # The others are of no use any more; torch would give them longer than other nodes wait.
             self._ranks.close(signal.SIGTERM, _TO_END)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY and self._peers_are_gone():
-            ended = {rank for rank, code in self._return_codes().items() if code}
+            ended = self._ended()
             self._ranks.close(signal.SIGTERM, _TO_END)
             result = super()._monitor_workers(worker_group)
         if result.state not in (WorkerState.HEALTHY, WorkerState.SUCCEEDED):
@@ -134,6 +136,10 @@ class NodeAgent(LocalElasticAgent):
         handlers = self._ranks.subprocess_handlers
         return {rank: handler.proc.poll() for rank, handler in handlers.items()}
 
+    def _ended(self) -> dict[int, int]:
+        """Those that ended badly, and how."""
+        return {rank: code for rank, code in self._return_codes().items() if code}
+
     # -- failing ------------------------------------------------------------------------------
 
     def _peers_are_gone(self) -> bool:
@@ -158,7 +164,7 @@ class NodeAgent(LocalElasticAgent):
         with suppress(RuntimeError):  # noticed elsewhere
             self._reports.beat()
 
-    def _judge(self, result: RunResult, ended: set[int]) -> None:
+    def _judge(self, result: RunResult, ended: Collection[int]) -> None:
         """Decides, as all other nodes do, what the failures mean, and whether ranks start again."""
         failures = [self._failure(f, ended) for f in result.failures.values()]
         if not failures:
@@ -237,7 +243,7 @@ class NodeAgent(LocalElasticAgent):
         failures = [failure for report in reports for failure in report.failures]
         return Verdict(first_failure(failures), failures, lost)
 
-    def _failure(self, failure: ProcessFailure, ended: set[int]) -> Failure:
+    def _failure(self, failure: ProcessFailure, ended: Collection[int]) -> Failure:
         local_rank = failure.local_rank
         told = Path(failure.error_file).is_file()
         error, left_at = error_of(failure.message) if told else ("", None)

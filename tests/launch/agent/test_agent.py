@@ -177,6 +177,18 @@ def test_a_stop_while_ranks_start():
     assert "Traceback" not in err
 
 
+def test_a_rank_that_has_saved_does_not_cut_short_one_that_still_copies(tmp_path):
+    """Longer than ranks are given that are of no use any more."""
+    script = (
+        "import os, signal, sys, time; rank = int(os.environ['RANK']); "
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"rank or (time.sleep(14), open({str(tmp_path / 'copied')!r}, 'w')); sys.exit(143)"
+    )
+    code, _, err = end(start("--nproc-per-node", "2", script=script))
+    assert code == 143, err
+    assert (tmp_path / "copied").exists()
+
+
 def test_settings_that_torch_does_not_take_are_told(tmp_path):
     taken = tmp_path / "file"
     taken.touch()
