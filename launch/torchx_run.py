@@ -76,7 +76,8 @@ def _leave(number: signal.Signals) -> NoReturn:
             "and `cancel` take that name.",
             file=sys.stderr,
         )
-    sys.exit(ledger.code_of_this_process() or 128 + number)
+    code = ledger.telling_code(end["exit_codes"]) if end else None
+    sys.exit(code or 128 + number)
 
 
 class Log(CmdLog):  # type: ignore[misc]

@@ -206,9 +206,7 @@ class Engine:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, on the device; the argument may be overwritten."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+        return self.begin_sum(tensor)()
 
     def begin_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
         """Starts ``sum`` and goes on; what is returned waits for it and gives the result."""

@@ -86,8 +86,7 @@ class NodeAgent(LocalElasticAgent):
         # torch would take over our handlers while it starts the ranks, and a signal then would end
         # the agent with an error; tied.py takes the variable out of the ranks' environment.
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGURG"
-        started: dict[int, Any] = super()._start_workers(worker_group)
-        return started
+        return cast("dict[int, Any]", super()._start_workers(worker_group))
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if self._signals.first:

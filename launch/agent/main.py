@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.agent.endpoint import wait_for_name, wait_for_port
-from launch.agent.meeting import ClosedError, have_passed, meet, note_passed, why_not_met
+from launch.agent.meeting import ClosedError, have_passed, meet, note_passed, round_of, why_not_met
 from launch.agent.options import Options, parse
 from launch.agent.signals import Signals, StopSignal
 from train.exits import Exit, RetryError, RunError, UsageError
@@ -154,7 +154,7 @@ def _run(
         command,
         verdict,
         not preflight and agent.get_worker_group().group_rank == node,
-        _round(meeting),
+        round_of(meeting),
     )
     leaving = False
     try:
@@ -173,13 +173,6 @@ def _run(
         if not leaving:  # else it would be closed to those that stay
             meeting.shutdown()
     return agent.verdict.exit_code if agent.verdict else 0
-
-
-def _round(meeting: RendezvousHandler) -> int | None:
-    """How often the nodes have met before: the same for all of them until they meet again. None
-    where torch keeps it elsewhere than the versions known here do."""
-    state = getattr(getattr(meeting, "_state_holder", None), "state", None)
-    return getattr(state, "round", None)
 
 
 def _write(

@@ -96,6 +96,13 @@ def have_passed(meeting: RendezvousHandler) -> bool:
         raise ClosedError from error
 
 
+def round_of(meeting: RendezvousHandler) -> int | None:
+    """How often the nodes have met before: the same for all of them until they meet again. None
+    where torch keeps it elsewhere than the versions known here do."""
+    state = getattr(getattr(meeting, "_state_holder", None), "state", None)
+    return getattr(state, "round", None)
+
+
 def _store(meeting: RendezvousHandler) -> Any:
     """That which all meetings of these nodes have in common; torch hands out parts of it only."""
     return cast("Any", meeting)._store

@@ -32,7 +32,7 @@ class Signals:
         self._seen: set[signal.Signals] = set()
 
     def install(self) -> None:
-        """Takes the handlers, also back from torch, which sets its own with each start."""
+        """Takes the handlers."""
         for number in HANDLED:
             signal.signal(number, self._note)
 

@@ -58,8 +58,9 @@ def _pod(
         ago = _seconds_ago(read.newest - _OVERLAP if read.newest else since)
         try:
             for line in cluster.log(name, state.container(pod), follow=to_the_end, since=ago):
-                if read.is_new(line):
-                    yield line.partition(" ")[2] if _time(line) else line
+                when = _time(line)
+                if read.is_new(line, when):
+                    yield line.partition(" ")[2] if when else line
         except RetryError:
             if not to_the_end:
                 raise
@@ -88,10 +89,9 @@ class _Read:
         """The log is read anew, from some line before the last one."""
         self._until = (self._last, self.newest) if self.newest else None
 
-    def is_new(self, line: str) -> bool:
-        """Whether a line comes after what was read. That ends with the last line; which may be
-        gone by now, so that a later time is its end as well."""
-        when = _time(line)
+    def is_new(self, line: str, when: datetime | None) -> bool:
+        """Whether a line of that time comes after what was read. That ends with the last line;
+        which may be gone by now, so that a later time is its end as well."""
         if self._until:
             last, newest = self._until
             if line == last:

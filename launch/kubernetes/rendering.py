@@ -118,12 +118,10 @@ def _components(
 
 def _trials(overlay: manifests.Overlay, spec: Mapping[str, Any], changes: Changes) -> None:
     """That there is a file for each pod of a sweep, and that it does not ask for further pods."""
-    origin = {key: changes.spec[key].origin for key in changes.spec}
-    from_overlay = f"run.yaml of the overlay {overlay.name}"
     if spec["nodes"] != 1:
         raise UsageError(
-            f"nodes is {spec['nodes']} ({origin.get('nodes', from_overlay)}), but each trial of a "
-            "sweep has one node; say how many run at a time by parallel, or render the trials one "
+            f"nodes is {spec['nodes']} ({changes.origin('nodes', overlay.name)}), but each trial of "
+            "a sweep has one node; say how many run at a time by parallel, or render the trials one "
             "by one."
         )
     there = overlay.files("trials")
@@ -131,7 +129,7 @@ def _trials(overlay: manifests.Overlay, spec: Mapping[str, Any], changes: Change
     if missing:
         named = ", ".join(missing[:3]) + (" ..." if missing[3:] else "")
         raise UsageError(
-            f"trials is {spec['trials']} ({origin.get('trials', from_overlay)}), but the "
+            f"trials is {spec['trials']} ({changes.origin('trials', overlay.name)}), but the "
             f"overlay {overlay.name} has no {named} among its trials; write what is missing and "
             "name it in the overlay's kustomization.yaml, or make trials smaller: it has "
             f"{len(there)}."

@@ -82,6 +82,11 @@ class Changes:
     stop_deadline: Change | None = None
     """Seconds that ranks have to save."""
 
+    def origin(self, key: str, overlay: str) -> str:
+        """Where a value of ``spec`` comes from."""
+        change = self.spec.get(key)
+        return change.origin if change else f"run.yaml of the overlay {overlay}"
+
 
 def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
     """``--set KEY=VALUE ...``, and the command that stands after ``--``. Raises UsageError."""
@@ -131,11 +136,10 @@ def apply(
             )
     for key in sorted(wanted - spec.keys()):
         raise UsageError(f"{key} is needed here, but not said; add --set {key}=VALUE.")
-    origins = {key: change.origin for key, change in changes.spec.items()}
     try:
         checked = Spec.model_validate(spec)
     except ValidationError as error:
-        raise _explained(error, spec, origins, overlay) from None
+        raise _explained(error, spec, changes, overlay) from None
     if checked.minNodes is not None and checked.minNodes > checked.nodes:
         raise UsageError(
             f"minNodes is {checked.minNodes}, more than nodes, {checked.nodes}; make it smaller."
@@ -147,10 +151,10 @@ def apply(
 
 
 def _explained(
-    error: ValidationError, spec: Mapping[str, Any], origins: Mapping[str, str], overlay: str
+    error: ValidationError, spec: Mapping[str, Any], changes: Changes, overlay: str
 ) -> UsageError:
     key = str(error.errors()[0]["loc"][0])
-    origin = origins.get(key, f"run.yaml of the overlay {overlay}")
+    origin = changes.origin(key, overlay)
     if key not in Spec.model_fields:
         return UsageError(
             f"{key} is not a value of a run ({origin}){did_you_mean(key, Spec.model_fields)}"
