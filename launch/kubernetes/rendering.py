@@ -120,9 +120,9 @@ def _trials(overlay: manifests.Overlay, spec: Mapping[str, Any], changes: Change
     """That there is a file for each pod of a sweep, and that it does not ask for further pods."""
     if spec["nodes"] != 1:
         raise UsageError(
-            f"nodes is {spec['nodes']} ({changes.origin('nodes', overlay.name)}), but each trial of "
-            "a sweep has one node; say how many run at a time by parallel, or render the trials one "
-            "by one."
+            f"nodes is {spec['nodes']} ({changes.origin('nodes', overlay.name)}), but each trial "
+            "of a sweep has one node; say how many run at a time by parallel, or render the trials "
+            "one by one."
         )
     there = overlay.files("trials")
     missing = [f"{n}.yaml" for n in range(spec["trials"]) if f"{n}.yaml" not in there]
