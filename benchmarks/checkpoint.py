@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import machine, median_and_spread, ratios, table
-from train.checkpoint.config import CheckpointConfig
+from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.saver import CheckpointSaver, Request
 from train.checkpoint.store import CheckpointStore
-from train.shard import Shard
+from train.distributed.shard import Shard
 
 _TENSORS = 20
 

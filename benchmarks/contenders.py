@@ -48,10 +48,10 @@ def take_steps(work: Workload, model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def isorun(work: Workload, *overrides: str) -> None:
-    """``train.fit.fit`` as ``python -m train fit`` calls it, all of its tracking included."""
-    from train.fit import fit
-    from train.run import Run
-    from train.rundir import RunDirectory
+    """``train.loop.fit.fit`` as ``python -m train fit`` calls it, all of its tracking included."""
+    from train.checkpoint.run_directory import RunDirectory
+    from train.loop.fit import fit
+    from train.loop.run import Run
 
     work.overrides += overrides
     directory = RunDirectory(work.loaded.run_directory)

@@ -54,9 +54,9 @@ def large(turns: int | None) -> None:
 def _report(size: Any, result: Any) -> str:
     import torch
 
-    from train.mfu import peak_flops
-    from train.tasks.text.config import Model
+    from train.loop.mfu import peak_flops
     from train.tasks.text.model import Transformer
+    from train.tasks.text.text_config import Model
 
     with torch.device("meta"):
         shape = Model(layers=size.layers, heads=size.heads, width=size.width)

@@ -25,7 +25,7 @@ _RUN = [
 _BARE = """
 import torch
 from torch.nn import functional as F
-from train.tasks.text.config import Model
+from train.tasks.text.text_config import Model
 from train.tasks.text.data import Windows, collate, tokenize
 from train.tasks.text.model import Transformer
 from train.tasks.text.tokenizer import ByteTokenizer

@@ -16,9 +16,9 @@ from torch import nn
 
 from train.config.load import LoadedConfig, load_config
 from train.data.order import SampleOrder
-from train.optim import build_optimizer
-from train.randomness import seed_everything
-from train.schedule import learning_rate_factor
+from train.distributed.randomness import seed_everything
+from train.optim.optimizer import build_optimizer
+from train.optim.schedule import learning_rate_factor
 from train.tasks.base import Ratio
 from train.tasks.text.model import Transformer
 from train.tasks.text.task import TextTask

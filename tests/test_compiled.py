@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from train.compiled import check_compiled
 from train.exits import UsageError
+from train.loop.compile_check import check_compiled
 from train.tasks.base import Ratio, Task
 
 

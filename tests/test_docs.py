@@ -22,7 +22,7 @@ from tests.support.runs import ROOT, environment
 from train.config.explain import known_keys
 from train.config.schema import Config, config_class
 from train.exits import ADVICE, Exit
-from train.tasks.find import BUILT_IN, find_task
+from train.tasks.registry import BUILT_IN, find_task
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *DOCS)}

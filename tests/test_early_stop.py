@@ -8,8 +8,8 @@ import pytest
 from tests.support.forked import run, start, wait_for
 from tests.support.runs import assert_same_bits, curve, state, tensors
 from train.checkpoint.store import CheckpointStore
-from train.early_stop import EarlyStop, EarlyStopConfig
 from train.exits import UsageError
+from train.loop.early_stop import EarlyStop, EarlyStopConfig
 
 NAN, INF = float("nan"), float("inf")
 

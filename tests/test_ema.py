@@ -9,8 +9,8 @@ from torch import nn
 
 from tests.support.forked import run
 from tests.support.runs import assert_same_bits, curve, tensors, tiny_config
-from train.ema import Ema, EmaConfig
-from train.engine import Engine
+from train.optim.ema import Ema, EmaConfig
+from train.strategies.engine import Engine
 
 KEPT, SKIPPED = torch.tensor(0.0), torch.tensor(1.0)
 

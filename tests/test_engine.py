@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from tests.support.runs import assert_same_bits, tiny_config
-from train.engine import Engine
+from train.distributed.randomness import seed_everything
 from train.exits import RetryError, UsageError
-from train.optim import OptimConfig, build_optimizer
-from train.randomness import seed_everything
-from train.summary import summary
+from train.loop.model_summary import summary
+from train.optim.optimizer import OptimConfig, build_optimizer
+from train.strategies.engine import Engine
 
 
 def model():

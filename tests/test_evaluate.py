@@ -7,9 +7,9 @@ from tests.support.runs import run, tiny_config
 from tests.support.tiny import TinyTask
 from train.data.loader import LoaderConfig, evaluation_batches
 from train.data.plan import EvalPlan
-from train.engine import Engine
-from train.evaluate import EvaluationStoppedError, evaluate
 from train.exits import UsageError
+from train.loop.evaluate import EvaluationStoppedError, evaluate
+from train.strategies.engine import Engine
 from train.tasks.base import Ratio
 
 

@@ -6,7 +6,7 @@ import torch
 from tests.faults.tasks import ByModule
 from tests.support.forked import run, run_ranks
 from tests.support.runs import assert_same_bits, tensors, tiny_config
-from train.initial import build_model
+from train.strategies.meta_init import build_model
 
 TASK = ["task.use=tests.faults.tasks:ByModule", "batch.micro_batch_size=6"]
 

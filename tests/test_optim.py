@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from train.exits import UsageError
-from train.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
+from train.optim.optimizer import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
 
 
 class MyRMSNorm(nn.Module):

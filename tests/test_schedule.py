@@ -6,7 +6,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from train.schedule import ScheduleConfig, learning_rate_factor
+from train.optim.schedule import ScheduleConfig, learning_rate_factor
 
 
 def factors(total=100, **values):

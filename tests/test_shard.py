@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.shard import Shard, boxes_of_range
+from train.distributed.shard import Shard, boxes_of_range
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())

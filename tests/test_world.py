@@ -2,8 +2,8 @@
 
 import pytest
 
+from train.distributed.world import World, expand_counts, find_world, first_host, warnings_of
 from train.exits import UsageError
-from train.world import World, expand_counts, find_world, first_host, warnings_of
 
 RENDEZVOUS = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
 

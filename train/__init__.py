@@ -8,12 +8,12 @@ __version__ = "0.1.0"
 __all__ = ["Ratio", "Section", "Task", "load"]
 
 if TYPE_CHECKING:
-    from train.export import load
+    from train.export.module import load
     from train.section import Section
     from train.tasks.base import Ratio, Task
 
 _HOMES = {
-    "load": "train.export",
+    "load": "train.export.module",
     "Ratio": "train.tasks.base",
     "Section": "train.section",
     "Task": "train.tasks.base",

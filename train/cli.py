@@ -12,10 +12,9 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from train.error_file import leave
 from train.exits import Exit, RunError, UsageError, first_line
-from train.lost_peer import LOST_PEER, is_lost_peer
-from train.out_of_memory import OUT_OF_MEMORY, is_out_of_memory
+from train.process.diagnose import LOST_PEER, OUT_OF_MEMORY, is_lost_peer, is_out_of_memory
+from train.process.error_file import leave
 from train.suggest import did_you_mean
 
 COMMANDS = {

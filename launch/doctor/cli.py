@@ -19,9 +19,9 @@ from launch.doctor.place import Place
 from launch.doctor.table import show, summary
 from launch.training import training_config
 from train.config.load import LoadedConfig
-from train.error_file import leave
+from train.distributed.world import this_world
 from train.exits import Exit, RetryError, RunError, UsageError, first_line
-from train.world import this_world
+from train.process.error_file import leave
 
 if TYPE_CHECKING:
     from launch.doctor.examination import Examination

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from train.config.load import LoadedConfig
-from train.world import World
+from train.distributed.world import World
 
 Level = Literal["quick", "full"]
 

@@ -9,7 +9,7 @@ import torch.distributed.checkpoint
 
 from train.checkpoint import dcp
 from train.checkpoint.store import DamagedError
-from train.shard import Shard
+from train.distributed.shard import Shard
 
 
 def held(tensors):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from train.checkpoint.config import CheckpointConfig, MirrorConfig
+from train.checkpoint.checkpoint_config import CheckpointConfig, MirrorConfig
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirroring import Mirroring, bring_back
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest, hash_file

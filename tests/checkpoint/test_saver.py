@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from train.checkpoint import dcp
-from train.checkpoint.config import CheckpointConfig
+from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.saver import CheckpointSaver, Request
 from train.checkpoint.store import CheckpointStore
-from train.shard import Shard
+from train.distributed.shard import Shard
 
 
 def held(tensors):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from train.checkpoint.config import BestConfig, CheckpointConfig
+from train.checkpoint.checkpoint_config import BestConfig, CheckpointConfig
 from train.checkpoint.store import MANIFEST, CheckpointStore, Manifest, hash_file
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.runs import ROOT
 from tests.support.runs import command as command_of
-from train.parity import Tolerance, compare, largest_difference
+from train.parity.compare import Tolerance, compare, largest_difference
 
 ALL = ["1", "2:ddp", "3:ddp", "4:ddp", "2:fsdp2", "2:zero1", "2:zero2", "2:zero3"]
 # Small, and with targets of variable length: documents end within samples.

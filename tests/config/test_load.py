@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
+from train.config.changes import differences
 from train.config.load import load_config
-from train.config.resume import differences
 from train.config.schema import config_class
 from train.exits import UsageError
-from train.tasks.find import find_task
+from train.tasks.registry import find_task
 
 GOOD = ["task.use=digits", "batch.global_batch_size=32", "length.steps=10"]
 

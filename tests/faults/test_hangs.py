@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.forked import run, run_ranks, start, start_ranks, wait_for
 from tests.support.runs import assert_same_bits, checkpoints, curve, tensors
-from train.watchdog import describe
+from train.process.watchdog import describe
 
 TASK = "task.use=tests.faults.tasks:Hangs"
 SHORT = ["watchdog.timeout=3", "checkpoint.every_steps=3", "checkpoint.asynchronous=false"]

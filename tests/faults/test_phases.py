@@ -9,7 +9,7 @@ import pytest
 from tests.support.forked import run as run_forked
 from tests.support.runs import ROOT, checkpoints, command, curve, environment, run
 from train.data.ledger import read_steps
-from train.parity import largest_difference
+from train.parity.compare import largest_difference
 
 BASE = [
     "checkpoint.every_steps=5", "evaluate.every_steps=10", "batch.micro_batch_size=6",

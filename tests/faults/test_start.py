@@ -10,8 +10,8 @@ from torch.distributed import TCPStore
 
 from tests.support.forked import Command, start_ranks, wait_for
 from tests.support.runs import TINY, checkpoints, free_port
+from train.distributed.process_group import meet
 from train.exits import RetryError
-from train.process_group import meet
 
 
 def a_rank_alone(rank, directory, *overrides):

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tests.support.runs import TINY, checkpoints, command, environment, metrics, run, start
+from train.checkpoint.run_directory import RunDirectory
 from train.exits import StoppedError
-from train.rundir import RunDirectory
 
 
 def attempts(directory):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.forked import run, run_ranks, start, wait_for
 from tests.support.runs import assert_same_bits, curve, tensors
-from train.checkpoint.config import MirrorConfig
+from train.checkpoint.checkpoint_config import MirrorConfig
 from train.checkpoint.mirror import Mirror
 
 BASE = ["checkpoint.every_steps=5", "batch.micro_batch_size=6", "evaluate.every_steps=10"]

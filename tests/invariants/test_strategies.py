@@ -10,7 +10,7 @@ import torch
 from tests.support.forked import run, run_ranks
 from tests.support.runs import assert_same_bits, checkpoints, tensors
 from train.data.ledger import read_steps
-from train.parity import curve, largest_difference
+from train.parity.compare import curve, largest_difference
 
 STRATEGIES = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 # Equal micro-batches everywhere, so that even dropout is the same.

@@ -4,7 +4,7 @@ import json
 import time
 
 from tests.support.runs import metrics, run
-from train.parity import curve, largest_difference
+from train.parity.compare import curve, largest_difference
 
 LONG = [
     "checkpoint.every_steps=10", "checkpoint.asynchronous=false", "watchdog.timeout=6",

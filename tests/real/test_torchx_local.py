@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs import ROOT, TINY, checkpoints, environment, metrics, run
-from train.parity import curve, largest_difference
+from train.parity.compare import curve, largest_difference
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 from tests.support.hosts import why_not
 from tests.support.runs import TINY, checkpoints, run
 from train.data.ledger import read_steps
-from train.parity import curve, largest_difference
+from train.parity.compare import curve, largest_difference
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

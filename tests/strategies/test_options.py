@@ -18,11 +18,11 @@ from tests.support.runs import (
     tiny_config,
 )
 from train.data.plan import BatchPlan
+from train.distributed.world import World
 from train.exits import UsageError
-from train.parity import compare, curve, largest_difference
-from train.strategies.find import strategy_name
+from train.parity.compare import compare, curve, largest_difference
+from train.strategies.registry import strategy_name
 from train.strategies.zero_config import deepspeed_config
-from train.world import World
 
 TEXT = [
     "--config", "configs/text.yaml", "model.layers=2", "model.heads=2", "model.width=32",

@@ -25,7 +25,7 @@ from tests.support.hosts import why_not as why_no_hosts
 from tests.support.runs import checkpoints, free_port
 from train.checkpoint.store import CheckpointStore
 from train.data.ledger import read_steps
-from train.parity import curve, largest_difference
+from train.parity.compare import curve, largest_difference
 
 OPTIONS = [
     "length.steps=60", "checkpoint.every_steps=4", "checkpoint.keep_last=9", "model.hidden=256",

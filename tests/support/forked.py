@@ -20,7 +20,13 @@ from tests.support.runs import ROOT, TINY, environment, free_port
 _starting = threading.Lock()  # this process's environment is changed meanwhile
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["torch._dynamo", "accelerate", "torch.distributed.checkpoint", "train.fit", "train.export"]
+    [
+        "torch._dynamo",
+        "accelerate",
+        "torch.distributed.checkpoint",
+        "train.loop.fit",
+        "train.export.module",
+    ]
 )
 
 

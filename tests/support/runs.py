@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from train.config.load import load_config
-from train.shard import Shard
+from train.distributed.shard import Shard
 
 ROOT = Path(__file__).parents[2]
 TINY = [

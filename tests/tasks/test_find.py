@@ -11,7 +11,7 @@ import pytest
 
 from train.exits import UsageError
 from train.tasks.base import Task
-from train.tasks.find import BUILT_IN, find_task
+from train.tasks.registry import BUILT_IN, find_task
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_errors_say_what_is_wrong(
 
 def test_finding_the_built_in_tasks_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from train.tasks.find import find_task\n"
+        "import sys; from train.tasks.registry import find_task\n"
         "find_task('text', '').Model(); find_task('digits', '').Model()\n"
         "print([m for m in ('torch', 'sklearn', 'tokenizers', 'numpy') if m in sys.modules])"
     )

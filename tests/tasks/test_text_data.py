@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from train.exits import DataError, Exit, UsageError
-from train.tasks.text.config import Data
 from train.tasks.text.corpus import find_files, read_documents, split_documents
 from train.tasks.text.data import Windows, tokenize, unigram_entropy
 from train.tasks.text.task import TextTask
+from train.tasks.text.text_config import Data
 from train.tasks.text.tokenizer import ByteTokenizer, byte_counts, make_tokenizer
 
 END = ByteTokenizer.end

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from train.track.config import TrackConfig
 from train.track.logs import setup_logging
 from train.track.sinks import RunInfo
+from train.track.track_config import TrackConfig
 from train.track.tracker import Tracker
 
 

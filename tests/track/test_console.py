@@ -18,7 +18,7 @@ from train.track.console import GuardedConsole, Pace, describe, open_console
 SAID = """
 import sys, time, warnings, logging
 from pathlib import Path
-from train.track.config import TrackConfig
+from train.track.track_config import TrackConfig
 from train.track.logs import setup_logging
 from train.track.tracker import Tracker
 from tests.track.conftest import run_info

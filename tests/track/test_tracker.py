@@ -109,7 +109,7 @@ def test_a_hanging_sink_does_not_keep_the_process_from_ending(tmp_path):
     code = """
 import sys, time
 from pathlib import Path
-from train.track.config import TrackConfig
+from train.track.track_config import TrackConfig
 from train.track.tracker import Tracker
 from tests.track.conftest import Recorder, run_info
 sink = Recorder(lambda method: None if method == "abandon" else time.sleep(600))
@@ -261,7 +261,7 @@ def test_progress_costs_next_to_nothing(track):
 def test_importing_is_light():
     code = """
 import sys
-import train.track.config, train.track.tracker, train.track.logs, train.track.console
+import train.track.track_config, train.track.tracker, train.track.logs, train.track.console
 import train.track.metrics_file, train.track.sinks, train.track.tensorboard
 import train.track.wandb_sink, train.track.background
 print(sorted({"torch", "numpy", "wandb", "tensorboard", "rich"} & set(sys.modules)))
@@ -276,7 +276,7 @@ def test_nothing_heavy_is_imported_before_the_first_row(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from train.track.config import TrackConfig
+from train.track.track_config import TrackConfig
 from train.track.tracker import Tracker
 from tests.track.conftest import run_info
 heavy = {"wandb", "tensorboard", "rich"}

@@ -21,7 +21,7 @@ MADE = """
 import json, os, signal, sys, time
 from pathlib import Path
 import numpy as np
-from train.track.config import TrackConfig
+from train.track.track_config import TrackConfig
 from train.track.logs import setup_logging
 from train.track.tracker import Tracker
 from train.track.wandb_sink import WandbSink

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.checkpoint.metadata import Metadata
 
-    from train.shard import Shard
+    from train.distributed.shard import Shard
 
 _METADATA = ".metadata"
 _ALLOWED = {

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.checkpoint.store import MANIFEST, CheckpointStore, DamagedError, Manifest
-from train.durable import fsync
 from train.exits import ResumeRefusedError, UsageError, first_line
+from train.files import fsync
 
 if TYPE_CHECKING:
-    from train.checkpoint.config import MirrorConfig
+    from train.checkpoint.checkpoint_config import MirrorConfig
 
 INDEX = "mirror.json"
 OWNER = "run.json"

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from train.checkpoint.store import DamagedError
-from train.shard import Box, Shard
+from train.distributed.shard import Box, Shard
 
 
 class WritePlanner(DefaultSavePlanner):

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.checkpoint import dcp
-from train.checkpoint.config import CheckpointConfig
+from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.store import CheckpointStore, Manifest, hash_file
-from train.shard import Shard
+from train.distributed.shard import Shard
 
 T = TypeVar("T")
 _log = logging.getLogger("train")

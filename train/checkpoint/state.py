@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from train.checkpoint import dcp
-from train.ema import Ema
+from train.distributed.shard import Shard
 from train.exits import ResumeRefusedError
-from train.shard import Shard
+from train.optim.ema import Ema
 from train.strategies.base import OptimizerState, Strategy, model_tensors
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint.config import CheckpointConfig
-from train.durable import fsync, replace_text
+from train.checkpoint.checkpoint_config import CheckpointConfig
+from train.files import fsync, replace_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1

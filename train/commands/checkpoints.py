@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore, DamagedError
 from train.config.load import LoadedConfig
 from train.exits import DataError, UsageError
-from train.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from torch import nn

@@ -27,8 +27,8 @@ def run(arguments: argparse.Namespace) -> Exit:
     checkpoint = find_checkpoint(loaded, arguments.checkpoint)
     from train.data.loader import check_dataset, evaluation_batches
     from train.data.plan import BatchPlan, EvalPlan
-    from train.engine import Engine
-    from train.evaluate import evaluate
+    from train.loop.evaluate import evaluate
+    from train.strategies.engine import Engine
 
     config = loaded.config
     engine = Engine(config)

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     """Writes the export and names its files."""
     loaded = load_config(arguments.config, arguments.overrides, runs=False)
     checkpoint = find_checkpoint(loaded, arguments.checkpoint)
-    from train.export import describe, export_parameters, export_program
+    from train.export.module import describe, export_parameters, export_program
 
     manifest = Manifest.read(checkpoint)
     task = loaded.task(loaded.config)

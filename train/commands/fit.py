@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 
+from train.checkpoint.run_directory import RunDirectory
 from train.commands.arguments import add_config_arguments
+from train.config.changes import allowed_changes
 from train.config.load import load_config
-from train.config.resume import allowed_changes
+from train.distributed.world import this_world
 from train.exits import Exit, RetryError, RunError, first_line
-from train.lost_peer import is_lost_peer
-from train.rundir import RunDirectory
-from train.world import this_world
+from train.process.diagnose import is_lost_peer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +45,8 @@ def run(arguments: argparse.Namespace) -> Exit:
                     f"{finished['step']}; for another run, choose another run.name or run.dir."
                 )
             return Exit.DONE
-        from train.fit import fit
-        from train.run import Run
+        from train.loop.fit import fit
+        from train.loop.run import Run
 
         with Run(loaded, directory, changes, allow_changes=arguments.allow_changes) as opened:
             try:

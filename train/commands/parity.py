@@ -154,7 +154,7 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
 def _report(
     directories: dict[str, Path], out: Path, loaded: LoadedConfig, arguments: argparse.Namespace
 ) -> Exit:
-    from train.parity import Tolerance, compare, plot
+    from train.parity.compare import Tolerance, compare, plot
 
     tolerance = Tolerance(
         arguments.loss_tolerance, arguments.norm_tolerance, arguments.weights_tolerance

@@ -14,7 +14,7 @@ from train.commands.arguments import add_config_arguments
 from train.config.compose import compose
 from train.config.schema import config_class
 from train.exits import Exit
-from train.tasks.find import find_task
+from train.tasks.registry import find_task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

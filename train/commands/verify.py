@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 
+from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.commands.arguments import add_config_arguments
 from train.config.load import load_config
 from train.data.ledger import verify
 from train.exits import Exit, UsageError
-from train.rundir import RunDirectory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from train.config.schema import Config, TaskConfig, config_class
 from train.data.plan import BatchPlan
 from train.exits import RetryError, UsageError
 from train.tasks.base import Task
-from train.tasks.find import find_task
+from train.tasks.registry import find_task
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,19 @@ from typing import Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from train.checkpoint.config import CheckpointConfig
+from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.data.loader import LoaderConfig
 from train.data.plan import BatchConfig
-from train.early_stop import EarlyStopConfig
-from train.ema import EmaConfig
-from train.optim import OptimConfig
-from train.schedule import ScheduleConfig
+from train.loop.early_stop import EarlyStopConfig
+from train.optim.ema import EmaConfig
+from train.optim.optimizer import OptimConfig
+from train.optim.schedule import ScheduleConfig
+from train.process.stop import StopConfig
+from train.process.watchdog import WatchdogConfig
 from train.section import Section, harmless
-from train.stop import StopConfig
-from train.strategies.config import DdpConfig, Fsdp2Config, ZeroConfig
+from train.strategies.strategy_config import DdpConfig, Fsdp2Config, ZeroConfig
 from train.tasks.base import Task
-from train.track.config import TrackConfig
-from train.watchdog import WatchdogConfig
+from train.track.track_config import TrackConfig
 
 
 class RunConfig(Section):
@@ -166,7 +166,7 @@ class Config(Section):
 
 
 def _unpickle(values: dict[str, Any]) -> Config:
-    from train.tasks.find import find_task
+    from train.tasks.registry import find_task
 
     return config_class(find_task(values["task"]["use"], "pickle")).model_validate(values)
 

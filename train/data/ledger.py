@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.order import SampleOrder, mix
-from train.durable import fsync
 from train.exits import DataError
+from train.files import fsync
 
 _MAGIC = b"isorun ledger 1\n"
 # Little endian: kind, flags, attempt, step, position, then two words by kind, and the CRC-32.

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from train.distributed.shard import Shard
 from train.exits import UsageError
-from train.shard import Shard
 
 if TYPE_CHECKING:
     from train.config.schema import Config
-    from train.engine import Engine
-    from train.initial import Initial
+    from train.strategies.engine import Engine
+    from train.strategies.meta_init import Initial
 
 OptimizerState = dict[str, dict[str, Any]]
 """By parameter name and state name: a Shard, or a JSON value."""

@@ -16,7 +16,7 @@ from train.strategies.torch_native import TorchStrategy
 if TYPE_CHECKING:
     from accelerate.utils import DistributedDataParallelKwargs
 
-    from train.strategies.config import DdpConfig
+    from train.strategies.strategy_config import DdpConfig
 
 
 class SingleStrategy(TorchStrategy):

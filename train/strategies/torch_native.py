@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
-from train.optim import skips_on_device
-from train.shard import Shard
+from train.distributed.shard import Shard
+from train.optim.optimizer import skips_on_device
 from train.strategies.base import (
     OptimizerState,
     Strategy,

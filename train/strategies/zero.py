@@ -23,10 +23,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from train.distributed.shard import Shard
 from train.exits import UsageError
-from train.initial import Initial
-from train.shard import Shard
 from train.strategies.base import OptimizerState, Strategy, model_tensors
+from train.strategies.meta_init import Initial
 from train.strategies.zero_config import STAGES, deepspeed_config
 
 

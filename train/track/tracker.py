@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from train.track.background import Background
-from train.track.config import TrackConfig
 from train.track.console import open_console
 from train.track.metrics_file import MetricsFile
 from train.track.sinks import RunInfo, Sink
 from train.track.tensorboard import TensorBoardSink
+from train.track.track_config import TrackConfig
 from train.track.wandb_sink import WandbSink
 
 _log = logging.getLogger("train")

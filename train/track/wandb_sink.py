@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from train.exits import first_line
-from train.track.config import TrackConfig
 from train.track.sinks import RunInfo, Sink
+from train.track.track_config import TrackConfig
 
 _FINISH_SECONDS = 15.0  # less than the tracker waits for its sinks
 

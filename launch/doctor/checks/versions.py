@@ -14,8 +14,8 @@ from typing import Any
 import launch
 import train
 from launch.doctor.findings import Finding, misset, ok
+from train.checkpoint.run_directory import code_version
 from train.config.load import LoadedConfig
-from train.rundir import code_version
 
 CHECK = "versions"
 _PACKAGES = ("torch", "accelerate", "deepspeed", "numpy")

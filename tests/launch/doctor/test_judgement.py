@@ -32,8 +32,8 @@ from launch.doctor.meeting import Meeting, Member
 from launch.doctor.place import Place
 from tests.support.runs import TINY
 from train.config.load import load_config
+from train.distributed.world import World
 from train.exits import DataError, RetryError
-from train.world import World
 
 ALL = ["a", "b", "c"]
 

@@ -186,7 +186,7 @@ def test_nothing_waits_for_a_store_that_was_left_by_another_start(tmp_path):
 
     from launch.doctor.meeting import meet
     from launch.doctor.place import Place
-    from train.world import World
+    from train.distributed.world import World
 
     store = HashStore()
     places = [Place(World(rank, 2, 0, 1, "test", "host"), "quick") for rank in range(2)]

@@ -6,7 +6,7 @@ import pytest
 
 from tests.real.slurm.conftest import attempts, wait_until
 from tests.support.runs import ROOT, TINY, checkpoints, metrics, run
-from train.parity import curve, largest_difference
+from train.parity.compare import curve, largest_difference
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from train.exits import DataError
-from train.tasks.text.config import Data
+from train.tasks.text.text_config import Data
 
 
 def read_documents(data: Data) -> list[str]:

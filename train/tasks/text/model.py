@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from train.tasks.text.config import Model
+from train.tasks.text.text_config import Model
 
 
 class Transformer(nn.Module):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from train.exits import UsageError
 from train.tasks.base import Ratio, Task
-from train.tasks.text import config
+from train.tasks.text import text_config
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 class TextTask(Task):
     """Predicts each next token; a batch is what :func:`train.tasks.text.data.collate` returns."""
 
-    class Options(config.Options):
+    class Options(text_config.Options):
         """The text that is generated after an evaluation."""
 
-    class Model(config.Model):
+    class Model(text_config.Model):
         """The decoder-only transformer."""
 
-    class Data(config.Data):
+    class Data(text_config.Data):
         """The corpus, its tokens and its samples."""
 
     unit: ClassVar[str] = "tokens"

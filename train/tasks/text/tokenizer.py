@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.exits import DataError
-from train.tasks.text.config import Data
+from train.tasks.text.text_config import Data
 
 END_MARK = "\n[end of document]\n"
 

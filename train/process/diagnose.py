@@ -1,4 +1,4 @@
-"""Tells an error of this process from one that only says that another process is gone."""
+"""Tells apart what ended a process: another rank that is gone, or memory that ran out."""
 
 from __future__ import annotations
 
@@ -28,3 +28,22 @@ def is_lost_peer(error: BaseException) -> bool:
         return True
     text = str(error)
     return "gloo" in text.lower() and any(sign in text for sign in _SIGNS)
+
+
+OUT_OF_MEMORY = (
+    "Out of memory ({}); make batch.micro_batch_size smaller, which costs time and changes "
+    "nothing but dropout's masks, set activation_checkpointing=true, or cut the model over more "
+    "ranks with strategy=fsdp2."
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a device, or of the host."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    # What torch's CPU allocator says, in a plain RuntimeError.
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text
+    )

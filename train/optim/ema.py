@@ -13,7 +13,7 @@ from train.section import Section
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from train.shard import Shard
+    from train.distributed.shard import Shard
     from train.strategies.base import Strategy
 
 

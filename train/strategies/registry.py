@@ -12,8 +12,8 @@ from train.exits import UsageError, first_line
 
 if TYPE_CHECKING:
     from train.config.schema import Config
+    from train.distributed.world import World
     from train.strategies.base import Strategy
-    from train.world import World
 
 
 def strategy_name(config: Config, world: World) -> str:

@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.compiled import check_compiled
+from train.checkpoint.run_directory import write_json
 from train.data.plan import BatchPlan
 from train.exits import OutOfMemoryError, RetryError, first_line
-from train.out_of_memory import is_out_of_memory
-from train.rundir import write_json
+from train.loop.compile_check import check_compiled
+from train.process.diagnose import is_out_of_memory
 
 if TYPE_CHECKING:
-    from train.run import Run
+    from train.loop.run import Run
 
 _log = logging.getLogger("train")
 FILE = "micro_batches.json"

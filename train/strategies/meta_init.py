@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from train.data.order import mix_int
+from train.distributed.randomness import seed_everything
+from train.distributed.shard import Shard
 from train.exits import UsageError
-from train.randomness import seed_everything
-from train.shard import Shard
 from train.tasks.base import Task
 
 

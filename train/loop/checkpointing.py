@@ -12,10 +12,10 @@ from train.checkpoint.state import collect
 from train.checkpoint.store import CheckpointStore, DamagedError
 from train.data.ledger import Ledger, StepRecord
 from train.exits import RetryError
-from train.optim import group_values
+from train.optim.optimizer import group_values
 
 if TYPE_CHECKING:
-    from train.run import Run
+    from train.loop.run import Run
 
 _log = logging.getLogger("train")
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from train.config.load import python
 
 if TYPE_CHECKING:
-    from train.run import Run
+    from train.loop.run import Run
 
 
 def announce(run: Run) -> None:

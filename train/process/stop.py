@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from train.exits import Exit, UsageError
-from train.last_words import say
+from train.process.last_words import say
 from train.section import Section, harmless
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

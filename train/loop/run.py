@@ -1,7 +1,7 @@
 """A run put together: engine, task, data, checkpoints and tracking, ready for the loop.
 
-:mod:`train.fit` holds the loop itself and :mod:`train.saving` what it commits; this file holds how
-a run is opened, or found again, and closed.
+:mod:`train.loop.fit` holds the loop and :mod:`train.loop.checkpointing` what it commits; this
+file holds how a run is opened, or found again, and closed.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ from types import TracebackType
 
 import torch
 
-from train import micro_batch
-from train.agreement import check_agreement, check_shared
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.mirroring import Mirroring
+from train.checkpoint.run_directory import RunDirectory, code_version, write_json
 from train.checkpoint.store import CheckpointStore
+from train.config.changes import Difference
 from train.config.load import LoadedConfig, check_length
-from train.config.resume import Difference
 from train.config.schema import Config
 from train.data.ledger import Ledger
 from train.data.loader import Batches, check_dataset, evaluation_batches, training_batches
 from train.data.order import SampleOrder
 from train.data.plan import BatchPlan, EvalPlan
-from train.due import Due
-from train.early_stop import EarlyStop
-from train.ema import Ema
-from train.engine import Engine
+from train.distributed.randomness import seed_everything
+from train.distributed.world import warnings_of
 from train.exits import DataError
-from train.initial import build_model
-from train.opening import find_run
-from train.optim import build_optimizer
-from train.progress import Progress
-from train.randomness import seed_everything
-from train.resume import moved_dropout, resume
-from train.rundir import RunDirectory, code_version, write_json
-from train.saving import Saving
-from train.schedule import learning_rate_factor
-from train.stop import StopRequest
-from train.stragglers import Stragglers
-from train.summary import summary
+from train.loop import batch_size_finder
+from train.loop.agreement import check_agreement, check_shared
+from train.loop.checkpointing import Saving
+from train.loop.early_stop import EarlyStop
+from train.loop.model_summary import summary
+from train.loop.open_run import find_run
+from train.loop.resume import moved_dropout, resume
+from train.loop.state import Progress
+from train.loop.step_metrics import Window
+from train.loop.stragglers import Stragglers
+from train.loop.triggers import Due
+from train.optim.ema import Ema
+from train.optim.optimizer import build_optimizer
+from train.optim.schedule import learning_rate_factor
+from train.process.stop import StopRequest
+from train.process.watchdog import StartLimit, Watchdog
+from train.strategies.engine import Engine
+from train.strategies.meta_init import build_model
 from train.track.logs import setup_logging
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
-from train.watchdog import StartLimit, Watchdog
-from train.window import Window
-from train.world import warnings_of
 
 
 class Run:
@@ -104,8 +104,8 @@ class Run:
             )
         )
         self._build_data()
-        if micro_batch.wanted(self):
-            self.engine.plan = micro_batch.fitting_plan(self)
+        if batch_size_finder.wanted(self):
+            self.engine.plan = batch_size_finder.fitting_plan(self)
         self.build_model()
         if self.resume_step is not None:
             resume(self, self.resume_step)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirroring import bring_back, unreadable
+from train.checkpoint.run_directory import Identity, RunDirectory
 from train.checkpoint.store import CheckpointStore
+from train.config.changes import Difference, allowed_changes
 from train.config.load import LoadedConfig
-from train.config.resume import Difference, allowed_changes
 from train.exits import RetryError, RunError
-from train.rundir import Identity, RunDirectory
 
 if TYPE_CHECKING:
-    from train.engine import Engine
+    from train.strategies.engine import Engine
 
 
 @dataclass(frozen=True)

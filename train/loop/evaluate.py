@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from train.data.loader import MicroBatch
-from train.engine import Engine
 from train.exits import UsageError
+from train.strategies.engine import Engine
 from train.tasks.base import Ratio, Task
 
 

@@ -6,7 +6,7 @@ attempts.jsonl  a line for each start: host, process, world, code, where it went
 checkpoints/    see train.checkpoint.store
 ledger.bin      which samples were used: see train.data.ledger
 metrics.jsonl   all that was measured
-micro_batches.json  what fits into memory: see train.micro_batch
+micro_batches.json  what fits into memory: see train.loop.batch_size_finder
 logs/           a log file per rank
 tensorboard/, wandb/
 stopped.json    which start of torchrun's was asked to stop
@@ -29,8 +29,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
-from train.durable import replace_text
 from train.exits import ResumeRefusedError, StoppedError
+from train.files import replace_text
 
 _FINISHED = "finished.json"
 _STOPPED = "stopped.json"

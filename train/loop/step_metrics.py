@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from train.engine import StepResult
-from train.mfu import peak_flops
+from train.loop.mfu import peak_flops
+from train.strategies.engine import StepResult
 
 if TYPE_CHECKING:
-    from train.run import Run
+    from train.loop.run import Run
 
 
 class Window:

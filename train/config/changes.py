@@ -12,8 +12,8 @@ from train.exits import ResumeRefusedError
 from train.section import changes_results
 
 if TYPE_CHECKING:
+    from train.checkpoint.run_directory import RunDirectory
     from train.config.load import LoadedConfig
-    from train.rundir import RunDirectory
 
 
 @dataclass(frozen=True)

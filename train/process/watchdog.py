@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from train.exits import Exit
-from train.last_words import say
+from train.process.last_words import say
 from train.section import Section, harmless
 
 _log = logging.getLogger("train")

@@ -12,11 +12,11 @@ from train.checkpoint.state import restore
 from train.checkpoint.store import DamagedError, Manifest
 from train.data.plan import BatchPlan
 from train.exits import ResumeRefusedError, RetryError
-from train.optim import restore_group_values
-from train.progress import Progress
+from train.loop.state import Progress
+from train.optim.optimizer import restore_group_values
 
 if TYPE_CHECKING:
-    from train.run import Run
+    from train.loop.run import Run
 
 
 def resume(run: Run, step: int) -> None:

@@ -9,12 +9,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.config.resume import flatten
+from train.config.changes import flatten
 from train.exits import UsageError
 
 if TYPE_CHECKING:
     from train.config.schema import Config
-    from train.engine import Engine
+    from train.strategies.engine import Engine
 
 SECONDS_TO_SEE_A_FILE = 10.0
 """Network filesystems show a new file to other hosts after some seconds."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from train.distributed.randomness import seed_everything
 from train.exits import UsageError
-from train.randomness import seed_everything
 from train.tasks.base import Task
 
 # Largest difference of a parameter's gradient relative to the largest gradient there is, by

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
+from train.distributed.world import World
 from train.exits import RetryError
-from train.world import World
 
 if TYPE_CHECKING:
     from train.config.schema import Config

@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 import torch
 
-from train.announce import announce, farewell
-from train.compiled import check_compiled
 from train.data.ledger import StepRecord
 from train.data.loader import MicroBatch
 from train.data.order import micro_batch_seed
-from train.early_stop import metric_value
-from train.evaluate import EvaluationStoppedError, evaluate
+from train.distributed.randomness import seed_everything
 from train.exits import Exit, NotFiniteError, RetryError, UsageError
-from train.optim import set_learning_rate
-from train.randomness import seed_everything
-from train.run import Run
+from train.loop.compile_check import check_compiled
+from train.loop.early_stop import metric_value
+from train.loop.evaluate import EvaluationStoppedError, evaluate
+from train.loop.report import announce, farewell
+from train.loop.run import Run
+from train.optim.optimizer import set_learning_rate
 
 
 def fit(run: Run) -> Exit:

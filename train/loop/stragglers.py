@@ -6,7 +6,7 @@ from statistics import median_low
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from train.run import Run
+    from train.loop.run import Run
 
 FACTOR, SECONDS = 2.0, 0.02
 """A straggler takes so many times the median of all ranks, and so much longer per step."""

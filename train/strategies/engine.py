@@ -18,19 +18,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from train.distributed.process_group import start_group, timeout_of
+from train.distributed.randomness import make_deterministic
+from train.distributed.world import this_world
 from train.exits import RetryError, UsageError
-from train.loss_scale import LossScale
-from train.process_group import start_group, timeout_of
-from train.randomness import make_deterministic
-from train.world import this_world
+from train.strategies.loss_scale import LossScale
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from train.config.schema import Config
     from train.data.plan import BatchPlan
-    from train.initial import Initial
     from train.strategies.base import Strategy
+    from train.strategies.meta_init import Initial
 
 T = TypeVar("T")
 _TO_WRITE = timedelta(hours=1)
@@ -57,7 +57,7 @@ class Engine:
     def __init__(self, config: Config) -> None:
         from accelerate import Accelerator
 
-        from train.strategies.find import accelerate_options, strategy_name
+        from train.strategies.registry import accelerate_options, strategy_name
 
         if config.deterministic:
             make_deterministic()
@@ -116,7 +116,7 @@ class Engine:
         optimiser of a model's parameters; ``blocks`` are modules to be gathered one at a time;
         ``initial`` draws the values of a model that is on the meta device."""
         from train.strategies.blocks import checkpoint_activations, find_blocks
-        from train.strategies.find import find_strategy
+        from train.strategies.registry import find_strategy
 
         found = find_blocks(model, list(blocks), self.config.fsdp2.blocks)
         if self.config.activation_checkpointing:

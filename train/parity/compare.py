@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from train.checkpoint import dcp
+from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.data.ledger import read_steps
-from train.rundir import RunDirectory
-from train.shard import Shard
+from train.distributed.shard import Shard
 
 LOSS, NORM, RATE = "train/loss", "train/gradient_norm", "train/learning_rate"
 SKIPPED = "train/skipped_steps"
