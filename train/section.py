@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_HARMLESS = "changes_results"
+_NON_SEMANTIC = "changes_results"
 
 
 class Section(BaseModel):
@@ -26,15 +26,15 @@ class Section(BaseModel):
     )
 
 
-def harmless(default: Any, **constraints: Any) -> Any:
+def non_semantic(default: Any, **constraints: Any) -> Any:
     """A field that may differ when a run is resumed, because it cannot change the result.
 
     Takes what ``pydantic.Field`` takes. A field without this mark is compared on resume, and a
     difference is refused.
     """
-    return Field(default, json_schema_extra={_HARMLESS: False}, **constraints)
+    return Field(default, json_schema_extra={_NON_SEMANTIC: False}, **constraints)
 
 
 def changes_results(extra: Any) -> bool:
     """Whether a field with this ``json_schema_extra`` is compared on resume."""
-    return not (isinstance(extra, dict) and extra.get(_HARMLESS) is False)
+    return not (isinstance(extra, dict) and extra.get(_NON_SEMANTIC) is False)

@@ -12,14 +12,14 @@ from torch.utils.data import IterableDataset
 
 from tests.support.tiny import Noisy, TinyTask
 from train import Ratio
-from train.section import harmless
+from train.section import non_semantic
 
 
 class OneRankNan(TinyTask):
     """The loss of rank 1 alone is NaN at some steps; each rank leaves a digest of its weights."""
 
     class Options(TinyTask.Options):
-        nan_on_rank_1: list[int] = harmless([])
+        nan_on_rank_1: list[int] = non_semantic([])
         """Steps whose loss is NaN on rank 1."""
 
     def loss(self, model, batch):
@@ -107,7 +107,7 @@ class StopsOneRank(TinyTask):
     """Rank 1 alone gets a SIGTERM, in its forward pass."""
 
     class Options(TinyTask.Options):
-        stop_rank_1_at: int | None = harmless(None)
+        stop_rank_1_at: int | None = non_semantic(None)
         """In which forward pass."""
 
     def loss(self, model, batch):
@@ -186,9 +186,9 @@ class Hangs(TinyTask):
     """One rank never comes back from the forward pass of a step, in the first attempt only."""
 
     class Options(TinyTask.Options):
-        hang_at: int = harmless(5)
+        hang_at: int = non_semantic(5)
         """In which forward pass."""
-        hang_rank: str = harmless("0")
+        hang_rank: str = non_semantic("0")
         """Which rank."""
 
     def loss(self, model, batch):
@@ -225,11 +225,11 @@ class SmallMemory(TinyTask):
     """Its forward pass runs out of memory above some size of the micro-batch."""
 
     class Options(TinyTask.Options):
-        room: int = harmless(3)
+        room: int = non_semantic(3)
         """Samples that fit."""
-        room_of_rank_1: int | None = harmless(None)
+        room_of_rank_1: int | None = non_semantic(None)
         """Those of rank 1, where it is another."""
-        kill_above: int | None = harmless(None)
+        kill_above: int | None = non_semantic(None)
         """Die by SIGKILL instead, as on a host whose memory is full, above this size."""
 
     def loss(self, model, batch):
@@ -326,9 +326,9 @@ class HitOnce(TinyTask):
     """Rank 1 gets a signal in some phase of the run, once in its life."""
 
     class Options(TinyTask.Options):
-        phase: str = harmless("")
+        phase: str = non_semantic("")
         """start-up, step, save, evaluation or loading data."""
-        number: int = harmless(0)
+        number: int = non_semantic(0)
         """Of the signal."""
 
     def hit(self, phase):

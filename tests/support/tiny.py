@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from train import Ratio, Section, Task
-from train.section import harmless
+from train.section import non_semantic
 
 
 class Noisy(Dataset):
@@ -40,13 +40,13 @@ class Noisy(Dataset):
 
 class TinyTask(Task):
     class Options(Section):
-        kill_at_step: int | None = harmless(None)
+        kill_at_step: int | None = non_semantic(None)
         """Die by SIGKILL in the forward pass of this step, but only in the first attempt."""
-        nan_at_steps: list[int] = harmless([])
+        nan_at_steps: list[int] = non_semantic([])
         """Steps whose loss is NaN."""
-        sleep: float = harmless(0.0)
+        sleep: float = non_semantic(0.0)
         """Seconds that each forward pass takes longer."""
-        wrong_count: bool = harmless(False)
+        wrong_count: bool = non_semantic(False)
         """Let count() disagree with loss()."""
 
     class Model(Section):
@@ -58,7 +58,7 @@ class TinyTask(Task):
     class Data(Section):
         size: int = 103
         """Samples."""
-        fail_at: int | None = harmless(None)
+        fail_at: int | None = non_semantic(None)
         """Index of a sample that raises."""
 
     unit = "targets"

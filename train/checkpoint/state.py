@@ -77,7 +77,7 @@ def restore(
     with torch.no_grad():
         dcp.read(targets, directory, group)
     strategy.adopt_optimizer_state(state)
-    strategy.publish()
+    strategy.sync_weights()
 
 
 def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:

@@ -15,7 +15,7 @@ from train.optim.optimizer import OptimConfig
 from train.optim.schedule import ScheduleConfig
 from train.process.stop import StopConfig
 from train.process.watchdog import WatchdogConfig
-from train.section import Section, harmless
+from train.section import Section, non_semantic
 from train.strategies.strategy_config import DdpConfig, Fsdp2Config, ZeroConfig
 from train.tasks.base import Task
 from train.track.track_config import TrackConfig
@@ -24,10 +24,10 @@ from train.track.track_config import TrackConfig
 class RunConfig(Section):
     """The run's name, place and seed."""
 
-    name: str = harmless("run", pattern=r"^[\w][\w.\- ]*$")
+    name: str = non_semantic("run", pattern=r"^[\w][\w.\- ]*$")
     """For people: in W&B, in messages, and in the default directory."""
 
-    dir: str = harmless("")
+    dir: str = non_semantic("")
     """The run directory: everything the run writes lies in it, and resuming means naming it
     again. By default runs/ and the name."""
 
@@ -115,7 +115,7 @@ class Config(Section):
     """Arithmetic of forward and backward passes; weights and optimiser state stay fp32. bf16 and
     fp16 are torch's automatic mixed precision, fp16 with dynamic loss scaling."""
 
-    strategy: Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = harmless("auto")
+    strategy: Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = non_semantic("auto")
     """How parameters, gradients and optimiser state are spread over the ranks. auto: DDP where
     there are several."""
 
@@ -128,36 +128,36 @@ class Config(Section):
     zero: ZeroConfig = ZeroConfig()
     """Options of the strategies zero1, zero2 and zero3."""
 
-    activation_checkpointing: bool = harmless(False)
+    activation_checkpointing: bool = non_semantic(False)
     """Keep only the inputs of the model's blocks, and compute their insides again for backward:
     much less memory, about a third more time. Blocks are those of the strategy fsdp2."""
 
-    compile: bool = harmless(False)
+    compile: bool = non_semantic(False)
     """Compile the model with torch.compile."""
 
-    deterministic: bool = harmless(False)
+    deterministic: bool = non_semantic(False)
     """Use only operations that give the same bits each time, at some cost in speed on a GPU. On
     the CPU a run with the same threads repeats its bits without it."""
 
-    evaluate: EvaluateConfig = harmless(EvaluateConfig())
+    evaluate: EvaluateConfig = non_semantic(EvaluateConfig())
     """When the model is evaluated."""
 
     early_stop: EarlyStopConfig | None = None
     """End the run early when a metric stops getting better; null for never."""
 
-    checkpoint: CheckpointConfig = harmless(CheckpointConfig())
+    checkpoint: CheckpointConfig = non_semantic(CheckpointConfig())
     """When checkpoints are written and which are kept."""
 
-    stop: StopConfig = harmless(StopConfig())
+    stop: StopConfig = non_semantic(StopConfig())
     """How a run that is asked to stop comes to its end."""
 
-    watchdog: WatchdogConfig = harmless(WatchdogConfig())
+    watchdog: WatchdogConfig = non_semantic(WatchdogConfig())
     """When a run counts as hanging."""
 
-    track: TrackConfig = harmless(TrackConfig())
+    track: TrackConfig = non_semantic(TrackConfig())
     """What is logged, and where to."""
 
-    loader: LoaderConfig = harmless(LoaderConfig())
+    loader: LoaderConfig = non_semantic(LoaderConfig())
     """How samples are loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:

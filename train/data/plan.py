@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from train.exits import UsageError
-from train.section import Section, harmless
+from train.section import Section, non_semantic
 
 
 class BatchConfig(Section):
@@ -18,11 +18,11 @@ class BatchConfig(Section):
     """Samples per optimiser step over all ranks; part of what is computed. Each rank's share and
     the number of accumulated micro-batches follow from it."""
 
-    micro_batch_size: int | Literal["auto"] = harmless("auto")
+    micro_batch_size: int | Literal["auto"] = non_semantic("auto")
     """The most samples that a rank puts through the model at once; smaller ones need less
     memory and more time. auto: a rank's whole share of the step, or as much of it as fits."""
 
-    try_out: bool | None = harmless(None)
+    try_out: bool | None = non_semantic(None)
     """Find out what fits (for micro_batch_size auto) by trying before the first step; the result
     is kept in the run directory. By default only on GPUs: on a host whose memory is full, the
     kernel ends the process instead."""

@@ -63,9 +63,9 @@ class Ema:
         weights = self._weights()
         kept = [weight.clone() for weight in weights]
         torch._foreach_copy_(weights, self._averages())
-        self.strategy.publish()
+        self.strategy.sync_weights()
         try:
             yield
         finally:
             torch._foreach_copy_(weights, kept)
-            self.strategy.publish()
+            self.strategy.sync_weights()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from train.exits import UsageError
-from train.section import Section, harmless
+from train.section import Section, non_semantic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,7 @@ class OptimConfig(Section):
     clip_norm: float | None = Field(None, gt=0.0)
     """Clip gradients to this global L2 norm; null for no clipping."""
 
-    max_skipped_steps: int = harmless(10, ge=0)
+    max_skipped_steps: int = non_semantic(10, ge=0)
     """A step whose loss or gradient norm is not finite is skipped; more than this many in a row
     end the run with exit code 78."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from train.exits import Exit, UsageError
 from train.process.last_words import say
-from train.section import Section, harmless
+from train.section import Section, non_semantic
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SECONDS_BETWEEN_LOOKS = 1.0  # at the stop file
@@ -24,11 +24,11 @@ _SECONDS_BETWEEN_LOOKS = 1.0  # at the stop file
 class StopConfig(Section):
     """How a run that is asked to stop comes to its end."""
 
-    deadline: float | None = harmless(30.0, gt=0.0)
+    deadline: float | None = non_semantic(30.0, gt=0.0)
     """Seconds after a SIGTERM within which the process ends, saved or not; the environment
     variable ISORUN_STOP_DEADLINE wins. null: as long as it takes."""
 
-    margin: float = harmless(3.0, ge=0.0)
+    margin: float = non_semantic(3.0, ge=0.0)
     """So many seconds before the deadline it is given up, if it cannot be met."""
 
 

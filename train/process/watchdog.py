@@ -21,7 +21,7 @@ from typing import Any
 
 from train.exits import Exit
 from train.process.last_words import say
-from train.section import Section, harmless
+from train.section import Section, non_semantic
 
 _log = logging.getLogger("train")
 
@@ -29,10 +29,10 @@ _log = logging.getLogger("train")
 class WatchdogConfig(Section):
     """When a run counts as hanging. It then ends with exit code 75 and a report."""
 
-    first_timeout: float | None = harmless(1800.0, gt=0.0)
+    first_timeout: float | None = non_semantic(1800.0, gt=0.0)
     """Seconds without progress until the first step is complete; null for no limit."""
 
-    timeout: float | None = harmless(600.0, gt=0.0)
+    timeout: float | None = non_semantic(600.0, gt=0.0)
     """Seconds without progress from then on: for a step, an evaluation batch, or a save."""
 
 

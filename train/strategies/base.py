@@ -122,10 +122,10 @@ class Strategy(ABC):
     @abstractmethod
     def weights(self) -> dict[str, Shard]:
         """The trainable parameters by name as the optimiser changes them (fp32). Whoever writes
-        to their memory calls ``publish`` afterwards. Also those of which this rank has nothing."""
+        to their memory calls ``sync_weights`` afterwards. Also those this rank has nothing of."""
 
     @abstractmethod
-    def publish(self) -> None:
+    def sync_weights(self) -> None:
         """Makes what was written to the memory of ``weights`` the model's; collective."""
 
     @abstractmethod

@@ -80,7 +80,7 @@ class TorchStrategy(Strategy):
             if parameter.requires_grad
         }
 
-    def publish(self) -> None:
+    def sync_weights(self) -> None:
         """They are the model's own."""
 
     def optimizer_state(self) -> OptimizerState:

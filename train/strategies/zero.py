@@ -237,7 +237,7 @@ class PartitionedGradients(ZeroStrategy):
         at, here = mapping.hp_fragment_address, mapping.lp_fragment_address
         return flat, at.start, here.start, here.numel
 
-    def publish(self) -> None:
+    def sync_weights(self) -> None:
         """All ranks gather the parts that were written."""
         self._zero.update_lp_params()
 
@@ -290,7 +290,7 @@ class PartitionedParameters(ZeroStrategy):
         start, size = self._share(tensor, local.numel())  # type: ignore[arg-type]
         return Shard(_shape(tensor), local.narrow(0, 0, size), start=start)
 
-    def publish(self) -> None:
+    def sync_weights(self) -> None:
         """Copies into the parameters' own memory; small ones that stay gathered are gathered
         anew."""
         zero = self._zero

@@ -6,22 +6,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from train.section import Section, harmless
+from train.section import Section, non_semantic
 
 
 class Options(Section):
     """The text that is generated after an evaluation."""
 
-    prompt: str = harmless("The ")
+    prompt: str = non_semantic("The ")
     """How the generated text begins."""
 
-    sample_tokens: int = harmless(300, ge=0)
+    sample_tokens: int = non_semantic(300, ge=0)
     """How many tokens to generate; 0 for no text."""
 
-    sample_temperature: float = harmless(0.8, ge=0.0)
+    sample_temperature: float = non_semantic(0.8, ge=0.0)
     """Divides the logits before the softmax; 0 always takes the most probable token."""
 
-    sample_top_k: int | None = harmless(None, ge=1)
+    sample_top_k: int | None = non_semantic(None, ge=1)
     """Draw from this many most probable tokens only; null for all."""
 
 
