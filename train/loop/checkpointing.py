@@ -79,7 +79,7 @@ class Saving:
             "optimizer": optimizer_values,
             "optimizer_groups": group_values(run.engine.optimizer),
         }
-        evaluated_now = run.due.evaluated_step == progress.step
+        evaluated_now = run.evaluated_step == progress.step
         request = Request(
             step=progress.step,
             state=state,
@@ -89,7 +89,7 @@ class Saving:
         started = time.perf_counter()
         self._report(self._saver.save(shards, request))
         run.window.checkpoint_seconds += time.perf_counter() - started
-        run.due.saved()
+        run.triggers.checkpoint_started()
 
     def amend(self) -> None:
         """Adds an evaluation that was made up for to the checkpoint of its step."""

@@ -25,7 +25,7 @@ from train.optim.optimizer import set_learning_rate
 def fit(run: Run) -> Exit:
     """Trains from where the run stands to its end; the exit code says how it ended."""
     announce(run)
-    progress, due = run.progress, run.due
+    progress, triggers = run.progress, run.triggers
     if progress.evaluation_due or (run.config.evaluate.at_start and run.resume_step is None):
         evaluate_now(run)
         run.saving.amend()
@@ -37,13 +37,13 @@ def fit(run: Run) -> Exit:
             return preempt(run)
         run.watchdog.heart.warm = True
         run.tracker.progress(progress.step)
-        if due.log(progress.step):
+        if triggers.log(progress.step):
             log(run)
-        if due.histograms(progress.step):
+        if triggers.histograms(progress.step):
             draw_histograms(run)
-        if due.evaluate(progress.step):
+        if triggers.evaluate(progress.step):
             evaluate_now(run)
-        if due.save(progress.step) or agreed.save:
+        if triggers.save(progress.step) or agreed.save:
             save(run)
     if progress.evaluation_due:
         return preempt(run)
@@ -73,7 +73,7 @@ class Agreed(NamedTuple):
 def begin_to_agree(run: Run, count: int) -> Callable[[], Agreed]:
     """Tells the other ranks this one's ``count`` and what it was asked; what is returned waits
     for theirs. To wait at once would cost each step as long as the slowest rank is behind."""
-    time_to_save = run.engine.is_main and run.due.time_to_save()
+    time_to_save = run.engine.is_main and run.triggers.time_to_save()
     pending = run.engine.begin_sum_ints(
         [count, run.stop.requested, time_to_save, run.saving.failed]
     )
@@ -235,7 +235,7 @@ def evaluate_now(run: Run) -> None:
     finally:
         run.window.evaluation_seconds += time.perf_counter() - started
     progress.evaluation_due, progress.evaluated = False, metrics
-    run.due.evaluated_step = progress.step
+    run.evaluated_step = progress.step
     if keep_best := run.config.checkpoint.keep_best:
         metric_value(metrics, keep_best.metric, "checkpoint.keep_best.metric")
     run.tracker.log(progress.step, {f"eval/{name}": value for name, value in metrics.items()})

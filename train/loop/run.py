@@ -6,7 +6,6 @@ file holds how a run is opened, or found again, and closed.
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
@@ -20,6 +19,7 @@ from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference
 from train.config.load import LoadedConfig, check_length
 from train.config.schema import Config
+from train.data.epochs import steps_in
 from train.data.ledger import Ledger
 from train.data.loader import Batches, check_dataset, evaluation_batches, training_batches
 from train.data.order import SampleOrder
@@ -37,7 +37,7 @@ from train.loop.resume import moved_dropout, resume
 from train.loop.state import Progress
 from train.loop.step_metrics import Window
 from train.loop.stragglers import Stragglers
-from train.loop.triggers import Due
+from train.loop.triggers import Triggers
 from train.optim.ema import Ema
 from train.optim.optimizer import build_optimizer
 from train.optim.schedule import learning_rate_factor
@@ -171,10 +171,17 @@ class Run:
             self.total_steps = config.length.steps
         else:
             assert config.length.epochs is not None
-            samples = math.ceil(round(config.length.epochs * size, 6))
-            self.total_steps = -(-samples // batch_size)
+            self.total_steps = steps_in(config.length.epochs, size, batch_size)
         check_length(config, self.loaded.composed, self.total_steps)
-        self.due = Due(config, self.total_steps, size)
+        self.triggers = Triggers(
+            track=config.track,
+            evaluate=config.evaluate,
+            checkpoint=config.checkpoint,
+            total_steps=self.total_steps,
+            batch_size=batch_size,
+            dataset_size=size,
+        )
+        self.evaluated_step: int | None = None
         self.learning_rate_factor = learning_rate_factor(config.schedule, self.total_steps)
         self._evaluation: Batches | None = None
 
