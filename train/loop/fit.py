@@ -11,7 +11,7 @@ import torch
 
 from train.data.ledger import StepRecord
 from train.data.loader import MicroBatch
-from train.data.order import micro_batch_seed
+from train.data.order import micro_batch_seed, report_seed
 from train.distributed.randomness import seed_everything
 from train.exits import Exit, NotFiniteError, RetryError, UsageError
 from train.loop.compile_check import check_compiled
@@ -227,7 +227,7 @@ def evaluate_now(run: Run) -> None:
         with run.averaged_weights(), run.evaluation_batches() as batches:
             metrics = evaluate(engine, run.task, batches, stop=stop)
             run.beat("reporting")
-            seed_everything(run.config.run.seed, engine.device)
+            seed_everything(report_seed(run.config.run.seed), engine.device)
             report = run.task.report(engine.bare_model, engine.device)
     except EvaluationStoppedError:
         progress.evaluation_due = True  # a resumed run makes up for it before its next step

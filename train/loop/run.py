@@ -22,7 +22,7 @@ from train.config.schema import Config
 from train.data.epochs import steps_in
 from train.data.ledger import Ledger
 from train.data.loader import Batches, check_dataset, evaluation_batches, training_batches
-from train.data.order import SampleOrder
+from train.data.order import SampleOrder, dataset_seed, initial_seed
 from train.data.plan import BatchPlan, EvalPlan
 from train.distributed.randomness import seed_everything
 from train.distributed.world import warnings_of
@@ -152,7 +152,7 @@ class Run:
         """Task, data and the plan of all steps, from the config and the seed alone."""
         config, engine = self.config, self.engine
         self.task = self.loaded.task(config)
-        seed_everything(config.run.seed, engine.device)
+        seed_everything(dataset_seed(config.run.seed), engine.device)
         self.train_dataset = self.task.train_dataset()
         check_dataset(self.train_dataset, "train_dataset")
         self.eval_dataset = self.task.eval_dataset()
@@ -199,7 +199,7 @@ class Run:
     def build_model(self) -> None:
         """Model and optimiser, spread over the ranks, and the counters of a run that begins."""
         config, engine = self.config, self.engine
-        seed_everything(config.run.seed, engine.device)
+        seed_everything(initial_seed(config.run.seed), engine.device)
         model, initial = build_model(self.task, config.run.seed)
         self.model_summary = summary(model)
         if config.compile:
