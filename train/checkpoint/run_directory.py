@@ -37,7 +37,7 @@ _STOPPED = "stopped.json"
 
 
 @dataclass(frozen=True)
-class Identity:
+class RunIdentity:
     """What a run keeps through all its restarts."""
 
     id: str
@@ -104,7 +104,7 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def identity(self, name: str) -> Identity:
+    def identity(self, name: str) -> RunIdentity:
         """The run's identity: read, or made here and now where there is none yet.
 
         A launcher that gives out identities sets ISORUN_RUN_ID and WANDB_RUN_ID before the run's
@@ -113,16 +113,16 @@ class RunDirectory:
         path = self.path / "run.json"
         if path.exists():
             values = self._read_json(path)
-            if values.keys() != {field.name for field in fields(Identity)}:
+            if values.keys() != {field.name for field in fields(RunIdentity)}:
                 raise _damaged(path, "it is no identity")
-            return Identity(**values)
+            return RunIdentity(**values)
         if self.attempts():
             raise _damaged(path, "it is missing")
         slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "run"
         made = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         run_id = os.environ.get("ISORUN_RUN_ID") or made
         wandb_id = os.environ.get("WANDB_RUN_ID") or run_id
-        identity = Identity(run_id, name, wandb_id, time.time())
+        identity = RunIdentity(run_id, name, wandb_id, time.time())
         write_json(path, asdict(identity))
         return identity
 

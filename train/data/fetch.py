@@ -42,7 +42,7 @@ class MicroBatch(NamedTuple):
     counts: bool
 
 
-class Failure(NamedTuple):
+class LoadFailure(NamedTuple):
     """An error, returned as data: torch would wrap a worker's exception in prose."""
 
     text: str
@@ -58,7 +58,7 @@ class KeyedDataset:
         self.deterministic = bool(getattr(dataset, "deterministic", False))
         self.checked = False
 
-    def __getitems__(self, keys: Keys) -> MicroBatch | Failure:
+    def __getitems__(self, keys: Keys) -> MicroBatch | LoadFailure:
         from torch.utils.data import get_worker_info
 
         if self.checked and (self.deterministic or get_worker_info()):
@@ -72,7 +72,7 @@ class KeyedDataset:
         self.checked = True
         return loaded
 
-    def _load(self, keys: Keys) -> MicroBatch | Failure:
+    def _load(self, keys: Keys) -> MicroBatch | LoadFailure:
         from torch.utils.data import get_worker_info
 
         at = 0
@@ -89,7 +89,7 @@ class KeyedDataset:
         except Exception as error:
             # An exception of the user's may not survive pickling, so workers send its text.
             cause = None if get_worker_info() else error
-            return Failure(self._describe(keys, at, error), traceback.format_exc(), cause)
+            return LoadFailure(self._describe(keys, at, error), traceback.format_exc(), cause)
         return MicroBatch(batch, keys.positions, keys.indices, keys.digest, keys.counts)
 
     def _sample(self, epoch: int, index: int) -> Any:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from train.data.fetch import EVALUATION, Failure, KeyedDataset, Keys, MicroBatch
+from train.data.fetch import EVALUATION, KeyedDataset, Keys, LoadFailure, MicroBatch
 from train.data.ledger import sample_digests
 from train.data.order import SampleOrder
 from train.data.plan import BatchPlan, EvalPlan
@@ -144,7 +144,7 @@ class Batches(Iterator[MicroBatch]):
                 "little memory or room in /dev/shm: use fewer loader.workers, or, if it was "
                 f"slow, a longer loader.timeout (now {self._loader.timeout:g} s)."
             ) from error
-        if isinstance(loaded, Failure):
+        if isinstance(loaded, LoadFailure):
             in_worker = loaded.error is None
             raise DataError(loaded.text) from (
                 RuntimeError(loaded.details) if in_worker else loaded.error
@@ -338,7 +338,7 @@ def _not_sendable(queue: Any, error: BaseException, item: Any) -> None:
         "loader.workers to 0."
     )
     details = "".join(traceback.format_exception(error))
-    queue.put((item[0], Failure(text, details, None)))
+    queue.put((item[0], LoadFailure(text, details, None)))
 
 
 def check_dataset(dataset: Any, name: str) -> None:

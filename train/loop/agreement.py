@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.config.changes import flatten
+from train.config.compose import flatten
 from train.exits import UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirroring import bring_back, unreadable
-from train.checkpoint.run_directory import Identity, RunDirectory
+from train.checkpoint.run_directory import RunDirectory, RunIdentity
 from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference, allowed_changes
 from train.config.load import LoadedConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Found:
     """What rank 0 found, and all ranks go by."""
 
-    identity: Identity
+    identity: RunIdentity
     attempt: int
     resume_step: int | None
     """The checkpoint to go on from; None to start at the beginning."""
