@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on the evaluation data and print the metrics.
 
-Runs on one process or, after torchrun or accelerate launch, on many, with the same result.
+Runs on one process, or on several that torchrun or accelerate launch start, with the same result.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    """Prints the metrics; rank 0 alone speaks."""
+    """Prints the metrics, on rank 0."""
     loaded = load_config(arguments.config, arguments.overrides, runs=False)
     checkpoint = find_checkpoint(loaded, arguments.checkpoint)
     from train.data.loader import check_dataset, evaluation_batches
     from train.data.plan import BatchPlan, EvalPlan
+    from train.loop.build import build_engine, choose_strategy
     from train.loop.evaluate import evaluate
-    from train.strategies.engine import Engine
 
     config = loaded.config
-    engine = Engine(config)
+    engine = build_engine(config, choose_strategy(loaded))
     try:
-        checkpoint = engine.broadcast(checkpoint)  # beside a training, ranks may see other ones
+        # While the run is training, ranks may see different newest checkpoints.
+        checkpoint = engine.collectives.broadcast_object(checkpoint)
         task = loaded.task(config)
         dataset = task.eval_dataset()
         if dataset is None:
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         check_dataset(dataset, "eval_dataset")
         model = task.build_model()
         fill(model, checkpoint, loaded)
-        engine.prepare_evaluation(model)
+        model = engine.on_device(model)
         plan = BatchPlan.from_config(config.batch, engine.world_size)
         micro = config.evaluate.micro_batch_size or plan.largest_micro_batch
         with evaluation_batches(
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             config=config.loader,
             device_type=engine.device.type,
         ) as batches:
-            metrics = evaluate(engine, task, batches)
+            metrics = evaluate(engine, model, task, batches)
     finally:
         engine.close()
     if engine.is_main and arguments.json:

@@ -48,6 +48,10 @@ class Heart:
     warm: bool = False
     """Whether the first step is complete."""
 
+    def complete_step(self) -> None:
+        """A step is complete: from now on the limit is that of later steps."""
+        self.warm = True
+
     def beat(self, phase: str, step: int) -> None:
         """The rank begins another piece of work."""
         self.phase, self.step, self.at = phase, step, time.monotonic()
