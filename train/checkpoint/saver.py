@@ -25,7 +25,7 @@ _log = logging.getLogger("train")
 
 
 @dataclass(frozen=True)
-class Request:
+class SaveRequest:
     """One checkpoint to be written."""
 
     step: int
@@ -37,7 +37,7 @@ class Request:
 
 
 @dataclass
-class Timing:
+class SaveTiming:
     """Seconds spent on one checkpoint."""
 
     copy: float = 0.0
@@ -50,8 +50,8 @@ class Timing:
 
 @dataclass
 class _Job:
-    request: Request
-    timing: Timing
+    request: SaveRequest
+    timing: SaveTiming
     thread: threading.Thread | None = None
     error: str | None = "it was not finished"
     """Why it failed; None once it is committed."""
@@ -70,19 +70,19 @@ class CheckpointSaver:
         """Called on rank 0, in the writing thread, after each commit."""
         self.rank = dist.get_rank(group) if group else 0
         self.last_step: int | None = None
-        self.last_timing = Timing()
+        self.last_timing = SaveTiming()
         self._buffers: dict[str, Tensor] = {}
         self._reserving: threading.Thread | None = None
         self._job: _Job | None = None
 
-    def save(self, shards: Mapping[str, Shard], request: Request) -> str | None:
+    def save(self, shards: Mapping[str, Shard], request: SaveRequest) -> str | None:
         """Starts a checkpoint; returns the error of the one before it, if that failed.
 
         Returns as soon as the tensors may change again.
         """
         started = time.perf_counter()
         error = self.wait()
-        timing = Timing(wait=time.perf_counter() - started)
+        timing = SaveTiming(wait=time.perf_counter() - started)
         started = time.perf_counter()
         copies = self._copy(shards)
         timing.copy = time.perf_counter() - started
@@ -151,11 +151,11 @@ class CheckpointSaver:
         request = job.request
         try:
             made = self._phase(lambda: self.store.begin(request.step) if self.rank == 0 else None)
-            temporary = self._share(made)[0]
-            self._phase(lambda: dcp.write(copies, temporary, self.group))
+            temporary = self._all_gather(made)[0]
+            self._phase(lambda: dcp.save(copies, temporary, self.group))
             self._phase(request.before_commit)
             mine = self._phase(lambda: self._hash_own(temporary))
-            files = {name: entry for part in self._share(mine) for name, entry in part.items()}
+            files = {name: entry for part in self._all_gather(mine) for name, entry in part.items()}
             manifest = Manifest(request.step, request.state, request.metrics, files)
             self._phase(lambda: self._commit(temporary, manifest) if self.rank == 0 else None)
             job.error = None
@@ -173,17 +173,17 @@ class CheckpointSaver:
             result = work()
         except BaseException as caught:
             error = _reason(caught)
-        errors = self._share(error)
+        errors = self._all_gather(error)
         failed = [(rank, reason) for rank, reason in enumerate(errors) if reason is not None]
         if failed:
             if self.rank == 0:
                 with suppress(OSError):  # the next start sweeps as well
-                    self.store.sweep()
+                    self.store.remove_incomplete()
             rank, reason = failed[0]
             raise _FailedError(reason if len(errors) == 1 else f"rank {rank}: {reason}")
         return result  # type: ignore[return-value]
 
-    def _share(self, value: Any) -> list[Any]:
+    def _all_gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
         if not self.group:
             return [value]
@@ -202,7 +202,7 @@ class CheckpointSaver:
     def _commit(self, temporary: Path, manifest: Manifest) -> None:
         self.store.commit(temporary, manifest)
         try:
-            self.store.retain(self.config)
+            self.store.prune(self.config)
         except OSError as error:  # it is committed all the same
             _log.warning("older checkpoints could not be removed: %s", error)
         self.committed()

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> Exit:
                 # Launchers signal whole groups of processes; a compiler, say, died of it.
                 raise RetryError(
                     f"It was asked to stop ({opened.stop.signal}), and failed before it could save "
-                    f"({type(error).__name__}: {first_line(error)}). {opened.what_is_lost()}"
+                    f"({type(error).__name__}: {first_line(error)}). {opened.describe_lost_steps()}"
                 ) from error
     finally:
         directory.release()

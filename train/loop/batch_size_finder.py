@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.checkpoint.run_directory import write_json
 from train.data.plan import BatchPlan
 from train.exits import OutOfMemoryError, RetryError, first_line
+from train.files import write_json
 from train.loop.compile_check import check_compiled
 from train.process.diagnose import is_out_of_memory
 
@@ -97,7 +97,7 @@ class _Trials:
 
     def _try(self, plan: BatchPlan) -> bool:
         run, size = self.run, plan.largest_micro_batch
-        run.watchdog.heart.beat(f"trying micro-batches of {size}", 0)
+        run.watchdog.heartbeat.update(f"trying micro-batches of {size}", 0)
         run.engine.plan = plan
         group = dist.new_group(backend="gloo", timeout=_PATIENCE) if plan.world_size > 1 else None
         # First without an exchange (where the strategy can): ranks must not wait for one that

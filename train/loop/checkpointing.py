@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from train.checkpoint.saver import CheckpointSaver, Request
-from train.checkpoint.state import collect
+from train.checkpoint.saver import CheckpointSaver, SaveRequest
+from train.checkpoint.state import collect_state
 from train.checkpoint.store import CheckpointStore, DamagedError
 from train.data.ledger import Ledger, StepRecord
 from train.exits import RetryError
-from train.optim.optimizer import group_values
+from train.optim.optimizer import param_group_values
 
 if TYPE_CHECKING:
     from train.loop.run import Run
@@ -56,7 +56,7 @@ class Saving:
     def reserve(self) -> None:
         """Prepares the memory of the first checkpoint; after the first step, when the optimiser
         has its state."""
-        self._saver.reserve(collect(self.run.engine.strategy, self.run.ema)[0])
+        self._saver.reserve(collect_state(self.run.engine.strategy, self.run.ema)[0])
 
     def start(self) -> None:
         """Starts a checkpoint of the present step, unless there is one already."""
@@ -66,7 +66,7 @@ class Saving:
             return
         run.engine.strategy.sync_buffers()
         self._drop_recorded()
-        shards, optimizer_values = collect(run.engine.strategy, run.ema)
+        shards, optimizer_values = collect_state(run.engine.strategy, run.ema)
         loss_scale = run.engine.loss_scale
         state = {
             "run": run.identity.id,
@@ -77,10 +77,10 @@ class Saving:
             "early_stop": run.early_stop.state_dict() if run.early_stop else None,
             "loss_scale": loss_scale.state_dict() if loss_scale else None,
             "optimizer": optimizer_values,
-            "optimizer_groups": group_values(run.engine.optimizer),
+            "optimizer_groups": param_group_values(run.engine.optimizer),
         }
         evaluated_now = run.due.evaluated_step == progress.step
-        request = Request(
+        request = SaveRequest(
             step=progress.step,
             state=state,
             metrics=dict(progress.evaluated) if evaluated_now else None,

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from train.data.fetch import MicroBatch
 from train.data.ledger import StepRecord
-from train.data.loader import MicroBatch
 from train.data.order import micro_batch_seed
 from train.distributed.randomness import seed_everything
 from train.exits import Exit, NotFiniteError, RetryError, UsageError
@@ -35,7 +35,7 @@ def fit(run: Run) -> Exit:
         agreed = train_step(run, next_micro_batches(run))
         if agreed.stop:
             return preempt(run)
-        run.watchdog.heart.warm = True
+        run.watchdog.heartbeat.first_step_done = True
         run.tracker.progress(progress.step)
         if due.log(progress.step):
             log(run)
@@ -265,7 +265,7 @@ def preempt(run: Run) -> Exit:
         run.directory.mark_stopped()
     launched = run.engine.world.launcher != "python"
     anywhere = ", behind the same launcher, another or none" if launched else ""
-    run.tracker.say(
+    run.tracker.info(
         f"Stopped on request after step {run.progress.step} of {run.total_steps}; it is saved. "
         f"To go on{anywhere}:\n  {run.resume_command}"
     )
@@ -283,7 +283,7 @@ def finish(run: Run) -> Exit:
         )
     run.tracker.summary(run.progress.evaluated)
     if run.engine.is_main:
-        run.directory.finish(
+        run.directory.mark_finished(
             {
                 "step": run.progress.step,
                 "position": run.progress.position,
@@ -294,5 +294,5 @@ def finish(run: Run) -> Exit:
                 "metrics": run.progress.evaluated,
             }
         )
-    run.tracker.say(farewell(run))
+    run.tracker.info(farewell(run))
     return Exit.DONE

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from train.checkpoint.mirror import Mirror, MirrorError
-from train.checkpoint.mirroring import bring_back, unreadable
-from train.checkpoint.run_directory import Identity, RunDirectory
+from train.checkpoint.mirroring import mirror_unreadable, restore_from_mirror
+from train.checkpoint.run_directory import RunDirectory, RunIdentity
 from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference, allowed_changes
 from train.config.load import LoadedConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Found:
     """What rank 0 found, and all ranks go by."""
 
-    identity: Identity
+    identity: RunIdentity
     attempt: int
     resume_step: int | None
     """The checkpoint to go on from; None to start at the beginning."""
@@ -64,15 +64,15 @@ def _look(
     allow_changes: bool,
 ) -> Found:
     directory.acquire()
-    directory.refuse_undoing_a_stop()
+    directory.refuse_restart_after_stop()
     directory.stop_file.unlink(missing_ok=True)  # it was meant for an earlier attempt
     store, config = CheckpointStore(directory.checkpoints), loaded.config
-    step, notes = store.newest_whole()
+    step, notes = store.newest_valid()
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
     if mirror and step is None:
         if directory.exists:
             _claim(mirror, directory, config.run.name, notes, needed=True)
-        step, told = bring_back(mirror, store)
+        step, told = restore_from_mirror(mirror, store)
         notes += told
         changes = allowed_changes(loaded, directory, allow=allow_changes)
     identity = directory.identity(config.run.name)
@@ -89,5 +89,7 @@ def _claim(
         mirror.claim(directory.identity(name).id)
     except MirrorError as error:
         if needed:
-            raise unreadable(mirror, CheckpointStore(directory.checkpoints), error) from error
+            raise mirror_unreadable(
+                mirror, CheckpointStore(directory.checkpoints), error
+            ) from error
         notes.append(f"{mirror.url} cannot be reached now ({error}).")

@@ -18,24 +18,24 @@ def announce(run: Run) -> None:
     config, engine, plan = run.config, run.engine, run.plan
     progress = run.progress
     how = f"goes on from step {progress.step}" if run.resume_step is not None else "starts"
-    run.tracker.say(f"Run {run.identity.id} {how} (attempt {run.attempt}) in {run.directory.path}")
+    run.tracker.info(f"Run {run.identity.id} {how} (attempt {run.attempt}) in {run.directory.path}")
     for change in run.changes:
         mark = "changes results" if change.changes_results else "harmless"
-        run.tracker.say(f"  config changed ({mark}): {change}")
-    run.tracker.say(
+        run.tracker.info(f"  config changed ({mark}): {change}")
+    run.tracker.info(
         f"Placement: {placement(run)}, {config.precision}; "
         f"micro-batch {plan.largest_micro_batch} x "
         f"accumulation {plan.accumulation} x ranks {engine.world_size} = "
         f"global batch {config.batch.global_batch_size}"
     )
     evaluation = f", {len(run.eval_dataset):,} to evaluate on" if run.eval_dataset else ""
-    run.tracker.say(
+    run.tracker.info(
         f"Data: {len(run.train_dataset):,} samples{evaluation}; {run.total_steps:,} steps = "
         f"{run.total_steps * config.batch.global_batch_size / len(run.train_dataset):.2f} epochs"
     )
     if facts := run.task.facts():
-        run.tracker.say("Facts: " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
-    run.tracker.say(run.model_summary)
+        run.tracker.info("Facts: " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
+    run.tracker.info(run.model_summary)
 
 
 def placement(run: Run) -> str:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from train.checkpoint.state import restore
+from train.checkpoint.state import restore_state
 from train.checkpoint.store import DamagedError, Manifest
 from train.data.plan import BatchPlan
 from train.exits import ResumeRefusedError, RetryError
 from train.loop.state import Progress
-from train.optim.optimizer import restore_group_values
+from train.optim.optimizer import restore_param_group_values
 
 if TYPE_CHECKING:
     from train.loop.run import Run
@@ -35,7 +35,7 @@ def resume(run: Run, step: int) -> None:
             "add --allow-changes."
         )
     try:
-        restore(
+        restore_state(
             path,
             state["optimizer"],
             run.engine.strategy,
@@ -46,7 +46,9 @@ def resume(run: Run, step: int) -> None:
         raise RetryError(f"{error}, although it was whole a moment ago; start again.") from None
     run.progress = Progress(**state["progress"])
     run.window.load_state_dict(state["window"])
-    restore_group_values(run.engine.optimizer, run.config.optim, state.get("optimizer_groups", []))
+    restore_param_group_values(
+        run.engine.optimizer, run.config.optim, state.get("optimizer_groups", [])
+    )
     if run.early_stop and state["early_stop"]:
         run.early_stop.load_state_dict(state["early_stop"])
     if run.engine.loss_scale and state.get("loss_scale"):

@@ -15,7 +15,7 @@ import torch
 
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.mirroring import Mirroring
-from train.checkpoint.run_directory import RunDirectory, code_version, write_json
+from train.checkpoint.run_directory import RunDirectory, code_version
 from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference
 from train.config.load import LoadedConfig, check_length
@@ -25,8 +25,9 @@ from train.data.loader import Batches, check_dataset, evaluation_batches, traini
 from train.data.order import SampleOrder
 from train.data.plan import BatchPlan, EvalPlan
 from train.distributed.randomness import seed_everything
-from train.distributed.world import warnings_of
+from train.distributed.world import world_warnings
 from train.exits import DataError
+from train.files import write_json
 from train.loop import batch_size_finder
 from train.loop.agreement import check_agreement, check_shared
 from train.loop.checkpointing import Saving
@@ -42,7 +43,7 @@ from train.optim.ema import Ema
 from train.optim.optimizer import build_optimizer
 from train.optim.schedule import learning_rate_factor
 from train.process.stop import StopRequest
-from train.process.watchdog import StartLimit, Watchdog
+from train.process.watchdog import StartTimeout, Watchdog
 from train.strategies.engine import Engine
 from train.strategies.meta_init import build_model
 from train.track.logs import setup_logging
@@ -86,7 +87,7 @@ class Run:
     def _open(self) -> None:
         config = self.config
         self.stop = self._exit.enter_context(StopRequest(config.stop))
-        with StartLimit(config.watchdog):
+        with StartTimeout(config.watchdog):
             self.engine = Engine(config)
             self._exit.callback(self.engine.close)
             self.stop.starting = False
@@ -230,16 +231,16 @@ class Run:
         self._exit.callback(self.tracker.close)
         gpus = torch.cuda.device_count() if self.engine.device.type == "cuda" else 0
         moved = moved_dropout(self.directory.last_attempt(), self.plan, self.engine.bare_model)
-        for note in [*self._notes, *warnings_of(self.engine.world, gpus), *moved]:
+        for note in [*self._notes, *world_warnings(self.engine.world, gpus), *moved]:
             self.tracker.warn(note)
 
     def _begin_attempt(self) -> None:
         """From here on the directory knows of this attempt."""
-        self.stop.what_is_lost = self.what_is_lost
+        self.stop.describe_lost_steps = self.describe_lost_steps
         if not self.engine.is_main:
             return
-        self.stop.watch(self.directory.stop_file)
-        self.directory.unfinish()
+        self.stop.watch_file(self.directory.stop_file)
+        self.directory.clear_finished()
         for name, settings in self.engine.strategy.files().items():
             write_json(self.directory.path / name, settings)
         self.directory.store_config(self.config.model_dump(mode="json"))
@@ -303,9 +304,9 @@ class Run:
 
     def beat(self, phase: str) -> None:
         """Tells the watchdog what this rank begins to do."""
-        self.watchdog.heart.beat(phase, self.progress.step)
+        self.watchdog.heartbeat.update(phase, self.progress.step)
 
-    def what_is_lost(self) -> str:
+    def describe_lost_steps(self) -> str:
         """In words: from where the run goes on, if it ends now."""
         saved, step = self.saving.last_step or 0, self.progress.step
         lost = f"; the {step - saved} steps since are lost" if step > saved else ""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from train.checkpoint.state import OptimizerState
 from train.distributed.shard import Shard
 from train.exits import UsageError
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from train.config.schema import Config
     from train.strategies.engine import Engine
     from train.strategies.meta_init import Initial
-
-OptimizerState = dict[str, dict[str, Any]]
-"""By parameter name and state name: a Shard, or a JSON value."""
 
 
 class Strategy(ABC):
@@ -153,10 +151,10 @@ class Strategy(ABC):
                 yield f"{kind}/{name}", self._whole(shard)
 
     def _whole(self, shard: Shard) -> Tensor:
-        if shard.is_whole:
+        if shard.is_full:
             return shard.local
         whole = torch.zeros(shard.shape, dtype=shard.dtype, device=self.engine.device)
-        for (offsets, sizes), view in shard.boxes():
+        for (offsets, sizes), view in shard.chunks():
             window = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
             whole[window] = view.to(whole.device) / self.replicas
         return self.engine.sum(whole)
@@ -203,19 +201,3 @@ def _part(joined: Tensor, tensors: list[Tensor]) -> None:
     parts = torch.split(joined, [tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
         tensor.copy_(part.view_as(tensor))
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and persistent buffers; tensors with several names only once."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[name] = tensor.detach()
-    return found
-
-
-def parameter_names(model: nn.Module) -> dict[int, str]:
-    """``id(parameter)`` to the parameter's fully qualified name; of shared ones the first."""
-    return {id(parameter): name for name, parameter in model.named_parameters()}

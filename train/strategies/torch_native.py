@@ -10,14 +10,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
-from train.distributed.shard import Shard
+from train.checkpoint.state import OptimizerState
+from train.distributed.shard import Shard, model_tensors, parameter_names
 from train.optim.optimizer import skips_on_device
-from train.strategies.base import (
-    OptimizerState,
-    Strategy,
-    model_tensors,
-    parameter_names,
-)
+from train.strategies.base import Strategy
 
 
 class TorchStrategy(Strategy):

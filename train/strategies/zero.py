@@ -23,9 +23,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from train.distributed.shard import Shard
+from train.checkpoint.state import OptimizerState
+from train.distributed.shard import Shard, model_tensors
 from train.exits import UsageError
-from train.strategies.base import OptimizerState, Strategy, model_tensors
+from train.strategies.base import Strategy
 from train.strategies.meta_init import Initial
 from train.strategies.zero_config import STAGES, deepspeed_config
 
