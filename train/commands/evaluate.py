@@ -9,7 +9,7 @@ import argparse
 import json
 
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments
-from train.commands.checkpoints import fill, find_checkpoint
+from train.commands.checkpoints import find_checkpoint, load_weights
 from train.config.load import load_config
 from train.exits import Exit, UsageError
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             )
         check_dataset(dataset, "eval_dataset")
         model = task.build_model()
-        fill(model, checkpoint, loaded)
+        load_weights(model, checkpoint, loaded)
         model = engine.on_device(model)
         plan = BatchPlan.from_config(config.batch, engine.world_size)
         micro = config.evaluate.micro_batch_size or plan.largest_micro_batch

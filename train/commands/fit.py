@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace) -> Exit:
                     raise
                 # Launchers signal whole groups of processes: a compiler may have died of it.
                 raise RetryError(
-                    f"The run was asked to stop ({opened.joined.stop.signal}) and failed before it could "
-                    f"save ({type(error).__name__}: {first_line(error)}). {opened.resume_point()}"
+                    f"The run was asked to stop ({opened.joined.stop.signal}) and failed before it "
+                    f"could save ({type(error).__name__}: {first_line(error)}). {opened.resume_point()}"
                 ) from error
     finally:
         directory.release()

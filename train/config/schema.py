@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, create_model, field_validator, model_validator
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
-from train.data.loader import LoaderConfig
+from train.data.loader_config import LoaderConfig
 from train.data.plan import BatchConfig
 from train.optim.ema import EmaConfig
 from train.optim.optimizer import OptimConfig

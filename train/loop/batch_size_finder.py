@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.checkpoint.run_directory import write_json
 from train.config.schema import Config
 from train.data.plan import BatchConfig, BatchPlan
 from train.distributed.collectives import Collectives
 from train.exits import OutOfMemoryError, RetryError, first_line
+from train.files import write_json
 from train.loop.build import TrainableModel
 from train.loop.compile_check import check_compiled
 from train.process.diagnose import is_out_of_memory

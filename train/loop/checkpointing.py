@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
-from train.checkpoint.saver import CheckpointSaver, Request
-from train.checkpoint.state import collect
+from train.checkpoint.saver import CheckpointSaver, SaveRequest
+from train.checkpoint.state import collect_state
 from train.checkpoint.store import CheckpointStore, DamagedError
 from train.data.fetch import MicroBatch
 from train.data.ledger import Ledger, StepRecord
@@ -17,7 +17,7 @@ from train.loop.early_stop import EarlyStop
 from train.loop.state import Progress
 from train.loop.step_metrics import StepMetrics
 from train.optim.ema import Ema
-from train.optim.optimizer import group_values
+from train.optim.optimizer import param_group_values
 from train.strategies.base import Strategy
 from train.track.tracker import Tracker
 
@@ -76,7 +76,7 @@ class Checkpointing:
     def reserve(self) -> None:
         """Allocates the host memory of the first checkpoint. Called after the first step, when
         the optimiser has its state."""
-        self._saver.reserve(collect(self._strategy, self._ema)[0])
+        self._saver.reserve(collect_state(self._strategy, self._ema)[0])
 
     def start(self, progress: Progress, metrics: StepMetrics, early_stop: EarlyStop | None) -> bool:
         """Starts a checkpoint of the present step. Returns False where there is one already."""
@@ -86,17 +86,17 @@ class Checkpointing:
         strategy = self._strategy
         strategy.sync_buffers()
         self._drop_recorded()
-        shards, optimizer_values = collect(strategy, self._ema)
+        shards, optimizer_values = collect_state(strategy, self._ema)
         state = {
             **self._facts,
             **_evaluation_state(progress, early_stop),
             "window": metrics.state_dict(),
             "loss_scale": strategy.loss_scale.state_dict() if strategy.loss_scale else None,
             "optimizer": optimizer_values,
-            "optimizer_groups": group_values(strategy.optimizer),
+            "optimizer_groups": param_group_values(strategy.optimizer),
         }
         evaluated_now = progress.evaluated_step == progress.step
-        request = Request(
+        request = SaveRequest(
             step=progress.step,
             state=state,
             metrics=dict(progress.evaluated) if evaluated_now else None,

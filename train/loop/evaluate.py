@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from train.data.loader import MicroBatch
+from train.data.fetch import MicroBatch
 from train.exits import UsageError
 from train.strategies.engine import Engine
 from train.tasks.base import Ratio, Task

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from train.checkpoint.mirror import Mirror, MirrorError
-from train.checkpoint.mirroring import bring_back, unreadable
-from train.checkpoint.run_directory import Identity, RunDirectory
+from train.checkpoint.mirroring import mirror_unreadable, restore_from_mirror
+from train.checkpoint.run_directory import RunDirectory, RunIdentity
 from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference, allowed_changes
 from train.config.load import LoadedConfig
@@ -18,7 +18,7 @@ from train.exits import RetryError, RunError
 class Attempt:
     """One start of a run, as rank 0 found it; the same on all ranks."""
 
-    identity: Identity
+    identity: RunIdentity
     number: int
     """Counted from 1 over all starts of the run."""
     resume_step: int | None
@@ -68,15 +68,15 @@ def _find(
     allow_changes: bool,
 ) -> Attempt:
     directory.acquire()
-    directory.refuse_undoing_a_stop()
+    directory.refuse_restart_after_stop()
     directory.stop_file.unlink(missing_ok=True)  # it was meant for an earlier attempt
     store, config = CheckpointStore(directory.checkpoints), loaded.config
-    step, notes = store.newest_whole()
+    step, notes = store.newest_valid()
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
     if mirror and step is None:
         if directory.exists:
             _claim(mirror, directory, config.run.name, notes, required=True)
-        step, fetched = bring_back(mirror, store)
+        step, fetched = restore_from_mirror(mirror, store)
         notes += fetched
         changes = allowed_changes(loaded, directory, allow=allow_changes)
     identity = directory.identity(config.run.name)
@@ -94,5 +94,7 @@ def _claim(
         mirror.claim(directory.identity(name).id)
     except MirrorError as error:
         if required:
-            raise unreadable(mirror, CheckpointStore(directory.checkpoints), error) from error
+            raise mirror_unreadable(
+                mirror, CheckpointStore(directory.checkpoints), error
+            ) from error
         notes.append(f"{mirror.url} cannot be reached now ({error}).")

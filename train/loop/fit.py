@@ -63,7 +63,7 @@ def record_step(run: OpenRun, micro_batches: list[MicroBatch], taken: StepTaken)
     # Read before too many skipped steps in a row can go unnoticed: rarely enough to cost nothing.
     if run.metrics.unread_steps > run.loaded.config.optim.max_skipped_steps:
         read_metrics(run)
-    run.joined.heart.complete_step()
+    run.joined.heartbeat.complete_step()
     run.tracker.progress(progress.step)
 
 
@@ -141,7 +141,7 @@ def preempt(run: OpenRun) -> Exit:
         run.directory.mark_stopped()
     launched = run.engine.world.launcher != "python"
     anywhere = " (by the same launcher, another or none)" if launched else ""
-    run.tracker.say(
+    run.tracker.info(
         f"Stopped on request after step {step} of {run.data.total_steps}; it is saved. To resume"
         f"{anywhere}:\n  {run.resume_command}"
     )
@@ -158,7 +158,7 @@ def finish(run: OpenRun) -> Exit:
         )
     run.tracker.summary(progress.evaluated)
     if run.engine.is_main:
-        run.directory.finish(
+        run.directory.mark_finished(
             {
                 "step": progress.step,
                 "position": progress.position,
@@ -169,5 +169,5 @@ def finish(run: OpenRun) -> Exit:
                 "metrics": progress.evaluated,
             }
         )
-    run.tracker.say(report_end(run))
+    run.tracker.info(report_end(run))
     return Exit.DONE

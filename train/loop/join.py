@@ -13,7 +13,7 @@ from train.loop.agreement import check_same_run, check_shared_directory
 from train.loop.build import StrategyChoice, build_engine, choose_strategy
 from train.loop.find_run import Attempt, find_run
 from train.process.stop import StopRequest
-from train.process.watchdog import Heart, StartLimit, Watchdog
+from train.process.watchdog import Heartbeat, StartTimeout, Watchdog
 from train.strategies.engine import Engine
 from train.track.logs import setup_logging
 
@@ -23,7 +23,7 @@ class Joined:
     """What each rank knows once all ranks have joined."""
 
     stop: StopRequest
-    heart: Heart
+    heartbeat: Heartbeat
     choice: StrategyChoice
     engine: Engine
     hosts: list[str]
@@ -48,7 +48,7 @@ def join_ranks(
     config = loaded.config
     stop = stack.enter_context(StopRequest(config.stop))
     choice = choose_strategy(loaded)
-    with StartLimit(config.watchdog):
+    with StartTimeout(config.watchdog):
         engine = build_engine(config, choice)
         stack.callback(engine.close)
         stop.starting = False
@@ -62,4 +62,4 @@ def join_ranks(
     watchdog = stack.enter_context(
         Watchdog(config.watchdog, directory.path, engine.rank, engine.world_size, attempt.number)
     )
-    return Joined(stop, watchdog.heart, choice, engine, hosts, code, attempt)
+    return Joined(stop, watchdog.heartbeat, choice, engine, hosts, code, attempt)

@@ -14,7 +14,7 @@ from train.config.changes import Difference
 from train.config.load import LoadedConfig
 from train.data.loader import Batches, evaluation_batches, training_batches
 from train.data.plan import BatchPlan, EvalPlan
-from train.distributed.world import warnings_of
+from train.distributed.world import world_warnings
 from train.loop.batch_size_finder import BatchSizeFinder, is_wanted
 from train.loop.build import RunData, TrainableModel, build_data, build_trainable
 from train.loop.checkpointing import Checkpointing
@@ -64,7 +64,7 @@ def _open(
     progress = Progress()
 
     def beat(phase: str) -> None:
-        joined.heart.beat(phase, progress.step)
+        joined.heartbeat.update(phase, progress.step)
 
     task = loaded.task(config)
     data = build_data(loaded, task, engine.device)
@@ -106,7 +106,7 @@ def _open(
         on_commit=records.on_commit if records else lambda: None,
     )  # fmt: skip
     stack.callback(checkpointing.close)
-    stop.what_is_lost = lambda: resume_point(checkpointing.last_step, progress.step)
+    stop.describe_lost_steps = lambda: resume_point(checkpointing.last_step, progress.step)
     triggers = Triggers(
         track=config.track,
         evaluate=config.evaluate,
@@ -221,7 +221,7 @@ def _open_tracker(
     stack.callback(tracker.close)
     gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0
     moved = moved_dropout(directory.last_attempt(), plan, model.strategy.bare_model)
-    for note in [*attempt.notes, *warnings_of(engine.world, gpus), *moved]:
+    for note in [*attempt.notes, *world_warnings(engine.world, gpus), *moved]:
         tracker.warn(note)
     return tracker
 
@@ -242,7 +242,7 @@ def _open_records(
     if not joined.engine.is_main:
         return None
     config = loaded.config
-    joined.stop.watch(directory.stop_file)
+    joined.stop.watch_file(directory.stop_file)
     values = config.model_dump(mode="json")
     record_attempt(directory, values, joined, model.strategy, plan.largest_micro_batch)
     mirror = config.checkpoint.mirror

@@ -10,10 +10,11 @@ from typing import Any
 
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.mirroring import Mirroring
-from train.checkpoint.run_directory import RunDirectory, write_json
+from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.data.ledger import Ledger
 from train.data.order import SampleOrder
+from train.files import write_json
 from train.loop.join import Joined
 from train.loop.state import Progress
 from train.process.stop import StopRequest
@@ -38,7 +39,7 @@ def record_attempt(
 ) -> None:
     """Records this attempt and its config (JSON values) in the run directory."""
     attempt = joined.attempt
-    directory.unfinish()
+    directory.clear_finished()
     for name, settings in strategy.run_directory_files().items():
         write_json(directory.path / name, settings)
     directory.store_config(config)

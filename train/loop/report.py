@@ -12,7 +12,7 @@ from train.strategies.engine import Engine
 
 def report_start(run: OpenRun) -> None:
     """Reports the run's identity, its placement, its data and its model."""
-    config, plan, say = run.loaded.config, run.plan, run.tracker.say
+    config, plan, say = run.loaded.config, run.plan, run.tracker.info
     attempt, data = run.attempt, run.data
     resumed = attempt.resume_step is not None
     how = f"resumes at step {run.progress.step}" if resumed else "starts"

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from train.checkpoint.state import restore
+from train.checkpoint.state import restore_state
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
 from train.data.plan import BatchPlan
 from train.exits import ResumeRefusedError, RetryError
 from train.optim.ema import Ema
-from train.optim.optimizer import OptimConfig, restore_group_values
+from train.optim.optimizer import OptimConfig, restore_param_group_values
 from train.strategies.base import Strategy
 
 
@@ -44,12 +44,12 @@ def resume(
         )
     try:
         group = strategy.collectives.host_group
-        restore(path, state["optimizer"], strategy, ema, group)
+        restore_state(path, state["optimizer"], strategy, ema, group)
     except DamagedError as error:
         raise RetryError(
             f"{error}, although it was valid a moment ago; check the storage, then rerun."
         ) from None
-    restore_group_values(strategy.optimizer, optim, state.get("optimizer_groups", []))
+    restore_param_group_values(strategy.optimizer, optim, state.get("optimizer_groups", []))
     if strategy.loss_scale and state.get("loss_scale"):
         strategy.loss_scale.load_state_dict(state["loss_scale"])
     return state

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from train.checkpoint.state import OptimizerState
 from train.data.plan import BatchPlan
 from train.distributed.shard import Shard
 from train.exits import UsageError
@@ -26,8 +27,6 @@ from train.strategies.engine import Engine
 from train.strategies.loss_scale import LossScale
 from train.strategies.meta_init import Initial
 
-OptimizerState = dict[str, dict[str, Any]]
-"""By parameter name and state name: a Shard, or a JSON value."""
 BuildOptimizer = Callable[[nn.Module], Optimizer]
 
 
@@ -244,10 +243,10 @@ class Strategy(ABC):
                 yield f"{kind}/{name}", self._gather(shard)
 
     def _gather(self, shard: Shard) -> Tensor:
-        if shard.is_whole:
+        if shard.is_full:
             return shard.local
         full = torch.zeros(shard.shape, dtype=shard.dtype, device=self.engine.device)
-        for (offsets, sizes), view in shard.boxes():
+        for (offsets, sizes), view in shard.chunks():
             window = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
             full[window] = view.to(full.device) / self.replicas
         return self.collectives.all_reduce(full)
@@ -265,19 +264,3 @@ class Strategy(ABC):
             for name, parameter in self.bare_model.named_parameters()
             if parameter.requires_grad and parameter.grad is None
         ]
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and persistent buffers; a tensor with several names appears once."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[name] = tensor.detach()
-    return found
-
-
-def parameter_names(model: nn.Module) -> dict[int, str]:
-    """``id(parameter)`` to its fully qualified name; of a shared parameter the first name."""
-    return {id(parameter): name for name, parameter in model.named_parameters()}

@@ -65,7 +65,7 @@ class Initial:
         for name, drawn in self.modules():
             for key, value in _own_tensors(drawn):
                 target = targets.get(f"{name}.{key}" if name else key)
-                for (offsets, sizes), view in target.boxes() if target else ():
+                for (offsets, sizes), view in target.chunks() if target else ():
                     window = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
                     view.copy_(value[window])
 

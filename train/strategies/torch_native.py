@@ -9,15 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from train.distributed.shard import Shard
+from train.checkpoint.state import OptimizerState
+from train.distributed.shard import Shard, model_tensors, parameter_names
 from train.optim.optimizer import skips_on_device
-from train.strategies.base import (
-    BuildOptimizer,
-    OptimizerState,
-    Strategy,
-    model_tensors,
-    parameter_names,
-)
+from train.strategies.base import BuildOptimizer, Strategy
 
 
 class TorchStrategy(Strategy):

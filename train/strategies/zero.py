@@ -22,9 +22,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from train.distributed.shard import Shard
+from train.checkpoint.state import OptimizerState
+from train.distributed.shard import Shard, model_tensors
 from train.exits import UsageError
-from train.strategies.base import BuildOptimizer, OptimizerState, Strategy, model_tensors
+from train.strategies.base import BuildOptimizer, Strategy
 from train.strategies.meta_init import Initial
 from train.strategies.zero_config import deepspeed_config
 
@@ -130,9 +131,7 @@ class ZeroStrategy(Strategy):
         else:
             torch._foreach_mul_(gradients, float("nan"))
         self.deepspeed.step()
-        assert self.deepspeed.was_step_applied() == finite, (
-            "DeepSpeed skipped otherwise"
-        )
+        assert self.deepspeed.was_step_applied() == finite, "DeepSpeed skipped otherwise"
         self._zero.override_loss_scale(1.0)
         skipped = torch.tensor(0.0 if finite else 1.0, device=self.engine.device)
         return norm.float(), skipped
