@@ -59,7 +59,8 @@ def run(arguments: argparse.Namespace) -> Exit:
                 # Launchers signal whole groups of processes: a compiler may have died of it.
                 raise RetryError(
                     f"The run was asked to stop ({opened.joined.stop.signal}) and failed before it "
-                    f"could save ({type(error).__name__}: {first_line(error)}). {opened.resume_point()}"
+                    f"could save ({type(error).__name__}: {first_line(error)}). "
+                    f"{opened.resume_point()}"
                 ) from error
     finally:
         directory.release()
