@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from launch import shape as shapes
+from launch.contract import UsageError
 from launch.identity import Identity
 from launch.secrets import withhold
-from train.exits import UsageError
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Resource

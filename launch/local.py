@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.contract import UsageError
 from launch.history import ledger
-from train.exits import UsageError
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Role

@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from launch.contract import UsageError
 from launch.kubernetes.values import number
 from launch.secrets import is_secret
-from train.exits import UsageError
 
 Object = dict[str, Any]
 WORKLOADS = ("Job", "JobSet", "TrainJob")
@@ -48,8 +48,7 @@ def training(command: Sequence[str], world_size: int | None) -> float | None:
     """Checks the config of a training command by the training's own schema, if it can be read
     here: its files may be in the image only. Returns the stop.deadline that it asks for, if it
     does. Raises UsageError."""
-    from launch.training import training_config
-    from train.config.load import check as check_config
+    from launch.contract import check_config, training_config
 
     if not all(Path(word).is_file() for word in _files(command)):
         return None

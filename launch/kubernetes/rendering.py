@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
+from launch.contract import UsageError
 from launch.kubernetes import checks, kustomize, manifests
 from launch.kubernetes.values import Changes, apply
-from train.exits import UsageError
 
 Object = dict[str, Any]
 _JOB = {"group": "batch", "kind": "Job"}
