@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from launch import shape as shapes
 from launch.contract import UsageError
 from launch.identity import Identity
+from launch.ports import DEFAULT_PORT
 from launch.secrets import withhold
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 AGENT = ("-m", "launch.agent")
 IMAGES = ("isorun:cpu", "isorun:cuda")  # as docker/ builds them
-DEFAULT_PORT = 29500
 _PREFLIGHTS = ("auto", "off", "quick", "full")
 
 

@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from launch.contract import UsageError
+from launch import deadlines
+from launch.contract import STOP_DEADLINE, UsageError
 from launch.kubernetes.values import number
 from launch.secrets import is_secret
 
@@ -146,8 +147,9 @@ def _grace(pod: dict[str, Any], asked: float | None) -> None:
     if "launch.agent" not in words:
         return
     pod_seconds = float(pod.get("terminationGracePeriodSeconds", 30))
-    agent = float(_option(words, "--shutdown-timeout") or env.get("PET_SHUTDOWN_TIMEOUT") or 35)
-    ranks = float(env.get("ISORUN_STOP_DEADLINE") or agent - 5)
+    said = _option(words, "--shutdown-timeout") or env.get("PET_SHUTDOWN_TIMEOUT")
+    agent = float(said or deadlines.SHUTDOWN_TIMEOUT)
+    ranks = float(env.get(STOP_DEADLINE) or deadlines.stop_deadline(agent))
     if asked is not None and asked > ranks:
         raise UsageError(
             f"The run asks for stop.deadline={asked:g}, but pods give ranks {ranks:g} s to save "
