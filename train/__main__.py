@@ -1,8 +1,4 @@
-"""``python -m train``, also after ``torchrun -m`` and ``accelerate launch -m``, and by path.
-
-Started by the path of this file, it runs this very package; ``python -m train`` would run a
-``train.py`` of the working directory instead. Processes that isorun starts itself use the path.
-"""
+"""``python -m train``, and the same after ``torchrun -m`` and ``accelerate launch -m``."""
 
 import atexit
 import os
@@ -41,22 +37,5 @@ def _exit_without_teardown() -> None:
         os._exit(_code)
 
 
-def _import_this_package() -> None:
-    """Makes ``import train`` find the package of this file, wherever it is and whatever else is
-    on the path, and removes the package's own directory from the path."""
-    package = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 - no imports before run
-    root = os.path.dirname(package)  # noqa: PTH120
-    sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != package]
-    known = root in sys.path
-    sys.path.insert(0, root)
-    import train  # noqa: F401
-
-    del sys.path[0]
-    if not known:
-        sys.path.append(root)
-
-
 if __name__ == "__main__":
-    if not __package__:
-        _import_this_package()
     sys.exit(run())

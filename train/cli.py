@@ -11,20 +11,10 @@ import traceback
 from collections.abc import Sequence
 
 from train.command_line import Commands, exit_code_of
+from train.commands import COMMANDS
 from train.exits import Exit, first_line
 from train.process.diagnose import LOST_PEER, OUT_OF_MEMORY, is_lost_peer, is_out_of_memory
 from train.process.error_file import leave
-
-COMMANDS = {
-    "fit": "start a run, or resume it if its directory holds one",
-    "evaluate": "evaluate a checkpoint on the evaluation data",
-    "parity": "run one config on several placements and compare the results",
-    "export": "save a trained model: parameters, program, or both",
-    "verify": "check that checkpoints are complete and each sample was used once",
-    "show-config": "print the resolved config and where each value comes from",
-    "schema": "print the JSON schema of the config, for editors",
-    "new": "create a project of your own to start from",
-}
 
 _COMMANDS = Commands(
     "train.commands", COMMANDS, "Trains a task; the result does not depend on where it runs."

@@ -20,9 +20,6 @@ from train.exits import Exit, RunError, UsageError
 from train.process.error_file import leave
 from train.suggest import did_you_mean
 
-SCRIPT = Path(__file__).with_name("__main__.py")
-"""Starts ``train`` by path: ``-m train`` runs a ``train.py`` of the working directory, if any."""
-
 # What no command can do without, by the name that is imported.
 _DEPENDENCIES = {
     "accelerate", "fsspec", "numpy", "omegaconf", "psutil", "pydantic", "rich", "safetensors",
@@ -113,6 +110,16 @@ def key_value(word: str) -> tuple[str, str] | None:
     """Key and value of ``key=value``, without blanks around them; None without a key or ``=``."""
     key, equals, value = word.partition("=")
     return (key.strip(), value.strip()) if equals and key.strip() else None
+
+
+def python_module(name: str) -> list[str]:
+    """The command that runs a module of this project in a process of its own.
+
+    ``python -m train`` alone runs a ``train.py`` of the working directory, if there is one. ``-P``
+    leaves that directory out, except where it holds this very package, perhaps not installed.
+    """
+    safe = [] if Path().samefile(Path(__file__).parents[1]) else ["-P"]
+    return [sys.executable, *safe, "-m", name]
 
 
 def exit_code_of(
