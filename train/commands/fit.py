@@ -7,14 +7,16 @@ power cut, type it again. It is safe to run it once more when the run has finish
 from __future__ import annotations
 
 import argparse
+from typing import NamedTuple
 
 from train.checkpoint.run_directory import RunDirectory
 from train.commands.arguments import add_config_arguments
 from train.config.changes import allowed_changes
-from train.config.load import load_config
+from train.config.load import LoadedConfig, load_config
 from train.distributed.world import this_world
 from train.exits import Exit, RetryError, RunError, first_line
 from train.process.diagnose import is_lost_peer
+from train.process.stop import StopRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +33,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Exit:
     """Trains; imports torch only when there is something to train."""
     loaded = load_config(arguments.config, arguments.overrides)
+    return start(
+        loaded, StopRequest(loaded.config.stop), allow_changes=arguments.allow_changes
+    ).exit
+
+
+class Outcome(NamedTuple):
+    """How an attempt at a run ended."""
+
+    exit: Exit
+    step: int
+    metrics: dict[str, float]
+    """The newest evaluation."""
+
+
+def start(loaded: LoadedConfig, stop: StopRequest, *, allow_changes: bool = False) -> Outcome:
+    """Starts the run of a config, or resumes it, and trains to its end or until a stop."""
     directory = RunDirectory(loaded.run_directory)
     world = this_world()
     if world.world_size == 1:
         directory.acquire()  # at once; of several ranks, all must come to know the outcome
     try:
-        changes = allowed_changes(loaded, directory, allow=arguments.allow_changes)
+        changes = allowed_changes(loaded, directory, allow=allow_changes)
         finished = directory.finished()
         if finished and not any(change.changes_results for change in changes):
             if world.rank == 0:
@@ -44,13 +62,14 @@ def run(arguments: argparse.Namespace) -> Exit:
                     f"The run in {directory.path} has finished already, at step "
                     f"{finished['step']}; for another run, choose another run.name or run.dir."
                 )
-            return Exit.DONE
+            return Outcome(Exit.DONE, finished["step"], finished.get("metrics", {}))
         from train.loop.fit import fit
         from train.loop.run import Run
 
-        with Run(loaded, directory, changes, allow_changes=arguments.allow_changes) as opened:
+        with Run(loaded, directory, changes, stop, allow_changes=allow_changes) as opened:
             try:
-                return fit(opened)
+                code = fit(opened)
+                return Outcome(code, opened.progress.step, dict(opened.progress.evaluated))
             except RunError:
                 raise
             except Exception as error:

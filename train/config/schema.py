@@ -13,6 +13,7 @@ from train.loop.early_stop import EarlyStopConfig
 from train.optim.ema import EmaConfig
 from train.optim.optimizer import OptimConfig
 from train.optim.schedule import ScheduleConfig
+from train.plugins import Plugin
 from train.process.stop import StopConfig
 from train.process.watchdog import WatchdogConfig
 from train.section import Section, non_semantic
@@ -159,6 +160,9 @@ class Config(Section):
 
     loader: LoaderConfig = non_semantic(LoaderConfig())
     """How samples are loaded."""
+
+    hooks: list[Plugin] = non_semantic([])
+    """Code of your own that the run calls: classes derived from train.Hook, by dotted path."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For data workers that are not forked: the class itself is made anew in each process.

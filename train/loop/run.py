@@ -58,9 +58,11 @@ class Run:
         loaded: LoadedConfig,
         directory: RunDirectory,
         changes: list[Difference],
+        stop: StopRequest,
         *,
         allow_changes: bool = False,
     ) -> None:
+        self.stop = stop
         self.loaded, self.config, self.directory = loaded, loaded.config, directory
         self.changes, self.allow_changes = changes, allow_changes
         self._exit = ExitStack()
@@ -85,7 +87,7 @@ class Run:
 
     def _open(self) -> None:
         config = self.config
-        self.stop = self._exit.enter_context(StopRequest(config.stop))
+        self._exit.enter_context(self.stop)
         with StartLimit(config.watchdog):
             self.engine = Engine(config)
             self._exit.callback(self.engine.close)
