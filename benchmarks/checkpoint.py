@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.timing import machine, median_and_spread, ratios, table
 from train.checkpoint.checkpoint_config import CheckpointConfig
-from train.checkpoint.saver import CheckpointSaver, Request
+from train.checkpoint.saver import CheckpointSaver, SaveRequest
 from train.checkpoint.store import CheckpointStore
 from train.distributed.shard import Shard
 
@@ -49,7 +49,7 @@ def measure(parameters: int, saves: int, directory: Path) -> dict[str, list[floa
     for step in range(1, saves + 2):
         for kind, saver in savers.items():
             started = time.perf_counter()
-            saver.save(state, Request(step, {}, None, lambda: None))
+            saver.save(state, SaveRequest(step, {}, None, lambda: None))
             stall = time.perf_counter() - started
             while saver.in_flight:
                 work @ work

@@ -52,13 +52,12 @@ def isorun(work: Workload, *overrides: str) -> None:
     from train.checkpoint.run_directory import RunDirectory
     from train.loop.fit import fit
     from train.loop.run import Run
-    from train.process.stop import StopRequest
 
     work.overrides += overrides
     directory = RunDirectory(work.loaded.run_directory)
     if work.world_size == 1:
         directory.acquire()
-    with Run(work.loaded, directory, [], StopRequest(work.loaded.config.stop)) as run:
+    with Run(work.loaded, directory, []) as run:
         fit(run)
 
 

@@ -5,7 +5,8 @@ import torch
 
 from tests.support.runs import run, tiny_config
 from tests.support.tiny import TinyTask
-from train.data.loader import LoaderConfig, evaluation_batches
+from train.data.loader import evaluation_batches
+from train.data.loader_config import LoaderConfig
 from train.data.plan import EvalPlan
 from train.exits import UsageError
 from train.loop.evaluate import EvaluationStoppedError, evaluate

@@ -27,8 +27,8 @@ from train.config.load import LoadedConfig
 from train.distributed.world import this_world
 from train.exits import Exit, UsageError
 from train.imports import importing
-from train.process.diagnose import in_words, is_lost_peer
-from train.process.error_file import leave
+from train.process.diagnose import as_run_error, is_lost_peer
+from train.process.error_file import write_error_file
 from train.process.local_ranks import run_ranks
 from train.process.stop import StopRequest
 from train.tasks.base import Task
@@ -191,8 +191,8 @@ def _one_run(name: str) -> Iterator[None]:
                 yield
             except Exception as error:
                 if not is_lost_peer(error):
-                    leave(error)
-                known = in_words(error)
+                    write_error_file(error)
+                known = as_run_error(error)
                 text = known or f"unexpected error: {error!r}"
                 _log.error("%s", text, exc_info=error.__cause__ if known is error else error)
                 if known is None or known is error:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from train.exits import Exit, RunError, UsageError, first_line
 from train.process.diagnose import LOST_PEER, OUT_OF_MEMORY, is_lost_peer, is_out_of_memory
-from train.process.error_file import leave
+from train.process.error_file import write_error_file
 from train.suggest import did_you_mean
 
 COMMANDS = {
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = arguments.command
         return int(arguments.run(arguments))
     except RunError as error:
-        leave(error)
+        write_error_file(error)
         for line in str(error).splitlines():
             print(f"isorun: error: {line}", file=sys.stderr)
         # With the traceback of what is behind it, for the log file only.
@@ -125,7 +125,7 @@ def _unexpected(error: Exception, command: str | None) -> Exit:
     if isinstance(error, BrokenPipeError) and command != "fit":
         return Exit.DONE  # the reader of our output has seen enough
     if not is_lost_peer(error):
-        leave(error)
+        write_error_file(error)
     if is_out_of_memory(error):
         print(f"isorun: error: {OUT_OF_MEMORY.format(first_line(error))}", file=sys.stderr)
         log.exception("out of memory")

@@ -40,7 +40,7 @@ class Facts:
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """The newest value of each metric logged so far, by the names of metrics.jsonl."""
     checkpoint: Path | None = None
-    """The newest checkpoint committed in this attempt."""
+    """The newest committed checkpoint."""
     exit: Exit | None = None
     """How the run ends; only for ``on_run_end``."""
 
@@ -123,9 +123,10 @@ class Hooks:
         self.logged(metrics)
         self._call("on_evaluation")
 
-    def checkpoint(self, path: Path) -> None:
-        """A checkpoint was committed, which all ranks know."""
-        self._call("on_checkpoint", checkpoint=path)
+    def checkpoint(self, path: Path | None) -> None:
+        """The newest committed checkpoint, as all ranks know; calls the hooks if it is new."""
+        if path is not None and path != self._facts.checkpoint:
+            self._call("on_checkpoint", checkpoint=path)
 
     def run_end(self, code: Exit) -> None:
         """The run is finished, or stopped on request and saved."""

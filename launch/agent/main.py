@@ -185,10 +185,10 @@ def _write(
     """Says what happened, and leaves it where people and programs look for it."""
     from launch.agent.failure import write_record, write_termination
     from launch.training import run_directory  # reads configs, which takes its time to import
-    from train.process.error_file import leave
+    from train.process.error_file import write_error_file
 
     tell(verdict.paragraph())
-    leave(RunError(verdict.paragraph()))  # where TorchX looks, if it started this agent
+    write_error_file(RunError(verdict.paragraph()))  # where TorchX looks, if it started this agent
     record = verdict.record(
         run_id=os.environ.get("ISORUN_RUN_ID"),
         command=list(command),

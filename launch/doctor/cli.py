@@ -21,7 +21,7 @@ from launch.training import training_config
 from train.config.load import LoadedConfig
 from train.distributed.world import this_world
 from train.exits import Exit, RetryError, RunError, UsageError, first_line
-from train.process.error_file import leave
+from train.process.error_file import write_error_file
 
 if TYPE_CHECKING:
     from launch.doctor.examination import Examination
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(parse(sys.argv[1:] if argv is None else argv))
     except RunError as error:
-        leave(error)
+        write_error_file(error)
         print(f"isorun: error: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
@@ -169,7 +169,7 @@ def _verdict(examination: Examination, meeting: Meeting) -> Exit:
 def _leave(code: Exit, told: str) -> None:
     """What was wrong, for the agent of each node: whichever ends first can say it."""
     if code:
-        leave((UsageError if code is Exit.USAGE else RetryError)(told))
+        write_error_file((UsageError if code is Exit.USAGE else RetryError)(told))
 
 
 def _title(place: Place, meeting: Meeting, seconds: float) -> str:

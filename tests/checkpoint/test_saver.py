@@ -7,7 +7,7 @@ import torch
 
 from train.checkpoint import dcp
 from train.checkpoint.checkpoint_config import CheckpointConfig
-from train.checkpoint.saver import CheckpointSaver, Request
+from train.checkpoint.saver import CheckpointSaver, SaveRequest
 from train.checkpoint.store import CheckpointStore
 from train.distributed.shard import Shard
 
@@ -17,7 +17,7 @@ def held(tensors):
 
 
 def request(step, before_commit=lambda: None):
-    return Request(step=step, state={"n": step}, metrics=None, before_commit=before_commit)
+    return SaveRequest(step=step, state={"n": step}, metrics=None, before_commit=before_commit)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def store(tmp_path):
 
 def stored(store, step, like):
     back = {name: torch.zeros_like(t) for name, t in like.items()}
-    dcp.read(held(back), store.path(step), None)
+    dcp.load(held(back), store.path(step), None)
     return back
 
 
@@ -89,7 +89,7 @@ def test_whatever_happens_to_the_writer_it_is_not_taken_for_saved(store, monkeyp
     def gone(value):
         raise RuntimeError("Connection closed by peer")
 
-    monkeypatch.setattr(saver, "_share", gone)
+    monkeypatch.setattr(saver, "_all_gather", gone)
     saver.save(held({"a": torch.ones(3)}), request(1))
     assert "Connection closed by peer" in saver.wait()
     assert saver.last_step is None
@@ -99,7 +99,7 @@ def test_whatever_happens_to_the_writer_it_is_not_taken_for_saved(store, monkeyp
     def fails(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(store, "sweep", fails)
+    monkeypatch.setattr(store, "remove_incomplete", fails)
     saver.save(held({"a": torch.ones(3)}), request(2, before_commit=fails))
     assert "Input/output error" in saver.wait()
     assert saver.last_step is None
@@ -109,7 +109,7 @@ def test_what_cannot_be_removed_is_no_failed_save(store, monkeypatch):
     def fails(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(store, "retain", fails)
+    monkeypatch.setattr(store, "prune", fails)
     saver = CheckpointSaver(store, CheckpointConfig(), None)
     saver.save(held({"a": torch.ones(3)}), request(1))
     assert saver.wait() is None

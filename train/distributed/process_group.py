@@ -7,22 +7,12 @@ import os
 import time
 import uuid
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from train.distributed.world import World
 from train.exits import RetryError
-
-if TYPE_CHECKING:
-    from train.config.schema import Config
-
-
-def timeout_of(config: Config) -> timedelta:
-    """How long a rank waits for others: longer than the watchdog, which can say why it waits."""
-    limits = (config.watchdog.first_timeout, config.watchdog.timeout)
-    return timedelta(seconds=30 + 1.2 * max(limit or 86400.0 for limit in limits))
 
 
 def start_group(world: World, backend: str, timeout: timedelta) -> None:

@@ -56,7 +56,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 _MACHINE_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
 
 
-def in_words(error: BaseException) -> RunError | None:
+def as_run_error(error: BaseException) -> RunError | None:
     """The error in one sentence, with its exit code, where its cause is known."""
     if isinstance(error, RunError):
         return error

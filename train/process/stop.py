@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from train.exits import Exit, UsageError
-from train.process.last_words import say
+from train.process.emergency_output import write_stderr
 from train.section import Section, non_semantic
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -48,7 +48,7 @@ class StopRequest:
         self.signal: str | None = None
         self.starting = True
         """There is nothing to save yet, and perhaps nobody to agree with: stop at once."""
-        self.what_is_lost: Callable[[], str] = lambda: ""
+        self.describe_lost_steps: Callable[[], str] = lambda: ""
         """Told when the deadline passes: what the run goes on from."""
         self._config, self._in_session = config, in_session
         self._listening = False
@@ -76,7 +76,7 @@ class StopRequest:
         """Until the deadline of a stop passes, less the margin; infinite where there is none."""
         return math.inf if self._too_late_at is None else self._too_late_at - time.monotonic()
 
-    def watch(self, file: Path) -> None:
+    def watch_file(self, file: Path) -> None:
         """From now on a file of this name is a request, too."""
         self._file = file
 
@@ -129,14 +129,14 @@ class StopRequest:
         if self._in_session and number == signal.SIGINT and (self.starting or self.signal):
             return  # _handle raises
         if self.starting:
-            say("stopped on request before the first step; nothing is lost.")
+            write_stderr("stopped on request before the first step; nothing is lost.")
             os._exit(Exit.PREEMPTED)
         if number == signal.SIGINT and self.signal == "SIGINT":
-            say("stopped at once, without saving.")
+            write_stderr("stopped at once, without saving.")
             os._exit(Exit.STOPPED_AT_ONCE)
         self.signal = number.name
         if number == signal.SIGINT:
-            say("finishing the step and saving; Ctrl-C again stops at once.")
+            write_stderr("finishing the step and saving; Ctrl-C again stops at once.")
         if number == signal.SIGTERM and self._timer is None:
             self._start_timer()
 
@@ -151,9 +151,9 @@ class StopRequest:
 
     def _too_late(self, deadline: float) -> None:
         """In the timer's thread: the main one may be deep in a step, or stuck."""
-        say(
+        write_stderr(
             f"error: not stopped within stop.deadline, {deadline:g} s less a margin of "
-            f"{self._config.margin:g} s. {self.what_is_lost()}"
+            f"{self._config.margin:g} s. {self.describe_lost_steps()}"
         )
         os._exit(Exit.RETRY)
 
