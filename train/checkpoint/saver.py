@@ -118,6 +118,11 @@ class CheckpointSaver:
         return self._job is not None and not self.in_flight and self._job.error is not None
 
     @property
+    def written(self) -> bool:
+        """Whether the one in flight is committed; ranks come to know it within moments."""
+        return self._job is not None and not self.in_flight and self._job.error is None
+
+    @property
     def in_flight(self) -> bool:
         """Whether a checkpoint is being written; differs from rank to rank for moments."""
         return (

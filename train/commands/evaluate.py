@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import NamedTuple
 
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments
 from train.commands.checkpoints import find_checkpoint, load_weights
-from train.config.load import load_config
+from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, UsageError
 
 
@@ -24,7 +26,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Exit:
     """Prints the metrics, on rank 0."""
     loaded = load_config(arguments.config, arguments.overrides, runs=False)
-    checkpoint = find_checkpoint(loaded, arguments.checkpoint)
+    evaluated = evaluate_checkpoint(loaded, arguments.checkpoint)
+    if evaluated.is_main and arguments.json:
+        print(json.dumps({"checkpoint": str(evaluated.checkpoint), **evaluated.metrics}))
+    elif evaluated.is_main:
+        print(f"{evaluated.checkpoint} on {evaluated.samples:,} samples")
+        for name, value in evaluated.metrics.items():
+            print(f"  {name:<20} {value:.6g}")
+    return Exit.DONE
+
+
+class Evaluated(NamedTuple):
+    """An evaluation of one checkpoint, the same on every rank."""
+
+    checkpoint: Path
+    samples: int
+    metrics: dict[str, float]
+    is_main: bool
+
+
+def evaluate_checkpoint(loaded: LoadedConfig, which: str) -> Evaluated:
+    """Evaluates the checkpoint that ``which`` names on all evaluation data; collective."""
+    checkpoint = find_checkpoint(loaded, which)
     from train.data.loader import check_dataset, evaluation_batches
     from train.data.plan import BatchPlan, EvalPlan
     from train.loop.build import build_engine, choose_strategy
@@ -57,12 +80,6 @@ def run(arguments: argparse.Namespace) -> Exit:
             device_type=engine.device.type,
         ) as batches:
             metrics = evaluate(engine, model, task, batches)
+        return Evaluated(checkpoint, len(dataset), metrics, engine.is_main)
     finally:
         engine.close()
-    if engine.is_main and arguments.json:
-        print(json.dumps({"checkpoint": str(checkpoint), **metrics}))
-    elif engine.is_main:
-        print(f"{checkpoint} on {len(dataset):,} samples")
-        for name, value in metrics.items():
-            print(f"  {name:<20} {value:.6g}")
-    return Exit.DONE

@@ -12,6 +12,7 @@ from train.data.plan import BatchConfig
 from train.optim.ema import EmaConfig
 from train.optim.optimizer import OptimConfig
 from train.optim.schedule import ScheduleConfig
+from train.plugins import Plugin
 from train.process.stop import StopConfig
 from train.process.watchdog import WatchdogConfig
 from train.section import Section, non_semantic
@@ -179,6 +180,9 @@ class Config(Section):
 
     loader: LoaderConfig = non_semantic(LoaderConfig())
     """How samples are loaded."""
+
+    hooks: list[Plugin] = non_semantic([])
+    """Code of your own that the run calls: classes derived from train.Hook, by dotted path."""
 
     @field_validator("strategy")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
@@ -65,6 +66,17 @@ class Checkpointing:
     def last_step(self) -> int | None:
         """The step of the newest committed checkpoint. Not collective."""
         return self._saver.last_step
+
+    @property
+    def last_path(self) -> Path | None:
+        """The newest committed checkpoint. Not collective."""
+        return None if self.last_step is None else self._store.path(self.last_step)
+
+    @property
+    def written(self) -> bool:
+        """Whether the checkpoint in flight is committed, as far as this rank knows, and ``wait``
+        was not called since. Not collective."""
+        return self._saver.written
 
     @property
     def failed(self) -> bool:

@@ -18,6 +18,8 @@ def fit(run: OpenRun) -> Exit:
     """Trains from the present step to the end of the run. Returns how it ended."""
     report_start(run)
     progress, triggers = run.progress, run.triggers
+    run.beat("calling hooks")
+    run.hooks.run_start(progress.step, progress.position)
     at_start = run.loaded.config.evaluate.at_start and run.attempt.resume_step is None
     if progress.evaluation_due or at_start:
         evaluate(run)
@@ -36,6 +38,9 @@ def fit(run: OpenRun) -> Exit:
         record_step(run, micro_batches, taken)
         if triggers.log(progress.step):
             log(run)
+        run.beat("calling hooks")
+        run.hooks.step_end(progress.step, progress.position)
+        run.hooks.checkpoint(run.checkpointing.last_path)
         if triggers.histograms(progress.step):
             track_histograms(run)
         if triggers.evaluate(progress.step):
@@ -80,7 +85,9 @@ def log(run: OpenRun) -> None:
         for warning in run.stragglers.compare(seconds):
             run.tracker.warn(warning)
     learning_rate = run.model.strategy.optimizer.param_groups[0]["lr"]
-    run.tracker.log(run.progress.step, run.metrics.compute(run.progress, learning_rate))
+    metrics = run.metrics.compute(run.progress, learning_rate)
+    run.tracker.log(run.progress.step, metrics)
+    run.hooks.logged(metrics)
 
 
 def track_histograms(run: OpenRun) -> None:
@@ -112,6 +119,7 @@ def evaluate(run: OpenRun) -> None:
     run.tracker.report(progress.step, result.report)
     if run.early_stop:
         run.early_stop.update(result.metrics)
+    run.hooks.evaluation(metrics)
 
 
 def save(run: OpenRun) -> None:
@@ -126,6 +134,7 @@ def save_and_wait(run: OpenRun) -> bool:
     """Writes a checkpoint of the present step; whether it is committed."""
     save(run)
     run.checkpointing.wait()
+    run.hooks.checkpoint(run.checkpointing.last_path)
     return run.checkpointing.last_step == run.progress.step
 
 
@@ -145,6 +154,7 @@ def preempt(run: OpenRun) -> Exit:
         f"Stopped on request after step {step} of {run.data.total_steps}; it is saved. To resume"
         f"{anywhere}:\n  {run.resume_command}"
     )
+    run.hooks.run_end(Exit.PREEMPTED)
     return Exit.PREEMPTED
 
 
@@ -170,4 +180,5 @@ def finish(run: OpenRun) -> Exit:
             }
         )
     run.tracker.info(report_end(run))
+    run.hooks.run_end(Exit.DONE)
     return Exit.DONE

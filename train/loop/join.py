@@ -38,6 +38,7 @@ def join_ranks(
     loaded: LoadedConfig,
     directory: RunDirectory,
     changes: list[Difference],
+    stop: StopRequest,
     *,
     allow_changes: bool,
 ) -> Joined:
@@ -46,7 +47,7 @@ def join_ranks(
     From here on signals request a stop, the watchdog watches this rank, and its log file is open.
     """
     config = loaded.config
-    stop = stack.enter_context(StopRequest(config.stop))
+    stack.enter_context(stop)
     choice = choose_strategy(loaded)
     with StartTimeout(config.watchdog):
         engine = build_engine(config, choice)

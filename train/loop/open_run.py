@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ from train.config.load import LoadedConfig
 from train.data.loader import Batches, evaluation_batches, training_batches
 from train.data.plan import BatchPlan, EvalPlan
 from train.distributed.world import world_warnings
+from train.hooks import Facts, Hooks
 from train.loop.batch_size_finder import BatchSizeFinder, is_wanted
 from train.loop.build import RunData, TrainableModel, build_data, build_trainable
 from train.loop.checkpointing import Checkpointing
@@ -32,6 +34,7 @@ from train.loop.stragglers import Stragglers
 from train.loop.train_step import TrainStep
 from train.loop.triggers import Triggers
 from train.optim.schedule import learning_rate_factor
+from train.process.stop import StopRequest
 from train.tasks.base import Task
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
@@ -42,13 +45,15 @@ def open_run(
     loaded: LoadedConfig,
     directory: RunDirectory,
     changes: list[Difference],
+    stop: StopRequest,
     *,
     allow_changes: bool = False,
 ) -> Iterator[OpenRun]:
     """One attempt at the run of ``directory``; collective. ``changes`` are those of the config
-    since the start before. Leaving the context closes everything, last opened first."""
+    since the start before; ``stop`` is entered here. Leaving the context closes everything, last
+    opened first."""
     with ExitStack() as stack:
-        joined = join_ranks(stack, loaded, directory, changes, allow_changes=allow_changes)
+        joined = join_ranks(stack, loaded, directory, changes, stop, allow_changes=allow_changes)
         yield _open(stack, loaded, directory, joined, allow_changes=allow_changes)
 
 
@@ -133,6 +138,7 @@ def _open(
         early_stop=early_stop,
         tracker=tracker,
         checkpointing=checkpointing,
+        hooks=_hooks(loaded, directory, joined, data, tracker, checkpointing.last_path),
         evaluation=_open_evaluation(stack, loaded, task, data, plan, model, joined, beat),
         first_step=FirstStepChecks(
             task, model.strategy, compiled=config.compile, precision=config.precision
@@ -257,6 +263,28 @@ def _open_records(
         warn=tracker.warn,
         beat=beat,
     )
+
+
+def _hooks(
+    loaded: LoadedConfig,
+    directory: RunDirectory,
+    joined: Joined,
+    data: RunData,
+    tracker: Tracker,
+    checkpoint: Path | None,
+) -> Hooks:
+    facts = Facts(
+        id=joined.attempt.identity.id,
+        name=joined.attempt.identity.name,
+        directory=directory.path,
+        config=loaded.config.model_dump(mode="json"),
+        rank=joined.engine.rank,
+        world_size=joined.engine.world_size,
+        total_steps=data.total_steps,
+        checkpoint=checkpoint,
+    )
+    origin = loaded.composed.origin("hooks")
+    return Hooks(loaded.config.hooks, facts, origin=origin, warn=tracker.warn)
 
 
 def _batches(

@@ -12,6 +12,7 @@ from train.checkpoint.run_directory import RunDirectory
 from train.config.load import LoadedConfig
 from train.data.loader import Batches
 from train.data.plan import BatchPlan
+from train.hooks import Hooks
 from train.loop.build import RunData, TrainableModel
 from train.loop.checkpointing import Checkpointing
 from train.loop.early_stop import EarlyStop
@@ -50,6 +51,7 @@ class OpenRun:
     early_stop: EarlyStop | None
     tracker: Tracker
     checkpointing: Checkpointing
+    hooks: Hooks
     evaluation: Evaluation | None
     """None where the task has no evaluation data."""
     first_step: FirstStepChecks

@@ -42,15 +42,23 @@ class StepAgreement:
         Waiting at once would cost each step as much time as the slowest rank is behind.
         """
         time_to_save = self._collectives.rank == 0 and self._triggers.time_to_save()
+        checkpointing = self._checkpointing
         pending = self._collectives.start_all_reduce_ints(
-            [count, self._stop.requested, time_to_save, self._checkpointing.failed]
+            [
+                count,
+                self._stop.requested,
+                time_to_save,
+                checkpointing.failed,
+                checkpointing.written,
+            ]
         )
 
         def wait() -> Agreed:
             self._beat("waiting for other ranks")
-            global_count, stop, save, failed = pending()
-            if failed:
-                self._checkpointing.wait()  # reports the failure now, not at the next checkpoint
+            global_count, stop, save, failed, written = pending()
+            # A failure, or a commit that all ranks know, is reported now, not at the next save.
+            if failed or written == self._collectives.world_size:
+                checkpointing.wait()
             return Agreed(global_count, stop > 0, save > 0)
 
         return wait
