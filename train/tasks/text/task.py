@@ -1,4 +1,4 @@
-"""The task ``text``: a causal language model on text files."""
+"""The task ``text``: causal language modelling on text files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TextTask(Task):
-    """Predicts each next token; a batch is what :func:`train.tasks.text.data.collate` returns."""
+    """Causal language modelling; for a batch see :func:`train.tasks.text.data.collate`."""
 
     class Options(text_config.Options):
         """The text that is generated after an evaluation."""
@@ -87,7 +87,7 @@ class TextTask(Task):
         return collate(samples)
 
     def count(self, batch: Any) -> int:
-        """How many targets are not padding."""
+        """The number of targets that are not padding."""
         return int((batch["targets"] != -100).sum())
 
     def loss(self, model: nn.Module, batch: Any) -> Ratio:
@@ -102,8 +102,8 @@ class TextTask(Task):
         return Ratio(nats, (targets != -100).sum())
 
     def measure(self, model: nn.Module, batch: Any) -> Mapping[str, Ratio]:
-        """``loss`` in nats per token, and ``bits_per_byte``, which does not depend on the
-        tokenizer: the bits of all targets over the UTF-8 bytes they stand for."""
+        """``loss`` in nats per token, and ``bits_per_byte``: the loss in bits per UTF-8 byte, which
+        does not depend on the tokenizer."""
         loss = self.loss(model, batch)
         bits = loss.sum / math.log(2)
         return {"loss": loss, "bits_per_byte": Ratio(bits, batch["bytes"].sum())}
@@ -139,8 +139,8 @@ class TextTask(Task):
         return {"sample": tokenizer.decode([*prompt, *generated])}
 
     def facts(self) -> dict[str, float]:
-        """Sizes of both splits, and ``unigram_entropy`` in nats per token: the loss of the best
-        model of the training documents that ignores all context."""
+        """Sizes of both splits, and ``unigram_entropy`` in nats per token: the training loss of the
+        best model without context."""
         from train.tasks.text.data import unigram_entropy
 
         train, validation = self._split
