@@ -6,7 +6,7 @@ import pytest
 
 from train.checkpoint.checkpoint_config import CheckpointConfig, MirrorConfig
 from train.checkpoint.mirror import Mirror, MirrorError
-from train.checkpoint.mirroring import Mirroring, bring_back
+from train.checkpoint.mirroring import Mirroring, restore_from_mirror
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest, hash_file
 from train.exits import ResumeRefusedError, RetryError, UsageError
 
@@ -76,7 +76,7 @@ def test_sent_and_brought_back(config, store, tmp_path):
     mirror.upload(store, 10, always)
     assert mirror.steps() == [10]
     other = elsewhere(tmp_path)
-    step, notes = bring_back(Mirror(config), other)
+    step, notes = restore_from_mirror(Mirror(config), other)
     assert step == 10
     assert notes == [f"The checkpoint of step 10 came from {config.url}."]
     assert other.problems(10) == []
@@ -136,7 +136,7 @@ def test_a_damaged_copy_is_told_and_an_older_one_taken(config, store, tmp_path, 
         mirror._fs.pipe_file(
             path, data[:100].replace(b'"step": 20', b'"step": 30') + b"?" + data[101:]
         )
-    step, notes = bring_back(Mirror(config), other := elsewhere(tmp_path))
+    step, notes = restore_from_mirror(Mirror(config), other := elsewhere(tmp_path))
     assert step == 10
     assert "The mirror's checkpoint of step 20 is damaged" in notes[0]
     assert other.steps() == [10]
@@ -162,7 +162,7 @@ def test_the_thread_follows_the_run_directory(config, store):
     assert Mirror(config).steps() == [10, 20]
     mirroring = Mirroring(Mirror(config), store, "mine", warnings.append)
     make(store, 30)
-    store.retain(CheckpointConfig(keep_last=1))
+    store.prune(CheckpointConfig(keep_last=1))
     mirroring.committed()
     mirroring.close(60)
     assert Mirror(config).steps() == [30]
@@ -175,7 +175,7 @@ def test_what_is_being_sent_is_not_removed(config, store, monkeypatch):
     def meanwhile(self, store_, step, going):
         if step == 10:
             make(store, 20)
-            store.retain(CheckpointConfig(keep_last=1))
+            store.prune(CheckpointConfig(keep_last=1))
             assert store.steps() == [10, 20]
         upload(self, store_, step, going)
 
@@ -183,7 +183,7 @@ def test_what_is_being_sent_is_not_removed(config, store, monkeypatch):
     mirroring = Mirroring(Mirror(config), store, "mine", print)
     mirroring.close(60)
     assert Mirror(config).steps() == [10, 20]
-    assert store.retain(CheckpointConfig(keep_last=1)) == [10]
+    assert store.prune(CheckpointConfig(keep_last=1)) == [10]
 
 
 def test_another_run_s_mirror_is_left_alone(config, store):
@@ -234,7 +234,7 @@ def test_a_mirror_that_cannot_be_read_is_no_empty_mirror(tmp_path, monkeypatch):
     }
     mirror = Mirror(MirrorConfig(url="s3://bucket/run", options=options))
     with pytest.raises(RetryError, match="cannot be read"):
-        bring_back(mirror, elsewhere(tmp_path))
+        restore_from_mirror(mirror, elsewhere(tmp_path))
 
 
 @pytest.mark.parametrize(

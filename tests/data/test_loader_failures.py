@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.data.loading import Numbers, evaluate, load, make
-from train.data.loader import LoaderConfig, check_dataset
+from train.data.loader import check_dataset
+from train.data.loader_config import LoaderConfig
 from train.data.order import SampleOrder
 from train.exits import DataError, RetryError, UsageError
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.forked import run, run_ranks, start, start_ranks, wait_for
 from tests.support.runs import assert_same_bits, checkpoints, curve, tensors
-from train.process.watchdog import describe
+from train.process.watchdog import describe_hang
 
 TASK = "task.use=tests.faults.tasks:Hangs"
 SHORT = ["watchdog.timeout=3", "checkpoint.every_steps=3", "checkpoint.asynchronous=false"]
@@ -77,11 +77,11 @@ def test_what_a_report_says():
     now = time.time()
     beat = {"host": "a", "phase": "saving", "step": 4, "time": now, "silent": 9.0}
     both = [{"rank": 0, "beats": 7, **beat}, {"rank": 1, "beats": 7, **beat}]
-    assert "all ranks stood still in saving of step 5" in describe(both, 2, 9.0, now)
-    text = describe(both, 3, 9.0, now)
+    assert "all ranks stood still in saving of step 5" in describe_hang(both, 2, 9.0, now)
+    text = describe_hang(both, 3, 9.0, now)
     assert "rank 2 was never heard of" in text
     both[1] |= {"time": now - 60, "beats": 3}
-    assert "rank 1 (a) is frozen or gone: not heard of for 60 s" in describe(both, 2, 9.0, now)
+    assert "rank 1 (a) is frozen or gone: not heard of for 60 s" in describe_hang(both, 2, 9.0, now)
 
 
 def test_a_straggler_is_named_once(tmp_path):
@@ -90,7 +90,7 @@ def test_a_straggler_is_named_once(tmp_path):
         "batch.micro_batch_size=6",
     )  # fmt: skip
     assert done[0].stderr.count("Rank 1 (") == 1
-    assert "holds up the others: per step it takes" in done[0].stderr
+    assert "slows down the others: per step it takes" in done[0].stderr
     assert "Rank 0 (" not in done[0].stderr
 
 

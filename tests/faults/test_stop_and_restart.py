@@ -61,9 +61,9 @@ def test_which_start_undoes_a_stop(tmp_path, monkeypatch, launch, restarts, refu
         monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     if refused:
         with pytest.raises(StoppedError):
-            RunDirectory(tmp_path).refuse_undoing_a_stop()
+            RunDirectory(tmp_path).refuse_restart_after_stop()
     else:
-        RunDirectory(tmp_path).refuse_undoing_a_stop()
+        RunDirectory(tmp_path).refuse_restart_after_stop()
         assert list(tmp_path.iterdir()) == []
 
 

@@ -34,7 +34,7 @@ def drive(tracker):
         tracker.log(step, {"train/loss": float(step)})
         tracker.histograms(step, {"weights/w": np.ones(3)})
     tracker.report(3, {"sample": "text", "drawn": np.zeros((3, 2, 2), dtype=np.float32)})
-    tracker.say("said")
+    tracker.info("said")
     tracker.flush(3)
     tracker.summary({"loss": 3.0})
     tracker.close()
@@ -281,7 +281,7 @@ from train.track.tracker import Tracker
 from tests.track.conftest import run_info
 heavy = {"wandb", "tensorboard", "rich"}
 tracker = Tracker(TrackConfig(console="plain"), run_info(Path(sys.argv[1])), is_main=True)
-tracker.say("begins")
+tracker.info("begins")
 tracker.progress(1)
 assert not heavy & set(sys.modules), sys.modules.keys() & heavy
 tracker.close()

@@ -92,7 +92,7 @@ def shapes(directory: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return found
 
 
-def write(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | None) -> None:
+def save(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | None) -> None:
     """Writes the named tensors; collective over ``group`` (None: alone).
 
     Each rank writes what only it holds, and a part of what several hold.
@@ -100,7 +100,7 @@ def write(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | No
     from torch.distributed.checkpoint import state_dict_saver
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-    from train.checkpoint.planners import WritePlanner
+    from train.checkpoint.planners import ShardSavePlanner
 
     # One thread: with more, DCP loses the exceptions of its writer threads.
     writer = FileSystemWriter(directory, thread_count=1, sync_files=True)
@@ -108,19 +108,19 @@ def write(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | No
         state_dict_saver.save(
             dict(shards),
             storage_writer=writer,
-            planner=WritePlanner(shards),
+            planner=ShardSavePlanner(shards),
             process_group=group,
             no_dist=group is None,
         )
 
 
-def read(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | None) -> None:
+def load(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | None) -> None:
     """Fills the given shares in place from a checkpoint that holds each of their names, whoever
     wrote it. Each rank reads its own share only."""
     from torch.distributed.checkpoint import state_dict_loader
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-    from train.checkpoint.planners import ReadPlanner
+    from train.checkpoint.planners import ShardLoadPlanner
 
     shapes(directory)  # refuses what is damaged or no tensor, before DCP wraps it in its own error
     metadata = read_metadata(directory)
@@ -135,7 +135,7 @@ def read(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | Non
         state_dict_loader.load(
             dict(shards),
             storage_reader=Reader(directory),
-            planner=ReadPlanner(shards),
+            planner=ShardLoadPlanner(shards),
             process_group=group,
             no_dist=group is None,
         )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.checkpoint.layout import dumps_with_sha256, json_sha256, parse_step_name, step_name
 from train.checkpoint.store import MANIFEST, CheckpointStore, DamagedError, Manifest
 from train.exits import ResumeRefusedError, UsageError, first_line
 from train.files import fsync
@@ -32,7 +33,7 @@ _FORMAT = 1
 class MirrorError(Exception):
     """The mirror cannot be reached, or did not take what it was given; one line says why."""
 
-    is_setting = False
+    is_misconfigured = False
     """Whether a person has to change something: to wait would not help."""
 
 
@@ -80,12 +81,13 @@ class Mirror:
     def steps(self) -> list[int]:
         """The steps of all checkpoints that are wholly there, oldest first."""
         found = self._call(self._fs.glob, f"{self._root}/step-*/{INDEX}")
-        return sorted(int(str(path).split("/")[-2].removeprefix("step-")) for path in found)
+        steps = (parse_step_name(str(path).split("/")[-2]) for path in found)
+        return sorted(step for step in steps if step is not None)
 
     def upload(self, store: CheckpointStore, step: int, going: Callable[[], bool]) -> None:
         """Sends what is not there yet of a checkpoint, reads it back, and commits it. ``going``
         is asked before each part whether to go on."""
-        folder, path = _folder(step), store.path(step)
+        folder, path = step_name(step), store.path(step)
         files = {name: path / name for name in (*Manifest.read(path).files, MANIFEST)}
         run = store.directory.parent
         files |= {_RUN + name: run / name for name in RUN_FILES if (run / name).exists()}
@@ -103,24 +105,25 @@ class Mirror:
                         raise MirrorError(f"{key} reads back as something else")
                 index[name].append({"key": key, "size": len(part), "sha256": digest})
         body = {"format": _FORMAT, "step": step, "files": index}
-        text = json.dumps({**body, "sha256": _digest(body)}, indent=1)
-        self._put(f"{folder}/{INDEX}", text.encode())
+        self._put(f"{folder}/{INDEX}", dumps_with_sha256(body).encode())
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint; it is none from the first moment on."""
-        folder = f"{self._root}/{_folder(step)}"
+        folder = f"{self._root}/{step_name(step)}"
         self._call(self._fs.rm_file, f"{folder}/{INDEX}")
         self._call(self._fs.rm, folder, recursive=True)
 
     # -- and back ----------------------------------------------------------------------------
 
-    def fetch(self, step: int, store: CheckpointStore) -> None:
+    def download(self, step: int, store: CheckpointStore) -> None:
         """Brings a checkpoint back and commits it, and those files of the run directory that are
         not there. Raises DamagedError where it is not what was sent."""
-        index = self._json(f"{_folder(step)}/{INDEX}") or {}
+        index = self._json(f"{step_name(step)}/{INDEX}") or {}
         digest = index.pop("sha256", None)
-        if digest != _digest(index) or index.get("format") != _FORMAT:
-            raise DamagedError(f"{self.url}/{_folder(step)}/{INDEX} does not match its own SHA-256")
+        if digest != json_sha256(index) or index.get("format") != _FORMAT:
+            raise DamagedError(
+                f"{self.url}/{step_name(step)}/{INDEX} does not match its own SHA-256"
+            )
         temporary = store.begin(step)
         run = store.directory.parent
         (temporary / _RUN).mkdir()
@@ -182,13 +185,7 @@ class Mirror:
 def _failed(error: Exception) -> MirrorError:
     failed = MirrorError(f"{type(error).__name__}: {first_line(error)}")
     # What s3fs and gcsfs raise for want of credentials, or of rights.
-    failed.is_setting = isinstance(error, PermissionError) or "Credential" in type(error).__name__
+    failed.is_misconfigured = (
+        isinstance(error, PermissionError) or "Credential" in type(error).__name__
+    )
     return failed
-
-
-def _folder(step: int) -> str:
-    return f"step-{step:012d}"
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

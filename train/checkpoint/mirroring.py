@@ -15,17 +15,19 @@ _log = logging.getLogger("train")
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 300.0  # seconds before it is tried again
 
 
-def unreadable(mirror: Mirror, store: CheckpointStore, error: MirrorError) -> RunError:
+def mirror_unreadable(mirror: Mirror, store: CheckpointStore, error: MirrorError) -> RunError:
     """What is raised where there is nothing to go on from but a mirror that cannot be read."""
-    kind = UsageError if error.is_setting else RetryError
-    remedy = "see to its credentials and rights" if error.is_setting else "start again when it can"
+    kind = UsageError if error.is_misconfigured else RetryError
+    remedy = (
+        "see to its credentials and rights" if error.is_misconfigured else "start again when it can"
+    )
     return kind(
         f"There is no checkpoint in {store.directory}, and checkpoint.mirror.url, {mirror.url}, "
         f"cannot be read ({error}); {remedy}, or set checkpoint.mirror=null to begin anew."
     )
 
 
-def bring_back(mirror: Mirror, store: CheckpointStore) -> tuple[int | None, list[str]]:
+def restore_from_mirror(mirror: Mirror, store: CheckpointStore) -> tuple[int | None, list[str]]:
     """Fetches the newest whole checkpoint into a run directory that has none: its step, and what
     there is to tell.
 
@@ -35,14 +37,14 @@ def bring_back(mirror: Mirror, store: CheckpointStore) -> tuple[int | None, list
     try:
         for step in reversed(mirror.steps()):
             try:
-                mirror.fetch(step, store)
+                mirror.download(step, store)
             except DamagedError as error:
-                store.sweep()
+                store.remove_incomplete()
                 notes.append(f"The mirror's checkpoint of step {step} is damaged ({error}).")
                 continue
             return step, [*notes, f"The checkpoint of step {step} came from {mirror.url}."]
     except MirrorError as error:
-        raise unreadable(mirror, store, error) from error
+        raise mirror_unreadable(mirror, store, error) from error
     return None, notes
 
 

@@ -26,10 +26,10 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from train.checkpoint.store import DamagedError
-from train.distributed.shard import Box, Shard
+from train.distributed.shard import Chunk, Shard
 
 
-class WritePlanner(DefaultSavePlanner):
+class ShardSavePlanner(DefaultSavePlanner):
     """Writes the boxes of ``Shard`` objects; of boxes that several ranks hold, DCP lets the rank
     with the least to write do it."""
 
@@ -42,7 +42,7 @@ class WritePlanner(DefaultSavePlanner):
         self._views: dict[MetadataIndex, Tensor] = {}
         items = []
         for name, shard in self._shards.items():
-            for box, view in shard.boxes():
+            for box, view in shard.chunks():
                 index = MetadataIndex(name, torch.Size(box[0]))
                 self._views[index] = view
                 data = TensorWriteData(
@@ -59,7 +59,7 @@ class WritePlanner(DefaultSavePlanner):
         return self._views[MetadataIndex(index.fqn, index.offset)]
 
 
-class ReadPlanner(DefaultLoadPlanner):
+class ShardLoadPlanner(DefaultLoadPlanner):
     """Reads the boxes of ``Shard`` objects from whatever pieces were written."""
 
     def __init__(self, shards: Mapping[str, Shard]) -> None:
@@ -74,7 +74,7 @@ class ReadPlanner(DefaultLoadPlanner):
         for name, shard in self._shards.items():
             stored = self.metadata.state_dict_metadata[name]
             assert isinstance(stored, TensorStorageMetadata)
-            boxes = list(shard.boxes())
+            boxes = list(shard.chunks())
             for box, view in boxes:
                 self._views[MetadataIndex(name, torch.Size(box[0]))] = view
             items += create_read_items_for_chunk_list(name, stored, [_chunk(b) for b, _ in boxes])
@@ -89,5 +89,5 @@ class ReadPlanner(DefaultLoadPlanner):
         raise DamagedError(f"{read_item.dest_index.fqn!r} is no tensor")
 
 
-def _chunk(box: Box) -> ChunkStorageMetadata:
+def _chunk(box: Chunk) -> ChunkStorageMetadata:
     return ChunkStorageMetadata(offsets=torch.Size(box[0]), sizes=torch.Size(box[1]))

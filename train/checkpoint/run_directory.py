@@ -30,14 +30,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from train.exits import ResumeRefusedError, StoppedError
-from train.files import replace_text
+from train.files import write_json
 
 _FINISHED = "finished.json"
 _STOPPED = "stopped.json"
 
 
 @dataclass(frozen=True)
-class Identity:
+class RunIdentity:
     """What a run keeps through all its restarts."""
 
     id: str
@@ -104,7 +104,7 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def identity(self, name: str) -> Identity:
+    def identity(self, name: str) -> RunIdentity:
         """The run's identity: read, or made here and now where there is none yet.
 
         A launcher that gives out identities sets ISORUN_RUN_ID and WANDB_RUN_ID before the run's
@@ -113,16 +113,16 @@ class RunDirectory:
         path = self.path / "run.json"
         if path.exists():
             values = self._read_json(path)
-            if values.keys() != {field.name for field in fields(Identity)}:
+            if values.keys() != {field.name for field in fields(RunIdentity)}:
                 raise _damaged(path, "it is no identity")
-            return Identity(**values)
+            return RunIdentity(**values)
         if self.attempts():
             raise _damaged(path, "it is missing")
         slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "run"
         made = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         run_id = os.environ.get("ISORUN_RUN_ID") or made
         wandb_id = os.environ.get("WANDB_RUN_ID") or run_id
-        identity = Identity(run_id, name, wandb_id, time.time())
+        identity = RunIdentity(run_id, name, wandb_id, time.time())
         write_json(path, asdict(identity))
         return identity
 
@@ -167,7 +167,7 @@ class RunDirectory:
         if launch := _launch():
             write_json(self.path / _STOPPED, launch)
 
-    def refuse_undoing_a_stop(self) -> None:
+    def refuse_restart_after_stop(self) -> None:
         """torchrun takes a stop for a failure and starts the ranks again, which is not what was
         asked for: then StoppedError. It counts that as a restart, and does not where it has
         stopped the ranks itself because nodes come or go."""
@@ -191,11 +191,11 @@ class RunDirectory:
         path = self.path / _FINISHED
         return self._read_json(path) if path.exists() else None
 
-    def finish(self, values: Mapping[str, Any]) -> None:
+    def mark_finished(self, values: Mapping[str, Any]) -> None:
         """Marks the run as complete."""
         write_json(self.path / _FINISHED, values)
 
-    def unfinish(self) -> None:
+    def clear_finished(self) -> None:
         """Takes the mark away: the run is to go on after all."""
         (self.path / _FINISHED).unlink(missing_ok=True)
 
@@ -224,11 +224,6 @@ def _damaged(path: Path, why: object) -> ResumeRefusedError:
         f"{path} is damaged ({why}), so this run cannot be told from another; restore the file, "
         "or start a new run in another run.dir."
     )
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replaces a JSON file at once and durably: readers see the old text or the new one."""
-    replace_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def code_version() -> dict[str, Any]:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from train.checkpoint import dcp
 from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.store import CheckpointStore, Manifest, hash_file
+from train.distributed.collectives import Collectives
 from train.distributed.shard import Shard
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ _log = logging.getLogger("train")
 
 
 @dataclass(frozen=True)
-class Request:
+class SaveRequest:
     """One checkpoint to be written."""
 
     step: int
@@ -37,7 +37,7 @@ class Request:
 
 
 @dataclass
-class Timing:
+class SaveTiming:
     """Seconds spent on one checkpoint."""
 
     copy: float = 0.0
@@ -50,8 +50,8 @@ class Timing:
 
 @dataclass
 class _Job:
-    request: Request
-    timing: Timing
+    request: SaveRequest
+    timing: SaveTiming
     thread: threading.Thread | None = None
     error: str | None = "it was not finished"
     """Why it failed; None once it is committed."""
@@ -64,25 +64,33 @@ class CheckpointSaver:
     fresh memory takes longer than the copy itself.
     """
 
-    def __init__(self, store: CheckpointStore, config: CheckpointConfig, group: Any) -> None:
-        self.store, self.config, self.group = store, config, group
-        self.committed: Callable[[], None] = lambda: None
-        """Called on rank 0, in the writing thread, after each commit."""
-        self.rank = dist.get_rank(group) if group else 0
-        self.last_step: int | None = None
-        self.last_timing = Timing()
+    def __init__(
+        self,
+        store: CheckpointStore,
+        config: CheckpointConfig,
+        collectives: Collectives,
+        *,
+        last_step: int | None = None,
+        on_commit: Callable[[], None] | None = None,
+    ) -> None:
+        self.store, self.config = store, config
+        self.rank, self.group = collectives.rank, collectives.host_group
+        self._collectives, self._on_commit = collectives, on_commit
+        self.last_step = last_step
+        """The step of the newest committed checkpoint."""
+        self.last_timing = SaveTiming()
         self._buffers: dict[str, Tensor] = {}
         self._reserving: threading.Thread | None = None
         self._job: _Job | None = None
 
-    def save(self, shards: Mapping[str, Shard], request: Request) -> str | None:
+    def save(self, shards: Mapping[str, Shard], request: SaveRequest) -> str | None:
         """Starts a checkpoint; returns the error of the one before it, if that failed.
 
         Returns as soon as the tensors may change again.
         """
         started = time.perf_counter()
         error = self.wait()
-        timing = Timing(wait=time.perf_counter() - started)
+        timing = SaveTiming(wait=time.perf_counter() - started)
         started = time.perf_counter()
         copies = self._copy(shards)
         timing.copy = time.perf_counter() - started
@@ -108,6 +116,11 @@ class CheckpointSaver:
     def failed(self) -> bool:
         """Whether the one in flight has failed; ranks come to know it within moments."""
         return self._job is not None and not self.in_flight and self._job.error is not None
+
+    @property
+    def written(self) -> bool:
+        """Whether the one in flight is committed; ranks come to know it within moments."""
+        return self._job is not None and not self.in_flight and self._job.error is None
 
     @property
     def in_flight(self) -> bool:
@@ -151,11 +164,11 @@ class CheckpointSaver:
         request = job.request
         try:
             made = self._phase(lambda: self.store.begin(request.step) if self.rank == 0 else None)
-            temporary = self._share(made)[0]
-            self._phase(lambda: dcp.write(copies, temporary, self.group))
+            temporary = self._gather(made)[0]
+            self._phase(lambda: dcp.save(copies, temporary, self.group))
             self._phase(request.before_commit)
             mine = self._phase(lambda: self._hash_own(temporary))
-            files = {name: entry for part in self._share(mine) for name, entry in part.items()}
+            files = {name: entry for part in self._gather(mine) for name, entry in part.items()}
             manifest = Manifest(request.step, request.state, request.metrics, files)
             self._phase(lambda: self._commit(temporary, manifest) if self.rank == 0 else None)
             job.error = None
@@ -173,23 +186,19 @@ class CheckpointSaver:
             result = work()
         except BaseException as caught:
             error = _reason(caught)
-        errors = self._share(error)
+        errors = self._gather(error)
         failed = [(rank, reason) for rank, reason in enumerate(errors) if reason is not None]
         if failed:
             if self.rank == 0:
                 with suppress(OSError):  # the next start sweeps as well
-                    self.store.sweep()
+                    self.store.remove_incomplete()
             rank, reason = failed[0]
             raise _FailedError(reason if len(errors) == 1 else f"rank {rank}: {reason}")
         return result  # type: ignore[return-value]
 
-    def _share(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
-        if not self.group:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(values, value, group=self.group)
-        return values
+    def _gather(self, value: Any) -> list[Any]:
+        """The value of each rank, ordered by rank."""
+        return self._collectives.all_gather_object(value)
 
     def _hash_own(self, directory: Path) -> dict[str, Any]:
         """Size and hash of the files that this rank wrote; rank 0 also wrote the metadata."""
@@ -202,10 +211,11 @@ class CheckpointSaver:
     def _commit(self, temporary: Path, manifest: Manifest) -> None:
         self.store.commit(temporary, manifest)
         try:
-            self.store.retain(self.config)
+            self.store.prune(self.config)
         except OSError as error:  # it is committed all the same
             _log.warning("older checkpoints could not be removed: %s", error)
-        self.committed()
+        if self._on_commit:
+            self._on_commit()
 
 
 def _on_gpu(shards: Mapping[str, Shard]) -> bool:

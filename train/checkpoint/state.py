@@ -9,19 +9,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from train.checkpoint import dcp
-from train.distributed.shard import Shard
+from train.distributed.shard import Shard, model_tensors
 from train.exits import ResumeRefusedError
 from train.optim.ema import Ema
-from train.strategies.base import OptimizerState, Strategy, model_tensors
+
+OptimizerState = dict[str, dict[str, Any]]
+"""By parameter name and state name: a Shard, or a JSON value."""
 
 
-def collect(strategy: Strategy, ema: Ema | None) -> tuple[dict[str, Shard], dict[str, Any]]:
+class ShardedState(Protocol):
+    """A model and its optimizer whose tensors are sharded over the ranks."""
+
+    def tensors(self) -> dict[str, Shard]:
+        """Parameters and persistent buffers by fully qualified name."""
+
+    def optimizer_state(self) -> OptimizerState:
+        """The optimizer's state; empty before its first step."""
+
+    def make_optimizer_state(self, stored: Mapping[str, Mapping[str, Any]]) -> OptimizerState:
+        """Allocates optimizer state like the stored one, to be filled by the caller.
+
+        ``stored`` holds, by parameter name and state name, a (shape, dtype) pair or a JSON value.
+        """
+
+    def adopt_optimizer_state(self, state: OptimizerState) -> None:
+        """Makes the filled state the optimizer's own."""
+
+    def sync_weights(self) -> None:
+        """Copies the tensors to the parameters that the forward pass uses; collective."""
+
+
+def collect_state(
+    strategy: ShardedState, ema: Ema | None
+) -> tuple[dict[str, Shard], dict[str, Any]]:
     """This rank's share of all tensors by name, not copied, and the optimiser's other state as
     JSON values."""
     shards = {f"model.{name}": shard for name, shard in strategy.tensors().items()}
@@ -47,10 +73,10 @@ def _optimizer_shards(state: OptimizerState) -> dict[str, Shard]:
     }
 
 
-def restore(
+def restore_state(
     directory: Path,
     values: Mapping[str, Any],
-    strategy: Strategy,
+    strategy: ShardedState,
     ema: Ema | None,
     group: Any = None,
 ) -> None:
@@ -75,7 +101,7 @@ def restore(
     state = strategy.make_optimizer_state(by_parameter)
     targets |= _optimizer_shards(state)
     with torch.no_grad():
-        dcp.read(targets, directory, group)
+        dcp.load(targets, directory, group)
     strategy.adopt_optimizer_state(state)
     strategy.sync_weights()
 
@@ -90,7 +116,7 @@ def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:
     }
     _check_same(directory, targets, dcp.shapes(directory), complete=False)
     with torch.no_grad():
-        dcp.read(targets, directory, None)
+        dcp.load(targets, directory, None)
 
 
 def _check_same(

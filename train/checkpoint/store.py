@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
+from train.checkpoint.layout import dumps_with_sha256, json_sha256, parse_step_name, step_name
 from train.files import fsync, replace_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{12})")
 _TEMPORARY = ".writing-"
 _CHUNK = 1 << 22
 
@@ -52,7 +51,7 @@ class Manifest:
     def to_json(self) -> str:
         """The text of the manifest file, which ends in the SHA-256 of all before it."""
         body = {"format": FORMAT, **vars(self)}
-        return json.dumps({**body, "sha256": _digest_of(body)}, indent=1)
+        return dumps_with_sha256(body)
 
     @classmethod
     def read(cls, checkpoint: Path) -> Manifest:
@@ -65,15 +64,11 @@ class Manifest:
             raise DamagedError(f"{path} is missing") from None
         except (*_NOT_A_FILE, ValueError, KeyError, AttributeError, TypeError) as error:
             raise DamagedError(f"{path} cannot be read ({error})") from None
-        if digest != _digest_of(body):
+        if digest != json_sha256(body):
             raise DamagedError(f"{path} does not match its own SHA-256")
         if body.pop("format") != FORMAT:
             raise DamagedError(f"{path} has a format that this version of isorun does not know")
         return cls(**body)
-
-
-def _digest_of(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> dict[str, Any]:
@@ -96,14 +91,14 @@ class CheckpointStore:
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies once it is committed."""
-        return self.directory / f"step-{step:012d}"
+        return self.directory / step_name(step)
 
     def steps(self) -> list[int]:
         """The steps of all committed checkpoints, oldest first."""
         if not self.directory.is_dir():
             return []
-        matches = (_NAME.fullmatch(entry.name) for entry in self.directory.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        steps = (parse_step_name(entry.name) for entry in self.directory.iterdir())
+        return sorted(step for step in steps if step is not None)
 
     def begin(self, step: int) -> Path:
         """A new temporary directory to write the checkpoint of a step into."""
@@ -134,7 +129,7 @@ class CheckpointStore:
         amended = replace(manifest, state={**manifest.state, **state}, metrics=metrics)
         replace_text(path, amended.to_json())
 
-    def sweep(self) -> list[str]:
+    def remove_incomplete(self) -> list[str]:
         """Removes what interrupted writers left behind, and names it."""
         if not self.directory.is_dir():
             return []
@@ -170,26 +165,26 @@ class CheckpointStore:
                 found.append(f"{checkpoint / name} has another SHA-256 than when it was written")
         return found
 
-    def set_aside(self, step: int) -> Path:
+    def quarantine(self, step: int) -> Path:
         """Renames a damaged checkpoint so that it is kept for people, but never used."""
         source = self.path(step)
         target = self.directory / f"damaged-{source.name}-{uuid.uuid4().hex[:8]}"
         source.rename(target)
         return target
 
-    def newest_whole(self) -> tuple[int | None, list[str]]:
+    def newest_valid(self) -> tuple[int | None, list[str]]:
         """The step of the newest checkpoint that is what was committed, and what there is to tell.
 
         Removes what interrupted writers left, and sets damaged checkpoints aside.
         """
         notes = []
-        if swept := self.sweep():
+        if swept := self.remove_incomplete():
             notes.append(f"Removed {len(swept)} unfinished checkpoint(s) of an interrupted save.")
         for step in reversed(self.steps()):
             problems = self.problems(step)
             if not problems:
                 return step, notes
-            aside = self.set_aside(step)
+            aside = self.quarantine(step)
             notes.append(
                 f"The checkpoint of step {step} is damaged ({'; '.join(problems)}); it was set "
                 f"aside as {aside.name}."
@@ -220,7 +215,7 @@ class CheckpointStore:
         }
         return sorted(values, key=lambda step: (values[step], -step))
 
-    def retain(self, config: CheckpointConfig) -> list[int]:
+    def prune(self, config: CheckpointConfig) -> list[int]:
         """Removes what the config does not ask to keep, and returns the steps removed.
 
         Called only after a newer checkpoint was committed. The newest is always kept.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train.checkpoint.layout import parse_step_name
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore, DamagedError
 from train.config.load import LoadedConfig
@@ -23,9 +24,13 @@ def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
                 f"--checkpoint is {which!r}, which is neither newest, best, a step, nor the "
                 "directory of a checkpoint; name one of these."
             )
-        store, step = CheckpointStore(given.parent), _step_of(given)
-        if store.path(step).name != given.name:
-            raise _no_checkpoint_name(given)
+        named = parse_step_name(given.name)
+        if named is None:
+            raise UsageError(
+                f"--checkpoint is {str(given)!r}, whose name is not that of a committed "
+                "checkpoint, step-<12 digits>; name another."
+            )
+        store, step = CheckpointStore(given.parent), named
     else:
         directory = RunDirectory(loaded.run_directory)
         store = CheckpointStore(directory.checkpoints)
@@ -37,20 +42,6 @@ def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
             "choose another with --checkpoint."
         )
     return store.path(step)
-
-
-def _step_of(path: Path) -> int:
-    digits = path.name.rpartition("-")[2]
-    if not digits.isdigit():
-        raise _no_checkpoint_name(path)
-    return int(digits)
-
-
-def _no_checkpoint_name(path: Path) -> UsageError:
-    return UsageError(
-        f"--checkpoint is {str(path)!r}, whose name is not that of a committed checkpoint, "
-        "step-<12 digits>; name another."
-    )
 
 
 def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:
@@ -84,7 +75,7 @@ def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:
     return int(which)
 
 
-def fill(model: nn.Module, checkpoint: Path, loaded: LoadedConfig) -> None:
+def load_weights(model: nn.Module, checkpoint: Path, loaded: LoadedConfig) -> None:
     """Loads a checkpoint's weights, or their average where the config keeps one."""
     from train.checkpoint.state import restore_model
 

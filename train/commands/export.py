@@ -12,7 +12,7 @@ from pathlib import Path
 
 from train.checkpoint.store import Manifest
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments
-from train.commands.checkpoints import fill, find_checkpoint
+from train.commands.checkpoints import find_checkpoint, load_weights
 from train.config.load import load_config
 from train.exits import Exit, UsageError
 
@@ -36,12 +36,12 @@ def run(arguments: argparse.Namespace) -> Exit:
     """Writes the export and names its files."""
     loaded = load_config(arguments.config, arguments.overrides, runs=False)
     checkpoint = find_checkpoint(loaded, arguments.checkpoint)
-    from train.export.module import describe, export_parameters, export_program
+    from train.export.module import export_parameters, export_program, write_description
 
     manifest = Manifest.read(checkpoint)
     task = loaded.task(loaded.config)
     model = task.build_model()
-    fill(model, checkpoint, loaded)
+    load_weights(model, checkpoint, loaded)
     model.eval()
     directory = Path(arguments.to or loaded.run_directory / "exports" / f"step-{manifest.step}")
     try:
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             "run": manifest.state.get("run"),
             "metrics": manifest.metrics,
         }
-        written.append(describe(directory, loaded.config.model_dump(mode="json"), source))
+        written.append(write_description(directory, loaded.config.model_dump(mode="json"), source))
     except OSError as error:
         raise UsageError(
             f"--to is {str(directory)!r}, where nothing can be written: {error}; "

@@ -20,7 +20,7 @@ EVALUATION = -1  # stands for the epoch in the keys of evaluation samples
 _NAMED = 8  # indices that an error names at the most
 
 
-class Keys(NamedTuple):
+class SampleKeys(NamedTuple):
     """What is to be loaded as one micro-batch; int64 arrays of the same length."""
 
     positions: NDArray[np.int64]
@@ -42,7 +42,7 @@ class MicroBatch(NamedTuple):
     counts: bool
 
 
-class Failure(NamedTuple):
+class LoadFailure(NamedTuple):
     """An error, returned as data: torch would wrap a worker's exception in prose."""
 
     text: str
@@ -51,14 +51,14 @@ class Failure(NamedTuple):
 
 
 class KeyedDataset:
-    """The user's dataset, asked by :class:`Keys`, with every sample's randomness seeded."""
+    """The user's dataset, asked by :class:`SampleKeys`, with every sample's randomness seeded."""
 
     def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.seed, self.collate = dataset, seed, collate
         self.deterministic = bool(getattr(dataset, "deterministic", False))
         self.checked = False
 
-    def __getitems__(self, keys: Keys) -> MicroBatch | Failure:
+    def __getitems__(self, keys: SampleKeys) -> MicroBatch | LoadFailure:
         from torch.utils.data import get_worker_info
 
         if self.checked and (self.deterministic or get_worker_info()):
@@ -72,7 +72,7 @@ class KeyedDataset:
         self.checked = True
         return loaded
 
-    def _load(self, keys: Keys) -> MicroBatch | Failure:
+    def _load(self, keys: SampleKeys) -> MicroBatch | LoadFailure:
         from torch.utils.data import get_worker_info
 
         at = 0
@@ -89,7 +89,7 @@ class KeyedDataset:
         except Exception as error:
             # An exception of the user's may not survive pickling, so workers send its text.
             cause = None if get_worker_info() else error
-            return Failure(self._describe(keys, at, error), traceback.format_exc(), cause)
+            return LoadFailure(self._describe(keys, at, error), traceback.format_exc(), cause)
         return MicroBatch(batch, keys.positions, keys.indices, keys.digest, keys.counts)
 
     def _sample(self, epoch: int, index: int) -> Any:
@@ -102,7 +102,7 @@ class KeyedDataset:
             np.random.seed(seed & 0xFFFFFFFF)
         return self.dataset[index]
 
-    def _describe(self, keys: Keys, at: int, error: BaseException) -> str:
+    def _describe(self, keys: SampleKeys, at: int, error: BaseException) -> str:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         name = type(self.dataset).__name__
         if at >= 0:
@@ -118,7 +118,7 @@ class KeyedDataset:
         )
 
 
-def _place(keys: Keys, which: slice) -> str:
+def _place(keys: SampleKeys, which: slice) -> str:
     """Where in the stream samples stand, in words."""
     epochs, positions = keys.epochs[which], keys.positions[which]
     if epochs[0] == EVALUATION:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-Box = tuple[tuple[int, ...], tuple[int, ...]]
+Chunk = tuple[tuple[int, ...], tuple[int, ...]]
 """A rectangular part of a tensor: where it begins in each dimension, and its size in each."""
 
 
@@ -50,7 +50,7 @@ class Shard:
         return self.local.dtype
 
     @property
-    def is_whole(self) -> bool:
+    def is_full(self) -> bool:
         """Whether this rank holds all of the tensor."""
         return self.start is None and self.local.shape == self.shape
 
@@ -58,14 +58,14 @@ class Shard:
         """The same share in other memory."""
         return replace(self, local=local)
 
-    def boxes(self) -> Iterator[tuple[Box, Tensor]]:
+    def chunks(self) -> Iterator[tuple[Chunk, Tensor]]:
         """The share as boxes, each with a view of its memory; nothing where it is empty."""
         if self.start is None:
             if self.local.numel() or not math.prod(self.shape):
                 yield (self.offsets, tuple(self.local.shape)), self.local
             return
         done = 0
-        for offsets, sizes in boxes_of_range(
+        for offsets, sizes in chunks_of_range(
             tuple(self.shape), self.start, self.start + self.local.numel()
         ):
             size = math.prod(sizes)
@@ -73,7 +73,7 @@ class Shard:
             done += size
 
 
-def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
+def chunks_of_range(shape: tuple[int, ...], start: int, stop: int) -> list[Chunk]:
     """Cuts elements ``start`` to ``stop`` of a tensor in row-major order into boxes, in order.
 
     At most 2 * dimensions - 1 of them: part of a first row, whole rows, part of a last row.
@@ -92,8 +92,24 @@ def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
     return boxes + _within(last, shape, last * row, stop)
 
 
-def _within(index: int, shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
+def _within(index: int, shape: tuple[int, ...], start: int, stop: int) -> list[Chunk]:
     """The boxes of a range that lies within one row."""
     row = math.prod(shape[1:])
-    inner = boxes_of_range(shape[1:], start - index * row, stop - index * row)
+    inner = chunks_of_range(shape[1:], start - index * row, stop - index * row)
     return [((index, *offsets), (1, *sizes)) for offsets, sizes in inner]
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and persistent buffers; tensors with several names only once."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach()
+    return found
+
+
+def parameter_names(model: nn.Module) -> dict[int, str]:
+    """``id(parameter)`` to the parameter's fully qualified name; of shared ones the first."""
+    return {id(parameter): name for name, parameter in model.named_parameters()}

@@ -84,7 +84,7 @@ def this_world() -> World:
     return find_world(os.environ)
 
 
-def warnings_of(world: World, gpus: int, parent: list[str] | None = None) -> list[str]:
+def world_warnings(world: World, gpus: int, parent: list[str] | None = None) -> list[str]:
     """Where the world is not what was asked for, in whole sentences. ``parent`` is the command
     line of the parent process."""
     parent = _parent_command() if parent is None else parent
@@ -112,6 +112,8 @@ def warnings_of(world: World, gpus: int, parent: list[str] | None = None) -> lis
 
 
 def _launcher(environ: Mapping[str, str]) -> str:
+    if launcher := environ.get("ISORUN_LAUNCHER"):  # train.launch
+        return launcher
     if any(name.startswith("ACCELERATE_") for name in environ):
         return "accelerate"
     if "TORCHELASTIC_RUN_ID" in environ:

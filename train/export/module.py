@@ -55,7 +55,7 @@ def export_program(model: nn.Module, task: Task, directory: Path) -> Path:
     return path
 
 
-def describe(directory: Path, config: dict[str, Any], source: dict[str, Any]) -> Path:
+def write_description(directory: Path, config: dict[str, Any], source: dict[str, Any]) -> Path:
     """Writes what ``load`` needs besides the parameters."""
     path = directory / DESCRIPTION
     text = json.dumps({"task": config["task"]["use"], "config": config, **source}, indent=1)

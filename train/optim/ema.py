@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from train.distributed.shard import Shard
-    from train.strategies.base import Strategy
+
+
+class ShardedWeights(Protocol):
+    """A model whose trainable parameters are sharded over the ranks."""
+
+    def weights(self) -> dict[str, Shard]:
+        """This rank's shard of each trainable parameter, by name."""
+
+    def sync_weights(self) -> None:
+        """Copies the shards to the parameters that the forward pass uses; collective."""
 
 
 class EmaConfig(Section):
@@ -27,7 +36,7 @@ class EmaConfig(Section):
 class Ema:
     """The average of this rank's share of the trainable parameters, beside them."""
 
-    def __init__(self, config: EmaConfig, strategy: Strategy) -> None:
+    def __init__(self, config: EmaConfig, strategy: ShardedWeights) -> None:
         self.decay = config.decay
         self.strategy = strategy
         self.averages: dict[str, Shard] = {

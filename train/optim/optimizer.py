@@ -185,7 +185,7 @@ def skips_on_device(optimizer: Optimizer) -> bool:
 _SWITCHES = {"fused", "foreach", "capturable", "differentiable", "maximize"}
 
 
-def group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
+def param_group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
     """What an optimiser keeps in its parameter groups, as JSON values: options, and with some
     (Prodigy, schedule-free ones) also state."""
     kinds = (bool, int, float, str, type(None))
@@ -195,10 +195,10 @@ def group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
     ]
 
 
-def restore_group_values(
+def restore_param_group_values(
     optimizer: Optimizer, config: OptimConfig, stored: list[dict[str, Any]]
 ) -> None:
-    """Takes back what ``group_values`` gave, but for what the config decides."""
+    """Takes back what ``param_group_values`` gave, but for what the config decides."""
     decided = {"lr", "weight_decay", "momentum", "eps", *config.options, *_SWITCHES}
     for group, values in zip(optimizer.param_groups, stored, strict=False):
         group.update({key: value for key, value in values.items() if key not in decided})

@@ -111,7 +111,7 @@ def weights_difference(reference: Path, other: Path) -> float:
     for name, (shape, dtype) in stored[0].items():
         one, two = (torch.empty(shape, dtype=dtype) for _ in paths)
         for tensor, path in zip((one, two), paths, strict=True):
-            dcp.read({name: Shard.of(tensor)}, path, None)
+            dcp.load({name: Shard.of(tensor)}, path, None)
         squared += float((one.double() - two.double()).square().sum())
         total += float(one.double().square().sum())
     return math.sqrt(squared / total) if total else math.sqrt(squared)

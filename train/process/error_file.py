@@ -12,7 +12,7 @@ from pathlib import Path
 from train.exits import RunError
 
 
-def leave(error: BaseException) -> None:
+def write_error_file(error: BaseException) -> None:
     """Writes the file that torchrun names in TORCHELASTIC_ERROR_FILE, in its format: of all
     ranks that leave one, it shows the one with the earliest time as the root cause."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")

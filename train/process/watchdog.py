@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from train.exits import Exit
-from train.process.last_words import say
+from train.process.emergency_output import write_stderr
 from train.section import Section, non_semantic
 
 _log = logging.getLogger("train")
@@ -37,7 +37,7 @@ class WatchdogConfig(Section):
 
 
 @dataclass
-class Heart:
+class Heartbeat:
     """What a rank is doing; beats are cheap, and counted: ranks beat alike."""
 
     phase: str = "start"
@@ -45,16 +45,20 @@ class Heart:
     beats: int = 0
     at: float = 0.0
     """Monotonic seconds of the last beat."""
-    warm: bool = False
+    first_step_done: bool = False
     """Whether the first step is complete."""
 
-    def beat(self, phase: str, step: int) -> None:
+    def complete_step(self) -> None:
+        """A step is complete: from now on the limit is that of later steps."""
+        self.first_step_done = True
+
+    def update(self, phase: str, step: int) -> None:
         """The rank begins another piece of work."""
         self.phase, self.step, self.at = phase, step, time.monotonic()
         self.beats += 1
 
 
-class StartLimit:
+class StartTimeout:
     """While entered, ends the process where it does not get further: the ranks have not met yet,
     and have no directory to leave heartbeats in."""
 
@@ -63,7 +67,7 @@ class StartLimit:
         self._timer = threading.Timer(self._limit or 0.0, self._too_late)
         self._timer.daemon = True
 
-    def __enter__(self) -> StartLimit:
+    def __enter__(self) -> StartTimeout:
         if self._limit is not None:
             self._timer.start()
         return self
@@ -72,7 +76,7 @@ class StartLimit:
         self._timer.cancel()
 
     def _too_late(self) -> None:
-        say(
+        write_stderr(
             f"error: The ranks have not all met within watchdog.first_timeout, {self._limit:g} s; "
             "below is where this one waits. See what became of the others, then start it again."
         )
@@ -88,7 +92,7 @@ class Watchdog:
         self, config: WatchdogConfig, directory: Path, rank: int, world_size: int, attempt: int
     ) -> None:
         self.config, self.rank, self.world_size = config, rank, world_size
-        self.heart = Heart(at=time.monotonic())
+        self.heartbeat = Heartbeat(at=time.monotonic())
         self._beats = directory / "heartbeats"
         self._hang = directory / "hangs" / f"attempt-{attempt}"
         limits = [t for t in (config.first_timeout, config.timeout) if t is not None]
@@ -119,17 +123,19 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(self._interval):
             self._publish()
-            limit = self.config.timeout if self.heart.warm else self.config.first_timeout
-            silent = time.monotonic() - self.heart.at
+            limit = (
+                self.config.timeout if self.heartbeat.first_step_done else self.config.first_timeout
+            )
+            silent = time.monotonic() - self.heartbeat.at
             if limit is not None and silent > limit:
                 self._give_up(limit)
 
     def _publish(self) -> None:
-        heart = self.heart
+        heartbeat = self.heartbeat
         values = {
-            "rank": self.rank, "host": socket.gethostname(), "phase": heart.phase,
-            "step": heart.step, "beats": heart.beats, "time": time.time(),
-            "silent": time.monotonic() - heart.at,
+            "rank": self.rank, "host": socket.gethostname(), "phase": heartbeat.phase,
+            "step": heartbeat.step, "beats": heartbeat.beats, "time": time.time(),
+            "silent": time.monotonic() - heartbeat.at,
         }  # fmt: skip
         with suppress(OSError):  # a full disk is not what is watched here
             temporary = self._mine.with_suffix(".new")
@@ -153,7 +159,7 @@ class Watchdog:
         else:
             self._wait_for_stacks()
             self._report(report, limit, noticed)
-        say(f"error: The run hung; {report} says where. Start it again to go on.")
+        write_stderr(f"error: The run hung; {report} says where. Start it again to go on.")
         os._exit(Exit.RETRY)
 
     def _wait_for_stacks(self) -> None:
@@ -171,14 +177,14 @@ class Watchdog:
 
     def _report(self, path: Path, limit: float, noticed: float) -> None:
         ranks = self._everyone()
-        text = describe(ranks, self.world_size, limit, noticed)
+        text = describe_hang(ranks, self.world_size, limit, noticed)
         for rank in range(self.world_size):
             with suppress(OSError):
                 stacks = (self._hang / f"rank-{rank}.txt").read_text(encoding="utf-8")
                 text += f"\n\nrank {rank}:\n{stacks}"
         _log.error("%s", text)
         first = text.splitlines()[0]
-        say(f"error: {first}")
+        write_stderr(f"error: {first}")
         with suppress(OSError):
             temporary = path.with_suffix(".new")
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -193,7 +199,7 @@ class Watchdog:
         return found
 
 
-def describe(ranks: list[dict[str, Any]], world_size: int, limit: float, now: float) -> str:
+def describe_hang(ranks: list[dict[str, Any]], world_size: int, limit: float, now: float) -> str:
     """Which ranks are behind, in one line, and then a line for each. A heartbeat that is older
     than half of ``limit`` at the time ``now`` is that of a process that is frozen or gone."""
     stale = limit / 2

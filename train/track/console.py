@@ -25,7 +25,7 @@ os.register_at_fork(after_in_child=_print_directly)
 class Console(Protocol):
     """A place for what is said to the person."""
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Text for the person."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -38,7 +38,7 @@ class Console(Protocol):
         """Nothing more will come."""
 
 
-class Pace:
+class EtaEstimator:
     """Steps per second since this attempt's first step, the last minute counting most."""
 
     def __init__(self, total_steps: int) -> None:
@@ -66,20 +66,20 @@ class PlainConsole:
 
     def __init__(self, unit: str, total_steps: int) -> None:
         self.unit, self.total_steps = unit, total_steps
-        self._pace = Pace(total_steps)
+        self._pace = EtaEstimator(total_steps)
         self._begun = False
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Text for the person."""
         print(text, flush=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Training metrics on one line with ETA, evaluation metrics on one of their own."""
-        line = describe(metrics, self.unit)
+        line = format_metrics(metrics, self.unit)
         if "train/loss" in metrics:
             left = self._pace.seconds_left(step)
             line += f"  eta {_duration(left)}" if left is not None else ""
-        self.say(f"step {step}/{self.total_steps}  {line}")
+        self.print(f"step {step}/{self.total_steps}  {line}")
 
     def progress(self, step: int) -> None:
         """Nothing to be seen between two lines."""
@@ -107,7 +107,7 @@ class BarConsole:
                 return Text(task.fields["numbers"], no_wrap=True, overflow="ellipsis")
 
         self.unit, self.total_steps = unit, total_steps
-        self._pace = Pace(total_steps)
+        self._pace = EtaEstimator(total_steps)
         console = Console(file=sys.stdout, highlight=False)
         self._progress = Progress(
             TextColumn(f"{{task.completed}}/{total_steps}"),
@@ -124,7 +124,7 @@ class BarConsole:
         self._started = self._shown = 0.0
         self._step = start_step
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Text above the bar, or below it when it has come to its end."""
         if self._step >= self.total_steps:
             self.close()
@@ -132,11 +132,11 @@ class BarConsole:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Training metrics on the bar, evaluation metrics above it."""
-        line = describe(metrics, self.unit)
+        line = format_metrics(metrics, self.unit)
         if "train/loss" in metrics:
             self._progress.update(self._task, numbers=line.replace("  ", " "))
         else:
-            self.say(f"step {step}/{self.total_steps}  {line}")
+            self.print(f"step {step}/{self.total_steps}  {line}")
 
     def progress(self, step: int) -> None:
         """Moves the bar; it is drawn four times a second by a thread of its own."""
@@ -165,7 +165,7 @@ class BarConsole:
 class QuietConsole:
     """Says nothing; warnings come from elsewhere."""
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Says nothing."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -194,9 +194,9 @@ class GuardedConsole:
             self._console = QuietConsole()
             _log.warning("The console failed and shows nothing any more: %r", error)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Text for the person."""
-        self._call(self._console.say, text)
+        self._call(self._console.print, text)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a step."""
@@ -223,7 +223,7 @@ def open_console(kind: str, unit: str, total_steps: int, start_step: int) -> Gua
     return GuardedConsole(PlainConsole(unit, total_steps) if kind == "plain" else QuietConsole())
 
 
-def describe(metrics: Mapping[str, float], unit: str) -> str:
+def format_metrics(metrics: Mapping[str, float], unit: str) -> str:
     """The metrics that a person wants to see at a glance, in one line."""
     if "train/loss" not in metrics:
         return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -7,9 +7,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from train.files import replace_bytes
 
 
 class MetricsFile:
@@ -25,7 +27,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, start_step: int, attempt: int) -> None:
         self.path, self.attempt = path, attempt
-        self.damaged, self._last = truncate_after(path, start_step)
+        self.damaged, self._last = remove_rows_after(path, start_step)
         self._file = path.open("ab", buffering=0)
         self._row: dict[str, Any] = {}
         self._unwritten = b""  # whole lines
@@ -42,7 +44,7 @@ class MetricsFile:
             self._row |= {k: v if math.isfinite(v) else None for k, v in metrics.items()}
             self._write()
 
-    def passed(self, step: int) -> None:
+    def advance(self, step: int) -> None:
         """The training has come to ``step``: rows of earlier ones are complete."""
         row = self._row  # once: flush may put another in its place
         ended = bool(row) and row["step"] < step
@@ -80,7 +82,7 @@ class MetricsFile:
             return
         if self._replaces_last:
             lines = self.path.read_bytes().splitlines(keepends=True)
-            _replace(self.path, [*lines[:-1], self._unwritten])
+            replace_bytes(self.path, b"".join([*lines[:-1], self._unwritten]))
             self._file.close()
             self._file = self.path.open("ab", buffering=0)
             self._replaces_last = False
@@ -105,7 +107,7 @@ class MetricsFile:
             self._write()
 
 
-def truncate_after(path: Path, step: int) -> tuple[int, dict[str, Any]]:
+def remove_rows_after(path: Path, step: int) -> tuple[int, dict[str, Any]]:
     """Removes rows of later steps and a torn last line, at once; lines that are no rows are
     moved to metrics.jsonl.damaged.
 
@@ -130,15 +132,5 @@ def truncate_after(path: Path, step: int) -> tuple[int, dict[str, Any]]:
         with path.with_name(path.name + ".damaged").open("ab") as file:
             file.writelines(damaged)
     if kept != lines:
-        _replace(path, kept)
+        replace_bytes(path, b"".join(kept))
     return len(damaged), last
-
-
-def _replace(path: Path, lines: Iterable[bytes]) -> None:
-    """Readers, and whoever comes after a crash, see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from train.exits import UsageError, first_line
+from train.plugins import Plugin, find_plugin
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Sink:
     """
 
     name = ""
+    """For messages; a sink of your own is named by its dotted path where this is empty."""
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run = run
 
     def load(self) -> None:
         """Imports what ``open`` needs, and does nothing else."""
@@ -62,3 +69,24 @@ class Sink:
     def abandon(self) -> None:
         """After a failure, or where the other methods take too long: sees to it that the process
         can end without this sink. Called in any thread; must not wait for anything."""
+
+
+def find_sinks(plugins: Sequence[Plugin], origin: str) -> list[type[Sink]]:
+    """The classes of the sinks that a config names; ``origin`` says where. Raises UsageError."""
+    return [find_plugin(plugin, Sink, f"track.sinks ({origin})", None) for plugin in plugins]
+
+
+def make_sinks(plugins: Sequence[Plugin], run: RunInfo) -> list[Sink]:
+    """The sinks themselves. Raises UsageError where a constructor fails."""
+    made = []
+    for plugin, cls in zip(plugins, find_sinks(plugins, "config"), strict=True):
+        try:
+            sink = cls(run, **plugin.options)
+        except Exception as error:
+            raise UsageError(
+                f"track.sinks names {plugin.use!r}, whose constructor failed "
+                f"({type(error).__name__}: {first_line(error)}); fix it, or remove it."
+            ) from error
+        sink.name = sink.name or plugin.use
+        made.append(sink)
+    return made

@@ -9,7 +9,7 @@ from typing import Any
 from train.track.background import Background
 from train.track.console import open_console
 from train.track.metrics_file import MetricsFile
-from train.track.sinks import RunInfo, Sink
+from train.track.sinks import RunInfo, Sink, make_sinks
 from train.track.tensorboard import TensorBoardSink
 from train.track.track_config import TrackConfig
 from train.track.wandb_sink import WandbSink
@@ -43,12 +43,13 @@ class Tracker:
         self._console = open_console(config.console, run.unit, run.total_steps, run.start_step)
         self._file = self._open_file(run)
         if sinks is None:
-            sinks = []
+            sinks = list[Sink]()
             if config.tensorboard:
                 sinks.append(TensorBoardSink(run))
             if config.wandb != "disabled":
                 sinks.append(WandbSink(run, config))
-        self._background = Background(sinks, self.say, self.warn)
+            sinks += make_sinks(config.sinks, run)
+        self._background = Background(sinks, self.info, self.warn)
 
     def _open_file(self, run: RunInfo) -> MetricsFile | None:
         path = run.directory / "metrics.jsonl"
@@ -102,7 +103,7 @@ class Tracker:
         if not self._is_main:
             return
         if self._file:
-            self._metrics(self._file.passed, step)
+            self._metrics(self._file.advance, step)
         self._console.progress(step)
 
     def report(self, step: int, items: Mapping[str, Any]) -> None:
@@ -113,7 +114,7 @@ class Tracker:
         for name, item in items.items():
             if isinstance(item, str):
                 shown[name] = _printable(item)
-                self.say(f"{name} at step {step}:\n{shown[name]}")
+                self.info(f"{name} at step {step}:\n{shown[name]}")
             elif (image := _image(item)) is not None:
                 shown[name] = image
             else:
@@ -129,11 +130,11 @@ class Tracker:
         if self._is_main:
             self._background.put("histograms", step, dict(values))
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Text for the person at the console, and for the log file."""
         _log.info("%s", text)
         if self._is_main:
-            self._console.say(text)
+            self._console.print(text)
 
     def warn(self, text: str) -> None:
         """A warning for the log file and, through the handler that ``setup_logging`` installs on

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 
 
-def say(text: str) -> None:
+def write_stderr(text: str) -> None:
     """A line on standard error, straight to the kernel: from signal handlers and dying threads.
     Whoever reads it may have been stopped by the same Ctrl-C."""
     with suppress(OSError, ValueError):
