@@ -19,6 +19,7 @@ from train.command_line import python_module
 from train.commands.arguments import add_config_arguments
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, RunError, UsageError
+from train.imports import import_extra
 
 _PLACEMENT = re.compile(r"(\d+)(?::(auto|ddp|fsdp2|zero1|zero2|zero3))?")
 _DEFAULT = ["1", "2:ddp", "2:fsdp2"]
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         named = " ".join(map(str, placements))
         raise UsageError(f"Name at least two placements, each once, but not {named!r}.")
     loaded = load_config(arguments.config, overrides, runs=False)
+    import_extra("matplotlib", "plot", "parity")  # fails before the runs, not after them
     out = arguments.out or Path("runs") / f"parity-{loaded.config.run.name}"
     settings = [*overrides, *_SETTINGS, *_length(loaded, arguments.steps)]
     settings += _micro_batch(loaded, placements)
