@@ -32,6 +32,7 @@ from train.exits import (
     first_line,
     is_worth_retrying,
 )
+from train.imports import import_extra
 from train.process.error_file import write_error_file
 from train.suggest import did_you_mean
 
@@ -81,6 +82,7 @@ __all__ = [
     "exit_code_of",
     "first_host",
     "first_line",
+    "import_extra",
     "is_worth_retrying",
     "key_value",
     "load_config",

@@ -19,6 +19,7 @@ from train.command_line import python_module
 from train.commands.arguments import add_config_arguments
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, RunError, UsageError
+from train.imports import import_extra
 from train.strategies.registry import CHOICES, check_name
 
 _PLACEMENT = re.compile(r"(\d+)(?::(.+))?")
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             f"parity needs at least two different placements, but got {named!r}; name others."
         )
     loaded = load_config(arguments.config, overrides, runs=False)
+    import_extra("matplotlib", "plot", "parity")  # fails before the runs, not after them
     out = arguments.out or Path("runs") / f"parity-{loaded.config.run.name}"
     settings = [*overrides, *_SETTINGS, *_length(loaded, arguments.steps)]
     settings += _micro_batch(loaded, placements)
