@@ -35,7 +35,7 @@ from train.process.error_file import leave
 from train.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from train.checkpoint.run_directory import code_version
+    from train.checkpoint.run_directory import code_version, new_run_id, slug
     from train.checkpoint.store import CheckpointStore
     from train.config.load import LoadedConfig, load_config
     from train.config.load import check as check_config
@@ -70,7 +70,9 @@ __all__ = [
     "is_worth_retrying",
     "leave",
     "load_config",
+    "new_run_id",
     "run_directory",
+    "slug",
     "this_world",
     "train_sources",
     "train_version",
@@ -85,6 +87,8 @@ _IMPORTED_WHEN_USED = {
     "check_config": ("train.config.load", "check"),
     "code_version": ("train.checkpoint.run_directory", "code_version"),
     "load_config": ("train.config.load", "load_config"),
+    "new_run_id": ("train.checkpoint.run_directory", "new_run_id"),
+    "slug": ("train.checkpoint.run_directory", "slug"),
     "wandb_mode": ("train.track.wandb_sink", "wandb_mode"),
 }
 
