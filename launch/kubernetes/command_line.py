@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NoReturn
 
-from launch.contract import UsageError
+from launch.contract import Parser, UsageError
 from launch.kubernetes import manifests
 from launch.kubernetes.rendering import Rendered, RenderRequest, render
 from launch.kubernetes.values import parse
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}; see `{self.prog} --help`.")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The parser for an overlay's arguments."""
-    made = _Parser(prog="python -m launch render", add_help=False)
+    made = Parser(prog="python -m launch render", add_help=False)
     made.add_argument("overlay", metavar="OVERLAY")
     made.add_argument("components", nargs="*", metavar="COMPONENT")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

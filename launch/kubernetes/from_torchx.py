@@ -1,5 +1,5 @@
-"""Converts a TorchX app to a render request: its fields become values of run.yaml, or patches of the
-Job if there is no such value."""
+"""Converts a TorchX app to a render request: its fields become values of run.yaml, or, if there is
+no such value, patches of the Job."""
 
 from __future__ import annotations
 

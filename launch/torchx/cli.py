@@ -1,9 +1,9 @@
 """``torchx run`` and ``torchx log``, corrected wherever isorun is installed.
 
 Without a configured scheduler TorchX takes the first one in alphabetical order, which is a cloud's;
-here the default is local. Usage errors are one sentence with isorun's exit code. ``torchx run`` of a
-local job exits with the job's exit code, also after Ctrl-C. ``torchx log`` of an unknown job exits
-with an error instead of waiting for it forever.
+here the default is local. Usage errors are one sentence, with isorun's exit code. With a local job
+``torchx run`` exits with the job's exit code, also after Ctrl-C. For an unknown job ``torchx log``
+exits with an error instead of waiting for the job forever.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ directory records whether its run has finished, so the same sweep can be started
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -15,8 +14,16 @@ import sys
 from types import FrameType
 from typing import Any
 
-from launch.agent_command import AGENT
-from launch.contract import RUN_ID, TRAIN, WANDB_ID, Exit, RunError, is_worth_retrying, slug
+from launch.contract import (
+    RUN_ID,
+    WANDB_ID,
+    Exit,
+    Parser,
+    exit_code_of,
+    is_worth_retrying,
+    python_module,
+    slug,
+)
 
 
 class _Runner:
@@ -34,7 +41,7 @@ class _Runner:
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(number)
 
-    def run(self, rank: int, nodes: int) -> Exit | int:
+    def run(self, rank: int, nodes: int) -> int:
         """0 if all runs finished; else the first retryable exit code, since another start may
         finish those runs and skips the finished ones; else the first exit code."""
         runs = self._sweep["runs"]
@@ -54,10 +61,10 @@ class _Runner:
 
     def _train(self, number: int, name: str, overrides: list[str]) -> int:
         command = [
-            sys.executable, *AGENT,
+            *python_module("launch.agent"),
             "--nproc-per-node", self._processes,
             "--max-restarts", str(self._sweep["max_restarts"]),
-            "--", sys.executable, *TRAIN, "fit", *self._sweep["config"], *overrides,
+            "--", *python_module("train"), "fit", *self._sweep["config"], *overrides,
         ]  # fmt: skip
         # The id of the sweep and the number of the run; an existing run keeps its own id.
         run_id = f"{os.environ.get(RUN_ID) or slug(name)}-{number + 1}"
@@ -72,18 +79,18 @@ class _Runner:
 
 def main() -> int:
     """``python -m launch.torchx.sweep_node --share RANK/NODES --nproc-per-node N JSON``"""
-    parser = argparse.ArgumentParser(description=__doc__)
+    return exit_code_of(_main)
+
+
+def _main() -> int:
+    parser = Parser(prog="python -m launch.torchx.sweep_node", description=__doc__)
     parser.add_argument("--share", required=True, metavar="RANK/NODES")
     parser.add_argument("--nproc-per-node", default="auto", metavar="N")
     parser.add_argument("sweep", metavar="JSON")
     parsed = parser.parse_args()
     rank, _, nodes = parsed.share.partition("/")
-    try:
-        runner = _Runner(json.loads(parsed.sweep), parsed.nproc_per_node)
-        return int(runner.run(int(rank), int(nodes)))
-    except RunError as error:
-        print(f"isorun: error: {error}", file=sys.stderr)
-        return error.code
+    runner = _Runner(json.loads(parsed.sweep), parsed.nproc_per_node)
+    return runner.run(int(rank), int(nodes))
 
 
 if __name__ == "__main__":

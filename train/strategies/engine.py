@@ -69,7 +69,7 @@ class Engine:
         self.config = config
         self.world = this_world()
         self.strategy_name = strategy_name(config, self.world)
-        timeout = timeout_of(config)
+        timeout = timeout_of(config.watchdog.first_timeout, config.watchdog.timeout)
         if self.strategy_name != "single" and not dist.is_initialized():
             start_group(self.world, "cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout)
         _ignore_launcher_s_plugins()

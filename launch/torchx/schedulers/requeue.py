@@ -15,12 +15,16 @@ import sys
 import time
 from pathlib import Path
 
-from launch.contract import Exit, is_worth_retrying
+from launch.contract import Exit, Parser, exit_code_of, is_worth_retrying
 
 
 def main() -> int:
-    """Returns 0 if the job was requeued, else 1."""
-    parser = argparse.ArgumentParser(
+    """Returns 0 if the job was requeued, else another exit code."""
+    return exit_code_of(_requeue)
+
+
+def _requeue() -> int:
+    parser = Parser(
         prog="python -m launch.requeue",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
