@@ -93,7 +93,7 @@ def test_ranks_meet_under_a_name_that_is_new_each_time(store, order):
 
 def test_a_name_of_a_dead_rank_is_never_taken(store):
     store.set("isorun", "dead")
-    store.set("dead/from-1", "[\"token\", \"\"]")
+    store.set("dead/from-1", '["token", ""]')
     names = met(store, (1, 2, 0))
     assert set(names) == {0, 1, 2}
     assert "dead" not in names.values()
@@ -101,7 +101,10 @@ def test_a_name_of_a_dead_rank_is_never_taken(store):
 
 @pytest.mark.parametrize(
     ("rank", "told"),
-    [(0, "ranks to join: 1, 2 of 3 did not"), (1, "Timed out after 0.3 s waiting for rank 0 to join")],
+    [
+        (0, "ranks to join: 1, 2 of 3 did not"),
+        (1, "Timed out after 0.3 s waiting for rank 0 to join"),
+    ],
 )
 def test_waiting_for_ranks_ends_with_an_error(store, rank, told):
     with pytest.raises(RetryError, match=told):
