@@ -38,7 +38,7 @@ from train.process.error_file import leave
 from train.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from train.checkpoint.run_directory import code_version
+    from train.checkpoint.run_directory import code_version, new_run_id, slug
     from train.checkpoint.store import CheckpointStore
     from train.command_line import (
         Commands,
@@ -90,10 +90,12 @@ __all__ = [
     "key_value",
     "leave",
     "load_config",
+    "new_run_id",
     "open_store",
     "python_module",
     "run_directory",
     "run_train",
+    "slug",
     "this_world",
     "train_arguments",
     "train_sources",
@@ -118,6 +120,8 @@ _IMPORTED_WHEN_USED = {
     "join_ranks": ("train.distributed.rendezvous", "join"),
     "key_value": ("train.command_line", "key_value"),
     "load_config": ("train.config.load", "load_config"),
+    "new_run_id": ("train.checkpoint.run_directory", "new_run_id"),
+    "slug": ("train.checkpoint.run_directory", "slug"),
     "open_store": ("train.distributed.rendezvous", "open_store"),
     "python_module": ("train.command_line", "python_module"),
     "wait_for_key": ("train.distributed.rendezvous", "wait_for_key"),

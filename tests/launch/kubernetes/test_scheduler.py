@@ -10,10 +10,10 @@ from torchx.schedulers.api import Stream
 from torchx.specs import AppState, AppStatus, ReplicaState
 
 from launch.agent.failure import Outcome, RankFailure
-from launch.components import fit, run
-from launch.components import sweep as sweep_component
 from launch.kubernetes import logs, state
 from launch.kubernetes.scheduler import create_scheduler
+from launch.torchx.components import fit, run
+from launch.torchx.components import sweep as sweep_component
 from tests.support.api_server import Server
 from tests.support.cluster import Cluster, Refused
 from tests.support.runs import ROOT
@@ -426,7 +426,7 @@ def test_agent_options_reach_the_agent():
 
 @pytest.mark.usefixtures("here")
 def test_the_doctor_alone():
-    from launch.components import doctor
+    from launch.torchx.components import doctor
 
     job = job_of(doctor(config=["configs/text.yaml"], j="2x1"))
     assert container_of(job)["command"][-2:] == ["--preflight-only", "--"]

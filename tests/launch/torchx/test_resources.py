@@ -4,7 +4,7 @@ from importlib.metadata import entry_points
 import pytest
 from torchx.specs import resource
 
-from launch import resources
+from launch.torchx import resources
 from tests.launch.launching import dryrun, fit
 from train.exits import UsageError
 
@@ -23,14 +23,14 @@ def test_torchx_knows_every_built_in_name(name):
 
 def test_no_name_is_registered_or_left_out_by_mistake():
     registered = {p.name: p.value for p in entry_points(group="torchx.named_resources")}
-    assert {n: f"launch.resources:{n}" for n in resources.BUILT_IN} == registered
+    assert {n: f"launch.torchx.resources:{n}" for n in resources.BUILT_IN} == registered
     assert set(NAMES) == set(resources.BUILT_IN)
 
 
 def test_each_call_gives_a_resource_of_its_own():
     """Schedulers change what they are given."""
-    resources.find("gpu_h100_8").capabilities["x"] = 1
-    assert "x" not in resources.find("gpu_h100_8").capabilities
+    resources.find_resource("gpu_h100_8").capabilities["x"] = 1
+    assert "x" not in resources.find_resource("gpu_h100_8").capabilities
 
 
 @pytest.fixture
@@ -61,15 +61,15 @@ def test_own_resources_work_by_name_and_win(own):
 def test_they_are_looked_for_in_the_config_directory(home, monkeypatch):
     (home / ".config/isorun").mkdir(parents=True)
     (home / ".config/isorun/resources.yaml").write_text("ours: {cpu: 1, memMB: 100}\n")
-    assert resources.find("ours").cpu == 1
+    assert resources.find_resource("ours").cpu == 1
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "elsewhere"))
     with pytest.raises(UsageError, match="-h is 'ours', which is no named resource"):
-        resources.find("ours")
+        resources.find_resource("ours")
 
 
 def test_an_empty_file_is_fine(own):
     own("# none yet\n")
-    assert resources.own() == {}
+    assert resources.user_resources() == {}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_file_that_is_named_must_be_there(monkeypatch):
     with pytest.raises(
         UsageError, match=r"ISORUN_RESOURCES names '/nowhere\.yaml', which does not"
     ):
-        resources.own()
+        resources.user_resources()
 
 
 def test_torchxs_own_names_work_too():

@@ -1,6 +1,7 @@
-"""Components that TorchX has built in, in some versions only (see the entry points).
+"""TorchX's built-in components that only some versions of TorchX have.
 
-An entry point that names a missing module would end every ``torchx`` command.
+The entry points in pyproject.toml list TorchX's own components too. An entry point that names a
+missing module would make every ``torchx`` command fail.
 """
 
 from __future__ import annotations
@@ -23,4 +24,4 @@ def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        return ModuleType(name)  # in which TorchX finds nothing
+        return ModuleType(name)  # an empty module: TorchX finds no component in it

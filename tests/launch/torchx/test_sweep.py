@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from launch.sweep import combinations, values
+from launch.torchx.sweep import combinations, values
 from tests.launch.launching import role
 from tests.support.runs import TINY
 from train.exits import UsageError

@@ -9,9 +9,9 @@ import pytest
 from torchx.runner import get_runner
 from torchx.specs import AppState
 
-from launch.history import ledger
-from launch.history.launches import all_launches, find
-from launch.schedulers import create
+from launch.history import launch_log
+from launch.history.launches import all_launches, find_launch
+from launch.torchx.schedulers import create
 from tests.launch.launched import said, submit
 from tests.launch.launching import app
 from tests.support.runs import ROOT, TINY
@@ -20,7 +20,7 @@ from train.exits import UsageError
 
 def test_a_launch_is_recorded_with_all_that_says_what_ran(monkeypatch):
     handle, run_id = submit()
-    (line,) = ledger.read()
+    (line,) = launch_log.read()
     assert line["handle"] == handle
     assert (line["run_id"], line["wandb_id"]) == (run_id, run_id)
     assert line["command"][-len(TINY) :] == TINY
@@ -31,37 +31,37 @@ def test_a_launch_is_recorded_with_all_that_says_what_ran(monkeypatch):
         commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
         assert line["git"]["commit"] == commit
         assert isinstance(line["git"]["dirty"], bool)
-    assert ledger.path().stat().st_mode & 0o077 == 0, "for its owner alone"
+    assert launch_log.path().stat().st_mode & 0o077 == 0, "for its owner alone"
 
 
 def test_an_image_that_is_named_by_its_digest_is_recorded_so():
     digest = "sha256:" + "0" * 64
     made = app("isorun.fit", "--image", f"reg/isorun@{digest}", *TINY)
-    ledger.record_start("kubernetes://torchx/x", "kubernetes", made, "")
-    assert next(ledger.read())["image_digest"] == digest
+    launch_log.record_start("kubernetes://torchx/x", "kubernetes", made, "")
+    assert next(launch_log.read())["image_digest"] == digest
 
 
 def test_nothing_is_ever_changed(home):
     submit("a")
-    before = ledger.path().read_bytes()
+    before = launch_log.path().read_bytes()
     submit("b")
-    ledger.record_end("slurm://torchx/a", "FAILED", [75])
-    assert ledger.path().read_bytes().startswith(before)
-    assert len(list(ledger.read())) == 3
+    launch_log.record_end("slurm://torchx/a", "FAILED", [75])
+    assert launch_log.path().read_bytes().startswith(before)
+    assert len(list(launch_log.read())) == 3
 
 
 def test_an_end_is_recorded_once_and_only_of_what_was_launched():
     handle, _ = submit()
-    ledger.record_end(handle, "SUCCEEDED", [0, 0])
-    ledger.record_end(handle, "FAILED", [1])
-    ledger.record_end("slurm://torchx/somebody-elses", "FAILED", [1])
+    launch_log.record_end(handle, "SUCCEEDED", [0, 0])
+    launch_log.record_end(handle, "FAILED", [1])
+    launch_log.record_end("slurm://torchx/somebody-elses", "FAILED", [1])
     assert [launch.state for launch in all_launches()] == ["SUCCEEDED"]
-    assert len(list(ledger.read())) == 2
+    assert len(list(launch_log.read())) == 2
 
 
 def test_a_torn_line_hides_no_other():
     submit("a")
-    with ledger.path().open("a") as file:
+    with launch_log.path().open("a") as file:
         file.write('{"event": "subm\n')
     submit("b")
     assert len(all_launches()) == 2
@@ -87,18 +87,18 @@ def test_the_scheduler_that_is_asked_writes_the_end_down(monkeypatch):
     )
     slurm = create("slurm", "torchx")
     slurm.describe("17")
-    assert find("17").state == "UNKNOWN"
+    assert find_launch("17").state == "UNKNOWN"
     state = AppState.FAILED
     slurm.describe("17")
     slurm.describe("17")
-    assert find("17").state == "FAILED"
-    assert len(list(ledger.read())) == 2
+    assert find_launch("17").state == "FAILED"
+    assert len(list(launch_log.read())) == 2
 
 
 def test_history_is_a_table_of_the_newest(capsys):
     handles = [submit(str(number))[0] for number in range(3)]
-    ledger.record_end(handles[1], "FAILED", [143, 75])
-    ledger.record_end(handles[2], "SUCCEEDED", [0, 0])
+    launch_log.record_end(handles[1], "FAILED", [143, 75])
+    launch_log.record_end(handles[2], "SUCCEEDED", [0, 0])
     lines = said(capsys, "history", "-n", "2", "--offline").splitlines()
     assert lines[0].split() == ["submitted", "run", "scheduler", "nodes", "state", "handle"]
     assert len(lines) == 3
@@ -107,7 +107,7 @@ def test_history_is_a_table_of_the_newest(capsys):
 
 
 def test_history_without_any(capsys, home):
-    assert said(capsys, "history") == f"Nothing was launched yet ({ledger.path()}).\n"
+    assert said(capsys, "history") == f"Nothing was launched yet ({launch_log.path()}).\n"
 
 
 def test_a_scheduler_that_cannot_be_asked_is_told(capsys, monkeypatch, home):
@@ -119,7 +119,7 @@ def test_a_scheduler_that_cannot_be_asked_is_told(capsys, monkeypatch, home):
 
 def test_show_says_all_and_why_needs_a_known_run(capsys):
     handle, run_id = submit("9", "slurm", "run.dir=/shared/runs/nine")
-    ledger.record_end(handle, "SUCCEEDED", [0])
+    launch_log.record_end(handle, "SUCCEEDED", [0])
     for name in (run_id, handle, "9", run_id[:-2]):
         shown = said(capsys, "show", name)
         assert "run directory /shared/runs/nine" in shown
@@ -133,21 +133,21 @@ def test_an_ambiguous_beginning_is_refused():
     _, first = submit("1", "slurm", "run.name=mine-a")
     _, second = submit("2", "slurm", "run.name=mine-b")
     with pytest.raises(UsageError, match=f"'mine' may be any of {first}, {second}; name one"):
-        find("mine")
+        find_launch("mine")
 
 
 def test_a_local_launch_whose_command_is_gone_is_lost(capsys):
     submit("4", "local_cwd", pid=2**22 + 1)
     assert "LOST" in said(capsys, "history")
     submit("5", "local_cwd", host="elsewhere", pid=os.getpid())
-    assert find("5").refresh() == "UNKNOWN"
-    assert socket.gethostname() == find("4").line["host"]
+    assert find_launch("5").refresh() == "UNKNOWN"
+    assert socket.gethostname() == find_launch("4").line["host"]
 
 
 def test_torchx_lists_local_jobs_from_the_ledger(monkeypatch, home):
     handle, _ = submit("4", "local_cwd", pid=2**22 + 1)
     other, _ = submit("5", "local_cwd")
-    ledger.record_end(other, "FAILED", [75])
+    launch_log.record_end(other, "FAILED", [75])
     monkeypatch.setenv("PATH", str(home))  # no squeue, no sacct
     with get_runner() as runner:
         found = {job.app_handle: job.state.name for job in runner.list("local_cwd")}

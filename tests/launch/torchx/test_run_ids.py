@@ -1,7 +1,8 @@
 import json
 import re
 
-from launch.identity import identify, new_id, slug
+from launch.contract import new_run_id, slug
+from launch.torchx.run_ids import ids_of_run
 from tests.launch.launching import fit
 
 
@@ -29,7 +30,7 @@ def test_a_run_that_is_there_keeps_its_identity(tmp_path):
 def test_a_damaged_identity_is_left_to_train_to_refuse(tmp_path):
     for text in ("{", "[]", "{}", '{"id": "x"}'):
         (tmp_path / "run.json").write_text(text)
-        assert identify("mine", "fit", tmp_path).run_id.startswith("mine-")
+        assert ids_of_run("mine", "fit", tmp_path).run_id.startswith("mine-")
 
 
 def test_an_identity_of_the_users_wins():
@@ -40,7 +41,7 @@ def test_an_identity_of_the_users_wins():
 def test_ids_work_as_file_names():
     assert slug("a b/c:d") == "a-b-c-d"
     assert slug("//") == "run"
-    assert len({new_id("x") for _ in range(100)}) == 100
+    assert len({new_run_id("x") for _ in range(100)}) == 100
 
 
 def test_train_groups_a_run_as_it_was_told(tmp_path, monkeypatch):

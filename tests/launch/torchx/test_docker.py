@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from torchx.schedulers.docker_scheduler import DockerScheduler
 
-from launch.history import ledger
-from launch.history.launches import find
-from launch.schedulers import create
+from launch.history import launch_log
+from launch.history.launches import find_launch
+from launch.torchx.schedulers import create
 from tests.launch.launched import said, submit
 from tests.launch.launching import dryrun
 from tests.support.runs import ROOT, TINY
@@ -65,8 +65,8 @@ def test_a_cancelled_job_has_the_time_to_save_and_has_not_failed(engine, capsys)
     scheduler.cancel(JOB)
     assert [container.timeout for container in engine] == [45, 110]
     assert scheduler.describe(JOB).state.name == "CANCELLED"
-    assert find(JOB).state == "CANCELLED"
-    (end,) = [line for line in ledger.read() if line["event"] == "ended"]
+    assert find_launch(JOB).state == "CANCELLED"
+    (end,) = [line for line in launch_log.read() if line["event"] == "ended"]
     assert (end["handle"], end["state"]) == (handle, "CANCELLED")
     assert "it was cancelled" in said(capsys, "why", JOB)
 
@@ -76,14 +76,14 @@ def test_a_job_that_failed_has_failed(engine):
     for container in engine:
         container.status, container.attrs["State"]["ExitCode"] = "exited", 75
     assert create("local_docker", "torchx").describe(JOB).state.name == "FAILED"
-    assert find(JOB).end["exit_codes"] == [75, 75]
+    assert find_launch(JOB).end["exit_codes"] == [75, 75]
 
 
 def test_a_job_whose_containers_were_removed_has_not_succeeded(engine):
     submit(JOB, "local_docker")
     engine.clear()
     assert create("local_docker", "torchx").describe(JOB) is None
-    assert find(JOB).refresh() == "GONE"
+    assert find_launch(JOB).refresh() == "GONE"
 
 
 def test_docker_starts_nothing_again_since_it_knows_no_codes(engine, capsys):

@@ -14,7 +14,7 @@ from torchx.components.dist import ddp
 from torchx.specs import macros
 
 from launch.agent.options import parse
-from launch.schedulers import MODULES
+from launch.torchx.schedulers import SCHEDULERS
 from tests.launch.launching import NIGHTLY, dryrun, fit
 from tests.support.runs import ROOT, TINY
 from train.exits import UsageError
@@ -42,7 +42,7 @@ def test_one_registered_component_would_hide_the_built_in_ones(tmp_path):
 def test_one_registered_scheduler_would_hide_the_built_in_ones_and_become_the_default(tmp_path):
     said = torchx("run", "--help", cwd=tmp_path).stdout
     listed = re.search(r"-s \{([^}]+)\}", re.sub(r"\s+", "", said).replace("-s{", "-s {"))[1]
-    assert set(listed.split(",")) == set(MODULES)
+    assert set(listed.split(",")) == set(SCHEDULERS)
     # No configuration here: the default is still this machine.
     done = torchx("run", "--dryrun", "utils.echo", "--msg", "hi", cwd=tmp_path)
     assert "role_params" in done.stdout, "the request of a local scheduler"
@@ -59,7 +59,7 @@ def test_the_projects_own_configuration_names_a_local_scheduler_and_builds_nothi
     config.read(ROOT / ".torchxconfig")
     assert config["cli:run"]["scheduler"] == "local_cwd"
     assert config["cli:run"]["workspace"] == ""
-    assert set(config.sections()) - {"cli:run"} <= set(MODULES)
+    assert set(config.sections()) - {"cli:run"} <= set(SCHEDULERS)
 
 
 def test_runopts_would_end_in_a_traceback_without_ray(tmp_path):

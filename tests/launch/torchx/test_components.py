@@ -173,5 +173,5 @@ def test_run_takes_any_command():
 
 def test_a_component_is_found_by_its_path_too():
     words = ("-j", "1x2", *TINY)
-    by_path = app(f"{ROOT}/launch/components.py:fit", *words)
+    by_path = app(f"{ROOT}/launch/torchx/components.py:fit", *words)
     assert by_path.roles[0].args == app("isorun.fit", *words).roles[0].args

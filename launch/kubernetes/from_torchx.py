@@ -1,5 +1,5 @@
-"""A TorchX app as a request for rendering: what it says becomes values of run.yaml, where there is
-one for it, and a patch of the Job where there is none."""
+"""Converts a TorchX app to a render request: its fields become values of run.yaml, or, if there is
+no such value, patches of the Job."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from launch.agent_command import AGENT, agent_arguments, variable
 from launch.contract import UsageError
 from launch.kubernetes import manifests
-from launch.kubernetes.rendering import Request
+from launch.kubernetes.rendering import RenderRequest
 from launch.kubernetes.values import Change, Changes, number
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Role
 
-ROLE = "isorun/role"  # the label that says which TorchX role a job is
-_AGENT = ["python", "-m", "launch.agent"]
-_HEAD = "ISORUN_HEAD"  # the variable that holds node 0's host, for apps that ask for it
-_INDEX = "\N{REPLACEMENT CHARACTER}index\N{REPLACEMENT CHARACTER}"  # stands in no argument
-# What the templates say themselves, as it depends on where the pods are.
+ROLE = "isorun/role"  # the label with the name of the TorchX role
+_HEAD = "ISORUN_HEAD"  # the variable with node 0's host name, for apps that use rank0_env
+_INDEX = "\N{REPLACEMENT CHARACTER}index\N{REPLACEMENT CHARACTER}"  # occurs in no argument
+# Options of the agent that the templates set.
 _BY_TEMPLATE = {"rdzv_endpoint", "rdzv_host_env", "node_rank", "local_addr"}
-# Options of the scheduler that are values of a run.
+# Options of the scheduler, and the values of run.yaml that they set.
 _VALUES = {
     "cpu": "cpu",
     "queue": "queue",
@@ -33,7 +33,7 @@ _VALUES = {
     "shared_memory": "sharedMemory",
     "scratch": "scratch",
 }
-# Those that some component puts in place: naming one is asking for the component.
+# Options that add the component which needs the value.
 _COMPONENTS = {
     "queue_priority": "kueue",
     "topology": "kueue-topology",
@@ -43,33 +43,31 @@ _COMPONENTS = {
 
 @dataclass
 class _Job:
-    """What a role comes to."""
+    """A role, converted."""
 
     command: list[str]
     spec: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
-    flags: list[str] = field(default_factory=list)
-    """Of the agent's, those that take no value."""
     add: list[str] = field(default_factory=list)
     patches: list[dict[str, Any]] = field(default_factory=list)
 
 
 def unique_name(name: str) -> str:
-    """A name that no other launch has, short enough for pods to be numbered."""
+    """A unique name, short enough that pod names with numbers are valid."""
     return f"{name[:40].rstrip('-')}-{secrets.token_hex(3)}"
 
 
-def request(app: AppDef, cfg: Mapping[str, Any], name: str) -> Request:
-    """What is to be rendered for an app. ``cfg`` are the scheduler's options, ``name`` the job's.
-    Raises UsageError."""
+def render_request(app: AppDef, cfg: Mapping[str, Any], name: str) -> RenderRequest:
+    """The render request for an app. ``cfg`` are the scheduler's options, ``name`` is the job's
+    name. Raises UsageError."""
     if len(app.roles) != 1:
         raise UsageError(
-            f"The app {app.name} has {len(app.roles)} roles, but kubernetes_job makes one job of "
-            "one role; start them one by one, or use TorchX's scheduler kubernetes."
+            f"The app {app.name} has {len(app.roles)} roles, but kubernetes_job supports one; "
+            "submit the roles separately, or use TorchX's scheduler kubernetes."
         )
     overlay = manifests.overlay(str(cfg["overlay"]))
     role = _substituted(app.roles[0], f"{cfg['namespace']}:{name}")
-    job = _agent_job(role) if _words(role)[: len(_AGENT)] == _AGENT else _plain_job(role)
+    job = _agent_job(role) if _starts_agent(role) else _plain_job(role)
     _resources(job, role, overlay, cfg)
     _mounts(job, role)
     job.env = {**role.env, **job.env}
@@ -84,25 +82,20 @@ def request(app: AppDef, cfg: Mapping[str, Any], name: str) -> Request:
     )
     metadata = {"labels": {ROLE: role.name}, "annotations": dict(app.metadata) or None}
     job.patches.append({"metadata": metadata})
-    if job.flags:
-        # Before the -- that ends the agent's own arguments in the template.
-        place = "/spec/template/spec/containers/0/command/7"
-        operations = [{"op": "add", "path": place, "value": flag} for flag in job.flags]
-        job.patches.append({"operations": operations})
     add = [*job.add, *(cfg.get("components") or [])]
     leave_out = [] if role.resource.gpu > 0 else ["gpu"]
     if any(_is_runs(mount.dst_path) for mount in role.mounts):
-        leave_out.append("pvc")  # nobody would use that claim
-    return Request(overlay.name, changes, add, leave_out, job.patches)
+        leave_out.append("pvc")  # the claim is not used
+    return RenderRequest(overlay.name, changes, add, leave_out, job.patches)
 
 
-def _words(role: Role) -> list[str]:
-    return [role.entrypoint, *role.args]
+def _starts_agent(role: Role) -> bool:
+    return role.entrypoint == "python" and tuple(role.args[: len(AGENT)]) == AGENT
 
 
 def _substituted(role: Role, app_id: str) -> Role:
-    """The role with TorchX's macros replaced. ``$(...)`` is Kubernetes' own way to name variables,
-    which the node's number makes use of and which is otherwise to be taken literally."""
+    """The role with TorchX's macros substituted. Kubernetes substitutes ``$(NAME)``: the node's
+    number becomes such a reference, and other text of this form is escaped."""
     from torchx.specs import macros
 
     values = macros.Values(img_root="/app", app_id=app_id, replica_id=_INDEX, rank0_env=_HEAD)
@@ -117,18 +110,16 @@ def _substituted(role: Role, app_id: str) -> Role:
 
 
 def _agent_job(role: Role) -> _Job:
-    """The agent is started by the template; its options become the template's values."""
+    """A role that starts the agent: the template starts it instead, and its options become values
+    of run.yaml or environment variables."""
     from launch.agent.arguments import parser
 
-    words = role.args[len(_AGENT) - 1 :]
-    at = words.index("--") if "--" in words else len(words)
-    job = _Job(command=words[at + 1 :])
-    for key, value in vars(parser().parse_args(words[:at])).items():
+    options, command = agent_arguments(role.args) or ([], [])
+    job = _Job(command=command)
+    for key, value in vars(parser().parse_args(options)).items():
         if value is None or value is False or key in _BY_TEMPLATE:
             continue
-        if value is True:
-            job.flags.append(f"--{key.replace('_', '-')}")
-        elif key == "nnodes":
+        if key == "nnodes":
             least, _, most = str(value).partition(":")
             if most:
                 job.add.append("elastic")
@@ -136,18 +127,18 @@ def _agent_job(role: Role) -> _Job:
         elif key == "nproc_per_node":
             job.spec["processes"] = int(value) if str(value).isdigit() else value
         else:
-            job.env[f"PET_{key.upper()}"] = str(value)
+            job.env[variable(key)] = str(value)
     job.spec["command"] = job.command
     return job
 
 
 def _plain_job(role: Role) -> _Job:
-    """An app that is not run by the agent, such as a sweep. If no node asks for another's address,
-    they do not need each other."""
-    job = _Job(command=_words(role), spec={"processes": 1, "command": _words(role)})
-    asks = any(_HEAD in text for text in (*role.args, *role.env.values()))
-    if asks:
-        # Last in the list: a variable sees those above it.
+    """A role that does not start the agent, such as a sweep. Pods are independent unless the role
+    uses the host name of node 0."""
+    words = [role.entrypoint, *role.args]
+    job = _Job(command=words, spec={"processes": 1, "command": words})
+    if any(_HEAD in text for text in (*role.args, *role.env.values())):
+        # At the end of the list: a variable can refer to earlier ones only.
         head = {"name": _HEAD, "value": "$(JOB_NAME)-0.$(SERVICE)"}
         place = "/spec/template/spec/containers/0/env/-"
         job.patches.append({"operations": [{"op": "add", "path": place, "value": head}]})
@@ -162,8 +153,8 @@ def _resources(job: _Job, role: Role, overlay: manifests.Overlay, cfg: Mapping[s
     resource = role.resource
     if resource.cpu <= 0 or resource.memMB <= 0:
         raise UsageError(
-            f"The role {role.name} does not say how many cores and how much memory it needs; give "
-            "it a resource, such as -h cpu_small."
+            f"The role {role.name} requests no cores or no memory; add a named resource, such as "
+            "-h cpu_small."
         )
     job.spec |= {
         "image": role.image,
@@ -182,7 +173,7 @@ def _resources(job: _Job, role: Role, overlay: manifests.Overlay, cfg: Mapping[s
     shared = job.spec.get("sharedMemory") or overlay.run["spec"]["sharedMemory"]
     half = resource.memMB // 2
     if "sharedMemory" not in job.spec and number(shared) > half * 2**20:
-        job.spec["sharedMemory"] = _mebibytes(half)  # what the overlay says is for larger nodes
+        job.spec["sharedMemory"] = _mebibytes(half)  # the overlay's value is for larger nodes
     pod: dict[str, Any] = {}
     selector = {k: str(v) for k, v in resource.capabilities.items() if "/" in k}
     if selector:
@@ -205,7 +196,7 @@ def _mounts(job: _Job, role: Role) -> None:
     for at, mount in enumerate(role.mounts):
         name = f"mount-{at}"
         if _is_runs(mount.dst_path):
-            name = "runs"  # in place of the template's
+            name = "runs"  # replaces the template's volume
         kind = type(mount).__name__
         if kind == "VolumeMount":
             claim = {"claimName": mount.src, "readOnly": mount.read_only}
@@ -216,9 +207,9 @@ def _mounts(job: _Job, role: Role) -> None:
             volume = {"hostPath": {"path": mount.src_path}}
         else:
             raise UsageError(
-                f"The device {mount.src_path} cannot be mounted into a pod that may not do as it "
-                "likes; use the device plug-in of the cluster, and name its resource under "
-                "`devices` of a named resource."
+                f"The device {mount.src_path} (--mounts) cannot be mounted into an unprivileged "
+                "pod; use the cluster's device plugin, and request its resource with `devices` of "
+                "a named resource."
             )
         if name == "runs":
             rest: dict[str, Any] = {
@@ -241,6 +232,6 @@ def _is_runs(path: str) -> bool:
     return path.rstrip("/") == "/runs"
 
 
-def is_name(text: str) -> bool:
-    """Whether a namespace may be called this."""
+def is_namespace(text: str) -> bool:
+    """Whether the text is a valid name of a namespace."""
     return re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text) is not None

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from launch import resources
-from launch.schedulers import MODULES
+from launch.torchx import resources
+from launch.torchx.schedulers import SCHEDULERS
 from tests.launch import nightly
 from tests.launch.launching import NIGHTLY
 from tests.support.runs import ROOT, TINY
@@ -64,7 +64,7 @@ def test_schedulers_are_watched_however_they_are_found(tmp_path):
     assert (
         {"local_cwd", "local_docker", "slurm", "kubernetes", "kubernetes_job"}
         <= set(listed.split(","))
-        <= set(MODULES)
+        <= set(SCHEDULERS)
     )
     words = ("isorun.fit", "--env", "HF_TOKEN=abc", *TINY)
     done = nightly.torchx("run", "-s", "slurm", "--dryrun", *words, cwd=ROOT, expect=64,

@@ -1,4 +1,4 @@
-"""What TorchX is asked to start: the node agent on each node, with a training under it."""
+"""TorchX apps: one role, whose replicas are the nodes."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from launch import shape as shapes
+from launch.agent_command import AGENT
 from launch.contract import UsageError
-from launch.identity import Identity
 from launch.ports import DEFAULT_PORT
 from launch.secrets import withhold
+from launch.torchx import shape as shapes
+from launch.torchx.run_ids import RunIds
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Resource
 
-AGENT = ("-m", "launch.agent")
-IMAGES = ("isorun:cpu", "isorun:cuda")  # as docker/ builds them
-_PREFLIGHTS = ("auto", "off", "quick", "full")
+IMAGES = ("isorun:cpu", "isorun:cuda")  # built from docker/
 
 
 @dataclass(frozen=True)
-class Launch:
-    """The placement's half of a launch, as the components' arguments say it."""
+class AppBuilder:
+    """The arguments that all components share, checked."""
 
     shape: shapes.Shape
     resource: Resource
@@ -35,22 +34,22 @@ class Launch:
     max_retries: int = 0
 
     @classmethod
-    def of(
+    def from_arguments(
         cls,
         j: str,
         h: str | None,
-        numbers: tuple[int, int, int],
+        resources: tuple[int, int, int],
         image: str | None,
         name: str | None,
         env: Mapping[str, str] | None,
         mounts: list[str] | None,
         metadata: Mapping[str, str] | None,
         max_retries: int,
-    ) -> Launch:
-        """Checks the arguments of a component; ``numbers`` are cores, GPUs and MiB of memory.
+    ) -> AppBuilder:
+        """Checks a component's arguments; ``resources`` are cores, GPUs and MiB of memory.
         Raises UsageError."""
         shape = shapes.parse(j)
-        resource = shapes.resource(shape, h, *numbers)
+        resource = shapes.resource(shape, h, *resources)
         if shape.processes is None and resource.gpu > 0:
             shape = replace(shape, processes=resource.gpu)
         if max_retries < 0:
@@ -60,37 +59,38 @@ class Launch:
             _mounts(mounts or []), dict(metadata or {}), max_retries,
         )  # fmt: skip
 
-    def app(
+    def with_agent(
         self,
         role: str,
-        identity: Identity,
+        ids: RunIds,
         command: Sequence[str],
         *,
         options: Sequence[str] = (),
         rdzv_port: int = 0,
     ) -> AppDef:
-        """One role, one agent per node; ``options`` are further ones of the agent's."""
+        """An agent on each node, which runs the command as each rank; ``options`` are further
+        options of the agent."""
         from torchx.specs import macros
 
         shape = self.shape
         words = ["--nnodes", shape.nnodes, "--nproc-per-node", str(shape.processes or "auto")]
         if shape.max_nodes > 1:
-            # Not an endpoint with a default: a missing variable must not become localhost.
+            # By variable: `--rdzv-endpoint=${...:=localhost}`, as TorchX's own component has it,
+            # lets each node train alone if the variable is missing.
             words += ["--rdzv-host-env", macros.rank0_env, "--node-rank", macros.replica_id]
             words += ["--rdzv-port", str(rdzv_port)] if rdzv_port else []
-        return self._app(role, identity, [*AGENT, *words, *options, "--", *literal(command)],
-                         rdzv_port)  # fmt: skip
+        args = [*AGENT, *words, *options, "--", *literal(command)]
+        return self._app(role, ids, args, rdzv_port)
 
-    def alone(self, role: str, identity: Identity, arguments: Sequence[str]) -> AppDef:
-        """One role whose nodes do not meet; each runs ``python`` with these arguments."""
-        return self._app(role, identity, list(arguments), 0)
+    def without_agent(self, role: str, ids: RunIds, arguments: Sequence[str]) -> AppDef:
+        """``python ARGUMENTS`` on each node; the nodes do not communicate."""
+        return self._app(role, ids, list(arguments), 0)
 
-    def _app(self, role: str, identity: Identity, args: list[str], port: int) -> AppDef:
+    def _app(self, role: str, ids: RunIds, args: list[str], port: int) -> AppDef:
         from torchx.specs import AppDef, Role
 
-        elastic = self.shape.min_nodes < self.shape.max_nodes
         return AppDef(
-            name=_app_name(self.name or identity.group),
+            name=_app_name(self.name or ids.group),
             metadata=dict(self.metadata),
             roles=[
                 Role(
@@ -98,10 +98,9 @@ class Launch:
                     image=self.image,
                     entrypoint="python",
                     args=args,
-                    # What the user says wins, an identity of theirs included.
-                    env={**identity.environment(), **self.env},
+                    env={**ids.environment(), **self.env},  # --env wins, also over ids
                     num_replicas=self.shape.max_nodes,
-                    min_replicas=self.shape.min_nodes if elastic else None,
+                    min_replicas=self.shape.min_nodes if self.shape.is_elastic else None,
                     max_retries=self.max_retries,
                     resource=self.resource,
                     port_map={"c10d": port or DEFAULT_PORT},
@@ -111,34 +110,24 @@ class Launch:
         )
 
 
-def agent_options(preflight: str, max_restarts: int) -> list[str]:
-    """The agent's options that components share. Raises UsageError."""
-    if preflight not in _PREFLIGHTS:
-        raise UsageError(
-            f"--preflight is {preflight!r}, but must be one of {', '.join(_PREFLIGHTS)}."
-        )
-    if max_restarts < 0:
-        raise UsageError(f"--max_restarts must not be negative, but is {max_restarts}.")
-    return ["--max-restarts", str(max_restarts), "--preflight", preflight]
-
-
-def given(command: Sequence[str]) -> Sequence[str]:
+def required(command: Sequence[str]) -> Sequence[str]:
     """The command of ``isorun.run``. Raises UsageError if there is none."""
     if not command:
         raise UsageError(
-            "isorun.run was given no command; write it after --, such as `torchx run isorun.run "
-            "-- python -m train verify run.dir=/runs/mine`."
+            "isorun.run needs a command; write it after --, such as `torchx run isorun.run -- "
+            "python -m train verify run.dir=/runs/mine`."
         )
     return command
 
 
 def literal(words: Sequence[str]) -> list[str]:
-    """Words in which a ``$`` is one: TorchX takes ``$$`` and ``${app_id}`` for its own."""
+    """Words with each ``$`` doubled, so that TorchX does not substitute ``$$`` or ``${app_id}``."""
     return [word.replace("$", "$$") for word in words]
 
 
 def _app_name(name: str) -> str:
-    """As clusters take it: lower-case letters, digits and ``-``, a letter first, not too long."""
+    """A valid name on all schedulers: at most 32 lower-case letters, digits and ``-``, and the
+    first is a letter."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:32].strip("-")
     return slug if slug[:1].isalpha() else f"run-{slug}".rstrip("-")
 
@@ -149,9 +138,9 @@ def _mounts(mounts: list[str]) -> list[Any]:
     try:
         return list(parse_mounts(mounts))
     except (KeyError, ValueError) as error:
-        said = str(error.args[0])
-        said += " is missing" if said in {"src", "dst"} else ""
+        reason = str(error.args[0])
+        reason += " is missing" if reason in {"src", "dst"} else ""
         raise UsageError(
-            f"--mounts {','.join(mounts)}: {said}; write "
+            f"--mounts {','.join(mounts)}: {reason}; write "
             "type=bind,src=/on/the/host,dst=/in/the/container[,readonly]."
         ) from None

@@ -10,8 +10,8 @@ from torchx.schedulers.slurm_scheduler import SlurmScheduler
 from torchx.specs import AppState, ReplicaStatus, RoleStatus
 
 from launch.agent.failure import write_record
-from launch.history import ledger
-from launch.schedulers import create
+from launch.history import launch_log
+from launch.torchx.schedulers import create
 from tests.launch.launched import said, submit
 from train.exits import is_worth_retrying
 
@@ -41,7 +41,7 @@ def test_why_names_the_rank_the_reason_and_what_to_do(capsys, tmp_path, code, ag
     other = {"rank": 0, "host": "near", "exit_code": 75}
     failure(tmp_path, code, error="The loss was not finite.", others=[other])
     failure(tmp_path, code, rank=0, log=["less is known here"])
-    ledger.record_end(handle, "FAILED", [code])
+    launch_log.record_end(handle, "FAILED", [code])
     told = said(capsys, "why", "3")
     assert f"Rank 1 on far ended first: exit code {code}" in told
     assert "The loss was not finite." in told
@@ -53,7 +53,7 @@ def test_why_names_the_rank_the_reason_and_what_to_do(capsys, tmp_path, code, ag
 def test_why_is_not_misled_by_an_earlier_launch_of_the_same_run(capsys, tmp_path):
     failure(tmp_path, 71, ago=3600)
     handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
-    ledger.record_end(handle, "FAILED", [64])
+    launch_log.record_end(handle, "FAILED", [64])
     told = said(capsys, "why", "3")
     assert "exit code 71" not in told
     assert "No failure record can be seen from here" in told
@@ -66,7 +66,7 @@ def test_all_that_is_told_is_of_one_failure(capsys, tmp_path):
     others = [{"rank": rank, "host": "near", "exit_code": 137} for rank in (2, 3, 4)]
     failure(tmp_path, 137, ago=5, others=others, number=0)
     failure(tmp_path, 75, rank=2, error="The disk is full.", number=1)
-    ledger.record_end(handle, "FAILED", [75])
+    launch_log.record_end(handle, "FAILED", [75])
     told = said(capsys, "why", "3")
     assert "Rank 2 on far ended first: exit code 75" in told
     assert "The disk is full." in told
@@ -79,7 +79,7 @@ def test_of_several_agents_words_on_one_failure_that_of_its_cause_is_told(capsys
     handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
     failure(tmp_path, 78, rank=7, error="The loss was not finite.")
     failure(tmp_path, 75, others=[{"rank": 0, "host": "near", "exit_code": 75}])
-    ledger.record_end(handle, "FAILED", [78])
+    launch_log.record_end(handle, "FAILED", [78])
     told = said(capsys, "why", "3")
     assert "Rank 7 on far ended first: exit code 78" in told
     assert "lower optim.lr" in told
@@ -107,10 +107,10 @@ def test_what_the_scheduler_said_is_kept(capsys, monkeypatch, home):
 
 def test_an_end_that_was_recorded_without_words_is_told_as_well(capsys):
     handle, _ = submit("9")
-    ledger.record_end(handle, "FAILED", [75])
-    lines = [json.loads(line) for line in ledger.path().open()]
+    launch_log.record_end(handle, "FAILED", [75])
+    lines = [json.loads(line) for line in launch_log.path().open()]
     del lines[-1]["message"], lines[-1]["replicas"]
-    ledger.path().write_text("".join(json.dumps(line) + "\n" for line in lines))
+    launch_log.path().write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "FAILED, exit code 75" in said(capsys, "why", "9")
 
 
