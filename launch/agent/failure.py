@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.contract import ADVICE, FAILURES, Exit, is_worth_retrying
+from launch.failure_record import headline
 
 TERMINATION_BYTES = 4096  # Kubernetes' limit for termination messages
 _TAIL_LINES = 20
@@ -115,7 +116,7 @@ class Outcome:
     def paragraph(self) -> str:
         """The message for people."""
         first = self.first
-        text = headline(first.rank, first.host, first.what)
+        text = headline(self.record())
         text += f", {first.error}" if first.error else "."
         if not text.endswith((".", "!", "?")):
             text += "."
@@ -129,11 +130,6 @@ class Outcome:
             lines = "\n".join(f"    {line}" for line in first.log[-5:])
             text += f"\n  last lines of its standard error:\n{lines}"
         return text
-
-
-def headline(rank: int, host: str, what: str) -> str:
-    """How every message about a failure begins; ``what`` is the exit code with its name."""
-    return f"Rank {rank} on {host} ended first: {what}"
 
 
 def advice(code: int) -> str:
