@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from launch.agent.arguments import Given, parser
+from launch.agent.arguments import Values, parser
 from launch.contract import UsageError
 
 AGENT = ("-m", "launch.agent")
@@ -47,8 +47,8 @@ def agent_arguments(words: Sequence[str]) -> tuple[list[str], list[str]] | None:
     return None
 
 
-def options_of(words: Sequence[str], environ: Mapping[str, str]) -> Given | None:
+def options_of(words: Sequence[str], environ: Mapping[str, str]) -> Values | None:
     """The values of the agent's options, from a command line that starts it and the environment it
     gets there; None for another command line. Raises UsageError for an unknown option."""
     found = agent_arguments(words)
-    return Given(parser().parse_args(found[0]), environ) if found else None
+    return Values(parser().parse_args(found[0]), environ) if found else None

@@ -9,7 +9,7 @@ import pytest
 from torchx.schedulers.api import Stream
 from torchx.specs import AppState, AppStatus, ReplicaState
 
-from launch.agent.failure import Failure, Verdict
+from launch.agent.failure import Outcome, RankFailure
 from launch.kubernetes import logs, state
 from launch.kubernetes.scheduler import create_scheduler
 from launch.torchx.components import fit, run
@@ -91,9 +91,9 @@ def test_states_of_a_run_that_goes_well(cluster, scheduler):
     assert scheduler.exit_codes(app_id) == [0, 0]
 
 
-FIRST = Failure(rank=1, local_rank=0, host="text-1", pid=7, exit_code=64,
+FIRST = RankFailure(rank=1, local_rank=0, host="text-1", pid=7, exit_code=64,
                 error="optim.lrr is not a known key", time=0.0, log=[])  # fmt: skip
-RECORD = Verdict(FIRST, [FIRST], []).record(run_id="x")
+RECORD = Outcome(FIRST, [FIRST], []).record(run_id="x")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Starts a command that is asked to stop when the process that started it dies, however it dies.
+"""Starts a command that gets SIGTERM when the process that started it dies, even by SIGKILL.
 
-Run as a script, and without imports that cost time: it becomes each rank.
+Runs as a script and imports nothing slow: it becomes each rank. Only Linux can do this; on other
+systems ranks survive an agent that is killed.
 """
 
 import ctypes
@@ -13,13 +14,13 @@ _USAGE = 64  # train.exits.Exit.USAGE, which cannot be imported here
 
 
 def main() -> None:
-    """``tied.py PARENT COMMAND ...``: ties this process to its parent and becomes the command."""
+    """``start_rank.py PARENT COMMAND ...``: becomes the command, as a child of process PARENT."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        sys.exit(128 + signal.SIGTERM)  # it died before it could be noticed
-    os.environ.pop("TORCHELASTIC_SIGNALS_TO_HANDLE", None)  # the agent's, see elastic.py
+        sys.exit(128 + signal.SIGTERM)  # the parent died before prctl took effect
+    os.environ.pop("TORCHELASTIC_SIGNALS_TO_HANDLE", None)  # for the agent only, see elastic.py
     try:
         os.execvp(command[0], command)
     except OSError as error:
