@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from train.exits import Exit, RunError, UsageError
-from train.suggest import did_you_mean
+from launch.contract import Exit, RunError, UsageError, did_you_mean
 
 COMMANDS = {
     "history": "list the launches of this user, and what became of them",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from train.exits import Exit
+from launch.contract import Exit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

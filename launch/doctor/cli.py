@@ -13,17 +13,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from launch.contract import (
+    Exit,
+    RetryError,
+    RunError,
+    UsageError,
+    first_line,
+    leave,
+    this_world,
+    training_config,
+)
 from launch.doctor.findings import Finding, Status, broken, exit_code, merged, misset
 from launch.doctor.guard import bounded
 from launch.doctor.place import Place
 from launch.doctor.table import show, summary
-from launch.training import training_config
-from train.config.load import LoadedConfig
-from train.distributed.world import this_world
-from train.exits import Exit, RetryError, RunError, UsageError, first_line
-from train.process.error_file import write_error_file
 
 if TYPE_CHECKING:
+    from launch.contract import LoadedConfig
     from launch.doctor.examination import Examination
     from launch.doctor.meeting import Meeting
 
@@ -69,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(parse(sys.argv[1:] if argv is None else argv))
     except RunError as error:
-        write_error_file(error)
+        leave(error)
         print(f"isorun: error: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
@@ -169,7 +175,7 @@ def _verdict(examination: Examination, meeting: Meeting) -> Exit:
 def _leave(code: Exit, told: str) -> None:
     """What was wrong, for the agent of each node: whichever ends first can say it."""
     if code:
-        write_error_file((UsageError if code is Exit.USAGE else RetryError)(told))
+        leave((UsageError if code is Exit.USAGE else RetryError)(told))
 
 
 def _title(place: Place, meeting: Meeting, seconds: float) -> str:

@@ -71,11 +71,11 @@ class CheckpointSaver:
         collectives: Collectives,
         *,
         last_step: int | None = None,
-        on_commit: Callable[[], None] = lambda: None,
+        on_commit: Callable[[], None] | None = None,
     ) -> None:
         self.store, self.config = store, config
         self.rank, self.group = collectives.rank, collectives.host_group
-        self._all_gather, self._on_commit = collectives.all_gather_object, on_commit
+        self._collectives, self._on_commit = collectives, on_commit
         self.last_step = last_step
         """The step of the newest committed checkpoint."""
         self.last_timing = SaveTiming()
@@ -164,11 +164,11 @@ class CheckpointSaver:
         request = job.request
         try:
             made = self._phase(lambda: self.store.begin(request.step) if self.rank == 0 else None)
-            temporary = self._all_gather(made)[0]
+            temporary = self._gather(made)[0]
             self._phase(lambda: dcp.save(copies, temporary, self.group))
             self._phase(request.before_commit)
             mine = self._phase(lambda: self._hash_own(temporary))
-            files = {name: entry for part in self._all_gather(mine) for name, entry in part.items()}
+            files = {name: entry for part in self._gather(mine) for name, entry in part.items()}
             manifest = Manifest(request.step, request.state, request.metrics, files)
             self._phase(lambda: self._commit(temporary, manifest) if self.rank == 0 else None)
             job.error = None
@@ -186,7 +186,7 @@ class CheckpointSaver:
             result = work()
         except BaseException as caught:
             error = _reason(caught)
-        errors = self._all_gather(error)
+        errors = self._gather(error)
         failed = [(rank, reason) for rank, reason in enumerate(errors) if reason is not None]
         if failed:
             if self.rank == 0:
@@ -195,6 +195,10 @@ class CheckpointSaver:
             rank, reason = failed[0]
             raise _FailedError(reason if len(errors) == 1 else f"rank {rank}: {reason}")
         return result  # type: ignore[return-value]
+
+    def _gather(self, value: Any) -> list[Any]:
+        """The value of each rank, ordered by rank."""
+        return self._collectives.all_gather_object(value)
 
     def _hash_own(self, directory: Path) -> dict[str, Any]:
         """Size and hash of the files that this rank wrote; rank 0 also wrote the metadata."""
@@ -210,7 +214,8 @@ class CheckpointSaver:
             self.store.prune(self.config)
         except OSError as error:  # it is committed all the same
             _log.warning("older checkpoints could not be removed: %s", error)
-        self._on_commit()
+        if self._on_commit:
+            self._on_commit()
 
 
 def _on_gpu(shards: Mapping[str, Shard]) -> bool:

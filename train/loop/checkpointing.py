@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
+from train.checkpoint.mirroring import Mirroring
 from train.checkpoint.saver import CheckpointSaver, SaveRequest
 from train.checkpoint.state import collect_state
 from train.checkpoint.store import CheckpointStore, DamagedError
@@ -31,7 +32,7 @@ class Checkpointing:
     All methods are collective, unless they say otherwise. ``ledger`` is rank 0's, None on other
     ranks. ``facts`` are JSON values that each checkpoint keeps: ``run``, ``attempt``,
     ``samples``. ``last_step`` is the step of the checkpoint that the attempt resumed from, and
-    ``on_commit`` is called on rank 0 after each commit.
+    ``mirroring`` copies committed checkpoints (rank 0's; None without a mirror).
     """
 
     def __init__(
@@ -45,14 +46,18 @@ class Checkpointing:
         ledger: Ledger | None,
         facts: Mapping[str, Any],
         last_step: int | None,
-        on_commit: Callable[[], None] = lambda: None,
+        mirroring: Mirroring | None = None,
     ) -> None:
         self._store, self._on_error = store, config.on_error
         self._strategy, self._ema, self._tracker = strategy, ema, tracker
         self._ledger, self._facts = ledger, dict(facts)
         self._collectives = strategy.engine.checkpoint_collectives
         self._saver = CheckpointSaver(
-            store, config, self._collectives, last_step=last_step, on_commit=on_commit
+            store,
+            config,
+            self._collectives,
+            last_step=last_step,
+            on_commit=mirroring.committed if mirroring else None,
         )
         self._logged_timing = self._saver.last_timing
         self._pending: list[StepRecord] = []

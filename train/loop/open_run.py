@@ -108,7 +108,7 @@ def _open(
             "run": attempt.identity.id, "attempt": attempt.number, "samples": data.order.size
         },
         last_step=attempt.resume_step,
-        on_commit=records.on_commit if records else lambda: None,
+        mirroring=records.mirroring if records else None,
     )  # fmt: skip
     stack.callback(checkpointing.close)
     stop.describe_lost_steps = lambda: resume_point(checkpointing.last_step, progress.step)

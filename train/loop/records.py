@@ -26,8 +26,8 @@ class Records:
     """What rank 0 keeps records in."""
 
     ledger: Ledger
-    on_commit: Callable[[], None]
-    """Called after each commit of a checkpoint."""
+    mirroring: Mirroring | None
+    """Copies committed checkpoints; None where the run has no mirror."""
 
 
 def record_attempt(
@@ -73,12 +73,11 @@ def open_records(
 ) -> Records:
     """Opens the ledger, and starts copying checkpoints to the ``mirror``; both close with
     ``stack``. At the end of the run, copies get ``mirror_wait`` seconds."""
-    on_commit: Callable[[], None] = lambda: None
+    mirroring = None
     if mirror:
         store = CheckpointStore(directory.checkpoints)
         mirroring = Mirroring(mirror, store, joined.attempt.identity.id, warn)
         stack.push(_closes(mirroring, mirror_wait, joined.stop, beat))
-        on_commit = mirroring.committed
     ledger = Ledger(directory.ledger)
     stack.callback(ledger.close)
     ledger.begin_attempt(
@@ -87,7 +86,7 @@ def open_records(
         resume_position=progress.position,
         order=order,
     )
-    return Records(ledger, on_commit)
+    return Records(ledger, mirroring)
 
 
 def _closes(
