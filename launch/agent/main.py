@@ -19,7 +19,7 @@ from launch.agent.endpoint import wait_for_name, wait_for_port
 from launch.agent.meeting import ClosedError, have_passed, meet, note_passed, round_of, why_not_met
 from launch.agent.options import Options, parse
 from launch.agent.signals import Signals, StopSignal
-from launch.contract import Exit, RetryError, RunError, UsageError, leave, run_directory
+from launch.contract import Exit, RetryError, RunError, UsageError, run_directory, write_error_file
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
@@ -186,7 +186,7 @@ def _write(
     from launch.agent.failure import write_record, write_termination
 
     tell(verdict.paragraph())
-    leave(RunError(verdict.paragraph()))  # where TorchX looks, if it started this agent
+    write_error_file(RunError(verdict.paragraph()))  # where TorchX looks, if it started this agent
     record = verdict.record(
         run_id=os.environ.get("ISORUN_RUN_ID"),
         command=list(command),

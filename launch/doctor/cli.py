@@ -19,9 +19,9 @@ from launch.contract import (
     RunError,
     UsageError,
     first_line,
-    leave,
     this_world,
     training_config,
+    write_error_file,
 )
 from launch.doctor.findings import Finding, Status, broken, exit_code, merged, misset
 from launch.doctor.guard import bounded
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(parse(sys.argv[1:] if argv is None else argv))
     except RunError as error:
-        leave(error)
+        write_error_file(error)
         print(f"isorun: error: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
@@ -175,7 +175,7 @@ def _verdict(examination: Examination, meeting: Meeting) -> Exit:
 def _leave(code: Exit, told: str) -> None:
     """What was wrong, for the agent of each node: whichever ends first can say it."""
     if code:
-        leave((UsageError if code is Exit.USAGE else RetryError)(told))
+        write_error_file((UsageError if code is Exit.USAGE else RetryError)(told))
 
 
 def _title(place: Place, meeting: Meeting, seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,13 +15,13 @@ from train.data.epochs import steps_in
 from train.data.loader import check_dataset
 from train.data.order import SampleOrder
 from train.data.plan import BatchPlan
+from train.distributed.process_group import timeout_of
 from train.distributed.randomness import seed_everything
 from train.distributed.world import this_world
 from train.exits import DataError, UsageError
 from train.loop.model_summary import model_summary
 from train.optim.ema import Ema
 from train.optim.optimizer import build_optimizer
-from train.process.watchdog import WatchdogConfig
 from train.strategies.base import Strategy, StrategySetup
 from train.strategies.blocks import checkpoint_activations, find_blocks
 from train.strategies.engine import Engine
@@ -63,15 +62,9 @@ def build_engine(config: Config, strategy: StrategyChoice) -> Engine:
         precision=config.precision,
         deterministic=config.deterministic,
         distributed=strategy.name != "single",
-        timeout=_collective_timeout(config.watchdog),
+        timeout=timeout_of(config.watchdog.first_timeout, config.watchdog.timeout),
         kwargs_handlers=strategy.cls.kwargs_handlers(strategy.options),
     )
-
-
-def _collective_timeout(config: WatchdogConfig) -> timedelta:
-    """How long a rank waits for others: longer than the watchdog, which can name the cause."""
-    limits = (config.first_timeout, config.timeout)
-    return timedelta(seconds=30 + 1.2 * max(limit or 86400.0 for limit in limits))
 
 
 @dataclass(frozen=True)
