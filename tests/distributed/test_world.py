@@ -1,0 +1,129 @@
+"""Which rank of how many this process is, from any launcher's environment."""
+
+import pytest
+
+from train.distributed.world import World, expand_counts, find_world, first_host, world_warnings
+from train.exits import UsageError
+
+RENDEZVOUS = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+
+
+def test_without_a_launcher_there_is_one_process():
+    world = find_world({})
+    assert (world.rank, world.world_size, world.local_world_size) == (0, 1, 1)
+    assert world.launcher == "python"
+
+
+@pytest.mark.parametrize(
+    ("more", "launcher", "local"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}, "torchrun", 2),
+        ({"TORCHELASTIC_RUN_ID": "x", "ACCELERATE_USE_CPU": "true"}, "accelerate", 1),
+        ({"CROSS_RANK": "0", "LOCAL_SIZE": "4"}, "deepspeed", 4),
+        ({}, "unknown", 1),
+    ],
+)
+def test_torch_s_own_variables(more, launcher, local):
+    world = find_world({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", **RENDEZVOUS, **more})
+    assert (world.rank, world.world_size, world.local_rank) == (3, 4, 1)
+    assert world.launcher == launcher
+    assert world.local_world_size == local
+
+
+SLURM = {
+    "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_STEP_TASKS_PER_NODE": "4,3", "SLURM_STEP_NODELIST": "gpu[07-08],login",
+    "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "2",
+}  # fmt: skip
+
+
+def test_srun_is_translated():
+    environ = dict(SLURM)
+    world = find_world(environ)
+    assert (world.rank, world.world_size, world.local_rank, world.local_world_size) == (5, 7, 1, 3)
+    assert world.launcher == "srun"
+    assert environ["RANK"] == "5"
+    assert environ["WORLD_SIZE"] == "7"
+    assert environ["MASTER_ADDR"] == "gpu07"
+    assert 20000 <= int(environ["MASTER_PORT"]) < 50000
+    other = {**SLURM, "SLURM_PROCID": "0", "SLURM_NODEID": "0"}
+    assert find_world(other).local_world_size == 4
+    assert other["MASTER_PORT"] == environ["MASTER_PORT"]
+
+
+def test_a_batch_script_and_torchrun_within_it_are_no_srun():
+    batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "7", "SLURM_JOB_ID": "1"}
+    assert find_world(dict(batch)).world_size == 1
+    inside = {**SLURM, "RANK": "0", "WORLD_SIZE": "2", **RENDEZVOUS, "TORCHELASTIC_RUN_ID": "x"}
+    assert find_world(inside).launcher == "torchrun"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("a", "a"),
+        ("a,b", "a"),
+        ("gpu[03-05,9],b", "gpu03"),
+        ("r[1,4]-x", "r1-x"),
+        ("n01-02", "n01-02"),
+    ],
+)
+def test_the_first_of_slurm_s_hosts(hosts, first):
+    assert first_host(hosts) == first
+
+
+def test_slurm_s_counts():
+    assert expand_counts("4(x2),3") == [4, 4, 3]
+    assert expand_counts("1") == [1]
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"RANK": "0"}, "RANK is set in the environment ('0'), but WORLD_SIZE is not"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set in the environment ('2'), but RANK is not"),
+        ({"RANK": "two", "WORLD_SIZE": "2", **RENDEZVOUS}, "RANK must be a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number of at least 1"),
+        (
+            {"RANK": "2", "WORLD_SIZE": "2", **RENDEZVOUS},
+            "RANK must be less than WORLD_SIZE, 2, but is 2 (environment)",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "MASTER_ADDR is not set"),
+    ],
+)
+def test_what_contradicts_itself_is_told(environ, expected):
+    with pytest.raises(UsageError) as error:
+        find_world(environ)
+    assert expected in str(error.value)
+
+
+def world(launcher="python", local=1):
+    return World(0, local, 0, local, launcher, "here")
+
+
+def test_what_was_asked_for_and_is_not_there(tmp_path):
+    launch = ["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "train"]
+    [text] = world_warnings(world(), 0, launch)
+    assert text.startswith("accelerate launch was asked for 2 processes but started 1")
+    assert world_warnings(world("accelerate", 2), 0, launch) == []
+    file = tmp_path / "accelerate.yaml"
+    file.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
+    launch = ["python", "accelerate", "launch", f"--config_file={file}", "--cpu", "-m", "train"]
+    [text] = world_warnings(world(), 0, launch)
+    assert text.startswith("accelerate launch was asked for 2 processes but started 1")
+    assert world_warnings(world(), 0, ["python", "x.py", "--num_processes", "2"]) == []
+    [text] = world_warnings(world(), 8, [])
+    assert text.startswith("here has 8 GPUs, but the run has 1 process(es) there")
+
+
+def test_torchrun_s_variables_without_torchrun(monkeypatch):
+    monkeypatch.setenv("PET_NPROC_PER_NODE", "2")
+    for launcher in ("unknown", "python"):
+        [text] = world_warnings(world(launcher), 0, [])
+        assert (
+            "PET_NPROC_PER_NODE is 2 (environment), but only torchrun and the node agent read it"
+            in text
+        )
+    monkeypatch.setenv("PET_NNODES", "1:2")
+    assert len(world_warnings(world(), 0, [])) == 2
+    assert world_warnings(world("torchrun", 2), 0, []) == []

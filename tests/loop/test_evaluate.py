@@ -1,0 +1,137 @@
+"""Metrics over a whole dataset are those of one big batch, however it is cut."""
+
+import pytest
+import torch
+
+from tests.support.runs import run
+from tests.support.strategies import engine
+from tests.support.tiny import TinyTask
+from train.data.loader import evaluation_batches
+from train.data.loader_config import LoaderConfig
+from train.data.plan import EvalPlan
+from train.exits import UsageError
+from train.loop.evaluate import EvaluationStoppedError
+from train.loop.evaluate import evaluate as loop_evaluate
+from train.tasks.base import Ratio
+
+
+class Samples:
+    def __init__(self, size):
+        generator = torch.Generator().manual_seed(1)
+        self.values = torch.rand(size, generator=generator)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, index):
+        return {"x": self.values[index], "weight": torch.tensor(1.0 + index % 3)}
+
+
+class Task(TinyTask):
+    """A weighted mean and, from torchmetrics, a maximum, which is no ratio of sums."""
+
+    def __init__(self):
+        pass
+
+    def metrics(self):
+        from torchmetrics import MaxMetric
+
+        return {"largest": MaxMetric()}
+
+    def measure(self, model, batch):
+        weighted = Ratio((batch["x"] * batch["weight"]).sum(), batch["weight"].sum())
+        return {"loss": weighted, "largest": (batch["x"],)}
+
+    def derive(self, totals):
+        total, count = totals["loss"]
+        return {"twice": 2 * total / count}
+
+
+def batches(size, micro, rank=0, world=1):
+    return evaluation_batches(
+        Samples(size), EvalPlan(size, micro, world), rank, seed=1,
+        collate=torch.utils.data.default_collate, config=LoaderConfig(), device_type="cpu",
+    )  # fmt: skip
+
+
+def evaluate(task, batches, model=None, **options):
+    model = model or torch.nn.Linear(1, 1)
+    return loop_evaluate(engine(), model, task, batches, **options)
+
+
+@pytest.mark.parametrize("micro", [1, 4, 37, 100])
+def test_any_micro_batch_gives_the_whole(micro):
+    data = Samples(37)
+    weights = 1 + torch.arange(37) % 3
+    expected = ((data.values.double() * weights).sum() / weights.sum()).item()
+    with batches(37, micro) as loaded:
+        found = evaluate(Task(), loaded)
+    assert found["loss"] == pytest.approx(expected, rel=1e-6)
+    assert found["twice"] == pytest.approx(2 * expected, rel=1e-6)
+    assert found["largest"] == pytest.approx(data.values.max().item())
+
+
+def test_rounds_that_only_keep_ranks_in_step_do_not_count():
+    """The last of three ranks has nothing of its own in the second round."""
+    data, seen = Samples(7), []
+
+    class Watching(Task):
+        def measure(self, model, batch):
+            seen.append(len(batch["x"]))
+            return super().measure(model, batch)
+
+    found = []
+    for rank in range(3):
+        with batches(7, 2, rank, 3) as loaded:
+            found.append(evaluate(Watching(), loaded))
+    assert len(seen) == 6, "every rank computes equally often"
+    plan = EvalPlan(7, 2, 3)
+    for rank in range(3):
+        bounds = [plan.bounds(rank, number) for number in range(plan.rounds)]
+        mine = torch.cat([torch.arange(*b) for b in bounds])
+        weights = 1 + mine % 3
+        expected = ((data.values[mine] * weights).sum() / weights.sum()).item()
+        assert found[rank]["loss"] == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_model_is_evaluated_and_then_trained_again():
+    model, modes = torch.nn.Linear(1, 1), []
+
+    class Watching(Task):
+        def measure(self, model, batch):
+            modes.append((model.training, torch.is_grad_enabled()))
+            return super().measure(model, batch)
+
+    with batches(3, 2) as loaded:
+        evaluate(Watching(), loaded, model)
+    assert modes == [(False, False)] * 2
+    assert model.training
+
+
+def test_a_stop_ends_it_between_two_batches():
+    asked = iter([False, False, True])
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(EvaluationStoppedError), batches(9, 1) as loaded:
+        evaluate(Task(), loaded, model, stop=lambda: next(asked))
+    assert model.training
+
+
+def test_what_measure_must_return_is_told():
+    class Wrong(Task):
+        def measure(self, model, batch):
+            return {"loss": batch["x"].mean()}
+
+    with pytest.raises(UsageError, match=r"Tensor for 'loss'.*Ratio"), batches(3, 2) as loaded:
+        evaluate(Wrong(), loaded)
+
+
+def test_two_processes_measure_what_one_does(tmp_path):
+    """37 samples in micro-batches of 18: the second rank has nothing of its own at the end."""
+    import json
+
+    rules = ["length.steps=2", "schedule.warmup_steps=0", "evaluate.micro_batch_size=18"]
+    run("fit", tmp_path, *rules)
+    alone = run("evaluate", tmp_path, *rules, "--json")
+    both = run("evaluate", tmp_path, *rules, "--json", processes=2)
+    expected = json.loads(alone.stdout)
+    assert json.loads(both.stdout)["loss"] == pytest.approx(expected["loss"], rel=1e-6)

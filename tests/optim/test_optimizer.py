@@ -1,0 +1,117 @@
+"""Which optimiser is built, over which parameters, with which weight decay."""
+
+import pytest
+import torch
+from torch import nn
+
+from train.exits import UsageError
+from train.optim.optimizer import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
+
+
+class MyRMSNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+
+def model():
+    module = nn.ModuleDict(
+        {
+            "embedding": nn.Embedding(10, 4),
+            "linear": nn.Linear(4, 4),
+            "norm": MyRMSNorm(),
+            "conv": nn.Conv1d(4, 4, 3),
+            "head": nn.Linear(4, 10, bias=False),
+            "frozen": nn.Linear(4, 4),
+        }
+    )
+    module["head"].weight = module["embedding"].weight
+    module["frozen"].requires_grad_(False)
+    return module
+
+
+def decayed(config, module):
+    """Names with weight decay, and names without."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    found = {True: set(), False: set()}
+    for group in parameter_groups(config, module):
+        found[group["weight_decay"] > 0] |= {names[id(p)] for p in group["params"]}
+    return found[True], found[False]
+
+
+def test_norms_biases_and_embeddings_do_not_decay():
+    decay, none = decayed(OptimConfig(weight_decay=0.1), model())
+    assert decay == {"linear.weight", "conv.weight"}
+    assert none == {"embedding.weight", "linear.bias", "norm.scale", "conv.bias"}
+
+
+def test_what_does_not_decay_can_be_chosen():
+    decay, none = decayed(OptimConfig(weight_decay=0.1, no_decay=["norm"]), model())
+    assert none == {"norm.scale"}
+    assert "embedding.weight" in decay
+
+
+def test_a_model_without_trainable_parameters_is_refused():
+    with pytest.raises(UsageError, match="no trainable parameter"):
+        parameter_groups(OptimConfig(), nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    ("use", "cls"),
+    [
+        ("adamw", torch.optim.AdamW),
+        ("sgd", torch.optim.SGD),
+        ("torch.optim:NAdam", torch.optim.NAdam),
+    ],
+)
+def test_by_name_or_dotted_path(use, cls):
+    optimizer = build_optimizer(OptimConfig(use=use, lr=0.5), model())
+    assert type(optimizer) is cls
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+
+
+def test_arguments_arrive_and_the_fused_kernels_are_used():
+    config = OptimConfig(betas=[0.8, 0.95], eps=1e-6, options={"amsgrad": True})
+    defaults = build_optimizer(config, model()).defaults
+    assert (defaults["betas"], defaults["eps"], defaults["amsgrad"]) == ((0.8, 0.95), 1e-6, True)
+    assert defaults["fused"] is True
+    assert (
+        build_optimizer(OptimConfig(options={"foreach": True}), model()).defaults["fused"] is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"use": "adammw"}, r"optim\.use.*'adammw' \(line 3\).*did you mean adam"),
+        ({"use": "torch.optim:AdamV"}, r"optim\.use \(line 3\).*AdamV"),
+        ({"use": "torch.nn:Linear"}, r"Linear.*Optimizer"),
+        ({"use": "sgd", "betas": [0.9, 0.99]}, r"optim\.betas is not an argument of.*'sgd'"),
+        ({"options": {"amsgrd": True}}, r"optim\.options\.amsgrd is not an argument"),
+        ({"use": "sgd", "options": {"nesterov": True}}, r"rejects its arguments: Nesterov"),
+    ],
+)
+def test_what_cannot_be_built_is_one_sentence(values, text):
+    with pytest.raises(UsageError, match=text) as error:
+        build_optimizer(OptimConfig(**values), model(), "line 3")
+    assert "\n" not in str(error.value)
+
+
+def test_the_learning_rate_of_every_group_is_set():
+    optimizer = build_optimizer(OptimConfig(weight_decay=0.1), model())
+    assert set_learning_rate(optimizer, 0.5, 0.5) == 0.25
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_what_an_optimiser_keeps_in_its_groups_survives(tmp_path):
+    from tests.support.forked import run
+    from tests.support.runs import state
+
+    base = ["optim.use=tests.faults.tasks:DistanceOptimizer", "checkpoint.every_steps=10"]
+    base += ["checkpoint.keep_last=9"]
+    run("fit", tmp_path / "one", *base)
+    run("fit", tmp_path / "two", *base, "task.kill_at_step=25", expect=-9)
+    run("fit", tmp_path / "two", *base)
+    distance = state(tmp_path / "one")["optimizer_groups"][0]["distance"]
+    assert distance > state(tmp_path / "one", 20)["optimizer_groups"][0]["distance"] > 0
+    assert state(tmp_path / "two")["optimizer_groups"][0]["distance"] == distance
