@@ -360,7 +360,7 @@ def test_a_hook_is_checked_before_anything_is_started(tmp_path, outside):
     module = outside(HOOK)
     with pytest.raises(UsageError, match=r"hooks \(command line\) names .*did you mean Diary"):
         fit(tmp_path, f"hooks=[{module}:Diry]")
-    with pytest.raises(UsageError, match="no subclass of train.hooks.Hook"):
+    with pytest.raises(UsageError, match="not a subclass of train.hooks.Hook"):
         fit(tmp_path, f"hooks=[{module}:random]", f"hooks=[{module}:json]", "hooks=[builtins:dict]")
     with pytest.raises(UsageError, match="does not accept the options"):
         fit(tmp_path, f"hooks=[{{use: '{module}:Diary', options: {{nam: x}}}}]")
