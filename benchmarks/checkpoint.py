@@ -17,6 +17,7 @@ from benchmarks.timing import machine, median_and_spread, ratios, table
 from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.saver import CheckpointSaver, SaveRequest
 from train.checkpoint.store import CheckpointStore
+from train.distributed.collectives import Collectives
 from train.distributed.shard import Shard
 
 _TENSORS = 20
@@ -39,7 +40,7 @@ def measure(parameters: int, saves: int, directory: Path) -> dict[str, list[floa
         kind: CheckpointSaver(
             CheckpointStore(directory / f"{parameters}-{kind}"),
             CheckpointConfig(asynchronous=kind == "asynchronous", keep_last=1),
-            None,
+            Collectives(0, 1),
         )
         for kind in ("asynchronous", "blocking")
     }

@@ -51,13 +51,15 @@ def isorun(work: Workload, *overrides: str) -> None:
     """``train.loop.fit.fit`` as ``python -m train fit`` calls it, with all tracking."""
     from train.checkpoint.run_directory import RunDirectory
     from train.loop.fit import fit
-    from train.loop.run import Run
+    from train.loop.open_run import open_run
+    from train.process.stop import StopRequest
 
     work.overrides += overrides
     directory = RunDirectory(work.loaded.run_directory)
     if work.world_size == 1:
         directory.acquire()
-    with Run(work.loaded, directory, []) as run:
+    stop = StopRequest(work.loaded.config.stop)
+    with open_run(work.loaded, directory, [], stop) as run:
         fit(run)
 
 

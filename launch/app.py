@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from launch import shape as shapes
+from launch.contract import UsageError
 from launch.identity import Identity
+from launch.ports import DEFAULT_PORT
 from launch.secrets import withhold
-from train.exits import UsageError
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Resource
 
 AGENT = ("-m", "launch.agent")
 IMAGES = ("isorun:cpu", "isorun:cuda")  # as docker/ builds them
-DEFAULT_PORT = 29500
 _PREFLIGHTS = ("auto", "off", "quick", "full")
 
 

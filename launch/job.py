@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.exits import UsageError
+from launch.contract import UsageError
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def training(
                 "so it cannot be checked before it is submitted; give a path that is the same "
                 "here and in the image, or submit it unchecked by --check False."
             )
-    from train.config.load import check as check_config
-    from train.config.load import load_config
+    from launch.contract import check_config, load_config
 
     loaded = load_config(files, overrides, runs=False)
     check_config(loaded.config, loaded.composed, world_size or 1)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import time
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
@@ -19,16 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.contract import UsageError
+from launch.deadlines import grace_period
 from launch.history import ledger
-from train.exits import UsageError
+from launch.ports import free_port
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Role
 
     from launch.history.launches import Launch
 
-_TO_STOP = 35.0  # seconds that an agent gives its ranks unless it is told otherwise
-_MARGIN = 10.0  # for the agent itself
 _POLL = 0.05
 
 
@@ -42,7 +41,7 @@ class OnThisMachine:
         """Gives the nodes of an app a port of their own, and each its share of the cores."""
         for role in app.roles if ledger.is_ours(app) else ():
             if "--rdzv-port" not in role.args:
-                role.env.setdefault("PET_RDZV_PORT", str(_free_port()))
+                role.env.setdefault("PET_RDZV_PORT", str(free_port()))
             # An agent divides the cores among its ranks, but does not know of other nodes here.
             if role.num_replicas > 1 and "OMP_NUM_THREADS" not in os.environ:
                 processes = role.num_replicas * _processes_per_node(role, self._devices())
@@ -149,8 +148,8 @@ class OnThisMachine:
 def patience(environ: Mapping[str, str]) -> float:
     """Seconds to wait for an agent that was asked to stop; ``environ`` is its environment."""
     with suppress(KeyError, ValueError):
-        return float(environ["PET_SHUTDOWN_TIMEOUT"]) + _MARGIN
-    return _TO_STOP + _MARGIN
+        return grace_period(float(environ["PET_SHUTDOWN_TIMEOUT"]))
+    return grace_period()
 
 
 def log_directory(app_id: str) -> Path:
@@ -229,11 +228,3 @@ def _processes_per_node(role: Role, devices: int) -> int:
     words = iter(role.args)
     said = next(words, "") if "--nproc-per-node" in words else ""  # which reads up to it
     return int(said) if said.isdigit() else max(1, devices)
-
-
-def _free_port() -> int:
-    """One that nobody has now; the kernel gives out others for a while before this one again."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port

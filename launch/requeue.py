@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from train.exits import Exit, is_worth_retrying
+from launch.contract import Exit, is_worth_retrying
 
 
 def main() -> int:

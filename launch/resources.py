@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from train.exits import UsageError
-from train.suggest import did_you_mean
+from launch.contract import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torchx.specs import Resource

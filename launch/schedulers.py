@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from launch import secrets
 from launch.containers import InContainers
+from launch.contract import UsageError
 from launch.history import ledger
 from launch.local import OnThisMachine
 from launch.slurm import OnSlurm
-from train.exits import UsageError
 
 if TYPE_CHECKING:
     from torchx.schedulers.api import Scheduler

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from launch.contract import UsageError
 from launch.resources import find
-from train.exits import UsageError
 
 if TYPE_CHECKING:
     from torchx.specs import Resource

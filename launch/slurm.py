@@ -11,20 +11,19 @@ import re
 import shlex
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from launch.history import ledger
+from launch.ports import port_of_run
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef
 
 # Accounting that is not there, or speaks another version's language.
 _NO_ACCOUNTING = (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError)
-_LOWEST_PORT, _PORTS = 10000, 20000  # below those that systems give out by themselves
 _AFTER_SRUN = "exitcode=$?\n"
 # The rest of TorchX's script would start any job again, and count preemptions as failures.
 _RULE = """\
@@ -41,7 +40,7 @@ class OnSlurm:
         ours = ledger.is_ours(app)
         for role in app.roles if ours else ():
             if role.num_replicas > 1 and "--rdzv-port" not in role.args:
-                role.env.setdefault("PET_RDZV_PORT", str(_port(role.env["ISORUN_RUN_ID"])))
+                role.env.setdefault("PET_RDZV_PORT", str(port_of_run(role.env["ISORUN_RUN_ID"])))
         info = super().submit_dryrun(app, cfg)  # type: ignore[misc]
         if ours:
             for replica in info.request.replicas.values():
@@ -143,8 +142,3 @@ def _ask(*command: str) -> str:
     with suppress(OSError):
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return ""
-
-
-def _port(run_id: str) -> int:
-    """The same for all nodes and starts of a run, and hardly ever that of another."""
-    return _LOWEST_PORT + zlib.crc32(run_id.encode()) % _PORTS

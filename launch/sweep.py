@@ -21,10 +21,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from launch.contract import Exit, RunError, UsageError, is_worth_retrying
 from launch.identity import slug
 from launch.job import Training, training
 from launch.shape import Shape
-from train.exits import Exit, RunError, UsageError, is_worth_retrying
 
 _LONGEST = 100  # letters of a directory's name
 _LARGEST = 1000  # more combinations than these are a slip of the pen

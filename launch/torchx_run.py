@@ -21,9 +21,9 @@ from torchx.runner import get_runner
 from torchx.runner.config import get_config
 from torchx.schedulers.local_scheduler import SignalException
 
+from launch.contract import RunError, UsageError
 from launch.history import ledger
 from launch.local import log_directory
-from train.exits import RunError, UsageError
 
 DEFAULT = "local_cwd"
 _TO_READ = 2.0  # seconds for what a job said last

@@ -16,7 +16,7 @@ class Lingers:
     def __del__(self, write=os.write):
         write(1, b"interpreter taken down\\n")
 
-def main():
+def main(*_):
     sys.lingers = Lingers()
     atexit.register(print, "exit hooks ran", flush=True)
     threading.Thread(target=lambda: (time.sleep(0.5), print("thread ended"))).start()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from train.exits import UsageError
+from launch.contract import UsageError
 
 DEFAULT_PORT = 29500
 TERMINATION_LOG = Path("/dev/termination-log")

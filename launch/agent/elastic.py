@@ -27,7 +27,7 @@ from launch.agent.failure import Failure, Verdict, error_of, first_failure, shel
 from launch.agent.options import Options
 from launch.agent.reports import Report, Reports
 from launch.agent.signals import Signals, StopSignal
-from train.exits import Exit
+from launch.contract import Exit
 
 _LOOK_AT_OTHERS = 1.0  # seconds between two looks at what other nodes report
 _TO_NOTICE = 5.0  # seconds for ranks to notice by themselves that others are gone, and say so

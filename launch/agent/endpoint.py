@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from train.exits import RetryError
+from launch.contract import RetryError
 
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 5.0

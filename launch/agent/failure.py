@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from train.exits import ADVICE, Exit, is_worth_retrying
+from launch.contract import ADVICE, Exit, is_worth_retrying
 
 TERMINATION_BYTES = 4096  # Kubernetes keeps no more of a container's termination message
 _TAIL_LINES = 20

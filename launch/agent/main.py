@@ -19,7 +19,7 @@ from launch.agent.endpoint import wait_for_name, wait_for_port
 from launch.agent.meeting import ClosedError, have_passed, meet, note_passed, round_of, why_not_met
 from launch.agent.options import Options, parse
 from launch.agent.signals import Signals, StopSignal
-from train.exits import Exit, RetryError, RunError, UsageError
+from launch.contract import Exit, RetryError, RunError, UsageError, run_directory, write_error_file
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
@@ -184,8 +184,6 @@ def _write(
 ) -> None:
     """Says what happened, and leaves it where people and programs look for it."""
     from launch.agent.failure import write_record, write_termination
-    from launch.training import run_directory  # reads configs, which takes its time to import
-    from train.process.error_file import write_error_file
 
     tell(verdict.paragraph())
     write_error_file(RunError(verdict.paragraph()))  # where TorchX looks, if it started this agent

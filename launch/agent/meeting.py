@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from launch.agent.endpoint import notice_silence
 from launch.agent.options import Options
-from train.exits import RetryError, UsageError
+from launch.contract import RetryError, UsageError
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler

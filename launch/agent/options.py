@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.agent.arguments import DEFAULT_PORT, TERMINATION_LOG, Given, parser
-from train.distributed.world import first_host
-from train.exits import UsageError
+from launch.contract import UsageError, first_host
 
 _MARGIN = 5.0  # seconds between the end of a stop in the ranks and their being killed
 # Where launchers say which node this is: TorchX, Kubernetes' Indexed Jobs, Slurm.

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 
+from launch.contract import Exit, UsageError
 from launch.history import ledger
 from launch.history.launches import all_launches
-from train.exits import Exit, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from train.exits import Exit
+from launch.contract import Exit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.usage = (
-        "python -m launch render OVERLAY [COMPONENT ...] [--set KEY=VALUE ...] [-- COMMAND ...]\n"
-        "       python -m launch render isorun.fit [--cfg KEY=VALUE,...] [ARGUMENT ...]"
+        "%(prog)s OVERLAY [COMPONENT ...] [--set KEY=VALUE ...] [-- COMMAND ...]\n"
+        "       %(prog)s isorun.fit [--cfg KEY=VALUE,...] [ARGUMENT ...]"
     )
     parser.add_argument(
         "names", nargs=argparse.REMAINDER, metavar="NAME", help="an overlay, then components"

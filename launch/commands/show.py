@@ -6,8 +6,8 @@ import argparse
 import json
 import shlex
 
+from launch.contract import Exit
 from launch.history.launches import Launch, find
-from train.exits import Exit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

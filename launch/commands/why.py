@@ -11,9 +11,9 @@ from typing import Any
 
 from launch.agent.failure import advice
 from launch.commands.show import add_run_argument
+from launch.contract import Exit, is_worth_retrying
 from launch.history.launches import Launch, find
 from launch.history.quietly import quietly
-from train.exits import Exit, is_worth_retrying
 
 _LINES = 10
 _SECONDS = 30.0  # within which all agents write what they know of one failure

@@ -13,17 +13,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from launch.contract import (
+    Exit,
+    RetryError,
+    RunError,
+    UsageError,
+    first_line,
+    this_world,
+    training_config,
+    write_error_file,
+)
 from launch.doctor.findings import Finding, Status, broken, exit_code, merged, misset
 from launch.doctor.guard import bounded
 from launch.doctor.place import Place
 from launch.doctor.table import show, summary
-from launch.training import training_config
-from train.config.load import LoadedConfig
-from train.distributed.world import this_world
-from train.exits import Exit, RetryError, RunError, UsageError, first_line
-from train.process.error_file import write_error_file
 
 if TYPE_CHECKING:
+    from launch.contract import LoadedConfig
     from launch.doctor.examination import Examination
     from launch.doctor.meeting import Meeting
 

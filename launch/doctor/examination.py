@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from launch.contract import BatchPlan
 from launch.doctor.checks import (
     clocks,
     collectives,
@@ -26,7 +27,6 @@ from launch.doctor.findings import ALL_NODES, Finding, Status, broken, misset, o
 from launch.doctor.guard import Check, bounded, bounded_together
 from launch.doctor.meeting import Meeting
 from launch.doctor.place import Place
-from train.data.plan import BatchPlan
 
 
 @dataclass(frozen=True)

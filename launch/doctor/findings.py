@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from train.exits import Exit
+from launch.contract import Exit
 
 ALL_NODES = "all nodes"
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from launch.contract import RunError, first_line, is_worth_retrying
 from launch.doctor.findings import Finding, broken, misset
-from train.exits import RunError, first_line, is_worth_retrying
 
 Check = Callable[[], list[Finding]]
 T = TypeVar("T")

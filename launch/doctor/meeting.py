@@ -18,8 +18,8 @@ from typing import Any
 
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
+from launch.contract import RetryError
 from launch.doctor.place import Place
-from train.exits import RetryError
 
 _NAME = "isorun-doctor"
 _POLL = 0.02  # seconds

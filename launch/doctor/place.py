@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from train.config.load import LoadedConfig
-from train.distributed.world import World
+from launch.contract import World
+
+if TYPE_CHECKING:
+    from launch.contract import LoadedConfig
 
 Level = Literal["quick", "full"]
 

@@ -7,8 +7,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from launch.contract import Exit
 from launch.doctor.findings import Finding, Status, exit_code, one_of_many
-from train.exits import Exit
 
 _COLOURS = {
     Status.OK: "green",

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launch.contract import UsageError, did_you_mean, run_directory
 from launch.history import ledger
 from launch.history.quietly import quietly
-from launch.training import run_directory
-from train.exits import UsageError
-from train.suggest import did_you_mean
 
 
 @dataclass

@@ -21,8 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.contract import Exit
 from launch.secrets import hide, is_secret
-from train.exits import Exit
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef

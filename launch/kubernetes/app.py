@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from launch.contract import UsageError
 from launch.kubernetes import manifests
 from launch.kubernetes.rendering import Request
 from launch.kubernetes.values import Change, Changes, number
-from train.exits import UsageError
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Role

@@ -9,9 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from launch import deadlines
+from launch.contract import STOP_DEADLINE, UsageError
 from launch.kubernetes.values import number
 from launch.secrets import is_secret
-from train.exits import UsageError
 
 Object = dict[str, Any]
 WORKLOADS = ("Job", "JobSet", "TrainJob")
@@ -48,8 +49,7 @@ def training(command: Sequence[str], world_size: int | None) -> float | None:
     """Checks the config of a training command by the training's own schema, if it can be read
     here: its files may be in the image only. Returns the stop.deadline that it asks for, if it
     does. Raises UsageError."""
-    from launch.training import training_config
-    from train.config.load import check as check_config
+    from launch.contract import check_config, training_config
 
     if not all(Path(word).is_file() for word in _files(command)):
         return None
@@ -147,8 +147,9 @@ def _grace(pod: dict[str, Any], asked: float | None) -> None:
     if "launch.agent" not in words:
         return
     pod_seconds = float(pod.get("terminationGracePeriodSeconds", 30))
-    agent = float(_option(words, "--shutdown-timeout") or env.get("PET_SHUTDOWN_TIMEOUT") or 35)
-    ranks = float(env.get("ISORUN_STOP_DEADLINE") or agent - 5)
+    said = _option(words, "--shutdown-timeout") or env.get("PET_SHUTDOWN_TIMEOUT")
+    agent = float(said or deadlines.SHUTDOWN_TIMEOUT)
+    ranks = float(env.get(STOP_DEADLINE) or deadlines.stop_deadline(agent))
     if asked is not None and asked > ranks:
         raise UsageError(
             f"The run asks for stop.deadline={asked:g}, but pods give ranks {ranks:g} s to save "

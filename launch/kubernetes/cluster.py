@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from train.exits import RetryError, RunError, UsageError
+from launch.contract import RetryError, RunError, UsageError
 
 Object = dict[str, Any]
 JOBSET = {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"}

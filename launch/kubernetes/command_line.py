@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
 
+from launch.contract import UsageError
 from launch.kubernetes import manifests
 from launch.kubernetes.rendering import Rendered, Request, render
 from launch.kubernetes.values import parse
-from train.exits import UsageError
 
 
 class _Parser(argparse.ArgumentParser):

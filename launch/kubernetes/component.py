@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from launch.contract import UsageError, did_you_mean
 from launch.kubernetes.rendering import Rendered
 from launch.kubernetes.scheduler import create_scheduler
-from train.exits import UsageError
-from train.suggest import did_you_mean
 
 
 def render_component(name: str, words: Sequence[str]) -> Rendered:

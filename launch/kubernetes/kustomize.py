@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from train.exits import UsageError
+from launch.contract import UsageError
 
 VARIABLE = "ISORUN_KUSTOMIZE"
 _HOW = (

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+from launch.contract import RetryError
 from launch.kubernetes import state
 from launch.kubernetes.cluster import Cluster
-from train.exits import RetryError
 
 Object = dict[str, Any]
 _POLL = 1.0  # seconds

@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from train.exits import UsageError
-from train.suggest import did_you_mean
+from launch.contract import UsageError, did_you_mean
 
 RUN = "run"  # the component that puts a run's values in place; the last of those before conversions
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
+from launch import deadlines
+from launch.contract import UsageError
 from launch.kubernetes import checks, kustomize, manifests
 from launch.kubernetes.values import Changes, apply
-from train.exits import UsageError
 
 Object = dict[str, Any]
 _JOB = {"group": "batch", "kind": "Job"}
@@ -30,8 +31,6 @@ _NO_GANG = {
     "independent": "lets pods fail one by one",
     "sweep": "runs a few pods of many at a time",
 }
-# The grace chain: each has so many seconds more than the one whose end it waits for.
-_AGENT_AFTER_RANKS, _POD_AFTER_AGENT = 15, 15
 
 
 @dataclass(frozen=True)
@@ -157,9 +156,9 @@ def _changes(folder: Path, request: Request) -> None:
     pod: dict[str, Any] = {"containers": [container]}
     if change := request.changes.stop_deadline:
         seconds = checks.seconds(change.value, f"stopDeadline ({change.origin})")
-        agent = seconds + _AGENT_AFTER_RANKS
+        agent = seconds + deadlines.POD_AGENT_AFTER_RANKS
         env |= {"ISORUN_STOP_DEADLINE": str(seconds), "PET_SHUTDOWN_TIMEOUT": str(agent)}
-        pod["terminationGracePeriodSeconds"] = agent + _POD_AFTER_AGENT
+        pod["terminationGracePeriodSeconds"] = agent + deadlines.POD_AFTER_AGENT
     if env:
         container["env"] = [{"name": k, "value": v} for k, v in env.items()]
         patches.insert(0, {"spec": {"template": {"spec": pod}}})

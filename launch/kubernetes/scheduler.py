@@ -17,11 +17,11 @@ from torchx.schedulers.api import (
 )
 from torchx.specs import AppDef, AppDryRunInfo, runopts
 
+from launch.contract import UsageError
 from launch.kubernetes import app as apps
 from launch.kubernetes import logs, state
 from launch.kubernetes.cluster import Cluster, connect, current_namespace
 from launch.kubernetes.rendering import Rendered, as_yaml, render
-from train.exits import UsageError
 
 NAME = "kubernetes_job"
 _OURS = "app.kubernetes.io/name=isorun"

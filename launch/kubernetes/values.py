@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from train.exits import UsageError
-from train.suggest import did_you_mean
+from launch.contract import UsageError, did_you_mean
 
 Count = Annotated[int, Field(ge=1)]
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|[KMGTP]i|[MGTP])?$")]

@@ -9,7 +9,10 @@ from train.checkpoint import dcp
 from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.saver import CheckpointSaver, SaveRequest
 from train.checkpoint.store import CheckpointStore
+from train.distributed.collectives import Collectives
 from train.distributed.shard import Shard
+
+ALONE = Collectives(0, 1)
 
 
 def held(tensors):
@@ -32,7 +35,7 @@ def stored(store, step, like):
 
 
 def test_training_may_go_on_while_it_is_written(store):
-    saver = CheckpointSaver(store, CheckpointConfig(), None)
+    saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
     tensors = {"a": torch.ones(1000), "b": torch.tensor(5)}
     gate = threading.Event()
     assert saver.save(held(tensors), request(1, before_commit=gate.wait)) is None
@@ -47,7 +50,7 @@ def test_training_may_go_on_while_it_is_written(store):
 
 
 def test_only_one_is_in_flight(store):
-    saver = CheckpointSaver(store, CheckpointConfig(keep_last=5), None)
+    saver = CheckpointSaver(store, CheckpointConfig(keep_last=5), ALONE)
     for step in range(1, 5):
         assert saver.save(held({"a": torch.full((10,), float(step))}), request(step)) is None
         assert len([t for t in threading.enumerate() if t.name == "checkpoint"]) <= 1
@@ -57,13 +60,13 @@ def test_only_one_is_in_flight(store):
 
 
 def test_blocking_mode_returns_with_the_checkpoint_committed(store):
-    saver = CheckpointSaver(store, CheckpointConfig(asynchronous=False), None)
+    saver = CheckpointSaver(store, CheckpointConfig(asynchronous=False), ALONE)
     assert saver.save(held({"a": torch.ones(3)}), request(1)) is None
     assert store.steps() == [1]
 
 
 def test_a_failed_write_is_told_and_older_ones_stay(store, monkeypatch):
-    saver = CheckpointSaver(store, CheckpointConfig(), None)
+    saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
     saver.save(held({"a": torch.ones(3)}), request(1))
 
     def no_space():
@@ -84,17 +87,18 @@ def test_a_failed_write_is_told_and_older_ones_stay(store, monkeypatch):
 def test_whatever_happens_to_the_writer_it_is_not_taken_for_saved(store, monkeypatch):
     """Not only what a phase of writing may raise: also a peer that is gone while errors are
     exchanged, and a disk that fails once more while what is half written is swept."""
-    saver = CheckpointSaver(store, CheckpointConfig(), None)
+    collectives = Collectives(0, 1)
+    saver = CheckpointSaver(store, CheckpointConfig(), collectives)
 
     def gone(value):
         raise RuntimeError("Connection closed by peer")
 
-    monkeypatch.setattr(saver, "_all_gather", gone)
+    monkeypatch.setattr(collectives, "all_gather_object", gone)
     saver.save(held({"a": torch.ones(3)}), request(1))
     assert "Connection closed by peer" in saver.wait()
     assert saver.last_step is None
 
-    saver = CheckpointSaver(store, CheckpointConfig(), None)
+    saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
 
     def fails(*_):
         raise OSError(5, "Input/output error")
@@ -110,7 +114,7 @@ def test_what_cannot_be_removed_is_no_failed_save(store, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(store, "prune", fails)
-    saver = CheckpointSaver(store, CheckpointConfig(), None)
+    saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
     saver.save(held({"a": torch.ones(3)}), request(1))
     assert saver.wait() is None
     assert saver.last_step == 1

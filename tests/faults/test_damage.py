@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert named in warning
     (aside,) = (killed / "checkpoints").glob("damaged-step-000000000030-*")
     assert f"renamed it to {aside.name}" in warning
-    assert "goes on from step 20" in done.stdout
+    assert "resumes at step 20" in done.stdout
     assert_finished_as(undisturbed, killed)
 
 

@@ -91,7 +91,7 @@ def test_a_straggler_is_named_once(tmp_path):
         "batch.micro_batch_size=6",
     )  # fmt: skip
     assert done[0].stderr.count("Rank 1 (") == 1
-    assert "holds up the others: per step it takes" in done[0].stderr
+    assert "slows down the others: per step it takes" in done[0].stderr
     assert "Rank 0 (" not in done[0].stderr
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from torchx.plugins import register
 
 from launch import resources
-from train.exits import UsageError
+from launch.contract import UsageError
 
 log = logging.getLogger(__name__)
 

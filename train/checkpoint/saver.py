@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from train.checkpoint import dcp
 from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.store import CheckpointStore, Manifest, hash_file
+from train.distributed.collectives import Collectives
 from train.distributed.shard import Shard
 
 T = TypeVar("T")
@@ -66,12 +66,20 @@ class CheckpointSaver:
     write to new memory takes longer than the copy.
     """
 
-    def __init__(self, store: CheckpointStore, config: CheckpointConfig, group: Any) -> None:
-        self.store, self.config, self.group = store, config, group
-        self.committed: Callable[[], None] = lambda: None
-        """Called on rank 0, in the writing thread, after each commit."""
-        self.rank = dist.get_rank(group) if group else 0
-        self.last_step: int | None = None
+    def __init__(
+        self,
+        store: CheckpointStore,
+        config: CheckpointConfig,
+        collectives: Collectives,
+        *,
+        last_step: int | None = None,
+        on_commit: Callable[[], None] | None = None,
+    ) -> None:
+        self.store, self.config = store, config
+        self.rank, self.group = collectives.rank, collectives.host_group
+        self._collectives, self._on_commit = collectives, on_commit
+        self.last_step = last_step
+        """The step of the newest committed checkpoint."""
         self.last_timing = SaveTiming()
         self._buffers: dict[str, Tensor] = {}
         self._reserving: threading.Thread | None = None
@@ -115,6 +123,12 @@ class CheckpointSaver:
         return self._job is not None and not self.in_flight and self._job.error is not None
 
     @property
+    def written(self) -> bool:
+        """Whether the last checkpoint is committed and ``wait`` has not been called since. Ranks
+        may briefly differ."""
+        return self._job is not None and not self.in_flight and self._job.error is None
+
+    @property
     def in_flight(self) -> bool:
         """Whether a checkpoint is being written. Ranks may briefly differ."""
         return (
@@ -156,11 +170,11 @@ class CheckpointSaver:
         request = job.request
         try:
             begun = self._phase(lambda: self.store.begin(request.step) if self.rank == 0 else None)
-            temporary = self._all_gather(begun)[0]
+            temporary = self._gather(begun)[0]
             self._phase(lambda: dcp.save(copies, temporary, self.group))
             self._phase(request.before_commit)
             mine = self._phase(lambda: self._hash_own(temporary))
-            files = {name: entry for part in self._all_gather(mine) for name, entry in part.items()}
+            files = {name: entry for part in self._gather(mine) for name, entry in part.items()}
             manifest = Manifest(request.step, request.state, request.metrics, files)
             self._phase(lambda: self._commit(temporary, manifest) if self.rank == 0 else None)
             job.error = None
@@ -178,7 +192,7 @@ class CheckpointSaver:
             result = work()
         except BaseException as caught:
             error = _reason(caught)
-        errors = self._all_gather(error)
+        errors = self._gather(error)
         failed = [(rank, reason) for rank, reason in enumerate(errors) if reason is not None]
         if failed:
             if self.rank == 0:
@@ -188,13 +202,9 @@ class CheckpointSaver:
             raise _FailedError(reason if len(errors) == 1 else f"rank {rank}: {reason}")
         return result  # type: ignore[return-value]
 
-    def _all_gather(self, value: Any) -> list[Any]:
+    def _gather(self, value: Any) -> list[Any]:
         """The values of all ranks, by rank."""
-        if not self.group:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(values, value, group=self.group)
-        return values
+        return self._collectives.all_gather_object(value)
 
     def _hash_own(self, directory: Path) -> dict[str, Any]:
         """Size and SHA-256 of the files that this rank wrote; rank 0 also wrote the metadata."""
@@ -210,7 +220,8 @@ class CheckpointSaver:
             self.store.prune(self.config)
         except OSError as error:  # the checkpoint is committed nevertheless
             _log.warning("older checkpoints could not be removed: %s", error)
-        self.committed()
+        if self._on_commit:
+            self._on_commit()
 
 
 def _on_gpu(shards: Mapping[str, Shard]) -> bool:

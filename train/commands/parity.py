@@ -12,10 +12,10 @@ import math
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from train.command_line import python_module
 from train.commands.arguments import add_config_arguments
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, RunError, UsageError
@@ -129,11 +129,11 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
 
     Raises RunError with the exit code of a failed run.
     """
-    command = [sys.executable, "-m"]
+    command = [*python_module("train"), "fit"]
     if placement.processes > 1:
-        command += ["torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={placement.processes}", "-m"]
-    command += ["train", "fit", *(word for file in files for word in ("--config", file))]
+        torchrun = [*python_module("torch.distributed.run"), "--standalone", "--no-python"]
+        command = [*torchrun, f"--nproc-per-node={placement.processes}", *command]
+    command += [word for file in files for word in ("--config", file)]
     command += [*settings, f"run.dir={directory}", f"strategy={placement.strategy}"]
     log = directory.with_name(f"{directory.name}.log")
     print(f"{placement}: {directory}", flush=True)

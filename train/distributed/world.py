@@ -119,6 +119,8 @@ def world_warnings(world: World, gpus: int, parent: list[str] | None = None) -> 
 
 
 def _launcher(environ: Mapping[str, str]) -> str:
+    if launcher := environ.get("ISORUN_LAUNCHER"):  # train.launch
+        return launcher
     if any(name.startswith("ACCELERATE_") for name in environ):
         return "accelerate"
     if "TORCHELASTIC_RUN_ID" in environ:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+
+from train.exits import OutOfMemoryError, RetryError, RunError, first_line
 
 LOST_PEER = (
     "Another rank has ended or cannot be reached, so this rank stops; see that rank's message for "
@@ -46,3 +49,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text
     )
+
+
+# Whoever meets these, the run is not to blame: it can continue once there is room, or storage.
+_MACHINE_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
+
+
+def as_run_error(error: BaseException) -> RunError | None:
+    """The error in one sentence, with its exit code, where its cause is known."""
+    if isinstance(error, RunError):
+        return error
+    if is_out_of_memory(error):
+        return OutOfMemoryError(OUT_OF_MEMORY.format(first_line(error)))
+    if is_lost_peer(error):
+        return RetryError(LOST_PEER)
+    if isinstance(error, OSError) and error.errno in _MACHINE_FAILED:
+        return RetryError(f"{error}; fix the cause, then rerun.")
+    return None

@@ -38,15 +38,22 @@ class StopRequest:
 
     A thread reads the signals, because Python runs no signal handlers while the main thread blocks
     inside torch, for example in a collective.
+
+    ``in_session``: the process is a script or notebook that continues after the run. A second
+    SIGINT, or one before the first step, then raises KeyboardInterrupt in the main thread instead
+    of ending the process, and the exit restores the previous handlers. If entered in another
+    thread than the main one, where Python allows no handlers, only the stop file requests a stop.
     """
 
-    def __init__(self, config: StopConfig) -> None:
+    def __init__(self, config: StopConfig, *, in_session: bool = False) -> None:
         self.signal: str | None = None
         self.starting = True
         """Whether the run is still starting: with nothing to save, a signal ends the process."""
         self.describe_lost_steps: Callable[[], str] = lambda: ""
         """Returns the text that follows the message when the deadline passes."""
-        self._config = config
+        self._config, self._in_session = config, in_session
+        self._listening = False
+        self._interrupts = 0
         self._deadline = _deadline(config)
         self._file: Path | None = None
         self._checked = 0.0
@@ -75,38 +82,53 @@ class StopRequest:
         self._file = file
 
     def __enter__(self) -> StopRequest:
+        if self._in_session and threading.current_thread() is not threading.main_thread():
+            return self
+        self._listening = True
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=_forget_signals)
         for number in _SIGNALS:
             # Python writes to the socket only for signals that have a handler.
-            self._previous[number] = signal.signal(number, lambda *_: None)
+            self._previous[number] = signal.signal(number, self._handle)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._listening:
+            return
         if self._timer:
             self._timer.cancel()
         for number, handler in self._previous.items():
             # After a request, ignore repeated signals: a launcher that repeats its signal while
             # other ranks end must not turn this exit into a death by signal.
-            signal.signal(number, signal.SIG_IGN if self.signal else handler)
+            ignored = self.signal and not self._in_session
+            signal.signal(number, signal.SIG_IGN if ignored else handler)
         signal.set_wakeup_fd(self._previous_fd)
         self._writer.close()  # ends the thread
         self._thread.join()
         self._reader.close()
 
+    def _handle(self, number: int, _frame: object) -> None:
+        """The Python signal handler; it runs in the main thread once that is not inside torch."""
+        if self._in_session and number == signal.SIGINT:
+            self._interrupts += 1
+            if self.starting or self._interrupts > 1:
+                raise KeyboardInterrupt
+
     def _listen(self) -> None:
         while received := self._reader.recv(16):
             for number in received:
                 if number in _SIGNALS:
-                    self._handle(signal.Signals(number))
+                    self._request(signal.Signals(number))
 
-    def _handle(self, number: signal.Signals) -> None:
+    def _request(self, number: signal.Signals) -> None:
         # os._exit in both cases: nothing may block after this. Incomplete files have temporary
         # names and are removed at the next start.
+        if self._in_session and number == signal.SIGINT and (self.starting or self.signal):
+            return  # _handle raises
         if self.starting:
             write_stderr("stopped on request before the first step; no work is lost.")
             os._exit(Exit.PREEMPTED)

@@ -49,6 +49,10 @@ class Heartbeat:
     first_step_done: bool = False
     """Whether the first step is complete."""
 
+    def complete_step(self) -> None:
+        """A step is complete: from now on the limit is that of later steps."""
+        self.first_step_done = True
+
     def update(self, phase: str, step: int) -> None:
         """Records that the rank enters a phase."""
         self.phase, self.step, self.at = phase, step, time.monotonic()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from train.exits import UsageError
 from train.imports import import_class
 from train.tasks.base import Task
@@ -35,3 +38,20 @@ def find_task(reference: str, origin: str) -> type[Task]:
             f"{field} names {reference!r}, but an import inside that module fails: {error}."
         ) from error
     return found
+
+
+def reference_of(task: type[Task]) -> str:
+    """What task.use must be for the command line to find a class that Python code has at hand.
+
+    A class defined in a script is found under the script's file name. One that is defined in a
+    notebook (module ``__main__`` without a file) cannot be found by other processes.
+    """
+    module = task.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        if spec is not None:  # python -m package.script
+            module = spec.name
+        elif file and Path(file).stem.isidentifier():
+            module = Path(file).stem
+    return f"{module}:{task.__qualname__}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from train.exits import UsageError, first_line
+from train.plugins import Plugin, find_plugin
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Sink:
     """
 
     name = ""
+    """Name in messages; by default the dotted path in the config."""
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run = run
 
     def load(self) -> None:
         """Imports the modules that ``open`` needs; does nothing else."""
@@ -65,3 +72,27 @@ class Sink:
 
         Called in any thread; must not block.
         """
+
+
+def find_sinks(plugins: Sequence[Plugin], origin: str) -> list[type[Sink]]:
+    """The sink classes that a config names; ``origin`` is where it names them, for error messages.
+
+    Raises UsageError if there is no such class.
+    """
+    return [find_plugin(plugin, Sink, f"track.sinks ({origin})", None) for plugin in plugins]
+
+
+def make_sinks(plugins: Sequence[Plugin], run: RunInfo) -> list[Sink]:
+    """Creates the sinks that a config names. Raises UsageError if a constructor fails."""
+    made = []
+    for plugin, cls in zip(plugins, find_sinks(plugins, "config"), strict=True):
+        try:
+            sink = cls(run, **plugin.options)
+        except Exception as error:
+            raise UsageError(
+                f"track.sinks names {plugin.use!r}, whose constructor failed "
+                f"({type(error).__name__}: {first_line(error)}); fix it, or remove it."
+            ) from error
+        sink.name = sink.name or plugin.use
+        made.append(sink)
+    return made

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from train.plugins import Plugin
 from train.section import Section
 
 
@@ -36,6 +37,9 @@ class TrackConfig(Section):
 
     wandb_tags: list[str] = []
     """W&B tags."""
+
+    sinks: list[Plugin] = []
+    """Further places for metrics: classes derived from train.Sink, by dotted path."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level of messages in the log files."""

@@ -9,7 +9,7 @@ from typing import Any
 from train.track.background import Background
 from train.track.console import open_console
 from train.track.metrics_file import MetricsFile
-from train.track.sinks import RunInfo, Sink
+from train.track.sinks import RunInfo, Sink, make_sinks
 from train.track.tensorboard import TensorBoardSink
 from train.track.track_config import TrackConfig
 from train.track.wandb_sink import WandbSink
@@ -42,11 +42,12 @@ class Tracker:
         self._console = open_console(config.console, run.unit, run.total_steps, run.start_step)
         self._file = self._open_file(run)
         if sinks is None:
-            sinks = []
+            sinks = list[Sink]()
             if config.tensorboard:
                 sinks.append(TensorBoardSink(run))
             if config.wandb != "disabled":
                 sinks.append(WandbSink(run, config))
+            sinks += make_sinks(config.sinks, run)
         self._background = Background(sinks, self.info, self.warn)
 
     def _open_file(self, run: RunInfo) -> MetricsFile | None:

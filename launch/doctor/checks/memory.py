@@ -10,12 +10,11 @@ from typing import Any
 
 import psutil
 
+from launch.contract import BatchPlan, LoadedConfig
 from launch.doctor.checks.units import readable
 from launch.doctor.findings import Finding, broken, misset, ok, warning
 from launch.doctor.guard import attempt
 from launch.doctor.place import Place
-from train.config.load import LoadedConfig
-from train.data.plan import BatchPlan
 
 SHM = Path("/dev/shm")
 _CGROUP = Path("/sys/fs/cgroup")

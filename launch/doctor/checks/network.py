@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from launch.contract import first_line
 from launch.doctor.checks.interfaces import addresses_of, is_loopback
 from launch.doctor.findings import Finding, broken, misset, ok, warning
 from launch.doctor.meeting import Meeting
 from launch.doctor.place import Place
-from train.exits import first_line
 
 CHECK = "network"
 CONNECT_SECONDS = 3.0

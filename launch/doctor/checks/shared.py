@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launch.contract import first_line
 from launch.doctor.checks.storage import existing
 from launch.doctor.findings import Finding, broken, misset, ok, skipped
 from launch.doctor.meeting import Meeting
 from launch.doctor.place import Place
-from train.exits import first_line
 
 CHECK = "shared directory"
 APPEARS_WITHIN = 10.0  # seconds: NFS keeps in mind for some time that a file was not there

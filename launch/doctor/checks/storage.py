@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from launch.contract import CheckpointStore, LoadedConfig
 from launch.doctor.checks.units import readable
 from launch.doctor.findings import Finding, broken, misset, ok, skipped, warning
 from launch.doctor.guard import attempt
 from launch.doctor.place import Place
-from train.checkpoint.store import CheckpointStore
-from train.config.load import LoadedConfig
 
 _MIB = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)

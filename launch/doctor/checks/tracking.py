@@ -6,10 +6,9 @@ import time
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from launch.contract import first_line, wandb_mode
 from launch.doctor.findings import Finding, ok, warning
 from launch.doctor.place import Place
-from train.exits import first_line
-from train.track.wandb_sink import wandb_mode
 
 CHECK = "W&B"
 SECONDS = 3.0

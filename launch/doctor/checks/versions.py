@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import launch
-import train
+from launch.contract import LoadedConfig, code_version, train_sources, train_version
 from launch.doctor.findings import Finding, misset, ok
-from train.checkpoint.run_directory import code_version
-from train.config.load import LoadedConfig
 
 CHECK = "versions"
 _PACKAGES = ("torch", "accelerate", "deepspeed", "numpy")
@@ -27,7 +25,7 @@ def software(loaded: LoadedConfig | None = None) -> dict[str, str]:
     The code is compared by a digest of its files, which an image without git has as well, and
     which changes that are not committed change, too.
     """
-    found = {"isorun": train.__version__, "code": _digest(_sources())}
+    found = {"isorun": train_version(), "code": _digest(_sources())}
     if loaded is not None and not loaded.task.__module__.startswith("train."):
         found["task"] = _digest([Path(inspect.getfile(loaded.task))])
     found["python"] = platform.python_version()
@@ -40,7 +38,8 @@ def software(loaded: LoadedConfig | None = None) -> dict[str, str]:
 
 
 def _sources() -> list[Path]:
-    roots = [Path(package.__file__).parent for package in (train, launch) if package.__file__]
+    assert launch.__file__
+    roots = [train_sources(), Path(launch.__file__).parent]
     return sorted(path for root in roots for path in root.rglob("*.py"))
 
 
