@@ -31,6 +31,7 @@ from typing import IO, Any
 
 from train.exits import ResumeRefusedError, StoppedError
 from train.files import write_json
+from train.version import __version__
 
 _FINISHED = "finished.json"
 _STOPPED = "stopped.json"
@@ -231,8 +232,6 @@ def _damaged(path: Path, why: object) -> ResumeRefusedError:
 
 def code_version() -> dict[str, Any]:
     """The package version and, in a git repository, the commit and whether it is dirty."""
-    from train import __version__
-
     version: dict[str, Any] = {"isorun": __version__}
 
     def git(*arguments: str) -> str:
