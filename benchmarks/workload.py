@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from train.config.load import LoadedConfig, load_config
-from train.data.order import SampleOrder
+from train.data.order import SampleOrder, initial_seed
 from train.distributed.randomness import seed_everything
 from train.optim.optimizer import build_optimizer
 from train.optim.schedule import learning_rate_factor
@@ -211,7 +211,7 @@ class Workload:
 
     def model(self) -> nn.Module:
         """The model with isorun's initial weights, on this rank's device."""
-        seed_everything(self.loaded.config.run.seed)
+        seed_everything(initial_seed(self.loaded.config.run.seed))
         return self.task.build_model().train().to(self.device)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

@@ -120,9 +120,7 @@ class RunDirectory:
             return RunIdentity(**values)
         if self.attempts():
             raise _damaged(path, "it is missing")
-        slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "run"
-        made = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        run_id = os.environ.get("ISORUN_RUN_ID") or made
+        run_id = os.environ.get("ISORUN_RUN_ID") or new_run_id(name)
         wandb_id = os.environ.get("WANDB_RUN_ID") or run_id
         identity = RunIdentity(run_id, name, wandb_id, time.time())
         write_json(path, asdict(identity))
@@ -228,6 +226,16 @@ def _damaged(path: Path, why: object) -> ResumeRefusedError:
         f"{path} is damaged ({why}), so the run cannot be identified; restore the file, or start a "
         "new run in another run.dir."
     )
+
+
+def new_run_id(name: str) -> str:
+    """A unique id for a run of this name; it is valid in file names and as a W&B run id."""
+    return f"{slug(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def slug(name: str) -> str:
+    """The name with only letters, digits, ``_`` and ``-``; never empty."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "run"
 
 
 def code_version() -> dict[str, Any]:

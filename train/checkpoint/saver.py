@@ -124,8 +124,7 @@ class CheckpointSaver:
 
     @property
     def written(self) -> bool:
-        """Whether the last checkpoint is committed and ``wait`` has not been called since. Ranks
-        may briefly differ."""
+        """Whether the one in flight is committed; ranks come to know it within moments."""
         return self._job is not None and not self.in_flight and self._job.error is None
 
     @property
@@ -169,8 +168,8 @@ class CheckpointSaver:
         started = time.perf_counter()
         request = job.request
         try:
-            begun = self._phase(lambda: self.store.begin(request.step) if self.rank == 0 else None)
-            temporary = self._gather(begun)[0]
+            made = self._phase(lambda: self.store.begin(request.step) if self.rank == 0 else None)
+            temporary = self._gather(made)[0]
             self._phase(lambda: dcp.save(copies, temporary, self.group))
             self._phase(request.before_commit)
             mine = self._phase(lambda: self._hash_own(temporary))
@@ -203,7 +202,7 @@ class CheckpointSaver:
         return result  # type: ignore[return-value]
 
     def _gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, by rank."""
+        """The value of each rank, ordered by rank."""
         return self._collectives.all_gather_object(value)
 
     def _hash_own(self, directory: Path) -> dict[str, Any]:

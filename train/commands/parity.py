@@ -19,8 +19,10 @@ from train.command_line import python_module
 from train.commands.arguments import add_config_arguments
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, RunError, UsageError
+from train.imports import import_extra
+from train.strategies.registry import CHOICES, check_name
 
-_PLACEMENT = re.compile(r"(\d+)(?::(auto|ddp|fsdp2|zero1|zero2|zero3))?")
+_PLACEMENT = re.compile(r"(\d+)(?::(.+))?")
 _DEFAULT = ["1", "2:ddp", "2:fsdp2"]
 # Settings that a comparison needs, and others that are disabled for speed.
 _SETTINGS = [
@@ -76,6 +78,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             f"parity needs at least two different placements, but got {named!r}; name others."
         )
     loaded = load_config(arguments.config, overrides, runs=False)
+    import_extra("matplotlib", "plot", "parity")  # fails before the runs, not after them
     out = arguments.out or Path("runs") / f"parity-{loaded.config.run.name}"
     settings = [*overrides, *_SETTINGS, *_length(loaded, arguments.steps)]
     settings += _micro_batch(loaded, placements)
@@ -95,12 +98,15 @@ def run(arguments: argparse.Namespace) -> Exit:
 def parse(word: str) -> Placement:
     """Parses a placement such as ``2:fsdp2``. Raises UsageError if it is not one."""
     match = _PLACEMENT.fullmatch(word)
-    if not match or int(match[1]) < 1:
-        raise UsageError(
-            f"{word!r} is not a placement; write PROCESSES or PROCESSES:STRATEGY, such as 2:fsdp2; "
-            "strategies are ddp, fsdp2, zero1, zero2 and zero3."
-        )
-    return Placement(int(match[1]), match[2] or "auto")
+    try:
+        if match and int(match[1]) >= 1:
+            return Placement(int(match[1]), check_name(match[2] or "auto"))
+    except ValueError:
+        pass
+    raise UsageError(
+        f"{word!r} is not a placement; write PROCESSES or PROCESSES:STRATEGY, such as 2:fsdp2, "
+        f"where the strategy is one of {', '.join(CHOICES)}, or module.path:Class."
+    )
 
 
 def _length(loaded: LoadedConfig, steps: int) -> list[str]:

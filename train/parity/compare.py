@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.data.ledger import read_steps
 from train.distributed.shard import Shard
+from train.imports import import_extra
 
 LOSS, NORM, RATE = "train/loss", "train/gradient_norm", "train/learning_rate"
 SKIPPED = "train/skipped_steps"
@@ -127,13 +129,15 @@ def _ledger(directory: Path) -> list[object]:
     return list(read_steps(RunDirectory(directory).ledger))
 
 
+def import_pyplot() -> Any:
+    """The plotting library, drawing to files only. Raises UsageError where it is not installed."""
+    import_extra("matplotlib", "plot", "parity").use("Agg")
+    return import_extra("matplotlib.pyplot", "plot", "parity")
+
+
 def plot(directories: dict[str, Path], path: Path, title: str) -> None:
     """Writes a PNG to ``path``: loss curves, and their relative differences from the first."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = import_pyplot()
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 7))
     curves = {name: curve(directory, LOSS) for name, directory in directories.items()}
     reference, *_ = curves.values()

@@ -39,18 +39,16 @@ class StopRequest:
     A thread reads the signals, because Python runs no signal handlers while the main thread blocks
     inside torch, for example in a collective.
 
-    ``in_session``: the process is a script or notebook that continues after the run. A second
-    SIGINT, or one before the first step, then raises KeyboardInterrupt in the main thread instead
-    of ending the process, and the exit restores the previous handlers. If entered in another
-    thread than the main one, where Python allows no handlers, only the stop file requests a stop.
+    ``in_session``: the process is a script or notebook that continues after the run. Then a second
+    SIGINT, or one before the first step, raises KeyboardInterrupt in the main thread instead of
+    ending the process, and the handlers are restored at the end. In another thread than the main
+    one, where Python allows no handlers, only the stop file requests a stop.
     """
 
     def __init__(self, config: StopConfig, *, in_session: bool = False) -> None:
         self.signal: str | None = None
-        self.starting = True
-        """Whether the run is still starting: with nothing to save, a signal ends the process."""
-        self.describe_lost_steps: Callable[[], str] = lambda: ""
-        """Returns the text that follows the message when the deadline passes."""
+        self._starting = True  # there is nothing to save yet: a signal ends the process
+        self._resume_point: Callable[[], str] = lambda: ""
         self._config, self._in_session = config, in_session
         self._listening = False
         self._interrupts = 0
@@ -77,9 +75,19 @@ class StopRequest:
         """Seconds until the deadline less the margin; infinity without a deadline."""
         return math.inf if self._too_late_at is None else self._too_late_at - time.monotonic()
 
+    def ranks_joined(self) -> None:
+        """From now on a signal requests a stop that all ranks agree on; before, with nothing to
+        save and perhaps no other rank to agree with, it ends the process."""
+        self._starting = False
+
     def watch_file(self, file: Path) -> None:
         """Treats the existence of this file as a request to stop from now on."""
         self._file = file
+
+    def report_at_deadline(self, resume_point: Callable[[], str]) -> None:
+        """Calls ``resume_point`` when the deadline passes, and appends its sentence, which says
+        from where the run resumes, to the error."""
+        self._resume_point = resume_point
 
     def __enter__(self) -> StopRequest:
         if self._in_session and threading.current_thread() is not threading.main_thread():
@@ -91,7 +99,7 @@ class StopRequest:
         os.register_at_fork(after_in_child=_forget_signals)
         for number in _SIGNALS:
             # Python writes to the socket only for signals that have a handler.
-            self._previous[number] = signal.signal(number, self._handle)
+            self._previous[number] = signal.signal(number, self._raise_interrupt)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         return self
@@ -111,25 +119,25 @@ class StopRequest:
         self._thread.join()
         self._reader.close()
 
-    def _handle(self, number: int, _frame: object) -> None:
-        """The Python signal handler; it runs in the main thread once that is not inside torch."""
+    def _raise_interrupt(self, number: int, _frame: object) -> None:
+        """The Python signal handler. It runs in the main thread, while that is not inside torch."""
         if self._in_session and number == signal.SIGINT:
             self._interrupts += 1
-            if self.starting or self._interrupts > 1:
+            if self._starting or self._interrupts > 1:
                 raise KeyboardInterrupt
 
     def _listen(self) -> None:
         while received := self._reader.recv(16):
             for number in received:
                 if number in _SIGNALS:
-                    self._request(signal.Signals(number))
+                    self._handle(signal.Signals(number))
 
-    def _request(self, number: signal.Signals) -> None:
+    def _handle(self, number: signal.Signals) -> None:
         # os._exit in both cases: nothing may block after this. Incomplete files have temporary
         # names and are removed at the next start.
-        if self._in_session and number == signal.SIGINT and (self.starting or self.signal):
-            return  # _handle raises
-        if self.starting:
+        if self._in_session and number == signal.SIGINT and (self._starting or self.signal):
+            return  # _raise_interrupt raises
+        if self._starting:
             write_stderr("stopped on request before the first step; no work is lost.")
             os._exit(Exit.PREEMPTED)
         if number == signal.SIGINT and self.signal == "SIGINT":
@@ -156,7 +164,7 @@ class StopRequest:
         """Runs in the timer's thread, because the main thread may be blocked."""
         write_stderr(
             f"error: did not stop within stop.deadline ({deadline:g} s, less stop.margin "
-            f"{self._config.margin:g} s). {self.describe_lost_steps()}"
+            f"{self._config.margin:g} s). {self._resume_point()}"
         )
         os._exit(Exit.RETRY)
 

@@ -6,6 +6,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from train.imports import import_extra
+
 
 class Digits(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Images and labels in memory.
@@ -35,11 +37,11 @@ class Digits(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 def load_digits_split(test_ratio: float, split_seed: int, augment: bool) -> tuple[Digits, Digits]:
     """Training and test data: a stratified split of the 1,797 images of the UCI optical digits'
     test set (Alpaydin and Kaynak, 1998)."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    datasets = import_extra("sklearn.datasets", "digits", "task.use=digits")
+    selection = import_extra("sklearn.model_selection", "digits", "task.use=digits")
 
-    pixels, labels = load_digits(return_X_y=True)
-    train, test = train_test_split(
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    train, test = selection.train_test_split(
         range(len(labels)), test_size=test_ratio, random_state=split_seed, stratify=labels
     )
     images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16  # 17 grey levels

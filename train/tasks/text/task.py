@@ -118,6 +118,7 @@ class TextTask(Task):
 
     def report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
         """``sample``: the prompt and the text that the model generates after it."""
+        from train.data.order import report_seed
         from train.tasks.text.generate import generate
 
         options, tokenizer = self.config.task, self._tokenizer
@@ -133,7 +134,7 @@ class TextTask(Task):
             tokenizer.end,
             temperature=options.sample_temperature,
             top_k=options.sample_top_k,
-            seed=self.config.run.seed,
+            seed=report_seed(self.config.run.seed),
             device=device,
         )
         return {"sample": tokenizer.decode([*prompt, *generated])}

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.exits import DataError
+from train.imports import import_extra
 from train.tasks.text.text_config import Data
 
 END_MARK = "\n[end of document]\n"
@@ -62,14 +63,18 @@ class ByteTokenizer:
 
 
 class JsonTokenizer:
-    """A tokenizer.json of Hugging Face ``tokenizers``. Raises DataError if it cannot be read."""
+    """A tokenizer.json of Hugging Face ``tokenizers``.
+
+    Raises DataError where the file cannot be read, UsageError where the library is not installed.
+    """
 
     def __init__(self, data: Data) -> None:
-        from tokenizers import Tokenizer as Backend
-
+        library = import_extra(
+            "tokenizers", "tokenizers", f"data.tokenizer={data.tokenizer}", "use bytes"
+        )
         path = Path(data.tokenizer).expanduser()
         try:
-            self._backend = Backend.from_str(path.read_text("utf-8"))
+            self._backend = library.Tokenizer.from_str(path.read_text("utf-8"))
         except Exception as error:  # the library raises bare Exceptions
             raise DataError(
                 f"The tokenizer {path} (data.tokenizer) cannot be read: {error}; set the path of "
