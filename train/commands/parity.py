@@ -20,7 +20,7 @@ from train.commands.arguments import add_config_arguments
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, RunError, UsageError
 from train.imports import import_extra
-from train.strategies.registry import CHOICES, check_name
+from train.strategies.registry import CHOICES
 
 _PLACEMENT = re.compile(r"(\d+)(?::(.+))?")
 _DEFAULT = ["1", "2:ddp", "2:fsdp2"]
@@ -98,11 +98,9 @@ def run(arguments: argparse.Namespace) -> Exit:
 def parse(word: str) -> Placement:
     """Parses a placement such as ``2:fsdp2``. Raises UsageError if it is not one."""
     match = _PLACEMENT.fullmatch(word)
-    try:
-        if match and int(match[1]) >= 1:
-            return Placement(int(match[1]), check_name(match[2] or "auto"))
-    except ValueError:
-        pass
+    strategy = (match and match[2]) or "auto"
+    if match and int(match[1]) >= 1 and (strategy in CHOICES or ":" in strategy):
+        return Placement(int(match[1]), strategy)
     raise UsageError(
         f"{word!r} is not a placement; write PROCESSES or PROCESSES:STRATEGY, such as 2:fsdp2, "
         f"where the strategy is one of {', '.join(CHOICES)}, or module.path:Class."

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from train.section import Section
+from train.section import Section, names_for_editors
 from train.tasks.base import Ratio, Task
+from train.tasks.losses import CROSS_ENTROPY, Loss, check_loss
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +23,16 @@ class DigitsTask(Task):
     """Classifies handwritten digits; a batch is images (B, 1, 8, 8) and labels (B,)."""
 
     class Options(Section):
-        """The report after an evaluation."""
+        """The loss, and what is shown after an evaluation."""
+
+        loss: str = Field(CROSS_ENTROPY, json_schema_extra=names_for_editors([CROSS_ENTROPY]))
+        """cross_entropy, or the dotted path of a function of (logits, targets) that returns the
+        loss of each image or their sum."""
 
         shown: int = Field(32, ge=1)
         """Test digits in the image grid, those with the least probable true label first."""
+
+        _check_loss = field_validator("loss")(check_loss)
 
     class Model(Section):
         """The convolutional network."""
@@ -47,6 +54,10 @@ class DigitsTask(Task):
 
         augment: bool = True
         """Shift each training image by up to one pixel in both directions."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._loss = Loss(config.task.loss)
 
     def build_model(self) -> nn.Module:
         """The network, (B, 1, 8, 8) to (B, 10)."""
@@ -70,15 +81,13 @@ class DigitsTask(Task):
         return self._split[1]
 
     def loss(self, model: nn.Module, batch: Any) -> Ratio:
-        """Cross entropy in nats, summed over the images."""
+        """``task.loss``, by default cross entropy in nats, summed over the images."""
         return self._loss_and_logits(model, batch)[0]
 
     def _loss_and_logits(self, model: nn.Module, batch: Any) -> tuple[Ratio, torch.Tensor]:
-        from torch.nn import functional as F
-
         images, labels = batch
         logits = model(images)
-        return Ratio(F.cross_entropy(logits, labels, reduction="sum"), len(labels)), logits
+        return Ratio(self._loss.sum(logits, labels), len(labels)), logits
 
     def measure(self, model: nn.Module, batch: Any) -> Mapping[str, Ratio]:
         """``loss`` in nats per image and ``accuracy``, the ratio of correctly classified images."""

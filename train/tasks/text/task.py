@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from train.exits import UsageError
 from train.tasks.base import Ratio, Task
+from train.tasks.losses import CROSS_ENTROPY, Loss
 from train.tasks.text import text_config
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class TextTask(Task):
     """Causal language modelling; for a batch see :func:`train.tasks.text.data.collate`."""
 
     class Options(text_config.Options):
-        """The text that is generated after an evaluation."""
+        """The loss, and the text that is generated after an evaluation."""
 
     class Model(text_config.Model):
         """The decoder-only transformer."""
@@ -36,6 +37,7 @@ class TextTask(Task):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        self._loss = Loss(config.task.loss)
         rows, context = config.model.context, config.data.context
         if rows is not None and rows < context:
             raise UsageError(
@@ -91,26 +93,33 @@ class TextTask(Task):
         return int((batch["targets"] != -100).sum())
 
     def loss(self, model: nn.Module, batch: Any) -> Ratio:
-        """Cross entropy in nats, summed in float32 over the targets that are not padding."""
-        from torch.nn import functional as F
+        """``task.loss``, by default cross entropy in nats, summed in float32 over the targets that
+        are not padding."""
+        return self._sum(self._loss, self._logits(model, batch), batch)
 
+    def _logits(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        logits: torch.Tensor = model(batch["tokens"])
+        return logits.float().flatten(0, 1)
+
+    def _sum(self, loss: Loss, logits: torch.Tensor, batch: Any) -> Ratio:
         targets = batch["targets"]
-        logits = model(batch["tokens"])
-        nats = F.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
-        )
-        return Ratio(nats, (targets != -100).sum())
+        return Ratio(loss.sum(logits, targets.flatten()), (targets != -100).sum())
 
     def measure(self, model: nn.Module, batch: Any) -> Mapping[str, Ratio]:
-        """``loss`` in nats per token, and ``bits_per_byte``: the loss in bits per UTF-8 byte, which
-        does not depend on the tokenizer."""
-        loss = self.loss(model, batch)
-        bits = loss.sum / math.log(2)
-        return {"loss": loss, "bits_per_byte": Ratio(bits, batch["bytes"].sum())}
+        """``loss`` per token, and ``bits_per_byte``, which does not depend on the tokenizer: the
+        bits of all targets over the UTF-8 bytes they stand for. With a loss of the user's,
+        ``cross_entropy`` as well, in nats per token."""
+        logits = self._logits(model, batch)
+        metrics = {"loss": self._sum(self._loss, logits, batch)}
+        nats = metrics["loss"]
+        if not self._loss.is_cross_entropy:
+            nats = metrics["cross_entropy"] = self._sum(Loss(CROSS_ENTROPY), logits, batch)
+        metrics["bits_per_byte"] = Ratio(nats.sum / math.log(2), batch["bytes"].sum())
+        return metrics
 
     def derive(self, totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """``perplexity``, the exponential of the loss."""
-        nats, tokens = totals["loss"]
+        """``perplexity``, the exponential of the cross entropy."""
+        nats, tokens = totals.get("cross_entropy", totals["loss"])
         try:
             return {"perplexity": math.exp(nats / tokens)}
         except OverflowError:

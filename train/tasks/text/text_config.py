@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from train.section import Section, non_semantic
+from train.section import Section, names_for_editors, non_semantic
+from train.tasks.losses import CROSS_ENTROPY, check_loss
 
 
 class Options(Section):
-    """The text that is generated after an evaluation."""
+    """The loss, and the text that is generated after an evaluation."""
+
+    loss: str = Field(CROSS_ENTROPY, json_schema_extra=names_for_editors([CROSS_ENTROPY]))
+    """cross_entropy, or the dotted path of a function of (logits, targets) that returns the loss
+    of each token or their sum."""
 
     prompt: str = non_semantic("The ")
     """Start of the generated text."""
@@ -23,6 +28,8 @@ class Options(Section):
 
     sample_top_k: int | None = non_semantic(None, ge=1)
     """Sample from this many most probable tokens only; null for all."""
+
+    _check_loss = field_validator("loss")(check_loss)
 
 
 class Model(Section):
