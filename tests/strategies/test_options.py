@@ -141,12 +141,15 @@ def test_own_keys_are_merged_in():
         ("{train_batch_size: auto}", 'zero.config.train_batch_size is "auto"'),
         (
             "{zero_optimization: {offload_optimizer: {device: cpu}}}",
-            "zero.config.zero_optimization.offload_optimizer is set, but that is decided by "
+            "zero.config.zero_optimization.offload_optimizer is set, but isorun decides it by "
             "zero.offload_optimizer",
         ),
         ("{gradient_cliping: 1.0}", "did you mean gradient_clipping?"),
-        ("{optimizer: {type: Adam}}", "zero.config.optimizer is set, but that is decided by optim"),
-        ("{scheduler: {type: WarmupLR}}", "that is decided by schedule"),
+        (
+            "{optimizer: {type: Adam}}",
+            "zero.config.optimizer is set, but isorun decides it by optim",
+        ),
+        ("{scheduler: {type: WarmupLR}}", "isorun decides it by schedule"),
     ],
 )
 def test_contradictions_are_errors(own, expected):
