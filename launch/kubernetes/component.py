@@ -11,7 +11,9 @@ from launch.kubernetes.rendering import Rendered
 def render_component(name: str, words: Sequence[str]) -> Rendered:
     """What kubernetes_job would submit for ``isorun.fit`` and its arguments, among which
     ``--cfg KEY=VALUE,...`` are the scheduler's options. Raises UsageError."""
-    builders = import_extra("torchx.specs.builders", "launch", f"render {name}", "render an overlay")
+    builders = import_extra(
+        "torchx.specs.builders", "launch", f"render {name}", "render an overlay"
+    )
 
     from launch import components
     from launch.kubernetes.scheduler import create_scheduler

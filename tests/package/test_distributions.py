@@ -55,7 +55,15 @@ def test_the_sdist_is_the_repository(sources):
 
 @pytest.mark.slow
 def test_the_sdist_runs_its_tests(sources):
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/config", "tests/tasks/test_find.py"]
+    words = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/config",
+        "tests/tasks/test_find.py",
+    ]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     assert " passed" in python(*words, cwd=sources, env=env)
 
