@@ -1,4 +1,4 @@
-"""Imports that may fail: code that users name by dotted path, and libraries of extras."""
+"""Imports optional code: what users name by dotted path, and libraries of extras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A component of isorun's as the objects that ``kubernetes_job`` would submit for it."""
+"""Renders the objects that ``kubernetes_job`` would submit for a component of isorun."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from launch.kubernetes.rendering import Rendered
 
 
 def render_component(name: str, words: Sequence[str]) -> Rendered:
-    """What kubernetes_job would submit for ``isorun.fit`` and its arguments, among which
-    ``--cfg KEY=VALUE,...`` are the scheduler's options. Raises UsageError."""
+    """The objects for a component such as ``isorun.fit`` and its arguments; ``--cfg KEY=VALUE,...``
+    among them are the scheduler's options. Raises UsageError."""
     builders = import_extra(
         "torchx.specs.builders", "launch", f"render {name}", "render an overlay"
     )
 
-    from launch import components
     from launch.kubernetes.scheduler import create_scheduler
+    from launch.torchx import components
 
     known = {f"isorun.{n}": getattr(components, n) for n in ("fit", "doctor", "sweep", "run")}
     if name not in known:
         raise UsageError(
-            f"{name!r} is not a component of isorun's{did_you_mean(name, known)} There are "
+            f"{name!r} is not a component of isorun{did_you_mean(name, known)} The components are "
             f"{', '.join(known)}."
         )
     given, cfg = list(words), ""

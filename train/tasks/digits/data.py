@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships, split once into train and test."""
+"""The handwritten digits of scikit-learn, split into training and test data."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Digits(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Images and labels in memory.
 
     A sample is an image (1, 8, 8) float32 in [0, 1] and its label, a scalar int64 in 0..9. With
-    ``augment``, each image is moved by up to one pixel in both directions, drawn from torch's
-    global random state.
+    ``augment``, each image is shifted by up to one pixel in both directions, drawn from torch's
+    global generator.
     """
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, augment: bool) -> None:
@@ -35,8 +35,8 @@ class Digits(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def load_digits_split(test_ratio: float, split_seed: int, augment: bool) -> tuple[Digits, Digits]:
-    """Train and test data: the 1,797 images of the UCI optical digits' test set (Alpaydin and
-    Kaynak, 1998), split with each digit in the same proportion on both sides."""
+    """Training and test data: a stratified split of the 1,797 images of the UCI optical digits'
+    test set (Alpaydin and Kaynak, 1998)."""
     datasets = import_extra("sklearn.datasets", "digits", "task.use=digits")
     selection = import_extra("sklearn.model_selection", "digits", "task.use=digits")
 
