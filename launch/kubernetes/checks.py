@@ -50,14 +50,14 @@ def name(given: str) -> None:
 def training(command: Sequence[str], world_size: int | None) -> float | None:
     """Checks the config of a training command, unless its files exist only in the image. Returns
     the stop.deadline in the config, if it is set. Raises UsageError."""
-    from launch.contract import check_config, training_config
+    from launch.contract import check_config, train_arguments, training_config
 
     if not all(Path(word).is_file() for word in _files(command)):
         return None
     loaded = training_config(command)
     if loaded is None:
         return None
-    if ("train", "fit") in pairwise(command):  # other commands do not divide the batch
+    if (train_arguments(command) or ("",))[0] == "fit":  # other commands do not divide the batch
         check_config(loaded.config, loaded.composed, world_size or 1)
     given = loaded.composed.values.get("stop")
     asked = given.get("deadline") if isinstance(given, dict) else None

@@ -23,7 +23,7 @@ from torchx.schedulers.local_scheduler import SignalException
 
 from launch.contract import RunError, UsageError
 from launch.history import launch_log
-from launch.torchx.schedulers.local import log_directory
+from launch.torchx.schedulers.local_scheduler import log_directory
 
 DEFAULT_SCHEDULER = "local_cwd"
 _LOG_SECONDS = 2.0  # for TorchX's threads to print the end of a job's log

@@ -7,9 +7,11 @@ not isorun's pass unchanged.
 TorchX 0.7.0 hides its built-in schedulers as soon as a package registers one, so all of them are
 registered here, by entry points (group ``torchx.schedulers``) that name attributes of this module.
 
-watched               ->  what all schedulers have in common
-local, docker, slurm  ->  TorchX's schedulers with the corrections that isorun's jobs need
-requeue               ->  ``python -m launch.requeue``, which runs in Slurm jobs
+watched                               ->  what all schedulers have in common
+{local,docker,slurm}_scheduler        ->  TorchX's, with the corrections that isorun's jobs need
+requeue                               ->  ``python -m launch.requeue``, which runs in Slurm jobs
+
+A module here must not have the name of a scheduler: it would hide the entry point's attribute.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 
 # TorchX's name of each scheduler, its module, and its class.
 SCHEDULERS = {
-    "local_cwd": ("launch.torchx.schedulers.local", "LocalCwdScheduler"),
-    "local_docker": ("launch.torchx.schedulers.docker", "LocalDockerScheduler"),
-    "slurm": ("launch.torchx.schedulers.slurm", "RequeueingSlurmScheduler"),
+    "local_cwd": ("launch.torchx.schedulers.local_scheduler", "LocalCwdScheduler"),
+    "local_docker": ("launch.torchx.schedulers.docker_scheduler", "LocalDockerScheduler"),
+    "slurm": ("launch.torchx.schedulers.slurm_scheduler", "RequeueingSlurmScheduler"),
     "kubernetes_job": ("launch.kubernetes.scheduler", "KubernetesJobScheduler"),
     "kubernetes": ("torchx.schedulers.kubernetes_scheduler", "KubernetesScheduler"),
     "kubernetes_mcad": ("torchx.schedulers.kubernetes_mcad_scheduler", "KubernetesMCADScheduler"),

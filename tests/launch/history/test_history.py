@@ -67,12 +67,12 @@ def test_a_torn_line_hides_no_other():
     assert len(all_launches()) == 2
 
 
-def test_a_ledger_that_cannot_be_written_stops_no_launch(home, monkeypatch, capsys):
+def test_a_launch_log_that_cannot_be_written_does_not_prevent_a_launch(home, monkeypatch, capsys):
     blocked = home / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(blocked))
     submit()
-    assert "the launch ledger" in capsys.readouterr().err
+    assert "the launch log" in capsys.readouterr().err
 
 
 def test_the_scheduler_that_is_asked_writes_the_end_down(monkeypatch):
@@ -107,7 +107,7 @@ def test_history_is_a_table_of_the_newest(capsys):
 
 
 def test_history_without_any(capsys, home):
-    assert said(capsys, "history") == f"Nothing was launched yet ({launch_log.path()}).\n"
+    assert said(capsys, "history") == f"No launches recorded in {launch_log.path()}.\n"
 
 
 def test_a_scheduler_that_cannot_be_asked_is_told(capsys, monkeypatch, home):
@@ -125,14 +125,14 @@ def test_show_says_all_and_why_needs_a_known_run(capsys):
         assert "run directory /shared/runs/nine" in shown
         assert "the request" in shown
     assert json.loads(said(capsys, "show", "9", "--json"))["ended"]["state"] == "SUCCEEDED"
-    assert "it ended well" in said(capsys, "why", "9")
+    assert "it succeeded" in said(capsys, "why", "9")
     assert f"{run_id!r}"[1:-1] in said(capsys, "why", f"{run_id}x", expect=64)
 
 
 def test_an_ambiguous_beginning_is_refused():
     _, first = submit("1", "slurm", "run.name=mine-a")
     _, second = submit("2", "slurm", "run.name=mine-b")
-    with pytest.raises(UsageError, match=f"'mine' may be any of {first}, {second}; name one"):
+    with pytest.raises(UsageError, match=f"'mine' matches {first}, {second}; give one"):
         find_launch("mine")
 
 
@@ -157,7 +157,7 @@ def test_torchx_lists_local_jobs_from_the_ledger(monkeypatch, home):
 
 def test_the_command_line_is_told_in_sentences(capsys):
     assert "did you mean history?" in said(capsys, "histroy", expect=64)
-    assert "see `python -m launch show --help`" in said(capsys, "show", expect=64)
+    assert "see `isorun show --help`" in said(capsys, "show", expect=64)
     assert "-n must be at least 1, but is 0" in said(capsys, "history", "-n", "0", expect=64)
 
 

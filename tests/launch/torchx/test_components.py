@@ -74,14 +74,17 @@ def test_memory_is_enough_to_import_torch():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("-h", "gpu_l4_1", "--cpu", "3"), "-h gpu_l4_1 says it all, but --cpu 3 is given as well"),
+        (
+            ("-h", "gpu_l4_1", "--cpu", "3"),
+            "-h gpu_l4_1 sets cpu, gpu and memMB, but --cpu 3 is given too",
+        ),
         (
             ("-h", "gpu_l4_2", "-j", "1x4"),
             "4 processes per node, but -h gpu_l4_2 gives each node 2",
         ),
         (("--gpu", "1", "-j", "1x2"), "2 processes per node, but --gpu gives each node 1"),
         (("--memMB", "-1"), "--memMB must not be negative, but is -1"),
-        (("-h", "gpu_l4"), "-h is 'gpu_l4', which is no named resource; did you mean gpu_l4_"),
+        (("-h", "gpu_l4"), "-h is 'gpu_l4', which is not a named resource; did you mean gpu_l4_"),
         (("--max_restarts", "-2"), "--max_restarts must not be negative, but is -2"),
         (("--max_retries", "-2"), "--max_retries must not be negative, but is -2"),
         (("--preflight", "ful"), "--preflight is 'ful', but must be one of auto, off, quick, full"),
@@ -107,9 +110,9 @@ def test_a_mistake_in_the_placement_is_told_in_a_sentence(words, said):
         (("task.use=digits", "optim.lr=fast"), "optim.lr"),
         (
             ("--config", "no.yaml"),
-            "The config file 'no.yaml' given by --config does not exist here",
+            "The config file 'no.yaml' (--config) does not exist in",
         ),
-        (("task.use=digits", "-j", "2x2"), "'-j' stands after a key=value override"),
+        (("task.use=digits", "-j", "2x2"), "The option '-j' comes after a key=value override"),
         (("-j", "1x16", *TINY), "batch.global_batch_size"),
     ],
 )
@@ -167,7 +170,7 @@ def test_doctor_looks_and_trains_nothing():
 def test_run_takes_any_command():
     made = role("isorun.run", "-j", "1x2", "--", "python", "prepare.py", "--fast", "--fast")
     assert made.args[made.args.index("--") + 1 :] == ["python", "prepare.py", "--fast", "--fast"]
-    with pytest.raises(UsageError, match=r"isorun\.run was given no command"):
+    with pytest.raises(UsageError, match=r"isorun\.run needs a command"):
         role("isorun.run")
 
 

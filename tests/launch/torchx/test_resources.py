@@ -63,7 +63,7 @@ def test_they_are_looked_for_in_the_config_directory(home, monkeypatch):
     (home / ".config/isorun/resources.yaml").write_text("ours: {cpu: 1, memMB: 100}\n")
     assert resources.find_resource("ours").cpu == 1
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "elsewhere"))
-    with pytest.raises(UsageError, match="-h is 'ours', which is no named resource"):
+    with pytest.raises(UsageError, match="-h is 'ours', which is not a named resource"):
         resources.find_resource("ours")
 
 
@@ -80,7 +80,7 @@ def test_an_empty_file_is_fine(own):
         ("a: {cpu: many, memMB: 1}", "a.cpu is 'many' in {path}"),
         ("a: {cpu: 0, memMB: 1}", "a.cpu is 0 in {path}"),
         ("a: {cpu: 1, memMB: 1, gpu: -1}", "a.gpu is -1 in {path}"),
-        ("- a", "{path} (ISORUN_RESOURCES) must hold names"),
+        ("- a", "{path} (ISORUN_RESOURCES) must be a mapping from names"),
         ("a: 3", "a is 3 in {path}"),
         ("a: [1,", "not valid YAML in line 1"),
     ],
@@ -94,7 +94,7 @@ def test_a_mistake_is_told_with_its_file(own, text, said):
 def test_a_file_that_is_named_must_be_there(monkeypatch):
     monkeypatch.setenv("ISORUN_RESOURCES", "/nowhere.yaml")
     with pytest.raises(
-        UsageError, match=r"ISORUN_RESOURCES names '/nowhere\.yaml', which does not"
+        UsageError, match=r"ISORUN_RESOURCES is '/nowhere\.yaml', but this file does not"
     ):
         resources.user_resources()
 

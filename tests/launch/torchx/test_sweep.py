@@ -40,23 +40,27 @@ def test_each_run_has_a_name_and_a_directory_of_its_own():
     assert made.num_replicas == 3
     assert made.args[2:4] == ["--share", "${replica_id}/3"]
     assert made.args[4:6] == ["--nproc-per-node", "2"]
-    endings = [trial[-2:] for trial in given(made)["trials"]]
-    assert [e[1] for e in endings] == [
+    runs = given(made)["runs"]
+    assert [run["overrides"][-1] for run in runs] == [
         "run.dir=/runs/s/optim.lr=0.1",
         "run.dir=/runs/s/optim.lr=0.2",
     ]
-    assert len({e[0] for e in endings}) == 2
+    assert len({run["name"] for run in runs}) == 2
+    assert all(f"run.name={run['name']}" in run["overrides"] for run in runs)
     assert made.env["WANDB_JOB_TYPE"] == "sweep"
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("run.seed=1",), "Nothing is varied"),
+        (("run.seed=1",), "No override has several values"),
         (("run.seed=1,1",), "The override 'run.seed=1,1' has the same value twice"),
         (("run.seed=1,x",), "seed"),
-        (("run.seed=1,2", "run.dir=a,b"), "run.dir is 'a,b', but each run of a sweep gets"),
-        ((f"run.seed={','.join(map(str, range(1001)))}",), "1,001 combinations, more than 1,000"),
+        (("run.seed=1,2", "run.dir=a,b"), "run.dir is 'a,b', but a sweep needs a single directory"),
+        (
+            (f"run.seed={','.join(map(str, range(1001)))}",),
+            "1,001 combinations, more than the limit of 1,000",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_submitted(words, said):
@@ -65,5 +69,5 @@ def test_a_mistake_is_told_before_anything_is_submitted(words, said):
 
 
 def test_the_nodes_of_a_sweep_do_not_come_and_go():
-    with pytest.raises(UsageError, match="those of a sweep do not come and go"):
+    with pytest.raises(UsageError, match="a sweep cannot be elastic"):
         role("isorun.sweep", "-j", "1:2x1", *TINY, "run.seed=1,2")

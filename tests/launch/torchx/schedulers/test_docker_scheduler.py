@@ -89,7 +89,7 @@ def test_a_job_whose_containers_were_removed_has_not_succeeded(engine):
 def test_docker_starts_nothing_again_since_it_knows_no_codes(engine, capsys):
     info = dryrun("isorun.fit", "-j", "2x1", "--max_retries", "3", *TINY, scheduler="local_docker")
     assert "restart_policy" not in json.dumps([c.kwargs for c in info.request.containers])
-    assert "isorun: warning: --max_retries 3 is left out" in capsys.readouterr().err
+    assert "isorun: warning: --max_retries 3 is ignored" in capsys.readouterr().err
     dryrun("isorun.fit", *TINY, scheduler="local_docker")
     assert "warning" not in capsys.readouterr().err
 
@@ -106,4 +106,4 @@ def test_a_config_file_that_the_container_hardly_has_is_told(engine, capsys, tmp
             dryrun(f"isorun.{component}", "--check", "False", *options, "--config", str(file), *words, *more,
                    scheduler="local_docker")  # fmt: skip
             told = capsys.readouterr().err
-            assert (f"warning: the config file {file} is read again" in told) is warned, told
+            assert (f"warning: The config file {file} is not in a mount" in told) is warned, told

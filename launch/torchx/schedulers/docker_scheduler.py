@@ -21,7 +21,7 @@ from torchx.schedulers import docker_scheduler as theirs
 from torchx.schedulers.docker_scheduler import create_scheduler
 
 from launch.history import launch_log
-from launch.torchx.schedulers.local import seconds_to_stop
+from launch.torchx.schedulers.local_scheduler import seconds_to_stop
 from launch.torchx.schedulers.watched import Recorded
 
 if TYPE_CHECKING:
