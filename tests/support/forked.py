@@ -120,7 +120,7 @@ def quick_programs(folder):
             f"{client.stem}.main({sys.executable!r}, {name!r}, {entry!r}, sys.argv[1:])\n"
         )
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    return {fork_client.SERVER: server(), "ISORUN_TESTS_PYTHON": str(Path(folder) / "python")}
+    return {fork_client.SERVER: server(), "PYTHON_OF_TESTS": str(Path(folder) / "python")}
 
 
 def command(*arguments, expect=0, cwd=ROOT):
