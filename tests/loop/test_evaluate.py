@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.support.runs import run, tiny_config
+from tests.support.forked import quick_run as run
+from tests.support.runs import tiny_config
 from tests.support.tiny import TinyTask
 from train.data.loader import LoaderConfig, evaluation_batches
 from train.data.plan import EvalPlan
