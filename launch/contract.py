@@ -3,6 +3,7 @@
 Command line       its parser and errors; how a training command is written, read and started
 Config             its schema, and the checks that do not need the training's processes
 Exit codes         what the end of a process means, and the errors that carry a code
+Rendezvous         how ranks find each other, and the waits for names, ports and keys
 Environment        what a launcher sets for a rank, and where a rank writes its error
 Run directory      the files of a run that other programs may read
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import train
 from train.commands import COMMANDS as TRAIN_COMMANDS
+from train.distributed.endpoint import wait_for_name, wait_for_port
 from train.distributed.world import World, first_host, this_world
 from train.exits import (
     ADVICE,
@@ -32,11 +34,12 @@ from train.exits import (
     first_line,
     is_worth_retrying,
 )
+from train.imports import import_extra
 from train.process.error_file import write_error_file
 from train.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from train.checkpoint.run_directory import code_version
+    from train.checkpoint.run_directory import code_version, new_run_id, slug
     from train.checkpoint.store import CheckpointStore
     from train.command_line import (
         Commands,
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
     from train.config.load import LoadedConfig, load_config
     from train.config.load import check as check_config
     from train.data.plan import BatchPlan
+    from train.distributed.rendezvous import join as join_ranks
+    from train.distributed.rendezvous import open_store, wait_for_key
     from train.track.wandb_sink import wandb_mode
 
 __all__ = [
@@ -81,17 +86,25 @@ __all__ = [
     "exit_code_of",
     "first_host",
     "first_line",
+    "import_extra",
     "is_worth_retrying",
+    "join_ranks",
     "key_value",
     "load_config",
+    "new_run_id",
+    "open_store",
     "python_module",
     "run_directory",
     "run_train",
+    "slug",
     "this_world",
     "train_arguments",
     "train_sources",
     "train_version",
     "training_config",
+    "wait_for_key",
+    "wait_for_name",
+    "wait_for_port",
     "wandb_mode",
     "write_error_file",
 ]
@@ -106,9 +119,14 @@ _IMPORTED_WHEN_USED = {
     "check_config": ("train.config.load", "check"),
     "code_version": ("train.checkpoint.run_directory", "code_version"),
     "exit_code_of": ("train.command_line", "exit_code_of"),
+    "join_ranks": ("train.distributed.rendezvous", "join"),
     "key_value": ("train.command_line", "key_value"),
     "load_config": ("train.config.load", "load_config"),
+    "new_run_id": ("train.checkpoint.run_directory", "new_run_id"),
+    "slug": ("train.checkpoint.run_directory", "slug"),
+    "open_store": ("train.distributed.rendezvous", "open_store"),
     "python_module": ("train.command_line", "python_module"),
+    "wait_for_key": ("train.distributed.rendezvous", "wait_for_key"),
     "wandb_mode": ("train.track.wandb_sink", "wandb_mode"),
 }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from train.version import __version__
+
 __all__ = [
     "Checkpoint",
     "Exit",
@@ -17,6 +18,7 @@ __all__ = [
     "Series",
     "Sink",
     "Task",
+    "__version__",
     "evaluate",
     "fit",
     "launch",

@@ -123,12 +123,13 @@ def python_module(name: str) -> list[str]:
 
 
 def exit_code_of(
-    command: Callable[[], int], unexpected: Callable[[Exception], int] | None = None
+    command: Callable[[], int], unexpected: Callable[[Exception], int | None] | None = None
 ) -> int:
     """Calls a command and returns its exit code.
 
     A RunError becomes one line per sentence on standard error, without a traceback. ``unexpected``
-    decides the code of any other error; by default that is a traceback and 70.
+    may handle any other error and return its code; otherwise it is printed with a traceback, and
+    the code is 70.
     """
     logging.getLogger("train").addHandler(logging.NullHandler())  # report prints the error
     try:
@@ -141,7 +142,8 @@ def exit_code_of(
     except Exception as error:
         if missing := _missing_dependency(error):
             return report(missing)
-        return (unexpected or _internal)(error)
+        code = unexpected(error) if unexpected else None
+        return _internal(error) if code is None else code
 
 
 def report(error: RunError) -> int:

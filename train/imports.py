@@ -1,4 +1,4 @@
-"""Finds classes and functions that users name by dotted path, from any directory."""
+"""Imports optional code: what users name by dotted path, and libraries of extras."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from train.exits import UsageError
+from train.exits import UsageError, first_line
+
+LIBRARIES = {"sklearn": "scikit-learn"}
+"""Names of libraries that differ from what is imported."""
 
 _importing: list[str] = []
 
@@ -37,6 +40,23 @@ def import_function(reference: str, field: str) -> Any:
             f"{field} names {reference!r}, which is a {type(found).__name__} and cannot be called."
         )
     return found
+
+
+def import_extra(module: str, extra: str, needed_by: str, alternative: str = "") -> Any:
+    """A module of a library that only the extra ``isorun[extra]`` installs.
+
+    Raises UsageError where the module cannot be imported. ``needed_by`` is the subject of its
+    sentence, such as ``task.use=digits``; ``alternative`` says what works without the library.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        library = module.partition(".")[0]
+        raise UsageError(
+            f"{needed_by} needs {LIBRARIES.get(library, library)}, which cannot be imported "
+            f"({first_line(error)}); install it with `pip install 'isorun[{extra}]'`"
+            f"{alternative and f', or {alternative}'}."
+        ) from error
 
 
 def importing() -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,13 +28,16 @@ class Section(BaseModel):
     )
 
 
-def non_semantic(default: Any, **constraints: Any) -> Any:
+def non_semantic(
+    default: Any, *, json_schema_extra: Mapping[str, Any] | None = None, **constraints: Any
+) -> Any:
     """A field that may differ when a run is resumed, because it cannot change the result.
 
     Takes what ``pydantic.Field`` takes. A field without this mark is compared on resume, and a
     difference is refused.
     """
-    return Field(default, json_schema_extra={_NON_SEMANTIC: False}, **constraints)
+    extra: dict[str, Any] = {**(json_schema_extra or {}), _NON_SEMANTIC: False}
+    return Field(default, json_schema_extra=extra, **constraints)
 
 
 def changes_results(extra: Any) -> bool:

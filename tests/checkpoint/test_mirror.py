@@ -78,7 +78,7 @@ def test_sent_and_brought_back(config, store, tmp_path):
     other = elsewhere(tmp_path)
     step, notes = restore_from_mirror(Mirror(config), other)
     assert step == 10
-    assert notes == [f"The checkpoint of step 10 came from {config.url}."]
+    assert notes == [f"Restored the checkpoint of step 10 from {config.url}."]
     assert other.problems(10) == []
     assert {p.name: hash_file(p) for p in other.path(10).iterdir()} == {
         p.name: hash_file(p) for p in store.path(10).iterdir()
@@ -115,7 +115,7 @@ def test_what_reads_back_otherwise_is_not_committed(config, store, monkeypatch):
         "_put",
         lambda self, key, data: put(self, key, data.replace(b"\x0a\x0a", b"\x0b\x0a", 1)),
     )
-    with pytest.raises(MirrorError, match="reads back as something else"):
+    with pytest.raises(MirrorError, match="differs when read back"):
         Mirror(config).upload(store, 10, always)
     assert Mirror(config).steps() == []
 
@@ -190,7 +190,7 @@ def test_another_run_s_mirror_is_left_alone(config, store):
     mirror, warnings = Mirror(config), []
     mirror.claim("other")
     Mirroring(mirror, store, "mine", warnings.append).close(1)
-    assert "the run other has it now" in warnings[0]
+    assert "the run other owns it now" in warnings[0]
     assert mirror.steps() == []
 
 
@@ -213,7 +213,7 @@ def test_storage_that_fails_is_told_once_and_tried_again(config, store, monkeypa
         assert mirroring._thread.is_alive()
     mirroring.close(60)
     assert warnings == [
-        f"Checkpoints cannot be copied to {config.url} (503); training goes on, and it is tried again."
+        f"Checkpoints cannot be copied to {config.url} (503); training continues, and the upload is retried."
     ]
 
 
@@ -240,8 +240,8 @@ def test_a_mirror_that_cannot_be_read_is_no_empty_mirror(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "said"),
     [({"url": "nosuch://x"}, "cannot be used"),
-     ({"url": "s3://x", "options": {"secret": "abc"}}, "put secrets into the environment"),
-     ({"url": "s3://x", "options": {"aws_session_token": "abc"}}, "put secrets into the env")],
+     ({"url": "s3://x", "options": {"secret": "abc"}}, "set secrets in the environment"),
+     ({"url": "s3://x", "options": {"aws_session_token": "abc"}}, "set secrets in the env")],
 )  # fmt: skip
 def test_bad_input(values, said):
     with pytest.raises((UsageError, ValueError), match=said):

@@ -63,7 +63,7 @@ def flip_a_bit(path):
     ("damage", "name", "expected"),
     [
         (truncate, "__0_0.distcp", "has 6999 bytes instead of 7000"),
-        (flip_a_bit, "__0_0.distcp", "another SHA-256"),
+        (flip_a_bit, "__0_0.distcp", "does not match its SHA-256"),
         (os.remove, "__0_0.distcp", "cannot be read"),
         (os.remove, ".metadata", "cannot be read"),
         (truncate, MANIFEST, MANIFEST),

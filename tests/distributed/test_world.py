@@ -86,7 +86,7 @@ def test_slurm_s_counts():
         ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number of at least 1"),
         (
             {"RANK": "2", "WORLD_SIZE": "2", **RENDEZVOUS},
-            "RANK is 2 in the environment, which must",
+            "RANK must be less than WORLD_SIZE, 2, but is 2 (environment)",
         ),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "MASTER_ADDR is not set"),
     ],
@@ -113,14 +113,17 @@ def test_what_was_asked_for_and_is_not_there(tmp_path):
     assert text.startswith("accelerate launch was asked for 2 processes but started 1")
     assert world_warnings(world(), 0, ["python", "x.py", "--num_processes", "2"]) == []
     [text] = world_warnings(world(), 8, [])
-    assert text.startswith("here has 8 GPUs, but the run has 1 process(es) on it")
+    assert text.startswith("here has 8 GPUs, but the run has 1 process(es) there")
 
 
 def test_torchrun_s_variables_without_torchrun(monkeypatch):
     monkeypatch.setenv("PET_NPROC_PER_NODE", "2")
     for launcher in ("unknown", "python"):
         [text] = world_warnings(world(launcher), 0, [])
-        assert "PET_NPROC_PER_NODE is 2, which is for torchrun and the node agent" in text
+        assert (
+            "PET_NPROC_PER_NODE is 2 (environment), but only torchrun and the node agent read it"
+            in text
+        )
     monkeypatch.setenv("PET_NNODES", "1:2")
     assert len(world_warnings(world(), 0, [])) == 2
     assert world_warnings(world("torchrun", 2), 0, []) == []

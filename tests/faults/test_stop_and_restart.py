@@ -36,7 +36,7 @@ def test_torchruns_restarts_do_not_undo_a_stop(tmp_path):
     (tmp_path / "stop").touch()
     out, err = launcher.communicate(timeout=120)
     assert "it is saved" in out
-    assert "torchrun's restart does not go on with it" in err
+    assert "torchrun's restart does not resume it" in err
     assert len(attempts(tmp_path)) == 1
     saved = checkpoints(tmp_path)[-1]
     assert saved < 2000

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.support.runs import run
+from tests.support.strategies import engine
 from tests.support.tiny import TinyTask
 from train.data.loader import evaluation_batches
 from train.data.loader_config import LoaderConfig

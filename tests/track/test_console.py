@@ -214,7 +214,7 @@ def test_a_console_that_fails_is_dropped(caplog):
     console.progress(1)
     console.close()
     assert [r.message for r in caplog.records if "no room for that" in r.message] == [
-        "The console failed and shows nothing any more: RuntimeError('no room for that')"
+        "The console failed and is disabled: RuntimeError('no room for that')"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Writes checkpoints beside the training, which waits only for a copy of its state."""
+"""Saves checkpoints in a background thread; training stalls only for a copy of its state."""
 
 from __future__ import annotations
 
@@ -26,26 +26,28 @@ _log = logging.getLogger("train")
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """One checkpoint to be written."""
+    """One checkpoint to save."""
 
     step: int
     state: dict[str, Any]
+    """State of the loop, as JSON values."""
     metrics: dict[str, float] | None
+    """Evaluation at this step, if there was one."""
     before_commit: Callable[[], None]
-    """Called on every rank, in the writing thread, when all files are written: the last chance
-    to make durable what must not be behind the checkpoint. May be collective over the group."""
+    """Called on every rank, in the writing thread, after all files are written and before the
+    commit. May be collective over the saver's group."""
 
 
 @dataclass
 class SaveTiming:
-    """Seconds spent on one checkpoint."""
+    """Seconds that one checkpoint took."""
 
     copy: float = 0.0
-    """The training stood still for the copy."""
+    """Stall of the training for the copy."""
     wait: float = 0.0
-    """The training stood still for the checkpoint before."""
+    """Stall of the training for the previous checkpoint."""
     write: float = 0.0
-    """Writing, hashing and committing, beside the training if asynchronous."""
+    """Writing, hashing and committing; in the background if asynchronous."""
 
 
 @dataclass
@@ -53,15 +55,15 @@ class _Job:
     request: SaveRequest
     timing: SaveTiming
     thread: threading.Thread | None = None
-    error: str | None = "it was not finished"
+    error: str | None = "it did not finish"
     """Why it failed; None once it is committed."""
 
 
 class CheckpointSaver:
-    """Saves at most one checkpoint at a time; every rank calls the same methods alike.
+    """Saves at most one checkpoint at a time. ``save`` and ``wait`` are collective.
 
-    The copy lives in host memory that is kept from save to save (pinned, for a GPU): touching
-    fresh memory takes longer than the copy itself.
+    The copy uses host buffers that are kept from save to save (pinned for CUDA), because the first
+    write to new memory takes longer than the copy.
     """
 
     def __init__(
@@ -84,9 +86,10 @@ class CheckpointSaver:
         self._job: _Job | None = None
 
     def save(self, shards: Mapping[str, Shard], request: SaveRequest) -> str | None:
-        """Starts a checkpoint; returns the error of the one before it, if that failed.
+        """Waits for the previous checkpoint, copies the shards and starts to write them.
 
-        Returns as soon as the tensors may change again.
+        The tensors may change after it returns. Returns why the previous checkpoint failed (with
+        ``asynchronous`` false, also why this one failed), else None.
         """
         started = time.perf_counter()
         error = self.wait()
@@ -95,7 +98,7 @@ class CheckpointSaver:
         copies = self._copy(shards)
         timing.copy = time.perf_counter() - started
         self._job = job = _Job(request, timing)
-        # No daemon: a process that ends by an exception still finishes what it had begun.
+        # Not a daemon thread: the process finishes the write even if it ends by an exception.
         job.thread = threading.Thread(target=self._write, args=(job, copies), name="checkpoint")
         job.thread.start()
         if not self.config.asynchronous:
@@ -103,7 +106,8 @@ class CheckpointSaver:
         return error
 
     def wait(self) -> str | None:
-        """Waits for the checkpoint in flight; returns why it failed, the same on every rank."""
+        """Waits for the checkpoint in flight; returns why it failed, else None. Equal on all
+        ranks."""
         job, self._job = self._job, None
         if job is None or job.thread is None:
             return None
@@ -114,7 +118,8 @@ class CheckpointSaver:
 
     @property
     def failed(self) -> bool:
-        """Whether the one in flight has failed; ranks come to know it within moments."""
+        """Whether the last write has failed and ``wait`` has not reported it. Ranks may briefly
+        differ."""
         return self._job is not None and not self.in_flight and self._job.error is not None
 
     @property
@@ -124,14 +129,14 @@ class CheckpointSaver:
 
     @property
     def in_flight(self) -> bool:
-        """Whether a checkpoint is being written; differs from rank to rank for moments."""
+        """Whether a checkpoint is being written. Ranks may briefly differ."""
         return (
             self._job is not None and self._job.thread is not None and self._job.thread.is_alive()
         )
 
     def reserve(self, shards: Mapping[str, Shard]) -> None:
-        """Takes and touches, beside the training, the memory for copies of tensors like these,
-        so that the first save stands still no longer than later ones."""
+        """Allocates the host buffers for these shards in a background thread, so that the first
+        save stalls no longer than later ones."""
         if self.config.asynchronous:
             self._reserving = threading.Thread(
                 target=self._allocate, args=(dict(shards),), name="reserve", daemon=True
@@ -144,7 +149,7 @@ class CheckpointSaver:
             buffer, like = self._buffers.get(name), shard.local
             if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
                 buffer = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=on_gpu)
-                self._buffers[name] = buffer.zero_()  # to write is what makes the memory ours
+                self._buffers[name] = buffer.zero_()  # the first write maps the pages
 
     def _copy(self, shards: Mapping[str, Shard]) -> dict[str, Shard]:
         if self._reserving is not None:
@@ -174,13 +179,13 @@ class CheckpointSaver:
             job.error = None
         except _FailedError as error:
             job.error = str(error)
-        except BaseException as error:  # another rank is gone, for one
+        except BaseException as error:  # such as a lost peer
             job.error = _reason(error)
         job.timing.write = time.perf_counter() - started
 
     def _phase(self, work: Callable[[], T]) -> T:
-        """Runs a part of the writing; where it fails on any rank, all ranks give up together,
-        so that none is left waiting for another."""
+        """Runs one part of the save; if it fails on any rank, raises _FailedError on all ranks, so
+        that no rank blocks in the next collective."""
         error = result = None
         try:
             result = work()
@@ -190,7 +195,7 @@ class CheckpointSaver:
         failed = [(rank, reason) for rank, reason in enumerate(errors) if reason is not None]
         if failed:
             if self.rank == 0:
-                with suppress(OSError):  # the next start sweeps as well
+                with suppress(OSError):  # the next start removes it as well
                     self.store.remove_incomplete()
             rank, reason = failed[0]
             raise _FailedError(reason if len(errors) == 1 else f"rank {rank}: {reason}")
@@ -201,7 +206,7 @@ class CheckpointSaver:
         return self._collectives.all_gather_object(value)
 
     def _hash_own(self, directory: Path) -> dict[str, Any]:
-        """Size and hash of the files that this rank wrote; rank 0 also wrote the metadata."""
+        """Size and SHA-256 of the files that this rank wrote; rank 0 also wrote the metadata."""
         return {
             path.name: hash_file(path)
             for path in sorted(directory.iterdir())
@@ -212,7 +217,7 @@ class CheckpointSaver:
         self.store.commit(temporary, manifest)
         try:
             self.store.prune(self.config)
-        except OSError as error:  # it is committed all the same
+        except OSError as error:  # the checkpoint is committed nevertheless
             _log.warning("older checkpoints could not be removed: %s", error)
         if self._on_commit:
             self._on_commit()
@@ -223,11 +228,11 @@ def _on_gpu(shards: Mapping[str, Shard]) -> bool:
 
 
 class _FailedError(Exception):
-    """Some rank could not do its part; the text says which and why."""
+    """A part of the save failed on some rank; the text says which and why."""
 
 
 def _reason(error: BaseException) -> str:
-    """One line: the operating system's error at the root of it, where there is one."""
+    """One line: the OSError in the chain of causes, if there is one, else the error itself."""
     cause: BaseException | None = error
     failures = getattr(error, "failures", None)  # DCP's CheckpointException: rank to error
     if failures:

@@ -1,4 +1,4 @@
-"""Finds the checkpoint that a command line means and fills a model from it."""
+"""Resolves ``--checkpoint`` to a verified checkpoint, and loads its weights."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ if TYPE_CHECKING:
 
 
 def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
-    """The path of the checkpoint that ``--checkpoint WHICH`` names, verified by its hashes."""
+    """The path of the checkpoint that ``--checkpoint WHICH`` names, after a check of its hashes.
+
+    Raises UsageError if there is no such checkpoint, and DataError if it is damaged.
+    """
     given = Path(which)
     if which not in ("newest", "best") and not which.isdigit():
         if not (given / "manifest.json").exists():
             raise UsageError(
-                f"--checkpoint is {which!r}, which is neither newest, best, a step, nor the "
-                "directory of a checkpoint; name one of these."
+                f"--checkpoint is {which!r}, which is not newest, best, a step, or the path of a "
+                "checkpoint; set it to one of these."
             )
         named = parse_step_name(given.name)
         if named is None:
             raise UsageError(
-                f"--checkpoint is {str(given)!r}, whose name is not that of a committed "
-                "checkpoint, step-<12 digits>; name another."
+                f"--checkpoint is {str(given)!r}, but the name of a committed checkpoint is "
+                "step-<12 digits>; name another."
             )
         store, step = CheckpointStore(given.parent), named
     else:
@@ -57,8 +60,8 @@ def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:
         keep_best = loaded.config.checkpoint.keep_best
         if keep_best is None:
             raise UsageError(
-                "--checkpoint is best, but checkpoint.keep_best is not set, so no metric says "
-                "which is best; set checkpoint.keep_best.metric and .mode."
+                "--checkpoint is best, but checkpoint.keep_best is not set; set "
+                "checkpoint.keep_best.metric and checkpoint.keep_best.mode."
             )
         best = store.best(keep_best.metric, keep_best.mode)
         if not best:
@@ -69,14 +72,15 @@ def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:
         return best[0]
     if int(which) not in steps:
         raise UsageError(
-            f"There is no checkpoint of step {which} in {store.directory}; there are those of "
+            f"There is no checkpoint of step {which} in {store.directory}; choose one of the steps "
             f"{', '.join(map(str, steps))}."
         )
     return int(which)
 
 
 def load_weights(model: nn.Module, checkpoint: Path, loaded: LoadedConfig) -> None:
-    """Loads a checkpoint's weights, or their average where the config keeps one."""
+    """Loads a checkpoint's weights into a full model; the averaged ones if the config has
+    ``ema``."""
     from train.checkpoint.state import restore_model
 
     try:

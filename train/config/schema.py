@@ -15,8 +15,8 @@ from train.optim.schedule import ScheduleConfig
 from train.plugins import Plugin
 from train.process.stop import StopConfig
 from train.process.watchdog import WatchdogConfig
-from train.section import Section, non_semantic
-from train.strategies.registry import check_name
+from train.section import Section, name_or_path, names_for_editors, non_semantic
+from train.strategies.registry import CHOICES
 from train.strategies.strategy_config import DdpConfig, Fsdp2Config, ZeroConfig
 from train.tasks.base import Task
 from train.track.track_config import TrackConfig
@@ -132,7 +132,7 @@ class Config(Section):
     """Arithmetic of forward and backward passes; weights and optimiser state stay fp32. bf16 and
     fp16 are torch's automatic mixed precision, fp16 with dynamic loss scaling."""
 
-    strategy: str = non_semantic("auto")
+    strategy: str = non_semantic("auto", json_schema_extra=names_for_editors(CHOICES))
     """How parameters, gradients and optimiser state are sharded over the ranks: ddp, fsdp2, zero1,
     zero2, zero3, or the dotted path of a class, such as my_project.strategies:MyStrategy. auto:
     ddp for several ranks."""
@@ -187,7 +187,7 @@ class Config(Section):
     @field_validator("strategy")
     @classmethod
     def _check_strategy(cls, name: str) -> str:
-        return check_name(name)
+        return name_or_path(name, CHOICES, "module.path:Class")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For data workers that are not forked: the class itself is made anew in each process.

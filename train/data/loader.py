@@ -1,7 +1,7 @@
-"""Loads the samples that the order names, in this process or in workers, the same either way.
+"""Loads micro-batches with torch's DataLoader, in this process or in workers.
 
-torch's DataLoader moves the data; which samples and in which order is decided here, by position
-alone, so that nothing depends on ranks, workers or restarts.
+The samplers choose samples by their position in the stream alone, so that samples and their order
+do not depend on ranks, workers or restarts.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 
 class Batches(Iterator[MicroBatch]):
-    """Micro-batches one after another. A context manager: to enter it starts from the beginning,
-    to leave it ends the workers, unless they are to persist until ``close``."""
+    """An iterator over micro-batches, and a context manager.
+
+    Entering it restarts the iteration; leaving it ends the workers, unless they persist until
+    ``close``.
+    """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
@@ -40,7 +43,7 @@ class Batches(Iterator[MicroBatch]):
             self.close()
 
     def close(self) -> None:
-        """Ends the workers, by force if they do not end by themselves."""
+        """Ends the workers, with SIGKILL after 1 s."""
         iterator: Any = self._loader._iterator if self._iterator is None else self._iterator
         self._iterator = None
         if not hasattr(iterator, "_shutdown_workers"):
@@ -53,22 +56,22 @@ class Batches(Iterator[MicroBatch]):
     def __next__(self) -> MicroBatch:
         """The next micro-batch.
 
-        Raises DataError where the dataset or collate failed, and RetryError where a worker died
-        or did not answer in time.
+        Raises DataError if the dataset or collate failed, and RetryError if a worker died or timed
+        out.
         """
         try:
             if self._iterator is None:
                 self._iterator = start_workers(self._loader)
             loaded = next_item(self._iterator)
-        # What a worker that is gone leaves of its sockets and messages looks like any of these.
+        # A dead worker's broken sockets and messages raise any of these.
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             if self._loader.num_workers == 0:
                 raise
             self._failed = True
             raise RetryError(
-                f"A data worker failed ({first_line(error)}); if it was killed, there may be too "
-                "little memory or room in /dev/shm: use fewer loader.workers, or, if it was "
-                f"slow, a longer loader.timeout (now {self._loader.timeout:g} s)."
+                f"A data worker failed ({first_line(error)}); if it was killed for lack of memory "
+                "or of space in /dev/shm, lower loader.workers; if it was slow, raise "
+                f"loader.timeout (now {self._loader.timeout:g} s)."
             ) from error
         if isinstance(loaded, LoadFailure):
             in_worker = loaded.error is None
@@ -91,10 +94,12 @@ def training_batches(
     start_position: int,
     steps: int,
 ) -> Batches:
-    """This rank's micro-batches of ``steps`` steps from ``start_position`` of the stream on:
-    ``plan.accumulation`` of them for each step. To start anywhere costs nothing."""
+    """This rank's micro-batches of ``steps`` steps from ``start_position`` of the stream.
+
+    Yields ``plan.accumulation`` micro-batches per step. The start is O(1) for any position.
+    """
     keys = TrainingSampler(order, plan, rank, start_position, steps)
-    return Batches(_loader(dataset, keys, order.seed, collate, config, device_type, lasting=True))
+    return Batches(_loader(dataset, keys, order.seed, collate, config, device_type, training=True))
 
 
 def evaluation_batches(
@@ -107,11 +112,14 @@ def evaluation_batches(
     config: LoaderConfig,
     device_type: str,
 ) -> Batches:
-    """This rank's micro-batches of one pass over the evaluation data: each sample exactly once
-    over all ranks, in order. Where ``counts`` is false the batch (of sample 0) is only there so
-    that all ranks compute equally many forward passes. Randomness is the same each time."""
+    """This rank's micro-batches of one pass over the evaluation data, with the same seeds each
+    time.
+
+    Over all ranks each sample occurs exactly once. A micro-batch whose ``counts`` is false holds
+    sample 0 and only equalises the forward passes of all ranks.
+    """
     keys = EvaluationSampler(plan, rank)
-    return Batches(_loader(dataset, keys, seed, collate, config, device_type, lasting=False))
+    return Batches(_loader(dataset, keys, seed, collate, config, device_type, training=False))
 
 
 def _loader(
@@ -122,7 +130,7 @@ def _loader(
     config: LoaderConfig,
     device_type: str,
     *,
-    lasting: bool,
+    training: bool,
 ) -> DataLoader[Any]:
     import torch
     from torch.utils.data import DataLoader
@@ -138,29 +146,31 @@ def _loader(
         timeout=config.timeout,
         worker_init_fn=prepare_worker if workers else None,
         multiprocessing_context=config.multiprocessing_context if workers else None,
-        # Without its own, DataLoader would draw from the global generator, which is the model's.
+        # Without a generator of its own, DataLoader draws from the global one, the model's.
         generator=torch.Generator(),
         prefetch_factor=config.prefetch_factor,
-        persistent_workers=config.persistent_workers and not lasting,
+        persistent_workers=config.persistent_workers and not training,
     )
     return loader
 
 
 def _already_collated(loaded: Any) -> Any:
-    """Collating is part of ``__getitems__``, so that its errors are caught there."""
+    """The identity: ``KeyedDataset.__getitems__`` collates, to catch the errors of collate."""
     return loaded
 
 
 def check_dataset(dataset: Any, name: str) -> None:
-    """That it is a map-style dataset with samples; UsageError or DataError otherwise."""
+    """Raises UsageError if a dataset is not map-style, and DataError if it is empty."""
     from torch.utils.data import IterableDataset
 
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if isinstance(dataset, IterableDataset) or not map_style:
         raise UsageError(
             f"The task's {name}() returned a {type(dataset).__name__}, which is not a map-style "
-            "dataset; give it __len__ and __getitem__(index), since only a sample that can be "
-            "asked for by number can be found again after a restart, on any number of processes."
+            "dataset; implement __len__ and __getitem__(index), because a run resumes by sample "
+            "index, on any number of processes."
         )
     if len(dataset) == 0:
-        raise DataError(f"The task's {name}() returned a dataset without samples; give it some.")
+        raise DataError(
+            f"The task's {name}() returned an empty dataset; return at least one sample."
+        )

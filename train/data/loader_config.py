@@ -10,25 +10,25 @@ from train.section import Section
 
 
 class LoaderConfig(Section):
-    """How samples are loaded. None of this changes what is loaded."""
+    """How samples are loaded. No field changes which samples are loaded or in which order."""
 
     workers: int = Field(0, ge=0)
-    """Processes per rank that load beside the training; 0 loads within it."""
+    """Worker processes per rank; 0 loads in the training process."""
 
     prefetch_factor: int | None = Field(None, ge=1)
-    """Micro-batches that each worker keeps ready; by default 2."""
+    """Micro-batches that each worker prefetches; null for 2."""
 
     persistent_workers: bool = False
-    """Keep evaluation's workers from one evaluation to the next. (Training's live throughout.)"""
+    """Keep the workers of an evaluation for the next one. (Training's workers always persist.)"""
 
     pin_memory: bool | Literal["auto"] = "auto"
-    """Load into page-locked memory, which a GPU copies from faster; auto: if there is a GPU."""
+    """Load into pinned memory, for faster copies to a GPU; auto: if the device is a GPU."""
 
     timeout: float = Field(0.0, ge=0.0)
-    """Seconds to wait for a worker's micro-batch before the run ends with code 75; 0: for ever."""
+    """Seconds to wait for a worker's micro-batch before the run ends with 75; 0: no limit."""
 
     multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = None
-    """How workers are started; null for the platform's default."""
+    """Start method of the workers; null for the platform's default."""
 
     @model_validator(mode="after")
     def _check(self) -> LoaderConfig:
@@ -38,7 +38,7 @@ class LoaderConfig(Section):
             ):  # fmt: skip
                 if getattr(self, name):
                     raise ValueError(
-                        f"loader.{name} is {getattr(self, name)!r}, but loader.workers is 0, and "
-                        "without workers it means nothing; set loader.workers or unset it"
+                        f"loader.{name} is {getattr(self, name)!r}, which has no effect because "
+                        f"loader.workers is 0; set loader.workers, or unset loader.{name}"
                     )
         return self

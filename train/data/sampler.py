@@ -16,7 +16,7 @@ _BLOCK = 4096  # positions whose samples are looked up at once: numpy's overhead
 
 
 class TrainingSampler:
-    """Iterable over a rank's micro-batches, as keys; looks samples up in blocks of steps."""
+    """The keys of a rank's micro-batches of training; computed in blocks of steps."""
 
     def __init__(
         self, order: SampleOrder, plan: BatchPlan, rank: int, start_position: int, steps: int
@@ -47,7 +47,7 @@ class TrainingSampler:
 
 
 class EvaluationSampler:
-    """Iterable over a rank's rounds of an evaluation, as keys."""
+    """The keys of a rank's micro-batches of one evaluation."""
 
     def __init__(self, plan: EvalPlan, rank: int) -> None:
         self.plan, self.rank = plan, rank

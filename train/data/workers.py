@@ -1,4 +1,4 @@
-"""The worker processes of torch's DataLoader: how they start, fail and end."""
+"""Start, failures and end of the worker processes of torch's DataLoader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ _GRACE = 1.0  # seconds that workers have to end by themselves
 
 
 def start_workers(loader: DataLoader[Any]) -> Any:
-    """Its iterator, whose workers torch's signal handler does not know of yet."""
+    """The DataLoader's iterator, its workers not registered with torch's SIGCHLD handler.
+
+    Raises UsageError if dataset or collate cannot be pickled, and RetryError if a worker cannot
+    start.
+    """
     from torch._C import _remove_worker_pids
 
     try:
@@ -30,16 +34,16 @@ def start_workers(loader: DataLoader[Any]) -> Any:
         if not loader.num_workers or how.get_start_method() == "fork":
             raise
         raise UsageError(
-            f"The dataset and its collate cannot be sent to a data worker ({first_line(error)}), "
-            f"as {how.get_start_method()} of loader.multiprocessing_context needs; define what "
-            "they consist of at the top of a module, or set loader.multiprocessing_context to fork."
+            f"The dataset or its collate cannot be pickled ({first_line(error)}), which the start "
+            f"method {how.get_start_method()} of data workers needs; define its classes and "
+            "functions at the top level of a module, or set loader.multiprocessing_context=fork."
         ) from error
     except OSError as error:
         if not loader.num_workers:
             raise
         raise RetryError(
-            f"A data worker could not be started ({error}); use fewer loader.workers (now "
-            f"{loader.num_workers}), or allow more processes and memory."
+            f"A data worker cannot start ({error}); lower loader.workers (now "
+            f"{loader.num_workers}), or raise the limits of processes and memory."
         ) from error
     if getattr(iterator, "_worker_pids_set", False):
         _remove_worker_pids(id(iterator))
@@ -48,11 +52,11 @@ def start_workers(loader: DataLoader[Any]) -> Any:
 
 
 def next_item(iterator: Any) -> Any:
-    """Its next item, with torch's signal handler knowing of the workers meanwhile.
+    """The iterator's next item; only meanwhile are the workers registered with torch's SIGCHLD
+    handler.
 
-    The handler makes a worker's death raise wherever the main thread is. Here that is wanted: to
-    wait for the rest of a message from a dead worker would be to wait for ever. In the middle of a
-    training step it could not be dealt with.
+    The handler raises in the main thread when a worker dies. Here that prevents an endless wait for
+    the message of a dead worker; in the middle of a training step it could not be handled.
     """
     workers = getattr(iterator, "_workers", ())
     if not workers:
@@ -61,7 +65,7 @@ def next_item(iterator: Any) -> Any:
 
     _set_worker_pids(id(iterator), tuple(worker.pid for worker in workers))
     try:
-        _error_if_any_worker_fails()  # of a death before now there will be no signal
+        _error_if_any_worker_fails()  # there is no signal for an earlier death
         return next(iterator)
     finally:
         _remove_worker_pids(id(iterator))
@@ -78,36 +82,37 @@ def stop_workers(iterator: Any, *, failed: bool) -> None:
             worker.kill()
 
     if failed:
-        iterator._shutdown = True  # torch would wait, for messages that nobody completes
+        iterator._shutdown = True  # torch would wait for messages that no worker completes
         kill()
         for worker in iterator._workers:
             worker.join(_GRACE)
         return
 
-    # torch would wait ten seconds for each worker that is busy in the user's code.
-    impatience = threading.Timer(_GRACE, kill)
-    impatience.start()
+    # torch waits 10 s for each worker that is busy in the user's code.
+    timer = threading.Timer(_GRACE, kill)
+    timer.start()
     try:
         iterator._shutdown_workers()
     finally:
-        impatience.cancel()
+        timer.cancel()
         kill()
 
 
 def prepare_worker(_worker: int) -> None:
-    """Terminals and schedulers signal all processes, but stopping is the main process's affair:
-    it still needs data for the step that it finishes."""
+    """Ignores stop signals in a worker, since the main process still needs data for its last step;
+    and reports a batch that cannot be pickled."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # multiprocessing's hook for what cannot be pickled: it would be dropped and waited for in vain.
-    multiprocessing.queues.Queue._on_queue_feeder_error = _not_sendable  # type: ignore[attr-defined]
+    # multiprocessing's hook for an item that cannot be pickled, which is otherwise dropped, so that
+    # the main process would wait without end.
+    multiprocessing.queues.Queue._on_queue_feeder_error = _put_failure  # type: ignore[attr-defined]
 
 
-def _not_sendable(queue: Any, error: BaseException, item: Any) -> None:
+def _put_failure(queue: Any, error: BaseException, item: Any) -> None:
     text = (
-        f"A micro-batch cannot be sent from a data worker ({type(error).__name__}: "
-        f"{first_line(error)}); let collate return tensors and plain values, or set "
-        "loader.workers to 0."
+        f"A micro-batch of a data worker cannot be pickled ({type(error).__name__}: "
+        f"{first_line(error)}); return tensors and plain values from collate, or set "
+        "loader.workers=0."
     )
     details = "".join(traceback.format_exception(error))
     queue.put((item[0], LoadFailure(text, details, None)))

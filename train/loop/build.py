@@ -13,7 +13,7 @@ from train.config.load import LoadedConfig, check_length
 from train.config.schema import Config
 from train.data.epochs import steps_in
 from train.data.loader import check_dataset
-from train.data.order import SampleOrder
+from train.data.order import SampleOrder, dataset_seed, initial_seed
 from train.data.plan import BatchPlan
 from train.distributed.process_group import timeout_of
 from train.distributed.randomness import seed_everything
@@ -83,7 +83,7 @@ def build_data(loaded: LoadedConfig, task: Task, device: torch.device) -> RunDat
     """The datasets, the order of samples and the number of steps, from the config and the seed
     alone. Raises DataError or UsageError for data that a run cannot use."""
     config = loaded.config
-    seed_everything(config.run.seed, device)
+    seed_everything(dataset_seed(config.run.seed), device)
     train = task.train_dataset()
     check_dataset(train, "train_dataset")
     evaluation = task.eval_dataset()
@@ -130,7 +130,7 @@ def build_trainable(
 ) -> TrainableModel:
     """The task's model with its initial weights, sharded as the strategy does; collective."""
     config = loaded.config
-    seed_everything(config.run.seed, engine.device)
+    seed_everything(initial_seed(config.run.seed), engine.device)
     model, initial = build_model(task, config.run.seed)
     summary = model_summary(model)
     if config.compile:

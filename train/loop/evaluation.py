@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from train.data.loader import Batches
+from train.data.order import report_seed
 from train.distributed.randomness import seed_everything
 from train.loop.evaluate import EvaluationStoppedError, evaluate
 from train.optim.ema import Ema
@@ -53,7 +54,7 @@ class Evaluation:
             with self._ema.applied() if self._ema else nullcontext(), self._batches as batches:
                 metrics = evaluate(engine, strategy.model, self._task, batches, stop=stop)
                 self._beat("reporting")
-                seed_everything(self._seed, engine.device)
+                seed_everything(report_seed(self._seed), engine.device)
                 report = self._task.report(strategy.bare_model, engine.device)
         except EvaluationStoppedError:
             return None

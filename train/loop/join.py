@@ -52,7 +52,7 @@ def join_ranks(
     with StartTimeout(config.watchdog):
         engine = build_engine(config, choice)
         stack.callback(engine.close)
-        stop.starting = False
+        stop.ranks_joined()
         code = code_version()
         hosts = check_same_run(engine.collectives, config, code)
         attempt = find_run(

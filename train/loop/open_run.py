@@ -111,7 +111,7 @@ def _open(
         mirroring=records.mirroring if records else None,
     )  # fmt: skip
     stack.callback(checkpointing.close)
-    stop.describe_lost_steps = lambda: resume_point(checkpointing.last_step, progress.step)
+    stop.report_at_deadline(lambda: resume_point(checkpointing.last_step, progress.step))
     triggers = Triggers(
         track=config.track,
         evaluate=config.evaluate,

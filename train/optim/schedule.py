@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, with no state to save or to lose."""
+"""Learning-rate schedules: pure functions of the step, without state."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ NAMES = ("constant", "linear", "cosine", "wsd", "step")
 
 
 class ScheduleConfig(Section):
-    """How the learning rate goes over the run, as a factor on ``optim.lr``."""
+    """The learning rate over the run, as a factor on ``optim.lr``."""
 
     use: str = Field("constant", json_schema_extra=names_for_editors(NAMES))
     """constant; linear or cosine decay (Loshchilov and Hutter, 2017) to the end of the run;
-    wsd: warm-up, stable, decay (Hu et al., 2024), which decays only over the last
-    ``decay_steps``; step: times ``gamma`` every ``step_size`` steps; or the dotted path of
-    a function of (step, total_steps), or of a class whose objects are called so. All with
-    warm-up."""
+    wsd: warm-up, stable, decay (Hu et al., 2024), which decays linearly over the last
+    ``decay_steps``; step: multiplied by ``gamma`` every ``step_size`` steps; or the dotted path of
+    a function of (step, total_steps), or of a class whose instances are. All have a warm-up."""
 
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the factor rises linearly from 1/warmup_steps to 1."""
@@ -33,13 +32,13 @@ class ScheduleConfig(Section):
     """linear, cosine, wsd: the factor at the last step of the run."""
 
     decay_steps: int | None = Field(None, ge=1)
-    """wsd: the length of the final decay in steps; by default a tenth of the run."""
+    """wsd: steps of the final decay; null for a tenth of the run."""
 
     step_size: int | None = Field(None, ge=1)
-    """step: after how many steps the factor is multiplied by ``gamma`` again; required there."""
+    """step: steps between two multiplications by ``gamma``; required for ``step``."""
 
     gamma: float = Field(0.1, gt=0.0, le=1.0)
-    """step: by what the factor is multiplied."""
+    """step: the multiplier."""
 
     options: dict[str, Any] = {}
     """Keyword arguments of a function or class of your own."""
@@ -52,7 +51,9 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
         if self.use == "step" and self.step_size is None:
-            raise ValueError("schedule.use=step needs schedule.step_size, a number of steps")
+            raise ValueError(
+                "schedule.use=step needs schedule.step_size; set it to a number of steps"
+            )
         if self.use in NAMES and self.options:
             raise ValueError(
                 f"schedule.options is {self.options!r}, but schedule.use={self.use} takes none; "

@@ -1,4 +1,4 @@
-"""What a process says when nothing may stop it from ending."""
+"""Output from signal handlers and from threads that end the process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from contextlib import suppress
 
 
 def write_stderr(text: str) -> None:
-    """A line on standard error, straight to the kernel: from signal handlers and dying threads.
-    Whoever reads it may have been stopped by the same Ctrl-C."""
+    """Writes a line to standard error with one ``write`` call, without Python's buffers and locks.
+
+    Never raises: the reader of a pipe may have ended by the same signal.
+    """
     with suppress(OSError, ValueError):
         os.write(sys.stderr.fileno(), f"\nisorun: {text}\n".encode())

@@ -8,13 +8,12 @@ draws them or on the order, and a rank keeps its shard of a module before it dra
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from train.data.order import mix_int
+from train.data.order import module_seed
 from train.distributed.randomness import seed_everything
 from train.distributed.shard import Shard
 from train.exits import UsageError
@@ -52,7 +51,7 @@ class Initial:
             if all(tensor is None for tensor in own.values()):
                 continue
             drawn = copy.deepcopy(module).to_empty(device="cpu", recurse=False)
-            seed_everything(mix_int(self._seed, zlib.crc32(name.encode())))
+            seed_everything(module_seed(self._seed, name))
             with torch.no_grad():
                 self._task.init_module(drawn, name)
             yield name, drawn

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.exits import UsageError, first_line
-from train.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from train.strategies.base import Strategy
@@ -28,17 +27,6 @@ STRATEGIES = {
 }
 CHOICES = ("auto", *(name for name in STRATEGIES if name != "single"))
 """What the config's ``strategy`` may be, besides a dotted path."""
-
-
-def check_name(name: str) -> str:
-    """``name`` where it is a known strategy or has the form of a dotted path.
-
-    Raises ValueError, whose text follows "strategy must be", for anything else.
-    """
-    if name in CHOICES or ":" in name:
-        return name
-    hint = did_you_mean(name, CHOICES).rstrip(".")
-    raise ValueError(f"one of {', '.join(CHOICES)}, or a class written as module.path:Class{hint}")
 
 
 def resolve_name(wanted: str, world_size: int) -> str:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from train.checkpoint.state import OptimizerState
 from train.distributed.shard import Shard, model_tensors
 from train.exits import UsageError
+from train.imports import import_extra
 from train.strategies.base import BuildOptimizer, Strategy
 from train.strategies.meta_init import Initial
 from train.strategies.zero_config import deepspeed_config
@@ -332,13 +333,7 @@ def import_deepspeed(device: torch.device) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed uses names that torch has deprecated.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated")
-    try:
-        import deepspeed  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise UsageError(
-            f"The ZeRO strategies need DeepSpeed, which cannot be imported ({error}); install it "
-            "with `pip install 'isorun[deepspeed]'`, or use strategy=fsdp2."
-        ) from error
+    deepspeed = import_extra("deepspeed", "deepspeed", "A ZeRO strategy", "use strategy=fsdp2")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device.type == "cpu":
         # Compiling this shared-memory extension takes 40 s at start, and it is not needed.

@@ -1,4 +1,4 @@
-"""Finds the task class that a config names."""
+"""Resolves ``task.use`` to a task class."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BUILT_IN = {
 def find_task(reference: str, origin: str) -> type[Task]:
     """The task class for a built-in name or for ``module.path:Class``.
 
-    The module may lie in the working directory. ``origin`` says where ``task.use`` was set, for
-    the errors. Raises UsageError where there is no such name, module or class, where an import
-    inside the module fails, or where the class is no :class:`Task`.
+    The module may be in the working directory. ``origin`` is where ``task.use`` was set, for error
+    messages. Raises UsageError if the name, module or class does not exist, if an import inside
+    the module fails, or if the class is not a :class:`Task`.
     """
     field = f"task.use ({origin})"
     reference_or_name = BUILT_IN.get(reference, reference)

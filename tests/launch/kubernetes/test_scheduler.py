@@ -9,11 +9,11 @@ import pytest
 from torchx.schedulers.api import Stream
 from torchx.specs import AppState, AppStatus, ReplicaState
 
-from launch.agent.failure import Failure, Verdict
-from launch.components import fit, run
-from launch.components import sweep as sweep_component
+from launch.agent.failure import Outcome, RankFailure
 from launch.kubernetes import logs, state
 from launch.kubernetes.scheduler import create_scheduler
+from launch.torchx.components import fit, run
+from launch.torchx.components import sweep as sweep_component
 from tests.support.api_server import Server
 from tests.support.cluster import Cluster, Refused
 from tests.support.runs import ROOT
@@ -91,9 +91,9 @@ def test_states_of_a_run_that_goes_well(cluster, scheduler):
     assert scheduler.exit_codes(app_id) == [0, 0]
 
 
-FIRST = Failure(rank=1, local_rank=0, host="text-1", pid=7, exit_code=64,
+FIRST = RankFailure(rank=1, local_rank=0, host="text-1", pid=7, exit_code=64,
                 error="optim.lrr is not a known key", time=0.0, log=[])  # fmt: skip
-RECORD = Verdict(FIRST, [FIRST], []).record(run_id="x")
+RECORD = Outcome(FIRST, [FIRST], []).record(run_id="x")
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_agent_options_reach_the_agent():
 
 @pytest.mark.usefixtures("here")
 def test_the_doctor_alone():
-    from launch.components import doctor
+    from launch.torchx.components import doctor
 
     job = job_of(doctor(config=["configs/text.yaml"], j="2x1"))
     assert container_of(job)["command"][-2:] == ["--preflight-only", "--"]

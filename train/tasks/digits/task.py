@@ -1,4 +1,4 @@
-"""The task ``digits``: which of the ten digits is on an 8x8 image?"""
+"""The task ``digits``: classify 8x8 images of handwritten digits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DigitsTask(Task):
         loss of each image or their sum."""
 
         shown: int = Field(32, ge=1)
-        """How many test digits the picture shows, those with the least probable label first."""
+        """Test digits in the image grid, those with the least probable true label first."""
 
         _check_loss = field_validator("loss")(check_loss)
 
@@ -47,13 +47,13 @@ class DigitsTask(Task):
         """The split and the augmentation."""
 
         test_ratio: float = Field(0.2, gt=0.0, lt=1.0)
-        """Part of the images kept for testing, equal for all ten digits."""
+        """Ratio of the images used for testing, equal for all ten digits."""
 
         split_seed: int = Field(0, ge=0)
-        """Seed of the split into train and test data, apart from the run's seed."""
+        """Seed of the split into training and test data, independent of the run's seed."""
 
         augment: bool = True
-        """Move each training image by up to one pixel in both directions."""
+        """Shift each training image by up to one pixel in both directions."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -90,13 +90,13 @@ class DigitsTask(Task):
         return Ratio(self._loss.sum(logits, labels), len(labels)), logits
 
     def measure(self, model: nn.Module, batch: Any) -> Mapping[str, Ratio]:
-        """``loss`` per image and ``accuracy``, the part of images classified rightly."""
+        """``loss`` in nats per image and ``accuracy``, the ratio of correctly classified images."""
         loss, logits = self._loss_and_logits(model, batch)
         right = (logits.argmax(dim=1) == batch[1]).sum()
         return {"loss": loss, "accuracy": Ratio(right, len(batch[1]))}
 
     def report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
-        """The test digits with the least probable true label, the wrongly classified in red."""
+        """``least_probable``: the test digits with the least probable true label, as an image."""
         import torch
 
         from train.tasks.digits.picture import draw
@@ -123,7 +123,7 @@ class DigitsTask(Task):
         return (self.eval_dataset().images[:2].clone(),)
 
     def flops_per_sample(self) -> float:
-        """Six operations for each use of a weight on one image."""
+        """See :meth:`train.tasks.digits.model.DigitsNet.flops_per_sample`."""
         import torch
 
         from train.tasks.digits.model import DigitsNet

@@ -1,4 +1,4 @@
-"""The task ``text``: a causal language model on text files."""
+"""The task ``text``: causal language modelling on text files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class TextTask(Task):
-    """Predicts each next token; a batch is what :func:`train.tasks.text.data.collate` returns."""
+    """Causal language modelling; for a batch see :func:`train.tasks.text.data.collate`."""
 
     class Options(text_config.Options):
         """The loss, and the text that is generated after an evaluation."""
@@ -89,7 +89,7 @@ class TextTask(Task):
         return collate(samples)
 
     def count(self, batch: Any) -> int:
-        """How many targets are not padding."""
+        """The number of targets that are not padding."""
         return int((batch["targets"] != -100).sum())
 
     def loss(self, model: nn.Module, batch: Any) -> Ratio:
@@ -127,6 +127,7 @@ class TextTask(Task):
 
     def report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
         """``sample``: the prompt and the text that the model generates after it."""
+        from train.data.order import report_seed
         from train.tasks.text.generate import generate
 
         options, tokenizer = self.config.task, self._tokenizer
@@ -142,14 +143,14 @@ class TextTask(Task):
             tokenizer.end,
             temperature=options.sample_temperature,
             top_k=options.sample_top_k,
-            seed=self.config.run.seed,
+            seed=report_seed(self.config.run.seed),
             device=device,
         )
         return {"sample": tokenizer.decode([*prompt, *generated])}
 
     def facts(self) -> dict[str, float]:
-        """Sizes of both splits, and ``unigram_entropy`` in nats per token: the loss of the best
-        model of the training documents that ignores all context."""
+        """Sizes of both splits, and ``unigram_entropy`` in nats per token: the training loss of the
+        best model without context."""
         from train.tasks.text.data import unigram_entropy
 
         train, validation = self._split
