@@ -43,6 +43,7 @@ def test_all_cores_count(elsewhere):
     assert usable_cores() == os.cpu_count()
 
 
+@pytest.mark.process  # git says which code it is
 def test_a_run_is_trained(elsewhere, tmp_path):
     done = train.fit(*TINY, f"run.dir={tmp_path}", "length.steps=6", "track.console=quiet")
     assert done.exit == train.Exit.DONE
