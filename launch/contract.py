@@ -34,7 +34,8 @@ from train.exits import (
     first_line,
     is_worth_retrying,
 )
-from train.process.error_file import leave
+from train.imports import import_extra
+from train.process.error_file import write_error_file
 from train.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -85,10 +86,10 @@ __all__ = [
     "exit_code_of",
     "first_host",
     "first_line",
+    "import_extra",
     "is_worth_retrying",
     "join_ranks",
     "key_value",
-    "leave",
     "load_config",
     "new_run_id",
     "open_store",
@@ -105,6 +106,7 @@ __all__ = [
     "wait_for_name",
     "wait_for_port",
     "wandb_mode",
+    "write_error_file",
 ]
 
 _IMPORTED_WHEN_USED = {

@@ -14,7 +14,7 @@ from train.command_line import Commands, exit_code_of
 from train.commands import COMMANDS
 from train.exits import Exit, first_line
 from train.process.diagnose import LOST_PEER, OUT_OF_MEMORY, is_lost_peer, is_out_of_memory
-from train.process.error_file import leave
+from train.process.error_file import write_error_file
 
 _COMMANDS = Commands(
     "train.commands", COMMANDS, "Trains a task; the result does not depend on where it runs."
@@ -52,7 +52,7 @@ def _unexpected(error: Exception, command: str) -> Exit:
     if isinstance(error, BrokenPipeError) and command != "fit":
         return Exit.DONE  # the reader of the output has closed it, such as head
     if not is_lost_peer(error):
-        leave(error)
+        write_error_file(error)
     if is_out_of_memory(error):
         print(f"isorun: error: {OUT_OF_MEMORY.format(first_line(error))}", file=sys.stderr)
         log.exception("out of memory")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from train.exits import Exit, RunError, UsageError
-from train.process.error_file import leave
+from train.process.error_file import write_error_file
 from train.suggest import did_you_mean
 
 # What no command can do without, by the name that is imported.
@@ -148,7 +148,7 @@ def exit_code_of(
 
 def report(error: RunError) -> int:
     """Prints the error, and leaves it where launchers look for it. Returns its exit code."""
-    leave(error)
+    write_error_file(error)
     for line in str(error).splitlines():
         print(f"isorun: error: {line}", file=sys.stderr)
     # The traceback of the cause is for the log file only.

@@ -35,10 +35,10 @@ from launch.contract import (
     RunError,
     UsageError,
     exit_code_of,
-    leave,
     run_directory,
     wait_for_name,
     wait_for_port,
+    write_error_file,
 )
 from launch.cores import usable_cores
 
@@ -216,7 +216,7 @@ def _write(
 ) -> None:
     """Prints the failure and writes it where people and programs look for it."""
     log(outcome.paragraph())
-    leave(RunError(outcome.paragraph()))  # read by TorchX, if it started this agent
+    write_error_file(RunError(outcome.paragraph()))  # read by TorchX, if it started this agent
     record = outcome.record(
         run_id=os.environ.get(RUN_ID),
         command=list(command),

@@ -21,9 +21,9 @@ from launch.contract import (
     UsageError,
     exit_code_of,
     first_line,
-    leave,
     this_world,
     training_config,
+    write_error_file,
 )
 from launch.doctor.findings import (
     Finding,
@@ -179,7 +179,7 @@ def _wait_for_result(examination: Examination, rendezvous: Rendezvous) -> Exit:
 def _leave(code: Exit, message: str) -> None:
     """Leaves the failure for the agent of each node, whichever of them ends first."""
     if code:
-        leave((UsageError if code is Exit.USAGE else RetryError)(message))
+        write_error_file((UsageError if code is Exit.USAGE else RetryError)(message))
 
 
 def _title(place: Place, rendezvous: Rendezvous, seconds: float) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch.contract import UsageError, did_you_mean
+from launch.contract import UsageError, did_you_mean, import_extra
 from launch.kubernetes.rendering import Rendered
-from launch.kubernetes.scheduler import create_scheduler
 
 
 def render_component(name: str, words: Sequence[str]) -> Rendered:
     """The objects for a component such as ``isorun.fit`` and its arguments; ``--cfg KEY=VALUE,...``
     among them are the scheduler's options. Raises UsageError."""
-    from torchx.specs.builders import materialize_appdef
+    builders = import_extra(
+        "torchx.specs.builders", "launch", f"render {name}", "render an overlay"
+    )
 
+    from launch.kubernetes.scheduler import create_scheduler
     from launch.torchx import components
 
     known = {f"isorun.{n}": getattr(components, n) for n in ("fit", "doctor", "sweep", "run")}
@@ -31,7 +33,7 @@ def render_component(name: str, words: Sequence[str]) -> Rendered:
             del given[at : at + 2]
             break
     scheduler = create_scheduler("render")
-    app = materialize_appdef(known[name], given)
+    app = builders.materialize_appdef(known[name], given)
     options = scheduler.run_opts().cfg_from_str(cfg)
     rendered: Rendered = scheduler.submit_dryrun(app, options).request.rendered
     return rendered

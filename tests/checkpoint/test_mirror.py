@@ -6,7 +6,7 @@ import pytest
 
 from train.checkpoint.checkpoint_config import CheckpointConfig, MirrorConfig
 from train.checkpoint.mirror import Mirror, MirrorError
-from train.checkpoint.mirroring import Mirroring, bring_back
+from train.checkpoint.mirroring import Mirroring, restore_from_mirror
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest, hash_file
 from train.exits import ResumeRefusedError, RetryError, UsageError
 
@@ -76,9 +76,9 @@ def test_sent_and_brought_back(config, store, tmp_path):
     mirror.upload(store, 10, always)
     assert mirror.steps() == [10]
     other = elsewhere(tmp_path)
-    step, notes = bring_back(Mirror(config), other)
+    step, notes = restore_from_mirror(Mirror(config), other)
     assert step == 10
-    assert notes == [f"The checkpoint of step 10 came from {config.url}."]
+    assert notes == [f"Restored the checkpoint of step 10 from {config.url}."]
     assert other.problems(10) == []
     assert {p.name: hash_file(p) for p in other.path(10).iterdir()} == {
         p.name: hash_file(p) for p in store.path(10).iterdir()
@@ -115,7 +115,7 @@ def test_what_reads_back_otherwise_is_not_committed(config, store, monkeypatch):
         "_put",
         lambda self, key, data: put(self, key, data.replace(b"\x0a\x0a", b"\x0b\x0a", 1)),
     )
-    with pytest.raises(MirrorError, match="reads back as something else"):
+    with pytest.raises(MirrorError, match="differs when read back"):
         Mirror(config).upload(store, 10, always)
     assert Mirror(config).steps() == []
 
@@ -136,7 +136,7 @@ def test_a_damaged_copy_is_told_and_an_older_one_taken(config, store, tmp_path, 
         mirror._fs.pipe_file(
             path, data[:100].replace(b'"step": 20', b'"step": 30') + b"?" + data[101:]
         )
-    step, notes = bring_back(Mirror(config), other := elsewhere(tmp_path))
+    step, notes = restore_from_mirror(Mirror(config), other := elsewhere(tmp_path))
     assert step == 10
     assert "The mirror's checkpoint of step 20 is damaged" in notes[0]
     assert other.steps() == [10]
@@ -162,7 +162,7 @@ def test_the_thread_follows_the_run_directory(config, store):
     assert Mirror(config).steps() == [10, 20]
     mirroring = Mirroring(Mirror(config), store, "mine", warnings.append)
     make(store, 30)
-    store.retain(CheckpointConfig(keep_last=1))
+    store.prune(CheckpointConfig(keep_last=1))
     mirroring.committed()
     mirroring.close(60)
     assert Mirror(config).steps() == [30]
@@ -175,7 +175,7 @@ def test_what_is_being_sent_is_not_removed(config, store, monkeypatch):
     def meanwhile(self, store_, step, going):
         if step == 10:
             make(store, 20)
-            store.retain(CheckpointConfig(keep_last=1))
+            store.prune(CheckpointConfig(keep_last=1))
             assert store.steps() == [10, 20]
         upload(self, store_, step, going)
 
@@ -183,14 +183,14 @@ def test_what_is_being_sent_is_not_removed(config, store, monkeypatch):
     mirroring = Mirroring(Mirror(config), store, "mine", print)
     mirroring.close(60)
     assert Mirror(config).steps() == [10, 20]
-    assert store.retain(CheckpointConfig(keep_last=1)) == [10]
+    assert store.prune(CheckpointConfig(keep_last=1)) == [10]
 
 
 def test_another_run_s_mirror_is_left_alone(config, store):
     mirror, warnings = Mirror(config), []
     mirror.claim("other")
     Mirroring(mirror, store, "mine", warnings.append).close(1)
-    assert "the run other has it now" in warnings[0]
+    assert "the run other owns it now" in warnings[0]
     assert mirror.steps() == []
 
 
@@ -213,7 +213,7 @@ def test_storage_that_fails_is_told_once_and_tried_again(config, store, monkeypa
         assert mirroring._thread.is_alive()
     mirroring.close(60)
     assert warnings == [
-        f"Checkpoints cannot be copied to {config.url} (503); training goes on, and it is tried again."
+        f"Checkpoints cannot be copied to {config.url} (503); training continues, and the upload is retried."
     ]
 
 
@@ -234,14 +234,14 @@ def test_a_mirror_that_cannot_be_read_is_no_empty_mirror(tmp_path, monkeypatch):
     }
     mirror = Mirror(MirrorConfig(url="s3://bucket/run", options=options))
     with pytest.raises(RetryError, match="cannot be read"):
-        bring_back(mirror, elsewhere(tmp_path))
+        restore_from_mirror(mirror, elsewhere(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [({"url": "nosuch://x"}, "cannot be used"),
-     ({"url": "s3://x", "options": {"secret": "abc"}}, "put secrets into the environment"),
-     ({"url": "s3://x", "options": {"aws_session_token": "abc"}}, "put secrets into the env")],
+     ({"url": "s3://x", "options": {"secret": "abc"}}, "set secrets in the environment"),
+     ({"url": "s3://x", "options": {"aws_session_token": "abc"}}, "set secrets in the env")],
 )  # fmt: skip
 def test_bad_input(values, said):
     with pytest.raises((UsageError, ValueError), match=said):

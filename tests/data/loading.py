@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from train.data.loader import LoaderConfig, evaluation_batches, training_batches
+from train.data.loader import evaluation_batches, training_batches
+from train.data.loader_config import LoaderConfig
 from train.data.order import SampleOrder
 from train.data.plan import BatchPlan, EvalPlan
 

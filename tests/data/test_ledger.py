@@ -85,7 +85,7 @@ def test_the_first_fault_is_named(path, records, expected):
 
 def test_a_missing_end_is_named(path):
     write(path, record(1), record(2))
-    assert "ended at step 3, but the ledger at 2" in str(verify(path, last_step=3))
+    assert "ended at step 3, but the ledger ends at 2" in str(verify(path, last_step=3))
 
 
 def test_a_checkpoint_beyond_the_ledger_is_found_out(path):
@@ -165,14 +165,14 @@ def test_a_flipped_bit_at_the_very_end_loses_that_step(path):
     write(path, *map(record, range(1, 5)))
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "ended at step 4, but the ledger at 3" in str(verify(path, last_step=4))
+    assert "ended at step 4, but the ledger ends at 3" in str(verify(path, last_step=4))
 
 
 @pytest.mark.parametrize("content", [b"?", b"?" * 16, b"?" * 60])
 def test_a_file_that_is_no_ledger_is_left_alone(path, content):
     path.write_bytes(content)
     assert not verify(path).ok
-    with pytest.raises(DataError, match="is no ledger"):
+    with pytest.raises(DataError, match="is not a ledger"):
         Ledger(path)
     assert path.read_bytes() == content
 
@@ -188,7 +188,7 @@ def test_a_file_torn_at_its_birth_is_begun_again(path, size):
 def test_a_record_that_is_there_twice_is_named(path):
     write(path, record(1), record(2))
     path.write_bytes(path.read_bytes() + path.read_bytes()[-44:])
-    assert "step 2 is there twice: it follows step 2" in str(verify(path))
+    assert "step 2 is repeated: it follows step 2" in str(verify(path))
 
 
 def test_a_lost_ledger_is_found_out(path):

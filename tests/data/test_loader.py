@@ -68,7 +68,7 @@ def test_ranks_together_load_each_step_exactly_once(world, micro, workers, start
 
 def test_it_does_not_matter_in_which_blocks_samples_are_looked_up(monkeypatch):
     whole = by_position(load(Numbers(), steps=12, micro=2))
-    monkeypatch.setattr("train.data.loader._BLOCK", 30)  # five steps
+    monkeypatch.setattr("train.data.sampler._BLOCK", 30)  # five steps
     assert by_position(load(Numbers(), steps=12, micro=2)) == whole
 
 

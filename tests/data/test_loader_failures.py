@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.data.loading import Numbers, evaluate, load, make
-from train.data.loader import LoaderConfig, check_dataset
+from train.data.loader import check_dataset
+from train.data.loader_config import LoaderConfig
 from train.data.order import SampleOrder
 from train.exits import DataError, RetryError, UsageError
 
@@ -50,7 +51,7 @@ def test_a_sample_that_raises_is_named(workers):
     (position,) = np.flatnonzero(SampleOrder(1, 23).keys(np.arange(23))[1] == 5)
     assert str(error.value) == (
         f"The dataset Broken failed at index 5 in epoch 0 (position {position} of the stream) "
-        "with ValueError: the file is broken; repair or leave out that sample."
+        "with ValueError: the file is broken; fix or remove this sample."
     )
     assert "in fail" in "".join(traceback.format_exception(error.value)), "for the log"
 
@@ -75,7 +76,7 @@ def test_a_collate_that_raises_is_told(workers):
     def collate(_samples):
         raise KeyError("label")
 
-    expected = r"joining \(collate\).*in epoch 0 \(positions 6 to 11 of the stream\).*KeyError"
+    expected = r"failed in collate of .*in epoch 0 \(positions 6 to 11 of the stream\).*KeyError"
     with pytest.raises(DataError, match=expected):
         load(Numbers(), start=1, collate=collate, workers=workers)
 
@@ -108,7 +109,7 @@ def test_a_batch_that_cannot_be_sent_is_told_instead_of_waited_for():
     def collate(_samples):
         return lambda: None
 
-    with pytest.raises(DataError, match=r"cannot be sent from a data worker \(.*pickle"):
+    with pytest.raises(DataError, match=r"of a data worker cannot be pickled \(.*pickle"):
         load(Numbers(), collate=collate, workers=1)
 
 
@@ -117,7 +118,10 @@ def test_a_dataset_that_cannot_be_sent_is_told():
     class Local(Numbers):
         pass
 
-    with pytest.raises(UsageError, match=r"Local.*spawn of loader\.multiprocessing_context"):
+    with pytest.raises(
+        UsageError,
+        match=r"Local.*the start method spawn of data workers.*loader\.multiprocessing_context",
+    ):
         load(Local(), workers=1, multiprocessing_context="spawn")
 
 
@@ -226,7 +230,7 @@ def test_what_is_no_map_style_dataset_is_refused():
     for dataset in (Endless(), iter([1]), {1, 2}):
         with pytest.raises(UsageError, match=r"not a map-style dataset.*__getitem__"):
             check_dataset(dataset, "train_dataset")
-    with pytest.raises(DataError, match="without samples"):
+    with pytest.raises(DataError, match="empty dataset"):
         check_dataset(Numbers(0), "train_dataset")
     check_dataset([1, 2], "train_dataset")
 

@@ -70,7 +70,7 @@ def test_a_wrong_value_is_told_before_anything_heavy_is_imported(tmp_path):
         ([b"", b""], "The corpus is empty"),
         ([b"fine text " * 99, b"caf\xe9 " * 99], "1.txt (data.files) is not UTF-8: the byte 0xe9 at offset 3"),
         ([b"short", b"tiny"], "fewer than one sample of data.context=32"),
-        ([b"only one document " * 9], "leaves none of them for training"),
+        ([b"only one document " * 9], "leaves none for training"),
         ([], "matches no file"),
     ],
 )  # fmt: skip

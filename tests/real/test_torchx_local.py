@@ -208,7 +208,7 @@ def test_submitted_again_it_is_the_same_run(user, tmp_path):
     ended(user.fit("1x1", directory))
     born = identity(directory)
     _, err = ended(user.fit("1x2", directory))
-    assert "has finished already" in err
+    assert "is already finished" in err
     first, second = (line for line in user.ledger() if line["event"] == "submitted")
     assert identity(directory) == born
     assert first["run_id"] == second["run_id"] == born["id"]

@@ -1,33 +1,55 @@
 """Runs commands as ``python -m train`` would, in processes forked after the slow imports.
 
-Each command has a process of its own, with its own signals, exit code and output; only the two
-or three seconds that torch and Accelerate take to import are spent once for all of them.
+Each command has a process of its own, with its own signals, exit code and output; only the up to ten
+seconds that torch, Accelerate and DeepSpeed take to import are spent once for all of them, in a server
+(fork_server.py) that ends with this process.
 """
 
-import ctypes
-import multiprocessing
+import atexit
+import functools
 import os
 import signal
+import stat
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
+from tests.support import fork_client, fork_server
 from tests.support.runs import ROOT, TINY, environment, free_port
 
-_starting = threading.Lock()  # this process's environment is changed meanwhile
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
-    [
-        "torch._dynamo",
-        "accelerate",
-        "torch.distributed.checkpoint",
-        "train.loop.fit",
-        "train.export.module",
-    ]
-)
+_starting = threading.Lock()
+
+
+@functools.cache
+def _started():
+    folder = tempfile.TemporaryDirectory(prefix="isorun-fork-server-")
+    address = os.path.join(folder.name, "socket")
+    hidden = ("PYTHONPATH", "COVERAGE_PROCESS_START")
+    env = {k: v for k, v in environment().items() if k not in hidden}
+    server = subprocess.Popen(
+        [sys.executable, fork_server.__file__, address],
+        cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert "ready" in server.stdout.readline(), "the fork server has not started"
+
+    def stop():
+        server.stdin.close()
+        server.wait()
+        folder.cleanup()
+
+    atexit.register(stop)
+    return address
+
+
+def server():
+    """The address of this process's server, which is started when it is first asked for."""
+    with _starting:
+        return _started()
 
 
 @dataclass
@@ -42,74 +64,63 @@ class Done:
 class Command:
     """A command that is running; ``arguments`` are those after ``python -m train``."""
 
-    def __init__(self, *arguments, cwd=ROOT, env=None, netns=None):
+    def __init__(self, *arguments, cwd=ROOT, env=None, netns=None, module="train"):
         self._output = tempfile.TemporaryDirectory()
         self._files = [Path(self._output.name) / name for name in ("out", "err")]
-        words = [str(argument) for argument in arguments]
-        paths = [str(path) for path in self._files]
-        with _starting:
-            kept = dict(os.environ)
-            os.environ.update(environment())  # the server keeps the environment it is started in
-            try:
-                self._process = _server.Process(
-                    target=_main, args=(words, str(cwd), env or {}, netns, *paths)
-                )
-                self._process.start()
-            finally:
-                os.environ.clear()
-                os.environ.update(kept)
+        program = {"module": module, "words": [str(argument) for argument in arguments]}
+        files = [os.open(os.devnull, os.O_RDONLY)]
+        files += [os.open(f, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) for f in self._files]
+        try:
+            self._forked = fork_client.Forked(
+                server(), program, files,
+                cwd=str(cwd), env={**environment(), **(env or {})}, netns=netns,
+            )  # fmt: skip
+        finally:
+            for file in files:
+                os.close(file)
 
     @property
     def pid(self):
-        return self._process.pid
+        return self._forked.pid
 
     def signal(self, number):
-        os.kill(self.pid, number)
+        self._forked.signal(number)
 
     def poll(self):
-        return self._process.exitcode
+        return self._forked.wait(0)
 
     def stderr(self):
         """What it has said so far."""
-        return self._files[1].read_text() if self._files[1].exists() else ""
+        return self._files[1].read_text()
 
     def wait(self, seconds=120):
-        self._process.join(seconds)
-        late = self._process.exitcode is None
+        late = self._forked.wait(seconds) is None
         if late:
             self.signal(signal.SIGKILL)
-            self._process.join()
-        # One that is killed as soon as it is born has no files.
-        said = (f.read_text() if f.exists() else "" for f in self._files)
-        done = Done(self._process.exitcode, *said)
+        done = Done(self._forked.wait(), *(file.read_text() for file in self._files))
         assert not late, f"not done after {seconds} s\n{done.stdout}\n{done.stderr}"
         self._output.cleanup()
         return done
 
 
-def _main(words, cwd, env, netns, out, err):
-    if netns:
-        _enter(netns)
-    for descriptor, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    # As a new interpreter would have them: line by line, and the working directory first.
-    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-    multiprocessing.set_start_method("fork", force=True)  # the default here, for data workers
-    os.environ.update(env)
-    os.chdir(cwd)
-    sys.path[:] = [cwd, *(p for p in sys.path if p not in ("", str(ROOT)))]
-    sys.argv = ["train", *words]
-    from train.cli import main
-
-    sys.exit(main(words))
-
-
-def _enter(netns):
-    """Moves this process into a network namespace (os.setns comes with Python 3.12)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open(f"/run/netns/{netns}") as file:
-        if libc.setns(file.fileno(), 0x40000000):
-            raise OSError(ctypes.get_errno(), f"setns to {netns} failed")
+def quick_programs(folder):
+    """Writes programs to ``folder`` that stand in for ``python``, torchrun, torchx, accelerate and
+    our own console scripts, but start without the slow imports; returns the environment variables
+    with which they do. What a program starts by ``sys.executable`` starts as quickly."""
+    scripts = {"python": None, "torchrun": "torch.distributed.run:main"}
+    for script in entry_points(group="console_scripts"):
+        if script.name == "torchx" or (script.dist and script.dist.name == "isorun"):
+            scripts[script.name] = script.value
+    client = Path(fork_client.__file__)
+    for name, entry in scripts.items():
+        file = Path(folder) / name
+        file.write_text(
+            f"#!{sys.executable} -IS\n"
+            f"import sys\nsys.path.insert(0, {str(client.parent)!r})\nimport {client.stem}\n"
+            f"{client.stem}.main({sys.executable!r}, {name!r}, {entry!r}, sys.argv[1:])\n"
+        )
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    return {fork_client.SERVER: server(), "ISORUN_TESTS_PYTHON": str(Path(folder) / "python")}
 
 
 def command(*arguments, expect=0, cwd=ROOT):

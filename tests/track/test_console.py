@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.runs import ROOT
 from train.track import console as console_module
-from train.track.console import GuardedConsole, Pace, describe, open_console
+from train.track.console import EtaEstimator, GuardedConsole, format_metrics, open_console
 
 SAID = """
 import sys, time, warnings, logging
@@ -27,7 +27,7 @@ directory = Path(sys.argv[1])
 info = run_info(directory, total_steps=40, start_step=10)
 setup_logging(directory, 0, 1, "INFO")
 tracker = Tracker(TrackConfig(console=sys.argv[2]), info, is_main=True, sinks=[])
-tracker.say("the run begins")
+tracker.info("the run begins")
 for step in range(11, 41):
     time.sleep(0.03)
     tracker.progress(step)
@@ -44,7 +44,7 @@ for step in range(11, 41):
         logging.getLogger("library").error("a library has failed\\nat length")
         logging.getLogger("library").info("unimportant")
         print("the user's own print")
-tracker.say("the run ends")
+tracker.info("the run ends")
 tracker.close()
 """
 
@@ -203,18 +203,18 @@ def test_any_character_can_be_shown(tmp_path):
 
 def test_a_console_that_fails_is_dropped(caplog):
     class Broken:
-        def say(self, *_):
+        def print(self, *_):
             raise RuntimeError("no room for that")
 
-        log = progress = close = say
+        log = progress = close = print
 
     console = GuardedConsole(Broken())
-    console.say("one")
+    console.print("one")
     console.log(1, {})
     console.progress(1)
     console.close()
     assert [r.message for r in caplog.records if "no room for that" in r.message] == [
-        "The console failed and shows nothing any more: RuntimeError('no room for that')"
+        "The console failed and is disabled: RuntimeError('no room for that')"
     ]
 
 
@@ -252,14 +252,14 @@ def clock(monkeypatch):
 
 def test_pace_starts_after_the_first_step_and_is_that_of_this_attempt(clock):
     clock(1000.0, 1002.0)
-    pace = Pace(1000)
+    pace = EtaEstimator(1000)
     assert pace.seconds_left(901) is None
     assert pace.seconds_left(903) == pytest.approx(97.0)
 
 
 def test_pace_follows_a_change_within_minutes(clock):
     clock(0.0, 100.0, 110.0, 300.0)
-    pace = Pace(2000)
+    pace = EtaEstimator(2000)
     for step in (0, 100, 200):  # 1 s each, then 0.1 s
         left = pace.seconds_left(step)
     assert 0.1 * 1800 < left < 0.6 * 1800
@@ -272,7 +272,9 @@ def test_describe():
         "speed/tokens_per_second": 1.5e6, "train/skipped_steps": 2.0, "memory/rss_gib": 1.0,
     }  # fmt: skip
     line = "loss 2.3457  lr 3.0e-04  99.9 samples/s"
-    assert describe(metrics, "tokens") == f"{line}  1.5M tokens/s  skipped 2"
-    assert describe(metrics, "samples") == f"{line}  skipped 2"
-    assert describe({"eval/loss": 1.0, "eval/b": 0.5}, "x") == "eval/loss 1.0000  eval/b 0.5000"
-    assert describe({"train/loss": float("nan")}, "x") == "loss nan"
+    assert format_metrics(metrics, "tokens") == f"{line}  1.5M tokens/s  skipped 2"
+    assert format_metrics(metrics, "samples") == f"{line}  skipped 2"
+    assert (
+        format_metrics({"eval/loss": 1.0, "eval/b": 0.5}, "x") == "eval/loss 1.0000  eval/b 0.5000"
+    )
+    assert format_metrics({"train/loss": float("nan")}, "x") == "loss nan"

@@ -52,9 +52,9 @@ def test_metrics_of_one_step_are_one_row(path):
 def test_a_row_is_in_the_file_as_soon_as_the_next_step_is_done(path):
     file = MetricsFile(path, start_step=0, attempt=1)
     file.log(1, {"train/loss": 1.0})
-    file.passed(1)
+    file.advance(1)
     assert steps(path) == []
-    file.passed(2)
+    file.advance(2)
     assert steps(path) == [1]
 
 
@@ -82,7 +82,7 @@ def test_rows_stay_whole_and_in_order_while_another_thread_flushes(path):
     thread.start()
     try:
         for step in range(1, 3001):
-            file.passed(step)
+            file.advance(step)
             file.log(step, {"train/loss": 1.0})
             file.log(step, {"eval/loss": 2.0})
             reached[0] = step
@@ -211,14 +211,14 @@ def test_rows_wait_for_room_and_none_is_torn(path):
     file = MetricsFile(path, start_step=0, attempt=1)
     file._file = FullDisk(file._file, 100)
     file.log(1, {"train/loss": 1.0})
-    file.passed(2)
+    file.advance(2)
     file.log(2, {"train/loss": 1.0})
     for step in (3, 4):
         with pytest.raises(OSError, match="No space"):
             file.log(step, {"train/loss": 1.0})
     assert steps(path) == [1]
     file._file.room = 10_000
-    file.passed(5)
+    file.advance(5)
     assert steps(path) == [1, 2, 3, 4]
 
 

@@ -184,7 +184,7 @@ def test_an_unreachable_service_is_told_and_the_run_is_kept_offline(tmp_path, an
         assert time.perf_counter() - started < 15
     (line,) = [line for line in done.stdout.splitlines() if "W&B" in line]
     assert line.startswith("W&B cannot be reached (")
-    assert "; its files are kept offline. To upload: wandb sync" in line
+    assert "; logging offline. To upload: wandb sync" in line
     assert done.stderr == ""
     (path,) = offline_files(tmp_path)
     file = WandbFile(path)
@@ -215,7 +215,7 @@ def test_the_death_of_its_service_costs_only_what_comes_after(tmp_path):
     """And what was logged less than a second before."""
     done = track(tmp_path, signal_to_service=signal.SIGKILL, wait=5, exit=75, expect=75)
     (line,) = done.stderr.splitlines()
-    assert line.startswith("warning: W&B failed and is not written any more: ")
+    assert line.startswith("warning: W&B failed and is disabled: ")
     rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
     assert rows == [1, 2, 3, 100, 101, 102]
     (path,) = offline_files(tmp_path)
@@ -226,7 +226,7 @@ def test_a_service_that_hangs_does_not_keep_the_process_from_ending(tmp_path):
     done = track(tmp_path, signal_to_service=signal.SIGSTOP, close=1.0, exit=75, expect=75)
     os.kill(int((tmp_path / "service").read_text()), signal.SIGKILL)
     (line,) = done.stderr.splitlines()
-    assert line.startswith("warning: TensorBoard or W&B was not done after 1 s")
+    assert line.startswith("warning: Timed out after 1 s waiting for the tracking sinks")
 
 
 URL, KEY = "https://api.wandb.ai", "b" * 40

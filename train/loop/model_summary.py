@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 
-def summary(model: nn.Module) -> str:
+def model_summary(model: nn.Module) -> str:
     """Trainable and frozen parameters by top-level module, a line each, and their sum."""
     rows: list[tuple[str, Iterable[nn.Parameter]]] = [
         (f"{name} ({type(child).__name__})", child.parameters())

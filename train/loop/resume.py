@@ -1,62 +1,63 @@
-"""Brings an opened run to where its newest checkpoint was written."""
+"""Restores an opened run from a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from train.checkpoint.state import restore
-from train.checkpoint.store import DamagedError, Manifest
+from train.checkpoint.state import restore_state
+from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
 from train.data.plan import BatchPlan
 from train.exits import ResumeRefusedError, RetryError
-from train.loop.state import Progress
-from train.optim.optimizer import restore_group_values
-
-if TYPE_CHECKING:
-    from train.loop.run import Run
+from train.optim.ema import Ema
+from train.optim.optimizer import OptimConfig, restore_param_group_values
+from train.strategies.base import Strategy
 
 
-def resume(run: Run, step: int) -> None:
-    """Fills model, optimiser and counters from the checkpoint of a step; collective.
+def resume(
+    store: CheckpointStore,
+    step: int,
+    strategy: Strategy,
+    ema: Ema | None,
+    optim: OptimConfig,
+    *,
+    samples: int,
+    allow_changes: bool,
+) -> dict[str, Any]:
+    """Fills the model, the optimiser, the loss scale and the average of weights from the
+    checkpoint of a step; collective.
 
-    Raises ResumeRefusedError where data or model are not those it was written with.
+    Returns the rest of the checkpoint's state, as JSON values. ``samples`` is the size of the
+    training data. Raises ResumeRefusedError where the data or the model are not those of the
+    checkpoint.
     """
-    path = run.store.path(step)
-    manifest = Manifest.read(path)
-    state = manifest.state
-    if state["samples"] != run.order.size and not run.allow_changes:
+    path = store.path(step)
+    state = Manifest.read(path).state
+    if state["samples"] != samples and not allow_changes:
         raise ResumeRefusedError(
-            f"The training data has {run.order.size} samples now, but had {state['samples']} "
-            f"when step {step} was saved, so each position of the stream would "
-            "mean another sample; restore the data, choose another run.dir for a new run, or "
-            "add --allow-changes."
+            f"The training data has {samples} samples, but had {state['samples']} when step {step} "
+            "was saved, so that each position of the stream would be another sample; restore the "
+            "data, use another run.dir for a new run, or add --allow-changes."
         )
     try:
-        restore(
-            path,
-            state["optimizer"],
-            run.engine.strategy,
-            run.ema,
-            run.engine.host_group,
-        )
+        group = strategy.collectives.host_group
+        restore_state(path, state["optimizer"], strategy, ema, group)
     except DamagedError as error:
-        raise RetryError(f"{error}, although it was whole a moment ago; start again.") from None
-    run.progress = Progress(**state["progress"])
-    run.window.load_state_dict(state["window"])
-    restore_group_values(run.engine.optimizer, run.config.optim, state.get("optimizer_groups", []))
-    if run.early_stop and state["early_stop"]:
-        run.early_stop.load_state_dict(state["early_stop"])
-    if run.engine.loss_scale and state.get("loss_scale"):
-        run.engine.loss_scale.load_state_dict(state["loss_scale"])
-    run.saving.last_step = step
+        raise RetryError(
+            f"{error}, although it was valid a moment ago; check the storage, then rerun."
+        ) from None
+    restore_param_group_values(strategy.optimizer, optim, state.get("optimizer_groups", []))
+    if strategy.loss_scale and state.get("loss_scale"):
+        strategy.loss_scale.load_state_dict(state["loss_scale"])
+    return state
 
 
 def moved_dropout(last: Mapping[str, Any], plan: BatchPlan, model: nn.Module) -> list[str]:
-    """What there is to tell of a model with dropout whose steps were cut otherwise by the ``last``
-    attempt: a micro-batch draws from one seed, so its masks are others now."""
+    """A warning where a model with dropout has other micro-batches than in the ``last`` attempt:
+    a micro-batch draws from one seed, so its masks differ."""
     before, now = last.get("micro_batch_size"), plan.largest_micro_batch
     if before in (None, now) or not any(
         isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules()
@@ -64,6 +65,6 @@ def moved_dropout(last: Mapping[str, Any], plan: BatchPlan, model: nn.Module) ->
         return []
     return [
         f"Micro-batches have {now} samples now and had {before} before, so dropout draws other "
-        "masks: the run goes on well, but not to the same numbers. For the same on every "
-        "placement, begin a run with a batch.micro_batch_size that suits all of them."
+        "masks and the numbers differ from those of an unmoved run. For the same numbers on every "
+        "placement, start the run with a batch.micro_batch_size that all placements can use."
     ]

@@ -121,7 +121,7 @@ def test_a_config_that_only_one_node_cannot_read(tmp_path):
 
 def test_a_batch_that_cannot_be_divided(tmp_path):
     told = doctor(**two(tmp_path, command=[*FIT, "batch.global_batch_size=1"], expect=64))
-    assert "cannot be divided among 2 ranks" in told.only("config", "failed")["text"]
+    assert "leaves a micro-batch empty on 2 ranks" in told.only("config", "failed")["text"]
 
 
 def test_a_proxy_between_the_nodes(tmp_path):

@@ -31,7 +31,7 @@ def failure(directory, code, *, rank=1, ago=0, others=(), error="", log=(), numb
 @pytest.mark.parametrize(
     ("code", "again", "what_to_do"),
     [
-        (75, "may succeed", "see to the cause, run again"),
+        (75, "may succeed", "fix the cause, then rerun"),
         (78, "would fail again", "lower optim.lr"),
         (137, "may succeed", "see what killed it"),
     ],
@@ -57,7 +57,7 @@ def test_why_is_not_misled_by_an_earlier_launch_of_the_same_run(capsys, tmp_path
     told = said(capsys, "why", "3")
     assert "exit code 71" not in told
     assert "There is no failure record on this machine" in told
-    assert "read the sentence, correct it" in told
+    assert "correct what the message names" in told
 
 
 def test_all_that_is_told_is_of_one_failure(capsys, tmp_path):
@@ -70,7 +70,7 @@ def test_all_that_is_told_is_of_one_failure(capsys, tmp_path):
     told = said(capsys, "why", "3")
     assert "Rank 2 on far ended first: exit code 75" in told
     assert "The disk is full." in told
-    assert "see to the cause" in told
+    assert "fix the cause" in told
     assert "exit code 137" not in told
 
 

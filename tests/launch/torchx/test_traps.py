@@ -75,6 +75,16 @@ def test_a_scheduler_that_cannot_be_used_is_told_in_a_sentence(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("scheduler", ["local_cwd", "slurm"])
+def test_a_job_without_image_never_runs_a_train_py_of_the_working_directory(
+    monkeypatch, tmp_path, scheduler
+):
+    monkeypatch.chdir(tmp_path)
+    assert fit(scheduler=scheduler).args[:3] == ["-P", "-m", "launch.agent"]
+    monkeypatch.chdir(ROOT)  # which need not be installed
+    assert fit(scheduler=scheduler).args[:2] == ["-m", "launch.agent"]
+
+
 def test_a_missing_rendezvous_variable_would_become_localhost():
     """As in TorchX's own component, which two nodes then take for two runs of one node."""
     theirs = ddp("x", script="x.py", j="2x1", h=None).roles[0]

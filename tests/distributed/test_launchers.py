@@ -109,7 +109,7 @@ def test_torchrun_restarts_what_was_killed(tmp_path, strategy):
     disturbed = launch(
         [*words, str(free_port()), "-m", "train"], tmp_path / "two", *base, "task.kill_at_step=25"
     )
-    assert "goes on from step 20 (attempt 2)" in disturbed.stdout
+    assert "resumes at step 20 (attempt 2)" in disturbed.stdout
     assert_same_bits(tensors(tmp_path / "one"), tensors(tmp_path / "two"))
     assert curve(tmp_path / "one") == curve(tmp_path / "two")
     assert checkpoints(tmp_path / "one") == checkpoints(tmp_path / "two")

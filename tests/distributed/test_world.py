@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.distributed.world import World, expand_counts, find_world, first_host, warnings_of
+from train.distributed.world import World, expand_counts, find_world, first_host, world_warnings
 from train.exits import UsageError
 
 RENDEZVOUS = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
@@ -86,7 +86,7 @@ def test_slurm_s_counts():
         ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number of at least 1"),
         (
             {"RANK": "2", "WORLD_SIZE": "2", **RENDEZVOUS},
-            "RANK is 2 in the environment, which must",
+            "RANK must be less than WORLD_SIZE, 2, but is 2 (environment)",
         ),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "MASTER_ADDR is not set"),
     ],
@@ -103,24 +103,27 @@ def world(launcher="python", local=1):
 
 def test_what_was_asked_for_and_is_not_there(tmp_path):
     launch = ["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "train"]
-    [text] = warnings_of(world(), 0, launch)
+    [text] = world_warnings(world(), 0, launch)
     assert text.startswith("accelerate launch was asked for 2 processes but started 1")
-    assert warnings_of(world("accelerate", 2), 0, launch) == []
+    assert world_warnings(world("accelerate", 2), 0, launch) == []
     file = tmp_path / "accelerate.yaml"
     file.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
     launch = ["python", "accelerate", "launch", f"--config_file={file}", "--cpu", "-m", "train"]
-    [text] = warnings_of(world(), 0, launch)
+    [text] = world_warnings(world(), 0, launch)
     assert text.startswith("accelerate launch was asked for 2 processes but started 1")
-    assert warnings_of(world(), 0, ["python", "x.py", "--num_processes", "2"]) == []
-    [text] = warnings_of(world(), 8, [])
-    assert text.startswith("here has 8 GPUs, but the run has 1 process(es) on it")
+    assert world_warnings(world(), 0, ["python", "x.py", "--num_processes", "2"]) == []
+    [text] = world_warnings(world(), 8, [])
+    assert text.startswith("here has 8 GPUs, but the run has 1 process(es) there")
 
 
 def test_torchrun_s_variables_without_torchrun(monkeypatch):
     monkeypatch.setenv("PET_NPROC_PER_NODE", "2")
     for launcher in ("unknown", "python"):
-        [text] = warnings_of(world(launcher), 0, [])
-        assert "PET_NPROC_PER_NODE is 2, which is for torchrun and the node agent" in text
+        [text] = world_warnings(world(launcher), 0, [])
+        assert (
+            "PET_NPROC_PER_NODE is 2 (environment), but only torchrun and the node agent read it"
+            in text
+        )
     monkeypatch.setenv("PET_NNODES", "1:2")
-    assert len(warnings_of(world(), 0, [])) == 2
-    assert warnings_of(world("torchrun", 2), 0, []) == []
+    assert len(world_warnings(world(), 0, [])) == 2
+    assert world_warnings(world("torchrun", 2), 0, []) == []

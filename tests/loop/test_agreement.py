@@ -25,7 +25,7 @@ def test_a_run_directory_that_is_not_shared(tmp_path):
     for done in [rank.wait() for rank in ranks]:
         assert done.returncode == 64, done.stderr
         assert "The run directory here of rank 0" in done.stderr
-        assert "is not what rank 1 (" in done.stderr
+        assert "is not visible to rank 1 (" in done.stderr
     assert not (tmp_path / "1/here/ledger.bin").exists()
 
 

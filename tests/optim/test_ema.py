@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.support.forked import run
-from tests.support.runs import assert_same_bits, curve, tensors, tiny_config
+from tests.support.runs import assert_same_bits, curve, tensors
+from tests.support.strategies import single
 from train.optim.ema import Ema, EmaConfig
-from train.strategies.engine import Engine
 
 KEPT, SKIPPED = torch.tensor(0.0), torch.tensor(1.0)
 
@@ -23,9 +23,8 @@ def model():
 
 
 def averaging(module):
-    engine = Engine(tiny_config())
-    engine.prepare(module, lambda placed: torch.optim.SGD(placed.parameters()))
-    return Ema(EmaConfig(decay=0.75), engine.strategy)
+    strategy = single(module, lambda placed: torch.optim.SGD(placed.parameters()))
+    return Ema(EmaConfig(decay=0.75), strategy)
 
 
 def locals_of(ema):

@@ -88,7 +88,7 @@ def test_arguments_arrive_and_the_fused_kernels_are_used():
         ({"use": "torch.nn:Linear"}, r"Linear.*Optimizer"),
         ({"use": "sgd", "betas": [0.9, 0.99]}, r"optim\.betas is not an argument of.*'sgd'"),
         ({"options": {"amsgrd": True}}, r"optim\.options\.amsgrd is not an argument"),
-        ({"use": "sgd", "options": {"nesterov": True}}, r"refuses its arguments: Nesterov"),
+        ({"use": "sgd", "options": {"nesterov": True}}, r"rejects its arguments: Nesterov"),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence(values, text):
