@@ -1,12 +1,14 @@
 """Each extension point takes a class or function from outside the package, by dotted path."""
 
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 
 import train
-from tests.support.runs import TINY, curve, metrics
+from tests.support.runs import ROOT, TINY, curve, metrics
 from train.exits import UsageError
 from train.hooks import Facts, Hooks
 from train.optim.schedule import ScheduleConfig, learning_rate_factor
@@ -315,6 +317,14 @@ def test_a_hook_is_called_at_each_point(tmp_path, outside):
     ]  # fmt: skip
 
 
+def test_a_hook_is_told_of_every_checkpoint_that_is_written_beside_the_training(tmp_path, outside):
+    module = outside(HOOK)
+    fit(tmp_path, "checkpoint.every_steps=1", "checkpoint.keep_last=9", f"hooks=[{module}:Diary]")
+    lines = (tmp_path / "run" / "diary.txt").read_text().splitlines()
+    told = [line.split()[2] for line in lines if line.startswith("checkpoint")]
+    assert told == ["01", "02", "03", "04"]
+
+
 def test_a_hook_draws_random_numbers_without_effect_and_is_named(tmp_path, outside, capfd):
     module = outside(HOOK)
     fit(tmp_path / "with", f"hooks=[{module}:Random]", "model.dropout=0.5")
@@ -367,3 +377,42 @@ def test_a_hook_is_checked_before_anything_is_started(tmp_path, outside):
     with pytest.raises(UsageError, match="hooks.0.usee is not a known key"):
         fit(tmp_path, f"hooks=[{{usee: '{module}:Diary'}}]")
     assert not (tmp_path / "run").exists()
+
+
+ENTRY_POINTS = """
+[torchx.schedulers]
+outside = outside_scheduler:create_scheduler
+
+[torchx.named_resources]
+big_outside = outside_scheduler:big
+"""
+SCHEDULER = """
+from torchx.schedulers.local_scheduler import LocalScheduler
+from torchx.specs import Resource
+
+def create_scheduler(session_name, **kwargs):
+    return LocalScheduler(session_name, image_provider_class=None)
+
+def big():
+    return Resource(cpu=77, gpu=0, memMB=1024)
+"""
+LOOK = """
+from torchx.schedulers import get_scheduler_factories
+from torchx.specs import resource
+print("outside" in get_scheduler_factories(), "slurm" in get_scheduler_factories())
+print(resource(h="big_outside").cpu)
+"""
+
+
+def test_a_scheduler_and_a_named_resource_of_torchx(tmp_path):
+    """By the entry points of a distribution that is installed beside isorun."""
+    info = tmp_path / "outside-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    (tmp_path / "outside_scheduler.py").write_text(SCHEDULER)
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", "True", "77"], done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import re
 import sys
@@ -12,16 +11,13 @@ from collections.abc import Sequence
 
 from train.command_line import Commands, exit_code_of
 from train.commands import COMMANDS
-from train.exits import Exit, first_line
-from train.process.diagnose import LOST_PEER, OUT_OF_MEMORY, is_lost_peer, is_out_of_memory
+from train.exits import Exit
+from train.process.diagnose import as_run_error, is_lost_peer
 from train.process.error_file import write_error_file
 
 _COMMANDS = Commands(
     "train.commands", COMMANDS, "Trains a task; the result does not depend on where it runs."
 )
-
-# Errors of the machine, not of the run: it can continue once there is space, or storage.
-_MACHINE_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
 
 
 def parse(argv: Sequence[str], prog: str = "python -m train") -> argparse.Namespace:
@@ -46,24 +42,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m train") -> in
     return exit_code_of(run, lambda error: _unexpected(error, command))
 
 
-def _unexpected(error: Exception, command: str) -> Exit:
+def _unexpected(error: Exception, command: str) -> int:
     """The exit code of an error that is not a RunError."""
     log = logging.getLogger("train")
     if isinstance(error, BrokenPipeError) and command != "fit":
         return Exit.DONE  # the reader of the output has closed it, such as head
     if not is_lost_peer(error):
         write_error_file(error)
-    if is_out_of_memory(error):
-        print(f"isorun: error: {OUT_OF_MEMORY.format(first_line(error))}", file=sys.stderr)
-        log.exception("out of memory")
-        return Exit.OUT_OF_MEMORY
-    if is_lost_peer(error):
-        print(f"isorun: error: {LOST_PEER}", file=sys.stderr)
-        log.exception("lost the connection to another rank")
-        return Exit.RETRY
-    if isinstance(error, OSError) and error.errno in _MACHINE_FAILED:
-        print(f"isorun: error: {error}. Fix the cause, then rerun.", file=sys.stderr)
-        return Exit.RETRY
-    traceback.print_exc()
-    log.exception("unexpected error")
+    if known := as_run_error(error):
+        print(f"isorun: error: {known}", file=sys.stderr)
+        log.error("%s", known, exc_info=error)
+        return known.code
+    traceback.print_exception(error)
+    log.error("unexpected error", exc_info=error)
     return Exit.INTERNAL

@@ -55,7 +55,7 @@ def test_python_m_train_is_the_command():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("fit", ["--config FILE", "key=value", "--allow-changes", "type it again"]),
+        ("fit", ["--config FILE", "key=value", "--allow-changes", "run it again"]),
         ("evaluate", ["--checkpoint WHICH", "--json", "newest, best"]),
         ("export", ["--to DIR", "--form", "train.load(path)"]),
         ("verify", ["used exactly once", "65"]),

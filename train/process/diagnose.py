@@ -51,7 +51,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-# Whoever meets these, the run is not to blame: it can continue once there is room, or storage.
+# Errors of the machine, not of the run: it can continue once there is space, or storage.
 _MACHINE_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
 
 
@@ -64,5 +64,5 @@ def as_run_error(error: BaseException) -> RunError | None:
     if is_lost_peer(error):
         return RetryError(LOST_PEER)
     if isinstance(error, OSError) and error.errno in _MACHINE_FAILED:
-        return RetryError(f"{error}; fix the cause, then rerun.")
+        return RetryError(f"{error}. Fix the cause, then rerun.")
     return None

@@ -172,7 +172,7 @@ def log_directory(app_id: str) -> Path:
         where = f"left its log in {directory}"
     raise UsageError(
         f"{launch.handle} is {state}: the `torchx run` that started it has ended and {where}; see "
-        f"`python -m launch why {launch.run_id}`, and keep later logs with -cfg log_dir=DIR."
+        f"`isorun why {launch.run_id}`, and keep later logs with -cfg log_dir=DIR."
     )
 
 

@@ -65,7 +65,7 @@ def test_the_projects_own_configuration_names_a_local_scheduler_and_builds_nothi
 def test_runopts_would_end_in_a_traceback_without_ray(tmp_path):
     done = torchx("runopts", cwd=tmp_path)
     assert "Traceback" not in done.stderr
-    assert "The scheduler ray cannot be used" in done.stdout
+    assert "The scheduler ray is not available" in done.stdout
     assert "slurm" in done.stdout
 
 
