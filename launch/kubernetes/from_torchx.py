@@ -149,7 +149,9 @@ def _plain_job(role: Role) -> _ConvertedRole:
     return job
 
 
-def _resources(job: _ConvertedRole, role: Role, overlay: manifests.Overlay, cfg: Mapping[str, Any]) -> None:
+def _resources(
+    job: _ConvertedRole, role: Role, overlay: manifests.Overlay, cfg: Mapping[str, Any]
+) -> None:
     resource = role.resource
     if resource.cpu <= 0 or resource.memMB <= 0:
         raise UsageError(
