@@ -43,6 +43,7 @@ def fail_oddly():
     raise Unpicklable("this", "that")
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_that_raises_is_named(workers):
     with pytest.raises(DataError) as error:
@@ -55,6 +56,7 @@ def test_a_sample_that_raises_is_named(workers):
     assert "in fail" in "".join(traceback.format_exception(error.value)), "for the log"
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize("workers", [0, 2])
 def test_it_is_told_when_its_batch_is_due_and_not_before(workers):
     """So the run fails at the same step, whatever is loaded ahead."""
@@ -65,11 +67,13 @@ def test_it_is_told_when_its_batch_is_due_and_not_before(workers):
     assert good == indices[: next(step for step, row in enumerate(indices) if 5 in row)]
 
 
+@pytest.mark.normal
 def test_an_exception_that_cannot_be_pickled_is_told_all_the_same():
     with pytest.raises(DataError, match="Unpicklable: this that"):
         load(Broken(fail_oddly), workers=1)
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_collate_that_raises_is_told(workers):
     def collate(_samples):
@@ -80,6 +84,7 @@ def test_a_collate_that_raises_is_told(workers):
         load(Numbers(), start=1, collate=collate, workers=workers)
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stop_iteration_does_not_end_the_training_silently(workers):
     with pytest.raises(DataError, match="StopIteration: no more"):
@@ -104,6 +109,7 @@ def test_a_failure_in_the_evaluation_says_so():
         list(batches)
 
 
+@pytest.mark.normal
 def test_a_batch_that_cannot_be_sent_is_told_instead_of_waited_for():
     def collate(_samples):
         return lambda: None
@@ -121,6 +127,7 @@ def test_a_dataset_that_cannot_be_sent_is_told():
         load(Local(), workers=1, multiprocessing_context="spawn")
 
 
+@pytest.mark.normal
 def test_a_worker_that_is_killed_is_a_reason_to_try_again():
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
@@ -158,6 +165,7 @@ def test_a_stuck_worker_does_not_outlive_its_use():
         os.kill(pid, 0)
 
 
+@pytest.mark.normal
 def test_a_death_is_told_where_batches_are_asked_for_and_nowhere_else():
     """Even where a loader of the user's has put torch's own signal handler in place."""
     list(DataLoader([1, 2], num_workers=1))
@@ -180,6 +188,7 @@ def long_message(samples):
     return b"x" * 2**20
 
 
+@pytest.mark.normal
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("collate", [many_tensors, long_message])
 def test_a_worker_that_dies_while_it_sends_is_a_reason_to_try_again(collate):
@@ -196,6 +205,7 @@ def test_a_worker_that_dies_while_it_sends_is_a_reason_to_try_again(collate):
         assert victim.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.normal
 @pytest.mark.timeout(60)
 def test_a_message_that_nobody_completes_is_not_waited_for():
     with make(Numbers(), workers=1, steps=10, collate=long_message) as batches:
@@ -209,6 +219,7 @@ def test_a_message_that_nobody_completes_is_not_waited_for():
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.normal
 def test_signals_to_stop_are_not_for_workers():
     with make(Numbers(), workers=1, steps=20) as batches:
         pid = int(next(batches).batch["pid"][0])
