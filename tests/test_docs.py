@@ -6,6 +6,7 @@ written to that file. A line that is indented, or follows one that ends in a bac
 command above it; ``# exit 64`` at the end says which exit code is expected.
 """
 
+import functools
 import json
 import os
 import re
@@ -162,6 +163,7 @@ def prose(path):
     return BLOCK.sub("", path.read_text())
 
 
+@functools.cache
 def keys():
     """Every key of the config with either built-in task."""
     return {key for name in BUILT_IN for key in known_keys(config_class(find_task(name, "test")))}
