@@ -233,6 +233,8 @@ def test_a_class_of_a_notebook_trains_but_only_here(tmp_path, monkeypatch):
     where = [*QUICK, f"run.dir={tmp_path}"]
     done = train.fit(*where, "loader.workers=1", task=task)
     assert done.run.config["task"]["use"] == "__main__:CellTask"
+    log = (tmp_path / "logs" / "rank-0.log").read_text()
+    assert "call train.fit again" in log, "a command line could not find the class"
     assert train.evaluate(*where, task=task) == pytest.approx(done.metrics)
     with pytest.raises(UsageError, match=r"cannot import the\s+task"):
         train.fit(*where, "loader.workers=1", "loader.multiprocessing_context=spawn", task=task)

@@ -38,6 +38,10 @@ class LoadedConfig:
 
     def command(self, name: str) -> str:
         """The command line that applies another command to the same run."""
+        if self.config.task.use.startswith("__main__:"):  # no other process can import it
+            if name == "fit":
+                return "call train.fit again"
+            return f"put the task into a module to use `{python()} -m train {name}`"
         words = [python(), "-m", "train", name]
         for file in self.files:
             words += ["--config", file]
