@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-# These keep all cores busy by themselves.
-ALONE := tests/invariants tests/commands/test_parity.py
+# Two tests at once, those of a file by one process; tests/conftest.py says which lane a test is in.
+SHARED := $(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# It keeps all cores busy by itself.
+ALONE := tests/invariants/test_chaos.py
 
-.PHONY: help lock setup train test lint format chaos bench image sbom clean
+.PHONY: help lock setup train test test-fast test-more test-all lint format chaos bench image sbom clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isorun needs Python 3.11 or newer, not " + sys.version.split()[0] + "; name one by: make PYTHON=python3.11 ...")'
@@ -33,9 +35,17 @@ setup: $(VENV)/ready ## make the virtual environment
 train: setup ## train a small language model on text, about two minutes on two cores
 	$(RUN) -m train fit --config configs/text.yaml
 
-test: setup ## run all tests
-	$(RUN) -m pytest $(ALONE); alone=$$?; \
-	$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(addprefix --ignore=,$(ALONE)) && exit $$alone
+test-fast: setup ## run the tests that start no process, in a minute
+	$(SHARED) -m fast
+
+test: setup ## run what needs no server or container, in ten minutes on two cores
+	$(SHARED) -m 'not slow and not servers'
+
+test-more: setup ## run what is left: full matrices, long runs, servers and containers
+	$(RUN) -m pytest -m slow $(ALONE); alone=$$?; \
+	$(SHARED) -m 'slow or servers' --ignore=$(ALONE) && exit $$alone
+
+test-all: test test-more ## run all tests, in an hour
 
 lint: setup ## check style and types
 	$(RUN) -m ruff check .

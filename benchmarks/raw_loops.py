@@ -58,7 +58,7 @@ def raw_fsdp2(work: Workload) -> None:
 
 def raw_zero(stage: int, work: Workload) -> None:
     """DeepSpeed's engine with its own clipping, as in its documentation."""
-    from train.strategies.zero import import_deepspeed
+    from train.strategies.deepspeed_import import import_deepspeed
 
     deepspeed = import_deepspeed(work.device)
     with process_group(work):

@@ -1,18 +1,75 @@
-"""How tests are shared out between processes (``pytest -n 2``)."""
+"""The lanes of the tests, and how they are shared out between processes (``pytest -n 2``).
+
+``fast``
+    starts no process: ``make test-fast``. Every test is one unless it is seen to start a process
+    (``starts_a_process``), or says so by the marker ``process``. A fast test that starts one fails.
+``slow``
+    is left to ``make test-all``: full matrices, of which ``make test`` has what covers each value,
+    and long runs. Set by hand.
+``servers``
+    needs an engine, a cluster or network namespaces, so ``make test-all`` as well: all of tests/real.
+"""
 
 import os
+import sys
 import time
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
 
 import pytest
 
+from tests.support.fork_client import STARTS
+
 # These take longest; whoever begins with them is not waited for at the end.
 LONGEST = (
-    "test_docs.py",
+    "invariants/test_strategies.py",
+    "strategies/test_options.py",
+    "commands/test_parity.py",
     "launch/kubernetes/test_pretended.py",
     "launch/agent/test_agent.py",
     "launch/doctor/test_nodes.py",
 )
+STARTING = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", STARTS}
+STARTERS = ("subprocess", "multiprocessing", "tests.support.fork_client")
+
+
+def names_of(code):
+    """The global and attribute names that code uses, that of inner functions included."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= names_of(constant)
+    return names
+
+
+def starts_a_process(function, seen):
+    """Whether it uses something that starts processes, by itself or by way of functions and classes
+    of the tests; those of the product are not looked into."""
+    function = getattr(function, "__wrapped__", function)
+    if isinstance(function, MethodType):
+        function = function.__func__
+    if not isinstance(function, FunctionType) or function in seen:
+        return False
+    seen.add(function)
+    names = names_of(function.__code__)
+    used = [function.__globals__[name] for name in names if name in function.__globals__]
+    modules = [value for value in used if isinstance(value, ModuleType)]
+    if any(module.__name__.startswith(STARTERS) for module in modules):
+        return True
+    inner = [name for name in names if name.startswith(STARTERS)]  # imported in the function
+    for module in [m for m in modules if m.__name__.startswith("tests.")]:
+        used += [vars(module)[name] for name in names if name in vars(module)]
+    for value in used:
+        if isinstance(value, type) and value.__module__.startswith("tests."):
+            used += [method for method in vars(value).values() if isinstance(method, FunctionType)]
+    own = [value for value in used if getattr(value, "__module__", "").startswith("tests.")]
+    return bool(inner) or any(starts_a_process(value, seen) for value in own)
+
+
+def fixtures_of(item):
+    """The functions of all fixtures that a test uses."""
+    found = getattr(item, "_fixtureinfo", None)
+    return [d.func for defs in found.name2fixturedefs.values() for d in defs] if found else []
 
 
 def group(item):
@@ -26,7 +83,14 @@ def group(item):
 def pytest_collection_modifyitems(items):
     groups = {item: group(item) for item in items}
     for item, name in groups.items():
-        item.add_marker(pytest.mark.xdist_group(name))
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(name))
+        if name.startswith("real"):
+            item.add_marker("servers")
+        elif not any(map(item.get_closest_marker, ("process", "slow"))):
+            functions = [getattr(item, "function", None), *fixtures_of(item)]
+            started = any(starts_a_process(function, set()) for function in functions)
+            item.add_marker("process" if started else "fast")
     last = len(LONGEST)
     items.sort(
         key=lambda item: (
@@ -37,9 +101,40 @@ def pytest_collection_modifyitems(items):
     )
 
 
+fast = None  # the fast test that runs now
+
+
+def refuse_processes(event, arguments):
+    """An audit hook: what a fast test starts, fails; all but git, which says at once what it is asked
+    wherever the code's version is noted."""
+    if fast is None or event not in STARTING or os.getpid() != this_process:
+        return
+    if event == "subprocess.Popen" and Path(arguments[0]).name == "git":
+        return
+    pytest.fail(f"{fast} is in the fast lane but starts a process: mark it `process`")
+
+
+this_process = os.getpid()
+sys.addaudithook(refuse_processes)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    global fast
+    fast = item.nodeid if item.get_closest_marker("fast") else None
+    try:
+        return (yield)
+    finally:
+        fast = None
+
+
 def pytest_runtest_setup(item):
-    """Where all tests together have a time limit, those that need servers give way: they come
-    last, and are left out when ISORUN_TESTS_UNTIL (seconds since the epoch) has passed."""
+    """Where all tests together have a time limit, ISORUN_TESTS_UNTIL (seconds since the epoch), what
+    is left after it fails: a test that did not run proves nothing. ISORUN_TESTS_MAY_SKIP=1 lets
+    those that need servers, which come last, be skipped instead."""
     until = os.environ.get("ISORUN_TESTS_UNTIL")
-    if until and time.time() > float(until) and group(item).startswith("real"):
-        pytest.skip("the time for all tests together is used up (ISORUN_TESTS_UNTIL)")
+    if until and time.time() > float(until):
+        late = "the time for all tests together is used up (ISORUN_TESTS_UNTIL)"
+        if os.environ.get("ISORUN_TESTS_MAY_SKIP") == "1" and item.get_closest_marker("servers"):
+            pytest.skip(late)
+        pytest.fail(late, pytrace=False)

@@ -12,11 +12,11 @@ import re
 import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.support.forked import quick_programs
 from tests.support.kubectl import path as path_with_kubectl
 from tests.support.runs import ROOT, environment
 from train.config.keys import known_keys
@@ -64,19 +64,18 @@ def without_comment(command):
 
 
 class Shell:
-    """Runs commands one after another as a person would, the working directory kept."""
+    """Runs commands one after another as a person would, the working directory kept. ``programs``:
+    a directory whose programs go before those of the environment."""
 
-    def __init__(self, directory, **variables):
+    def __init__(self, directory, programs=None, **variables):
         self.home = self.here = directory
-        bin_directory = Path(sys.executable).parent
-        self.environment = environment() | {
-            "PATH": f"{bin_directory}{os.pathsep}{os.environ['PATH']}",
-            "HOME": str(directory),  # no account of whoever runs the tests
-        }
+        self.environment = environment() | {"HOME": str(directory)}  # no account of a person's
         for name in list(self.environment):
             if name.startswith(("WANDB_", "ISORUN_")):
                 del self.environment[name]
         self.environment |= variables
+        path = [programs, Path(sys.executable).parent, variables.get("PATH", os.environ["PATH"])]
+        self.environment["PATH"] = os.pathsep.join(str(entry) for entry in path if entry)
 
     def run(self, command, expected):
         script = f"{command}\ncode=$?\npwd > {shlex.quote(str(self.home / '.here'))}\nexit $code"
@@ -90,7 +89,7 @@ class Shell:
         return said
 
 
-def run_page(path, directory):
+def run_page(path, directory, programs=None):
     """Everything that a page tells its reader to do; returns what was said."""
     text = path.read_text()
     for _, block in BLOCK.findall(text):
@@ -100,9 +99,11 @@ def run_page(path, directory):
         (directory / name).symlink_to(ROOT / name)
     # W&B costs each run a second: only pages that speak of its files have them.
     variables = {} if "wandb" in text else {"WANDB_MODE": "disabled"}
+    if programs:
+        variables |= quick_programs(programs)
     if "kubectl" in text:
-        variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path_with_kubectl()])
-    shell = Shell(directory, **variables)
+        variables["PATH"] = path_with_kubectl()
+    shell = Shell(directory, programs, **variables)
     return "".join(
         shell.run(command, code)
         for command, code in commands(text)
@@ -110,39 +111,45 @@ def run_page(path, directory):
     )
 
 
-@pytest.fixture(scope="module")
-def running(request, tmp_path_factory):
-    """Page to (its directory, a future of what it said); as many pages at once as there are
-    cores, and only those that a selected test asks for."""
-    wanted = {}
-    for item in request.session.items:
-        if item.path == Path(__file__):
-            page = item.callspec.params.get("page") if hasattr(item, "callspec") else None
-            wanted |= {p: None for p in (page, *getattr(item.function, "pages", ())) if p}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        started = {}
-        for page in wanted:
+@pytest.fixture(scope="session")
+def directory_of(tmp_path_factory):
+    """What a page's commands leave behind; each page is run once, its programs forked after the
+    slow imports."""
+    made = {}
+
+    def of(page):
+        if page not in made:
             directory = tmp_path_factory.mktemp(PAGES[page].stem)
-            started[page] = (directory, pool.submit(run_page, PAGES[page], directory))
-        yield started
-        for _, future in started.values():
-            future.cancel()
+            run_page(PAGES[page], directory, tmp_path_factory.mktemp("programs"))
+            made[page] = directory
+        return made[page]
+
+    return of
 
 
-def uses(*pages):
-    """Marks a test that looks at what a page's commands left behind."""
+# Tests look at what the commands of these leave behind, so one process runs them.
+LOOKED_AT = ["docs/run-directory.md", "docs/tasks.md", "docs/tracking.md"]
+IN_TEST = ["README.md", *LOOKED_AT]
 
-    def mark(function):
-        function.pages = pages
-        return function
 
-    return mark
+def pages():
+    """Pages with commands; ``make test`` runs some, ``make test-all`` all."""
+    for page, path in PAGES.items():
+        if commands(path.read_text()):
+            group = "looked-at" if page in LOOKED_AT else page
+            marks = [pytest.mark.xdist_group(f"docs {group}")]
+            yield pytest.param(page, marks=marks + [pytest.mark.slow] * (page not in IN_TEST))
+
+
+@pytest.mark.parametrize("page", list(pages()))
+def test_every_command_of_a_page_works(directory_of, page):
+    directory_of(page)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p, path in PAGES.items() if commands(path.read_text())])
-def test_every_command_of_a_page_works(running, page):
-    running[page][1].result()
+def test_the_readme_s_commands_work_without_our_help(tmp_path):
+    """With the programs of the environment, from a new interpreter each."""
+    run_page(PAGES["README.md"], tmp_path)
 
 
 def test_what_is_not_run_is_still_there():
@@ -220,11 +227,9 @@ def named_files():
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
 
 
-@pytest.mark.slow
-@uses("docs/run-directory.md")
-def test_every_file_of_the_run_directory_is_one(running):
-    directory, future = running["docs/run-directory.md"]
-    future.result()
+@pytest.mark.xdist_group("docs looked-at")
+def test_every_file_of_the_run_directory_is_one(directory_of):
+    directory = directory_of("docs/run-directory.md")
     run = directory / "runs" / "shown"
     # The page's run is a good one, but some files are only there after a fault.
     with (max((run / "checkpoints").glob("step-*")) / "__0_0.distcp").open("ab") as file:
@@ -241,16 +246,13 @@ def test_every_file_of_the_run_directory_is_one(running):
     assert {path.name for path in run.iterdir()} == tops, "the page leaves something out"
 
 
-@pytest.mark.slow
-@uses("docs/tracking.md", "docs/tasks.md")
-def test_the_names_of_all_metrics_are_told(running):
+@pytest.mark.xdist_group("docs looked-at")
+def test_the_names_of_all_metrics_are_told(directory_of):
     rows = re.findall(r"^\| (`.+?`) \|", PAGES["docs/tracking.md"].read_text(), re.MULTILINE)
     told = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     measured = set()
     for page in ("docs/tracking.md", "docs/tasks.md"):
-        directory, future = running[page]
-        future.result()
-        for path in directory.rglob("metrics.jsonl"):
+        for path in directory_of(page).rglob("metrics.jsonl"):
             measured |= {name for line in path.open() for name in json.loads(line)}
     assert "eval/perplexity" in measured, "the text task was not among these runs"
     assert measured - told == {"eval/f1"}, "which a page's own task defines"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,23 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def append_bytes(file: FileIO, data: bytes, *, durable: bool) -> None:
+    """Appends all of ``data`` to an unbuffered file, and fsyncs it if ``durable``.
+
+    On an OSError the file keeps its old content.
+    """
+    end = file.seek(0, os.SEEK_END)
+    try:
+        written = 0
+        while written < len(data):  # an unbuffered file may write less than asked
+            written += file.write(data[written:])
+        if durable:
+            os.fsync(file.fileno())
+    except OSError:
+        file.truncate(end)
+        raise
 
 
 def replace_bytes(path: Path, data: bytes) -> None:

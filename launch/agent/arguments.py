@@ -78,6 +78,11 @@ class Values:
         """The value without its origin."""
         return self.find(name)[0]
 
+    def flag(self, name: str) -> bool:
+        """Whether a flag is given, or its variable is 1."""
+        key = name.replace("-", "_")
+        return bool(self._arguments[key]) or self._environ.get(f"PET_{key.upper()}") == "1"
+
     def whole(self, name: str, *, at_least: int) -> int:
         """The value as an integer. Raises UsageError."""
         return int(self._number(name, at_least, whole=True))

@@ -81,10 +81,11 @@ def parse(
         raise UsageError(f"--rdzv-backend must be c10d, but is {text!r} ({origin}).")
     host, port = _endpoint(values, environ, max_nodes)
     timeout = values.seconds("shutdown-timeout")
+    preflight_only = values.flag("preflight-only")
     preflight = _preflight(*values.find("preflight"))
     if preflight == "auto":
-        preflight = "full" if arguments.preflight_only else ("quick" if max_nodes > 1 else "off")
-    if not command and not arguments.preflight_only:
+        preflight = "full" if preflight_only else ("quick" if max_nodes > 1 else "off")
+    if not command and not preflight_only:
         raise UsageError(
             "There is nothing to run: end the options with -- and the command, such as "
             f"`{prog} --nproc-per-node 2 -- python -m train fit --config FILE`."
@@ -115,7 +116,7 @@ def parse(
             else (TERMINATION_LOG if TERMINATION_LOG.exists() else None)
         ),
         preflight=preflight,
-        preflight_only=arguments.preflight_only,
+        preflight_only=preflight_only,
         command=command,
     )
 

@@ -155,5 +155,5 @@ def find_launch(word: str) -> Launch:
     hint = did_you_mean(word, names)
     raise UsageError(
         f"There is no launch {word!r} in {launch_log.path()}"
-        + (hint if hint != "." else "; list all with `python -m launch history`.")
+        + (hint if hint != "." else "; list all with `isorun history`.")
     )

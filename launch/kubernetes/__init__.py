@@ -5,5 +5,5 @@ values                    ->  the values of a run: image, nodes, command ...
 rendering, checks         ->  the final objects, checked before they are printed or submitted
 from_torchx, scheduler    ->  the TorchX scheduler ``kubernetes_job``
 cluster, state, logs      ->  what the scheduler reads from the cluster
-command_line, component   ->  ``python -m launch render``
+command_line, component   ->  ``isorun render``
 """

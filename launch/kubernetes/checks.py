@@ -107,7 +107,7 @@ def _host_names(owner: Object) -> None:
         raise UsageError(
             f"The name of the run is {given!r}, so the last pod is {longest!r} with "
             f"{len(longest)} characters, but host names have at most {_MAX_HOST_NAME}; choose a "
-            f"name with {len(longest) - _MAX_HOST_NAME} characters less."
+            f"name that is shorter by {len(longest) - _MAX_HOST_NAME}."
         )
 
 

@@ -1,4 +1,4 @@
-"""The arguments of `python -m launch render`."""
+"""The arguments of `isorun render`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launch.kubernetes.values import parse
 
 def parser() -> Parser:
     """The parser for an overlay's arguments."""
-    made = Parser(prog="python -m launch render", add_help=False)
+    made = Parser(prog="isorun render", add_help=False)
     made.add_argument("overlay", metavar="OVERLAY")
     made.add_argument("components", nargs="*", metavar="COMPONENT")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

@@ -127,7 +127,7 @@ def _agent_job(role: Role) -> _Job:
         elif key == "nproc_per_node":
             job.spec["processes"] = int(value) if str(value).isdigit() else value
         else:
-            job.env[variable(key)] = str(value)
+            job.env[variable(key)] = "1" if value is True else str(value)
     job.spec["command"] = job.command
     return job
 

@@ -94,7 +94,7 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
             raise UsageError(
                 f"{NAME} submits Jobs and JobSets only, but the overlay makes a "
                 f"{workload['kind']} of {workload['apiVersion']}; print it with `torchx run "
-                "--dryrun` or `python -m launch render`, and apply it with kubectl."
+                "--dryrun` or `isorun render`, and apply it with kubectl."
             )
         cluster = self._cluster(request.namespace)
         cluster.submit(request.rendered.objects, workload)

@@ -1,4 +1,4 @@
-"""Tensors go to disk and come back, and no pickle in a checkpoint is trusted."""
+"""DCP: tensors are saved and loaded, and no unsafe pickle is loaded."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ def held(tensors):
     return {name: Shard.of(tensor) for name, tensor in tensors.items()}
 
 
-def test_tensors_of_all_kinds_come_back(tmp_path):
+def test_tensors_of_all_kinds_are_restored(tmp_path):
     tensors = {
         "model.a": torch.randn(7, 3),
         "model.b": torch.randn(4).to(torch.bfloat16),
@@ -56,8 +56,8 @@ class Attribute:
         return getattr, self.arguments
 
 
-def test_what_early_pythons_wrote_can_be_read(tmp_path, monkeypatch):
-    """Python 3.11.2, for one, writes a member of an enumeration as an attribute of its class."""
+def test_metadata_of_early_python_3_11_can_be_read(tmp_path, monkeypatch):
+    """Python 3.11.2, for example, pickles an enum member as an attribute of its class."""
     formats = torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING
     tensors = {"a": torch.randn(7, 3)}
     with monkeypatch.context() as patched:
@@ -73,7 +73,7 @@ def test_what_early_pythons_wrote_can_be_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["__class__", "mro"])
 @pytest.mark.parametrize("owner", ["_MEM_FORMAT_ENCODING", "Metadata"])
-def test_no_other_attribute_is_given_out(tmp_path, owner, name):
+def test_getattr_in_a_pickle_is_limited_to_enum_members(tmp_path, owner, name):
     dcp.save(held({"a": torch.ones(2)}), tmp_path, None)
     owner = getattr(torch.distributed.checkpoint.metadata, owner)
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Attribute(owner, name)))
@@ -81,7 +81,7 @@ def test_no_other_attribute_is_given_out(tmp_path, owner, name):
         dcp.shapes(tmp_path)
 
 
-def test_a_value_that_is_no_tensor_is_refused(tmp_path):
+def test_a_value_that_is_not_a_tensor_is_refused(tmp_path):
     values = {"a": torch.ones(2), "b": Evil(tmp_path / "pwned")}
     torch.distributed.checkpoint.save(values, checkpoint_id=tmp_path, no_dist=True)
     with pytest.raises(DamagedError, match="'b', which is not a tensor"):

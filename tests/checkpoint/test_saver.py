@@ -1,4 +1,4 @@
-"""Saving beside the training: the copy is what counts, failures are told and harm nothing."""
+"""The saver: training waits only for the copy, and failed writes are reported."""
 
 import threading
 
@@ -34,7 +34,7 @@ def stored(store, step, like):
     return back
 
 
-def test_training_may_go_on_while_it_is_written(store):
+def test_training_may_change_tensors_during_the_write(store):
     saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
     tensors = {"a": torch.ones(1000), "b": torch.tensor(5)}
     gate = threading.Event()
@@ -49,7 +49,7 @@ def test_training_may_go_on_while_it_is_written(store):
     assert saver.last_step == 1
 
 
-def test_only_one_is_in_flight(store):
+def test_only_one_checkpoint_is_in_flight(store):
     saver = CheckpointSaver(store, CheckpointConfig(keep_last=5), ALONE)
     for step in range(1, 5):
         assert saver.save(held({"a": torch.full((10,), float(step))}), request(step)) is None
@@ -65,7 +65,7 @@ def test_blocking_mode_returns_with_the_checkpoint_committed(store):
     assert store.steps() == [1]
 
 
-def test_a_failed_write_is_told_and_older_ones_stay(store, monkeypatch):
+def test_a_failed_write_is_reported_and_older_checkpoints_stay(store, monkeypatch):
     saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
     saver.save(held({"a": torch.ones(3)}), request(1))
 
@@ -84,9 +84,9 @@ def test_a_failed_write_is_told_and_older_ones_stay(store, monkeypatch):
     assert store.steps() == [1, 3]
 
 
-def test_whatever_happens_to_the_writer_it_is_not_taken_for_saved(store, monkeypatch):
-    """Not only what a phase of writing may raise: also a peer that is gone while errors are
-    exchanged, and a disk that fails once more while what is half written is swept."""
+def test_any_error_of_the_writer_is_a_failed_save(store, monkeypatch):
+    """Covers errors within a phase of the save, a lost peer during the exchange of errors, and a
+    disk error during the removal of the incomplete checkpoint."""
     collectives = Collectives(0, 1)
     saver = CheckpointSaver(store, CheckpointConfig(), collectives)
 
@@ -109,7 +109,7 @@ def test_whatever_happens_to_the_writer_it_is_not_taken_for_saved(store, monkeyp
     assert saver.last_step is None
 
 
-def test_what_cannot_be_removed_is_no_failed_save(store, monkeypatch):
+def test_a_failed_removal_is_not_a_failed_save(store, monkeypatch):
     def fails(*_):
         raise OSError(5, "Input/output error")
 

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, damage is named, retention keeps the right ones."""
+"""The checkpoint store: transactions, damage and retention."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def store(tmp_path):
     return CheckpointStore(tmp_path / "checkpoints")
 
 
-def test_nothing_is_seen_before_the_commit(store):
+def test_a_checkpoint_is_not_listed_before_its_commit(store):
     temporary = store.begin(5)
     (temporary / "__0_0.distcp").write_bytes(b"half")
     assert store.steps() == []
@@ -71,7 +71,7 @@ def flip_a_bit(path):
         (os.remove, MANIFEST, "is missing"),
     ],
 )
-def test_damage_is_found_and_named(store, damage, name, expected):
+def test_damage_is_detected_and_named(store, damage, name, expected):
     path = commit(store, 10)
     damage(path / name)
     (problem,) = store.problems(10)
@@ -85,7 +85,7 @@ def test_a_changed_number_in_the_manifest_is_damage(store):
     assert "does not match its own SHA-256" in store.problems(10)[0]
 
 
-def test_a_damaged_one_is_set_aside_and_not_listed(store):
+def test_a_quarantined_checkpoint_is_not_listed(store):
     commit(store, 10)
     commit(store, 20)
     aside = store.quarantine(20)
@@ -114,8 +114,8 @@ def test_the_newest_is_always_kept(store):
     assert store.steps() == [30]
 
 
-def test_storage_that_fails_says_nothing_of_a_checkpoint(store, monkeypatch):
-    """What cannot be read now may be whole: it must not be set aside for that."""
+def test_a_storage_error_is_not_damage(store, monkeypatch):
+    """A file that cannot be read now may be valid, so the checkpoint must not be quarantined."""
     commit(store, 1)
 
     def stale(path):
@@ -137,7 +137,7 @@ def test_an_evaluation_can_be_added_later(store):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_never_best(store, value):
+def test_a_non_finite_metric_is_never_best(store, value):
     commit(store, 1)
     commit(store, 2)
     store.amend(1, {}, {"loss": value})

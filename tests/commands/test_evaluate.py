@@ -5,9 +5,8 @@ import shutil
 
 import pytest
 
-from tests.support.forked import run, run_ranks
+from tests.support.forked import quick_run, run, run_ranks
 from tests.support.runs import curve
-from tests.support.runs import run as torchrun
 
 BEST = ["checkpoint.keep_best.metric=loss", "checkpoint.keep_best.mode=min"]
 BASE = ["evaluate.every_steps=5", "checkpoint.every_steps=5", "checkpoint.keep_last=99", *BEST]
@@ -97,7 +96,7 @@ def test_a_damaged_checkpoint_is_not_used(finished, tmp_path):
 
 
 def test_two_processes_give_the_same(finished):
-    done = torchrun("evaluate", finished, *BASE, "--json", processes=2)
+    done = quick_run("evaluate", finished, *BASE, "--json", processes=2)
     (line,) = [item for item in done.stdout.splitlines() if item.startswith("{")]
     assert json.loads(line)["loss"] == pytest.approx(evaluate(finished)["loss"], rel=1e-6)
 

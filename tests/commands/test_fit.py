@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from tests.support.forked import run
+from tests.support.forked import quick_run, run
 from tests.support.runs import assert_same_bits, checkpoints, curve, metrics, state, tensors
-from tests.support.runs import run as torchrun
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +127,12 @@ def test_data_of_another_length_is_refused_unless_asked_for(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "finished.json").unlink()
     refused = run("fit", tmp_path, *half, "data.size=90", expect=76)
-    assert "has 90 samples now, but had 103 when step 20 was saved" in refused.stderr
+    assert "has 90 samples, but had 103 when step 20 was saved" in refused.stderr
     run("fit", tmp_path, *half, "data.size=90", "--allow-changes")
 
 
 def test_only_rank_0_speaks(tmp_path):
-    done = torchrun("fit", tmp_path, "length.steps=10", processes=2)
+    done = quick_run("fit", tmp_path, "length.steps=10", processes=2)
     assert done.stdout.count("Finished: 10 steps") == 1
     assert done.stdout.count("step 10/10  loss ") == 1
     assert (tmp_path / "logs/rank-1.log").exists()

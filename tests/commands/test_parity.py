@@ -1,7 +1,11 @@
 """``parity``: two tasks on every placement, and that it sees a difference where there is one."""
 
+import subprocess
+import sys
+
 import pytest
 
+from tests.support.forked import quick
 from tests.support.runs import ROOT
 from tests.support.runs import command as command_of
 from train.parity.compare import Tolerance, compare, largest_difference
@@ -12,14 +16,9 @@ TEXT = ["model.layers=2", "model.heads=2", "model.width=32", "data.context=64"]
 
 
 def parity(*words, expect=0, cwd=ROOT):
-    import subprocess
-    import sys
-
-    from tests.support.runs import environment
-
     done = subprocess.run(
-        [sys.executable, "-m", "train", "parity", *map(str, words)],
-        cwd=cwd, env=environment(), capture_output=True, text=True, check=False,
+        **quick([sys.executable, "-m", "train", "parity", *map(str, words)]),
+        cwd=cwd, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -30,17 +29,26 @@ def rows(done, placements=ALL[1:]):
     return {name: found[name] for name in placements}
 
 
+RUNS = {
+    "text": ["configs/text.yaml", *TEXT, "batch.global_batch_size=24", "optim.lr=1e-3"],
+    "digits": ["configs/digits.yaml", "batch.global_batch_size=48"],
+}
+
+
 @pytest.mark.parametrize(
-    ("config", "overrides"),
+    ("task", "placements"),
     [
-        ("configs/text.yaml", [*TEXT, "batch.global_batch_size=24", "optim.lr=1e-3"]),
-        ("configs/digits.yaml", ["batch.global_batch_size=48"]),
+        ("digits", ["1", "3:ddp", "2:zero3"]),
+        ("text", ["1", "2:fsdp2"]),
+        pytest.param("digits", ALL, marks=pytest.mark.slow),
+        pytest.param("text", ALL, marks=pytest.mark.slow),
     ],
-    ids=["text", "digits"],
+    ids=["digits", "text", "digits on all", "text on all"],
 )
-def test_every_placement_is_the_same_run(tmp_path, config, overrides):
-    done = parity("--config", config, "--out", tmp_path, *ALL, *overrides)
-    for row in rows(done).values():
+def test_every_placement_is_the_same_run(tmp_path, task, placements):
+    config, *overrides = RUNS[task]
+    done = parity("--config", config, "--out", tmp_path, *placements, *overrides)
+    for row in rows(done, placements[1:]).values():
         assert row.endswith("same")
         assert not row.endswith("NOT the same")
         assert row.count("identical") == 2
@@ -65,11 +73,9 @@ def test_another_seed_is_another_run(tmp_path):
     tiny = ["task.use=tests.support.tiny:TinyTask", "batch.global_batch_size=12", "length.steps=9"]
     done = parity("--steps", 10, "--out", tmp_path, "1", "2", *tiny, "batch.micro_batch_size=6")
     assert rows(done, ["2"])["2"].endswith("same")
-    import subprocess
-
     settings = ["track.log_every_steps=1", "length.steps=10", "run.seed=1"]
     other = command_of("fit", tmp_path / "other", *settings, base=tiny)
-    subprocess.run(other, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(**quick(other), cwd=ROOT, check=True, capture_output=True)
     found = compare(tmp_path / "1", tmp_path / "other")
     assert found.loss > 1e-3
     assert found.norm > 1e-3

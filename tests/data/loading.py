@@ -1,4 +1,4 @@
-"""A dataset that shows who loaded what with which random numbers, and loaders of it."""
+"""A dataset that records process and random numbers of each sample, and loaders for it."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""The same command under whatever starts it; what each launcher says is understood."""
+"""The same command under every launcher."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.lanes import thinned
 from tests.support.runs import (
     ROOT,
     TINY,
@@ -42,8 +43,11 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("config", "strategy"),
-    [("single", None), ("ddp", "ddp"), ("fsdp2", "fsdp2"), ("zero1", "zero1"), ("zero2", "zero2"),
-     ("zero3", "zero3")],
+    thinned(
+        [("single", None), ("ddp", "ddp"), ("fsdp2", "fsdp2"), ("zero1", "zero1"),
+         ("zero2", "zero2"), ("zero3", "zero3")],
+        kept=lambda case: case[0] in ("single", "fsdp2", "zero3"),
+    ),
 )  # fmt: skip
 def test_accelerate_launch_with_our_files(alone, tmp_path, config, strategy):
     file = ROOT / f"configs/accelerate/{config}.yaml"
@@ -64,7 +68,7 @@ def test_accelerate_launch_with_our_files(alone, tmp_path, config, strategy):
         assert_same_bits(one, other)
 
 
-def test_what_accelerate_does_not_start_is_told(tmp_path):
+def test_fewer_processes_than_requested_are_reported(tmp_path):
     words = [BIN / "accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "train"]
     done = launch(words, tmp_path, "length.steps=6")
     assert "accelerate launch was asked for 2 processes but started 1" in done.stderr
@@ -78,7 +82,7 @@ def test_the_deepspeed_launcher(alone, tmp_path):
 
 
 def test_srun(alone, tmp_path):
-    """Two tasks with Slurm's variables, as srun would start them."""
+    """Two tasks with the variables that srun sets."""
     shared = {
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0",
         "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(free_port()), "SLURM_STEP_ID": "0",
@@ -98,9 +102,9 @@ def test_srun(alone, tmp_path):
     assert_same_bits(tensors(alone), tensors(tmp_path))
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", thinned(["ddp", "fsdp2"], kept=["ddp"]))
 def test_torchrun_restarts_what_was_killed(tmp_path, strategy):
-    """A rank dies by kill -9; the group is started again and goes on, as if nothing had been."""
+    """After a kill -9 of a rank, the restarted group resumes with the same result."""
     base = [f"strategy={strategy}", "checkpoint.every_steps=10", "checkpoint.asynchronous=false"]
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     words += ["--max-restarts", "2", "--master-addr", "127.0.0.1", "--master-port"]
@@ -116,7 +120,7 @@ def test_torchrun_restarts_what_was_killed(tmp_path, strategy):
     assert "all well" in run("verify", tmp_path / "two").stdout
 
 
-def test_variables_that_contradict_each_other(tmp_path):
+def test_contradicting_variables_are_an_error(tmp_path):
     environ = {"RANK": "0"}
     words = [sys.executable, "-m", "train"]
     done = launch(words, tmp_path, env=environ, expect=64)

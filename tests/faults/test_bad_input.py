@@ -111,7 +111,7 @@ def test_a_dataset_that_raises_names_index_and_epoch(tmp_path, workers):
 def test_a_count_that_is_not_the_loss_s(tmp_path):
     line = only_line(run("fit", tmp_path, "task.wrong_count=true", expect=64))
     assert "returned a count of" in line
-    assert "count(batch) says" in line
+    assert "count(batch) returns" in line
 
 
 def test_an_iterable_dataset_is_refused_with_what_is_supported(tmp_path):

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from tests.support.forked import run, run_ranks
+from tests.support.forked import quick_run, run, run_ranks
 from tests.support.runs import assert_same_bits, curve, metrics, state, tensors
-from tests.support.runs import run as torchrun
 from train.data.ledger import verify
 
 EVERY_STEP = [
@@ -124,7 +123,7 @@ def test_all_ranks_end_with_the_same_code(tmp_path):
 def test_under_torchrun_the_sentence_is_seen(tmp_path):
     """torchrun flattens the code to 1, so the sentence must do."""
     rules = ["optim.max_skipped_steps=0", "task.nan_on_rank_1=[4]"]
-    done = torchrun("fit", tmp_path, *ONE_RANK, *rules, processes=2, expect=1)
+    done = quick_run("fit", tmp_path, *ONE_RANK, *rules, processes=2, expect=1)
     assert (
         "isorun: error: The loss or the gradient norm was not finite for more than 0" in done.stderr
     )

@@ -6,8 +6,10 @@ import subprocess
 
 import pytest
 
+from tests.support.forked import quick, quick_run
 from tests.support.forked import run as run_forked
-from tests.support.runs import ROOT, checkpoints, command, curve, environment, run
+from tests.support.lanes import thinned
+from tests.support.runs import ROOT, checkpoints, command, curve
 from train.data.ledger import read_steps
 from train.parity.compare import largest_difference
 
@@ -29,7 +31,7 @@ def torchrun(directory, *overrides, restarts=0):
     at = words.index("--nproc-per-node")
     words[at:at] = ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
     return subprocess.run(
-        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200, check=False
+        **quick(words), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
     )
 
 
@@ -44,8 +46,9 @@ def assert_as_undisturbed(undisturbed, directory):
         assert largest_difference(curve(undisturbed, key), curve(directory, key)) <= 1e-5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("phase", ["start-up", "step", "save", "evaluation"])
+@pytest.mark.parametrize(
+    "phase", thinned(["start-up", "step", "save", "evaluation"], kept=["start-up", "save"])
+)
 def test_killed(undisturbed, tmp_path, phase):
     done = torchrun(tmp_path, f"task.phase={phase}", f"task.number={signal.SIGKILL}", restarts=1)
     assert done.returncode == 0, done.stderr
@@ -54,8 +57,13 @@ def test_killed(undisturbed, tmp_path, phase):
     assert len(attempts(tmp_path)) == (1 if phase == "start-up" else 2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("phase", ["start-up", "step", "save", "evaluation", "loading data"])
+@pytest.mark.parametrize(
+    "phase",
+    thinned(
+        ["start-up", "step", "save", "evaluation", "loading data"],
+        kept=["evaluation", "loading data"],
+    ),
+)
 def test_asked_to_stop(undisturbed, tmp_path, phase):
     """One rank is asked; both agree, save and leave, within the default deadline."""
     done = torchrun(tmp_path, f"task.phase={phase}", f"task.number={signal.SIGTERM}")
@@ -64,12 +72,11 @@ def test_asked_to_stop(undisturbed, tmp_path, phase):
     assert "it is saved" in done.stdout
     saved = checkpoints(tmp_path)[-1]
     assert saved < 40
-    run("fit", tmp_path, *BASE, processes=2)
+    quick_run("fit", tmp_path, *BASE, processes=2)
     assert attempts(tmp_path)[-1]["resumed_from_step"] == saved
     assert_as_undisturbed(undisturbed, tmp_path)
 
 
-@pytest.mark.slow
 def test_torchrun_shows_the_error_of_the_rank_that_failed_first(tmp_path):
     done = torchrun(tmp_path, "data.fail_at=50")
     assert done.returncode == 1

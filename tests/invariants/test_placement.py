@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.support.runs import assert_same_bits, curve, run, tensors
+from tests.support.forked import quick_run as run
+from tests.support.runs import assert_same_bits, curve, tensors
 from train.data.ledger import verify
 
 BASE = ["checkpoint.every_steps=20", "evaluate.every_steps=20", "model.dropout=0.3"]

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
+from tests.support.forked import quick_run as run
+from tests.support.forked import quick_start as start
 from tests.support.runs import (
     assert_same_bits,
     checkpoints,
     curve,
     metrics,
-    run,
-    start,
     state,
     tensors,
 )

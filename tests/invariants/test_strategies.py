@@ -1,6 +1,7 @@
 """I1, I2 and I3 on every strategy: the same ledger, the same curve, and checkpoints that know
 nothing of what wrote them."""
 
+import itertools
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.forked import run, run_ranks
+from tests.support.lanes import thinned
 from tests.support.runs import assert_same_bits, checkpoints, tensors
 from train.data.ledger import read_steps
 from train.parity.compare import curve, largest_difference
@@ -66,22 +68,43 @@ PLACEMENTS = [f"2 {strategy}" for strategy in STRATEGIES]
 PLACEMENTS += ["1 fsdp2", "1 zero2", "4 ddp", "4 fsdp2"]
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", thinned(PLACEMENTS, kept=lambda p: p[0] != "4"))
 def test_the_same_run(alone, finished, placement):
     assert_same_run(alone, finished(placement))
 
 
-@pytest.mark.parametrize("placement", ["1", "3 ddp", "2 fsdp2", "3 fsdp2", "2 zero1", "3 zero3"])
-def test_uneven_micro_batches(tmp_path, placement):
+UNEVEN = ["batch.global_batch_size=11", "model.dropout=0.0"]
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("uneven")
+    placed("1", directory, *UNEVEN, "batch.micro_batch_size=11")
+    return directory
+
+
+@pytest.mark.parametrize(
+    "placement",
+    thinned(
+        ["1", "3 ddp", "2 fsdp2", "3 fsdp2", "2 zero1", "3 zero3"],
+        kept=["3 ddp", "3 fsdp2", "2 zero1", "3 zero3"],
+    ),
+)
+def test_uneven_micro_batches(uneven, tmp_path, placement):
     """11 samples on several ranks, with token counts that differ; no dropout then."""
-    uneven = ["batch.global_batch_size=11", "model.dropout=0.0"]
-    placed("1", tmp_path / "one", *uneven, "batch.micro_batch_size=11")
-    placed(placement, tmp_path / "other", *uneven)
-    assert_same_run(tmp_path / "one", tmp_path / "other")
+    placed(placement, tmp_path, *UNEVEN)
+    assert_same_run(uneven, tmp_path)
 
 
-@pytest.mark.parametrize("after", ["1", *PLACEMENTS[:5]])
-@pytest.mark.parametrize("before", ["1", *PLACEMENTS[:5]])
+ANYWHERE = ["1", *PLACEMENTS[:5]]
+# Each of them before and after another, and those that cut parameters after themselves.
+CYCLE = list(zip(ANYWHERE, ANYWHERE[1:] + ANYWHERE[:1], strict=True))
+CYCLE += [("2 fsdp2", "2 fsdp2"), ("2 zero3", "2 zero3")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), thinned(list(itertools.product(ANYWHERE, ANYWHERE)), kept=CYCLE)
+)
 def test_a_checkpoint_resumes_anywhere(alone, finished, tmp_path, before, after):
     """In the middle of an epoch, with the average of weights and Adam's state."""
     moved = interrupted(finished(before), tmp_path / "moved")
@@ -97,7 +120,15 @@ def test_a_checkpoint_resumes_anywhere(alone, finished, tmp_path, before, after)
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("2 fsdp2", "4 fsdp2"), ("4 fsdp2", "2 zero3"), ("2 zero3", "4 ddp"), ("4 ddp", "1 zero2")],
+    thinned(
+        [
+            ("2 fsdp2", "4 fsdp2"),
+            ("4 fsdp2", "2 zero3"),
+            ("2 zero3", "4 ddp"),
+            ("4 ddp", "1 zero2"),
+        ],
+        kept=[("2 fsdp2", "4 fsdp2"), ("2 zero3", "4 ddp")],
+    ),
 )
 def test_and_on_any_number_of_ranks(alone, finished, tmp_path, before, after):
     moved = interrupted(finished(before), tmp_path / "moved")
@@ -105,6 +136,7 @@ def test_and_on_any_number_of_ranks(alone, finished, tmp_path, before, after):
     assert_same_run(alone, moved)
 
 
+@pytest.mark.slow
 def test_by_way_of_three_ranks(tmp_path):
     """They cut the samples of a step otherwise, so there is no dropout."""
     still = "model.dropout=0.0"
@@ -126,19 +158,35 @@ def interrupted(directory, copy):
     return copy
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS[:5])
-def test_a_skipped_step_is_skipped_alike(tmp_path, placement):
-    bad = ["task.nan_at_steps=[3, 7]", "batch.micro_batch_size=auto", "model.dropout=0.0"]
-    placed("1", tmp_path / "one", *bad)
-    placed(placement, tmp_path / "other", *bad)
-    assert max(curve(tmp_path / "other", "train/skipped_steps").values()) == 2
-    assert_same_run(tmp_path / "one", tmp_path / "other")
+SKIPPING = ["task.nan_at_steps=[3, 7]", "batch.micro_batch_size=auto", "model.dropout=0.0"]
+
+
+@pytest.fixture(scope="module")
+def skipping(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("skipping")
+    placed("1", directory, *SKIPPING)
+    return directory
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS[:5])
-def test_bf16_within_its_precision(tmp_path, placement):
-    bf16 = ["precision=bf16", "model.dropout=0.0"]
-    placed("1", tmp_path / "one", *bf16)
-    placed(placement, tmp_path / "other", *bf16)
-    expected, found = (curve(tmp_path / name, "train/loss") for name in ("one", "other"))
+def test_a_skipped_step_is_skipped_alike(skipping, tmp_path, placement):
+    placed(placement, tmp_path, *SKIPPING)
+    assert max(curve(tmp_path, "train/skipped_steps").values()) == 2
+    assert_same_run(skipping, tmp_path)
+
+
+BF16 = ["precision=bf16", "model.dropout=0.0"]
+
+
+@pytest.fixture(scope="module")
+def in_bf16(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("bf16")
+    placed("1", directory, *BF16)
+    return directory
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS[:5])
+def test_bf16_within_its_precision(in_bf16, tmp_path, placement):
+    placed(placement, tmp_path, *BF16)
+    expected, found = (curve(directory, "train/loss") for directory in (in_bf16, tmp_path))
     assert largest_difference(expected, found) <= 0.05

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.support.runs import run
+from tests.support.forked import quick_run as run
 from tests.support.strategies import engine
 from tests.support.tiny import TinyTask
 from train.data.loader import evaluation_batches

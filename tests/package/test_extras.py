@@ -49,7 +49,7 @@ def parity(tmp_path):
 
 
 def zero(tmp_path):
-    from train.strategies.zero import import_deepspeed
+    from train.strategies.deepspeed_import import import_deepspeed
 
     import_deepspeed(torch.device("cpu"))
 

@@ -11,8 +11,8 @@ from tests.support import strategies
 from tests.support.runs import assert_same_bits
 from train.distributed.randomness import seed_everything
 from train.exits import RetryError, UsageError
-from train.loop.model_summary import model_summary
 from train.optim.optimizer import OptimConfig, build_optimizer
+from train.setup.model_summary import model_summary
 
 
 def model():

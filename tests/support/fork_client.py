@@ -12,8 +12,10 @@ import socket
 import sys
 from contextlib import suppress
 
-SERVER = "ISORUN_TESTS_FORK_SERVER"
+SERVER = "FORK_SERVER_OF_TESTS"
 """The environment variable with the server's socket."""
+STARTS = "tests.fork"
+"""The audit event of each start."""
 PASSED_ON = [
     signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT,
 ]  # fmt: skip
@@ -23,6 +25,7 @@ class Forked:
     """A program that runs in a process which the server has forked."""
 
     def __init__(self, address, program, files, *, cwd, env, netns=None):
+        sys.audit(STARTS)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.connect(address)
         request = json.dumps({"program": program, "cwd": cwd, "env": env, "netns": netns})
@@ -58,15 +61,22 @@ def program_of(words):
     return None
 
 
+def _served():
+    """Whether the server's interpreter is as this program's would be: torch has read the number of
+    threads, and no file of the user's has run at its start."""
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    changed = any(os.path.exists(os.path.join(p, "sitecustomize.py")) for p in path if p)
+    return os.environ.get("OMP_NUM_THREADS") == "1" and not changed
+
+
 def main(python, name, entry, words):
     """Stands in for ``python``, or for the console script ``name`` with that entry point."""
     program = {"entry": entry, "name": name, "words": words} if entry else program_of(words)
     address = os.environ.get(SERVER)
-    # torch reads the number of threads as it is imported, which is over in the server.
-    if program is None or address is None or os.environ.get("OMP_NUM_THREADS") != "1":
+    if program is None or address is None or not _served():
         real = os.path.join(os.path.dirname(python), name) if entry else python
         os.execv(real, [real, *words])
-    program["executable"] = os.environ.get("ISORUN_TESTS_PYTHON", python)
+    program["executable"] = os.environ.get("PYTHON_OF_TESTS", python)
     forked = Forked(address, program, [0, 1, 2], cwd=os.getcwd(), env=dict(os.environ))
 
     def pass_on(number, _frame):

@@ -8,6 +8,7 @@ seconds that torch, Accelerate and DeepSpeed take to import are spent once for a
 import atexit
 import functools
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -21,8 +22,9 @@ from pathlib import Path
 
 from tests.support import fork_client, fork_server
 from tests.support.runs import ROOT, TINY, environment, free_port
+from tests.support.runs import command as command_line
 
-_starting = threading.Lock()
+_starting, _making = threading.Lock(), threading.Lock()
 
 
 @functools.cache
@@ -120,7 +122,41 @@ def quick_programs(folder):
             f"{client.stem}.main({sys.executable!r}, {name!r}, {entry!r}, sys.argv[1:])\n"
         )
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    return {fork_client.SERVER: server(), "ISORUN_TESTS_PYTHON": str(Path(folder) / "python")}
+    return {fork_client.SERVER: server(), "PYTHON_OF_TESTS": str(Path(folder) / "python")}
+
+
+@functools.cache
+def _programs():
+    folder = tempfile.mkdtemp(prefix="isorun-programs-")
+    atexit.register(shutil.rmtree, folder)
+    return folder, quick_programs(folder)
+
+
+def quick(words):
+    """A command line of Python's, as Popen's arguments, that starts without the slow imports; also
+    what it starts itself by ``sys.executable``, as torchrun does."""
+    with _making:
+        folder, variables = _programs()
+    assert words[0] == sys.executable, words
+    return {"args": [f"{folder}/python", *words[1:]], "env": {**environment(), **variables}}
+
+
+def quick_start(*args, **kwargs):
+    """A run in the background, as a user would start it (see tests.support.runs.start)."""
+    return subprocess.Popen(
+        **quick(command_line(*args, **kwargs)), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def quick_run(*args, expect=0, **kwargs):
+    """The same to its end; with ``processes`` through torchrun. Checks its exit code."""
+    done = subprocess.run(
+        **quick(command_line(*args, **kwargs)), cwd=ROOT,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
 
 
 def command(*arguments, expect=0, cwd=ROOT):

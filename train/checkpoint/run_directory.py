@@ -6,7 +6,7 @@ attempts.jsonl  a line per attempt: time, hosts, world size, code, step that it 
 checkpoints/    see train.checkpoint.store
 ledger.bin      samples used by each step; see train.data.ledger
 metrics.jsonl   all metrics
-micro_batches.json  micro-batch sizes that fit; see train.loop.batch_size_finder
+micro_batches.json  micro-batch sizes that fit; see train.setup.batch_size_finder
 logs/           a log file per rank
 tensorboard/, wandb/
 stopped.json    the torchrun job and its restart count at the last requested stop

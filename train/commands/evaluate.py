@@ -50,8 +50,8 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str) -> Evaluated:
     checkpoint = find_checkpoint(loaded, which)
     from train.data.loader import check_dataset, evaluation_batches
     from train.data.plan import BatchPlan, EvalPlan
-    from train.loop.build import build_engine, choose_strategy
     from train.loop.evaluate import evaluate
+    from train.setup.build import build_engine, choose_strategy
 
     config = loaded.config
     engine = build_engine(config, choose_strategy(loaded))

@@ -8,7 +8,6 @@ record cut off by a crash differs from a damaged file.
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from train.data.order import SampleOrder, mix
 from train.exits import DataError
-from train.files import fsync
+from train.files import append_bytes, fsync
 
 _MAGIC = b"isorun ledger 1\n"
 # Little endian: kind, flags, attempt, step, position, then two words by kind, and the CRC-32.
@@ -93,7 +92,6 @@ class Ledger:
         self._file = path.open("r+b" if exists else "w+b", buffering=0)
         self._file.write(_MAGIC)
         self._file.truncate(valid)
-        self._file.seek(valid)
         if not exists:
             fsync(path.parent)
 
@@ -115,17 +113,7 @@ class Ledger:
             self.last_step = new[-1].step
 
     def _append(self, rows: list[tuple[int, ...]]) -> None:
-        end = self._file.tell()
-        try:
-            data = b"".join(_pack(row) for row in rows)
-            written = 0
-            while written < len(data):  # unbuffered files may write less than asked
-                written += self._file.write(data[written:])
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._file.truncate(end)
-            self._file.seek(end)
-            raise
+        append_bytes(self._file, b"".join(_pack(row) for row in rows), durable=True)
 
     def close(self) -> None:
         """Closes the file."""

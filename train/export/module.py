@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.config.load import task_config
 from train.exits import DataError, UsageError
+from train.files import write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,8 +64,7 @@ def write_description(directory: Path, config: dict[str, Any], source: dict[str,
     """Writes ``export.json``. ``source``: further keys on the source checkpoint. Returns the
     path."""
     path = directory / DESCRIPTION
-    text = json.dumps({"task": config["task"]["use"], "config": config, **source}, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_json(path, {"task": config["task"]["use"], "config": config, **source})
     return path
 
 

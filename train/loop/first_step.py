@@ -8,7 +8,7 @@ from torch import nn
 
 from train.distributed.collectives import Collectives
 from train.exits import UsageError
-from train.loop.compile_check import check_compiled
+from train.setup.compile_check import check_compiled
 from train.strategies.base import Strategy
 from train.tasks.base import Task
 

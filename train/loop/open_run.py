@@ -17,15 +17,10 @@ from train.data.loader import Batches, evaluation_batches, training_batches
 from train.data.plan import BatchPlan, EvalPlan
 from train.distributed.world import world_warnings
 from train.hooks import Facts, Hooks
-from train.loop.batch_size_finder import BatchSizeFinder, is_wanted
-from train.loop.build import RunData, TrainableModel, build_data, build_trainable
 from train.loop.checkpointing import Checkpointing
 from train.loop.early_stop import EarlyStop
 from train.loop.evaluation import Evaluation
 from train.loop.first_step import FirstStepChecks
-from train.loop.join import Joined, join_ranks
-from train.loop.records import Records, open_records, record_attempt
-from train.loop.resume import moved_dropout, resume
 from train.loop.run import OpenRun, resume_point
 from train.loop.state import Progress
 from train.loop.step_agreement import StepAgreement
@@ -35,6 +30,11 @@ from train.loop.train_step import TrainStep
 from train.loop.triggers import Triggers
 from train.optim.schedule import learning_rate_factor
 from train.process.stop import StopRequest
+from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
+from train.setup.build import RunData, TrainableModel, build_data, build_trainable
+from train.setup.join import Joined, join_ranks
+from train.setup.records import Records, open_records, record_attempt
+from train.setup.resume import moved_dropout, resume
 from train.tasks.base import Task
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
@@ -257,7 +257,8 @@ def _open_records(
         directory,
         joined,
         data.order,
-        progress,
+        step=progress.step,
+        position=progress.position,
         mirror=Mirror(mirror) if mirror else None,
         mirror_wait=mirror.wait if mirror else 0.0,
         warn=tracker.warn,

@@ -13,18 +13,18 @@ from train.config.load import LoadedConfig
 from train.data.loader import Batches
 from train.data.plan import BatchPlan
 from train.hooks import Hooks
-from train.loop.build import RunData, TrainableModel
 from train.loop.checkpointing import Checkpointing
 from train.loop.early_stop import EarlyStop
 from train.loop.evaluation import Evaluation
-from train.loop.find_run import Attempt
 from train.loop.first_step import FirstStepChecks
-from train.loop.join import Joined
 from train.loop.state import Progress
 from train.loop.step_metrics import StepMetrics
 from train.loop.stragglers import Stragglers
 from train.loop.train_step import TrainStep
 from train.loop.triggers import Triggers
+from train.setup.build import RunData, TrainableModel
+from train.setup.find_run import Attempt
+from train.setup.join import Joined
 from train.strategies.engine import Engine
 from train.tasks.base import Task
 from train.track.tracker import Tracker

@@ -21,9 +21,9 @@ STRATEGIES = {
     "single": "train.strategies.single:SingleStrategy",
     "ddp": "train.strategies.ddp:DdpStrategy",
     "fsdp2": "train.strategies.fsdp2:Fsdp2Strategy",
-    "zero1": "train.strategies.zero:Zero1Strategy",
-    "zero2": "train.strategies.zero:Zero2Strategy",
-    "zero3": "train.strategies.zero:Zero3Strategy",
+    "zero1": "train.strategies.zero_stages:Zero1Strategy",
+    "zero2": "train.strategies.zero_stages:Zero2Strategy",
+    "zero3": "train.strategies.zero_stages:Zero3Strategy",
 }
 CHOICES = ("auto", *(name for name in STRATEGIES if name != "single"))
 """What the config's ``strategy`` may be, besides a dotted path."""

@@ -8,10 +8,8 @@ and optimiser state stay fp32 and computation runs under autocast, as in the oth
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +23,8 @@ from torch import Tensor, nn
 from train.checkpoint.state import OptimizerState
 from train.distributed.shard import Shard, model_tensors
 from train.exits import UsageError
-from train.imports import import_extra
 from train.strategies.base import BuildOptimizer, Strategy
+from train.strategies.deepspeed_import import import_deepspeed
 from train.strategies.meta_init import Initial
 from train.strategies.zero_config import deepspeed_config
 
@@ -171,7 +169,7 @@ class ZeroStrategy(Strategy):
 
     def _view(self, parameter: nn.Parameter, flat: Tensor, at: int, start: int, size: int) -> Shard:
         """``size`` elements of a parameter from ``start`` on, at offset ``at`` of ``flat``."""
-        return Shard(_shape(parameter), flat.detach().narrow(0, at, size), start=start)
+        return Shard(full_shape(parameter), flat.detach().narrow(0, at, size), start=start)
 
     @abstractmethod
     def _place(self, parameter: nn.Parameter) -> tuple[Tensor, int, int, int]:
@@ -207,7 +205,7 @@ class ZeroStrategy(Strategy):
                     state[key] = value
                 elif key not in state:
                     shape, dtype = value
-                    elementwise = shape == _shape(parameter)
+                    elementwise = shape == full_shape(parameter)
                     # A scalar stays on the host, unless a fused kernel needs it on the device.
                     fused = any(g.get("fused") for g in self.optimizer.param_groups)
                     on_device = elementwise or fused
@@ -222,121 +220,6 @@ class ZeroStrategy(Strategy):
         """Nothing to do: the optimiser holds the state that was filled."""
 
 
-class Zero1Strategy(ZeroStrategy):
-    """Stage 1: full parameters on every rank; the optimiser updates this rank's shard of them."""
-
-    stage: ClassVar[int] = 1
-
-    def prepare(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
-        """Also records which flat tensor holds each parameter."""
-        super().prepare(model, build_optimizer)
-        self._group = {
-            id(parameter): index
-            for index, group in enumerate(self._zero.bit16_groups)
-            for parameter in group
-        }
-
-    def _flat_tensors(self) -> list[Tensor]:
-        return list(self._zero.single_partition_of_fp32_groups)
-
-    def _place(self, parameter: nn.Parameter) -> tuple[Tensor, int, int, int]:
-        flat = self._zero.single_partition_of_fp32_groups[self._group[id(parameter)]]
-        mapping = getattr(parameter, "_hp_mapping", None)
-        if mapping is None:  # it belongs to other ranks
-            return flat, 0, 0, 0
-        at, here = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return flat, at.start, here.start, here.numel
-
-    def sync_weights(self) -> None:
-        """Gathers the shards of all ranks into the model's parameters."""
-        self._zero.update_lp_params()
-
-
-class Zero2Strategy(Zero1Strategy):
-    """Stage 2: as stage 1, and each rank keeps its shard of the gradients only."""
-
-    stage: ClassVar[int] = 2
-
-
-class Zero3Strategy(ZeroStrategy):
-    """Stage 3: parameters are sharded as well, and gathered when a module needs them."""
-
-    stage: ClassVar[int] = 3
-    shards_parameters: ClassVar[bool] = True
-
-    def _shard_modules(self, deepspeed: Any, model: nn.Module, initial: Initial) -> None:
-        """Initialises and shards one module before the next, so that no rank holds the model."""
-        deepspeed.init_distributed(dist_init_required=False, verbose=False)  # zero.Init needs it
-        made: dict[int, nn.Parameter] = {}  # shared parameters stay shared
-        for name, drawn in initial.modules():
-            module, holder = model.get_submodule(name), nn.Module()
-            for key, parameter in module._parameters.items():
-                value = drawn._parameters[key]
-                if parameter is None or value is None:
-                    continue
-                if id(parameter) not in made:
-                    value.requires_grad_(parameter.requires_grad)
-                    made[id(parameter)] = value
-                    holder.register_parameter(key, value)
-                module._parameters[key] = made[id(parameter)]
-            for key, buffer in drawn._buffers.items():
-                if buffer is not None:
-                    module._buffers[key] = buffer.to(self.engine.device)
-            deepspeed.zero.Init(
-                module=holder, config_dict_or_path=self.settings, dtype=torch.float32
-            )
-
-    def _flat_tensors(self) -> list[Tensor]:
-        return list(self._zero.fp32_partitioned_groups_flat)
-
-    def _place(self, parameter: nn.Parameter) -> tuple[Tensor, int, int, int]:
-        group, offset, numel = self._zero.grad_position[self._zero.get_param_id(parameter)]
-        start, size = self._share(parameter, numel)
-        return self._zero.fp32_partitioned_groups_flat[group], offset, start, size
-
-    def _share(self, parameter: nn.Parameter, numel: int) -> tuple[int, int]:
-        """The first element and the number of elements of this rank, without the padding."""
-        total = int(parameter.ds_numel)  # type: ignore[attr-defined]
-        start = min(self.engine.rank * numel, total)
-        return start, min(numel, total - start)
-
-    def _other(self, tensor: Tensor) -> Shard:
-        if not hasattr(tensor, "ds_tensor"):
-            return Shard.of(tensor)
-        local = tensor.ds_tensor.detach()
-        start, size = self._share(tensor, local.numel())  # type: ignore[arg-type]
-        return Shard(_shape(tensor), local.narrow(0, 0, size), start=start)
-
-    def sync_weights(self) -> None:
-        """Copies the shards into the model's parameters, and gathers those that DeepSpeed keeps
-        gathered."""
-        zero = self._zero
-        zero._partition_all_parameters()
-        for group in range(len(zero.fp16_groups)):
-            zero._reassign_or_swap_out_partitioned_parameters(group)
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-
-
-def _shape(parameter: Tensor) -> torch.Size:
+def full_shape(parameter: Tensor) -> torch.Size:
     """The shape of the full parameter. In stage 3 the parameter itself is empty."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def import_deepspeed(device: torch.device) -> Any:
-    """Imports DeepSpeed, configured for the device, without its start-up compilation and logs.
-
-    Raises UsageError where it cannot be imported.
-    """
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed uses names that torch has deprecated.
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated")
-    deepspeed = import_extra("deepspeed", "deepspeed", "A ZeRO strategy", "use strategy=fsdp2")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if device.type == "cpu":
-        # Compiling this shared-memory extension takes 40 s at start, and it is not needed.
-        compatible = getattr(deepspeed.ops, "__compatible_ops__", {})
-        compatible["deepspeed_shm_comm"] = False
-    return deepspeed

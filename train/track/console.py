@@ -204,7 +204,7 @@ class GuardedConsole:
         self._call(self._console.print, text)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of a step."""
+        """Shows the metrics of a step."""
         self._call(self._console.log, step, metrics)
 
     def progress(self, step: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train.files import replace_bytes
+from train.files import append_bytes, replace_bytes
 
 
 class MetricsFile:
@@ -85,18 +85,8 @@ class MetricsFile:
             self._file = self.path.open("ab", buffering=0)
             self._replaces_last = False
         else:
-            self._append()
+            append_bytes(self._file, self._unwritten, durable=False)
         self._unwritten = b""
-
-    def _append(self) -> None:
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            written = 0
-            while written < len(self._unwritten):  # unbuffered files may write less than asked
-                written += self._file.write(self._unwritten[written:])
-        except OSError:
-            self._file.truncate(end)
-            raise
 
     def close(self) -> None:
         """Writes the last row and closes the file."""

@@ -40,7 +40,7 @@ class Sink:
     """
 
     name = ""
-    """For messages; a sink of your own is named by its dotted path where this is empty."""
+    """Name in messages; by default the dotted path in the config."""
 
     def __init__(self, run: RunInfo) -> None:
         self.run = run
@@ -75,12 +75,15 @@ class Sink:
 
 
 def find_sinks(plugins: Sequence[Plugin], origin: str) -> list[type[Sink]]:
-    """The classes of the sinks that a config names; ``origin`` says where. Raises UsageError."""
+    """The sink classes that a config names; ``origin`` is where it names them, for error messages.
+
+    Raises UsageError if there is no such class.
+    """
     return [find_plugin(plugin, Sink, f"track.sinks ({origin})", None) for plugin in plugins]
 
 
 def make_sinks(plugins: Sequence[Plugin], run: RunInfo) -> list[Sink]:
-    """The sinks themselves. Raises UsageError where a constructor fails."""
+    """Creates the sinks that a config names. Raises UsageError if a constructor fails."""
     made = []
     for plugin, cls in zip(plugins, find_sinks(plugins, "config"), strict=True):
         try:

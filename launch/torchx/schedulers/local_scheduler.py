@@ -24,7 +24,7 @@ from torchx.schedulers.local_scheduler import create_scheduler
 from torchx.specs import AppState, Role
 
 from launch.agent_command import options_of, variable
-from launch.contract import UsageError, python_module
+from launch.contract import UsageError
 from launch.cores import usable_cores
 from launch.deadlines import grace_period
 from launch.history import launch_log
@@ -50,11 +50,7 @@ class LocalCwdScheduler(Recorded, theirs.LocalScheduler):  # type: ignore[misc]
 
     def submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
         """Gives the nodes of an app a free rendezvous port, and each its share of the cores."""
-        _, *safe_path, _, _ = python_module("launch.agent")
         for role in app.roles if launch_log.is_ours(app) else ():
-            if role.args[:1] == ["-m"]:
-                # The job starts in the working directory, which may hold a train.py.
-                role.args = [*safe_path, *role.args]
             if "--rdzv-port" not in role.args:
                 role.env.setdefault(variable("rdzv-port"), str(free_port()))
             # An agent divides all cores among its ranks; it does not know of other nodes here.
@@ -176,7 +172,7 @@ def log_directory(app_id: str) -> Path:
         where = f"left its log in {directory}"
     raise UsageError(
         f"{launch.handle} is {state}: the `torchx run` that started it has ended and {where}; see "
-        f"`python -m launch why {launch.run_id}`, and keep later logs with -cfg log_dir=DIR."
+        f"`isorun why {launch.run_id}`, and keep later logs with -cfg log_dir=DIR."
     )
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torchx.schedulers.slurm_scheduler import create_scheduler
 from torchx.specs import AppState, ReplicaStatus, Role, RoleStatus
 
 from launch.agent_command import variable
-from launch.contract import RUN_ID, UsageError
+from launch.contract import RUN_ID, UsageError, python_module
 from launch.history import launch_log
 from launch.ports import port_of_run
 from launch.torchx.schedulers.watched import Recorded
@@ -39,7 +38,7 @@ _AFTER_SRUN = "exitcode=$?\n"
 # TorchX's script goes on to requeue after any exit code, and counts preemptions as failures; with
 # TORCHX_MAX_RETRIES=0 it does not requeue.
 _REQUEUE = """\
-[ $exitcode -eq 0 ] || {python} -m launch.requeue $exitcode --most $TORCHX_MAX_RETRIES
+[ $exitcode -eq 0 ] || {requeue} $exitcode --most $TORCHX_MAX_RETRIES
 TORCHX_MAX_RETRIES=0
 """
 
@@ -58,7 +57,7 @@ class RequeueingRequest(theirs.SlurmBatchRequest):  # type: ignore[misc]
         if not self.max_retries:
             return script
         # Jobs use this Python, which need not be the first in PATH.
-        command = _REQUEUE.format(python=shlex.quote(sys.executable))
+        command = _REQUEUE.format(requeue=shlex.join(python_module("launch.requeue")))
         return script.replace(_AFTER_SRUN, _AFTER_SRUN + command, 1)
 
 

@@ -65,7 +65,7 @@ def test_the_projects_own_configuration_names_a_local_scheduler_and_builds_nothi
 def test_runopts_would_end_in_a_traceback_without_ray(tmp_path):
     done = torchx("runopts", cwd=tmp_path)
     assert "Traceback" not in done.stderr
-    assert "The scheduler ray cannot be used" in done.stdout
+    assert "The scheduler ray is not available" in done.stdout
     assert "slurm" in done.stdout
 
 
@@ -73,6 +73,16 @@ def test_a_scheduler_that_cannot_be_used_is_told_in_a_sentence(tmp_path):
     done = torchx("run", "-s", "ray", "--dryrun", "utils.echo", cwd=tmp_path, expect=64)
     assert done.stderr.strip().splitlines()[-1].startswith("isorun: error: The scheduler ray")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("scheduler", ["local_cwd", "slurm"])
+def test_a_job_without_image_never_runs_a_train_py_of_the_working_directory(
+    monkeypatch, tmp_path, scheduler
+):
+    monkeypatch.chdir(tmp_path)
+    assert fit(scheduler=scheduler).args[:3] == ["-P", "-m", "launch.agent"]
+    monkeypatch.chdir(ROOT)  # which need not be installed
+    assert fit(scheduler=scheduler).args[:2] == ["-m", "launch.agent"]
 
 
 def test_a_missing_rendezvous_variable_would_become_localhost():

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from train.config.changes import flatten
+from train.config.compose import flatten
 from train.config.schema import Config
 from train.distributed.collectives import Collectives
 from train.exits import UsageError

@@ -10,6 +10,7 @@ from tests.support.forked import run, run_ranks
 from tests.support.runs import assert_same_bits, tensors
 
 SMALL = ["task.use=tests.faults.tasks:SmallMemory", "batch.try_out=true", "ema.decay=0.9"]
+SMALL += ["length.steps=10"]
 
 
 def kept(directory):

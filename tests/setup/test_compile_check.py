@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from train.exits import UsageError
-from train.loop.compile_check import check_compiled
+from train.setup.compile_check import check_compiled
 from train.tasks.base import Ratio, Task
 
 

@@ -19,9 +19,9 @@ from train.distributed.process_group import timeout_of
 from train.distributed.randomness import seed_everything
 from train.distributed.world import this_world
 from train.exits import DataError, UsageError
-from train.loop.model_summary import model_summary
 from train.optim.ema import Ema
 from train.optim.optimizer import build_optimizer
+from train.setup.model_summary import model_summary
 from train.strategies.base import Strategy, StrategySetup
 from train.strategies.blocks import checkpoint_activations, find_blocks
 from train.strategies.engine import Engine

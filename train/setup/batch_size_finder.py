@@ -26,9 +26,9 @@ from train.data.plan import BatchConfig, BatchPlan
 from train.distributed.collectives import Collectives
 from train.exits import OutOfMemoryError, RetryError, first_line
 from train.files import write_json
-from train.loop.build import TrainableModel
-from train.loop.compile_check import check_compiled
 from train.process.diagnose import is_out_of_memory
+from train.setup.build import TrainableModel
+from train.setup.compile_check import check_compiled
 from train.strategies.engine import Engine
 from train.tasks.base import Task
 

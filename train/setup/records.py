@@ -15,9 +15,8 @@ from train.checkpoint.store import CheckpointStore
 from train.data.ledger import Ledger
 from train.data.order import SampleOrder
 from train.files import write_json
-from train.loop.join import Joined
-from train.loop.state import Progress
 from train.process.stop import StopRequest
+from train.setup.join import Joined
 from train.strategies.base import Strategy
 
 
@@ -64,15 +63,17 @@ def open_records(
     directory: RunDirectory,
     joined: Joined,
     order: SampleOrder,
-    progress: Progress,
     *,
+    step: int,
+    position: int,
     mirror: Mirror | None,
     mirror_wait: float,
     warn: Callable[[str], None],
     beat: Callable[[str], None],
 ) -> Records:
     """Opens the ledger, and starts copying checkpoints to the ``mirror``; both close with
-    ``stack``. At the end of the run, copies get ``mirror_wait`` seconds."""
+    ``stack``. The attempt starts at ``step`` completed steps and ``position`` of the training
+    stream. At the end of the run, copies get ``mirror_wait`` seconds."""
     mirroring = None
     if mirror:
         store = CheckpointStore(directory.checkpoints)
@@ -82,8 +83,8 @@ def open_records(
     stack.callback(ledger.close)
     ledger.begin_attempt(
         attempt=joined.attempt.number,
-        resume_step=progress.step,
-        resume_position=progress.position,
+        resume_step=step,
+        resume_position=position,
         order=order,
     )
     return Records(ledger, mirroring)

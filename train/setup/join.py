@@ -9,11 +9,11 @@ from typing import Any
 from train.checkpoint.run_directory import RunDirectory, code_version
 from train.config.changes import Difference
 from train.config.load import LoadedConfig
-from train.loop.agreement import check_same_run, check_shared_directory
-from train.loop.build import StrategyChoice, build_engine, choose_strategy
-from train.loop.find_run import Attempt, find_run
 from train.process.stop import StopRequest
 from train.process.watchdog import Heartbeat, StartTimeout, Watchdog
+from train.setup.agreement import check_same_run, check_shared_directory
+from train.setup.build import StrategyChoice, build_engine, choose_strategy
+from train.setup.find_run import Attempt, find_run
 from train.strategies.engine import Engine
 from train.track.logs import setup_logging
 
