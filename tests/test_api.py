@@ -328,3 +328,11 @@ def test_launch_checks_before_it_starts_anything(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="batch.global_batch_size"):
         train.launch(*where, processes=13)
     assert not Path(tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_strategies_follow_each_other_in_one_process(finished, tmp_path):
+    """DeepSpeed and Accelerate remember the process groups of their first run."""
+    for number, strategy in enumerate(("zero1", "zero1", "ddp")):
+        done = fit(tmp_path / str(number), f"strategy={strategy}")
+        assert done.metrics == pytest.approx(finished.metrics, rel=1e-5), strategy

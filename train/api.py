@@ -7,6 +7,7 @@ order. Errors are exceptions with the text of the command line, of the class Run
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import re
@@ -244,11 +245,19 @@ def _torch_restored() -> Iterator[None]:
             deterministic, benchmark = before or (False, False)
             torch.use_deterministic_algorithms(deterministic)
             torch.backends.cudnn.benchmark = benchmark
-        if "accelerate.state" in sys.modules:
-            from accelerate.state import AcceleratorState, GradientState
+        _forget_process_groups()
 
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
+
+def _forget_process_groups() -> None:
+    """Accelerate and DeepSpeed keep the groups of their first run, which are destroyed now."""
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    if groups := sys.modules.get("deepspeed.utils.groups"):
+        importlib.reload(groups)
+        sys.modules["deepspeed.comm.comm"].cdb = None  # type: ignore[attr-defined]
 
 
 def _torch_settings(torch: Any) -> tuple[bool, bool]:
