@@ -178,7 +178,7 @@ def _refuse_during_import(name: str) -> None:
 
 @contextmanager
 def _one_run(name: str) -> Iterator[None]:
-    """What one call of the API needs of the process, which afterwards is as it was."""
+    """Prepares the process for one call of the API, and restores it afterwards."""
     _refuse_during_import(name)
     if not _running.acquire(blocking=False):
         raise UsageError(
@@ -214,7 +214,7 @@ def _check_process_group(name: str) -> None:
 
 @contextmanager
 def _logging_restored() -> Iterator[None]:
-    """A run logs through the root logger, which belongs to the caller."""
+    """Restores the root logger, which a run configures and which belongs to the caller."""
     root, showwarning = logging.getLogger(), warnings.showwarning
     before = root.handlers[:], root.level, _log.level
     quiet = logging.NullHandler()
@@ -234,7 +234,7 @@ def _logging_restored() -> Iterator[None]:
 
 @contextmanager
 def _torch_restored() -> Iterator[None]:
-    """Settings of the process that a run changes, and what Accelerate remembers of its first."""
+    """Restores the settings of torch that a run changes; libraries forget its process group."""
     torch = sys.modules.get("torch")
     before = _torch_settings(torch) if torch is not None else None
     try:
