@@ -37,7 +37,11 @@ class LoadedConfig:
     overrides: tuple[str, ...] = ()
 
     def command(self, name: str) -> str:
-        """The command line of another command for the same run."""
+        """The command line that applies another command to the same run."""
+        if self.config.task.use.startswith("__main__:"):  # no other process can import it
+            if name == "fit":
+                return "call train.fit again"
+            return f"put the task into a module to use `{python()} -m train {name}`"
         words = [python(), "-m", "train", name]
         for file in self.files:
             words += ["--config", file]
