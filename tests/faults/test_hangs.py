@@ -43,7 +43,7 @@ def test_of_two_ranks_the_one_behind_is_named(tmp_path, culprit):
     assert f"rank {1 - int(culprit)} (" not in first
     assert "in never_ends" in text
     assert sum("No progress for 3 s" in result.stderr for result in done) == 1
-    assert all("report.txt says where" in result.stderr for result in done)
+    assert all("report.txt. Rerun to resume" in result.stderr for result in done)
     run_ranks(2, "fit", tmp_path, TASK, *SHORT)
 
 
