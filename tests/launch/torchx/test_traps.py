@@ -75,6 +75,7 @@ def test_a_scheduler_that_cannot_be_used_is_told_in_a_sentence(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize("scheduler", ["local_cwd", "slurm"])
 def test_a_job_without_image_never_runs_a_train_py_of_the_working_directory(
     monkeypatch, tmp_path, scheduler
