@@ -38,7 +38,9 @@ class LoadedConfig:
 
     def command(self, name: str) -> str:
         """The command line that applies another command to the same run."""
-        words = [python(), "-m", "train", name]
+        # Without -P, `-m train` runs a train.py of the working directory.
+        safe_path = ["-P"] if Path("train.py").exists() else []
+        words = [python(), *safe_path, "-m", "train", name]
         for file in self.files:
             words += ["--config", file]
         return shlex.join([*words, *self.overrides])
