@@ -2,7 +2,9 @@
 
 ``fast``
     starts no process: ``make test-fast``. Every test is one unless it is seen to start a process
-    (``starts_a_process``), or says so by the marker ``process``. A fast test that starts one fails.
+    (``starts_a_process``), or is marked ``normal``. A fast test that starts a process fails.
+``normal``
+    is left to ``make test``, since it starts a process or takes longer than a second.
 ``slow``
     is left to ``make test-all``: full matrices, of which ``make test`` has what covers each value,
     and long runs. Set by hand.
@@ -10,6 +12,7 @@
     needs an engine, a cluster or network namespaces, so ``make test-all`` as well: all of tests/real.
 """
 
+import importlib
 import os
 import sys
 import time
@@ -30,6 +33,7 @@ LONGEST = (
     "launch/doctor/test_nodes.py",
 )
 STARTING = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", STARTS}
+FORKING = {"fork", "forkpty", "posix_spawn"}
 STARTERS = ("subprocess", "multiprocessing", "tests.support.fork_client")
 
 
@@ -56,7 +60,8 @@ def starts_a_process(function, seen):
     modules = [value for value in used if isinstance(value, ModuleType)]
     if any(module.__name__.startswith(STARTERS) for module in modules):
         return True
-    inner = [name for name in names if name.startswith(STARTERS)]  # imported in the function
+    inner = [name for name in names if name.startswith(STARTERS) or name in FORKING]
+    modules += [importlib.import_module(name) for name in names if name.startswith("tests.")]
     for module in [m for m in modules if m.__name__.startswith("tests.")]:
         used += [vars(module)[name] for name in names if name in vars(module)]
     for value in used:
@@ -87,10 +92,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(name))
         if name.startswith("real"):
             item.add_marker("servers")
-        elif not any(map(item.get_closest_marker, ("process", "slow"))):
+        elif not any(map(item.get_closest_marker, ("normal", "slow"))):
             functions = [getattr(item, "function", None), *fixtures_of(item)]
             started = any(starts_a_process(function, set()) for function in functions)
-            item.add_marker("process" if started else "fast")
+            item.add_marker("normal" if started else "fast")
     last = len(LONGEST)
     items.sort(
         key=lambda item: (
@@ -111,7 +116,7 @@ def refuse_processes(event, arguments):
         return
     if event == "subprocess.Popen" and Path(arguments[0]).name == "git":
         return
-    pytest.fail(f"{fast} is in the fast lane but starts a process: mark it `process`")
+    pytest.fail(f"{fast} is in the fast lane but starts a process: mark it `normal`")
 
 
 this_process = os.getpid()

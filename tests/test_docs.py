@@ -6,6 +6,7 @@ written to that file. A line that is indented, or follows one that ends in a bac
 command above it; ``# exit 64`` at the end says which exit code is expected.
 """
 
+import functools
 import json
 import os
 import re
@@ -24,8 +25,9 @@ from train.config.schema import Config, config_class
 from train.exits import ADVICE, Exit
 from train.tasks.registry import BUILT_IN, find_task
 
+TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *DOCS)}
+PAGES = {str(path.relative_to(ROOT)): path for path in (*(ROOT / name for name in TOP), *DOCS)}
 
 # Commands that cannot be run here, word for word, each with the reason.
 NOT_RUN = {
@@ -162,6 +164,7 @@ def prose(path):
     return BLOCK.sub("", path.read_text())
 
 
+@functools.cache
 def keys():
     """Every key of the config with either built-in task."""
     return {key for name in BUILT_IN for key in known_keys(config_class(find_task(name, "test")))}

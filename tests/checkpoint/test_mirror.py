@@ -2,6 +2,7 @@
 
 import json
 
+import fsspec
 import pytest
 
 from train.checkpoint.checkpoint_config import CheckpointConfig, MirrorConfig
@@ -37,7 +38,7 @@ def bucket():
     server.stop()
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.normal)])
 def config(request, tmp_path):
     if request.param == "file":
         return MirrorConfig(url=f"file://{tmp_path}/mirror", part_mb=1)
@@ -126,14 +127,14 @@ def test_a_damaged_copy_is_reported_and_an_older_one_is_restored(config, store, 
     mirror = Mirror(config)
     mirror.upload(store, 10, always)
     mirror.upload(store, 20, always)
-    folder = f"{mirror._root}/step-000000000020"
+    storage, root = fsspec.url_to_fs(config.url, use_listings_cache=False, **config.options)
     name = "mirror.json" if damage == "the index" else "__0_0.distcp.00002*"
-    (path,) = mirror._fs.glob(f"{folder}/{name}")
+    (path,) = storage.glob(f"{root}/step-000000000020/{name}")
     if damage == "a part is gone":
-        mirror._fs.rm_file(path)
+        storage.rm_file(path)
     else:
-        data = mirror._fs.cat_file(path)
-        mirror._fs.pipe_file(
+        data = storage.cat_file(path)
+        storage.pipe_file(
             path, data[:100].replace(b'"step": 20', b'"step": 30') + b"?" + data[101:]
         )
     step, notes = restore_from_mirror(Mirror(config), other := elsewhere(tmp_path))

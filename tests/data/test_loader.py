@@ -22,6 +22,7 @@ def by_position(batches):
     }
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize(
     ("world", "micro", "workers"), [(1, 1, 0), (1, 4, 2), (2, None, 0), (3, 1, 1), (2, 2, 2)]
 )
@@ -37,6 +38,7 @@ def test_samples_do_not_depend_on_workers(world, micro, workers):
     assert [found[p][0] for p in range(48)] == order.keys(np.arange(48))[1].tolist()
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("world", "micro", "start"), [(1, 4, 0), (2, 1, 7), (2, 2, 10**12), (3, 2, 3), (6, None, 5)]
@@ -106,6 +108,7 @@ def masking(samples):
     return {"index": torch.tensor(samples), "noise": noise}
 
 
+@pytest.mark.normal
 def test_random_numbers_in_collate_do_not_depend_on_workers():
     found = []
     for workers in (0, 1, 2, 0):
@@ -119,6 +122,7 @@ def test_random_numbers_in_collate_do_not_depend_on_workers():
     assert [micro.batch["noise"] for micro in later] == found[0][5:]
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize(
     ("dataset", "collate", "workers"),
     [
@@ -178,6 +182,7 @@ def test_evaluation_sees_each_sample_once_on_any_number_of_ranks(world):
     assert noise[7][1] == random.Random(sample_seed(1, -1, 7)).random(), "each time the same"
 
 
+@pytest.mark.normal
 def test_workers_end_on_close():
     pids = {int(pid) for micro in load(Numbers(), workers=2) for pid in micro.batch["pid"]}
     assert len(pids) == 2
@@ -186,6 +191,7 @@ def test_workers_end_on_close():
             os.kill(pid, 0)
 
 
+@pytest.mark.normal
 def test_persistent_workers_persist_until_closed():
     batches = evaluate(Numbers(), workers=2, persistent_workers=True)
     pids, samples = [], []

@@ -44,6 +44,7 @@ def fail_oddly():
     raise Unpicklable("this", "that")
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_that_raises_is_named(workers):
     with pytest.raises(DataError) as error:
@@ -56,6 +57,7 @@ def test_a_sample_that_raises_is_named(workers):
     assert "in fail" in "".join(traceback.format_exception(error.value)), "for the log"
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_is_raised_when_its_batch_is_due(workers):
     """The run fails at the same step for any number of prefetched batches."""
@@ -66,11 +68,13 @@ def test_an_error_is_raised_when_its_batch_is_due(workers):
     assert good == indices[: next(step for step, row in enumerate(indices) if 5 in row)]
 
 
+@pytest.mark.normal
 def test_an_exception_that_cannot_be_pickled_is_reported():
     with pytest.raises(DataError, match="Unpicklable: this that"):
         load(Broken(fail_oddly), workers=1)
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_collate_is_reported(workers):
     def collate(_samples):
@@ -81,6 +85,7 @@ def test_an_error_of_collate_is_reported(workers):
         load(Numbers(), start=1, collate=collate, workers=workers)
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stop_iteration_does_not_end_the_training_silently(workers):
     with pytest.raises(DataError, match="StopIteration: no more"):
@@ -105,6 +110,7 @@ def test_an_error_during_evaluation_is_named_as_such():
         list(batches)
 
 
+@pytest.mark.normal
 def test_a_batch_that_cannot_be_pickled_is_an_error():
     def collate(_samples):
         return lambda: None
@@ -125,6 +131,7 @@ def test_a_dataset_that_cannot_be_pickled_is_an_error():
         load(Local(), workers=1, multiprocessing_context="spawn")
 
 
+@pytest.mark.normal
 def test_a_killed_worker_is_a_retry_error():
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
@@ -162,6 +169,7 @@ def test_a_stuck_worker_is_killed_on_close():
         os.kill(pid, 0)
 
 
+@pytest.mark.normal
 def test_a_dead_worker_raises_only_where_batches_are_fetched():
     """Even if a DataLoader of the user has installed torch's signal handler."""
     list(DataLoader([1, 2], num_workers=1))
@@ -184,6 +192,7 @@ def long_message(samples):
     return b"x" * 2**20
 
 
+@pytest.mark.normal
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("collate", [many_tensors, long_message])
 def test_a_worker_that_dies_during_a_send_is_a_retry_error(collate):
@@ -200,6 +209,7 @@ def test_a_worker_that_dies_during_a_send_is_a_retry_error(collate):
         assert victim.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.normal
 @pytest.mark.timeout(60)
 def test_an_incomplete_message_of_a_dead_worker_does_not_block():
     with make(Numbers(), workers=1, steps=10, collate=long_message) as batches:
@@ -213,6 +223,7 @@ def test_an_incomplete_message_of_a_dead_worker_does_not_block():
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.normal
 def test_workers_ignore_stop_signals():
     with make(Numbers(), workers=1, steps=20) as batches:
         pid = int(next(batches).batch["pid"][0])

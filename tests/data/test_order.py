@@ -157,6 +157,7 @@ def test_all_permutations_of_a_few_samples_are_equally_frequent(size):
     assert chi2.sf(statistic, math.factorial(size) - 1) > 1e-4
 
 
+@pytest.mark.normal
 def test_seeds_give_all_permutations_equally_often():
     """As above, in the first epoch of many runs."""
     rows = [SampleOrder(seed, 3).keys(np.arange(3))[1] for seed in range(300)]

@@ -38,6 +38,7 @@ def test_a_remote_scheduler_is_given_no_secret(component, scheduler, instead):
     assert SECRET not in str(refused.value)
 
 
+@pytest.mark.normal
 def test_what_is_no_secret_passes():
     dryrun("isorun.fit", "--env", "NCCL_DEBUG=INFO,KEYS=2", *TINY, scheduler="slurm")
 
@@ -47,6 +48,7 @@ def test_a_job_on_this_machine_gets_it():
     assert info.request.role_params["fit"][0].env["WANDB_API_KEY"] == SECRET
 
 
+@pytest.mark.normal
 def test_a_scheduler_that_nobody_watches_gets_a_placeholder():
     """Such as one of another package, or one that TorchX found in another way."""
     from torchx.components.dist import ddp  # noqa: F401 - TorchX's components are loaded
@@ -69,6 +71,7 @@ def test_an_app_that_was_changed_afterwards_is_refused_as_well():
         runner.dryrun(made, "slurm")
 
 
+@pytest.mark.normal
 def test_what_is_not_isoruns_is_none_of_our_business():
     dryrun("utils.echo", scheduler="slurm")
     dryrun("dist.ddp", "--script", "x.py", "--env", "SOME_KEY=1", scheduler="slurm")

@@ -43,6 +43,7 @@ def test_a_silently_wrong_gradient_is_refused(dropout):
         check_compiled(Squares(None), compiled(dropout, fault=True), torch.randn(5, 3), "fp32")
 
 
+@pytest.mark.normal
 def test_the_real_compiler_agrees_on_a_linear_model():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     model.compile()

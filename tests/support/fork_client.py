@@ -87,6 +87,7 @@ def main(python, name, entry, words):
         signal.signal(number, pass_on)
     code = forked.wait()
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        if -code in PASSED_ON:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)

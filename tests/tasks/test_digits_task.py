@@ -27,6 +27,7 @@ def rows(images: torch.Tensor) -> list[bytes]:
     return [image.numpy().tobytes() for image in images]
 
 
+@pytest.mark.normal
 def test_more_than_97_percent_after_a_short_training() -> None:
     torch.manual_seed(0)
     task = make()

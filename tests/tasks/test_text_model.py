@@ -106,6 +106,7 @@ def test_bfloat16_autocast_gives_float32_logits_near_the_exact_ones() -> None:
     assert torch.allclose(logits, exact, atol=0.05)
 
 
+@pytest.mark.normal
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 def test_an_exported_program_takes_any_batch_size(positions: str) -> None:
     model = build(positions=positions)
@@ -117,6 +118,7 @@ def test_an_exported_program_takes_any_batch_size(positions: str) -> None:
     assert torch.allclose(program(tokens), model(tokens), atol=1e-6)
 
 
+@pytest.mark.normal
 def test_the_traced_model_is_one_graph() -> None:
     model, tokens = build(), random_tokens(2, CONTEXT)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -1,6 +1,7 @@
 """Console output on a terminal (a real pty) and elsewhere."""
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -218,10 +219,26 @@ def test_a_console_that_fails_is_dropped(caplog):
     ]
 
 
-def test_the_kind_follows_the_terminal(monkeypatch):
-    assert type(open_console("auto", "samples", 10, 0)._console).__name__ == "PlainConsole"
-    for kind, name in [("bar", "BarConsole"), ("plain", "PlainConsole"), ("quiet", "QuietConsole")]:
-        assert type(open_console(kind, "samples", 10, 0)._console).__name__ == name
+@pytest.mark.parametrize(
+    ("kind", "terminal", "shown"),
+    [
+        ("auto", False, "lines"), ("auto", True, "bar"), ("bar", False, "bar"),
+        ("plain", True, "lines"), ("quiet", True, "nothing"),
+    ],
+)  # fmt: skip
+def test_the_kind_follows_the_terminal(monkeypatch, kind, terminal, shown):
+    """A bar moves with each step; lines come only where metrics are logged."""
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", stream)
+    console = open_console(kind, "samples", 10, 0)
+    console.progress(7)
+    console.log(7, {"train/loss": 1.5})
+    console.close()
+    said = stream.getvalue()
+    assert ("loss 1.5000" in said) == (shown != "nothing")
+    assert said.startswith("step 7/10  loss 1.5000") == (shown == "lines")
 
 
 def test_a_forked_worker_prints_past_the_bar(monkeypatch):

@@ -75,6 +75,7 @@ def test_a_launch_log_that_cannot_be_written_does_not_prevent_a_launch(home, mon
     assert "the launch log" in capsys.readouterr().err
 
 
+@pytest.mark.normal
 def test_the_scheduler_that_is_asked_writes_the_end_down(monkeypatch):
     """Whoever asks: `torchx status`, `torchx run --wait`, or `history`."""
     from torchx.schedulers.api import DescribeAppResponse
@@ -110,6 +111,7 @@ def test_history_without_any(capsys, home):
     assert said(capsys, "history") == f"No launches recorded in {launch_log.path()}.\n"
 
 
+@pytest.mark.normal
 def test_a_scheduler_that_cannot_be_asked_is_told(capsys, monkeypatch, home):
     monkeypatch.setenv("PATH", str(home))  # no squeue, no sacct
     submit("5")
@@ -144,6 +146,7 @@ def test_a_local_launch_whose_command_is_gone_is_lost(capsys):
     assert socket.gethostname() == find_launch("4").line["host"]
 
 
+@pytest.mark.normal
 def test_torchx_lists_local_jobs_from_the_ledger(monkeypatch, home):
     handle, _ = submit("4", "local_cwd", pid=2**22 + 1)
     other, _ = submit("5", "local_cwd")

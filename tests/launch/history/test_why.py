@@ -33,7 +33,7 @@ def failure(directory, code, *, rank=1, ago=0, others=(), error="", log=(), numb
     [
         (75, "may succeed", "fix the cause, then rerun"),
         (78, "would fail again", "lower optim.lr"),
-        (137, "may succeed", "see what killed it"),
+        (137, "may succeed", "find out what killed it"),
     ],
 )
 def test_why_names_the_rank_the_reason_and_what_to_do(capsys, tmp_path, code, again, what_to_do):
@@ -50,6 +50,7 @@ def test_why_names_the_rank_the_reason_and_what_to_do(capsys, tmp_path, code, ag
     assert again in told
 
 
+@pytest.mark.normal
 def test_why_is_not_misled_by_an_earlier_launch_of_the_same_run(capsys, tmp_path):
     failure(tmp_path, 71, ago=3600)
     handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
@@ -86,6 +87,7 @@ def test_of_several_agents_words_on_one_failure_that_of_its_cause_is_told(capsys
     assert "exit code 75" not in told
 
 
+@pytest.mark.normal
 def test_what_the_scheduler_said_is_kept(capsys, monkeypatch, home):
     submit("17")
     replicas = [ReplicaStatus(0, AppState.FAILED, "fit", "node1")]
@@ -105,6 +107,7 @@ def test_what_the_scheduler_said_is_kept(capsys, monkeypatch, home):
     assert "NODE_FAIL" in said(capsys, "show", "17")
 
 
+@pytest.mark.normal
 def test_an_end_that_was_recorded_without_words_is_told_as_well(capsys):
     handle, _ = submit("9")
     launch_log.record_end(handle, "FAILED", [75])

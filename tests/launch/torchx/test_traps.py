@@ -145,6 +145,7 @@ def test_gpus_of_this_machine_are_not_counted_where_there_is_no_nvidia_smi(monke
     assert len(info.request.role_params["fit"]) == 1
 
 
+@pytest.mark.normal
 def test_the_python_is_that_of_torchx_though_its_environment_is_not_active(monkeypatch):
     monkeypatch.setenv("PATH", os.defpath)
     for scheduler in ("local_cwd", "slurm"):
@@ -163,6 +164,7 @@ def test_slurms_list_of_variables_cannot_hold_a_comma():
     dryrun("isorun.fit", "--env", "LIST=1,2,B=3", *TINY, scheduler="local_cwd")
 
 
+@pytest.mark.normal
 def test_the_nodes_of_a_slurm_job_know_where_node_0_is():
     script = repr(dryrun("isorun.fit", "-j", "2x1", *TINY, scheduler="slurm").request)
     assert script.count("--rdzv-host-env SLURM_JOB_NODELIST_HET_GROUP_0") == 2
