@@ -102,4 +102,5 @@ def test_an_agent_and_its_preflight_never_run_a_train_py_of_the_user(with_train_
     assert "Preflight (quick): 1 node, 2 processes" in done.stdout
     assert "Placement: 2 x cpu" in done.stdout
     assert "Finished: 6 steps" in done.stdout
+    assert " -P -m train verify " in done.stdout, "as a command to copy"
     assert "is already finished" in isorun(directory, *fit).stdout

@@ -42,7 +42,9 @@ class LoadedConfig:
             if name == "fit":
                 return "call train.fit again"
             return f"put the task into a module to use `{python()} -m train {name}`"
-        words = [python(), "-m", "train", name]
+        # Without -P, `-m train` runs a train.py of the working directory.
+        safe_path = ["-P"] if Path("train.py").exists() else []
+        words = [python(), *safe_path, "-m", "train", name]
         for file in self.files:
             words += ["--config", file]
         return shlex.join([*words, *self.overrides])
