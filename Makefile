@@ -51,6 +51,7 @@ lint: setup ## check style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: setup ## let ruff repair what it can
 	$(RUN) -m ruff check --fix .

@@ -1,6 +1,6 @@
-"""From the command to the ranks' first line: the node agent beside torchrun.
+"""Start-up time of the node agent compared with torchrun.
 
-Both start the same two ranks, which only say when they began, in turns; and both end with them.
+In turns, both start the same two ranks, which print their start time, and end with them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import time
 
 from benchmarks.timing import ENVIRONMENT, machine, median_and_spread, ratios, table
 
-# In one piece: two ranks that print at once may mix what they say with each other's ends of lines.
+# One write call: lines that two ranks print at the same time could be interleaved.
 _RANK = "import os, time; os.write(1, f'{time.time()}\\n'.encode())"
 
 
 def seconds(launcher: list[str], ranks: list[str]) -> tuple[float, float]:
-    """Until the last rank began, and until the launcher ended."""
+    """Seconds to the start of the last rank, and to the end of the launcher."""
     started = time.time()
     done = subprocess.run(
         [sys.executable, "-m", *launcher, *ranks],
@@ -45,7 +45,7 @@ def main() -> None:
             ),
             seconds(["launch.agent", "--nproc-per-node", "2"], ["--", "python", "-c", _RANK]),
         )
-        if number:  # the first fills the disk cache
+        if number:  # the first run fills the disk cache
             torchrun.append(pair[0])
             agent.append(pair[1])
     rows = []
@@ -55,7 +55,7 @@ def main() -> None:
             [what, median_and_spread(a), median_and_spread(b), median_and_spread(ratios(b, a))]
         )
     header = ["from the command to the", "torchrun, s", "agent, s", "agent / torchrun"]
-    print(table("Start of two ranks (median ± half the quartiles' distance)", header, rows))
+    print(table("Start of two ranks (median ± half the interquartile range)", header, rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How long training stands still for a checkpoint: asynchronous saves beside blocking ones.
+"""Stall of the training for a checkpoint: asynchronous compared with blocking saves.
 
-Both savers write the same tensors (parameters and AdamW's two moments, fp32) to the same disk, in
-turns. While an asynchronous save is being written, the main thread computes, as a training does.
+In turns, both write the same tensors (parameters and AdamW's two moments, fp32) to the same disk.
+During an asynchronous write, the main thread computes, as in training.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import torch
 
 from benchmarks.timing import machine, median_and_spread, ratios, table
 from train.checkpoint.checkpoint_config import CheckpointConfig
-from train.checkpoint.saver import CheckpointSaver, Request
+from train.checkpoint.saver import CheckpointSaver, SaveRequest
 from train.checkpoint.store import CheckpointStore
+from train.distributed.collectives import Collectives
 from train.distributed.shard import Shard
 
 _TENSORS = 20
 
 
 def tensors(parameters: int) -> dict[str, Shard]:
-    """Parameters in twenty matrices, and two moments of each."""
+    """``parameters`` numbers in 20 matrices, and two moments of each matrix."""
     rows = parameters // _TENSORS // 1000
     return {
         f"{kind}.{number}": Shard.of(torch.randn(rows, 1000))
@@ -33,13 +34,13 @@ def tensors(parameters: int) -> dict[str, Shard]:
 
 
 def measure(parameters: int, saves: int, directory: Path) -> dict[str, list[float]]:
-    """Seconds of each save: the stall of both kinds, and the asynchronous write."""
+    """Seconds per save: the stalls of both kinds, and the asynchronous write."""
     state = tensors(parameters)
     savers = {
         kind: CheckpointSaver(
             CheckpointStore(directory / f"{parameters}-{kind}"),
             CheckpointConfig(asynchronous=kind == "asynchronous", keep_last=1),
-            None,
+            Collectives(0, 1),
         )
         for kind in ("asynchronous", "blocking")
     }
@@ -49,14 +50,14 @@ def measure(parameters: int, saves: int, directory: Path) -> dict[str, list[floa
     for step in range(1, saves + 2):
         for kind, saver in savers.items():
             started = time.perf_counter()
-            saver.save(state, Request(step, {}, None, lambda: None))
+            saver.save(state, SaveRequest(step, {}, None, lambda: None))
             stall = time.perf_counter() - started
             while saver.in_flight:
                 work @ work
             error = saver.wait()
             if error is not None:
                 raise SystemExit(f"a save failed: {error}")
-            if step > 1:  # the first imports torch.distributed.checkpoint
+            if step > 1:  # the first save imports torch.distributed.checkpoint
                 found[kind].append(stall)
                 if kind == "asynchronous":
                     found["write"].append(saver.last_timing.write)
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--saves", type=int, default=7, help="counted saves of each kind")
     parser.add_argument("--parameters", type=int, nargs="+", default=[10_000_000, 100_000_000])
-    parser.add_argument("--directory", help="where to write; default: the temporary directory")
+    parser.add_argument("--directory", help="output directory; default: the temporary directory")
     arguments = parser.parse_args()
     print(machine())
     rows = []
@@ -85,10 +86,10 @@ def main() -> None:
                 median_and_spread([gigabytes / seconds for seconds in found["write"]]),
             ]
         )
-    header = ["parameters", "asynchronous, ms", "blocking, ms", "ratio", "written beside, GB/s"]
+    header = ["parameters", "asynchronous, ms", "blocking, ms", "ratio", "background write, GB/s"]
     print(
         table(
-            "Stall of the training for a checkpoint (median ± half the quartiles' distance)",
+            "Stall of the training for a checkpoint (median ± half the interquartile range)",
             header,
             rows,
         )

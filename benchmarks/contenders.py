@@ -1,6 +1,6 @@
-"""The same training written for each contender: bare, isorun, Accelerate, HF Trainer, Lightning.
+"""The same training in PyTorch, isorun, Accelerate, Hugging Face Trainer and Lightning.
 
-Those on several ranks are in :mod:`benchmarks.raw_loops`.
+Hand-written loops on several ranks are in :mod:`benchmarks.raw_loops`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLIP = 1.0
 
 
 def bare(work: Workload) -> None:
-    """A PyTorch loop and nothing else."""
+    """A plain PyTorch loop."""
     model = work.model()
     if work.size.compile:
         model.compile()
@@ -33,7 +33,7 @@ def bare(work: Workload) -> None:
 
 
 def take_steps(work: Workload, model: nn.Module, optimizer: Optimizer) -> None:
-    """The loop that everybody writes."""
+    """The plain PyTorch loop: forward, backward, clip, step."""
     from torch.nn.utils import clip_grad_norm_
 
     rate = work.loaded.config.optim.lr
@@ -48,21 +48,23 @@ def take_steps(work: Workload, model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def isorun(work: Workload, *overrides: str) -> None:
-    """``train.loop.fit.fit`` as ``python -m train fit`` calls it, all of its tracking included."""
+    """``train.loop.fit.fit`` as ``python -m train fit`` calls it, with all tracking."""
     from train.checkpoint.run_directory import RunDirectory
     from train.loop.fit import fit
-    from train.loop.run import Run
+    from train.loop.open_run import open_run
+    from train.process.stop import StopRequest
 
     work.overrides += overrides
     directory = RunDirectory(work.loaded.run_directory)
     if work.world_size == 1:
         directory.acquire()
-    with Run(work.loaded, directory, []) as run:
+    stop = StopRequest(work.loaded.config.stop)
+    with open_run(work.loaded, directory, [], stop) as run:
         fit(run)
 
 
 def isorun_without_sinks(work: Workload, *overrides: str) -> None:
-    """The same with what the others have at the most: a console, and metrics in a file."""
+    """isorun without TensorBoard and W&B: console and metrics.jsonl only."""
     isorun(work, "track.tensorboard=false", "track.wandb=disabled", *overrides)
 
 
@@ -85,7 +87,7 @@ def accelerate(work: Workload) -> None:
 
 
 def trainer(work: Workload) -> None:
-    """Hugging Face Trainer; a log row each ten steps, no sinks, no progress bar."""
+    """Hugging Face Trainer; logs every 10 steps, without sinks and progress bar."""
     from torch import nn
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import Trainer, TrainingArguments
@@ -126,7 +128,7 @@ def trainer(work: Workload) -> None:
 
 
 def lightning(work: Workload) -> None:
-    """Lightning's Trainer; the loss logged each ten steps, no sinks, no progress bar."""
+    """Lightning's Trainer; logs the loss every 10 steps, without sinks and progress bar."""
     import lightning
     from torch.optim.lr_scheduler import LambdaLR
 
@@ -172,26 +174,26 @@ CONTENDERS: dict[str, Train] = {
 
 
 class Trained(NamedTuple):
-    """What a rank tells when all turns are over."""
+    """The result of a rank after all turns."""
 
     losses: list[float]
-    """Of every step: the mean over this rank's samples."""
+    """Mean loss over this rank's samples, per step."""
     first_peak: int
-    """Bytes of the GPU's memory in use at most before the first turn ..."""
+    """Peak GPU memory before the first turn, in bytes."""
     peak: int
-    """... and from then on."""
+    """Peak GPU memory from the first turn on, in bytes."""
 
 
 def serve(train: Train, sizes: list[Size], pipe: Connection, directory: Path) -> None:
-    """A rank's process: for each size trains, one turn per message True, until a False.
+    """The process of a rank: for each size runs one turn per message True, until a False.
 
-    Sends the seconds per step of each turn (first a meaningless one: ready), and Trained at the
-    end; the text of an error instead, if there is one.
+    Sends the seconds per step of each turn (the first value only means "ready"), then Trained; or
+    the traceback of an error.
     """
     with Path(os.devnull).open("w") as sink:
         os.dup2(sink.fileno(), 1)
     warnings.filterwarnings("ignore")
-    with suppress(EOFError, BrokenPipeError):  # whoever asked is gone
+    with suppress(EOFError, BrokenPipeError):  # the parent process has ended
         try:
             for number, size in enumerate(sizes):
                 pipe.recv()
@@ -203,7 +205,7 @@ def serve(train: Train, sizes: list[Size], pipe: Connection, directory: Path) ->
 
 
 def train_in_turns(train: Train, size: Size, pipe: Connection, directory: Path) -> Trained:
-    """One training, held at the end of each turn."""
+    """Runs one training, which pauses at the end of each turn."""
     import torch
 
     from benchmarks.workload import EnoughError, Workload
@@ -211,10 +213,10 @@ def train_in_turns(train: Train, size: Size, pipe: Connection, directory: Path) 
     def turn_over(seconds: float) -> None:
         try:
             pipe.send(seconds)
-            go_on = pipe.recv()
+            proceed = pipe.recv()
         except (EOFError, BrokenPipeError):
-            go_on = False
-        if not go_on:
+            proceed = False
+        if not proceed:
             raise EnoughError
 
     torch.set_num_threads(size.threads)

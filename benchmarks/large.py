@@ -1,4 +1,4 @@
-"""Large text models on a GPU: throughput, utilisation and memory of isorun and of a bare loop."""
+"""Large text models on a GPU: throughput, MFU and memory of isorun and of a bare loop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from benchmarks.timing import median_and_spread, ratios, table
 
 CONTENDERS = {"bare PyTorch": bare, "isorun": isorun, "isorun, no sinks": isorun_without_sinks}
 VOCABULARY = 50_304
-"""As GPT-2's, rounded up to a multiple of 64. The text's bytes are 257 of them."""
+"""GPT-2's vocabulary rounded up to a multiple of 64; the text uses 257 of the ids."""
 
 
 def large_sizes(turns: int | None) -> list[Any]:
-    """Models of 124 million and of one billion parameters, the tied embedding included."""
+    """Models of 124 million and 1 billion parameters, tied embedding included."""
     from benchmarks.workload import Size
 
     common: dict[str, Any] = {
@@ -30,12 +30,12 @@ def large_sizes(turns: int | None) -> list[Any]:
 
 
 def large(turns: int | None) -> None:
-    """Prints a table for each model, or why there is none."""
+    """Prints a table per model, or why it was skipped."""
     import torch
 
     print("\n## Large models on one GPU: bf16, torch.compile")
     if not torch.cuda.is_available():
-        print("\nno GPU here: left out", flush=True)
+        print("\nskipped: no GPU", flush=True)
         return
     for size in large_sizes(turns):
         teams: list[Team] = []
@@ -45,7 +45,9 @@ def large(turns: int | None) -> None:
         except SystemExit as error:
             if "OutOfMemoryError" not in str(error):
                 raise
-            print(f"\n### {size.name}: too large for {len(CONTENDERS)} contenders on this GPU")
+            print(
+                f"\n### {size.name}: skipped, {len(CONTENDERS)} contenders do not fit on this GPU"
+            )
         finally:
             for team in teams:
                 team.end()
@@ -86,11 +88,11 @@ def _report(size: Any, result: Any) -> str:
         f"### {size.name}: {median(reference) * 1e3:.1f} ms per bare step of {size.batch} x "
         f"{size.context} tokens on {torch.cuda.get_device_name(device)}, torch "
         f"{torch.__version__}; {len(reference)} of {result.rounds} rounds of {size.steps} steps, "
-        f"during which others used {result.others:.2f} cores",
+        f"during which other processes used {result.others:.2f} cores",
         [
-            "", "ms per step", "thousand tokens/s", "MFU, %", "GiB at most, start",
-            "GiB at most, later", "bare / contender",
-            f"largest difference of the first {SAME} losses",
+            "", "ms per step", "thousand tokens/s", "MFU, %", "peak GiB, start",
+            "peak GiB, later", "bare / contender",
+            f"maximum difference of the first {SAME} losses",
         ],
         rows,
     )  # fmt: skip

@@ -1,10 +1,9 @@
-"""The cost of a training loop: isorun beside a bare PyTorch loop and three other frameworks.
+"""Overhead of the training loop: isorun compared with plain PyTorch and three other frameworks.
 
-Each contender has a process of its own that lives through all rounds, so that no one's imports,
-threads or global state touch another's. They take turns of a fraction of a second, one at a time
-while the others wait, in the order A B C ... and, every other round, backwards: whatever else
-slows the machine hits all of them alike, and ratios are taken within a round. A round in which
-other programs used the processor is made again, up to a time limit.
+Each contender runs in its own process for all rounds, so that imports, threads and global state do
+not interfere. In a round, contenders take turns of a fraction of a second, one at a time, in
+alternating order, so that other load affects all of them equally; ratios are computed per round.
+A round in which other processes used the CPU is repeated, up to a time limit.
 """
 
 from __future__ import annotations
@@ -33,25 +32,25 @@ LIMIT = 60.0
 
 
 SAME = 100
-"""Steps whose losses are compared: rounding grows from step to step."""
+"""Steps whose losses are compared; later ones differ by accumulated rounding."""
 
 
 @dataclass
 class Result:
-    """What was measured of one size."""
+    """The measurements of one size."""
 
     seconds: dict[str, list[float]]
-    """Per step, by contender and round."""
+    """Seconds per step, by contender and round."""
     trained: dict[str, Trained]
-    """By contender."""
+    """Losses and memory, by contender."""
     rounds: int
-    """Rounds made, the ones that do not count included."""
+    """Total rounds, discarded ones included."""
     others: float
-    """Cores that other programs kept busy during the rounds that count."""
+    """Cores that other processes used on average during the counted rounds."""
 
 
 def measure(teams: list[Team], size: Any) -> Result:
-    """All rounds of one size; of more rounds than wanted the quietest count, whatever came out."""
+    """Runs all rounds of one size; counts the ``size.rounds`` rounds with the least other load."""
     for team in teams:
         team.turn()  # builds and warms up
     made: list[tuple[float, dict[str, float]]] = []
@@ -73,7 +72,8 @@ def measure(teams: list[Team], size: Any) -> Result:
 
 
 def report(size: Any, result: Result, short: str = "bare", same: int = SAME) -> str:
-    """The table of one size; the first contender is the reference, called ``short``."""
+    """The table of one size; the first contender is the reference, named ``short`` in the
+    header."""
     seconds, trained = result.seconds, result.trained
     first = next(iter(seconds))
     reference, truth = seconds[first], trained[first].losses
@@ -94,22 +94,22 @@ def report(size: Any, result: Result, short: str = "bare", same: int = SAME) -> 
     return table(
         f"### {size.name}: {median(reference) * 1e3:.2f} ms per {short} step, "
         f"{size.threads} thread(s); {len(reference)} of {result.rounds} rounds of {size.steps} "
-        f"steps, during which others used {result.others:.2f} cores",
+        f"steps, during which other processes used {result.others:.2f} cores",
         [
             "",
             "ms per step",
             f"µs over {short}",
             f"{short} / contender",
-            f"largest difference of the first {same} losses",
+            f"maximum difference of the first {same} losses",
         ],
         rows,
     )
 
 
 def main() -> None:
-    """Runs all sizes and prints a table for each."""
+    """Runs all sizes and prints a table per size."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", metavar="SIZE", help="sizes by name; default: all")
+    parser.add_argument("--only", nargs="*", metavar="SIZE", help="size names; default: all")
     parser.add_argument("--contenders", nargs="*", metavar="NAME", help="default: all")
     arguments = parser.parse_args()
     os.environ |= ENVIRONMENT

@@ -1,6 +1,6 @@
-"""Trainings on several ranks as one writes them by hand: DDP, FSDP2 and DeepSpeed, no kit.
+"""Hand-written trainings on several ranks: DDP, FSDP2 and DeepSpeed.
 
-The options are isorun's own, so that what differs is the kit and not a bucket's size.
+Options such as bucket sizes are those of isorun, so that only the loop differs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def process_group(work: Workload) -> Iterator[None]:
-    """gloo, or NCCL where there are GPUs."""
+    """A context manager for the process group: NCCL on GPUs, else gloo."""
     import torch
     import torch.distributed as dist
 
@@ -32,7 +32,7 @@ def process_group(work: Workload) -> Iterator[None]:
 
 
 def raw_ddp(work: Workload) -> None:
-    """DistributedDataParallel around the model."""
+    """Wraps the model in DistributedDataParallel."""
     from torch.nn.parallel import DistributedDataParallel
 
     with process_group(work):
@@ -43,7 +43,7 @@ def raw_ddp(work: Workload) -> None:
 
 
 def raw_fsdp2(work: Workload) -> None:
-    """``fully_shard`` on each block and on the rest."""
+    """Applies ``fully_shard`` to each block and to the model."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -57,8 +57,8 @@ def raw_fsdp2(work: Workload) -> None:
 
 
 def raw_zero(stage: int, work: Workload) -> None:
-    """DeepSpeed's engine as its users call it, with its own clipping."""
-    from train.strategies.zero import import_deepspeed
+    """DeepSpeed's engine with its own clipping, as in its documentation."""
+    from train.strategies.deepspeed_import import import_deepspeed
 
     deepspeed = import_deepspeed(work.device)
     with process_group(work):
@@ -95,4 +95,4 @@ RAW: dict[str, Train] = {
     "zero2": partial(raw_zero, 2),
     "zero3": partial(raw_zero, 3),
 }
-"""By the name of isorun's strategy."""
+"""Hand-written training by the name of isorun's strategy."""

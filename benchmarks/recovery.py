@@ -1,7 +1,7 @@
-"""How long a run stands still: after a rank was killed, and when it is started anew.
+"""Recovery time after the kill of a rank, and start-up time of new and resumed runs.
 
-All times are the run's own, from its directory: rows of metrics.jsonl bear the time at which
-their step was complete, lines of attempts.jsonl the time at which the run was open again.
+Times come from the run directory: rows of metrics.jsonl have the completion time of their step,
+lines of attempts.jsonl the time at which the run was open.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.timing import median_and_spread, ratios, table
 from train.checkpoint.store import CheckpointStore
 
 EVERY = 20
-"""Steps from one checkpoint to the next."""
+"""Steps between checkpoints."""
 
 _RUN = [
     "fit", "--config", "configs/text.yaml", "length.steps=100000", "track.log_every_steps=1",
@@ -35,7 +35,7 @@ _RUN = [
 
 
 class Started:
-    """A run in the background, in a session of its own."""
+    """A run in the background, in its own session."""
 
     def __init__(self, directory: Path, *overrides: str, ranks: int = 1) -> None:
         self.directory, self.at = directory, time.time()
@@ -54,26 +54,27 @@ class Started:
             )
 
     def wait(self, condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-        """What the condition returns as soon as that is true; ends the program if it fails."""
+        """Polls until the condition is true, and returns its value; exits on a timeout or if the
+        run ends."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(self._said.read_text().splitlines()[-20:])
-                raise SystemExit(f"the run in {self.directory} did not come so far:\n{tail}")
+                raise SystemExit(f"the run in {self.directory} ended or timed out:\n{tail}")
             time.sleep(0.02)
         return found
 
     def rows(self, attempt: int) -> list[dict[str, Any]]:
-        """The rows that an attempt has written so far."""
+        """The metrics rows of an attempt so far."""
         found = _lines(self.directory / "metrics.jsonl")
         return [row for row in found if row["attempt"] == attempt and "train/loss" in row]
 
     def attempt(self, number: int) -> dict[str, Any]:
-        """What the directory says of an attempt; the first is 1."""
+        """The line of an attempt in attempts.jsonl; the first is 1."""
         return _lines(self.directory / "attempts.jsonl")[number - 1]
 
     def rank(self, wanted: int) -> int:
-        """The process of a rank: torchrun's child with that RANK."""
+        """The process id of a rank: torchrun's child with that RANK."""
         import psutil
 
         for child in psutil.Process(self._process.pid).children():
@@ -82,7 +83,7 @@ class Started:
         raise SystemExit(f"there is no rank {wanted}")
 
     def kill(self) -> None:
-        """At once, with all that it has started."""
+        """Kills the run and all its child processes."""
         import psutil
 
         below = psutil.Process(self._process.pid).children(recursive=True)
@@ -97,7 +98,7 @@ class Started:
 
 @contextmanager
 def started(directory: Path, *overrides: str, ranks: int = 1) -> Iterator[Started]:
-    """A run that does not outlive its measurement."""
+    """A context manager that starts a run and kills it at exit."""
     run = Started(directory, *overrides, ranks=ranks)
     try:
         yield run
@@ -106,14 +107,14 @@ def started(directory: Path, *overrides: str, ranks: int = 1) -> Iterator[Starte
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON values, which may be growing."""
+    """The complete lines of a JSON lines file, which may still grow."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().splitlines(True) if line.endswith(b"\n")]
 
 
 def recovery(repeats: int, *, quick: bool = False) -> None:
-    """Prints a table: rank 1 of 2 is killed in some step, torchrun starts both again."""
+    """Prints a table: rank 1 of 2 is killed at a random step, and torchrun restarts both."""
     from statistics import mean
 
     strategies = ["ddp"] if quick else ["ddp", "fsdp2", "zero2"]
@@ -136,8 +137,8 @@ def recovery(repeats: int, *, quick: bool = False) -> None:
         for name, times in found.items()
     ]
     header = [
-        "strategy, x2", "the run is open again, s", "next step is taken, s",
-        "where it was, s", "steps taken twice",
+        "strategy, x2", "run open, s", "next step, s",
+        "caught up, s", "repeated steps",
     ]  # fmt: skip
     print(
         table(
@@ -151,22 +152,24 @@ def recovery(repeats: int, *, quick: bool = False) -> None:
 
 
 def _recover(path: Path, strategy: str, chance: float) -> dict[str, float]:
-    """One run, one kill; seconds from the kill."""
+    """Kills a rank of one run; returns seconds from the kill, and the number of repeated steps."""
     with started(path, f"strategy={strategy}", "track.wandb=disabled", ranks=2) as run:
         store = CheckpointStore(path / "checkpoints")
         run.wait(store.steps)
         rows = run.rows(1)
-        time.sleep(chance * 1.5)  # anywhere in a step, and between two checkpoints
+        time.sleep(chance * 1.5)  # a random time within steps and between checkpoints
         os.kill(run.rank(1), signal.SIGKILL)
         killed = time.time()
-        # Read at once: the next attempt removes the rows of steps that it will take again.
+        # Read now: the next attempt removes the rows of the steps that it repeats.
         rows = run.rows(1)
         last = max(row["step"] for row in rows)
         first = run.wait(lambda: run.rows(2))[0]
         again = run.wait(lambda: [row for row in run.rows(2) if row["step"] >= last])[0]
         attempt = run.attempt(2)
         if attempt["resumed_from_step"] not in range(EVERY, last + 1):
-            raise SystemExit(f"the run went on from {attempt['resumed_from_step']} after {last}")
+            raise SystemExit(
+                f"the run resumed from step {attempt['resumed_from_step']} after step {last}"
+            )
         return {
             "open": attempt["time"] - killed,
             "step": first["time"] - killed,
@@ -176,8 +179,8 @@ def _recover(path: Path, strategy: str, chance: float) -> dict[str, float]:
 
 
 def resume(repeats: int) -> None:
-    """Prints a table: seconds from the command to the first new step, with a checkpoint and
-    without, in turns."""
+    """Prints a table: seconds from the command to the first new step, with and without a
+    checkpoint, measured in turns."""
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         for ranks, strategy in ((1, "auto"), (2, "ddp"), (2, "fsdp2"), (2, "zero2")):
@@ -204,7 +207,7 @@ def resume(repeats: int) -> None:
 def _first_steps(
     here: Path, strategy: str, ranks: int, repeats: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of new runs, and of runs that go on from a checkpoint."""
+    """Seconds of new and of resumed runs."""
     overrides = [f"strategy={strategy}", "track.wandb=disabled"]
     begun = here / "begun"
     with started(begun, *overrides, ranks=ranks) as run:  # also fills the disk cache
@@ -218,7 +221,9 @@ def _first_steps(
         with started(copy, *overrides, ranks=ranks) as run:
             row = run.wait(lambda: run.rows(2))[0]
             if row["step"] <= EVERY:
-                raise SystemExit(f"the run in {copy} did not resume: its first step {row['step']}")
+                raise SystemExit(
+                    f"the run in {copy} did not resume: its first step is {row['step']}"
+                )
             resumed.append(row["time"] - run.at)
         for path in (here / f"new-{repeat}", copy):
             shutil.rmtree(path)

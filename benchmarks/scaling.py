@@ -1,14 +1,15 @@
-"""Two processes: isorun beside the loop one would write by hand, and beside one process.
+"""Two ranks: isorun compared with hand-written loops and with one process.
 
-Contenders take turns as in :mod:`benchmarks.loop`; each has a process per rank, one thread each.
-On the CPU unless there are two GPUs. The parts:
+Contenders take turns as in :mod:`benchmarks.loop`; each has a process per rank with one thread.
+Uses two GPUs if there are any, else the CPU. The parts:
 
-ddp fsdp2 zero1 zero2 zero3   isorun on two ranks beside DistributedDataParallel, fully_shard and
-                              deepspeed.initialize, written by hand
+ddp fsdp2 zero1 zero2 zero3   isorun on two ranks compared with hand-written
+                              DistributedDataParallel, fully_shard and deepspeed.initialize
 speedup                       the same global batch on one process and on two
-recovery                      from a killed rank to the next step that is taken
+recovery                      from the kill of a rank to the next step
 resume                        from the command to the first new step
-gpu                           isorun beside a bare loop: bf16, compiled, 124 M and 1 B parameters
+gpu                           isorun compared with a bare loop: bf16, compiled, 124 M and 1 B
+                              parameters
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SAME = 20
 
 @dataclass(frozen=True)
 class Contender:
-    """A name, what it runs, and on how many ranks."""
+    """A name, a training function, and a number of ranks."""
 
     name: str
     train: Train
@@ -45,12 +46,12 @@ def ours(strategy: str) -> Train:
 
 
 def isorun_with(train: Callable[..., None], override: str, work: Any) -> None:
-    """Binds an override from behind."""
+    """Calls ``train(work, override)``; for ``partial`` with the last argument free."""
     train(work, override)
 
 
 def beside_raw(strategy: str) -> list[Contender]:
-    """The hand-written loop, which is the reference, and isorun with all sinks and without."""
+    """The hand-written loop (the reference), and isorun with and without sinks."""
     quiet = partial(isorun_with, isorun_without_sinks, f"strategy={strategy}")
     return [
         Contender(f"raw {strategy} x2", RAW[strategy]),
@@ -69,7 +70,7 @@ SPEEDUP = {
 
 
 def compare(contenders: Sequence[Contender], size: Any, short: str) -> None:
-    """Prints the table of one size; processes are new for each."""
+    """Prints the table of one size; starts new processes."""
     teams: list[Team] = []
     try:
         for one in contenders:
@@ -81,7 +82,8 @@ def compare(contenders: Sequence[Contender], size: Any, short: str) -> None:
 
 
 def sizes(arguments: argparse.Namespace) -> list[Any]:
-    """Those of the loop's benchmark, with twice the batch: each rank has as much as one there."""
+    """The sizes of :mod:`benchmarks.loop` with twice the batch, so that a rank has the same
+    batch."""
     from benchmarks.workload import SIZES
 
     doubled = [replace(size, batch=2 * size.batch) for size in SIZES]
@@ -92,14 +94,14 @@ def sizes(arguments: argparse.Namespace) -> list[Any]:
 
 
 def raw_part(strategy: str, arguments: argparse.Namespace) -> None:
-    """isorun beside the hand-written loop."""
-    print(f"\n## {strategy} on two ranks, by hand and by isorun")
+    """isorun compared with the hand-written loop."""
+    print(f"\n## {strategy} on two ranks: hand-written and isorun")
     for size in sizes(arguments):
         compare(beside_raw(strategy), size, "raw")
 
 
 def speedup_part(arguments: argparse.Namespace) -> None:
-    """One process beside two."""
+    """One process compared with two."""
     print("\n## The same global batch on one process and on two")
     for size in sizes(arguments):
         for contenders in SPEEDUP.values():
@@ -107,14 +109,14 @@ def speedup_part(arguments: argparse.Namespace) -> None:
 
 
 def recovery_part(arguments: argparse.Namespace) -> None:
-    """A killed rank."""
+    """Recovery from the kill of a rank."""
     from benchmarks.recovery import recovery
 
     recovery(1 if arguments.quick else arguments.turns or 7, quick=arguments.quick)
 
 
 def resume_part(arguments: argparse.Namespace) -> None:
-    """From the command to the first step."""
+    """Time from the command to the first step."""
     from benchmarks.recovery import resume
 
     resume(1 if arguments.quick else arguments.turns or 7)
@@ -137,14 +139,16 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main() -> None:
-    """Runs all parts, or some, and prints their tables."""
+    """Runs all or the selected parts and prints their tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", metavar="PART", choices=PARTS, help="default: all")
     parser.add_argument("--sizes", nargs="+", metavar="SIZE", help="as in benchmarks.loop")
-    parser.add_argument("--turns", type=int, help="turns, or repetitions, that are to count")
-    parser.add_argument("--quick", action="store_true", help="a smoke run; measures nothing")
+    parser.add_argument("--turns", type=int, help="counted turns or repetitions")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke test without meaningful measurements"
+    )
     arguments = parser.parse_args()
     import torch
 

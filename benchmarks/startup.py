@@ -1,8 +1,8 @@
-"""Time from the command to the end of the first step: isorun beside a bare script.
+"""Time from the command to the end of the first step: isorun compared with a bare script.
 
-Both are whole processes, started in turns. The script imports torch, builds the same model on the
-same text, takes one step of the same optimiser and ends; isorun reads the config, opens a run
-directory, takes one step, and, in the second row, does all that a run does at its end as well.
+Both are separate processes, started in turns. The script imports torch, builds the same model on
+the same text, runs one step of the same optimiser and ends. isorun reads the config, opens a run
+directory and runs one step; the second row includes everything at the end of a run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ print("step 1", loss.item(), flush=True)
 
 
 def seconds(command: list[str]) -> tuple[float, float]:
-    """From the start to the line of the first step, and to the end of the process."""
+    """Seconds from the start to the line of the first step, and to the end of the process."""
     started = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}
@@ -75,7 +75,7 @@ def main() -> None:
                 seconds([sys.executable, "-c", _BARE]),
                 seconds([sys.executable, "-m", "train", *run]),
             )
-            if number:  # the first fills the disk cache
+            if number:  # the first run fills the disk cache
                 bare.append(pair[0])
                 ours.append(pair[1])
     rows = []
@@ -85,7 +85,7 @@ def main() -> None:
             [what, median_and_spread(a), median_and_spread(b), median_and_spread(ratios(b, a))]
         )
     header = ["from the command to the", "bare script, s", "isorun, s", "isorun / bare"]
-    print(table("Start-up (median ± half the quartiles' distance)", header, rows))
+    print(table("Start-up (median ± half the interquartile range)", header, rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A contender's processes, one per rank, that live through all turns and wait in between."""
+"""The processes of a contender, one per rank, which persist over all turns."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from benchmarks.contenders import Train, Trained, serve
 
 
 class Team:
-    """A contender on one or more ranks, seen from here. Between two turns each of its processes
-    is blocked on a pipe."""
+    """A contender on one or more ranks. Between turns its processes block on a pipe."""
 
     def __init__(self, name: str, train: Train, sizes: list[Any], ranks: int = 1) -> None:
         context = multiprocessing.get_context("spawn")
@@ -26,7 +25,7 @@ class Team:
         port = free_port()
         for rank in range(ranks):
             pipe, theirs = context.Pipe()
-            place = _place(rank, ranks, port) if ranks > 1 else {}
+            place = _torchrun_variables(rank, ranks, port) if ranks > 1 else {}
             words = (place, train, sizes, theirs, Path(self._directory.name))
             process = context.Process(target=_rank, args=words)
             process.start()
@@ -35,33 +34,35 @@ class Team:
             self._processes.append(process)
 
     def turn(self) -> float:
-        """Lets all ranks work one turn; rank 0's seconds per step."""
+        """Runs one turn on all ranks; returns rank 0's seconds per step."""
         return float(self._ask(True)[0])
 
     def last(self) -> Trained:
-        """Ends the training; the ranks' mean losses and rank 0's memory."""
-        said: list[Trained] = self._ask(False)
-        means = [sum(ranks) / len(ranks) for ranks in zip(*(s.losses for s in said), strict=True)]
-        return said[0]._replace(losses=means)
+        """Ends the training; returns the mean losses of all ranks and rank 0's memory."""
+        results: list[Trained] = self._ask(False)
+        means = [
+            sum(ranks) / len(ranks) for ranks in zip(*(r.losses for r in results), strict=True)
+        ]
+        return results[0]._replace(losses=means)
 
-    def _ask(self, go_on: bool) -> list[Any]:
-        """What each rank says; ends the program where one says that it failed."""
+    def _ask(self, proceed: bool) -> list[Any]:
+        """Sends a message to all ranks; returns their answers. Exits if one of them failed."""
         for pipe in self._pipes:
-            pipe.send(go_on)
-        said: dict[Connection, Any] = {}
-        while len(said) < len(self._pipes):
-            ready = wait([pipe for pipe in self._pipes if pipe not in said])
+            pipe.send(proceed)
+        answers: dict[Connection, Any] = {}
+        while len(answers) < len(self._pipes):
+            ready = wait([pipe for pipe in self._pipes if pipe not in answers])
             for pipe in (p for p in self._pipes if p in ready):
                 try:
-                    said[pipe] = pipe.recv()
+                    answers[pipe] = pipe.recv()
                 except EOFError:
-                    said[pipe] = "a process has gone without a word"
-                if isinstance(said[pipe], str):
-                    raise SystemExit(f"{self.name} failed:\n{said[pipe]}")
-        return [said[pipe] for pipe in self._pipes]
+                    answers[pipe] = "a process ended without a result"
+                if isinstance(answers[pipe], str):
+                    raise SystemExit(f"{self.name} failed:\n{answers[pipe]}")
+        return [answers[pipe] for pipe in self._pipes]
 
     def end(self) -> None:
-        """Ends it, if it has not ended by itself."""
+        """Ends all processes; kills those that do not end within 5 s."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
@@ -76,8 +77,8 @@ def _rank(place: dict[str, str], *arguments: Any) -> None:
     serve(*arguments)
 
 
-def _place(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun would tell a rank."""
+def _torchrun_variables(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """The environment variables that torchrun sets for a rank."""
     values = {
         "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
@@ -86,7 +87,7 @@ def _place(rank: int, ranks: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
+    """A port that is free now."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

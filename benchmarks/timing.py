@@ -1,4 +1,4 @@
-"""What all benchmarks share: robust statistics, tables, and the settings of fair processes."""
+"""Shared by all benchmarks: robust statistics, tables, and environment variables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from statistics import median
 
-THREADS = len(os.sched_getaffinity(0))
-"""As many as there are cores, or as ``taskset`` allows."""
+
+def _cores() -> set[int]:
+    """The CPU cores that this process may use: on Linux those of its affinity mask."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+THREADS = len(_cores())
+"""The number of usable CPU cores."""
 
 ENVIRONMENT = {
     "WANDB_SILENT": "true",
@@ -18,39 +26,43 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # glibc takes no more
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the maximum that glibc accepts
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
 }
-"""Of every process that is measured: the same threads, no device, no network. And the memory once
-taken is kept: by default glibc learns from what is freed whether to give it back after each step,
-and what a program freed at its start can make all its later steps a fifth slower or faster."""
+"""For all measured processes: equal threads, no GPU, no network. The MALLOC settings keep freed
+memory in the process: glibc's default adapts to earlier frees, which can change the time per step
+by 20 %."""
 
 
 QUIET = 0.1
-"""Cores that other programs may use in a measurement that is to count."""
+"""Cores that other processes may use during a counted measurement."""
 
 
 class Others:
-    """How busy programs that are not ours kept the machine since this was made.
+    """CPU use of other processes since the creation of this object.
 
-    Ours are this process and all processes below it, such as W&B's service.
+    Other than this process and its descendants, such as W&B's service.
     """
 
     def __init__(self) -> None:
         self._started, self._busy, self._ours = time.monotonic(), _busy(), _ours()
 
     def cores(self) -> float:
-        """Cores used on average; a hundredth or so is the clock's own coarseness."""
+        """Cores used on average; the resolution is about 0.01."""
         seconds = time.monotonic() - self._started
         return max(0.0, (_busy() - self._busy - (_ours() - self._ours)) / seconds)
+
+
+# "guest" times are part of "user"; macOS has only "idle".
+_NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")
 
 
 def _busy() -> float:
     import psutil
 
-    mine = os.sched_getaffinity(0)
+    mine = _cores()
     return sum(
-        float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+        float(sum(times) - sum(getattr(times, name, 0.0) for name in _NOT_BUSY))
         for core, times in enumerate(psutil.cpu_times(percpu=True))
         if core in mine
     )
@@ -67,7 +79,7 @@ def _ours() -> float:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Half the distance between the quartiles, the robust sibling of the standard deviation."""
+    """Half the interquartile range, a robust measure of dispersion."""
     ordered = sorted(values)
 
     def quantile(q: float) -> float:
@@ -80,18 +92,18 @@ def spread(values: Sequence[float]) -> float:
 
 
 def median_and_spread(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
-    """The median and, after a plus-minus, the spread; each value is multiplied by ``scale``."""
+    """The median ± the spread of ``scale`` times the values, as text."""
     scaled = [value * scale for value in values]
     return f"{median(scaled):,.{digits}f} ±{spread(scaled):.{digits}f}"
 
 
 def ratios(reference: Sequence[float], values: Sequence[float]) -> list[float]:
-    """Reference over value, round by round: what slows a whole round down cancels out."""
+    """Reference / value per round, so that load during a round cancels out."""
     return [r / v for r, v in zip(reference, values, strict=True)]
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, its columns aligned for reading as plain text."""
+    """A Markdown table with aligned columns."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
@@ -110,7 +122,7 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> s
 
 
 def machine(threads: int = THREADS) -> str:
-    """The machine in general words, and the version of torch; ``threads`` are a process's."""
+    """A line on cores, architecture, versions, ``threads`` per process, and load average."""
     import torch
 
     load = os.getloadavg()[0]

@@ -1,4 +1,4 @@
-"""The one piece of work that all contenders do who train beside each other, and its stopwatch."""
+"""The workload of all contenders, and its stopwatch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from train.config.load import LoadedConfig, load_config
-from train.data.order import SampleOrder
+from train.data.order import SampleOrder, initial_seed
 from train.distributed.randomness import seed_everything
 from train.optim.optimizer import build_optimizer
 from train.optim.schedule import learning_rate_factor
@@ -26,7 +26,7 @@ from train.tasks.text.task import TextTask
 
 @dataclass(frozen=True)
 class Size:
-    """A model and batch, and how its steps are measured."""
+    """A model, a batch size, and how steps are measured."""
 
     name: str
     layers: int
@@ -34,29 +34,29 @@ class Size:
     width: int
     context: int
     batch: int
-    """Samples per step, of all ranks together; the same number for each."""
+    """Samples per step over all ranks, equal for each rank."""
     steps: int
-    """Steps of a turn that are timed; a multiple of ten, so that every turn logs equally often."""
+    """Timed steps per turn; a multiple of 10, so that every turn logs equally often."""
     rounds: int
-    """Turns of each contender that are to count."""
+    """Counted turns of each contender."""
     threads: int = 1
-    """Of torch's. With one per core, each process finds a pace of its own that it keeps, up to a
-    fifth from the next one's: more than all that is to be measured here."""
+    """torch's threads. With one per core, the speed differs by up to 20 % between processes, which
+    is more than the differences measured here."""
     precision: str = "fp32"
     compile: bool = False
     vocabulary: int | None = None
-    """Of the model, where it is to be larger than the tokens need."""
+    """Vocabulary of the model, if larger than that of the tokenizer."""
 
     @property
     def total_steps(self) -> int:
-        """The length that the run is given; it ends before, when enough rounds are measured."""
+        """The configured length of the run; it is stopped earlier, after the last round."""
         return 100 * max(self.rounds, 10) * (LEAD + self.steps)
 
 
 LEAD = 3
-"""Steps at the beginning of a turn that are not timed: the caches are another's."""
+"""Untimed steps at the start of a turn, because other contenders used the CPU caches."""
 WARM_STEPS = 20
-"""Steps before the first turn: lazy imports, allocations, the first log line."""
+"""Untimed steps before the first turn, for lazy imports, allocations and the first log line."""
 
 SIZES = [
     Size("near-empty", layers=1, heads=1, width=8, context=8, batch=1, steps=100, rounds=24),
@@ -66,15 +66,16 @@ SIZES = [
 
 
 class EnoughError(BaseException):
-    """Ends a training from within; no Exception, so that no framework takes it for a fault."""
+    """Stops a training. A BaseException, so that no framework handles it as an error."""
 
 
 class Stopwatch:
-    """Ticks when a loop fetches a batch: in a steady loop one step passes from tick to tick,
-    however far ahead it fetches. Between two turns the loop is held at a tick.
+    """Measures steps by the times at which the loop fetches batches (ticks), independent of
+    prefetching.
 
-    ``turn_over`` takes the seconds per step of the turn that ended (of the first, which is no
-    turn, a meaningless number) and returns when the next may begin, or raises EnoughError.
+    Between turns the loop blocks in a tick: ``turn_over`` gets the seconds per step of the last
+    turn (at the first call a meaningless number) and returns when the next turn starts, or raises
+    EnoughError.
     """
 
     def __init__(self, size: Size, turn_over: Callable[[float], None]) -> None:
@@ -82,11 +83,11 @@ class Stopwatch:
         self._ticks = -WARM_STEPS
         self._started = 0.0
         self.first_peak = 0
-        """Bytes of a GPU's memory in use at most before the first turn."""
+        """Peak GPU memory before the first turn, in bytes."""
 
     @property
     def batches(self) -> int:
-        """Fetched so far."""
+        """Number of batches fetched so far."""
         return self._ticks + WARM_STEPS
 
     def tick(self) -> None:
@@ -107,45 +108,46 @@ class Stopwatch:
 
 
 class Trace:
-    """The losses of all steps, in memory that is taken at the start: a scalar that stays, laid
-    by each step where the next one wants its large tensors, would let the heap grow for ever."""
+    """The losses of all steps, in one tensor allocated at the start: a small allocation per step
+    would fragment the heap, so that it grows without limit."""
 
     def __init__(self, steps: int, device: torch.device) -> None:
         self._values = torch.zeros(steps + WARM_STEPS + 1, device=device)
         self._next = 0
 
     def add(self, loss: torch.Tensor, batches: int) -> None:
-        """Takes in the loss of a step. ``batches`` were fetched so far: what comes without a new
-        one, such as isorun's check of a compiled model, is replaced by the next."""
+        """Records the loss of a step. ``batches``: number of batches fetched so far. A loss without
+        a new batch, such as in isorun's check of a compiled model, is overwritten by the next
+        one."""
         self._next = min(self._next, batches - 1)
         self._values[self._next] = loss.detach()
         self._next += 1
 
     def losses(self) -> list[float]:
-        """All so far."""
+        """The losses so far."""
         return self._values[: self._next].tolist()
 
 
 class TimedText(TextTask):
-    """isorun's text task with the stopwatch in its collate and a record of its losses."""
+    """isorun's text task with a stopwatch in ``collate`` and a trace of its losses."""
 
     stopwatch: Stopwatch
     trace: Trace
     vocabulary: int | None
 
     def build_model(self) -> Transformer:
-        """As the text task's, or with more rows in embedding and head."""
+        """The text task's model, or one with a larger vocabulary."""
         if self.vocabulary is None:
             return super().build_model()
         return Transformer(self.config.model, self.vocabulary, self.config.data.context)
 
     def collate(self, samples: list[Any]) -> dict[str, torch.Tensor]:
-        """As the text task's."""
+        """Ticks the stopwatch, then collates."""
         self.stopwatch.tick()
         return super().collate(samples)
 
     def loss(self, model: nn.Module, batch: Any) -> Ratio:
-        """As the text task's."""
+        """The text task's loss, recorded in the trace."""
         loss = super().loss(model, batch)
         self.trace.add(loss.sum / loss.count, self.stopwatch.batches)
         return loss
@@ -162,14 +164,14 @@ class Workload:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         on_gpu = torch.cuda.is_available()
         self.device = torch.device(f"cuda:{self.rank}" if on_gpu else "cpu")
-        # On the class, since isorun makes the task itself.
+        # Set on the class, because isorun creates the task.
         TimedText.stopwatch = self.stopwatch = Stopwatch(size, turn_over)
         TimedText.trace = self.trace = Trace(size.total_steps, self.device)
         TimedText.vocabulary = size.vocabulary
 
     @cached_property
     def loaded(self) -> LoadedConfig:
-        """The config of isorun's run; the others take their numbers from it."""
+        """The config of isorun's run; other contenders use its values."""
         size = self.size
         return load_config(
             [],
@@ -197,7 +199,7 @@ class Workload:
 
     @cached_property
     def task(self) -> TimedText:
-        """The task, for those who are not isorun."""
+        """The task, for contenders other than isorun."""
         task = self.loaded.task(self.loaded.config)
         assert isinstance(task, TimedText)
         return task
@@ -209,7 +211,7 @@ class Workload:
 
     def model(self) -> nn.Module:
         """The model with isorun's initial weights, on this rank's device."""
-        seed_everything(self.loaded.config.run.seed)
+        seed_everything(initial_seed(self.loaded.config.run.seed))
         return self.task.build_model().train().to(self.device)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -224,8 +226,8 @@ class Workload:
         return learning_rate_factor(self.loaded.config.schedule, self.steps)
 
     def loader(self) -> Any:
-        """A plain DataLoader whose sampler is a list of this rank's part of isorun's order: cheaper
-        than shuffling."""
+        """A DataLoader whose sampler is the list of this rank's samples in isorun's order, which
+        costs less than shuffling."""
         from torch.utils.data import DataLoader
 
         order = SampleOrder(self.loaded.config.run.seed, len(self.dataset))

@@ -1,76 +1,79 @@
-"""The command line: ``python -m launch COMMAND ...``. Runs are started by ``torchx run``."""
+"""The command line ``isorun COMMAND ...``: every command of both packages under one name."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from train.exits import Exit, RunError, UsageError
-from train.suggest import did_you_mean
+from launch.contract import TRAIN_COMMANDS, run_train
 
 COMMANDS = {
-    "history": "list the launches of this user, and what became of them",
-    "show": "print all that is known of one launch",
-    "why": "say why a launch failed, and what to do",
+    "history": "list this user's launches and how they ended",
+    "show": "print everything recorded about one launch",
+    "why": "explain why a launch failed and what to do",
     "render": "print the Kubernetes objects of a run",
 }
+"""Commands that are modules of ``launch.commands``."""
+
+PROGRAMS = {
+    "doctor": "check machines and network before a training starts",
+    "agent": "start the ranks of one node, with exit codes and restarts",
+}
+"""Commands with a package of their own."""
+
+_DESCRIPTION = "Distributed training whose result does not depend on where it runs."
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors by the exit-code table and one sentence long."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}; see `{self.prog} --help`.")
-
-
-def build_parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser; of all commands' modules only that of ``command`` is loaded."""
-    parser = _Parser(
-        prog="python -m launch",
-        description="Looks back at launches, and renders what a cluster is given. Runs are started "
-        "by `torchx run isorun.fit`.",
-        epilog="Each command has its own help: python -m launch COMMAND --help",
-    )
-    commands = parser.add_subparsers(
-        dest="command", metavar="COMMAND", required=True, parser_class=_Parser
-    )
-    for name, text in COMMANDS.items():
-        if name != command:
-            commands.add_parser(name, help=text)
-            continue
-        module = importlib.import_module(f"launch.commands.{name}")
-        parsed = commands.add_parser(
-            name,
-            help=text,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(parsed)
-        parsed.set_defaults(run=module.run)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "isorun") -> int:
     """Runs a command and returns the exit code; a user's mistake never shows a traceback."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    try:
-        command = argv[0] if argv and not argv[0].startswith("-") else None
-        if command is not None and command not in COMMANDS:
-            raise UsageError(
-                f"{command!r} is not a command{did_you_mean(command, COMMANDS)} The commands are "
-                f"{', '.join(COMMANDS)}."
-            )
-        arguments = build_parser(command).parse_args(argv)
-        return int(arguments.run(arguments))
-    except RunError as error:
-        for line in str(error).splitlines():
-            print(f"isorun: error: {line}", file=sys.stderr)
-        return error.code
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
-        return Exit.DONE
-    except KeyboardInterrupt:
-        return Exit.STOPPED_AT_ONCE
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in TRAIN_COMMANDS:
+        return run_train(argv, prog)  # first: it registers its exit before imports register theirs
+    if argv and argv[0] == "agent":
+        from launch.agent.main import main as agent
+
+        return agent(argv[1:], f"{prog} agent")
+    if argv and argv[0] == "doctor":
+        from launch.doctor.__main__ import run as doctor
+
+        return doctor(argv[1:], f"{prog} doctor")
+
+    from launch.contract import exit_code_of
+
+    return exit_code_of(lambda: _run(argv, prog))
+
+
+def _run(argv: Sequence[str], prog: str) -> int:
+    from launch.contract import Commands, check_command
+
+    if not argv or argv[0].startswith("-"):
+        _general(argv, prog)
+    check_command(argv[0], [*TRAIN_COMMANDS, *COMMANDS, *PROGRAMS])
+    commands = Commands("launch.commands", COMMANDS, _DESCRIPTION)
+    arguments = commands.parse(argv, prog)
+    return int(arguments.run(arguments))
+
+
+def _general(argv: Sequence[str], prog: str) -> NoReturn:
+    """``--help`` and ``--version``. Raises UsageError for anything else."""
+    import argparse
+
+    from launch.contract import Parser, UsageError, train_version
+
+    groups = {"training": TRAIN_COMMANDS, "launching": {**COMMANDS, **PROGRAMS}}
+    lines = [_DESCRIPTION]
+    for title, commands in groups.items():
+        lines += ["", f"{title}:", *(f"    {name:<14}{text}" for name, text in commands.items())]
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} COMMAND ...",
+        description="\n".join(lines),
+        epilog=f"Each command has its own help: {prog} COMMAND --help\n"
+        "TorchX starts runs on clusters: torchx run isorun.fit",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"isorun {train_version()}")
+    parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.parse_args(argv)
+    raise UsageError(f"The command must be the first argument; see `{prog} --help`.")

@@ -1,8 +1,8 @@
-"""Secrets do not belong into what a scheduler is given: there, many can read them, and for long.
+"""Keeps secrets out of what schedulers get: many people can read jobs there, and for a long time.
 
-A component does not know where its job will go. So it withholds secrets: what TorchX hands on is
-a placeholder. isorun's local schedulers put the secret back (``launch.schedulers``), its remote
-ones refuse the job, and one that nobody has thought of can give away no more than the placeholder.
+A component does not know which scheduler gets its job, so it replaces secrets by placeholders.
+isorun's local schedulers put the secrets back, its remote schedulers refuse the job, and schedulers
+of other packages get the placeholders (``launch.torchx.schedulers``).
 """
 
 from __future__ import annotations
@@ -10,39 +10,39 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from train.exits import UsageError
+from launch.contract import UsageError
 
 _NAME = re.compile(r".*(_KEY|_TOKEN|_SECRET)|.*PASSWORD.*", re.IGNORECASE)
 _HIDDEN = "***"
 
 # What to do instead, by scheduler.
-_KUBERNETES = "keep it in a Secret of the cluster, from which the pods take it"
+_KUBERNETES = "store it in a Secret of the cluster, from which the pods read it"
 _INSTEAD = {
-    "slurm": "leave it out of --env and `export` it before you submit, which Slurm hands down, or "
-    "log in once (`wandb login`) on a home directory that the nodes share",
-    "kubernetes_job": f"{_KUBERNETES}, as `-cfg components=wandb-secret` does (docs/kubernetes.md)",
+    "slurm": "remove it from --env and `export` it before you submit, since Slurm passes on the "
+    "environment, or log in once (`wandb login`) with a home directory that the nodes share",
+    "kubernetes_job": f"{_KUBERNETES}, as with `-cfg components=wandb-secret` (docs/kubernetes.md)",
     "kubernetes": _KUBERNETES,
     "kubernetes_mcad": _KUBERNETES,
 }
-_ELSEWHERE = "keep it in the secret store of the cluster and let the job read it from there"
+_ELSEWHERE = "store it in the cluster's secret store, from which the job reads it"
 
 
 _withheld: dict[str, str] = {}
-"""Placeholder to secret, in this process alone."""
+"""Placeholder to secret, in this process only."""
 
 
 def is_secret(name: str) -> bool:
-    """Whether an environment variable of this name holds a secret."""
+    """Whether an environment variable with this name holds a secret."""
     return _NAME.fullmatch(name) is not None
 
 
 def plaintext(env: Mapping[str, str]) -> list[str]:
-    """The variables whose values are secrets, written out."""
+    """The variables that hold secrets in plain text."""
     return [name for name, value in env.items() if value and is_secret(name)]
 
 
 def withhold(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment with placeholders for its secrets."""
+    """An environment with placeholders instead of secrets."""
     placeholders = {}
     for name in plaintext(env):
         placeholders[name] = f"withheld-by-isorun-{name}-{len(_withheld)}"
@@ -51,22 +51,22 @@ def withhold(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def restore(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment as it was before its secrets were withheld."""
+    """An environment with the secrets in place of their placeholders."""
     return {name: _withheld.get(value, value) for name, value in env.items()}
 
 
 def refuse(env: Mapping[str, str], scheduler: str) -> None:
-    """Raises UsageError if a secret would be handed to a scheduler in plain text."""
+    """Raises UsageError if an environment holds a secret."""
     for name in plaintext(env):
         raise UsageError(
-            f"--env gives {name} in plain text, which everybody could read who may look at jobs "
-            f"of {scheduler}; {_INSTEAD.get(scheduler, _ELSEWHERE)}. Local schedulers take it as "
-            "it is."
+            f"--env gives {name} in plain text, readable by everyone who can see jobs of "
+            f"{scheduler}; {_INSTEAD.get(scheduler, _ELSEWHERE)}. Only local schedulers accept "
+            "secrets."
         )
 
 
 def hide(text: str, environments: Iterable[Mapping[str, str]]) -> str:
-    """The text without the secrets of these environments."""
+    """The text with the secrets of these environments replaced by ``***``."""
     values = {env[name] for env in environments for name in plaintext(env)}
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, _HIDDEN)

@@ -20,7 +20,7 @@ import pytest
 from tests.support.forked import quick_programs
 from tests.support.kubectl import path as path_with_kubectl
 from tests.support.runs import ROOT, environment
-from train.config.explain import known_keys
+from train.config.keys import known_keys
 from train.config.schema import Config, config_class
 from train.exits import ADVICE, Exit
 from train.tasks.registry import BUILT_IN, find_task

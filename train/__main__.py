@@ -3,27 +3,39 @@
 import atexit
 import os
 import sys
+from collections.abc import Sequence
+
+_code: int | None = None
 
 
-def _leave() -> None:
-    """Ends one of several processes without taking the interpreter down.
+def run(argv: Sequence[str] | None = None, prog: str = "python -m train") -> int:
+    """Runs a command and returns its exit code, which the caller must exit with at once.
 
-    gloo's and NCCL's threads live until the process ends. One that wants the interpreter's lock
-    while the interpreter goes away is killed inside C++ code that allows no unwinding, and takes
-    the process with it ("terminate called without an active exception"): SIGABRT after a run
-    that went well. Everything that is to happen at exit has happened by now.
+    Call it before anything registers functions with ``atexit``: see ``_exit_without_teardown``.
     """
-    if code is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-if __name__ == "__main__":
-    code: int | None = None
-    atexit.register(_leave)  # first to be registered, so last to run; threads are joined before
+    global _code
+    # Registered first, so it is called last; threads are joined before.
+    atexit.register(_exit_without_teardown)
 
     from train.cli import main
 
-    code = main()
-    sys.exit(code)
+    _code = main(argv, prog)
+    return _code
+
+
+def _exit_without_teardown() -> None:
+    """Exits one of several processes without tearing down the interpreter.
+
+    Threads of gloo and NCCL live until the process ends. One that requests the interpreter's lock
+    during teardown is killed inside C++ code that must not unwind, and takes the process with it
+    ("terminate called without an active exception"): SIGABRT after a successful run. All other
+    exit functions have been called by now.
+    """
+    if _code is not None and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_code)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

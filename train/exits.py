@@ -1,8 +1,8 @@
-"""What a process's exit says: the one table of exit codes, and the errors that carry them.
+"""The table of exit codes, and the errors that lead to them.
 
-A scheduler reads only the exit code, so each code answers one question: retry, or give up?
-An error for the user is one full sentence that names the field or file, its value, where it
-came from and what to do; it is printed without a traceback.
+A scheduler reads only the exit code, so each code answers one question: retry or not?
+A user error is one full sentence that names the field or file, its value, its origin and the
+remedy; it is printed without a traceback.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ class Exit(IntEnum):
     USAGE = 64  # usage or config error: never retry
     DATA = 65  # bad input data: never retry
     INTERNAL = 70  # a bug, ours or the user's
-    OUT_OF_MEMORY = 71  # needs more memory than there is: never retry as it is
-    RETRY = 75  # infrastructure failed: try again
-    RESUME_REFUSED = 76  # the run directory does not fit this command
+    OUT_OF_MEMORY = 71  # never retry with the same config and placement
+    RETRY = 75  # the infrastructure failed: retry
+    RESUME_REFUSED = 76  # the run directory does not match this command: never retry
     NOT_FINITE = 78  # loss or gradients not finite for too long: never retry
-    STOPPED_AT_ONCE = 130  # second Ctrl-C: nothing more was saved
-    PREEMPTED = 143  # stopped on request after a committed checkpoint: run again to go on
+    STOPPED_AT_ONCE = 130  # second Ctrl-C: stopped without saving
+    PREEMPTED = 143  # stopped on request after a committed checkpoint: rerun to resume
 
 
 ADVICE = {
-    Exit.DONE: "nothing; the same command says so again",
-    Exit.USAGE: "read the sentence, correct it",
-    Exit.DATA: "repair the data",
+    Exit.DONE: "nothing; the same command reports it again",
+    Exit.USAGE: "correct what the message names",
+    Exit.DATA: "fix the data",
     Exit.INTERNAL: "read the traceback, also in logs/",
-    Exit.OUT_OF_MEMORY: "do as the sentence says",
-    Exit.RETRY: "see to the cause, run again",
-    Exit.RESUME_REFUSED: "do as the sentence says",
-    Exit.NOT_FINITE: "lower optim.lr, clip, look at the data",
-    Exit.STOPPED_AT_ONCE: "run again; it goes on from the last checkpoint",
-    Exit.PREEMPTED: "run again to go on",
+    Exit.OUT_OF_MEMORY: "follow the message",
+    Exit.RETRY: "fix the cause, then rerun",
+    Exit.RESUME_REFUSED: "follow the message",
+    Exit.NOT_FINITE: "lower optim.lr, clip, or check the data",
+    Exit.STOPPED_AT_ONCE: "rerun; it resumes from the last checkpoint",
+    Exit.PREEMPTED: "rerun to resume",
 }
-"""What to do after each."""
+"""What the user does after each exit code."""
 
 
 def is_worth_retrying(code: int) -> bool:
-    """Whether the same command may get further the next time.
+    """Whether a retry of the same command may succeed.
 
-    ``code``: an exit code; of a process that a signal ended, minus the signal or 128 plus it.
+    ``code``: an exit code, or, for a process that a signal ended, -signal or 128 + signal.
     """
     died_by_signal = code < 0 or 128 < code < 128 + 65
     return code == Exit.RETRY or (died_by_signal and code != Exit.STOPPED_AT_ONCE)
 
 
 class RunError(Exception):
-    """An error told to the user in one sentence; ``code`` is the exit code it leads to."""
+    """An error that is reported to the user in one sentence; ``code`` is its exit code."""
 
     code = Exit.INTERNAL
 
@@ -68,25 +68,25 @@ class DataError(RunError):
 
 
 class OutOfMemoryError(RunError):
-    """It needs more memory than there is, however it is cut."""
+    """Does not fit at any micro-batch size or sharding."""
 
     code = Exit.OUT_OF_MEMORY
 
 
 class RetryError(RunError):
-    """The machine failed, not the run: the same command may work later."""
+    """The infrastructure failed, not the run: the same command may succeed later."""
 
     code = Exit.RETRY
 
 
 class ResumeRefusedError(RunError):
-    """The run directory holds something that this command must not go on with."""
+    """The run directory holds a run that this command must not resume."""
 
     code = Exit.RESUME_REFUSED
 
 
 class StoppedError(RunError):
-    """The run was asked to stop, and has."""
+    """The run stopped on request."""
 
     code = Exit.PREEMPTED
 
@@ -98,5 +98,5 @@ class NotFiniteError(RunError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line without a full stop, to be put into a sentence."""
+    """The first line of an error's message without the final full stop, to embed in a sentence."""
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

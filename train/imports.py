@@ -1,13 +1,19 @@
-"""Finds classes that users name by dotted path, from any directory, with clear errors."""
+"""Imports optional code: what users name by dotted path, and libraries of extras."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from train.exits import UsageError
+from train.exits import UsageError, first_line
+
+LIBRARIES = {"sklearn": "scikit-learn"}
+"""Names of libraries that differ from what is imported."""
+
+_importing: list[str] = []
 
 
 def import_class(reference: str, base: type, field: str) -> Any:
@@ -17,14 +23,58 @@ def import_class(reference: str, base: type, field: str) -> Any:
     UsageError where there is no such module or class, or it is no subclass of ``base``; an
     error inside the user's module is passed on as what it is, since its traceback is useful.
     """
+    found = _import(reference, field, "Class", lambda value: isinstance(value, type))
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UsageError(
+            f"{field} names {reference!r}, which is no subclass of "
+            f"{base.__module__}.{base.__qualname__}."
+        )
+    return found
+
+
+def import_function(reference: str, field: str) -> Any:
+    """The function, or class, that ``module.path:name`` names; otherwise as ``import_class``."""
+    found = _import(reference, field, "name", callable)
+    if not callable(found):
+        raise UsageError(
+            f"{field} names {reference!r}, which is a {type(found).__name__} and cannot be called."
+        )
+    return found
+
+
+def import_extra(module: str, extra: str, needed_by: str, alternative: str = "") -> Any:
+    """A module of a library that only the extra ``isorun[extra]`` installs.
+
+    Raises UsageError where the module cannot be imported. ``needed_by`` is the subject of its
+    sentence, such as ``task.use=digits``; ``alternative`` says what works without the library.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        library = module.partition(".")[0]
+        raise UsageError(
+            f"{needed_by} needs {LIBRARIES.get(library, library)}, which cannot be imported "
+            f"({first_line(error)}); install it with `pip install 'isorun[{extra}]'`"
+            f"{alternative and f', or {alternative}'}."
+        ) from error
+
+
+def importing() -> str | None:
+    """The user's module that is being imported by a dotted path at this moment."""
+    return _importing[-1] if _importing else None
+
+
+def _import(reference: str, field: str, form: str, wanted: Callable[[Any], bool]) -> Any:
+    """What the reference names; ``wanted`` chooses what a misspelt name is compared with."""
     from train.suggest import did_you_mean
 
-    module_name, colon, class_name = reference.partition(":")
-    if not colon or not module_name or not class_name or module_name.startswith("."):
-        raise UsageError(f"{field} must have the form module.path:Class, but is {reference!r}.")
+    module_name, colon, name = reference.partition(":")
+    if not colon or not module_name or not name or module_name.startswith("."):
+        raise UsageError(f"{field} must have the form module.path:{form}, but is {reference!r}.")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
+    _importing.append(module_name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -38,16 +88,18 @@ def import_class(reference: str, base: type, field: str) -> Any:
             f"{field} names the module {module_name!r}, which itself imports {missing!r}, and "
             "that is not installed."
         ) from None
-    found = getattr(module, class_name, None)
-    if found is None:
-        names = [name for name, value in vars(module).items() if isinstance(value, type)]
+    finally:
+        _importing.pop()
+    found = getattr(module, name, None)
+    if found is None and module_name == "__main__":
         raise UsageError(
-            f"{field} names {reference!r}, but {module_name} has no {class_name!r}"
-            f"{did_you_mean(class_name, names)}"
+            f"{field} names {reference!r}, which was defined in a notebook or an interactive "
+            "session and is not known to this process; put it into a module."
         )
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if found is None:
+        names = [key for key, value in vars(module).items() if wanted(value)]
         raise UsageError(
-            f"{field} names {reference!r}, which is no subclass of "
-            f"{base.__module__}.{base.__qualname__}."
+            f"{field} names {reference!r}, but {module_name} has no {name!r}"
+            f"{did_you_mean(name, names)}"
         )
     return found

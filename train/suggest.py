@@ -9,14 +9,24 @@ from collections.abc import Iterable
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The end of a sentence: "; did you mean X?", with the most similar choice, or ".".
 
-    A dotted key is compared as a whole first, then by its last part, so that both
-    ``optim.lrr`` and a bare ``lr`` find ``optim.lr``.
+    Words may be dotted keys. Keys of the same section are compared by their last part; where
+    there is no such section, all keys as a whole; then all by their last part, so that ``lr``
+    finds ``optim.lr``.
     """
-    choices = list(choices)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.65)
-    if not close:
-        last = word.rpartition(".")[2]
-        by_last = {c.rpartition(".")[2]: c for c in reversed(choices)}
-        found = difflib.get_close_matches(last, by_last, n=1, cutoff=0.65)
-        close = [by_last[found[0]]] if found else []
-    return f"; did you mean {close[0]}?" if close else "."
+    section, _, last = word.rpartition(".")
+    siblings: dict[str, str] = {}
+    others: dict[str, str] = {}
+    by_last: dict[str, str] = {}
+    for choice in choices:
+        where, _, name = choice.rpartition(".")
+        if where == section:
+            siblings[name] = choice
+        elif not word.startswith(f"{choice}."):  # the section itself is right
+            others[choice] = choice
+            by_last.setdefault(name, choice)
+    whole = {} if section and siblings else others
+    for wanted, among in ((last, siblings), (word, whole), (last, by_last)):
+        close = difflib.get_close_matches(wanted, among, n=1, cutoff=0.65)
+        if close:
+            return f"; did you mean {among[close[0]]}?"
+    return "."

@@ -1,6 +1,6 @@
-"""What runs once on each node: it meets the other nodes, starts the ranks, and says how they ended.
+"""The node agent: runs once on each node, starts its ranks, and returns how they ended.
 
-torch's elastic agent does the meeting and the starting. What is added: exit codes that come back,
-restarts only where they can help, a stop that reaches each rank once, the error of the rank that
-failed first, and a look at the nodes before the run.
+torch's elastic agent does the rendezvous and starts the ranks. This package adds exit codes that
+are passed on, restarts only where they can help, a stop request that reaches each rank once, the
+error of the rank that failed first, and a preflight check of the nodes.
 """

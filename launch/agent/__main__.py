@@ -1,4 +1,4 @@
-"""``python -m launch.agent [options] -- COMMAND``."""
+"""``python -m launch.agent [options] -- COMMAND``, the same as ``isorun agent``."""
 
 import sys
 

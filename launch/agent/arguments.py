@@ -1,4 +1,4 @@
-"""The agent's command line as it stands: its options, and the environment variables for them."""
+"""The agent's command line: its options, and the environment variables for them."""
 
 from __future__ import annotations
 
@@ -6,51 +6,46 @@ import argparse
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
-from train.exits import UsageError
+from launch.contract import Parser, UsageError
+from launch.deadlines import SHUTDOWN_TIMEOUT
+from launch.ports import DEFAULT_PORT
 
-DEFAULT_PORT = 29500
 TERMINATION_LOG = Path("/dev/termination-log")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(
-            f"{message[:1].upper()}{message[1:]}; see `python -m launch.agent --help`."
-        )
-
 
 # Option, default, metavar, help. Each is also read from PET_<NAME>, as torchrun does.
 OPTIONS = [
-    ("nnodes", "1", "N|MIN:MAX", "nodes; with a range, nodes may come and go"),
+    ("nnodes", "1", "N|MIN:MAX", "number of nodes; with a range, nodes may join and leave"),
     ("nproc-per-node", "auto", "N|auto|gpu|cpu", "ranks per node; auto: one per GPU, else 1"),
-    ("rdzv-endpoint", "", "HOST[:PORT]", "where the nodes meet: node 0's address"),
-    ("rdzv-host-env", "", "NAME", "the environment variable that holds node 0's host"),
-    ("rdzv-port", "", "PORT", f"where the endpoint names none (default {DEFAULT_PORT})"),
-    ("rdzv-backend", "c10d", "c10d", "the only one; accepted for torchrun's sake"),
-    ("rdzv-id", "", "ID", "what tells runs apart; default: $ISORUN_RUN_ID, else isorun"),
+    ("rdzv-endpoint", "", "HOST[:PORT]", "address of node 0, which hosts the rendezvous"),
+    ("rdzv-host-env", "", "NAME", "environment variable that holds node 0's host"),
+    ("rdzv-port", "", "PORT", f"port if the endpoint has none (default {DEFAULT_PORT})"),
+    ("rdzv-backend", "c10d", "c10d", "only c10d; exists for compatibility with torchrun"),
+    ("rdzv-id", "", "ID", "separates runs; default: $ISORUN_RUN_ID, else isorun"),
     ("rdzv-conf", "", "KEY=VALUE,...", "further settings of torch's rendezvous"),
-    ("rdzv-timeout", "900", "SECONDS", "for all nodes to be there, names and ports included"),
-    ("node-rank", "", "N", "which node this is; default: from the launcher's environment"),
-    ("local-addr", "", "ADDRESS", "under which others reach this node"),
-    ("max-restarts", "0", "N", "how often ranks are started again after a failure of the machine"),
-    ("shutdown-timeout", "35", "SECONDS", "from a request to stop until ranks are killed"),
-    ("monitor-interval", "0.1", "SECONDS", "between two looks at the ranks"),
+    ("rdzv-timeout", "900", "SECONDS", "time for all nodes to join, names and ports included"),
+    ("node-rank", "", "N", "number of this node; default: from the launcher's environment"),
+    ("local-addr", "", "ADDRESS", "address at which other nodes reach this node"),
+    ("max-restarts", "0", "N", "restarts of the ranks after infrastructure failures"),
+    (
+        "shutdown-timeout", f"{SHUTDOWN_TIMEOUT:g}", "SECONDS",
+        "from a request to stop until ranks are killed",
+    ),
+    ("monitor-interval", "0.1", "SECONDS", "between two checks of the ranks"),
     ("log-dir", "", "DIR", "keeps the ranks' standard error; default: a temporary directory"),
-    ("termination-log", "", "FILE", f"the failure in at most 4096 bytes ({TERMINATION_LOG})"),
+    ("termination-log", "", "FILE", f"failure record of at most 4096 bytes ({TERMINATION_LOG})"),
     ("preflight", "auto", "off|quick|full|auto", "auto: quick with several nodes, else off"),
-]
+]  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line, for help and for parsing."""
-    made = _Parser(
-        prog="python -m launch.agent",
-        description="Runs once on each node: meets the agents of the other nodes, starts the "
-        "ranks of its own, and says how they ended.",
-        usage="python -m launch.agent [options] -- python -m train fit ...",
-        epilog="Each option may also be given as PET_<NAME> in the environment.",
+def parser(prog: str = "python -m launch.agent") -> argparse.ArgumentParser:
+    """The parser of the agent's options, without the command after ``--``."""
+    made = Parser(
+        prog=prog,
+        description="Runs once on each node: joins the agents of the other nodes, starts the "
+        "ranks of this node, and returns how they ended.",
+        usage=f"{prog} [options] -- python -m train fit ...",
+        epilog="Each option can also be set as PET_<NAME> in the environment.",
     )
     for name, default, metavar, text in OPTIONS:
         # torchrun takes both spellings.
@@ -58,19 +53,19 @@ def parser() -> argparse.ArgumentParser:
         shown = f"{text} [{default}]" if default else text
         made.add_argument(*spellings, metavar=metavar, help=shown)
     made.add_argument(
-        "--preflight-only", action="store_true", help="look at the nodes, start no training"
+        "--preflight-only", action="store_true", help="check the nodes, start no training"
     )
     return made
 
 
-class Given:
-    """Values by name, each with where it came from."""
+class Values:
+    """The options' values, each with its origin."""
 
     def __init__(self, arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
         self._arguments, self._environ = vars(arguments), environ
 
     def find(self, name: str) -> tuple[str, str]:
-        """The value, and its origin in words."""
+        """The value and its origin, for messages."""
         key = name.replace("-", "_")
         if self._arguments[key] is not None:
             return str(self._arguments[key]).strip(), f"--{name}"
@@ -80,15 +75,20 @@ class Given:
         return next(default for n, default, *_ in OPTIONS if n == name), "default"
 
     def text(self, name: str) -> str:
-        """The value alone."""
+        """The value without its origin."""
         return self.find(name)[0]
 
+    def flag(self, name: str) -> bool:
+        """Whether a flag is given, or its variable is 1."""
+        key = name.replace("-", "_")
+        return bool(self._arguments[key]) or self._environ.get(f"PET_{key.upper()}") == "1"
+
     def whole(self, name: str, *, at_least: int) -> int:
-        """The value as a whole number. Raises UsageError."""
+        """The value as an integer. Raises UsageError."""
         return int(self._number(name, at_least, whole=True))
 
     def seconds(self, name: str, *, at_least: int = 0) -> float:
-        """The value as seconds, which have an end. Raises UsageError."""
+        """The value as a finite number of seconds. Raises UsageError."""
         return self._number(name, at_least, whole=False)
 
     def _number(self, name: str, at_least: int, *, whole: bool) -> float:

@@ -1,4 +1,4 @@
-"""How ranks ended, which of them failed first, and what is written about it."""
+"""How ranks ended, which of them failed first, and the records of it."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from train.exits import ADVICE, Exit, is_worth_retrying
+from launch.contract import ADVICE, FAILURES, Exit, is_worth_retrying
+from launch.failure_record import headline
 
-TERMINATION_BYTES = 4096  # Kubernetes keeps no more of a container's termination message
+TERMINATION_BYTES = 4096  # Kubernetes' limit for termination messages
 _TAIL_LINES = 20
 _TAIL_BYTES = 16384
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A rank that did not end with 0."""
+class RankFailure:
+    """A rank that did not exit with 0."""
 
     rank: int
     local_rank: int
     host: str
     pid: int
     exit_code: int
-    """As a shell has it: 128 + N after signal N."""
+    """As a shell reports it: 128 + N after signal N."""
     error: str
-    """What the rank said of it, without its traceback; empty if it said nothing."""
+    """The rank's error message without traceback; empty if it left none."""
     time: float
     """Seconds since the epoch."""
     log: list[str]
     """The last lines of its standard error."""
     stopped: bool = False
-    """Whether the agent ended it because of others."""
+    """Whether the agent ended it because other ranks had failed."""
 
     @property
     def what(self) -> str:
-        """The exit code in words."""
+        """The exit code with its name."""
         if 128 < self.exit_code < 128 + 65:
             with suppress(ValueError):
                 name = signal.Signals(self.exit_code - 128).name
@@ -51,19 +52,20 @@ class Failure:
 
 
 def shell_code(code: int) -> int:
-    """A process's return code as a shell has it: signals are negative for Python."""
+    """A process's return code as a shell reports it; Python makes signals negative."""
     return 128 - code if code < 0 else code
 
 
-def first_failure(failures: Iterable[Failure]) -> Failure:
-    """The one that explains the others, whose clocks may differ and who may have noticed late.
+def first_failure(failures: Iterable[RankFailure]) -> RankFailure:
+    """The failure that caused the others.
 
-    A rank that left an error that will come again counts before one that was killed or met a
-    fault of the machine, before one that was stopped on request, before one that only lost its
-    peers, before one that was ended because of others. Within these the earliest counts.
+    Times alone do not tell: clocks of nodes differ, and a cause may be reported late. So a rank
+    with an error that will recur comes before one that was killed or met an infrastructure failure,
+    then one that was stopped on request, then one that only lost its peers, then one that the
+    agent ended because of others. Among equals the earliest comes first.
     """
 
-    def weight(failure: Failure) -> int:
+    def weight(failure: RankFailure) -> int:
         if failure.stopped:
             return 4
         if failure.exit_code == Exit.RETRY:
@@ -76,13 +78,13 @@ def first_failure(failures: Iterable[Failure]) -> Failure:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of the ranks of all nodes."""
+class Outcome:
+    """How the ranks of all nodes ended, if not all exited with 0."""
 
-    first: Failure
-    failures: list[Failure]
+    first: RankFailure
+    failures: list[RankFailure]
     lost_nodes: list[int]
-    """Nodes that did not tell."""
+    """Nodes that did not report."""
 
     @property
     def exit_code(self) -> int:
@@ -91,11 +93,11 @@ class Verdict:
 
     @property
     def retry(self) -> bool:
-        """Whether starting again may help."""
+        """Whether a restart may help."""
         return is_worth_retrying(self.exit_code)
 
     def record(self, **more: Any) -> dict[str, Any]:
-        """For programs."""
+        """The failure record, for JSON."""
         return {
             "exit_code": self.exit_code,
             "what": self.first.what,
@@ -112,9 +114,9 @@ class Verdict:
         }
 
     def paragraph(self) -> str:
-        """For people."""
+        """The message for people."""
         first = self.first
-        text = f"Rank {first.rank} on {first.host} ended first: {first.what}"
+        text = headline(self.record())
         text += f", {first.error}" if first.error else "."
         if not text.endswith((".", "!", "?")):
             text += "."
@@ -122,26 +124,25 @@ class Verdict:
         if others:
             text += f" {others} other rank{'s' if others > 1 else ''} ended after it."
         if self.lost_nodes:
-            text += f" Nothing was heard of node {', '.join(map(str, self.lost_nodes))}."
+            text += f" Node {', '.join(map(str, self.lost_nodes))} did not report."
         text += f" What to do: {advice(self.exit_code)}."
         if first.log and not first.error:
-            text += "\n  its last lines:\n" + "\n".join(f"    {line}" for line in first.log[-5:])
+            lines = "\n".join(f"    {line}" for line in first.log[-5:])
+            text += f"\n  last lines of its standard error:\n{lines}"
         return text
 
 
 def advice(code: int) -> str:
-    """What to do after an exit code, known or not."""
+    """What to do after an exit code, whether isorun's or not."""
     with suppress(ValueError):
         return ADVICE[Exit(code)]
     if is_worth_retrying(code):
-        return (
-            "see what killed it (the kernel for want of memory, a person, a scheduler), run again"
-        )
-    return "see the lines above it"
+        return "find out what killed it (out of memory, a person, a scheduler), then rerun"
+    return "read the log above this line"
 
 
 def error_of(message: Any) -> tuple[str, float | None]:
-    """What a rank left in its error file, in torch's format: error and time."""
+    """Error and time in a rank's error file, which has torch's format."""
     if isinstance(message, dict):
         info = message.get("extraInfo") or {}
         stamp = info.get("timestamp")
@@ -151,7 +152,7 @@ def error_of(message: Any) -> tuple[str, float | None]:
 
 
 def tail(path: str | Path) -> list[str]:
-    """The last lines of a log; none if it cannot be read."""
+    """The last lines of a log; empty if it cannot be read."""
     try:
         with Path(path).open("rb") as file:
             size = file.seek(0, 2)
@@ -163,8 +164,11 @@ def tail(path: str | Path) -> list[str]:
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> Path:
-    """Writes the next free number of the run directory's ``failures/``. Raises OSError."""
-    folder = directory / "failures"
+    """Writes the record to the next free number in the run directory's ``failures/``.
+
+    Raises OSError.
+    """
+    folder = directory / FAILURES
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**record, "time": time.time()}, indent=1)
     number = 1 + max((int(p.stem) for p in folder.glob("*.json") if p.stem.isdigit()), default=0)
@@ -174,12 +178,15 @@ def write_record(directory: Path, record: dict[str, Any]) -> Path:
             with path.open("x", encoding="utf-8") as file:
                 file.write(text)
             return path
-        except FileExistsError:  # another node's agent was faster
+        except FileExistsError:  # written by another node's agent
             number += 1
 
 
 def write_termination(path: Path, record: dict[str, Any]) -> None:
-    """Writes the same where a container's runtime looks, in at most 4096 bytes. Raises OSError."""
+    """Writes the record as a container's termination message, shortened to 4096 bytes.
+
+    Raises OSError.
+    """
     lines: Sequence[str] = record["first"]["log"]
     error: str = record["first"]["error"]
     while True:

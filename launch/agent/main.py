@@ -1,4 +1,4 @@
-"""Meets the other nodes, looks at them, and sees a run to its end."""
+"""Joins the other nodes, runs the preflight, and supervises a run until it ends."""
 
 from __future__ import annotations
 
@@ -15,191 +15,219 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.agent.endpoint import wait_for_name, wait_for_port
-from launch.agent.meeting import ClosedError, have_passed, meet, note_passed, round_of, why_not_met
-from launch.agent.options import Options, parse
+from launch.agent.command import doctor_command, rank_command
+from launch.agent.failure import Outcome, write_record, write_termination
+from launch.agent.options import AgentOptions, parse
+from launch.agent.rendezvous import (
+    ClosedError,
+    failure_of,
+    join,
+    note_preflight_passed,
+    preflight_passed,
+    round_of,
+)
 from launch.agent.signals import Signals, StopSignal
-from train.exits import Exit, RetryError, RunError, UsageError
+from launch.contract import (
+    RUN_ID,
+    STOP_DEADLINE,
+    Exit,
+    RetryError,
+    RunError,
+    UsageError,
+    exit_code_of,
+    run_directory,
+    wait_for_name,
+    wait_for_port,
+    write_error_file,
+)
+from launch.cores import usable_cores
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-    from launch.agent.failure import Verdict
-
-
 _PREFLIGHT = "preflight"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: that of the rank which failed first, or this agent's own."""
+def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent") -> int:
+    """Returns the exit code: that of the rank which failed first, or the agent's own."""
     signals = Signals()
     signals.install()
-    try:
-        options = parse(sys.argv[1:] if argv is None else argv)
-        return _supervise(options, signals)
-    except StopSignal as stop:
-        tell(f"Stopped by {stop.number.name} while there were no ranks; nothing is lost.")
-        return Exit.STOPPED_AT_ONCE if stop.number == signal.SIGINT else Exit.PREEMPTED
-    except RunError as error:
-        tell(f"error: {error}")
-        return error.code
+
+    def supervise() -> int:
+        try:
+            return _supervise(parse(sys.argv[1:] if argv is None else argv, prog=prog), signals)
+        except StopSignal as stop:
+            log(f"Stopped by {stop.number.name} while no ranks were running; nothing is lost.")
+            return Exit.STOPPED_AT_ONCE if stop.number == signal.SIGINT else Exit.PREEMPTED
+
+    return exit_code_of(supervise)
 
 
-def tell(text: str) -> None:
-    """A line on standard error."""
+def log(text: str) -> None:
+    """Prints a line on standard error."""
     print(f"isorun: {text}", file=sys.stderr, flush=True)
 
 
-def _supervise(options: Options, signals: Signals) -> int:
-    deadline = time.monotonic() + options.rdzv_timeout
+def _supervise(options: AgentOptions, signals: Signals) -> int:
     if options.max_nodes > 1:
-        wait_for_name(options.host, options.port, deadline, tell)
-        if options.node_rank not in (0, None):
-            wait_for_port(options.host, options.port, deadline, tell)
+        _wait_for_node_0(options)
     _prepare_environment(options)
     with ExitStack() as stack:
         if options.log_dir is None:
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isorun-agent-")))
         else:
-            logs = _own_directory(options.log_dir)
+            logs = _make_directory(options.log_dir)
         if options.preflight == "off":
-            return _run(options, options.command, meet(options), signals, logs)
-        first = meet(options, _PREFLIGHT)
-        code = _look(options, first, signals, logs / _PREFLIGHT)
+            return _run(options, options.command, join(options), signals, logs)
+        first = join(options, _PREFLIGHT)
+        code = _check_nodes(options, first, signals, logs / _PREFLIGHT)
         if code or options.preflight_only:
             return code
-        # The store of the first meeting stays until that of the second is there: both are one and
-        # the same to torch, so its port is never closed in between.
-        second = meet(options)
+        # The first rendezvous stays until the second exists: torch uses one store for both, so
+        # its port is never closed in between.
+        second = join(options)
         del first
         return _run(options, options.command, second, signals, logs)
 
 
-def _look(options: Options, meeting: RendezvousHandler, signals: Signals, logs: Path) -> int:
-    """The doctor, as the ranks of all nodes that are there; returns its exit code."""
-    doctor = [sys.executable, "-m", "launch.doctor", "--level", options.preflight]
-    command = [*doctor, "--", *options.command] if options.command else doctor
+def _wait_for_node_0(options: AgentOptions) -> None:
+    """Returns when node 0 can be reached. Raises RetryError after ``--rdzv-timeout``."""
+    deadline = time.monotonic() + options.rdzv_timeout
+    host, port = options.host, options.port
+    wait_for_name(
+        host, port, deadline, f"the name {host!r} of the rendezvous to resolve (--rdzv-timeout)",
+        "Check its spelling, that node 0 was started, and that DNS works here.", log,
+    )  # fmt: skip
+    if options.node_rank not in (0, None):
+        wait_for_port(
+            host, port, deadline, f"node 0 to listen at {host}:{port} (--rdzv-timeout)",
+            "Check that node 0 was started, and that no firewall or network policy blocks the "
+            "port.", log,
+        )  # fmt: skip
 
-    def run(options: Options, meeting: RendezvousHandler) -> int:
-        return _run(options, command, meeting, signals, logs, preflight=True)
+
+def _check_nodes(
+    options: AgentOptions, handler: RendezvousHandler, signals: Signals, logs: Path
+) -> int:
+    """Runs the doctor as the ranks of all nodes; returns its exit code."""
+    command = doctor_command(options.preflight, options.command)
+
+    def run(options: AgentOptions, handler: RendezvousHandler) -> int:
+        return _run(options, command, handler, signals, logs, preflight=True)
 
     try:
-        if not have_passed(meeting):
-            return run(options, meeting)
+        if not preflight_passed(handler):
+            return run(options, handler)
     except ClosedError:
-        if not have_passed(meeting):
+        if not preflight_passed(handler):
             raise
-    tell("The other nodes have been looked at already; this one is looked at alone.")
+    log("The other nodes have passed the preflight; this node is checked alone.")
     alone = replace(
         options,
         min_nodes=1, max_nodes=1, node_rank=0, host="localhost", port=0, local_addr="127.0.0.1",
     )  # fmt: skip
-    return run(alone, meet(alone, _PREFLIGHT))
+    return run(alone, join(alone, _PREFLIGHT))
 
 
-def _own_directory(path: Path) -> Path:
+def _make_directory(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--log-dir is {str(path)!r}, where no directory can be made ({error.strerror}); name "
-            "another."
+            f"--log-dir is {str(path)!r}, which cannot be created ({error.strerror}); name another "
+            "directory."
         ) from None
     return path
 
 
-def _prepare_environment(options: Options) -> None:
-    """What the ranks are to find; they inherit it."""
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // options.processes)))
-    os.environ["ISORUN_STOP_DEADLINE"] = f"{options.stop_deadline:g}"
+def _prepare_environment(options: AgentOptions) -> None:
+    """Sets what the ranks inherit."""
+    threads = max(1, usable_cores() // options.processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ[STOP_DEADLINE] = f"{options.stop_deadline:g}"
     if options.elastic:
-        # Else torchrun 2.13 never tells a node that comes later where rank 0 is.
+        # Otherwise torch 2.13 does not tell a node that joins later where rank 0 is.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
 
 
 def _run(
-    options: Options,
+    options: AgentOptions,
     command: Sequence[str],
-    meeting: RendezvousHandler,
+    handler: RendezvousHandler,
     signals: Signals,
     logs: Path,
     *,
     preflight: bool = False,
 ) -> int:
-    """Runs a command as all ranks of this node, to its end; returns the exit code."""
+    """Runs a command as all ranks of this node until they end; returns the exit code."""
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError
 
     from launch.agent.elastic import NodeAgent
 
-    # torch's agent tells the same in many more words.
+    # torch's agent logs the same failures at greater length.
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(os.environ.get("LOGLEVEL", "CRITICAL"))
-    tied = Path(__file__).with_name("tied.py")
+    start_rank = Path(__file__).with_name("start_rank.py")
     spec = WorkerSpec(
         role="rank",
         local_world_size=options.processes,
         entrypoint=sys.executable,
-        args=("-S", str(tied), str(os.getpid()), *command),
-        rdzv_handler=meeting,
+        args=("-S", str(start_rank), str(os.getpid()), *rank_command(command)),
+        rdzv_handler=handler,
         max_restarts=0 if preflight else options.max_restarts,
         monitor_interval=options.monitor_interval,
         local_addr=options.local_addr,
     )
-    agent = NodeAgent(spec, DefaultLogsSpecs(str(logs), tee=Std.ERR), options, signals, tell)
-    agent.judged = lambda verdict, node: _write(
-        options,
-        command,
-        verdict,
-        not preflight and agent.get_worker_group().group_rank == node,
-        round_of(meeting),
-    )
+
+    def on_failure(outcome: Outcome, writes_record: bool) -> None:
+        in_run = writes_record and not preflight
+        _write(options, command, outcome, round_of(handler), in_run_directory=in_run)
+
+    logs_specs = DefaultLogsSpecs(str(logs), tee=Std.ERR)
+    agent = NodeAgent(spec, logs_specs, options, signals, log, on_failure)
     leaving = False
     try:
         agent.run()
-        if preflight and agent.verdict is None:
-            note_passed(meeting)
+        if preflight and agent.outcome is None:
+            note_preflight_passed(handler)
     except StopSignal:
         leaving = True
         raise
     except RendezvousClosedError:
         raise ClosedError from None
     except RendezvousError as error:
-        raise RetryError(why_not_met(options, error)) from error
+        raise RetryError(failure_of(options, error)) from error
     finally:
         leaving = leaving or (options.elastic and signals.first is not None)
-        if not leaving:  # else it would be closed to those that stay
-            meeting.shutdown()
-    return agent.verdict.exit_code if agent.verdict else 0
+        if not leaving:  # otherwise it would be closed to the nodes that stay
+            handler.shutdown()
+    return agent.outcome.exit_code if agent.outcome else 0
 
 
 def _write(
-    options: Options,
+    options: AgentOptions,
     command: Sequence[str],
-    verdict: Verdict,
-    to_run: bool,
+    outcome: Outcome,
     number: int | None,
+    *,
+    in_run_directory: bool,
 ) -> None:
-    """Says what happened, and leaves it where people and programs look for it."""
-    from launch.agent.failure import write_record, write_termination
-    from launch.training import run_directory  # reads configs, which takes its time to import
-    from train.process.error_file import leave
-
-    tell(verdict.paragraph())
-    leave(RunError(verdict.paragraph()))  # where TorchX looks, if it started this agent
-    record = verdict.record(
-        run_id=os.environ.get("ISORUN_RUN_ID"),
+    """Prints the failure and writes it where people and programs look for it."""
+    log(outcome.paragraph())
+    write_error_file(RunError(outcome.paragraph()))  # read by TorchX, if it started this agent
+    record = outcome.record(
+        run_id=os.environ.get(RUN_ID),
         command=list(command),
         agent=socket.gethostname(),
         round=number,
     )
-    directory = run_directory(command) if to_run else None
+    directory = run_directory(command) if in_run_directory else None
     try:
         if options.termination_log:
             write_termination(options.termination_log, record)
         if directory and directory.is_dir():
             write_record(directory, record)
     except OSError as error:
-        tell(f"The failure could not be written down: {error}.")
+        log(f"Cannot write the failure record: {error}.")

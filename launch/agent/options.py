@@ -1,4 +1,4 @@
-"""What the agent is told, read from its command line and environment, and checked."""
+"""The agent's options, read from its command line and environment and checked."""
 
 from __future__ import annotations
 
@@ -9,41 +9,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.agent.arguments import DEFAULT_PORT, TERMINATION_LOG, Given, parser
-from train.distributed.world import first_host
-from train.exits import UsageError
+from launch import deadlines
+from launch.agent.arguments import TERMINATION_LOG, Values, parser
+from launch.contract import RUN_ID, STOP_DEADLINE, UsageError, first_host, key_value
+from launch.cores import usable_cores
+from launch.ports import DEFAULT_PORT
 
-_MARGIN = 5.0  # seconds between the end of a stop in the ranks and their being killed
-# Where launchers say which node this is: TorchX, Kubernetes' Indexed Jobs, Slurm.
+# Where launchers put the number of this node: TorchX, Kubernetes' Indexed Jobs, Slurm.
 _NODE_RANKS = ("TORCHX_REPLICA_ID", "JOB_COMPLETION_INDEX", "SLURM_NODEID")
 
 
 @dataclass(frozen=True)
-class Options:
-    """All that the agent is told."""
+class AgentOptions:
+    """Everything that the agent is configured with."""
 
     min_nodes: int
     max_nodes: int
     processes: int
     """Ranks on this node."""
     host: str
-    """Where the nodes meet; with one node there is nobody to meet, and any free port will do."""
+    """The host of the rendezvous; localhost with one node."""
     port: int
+    """Its port; 0 with one node: any free port."""
     rdzv_id: str
     rdzv_conf: dict[str, str]
     rdzv_timeout: float
-    """Seconds for the name to be known, the port to be open, and all nodes to come."""
+    """Seconds for the name to resolve, the port to open, and all nodes to join."""
     node_rank: int | None
-    """Which node this is; node 0 keeps the meeting point. None: found out by comparing names."""
+    """Number of this node; node 0 hosts the rendezvous. None: torch compares host names."""
     local_addr: str | None
-    """The address under which other nodes reach this one."""
+    """The address at which other nodes reach this one."""
     max_restarts: int
     shutdown_timeout: float
-    """Seconds from a request to stop until ranks that are still there are killed."""
+    """Seconds from a request to stop until ranks that still run are killed."""
     stop_deadline: float
-    """Seconds that ranks are told they have for that."""
+    """Seconds that the ranks get to save after a request to stop."""
     monitor_interval: float
-    """Seconds between two looks at the ranks."""
+    """Seconds between two checks of the ranks."""
     log_dir: Path | None
     termination_log: Path | None
     preflight: str
@@ -53,55 +55,60 @@ class Options:
 
     @property
     def endpoint(self) -> str:
-        """Host and port in one."""
+        """``host:port``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     @property
     def elastic(self) -> bool:
-        """Whether nodes may come and go."""
+        """Whether nodes may join and leave."""
         return self.min_nodes < self.max_nodes
 
 
-def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Options:
+def parse(
+    argv: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    prog: str = "python -m launch.agent",
+) -> AgentOptions:
     """Reads the command line. Raises UsageError."""
     environ = os.environ if environ is None else environ
     own, command = _split(argv)
-    arguments = parser().parse_args(own)
-    given = Given(arguments, environ)
-    min_nodes, max_nodes = _nodes(*given.find("nnodes"))
-    if given.text("rdzv-backend") != "c10d":
-        text, origin = given.find("rdzv-backend")
+    arguments = parser(prog).parse_args(own)
+    values = Values(arguments, environ)
+    min_nodes, max_nodes = _nodes(*values.find("nnodes"))
+    if values.text("rdzv-backend") != "c10d":
+        text, origin = values.find("rdzv-backend")
         raise UsageError(f"--rdzv-backend must be c10d, but is {text!r} ({origin}).")
-    host, port = _endpoint(given, environ, max_nodes)
-    timeout = given.seconds("shutdown-timeout")
-    preflight = _preflight(*given.find("preflight"))
+    host, port = _endpoint(values, environ, max_nodes)
+    timeout = values.seconds("shutdown-timeout")
+    preflight_only = values.flag("preflight-only")
+    preflight = _preflight(*values.find("preflight"))
     if preflight == "auto":
-        preflight = "full" if arguments.preflight_only else ("quick" if max_nodes > 1 else "off")
-    if not command and not arguments.preflight_only:
+        preflight = "full" if preflight_only else ("quick" if max_nodes > 1 else "off")
+    if not command and not preflight_only:
         raise UsageError(
             "There is nothing to run: end the options with -- and the command, such as "
-            "`python -m launch.agent --nproc-per-node 2 -- python -m train fit --config FILE`."
+            f"`{prog} --nproc-per-node 2 -- python -m train fit --config FILE`."
         )
-    log_dir, termination_log = given.text("log-dir"), given.text("termination-log")
-    return Options(
+    log_dir, termination_log = values.text("log-dir"), values.text("termination-log")
+    return AgentOptions(
         min_nodes=min_nodes,
         max_nodes=max_nodes,
-        processes=_processes(*given.find("nproc-per-node")),
+        processes=_processes(*values.find("nproc-per-node")),
         host=host,
         port=port,
-        rdzv_id=given.text("rdzv-id") or environ.get("ISORUN_RUN_ID") or "isorun",
-        rdzv_conf=_pairs(*given.find("rdzv-conf")),
-        rdzv_timeout=given.seconds("rdzv-timeout", at_least=1),
-        # One node alone keeps its own meeting point, whatever number a launcher gave it.
-        node_rank=_node_rank(given, environ) if max_nodes > 1 else 0,
-        # One node talks to itself alone, and its own name may be unknown even to itself, such as
-        # in a container without network.
-        local_addr=given.text("local-addr") or ("127.0.0.1" if max_nodes == 1 else None),
-        max_restarts=given.whole("max-restarts", at_least=0),
+        rdzv_id=values.text("rdzv-id") or environ.get(RUN_ID) or "isorun",
+        rdzv_conf=_pairs(*values.find("rdzv-conf")),
+        rdzv_timeout=values.seconds("rdzv-timeout", at_least=1),
+        # A single node hosts its own rendezvous, whatever number a launcher gave it.
+        node_rank=_node_rank(values, environ) if max_nodes > 1 else 0,
+        # A single node connects only to itself, and its own name may not resolve, such as in a
+        # container without network.
+        local_addr=values.text("local-addr") or ("127.0.0.1" if max_nodes == 1 else None),
+        max_restarts=values.whole("max-restarts", at_least=0),
         shutdown_timeout=timeout,
-        stop_deadline=_deadline(timeout, environ),
-        monitor_interval=given.seconds("monitor-interval"),
+        stop_deadline=_stop_deadline(timeout, environ),
+        monitor_interval=values.seconds("monitor-interval"),
         log_dir=Path(log_dir) if log_dir else None,
         termination_log=(
             Path(termination_log)
@@ -109,13 +116,13 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Opti
             else (TERMINATION_LOG if TERMINATION_LOG.exists() else None)
         ),
         preflight=preflight,
-        preflight_only=arguments.preflight_only,
+        preflight_only=preflight_only,
         command=command,
     )
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """What stands before ``--``, and after it; there ``python`` is the Python that runs this."""
+    """The words before ``--`` and the command after it, with this very Python as ``python``."""
     words = list(argv)
     if "--" not in words:
         return words, ()
@@ -146,7 +153,7 @@ def _processes(text: str, origin: str) -> int:
             f"{text!r} ({origin})."
         )
     if text == "cpu":
-        return len(os.sched_getaffinity(0))
+        return usable_cores()
     import torch
 
     gpus = torch.cuda.device_count()
@@ -155,13 +162,13 @@ def _processes(text: str, origin: str) -> int:
     return gpus or 1
 
 
-def _endpoint(given: Given, environ: Mapping[str, str], max_nodes: int) -> tuple[str, int]:
-    """Never localhost by default where there are several nodes: each would train alone."""
-    port_text, port_origin = given.find("rdzv-port")
-    endpoint, origin = given.find("rdzv-endpoint")
+def _endpoint(values: Values, environ: Mapping[str, str], max_nodes: int) -> tuple[str, int]:
+    """Host and port. Several nodes have no default: on localhost each would train alone."""
+    port_text, port_origin = values.find("rdzv-port")
+    endpoint, origin = values.find("rdzv-endpoint")
     host = endpoint
     if match := re.fullmatch(r"(\[[^\]]+\]|[^:]*)(?::(\w*))?", endpoint):
-        host = match[1].strip("[]")  # which an IPv6 address has around it where a port follows
+        host = match[1].strip("[]")  # an IPv6 address has brackets if a port follows
         if match[2] is not None:
             port_text, port_origin = match[2], origin
     if port_text and not (port_text.isdigit() and int(port_text) < 65536):
@@ -170,24 +177,24 @@ def _endpoint(given: Given, environ: Mapping[str, str], max_nodes: int) -> tuple
             f"({port_origin})."
         )
     if max_nodes == 1:
-        # There is nobody to meet, but perhaps others on this machine that were given the same port.
+        # No other node connects, but other runs on this machine may have the same port.
         return "localhost", 0
     port = int(port_text) if port_text else DEFAULT_PORT
-    if not host and (variable := given.text("rdzv-host-env")):
+    if not host and (variable := values.text("rdzv-host-env")):
         host = first_host(environ.get(variable, "").strip())
         if not host:
             raise UsageError(
-                f"The run wants {max_nodes} nodes, but {variable}, which should hold node 0's host "
-                "(--rdzv-host-env), is not set in the environment; set it, or name the host by "
-                "--rdzv-endpoint."
+                f"The run has {max_nodes} nodes, but the environment variable {variable} "
+                "(--rdzv-host-env), which should hold node 0's host, is not set; set it, or give "
+                "the host by --rdzv-endpoint."
             )
     if not host and environ.get("MASTER_ADDR"):
         host, port_text = environ["MASTER_ADDR"], port_text or environ.get("MASTER_PORT", "")
         port = int(port_text) if port_text.isdigit() else port
     if not host:
         raise UsageError(
-            f"The run wants {max_nodes} nodes, but nothing says where they meet; give node 0's "
-            "address by --rdzv-endpoint HOST[:PORT] or in PET_RDZV_ENDPOINT or MASTER_ADDR."
+            f"The run has {max_nodes} nodes, but no rendezvous endpoint; give node 0's address by "
+            "--rdzv-endpoint HOST[:PORT] or in PET_RDZV_ENDPOINT or MASTER_ADDR."
         )
     return host, port
 
@@ -198,23 +205,22 @@ _OWN_OPTIONS = ("backend", "endpoint", "run_id", "min_nodes", "max_nodes", "loca
 def _pairs(text: str, origin: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for item in filter(None, text.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
+        pair = key_value(item)
+        if pair is None:
             raise UsageError(
-                f"--rdzv-conf must be KEY=VALUE pairs with commas between, but has {item!r} "
+                f"--rdzv-conf must be KEY=VALUE pairs separated by commas, but has {item!r} "
                 f"({origin})."
             )
-        if key.strip() in _OWN_OPTIONS:
+        if pair[0] in _OWN_OPTIONS:
             raise UsageError(
-                f"--rdzv-conf has {item!r} ({origin}), which is said by an option of its own; see "
-                "--help."
+                f"--rdzv-conf has {item!r} ({origin}), which has an option of its own; see --help."
             )
-        pairs[key.strip()] = value.strip()
+        pairs[pair[0]] = pair[1]
     return pairs
 
 
-def _node_rank(given: Given, environ: Mapping[str, str]) -> int | None:
-    text, origin = given.find("node-rank")
+def _node_rank(values: Values, environ: Mapping[str, str]) -> int | None:
+    text, origin = values.find("node-rank")
     if not text:
         for variable in _NODE_RANKS:
             if text := environ.get(variable, "").strip():
@@ -227,21 +233,21 @@ def _node_rank(given: Given, environ: Mapping[str, str]) -> int | None:
     return int(text)
 
 
-def _deadline(timeout: float, environ: Mapping[str, str]) -> float:
-    text = environ.get("ISORUN_STOP_DEADLINE", "").strip()
+def _stop_deadline(timeout: float, environ: Mapping[str, str]) -> float:
+    text = environ.get(STOP_DEADLINE, "").strip()
     if not text:
-        return max(timeout - _MARGIN, timeout / 2)
+        return deadlines.stop_deadline(timeout)
     try:
         deadline = float(text)
     except ValueError:
         raise UsageError(
-            f"ISORUN_STOP_DEADLINE must be a number of seconds, but is {text!r} (environment)."
+            f"{STOP_DEADLINE} must be a number of seconds, but is {text!r} (environment)."
         ) from None
     if deadline >= timeout:
         raise UsageError(
-            f"ISORUN_STOP_DEADLINE is {deadline:g} s (environment), but ranks are killed after "
-            f"--shutdown-timeout, {timeout:g} s: a checkpoint could be cut off; make the timeout "
-            "longer than the deadline."
+            f"{STOP_DEADLINE} is {deadline:g} s (environment), but ranks are killed after "
+            f"--shutdown-timeout, {timeout:g} s, perhaps before a checkpoint is complete; make the "
+            "timeout longer than the deadline."
         )
     return deadline
 

@@ -1,4 +1,4 @@
-"""What the agents of a run tell each other about how their ranks ended, through torch's store."""
+"""Reports that the agents of a run exchange, through torch's store, on how their ranks ended."""
 
 from __future__ import annotations
 
@@ -8,71 +8,77 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from launch.agent.failure import Failure
+from launch.agent.failure import RankFailure
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _POLL = 0.05
-_BEAT = 1.0
+_HEARTBEAT = 1.0
 _ANY = "isorun/any-report"
 
 
 @dataclass(frozen=True)
 class Report:
-    """One node's word on one round: a round is what lies between two meetings of the nodes."""
+    """One node's report on one round, which is the time between two rendezvous."""
 
     node: int
-    failures: list[Failure]
-    """Empty if all its ranks ended well."""
+    failures: list[RankFailure]
+    """Empty if all its ranks exited with 0."""
     leaving: bool
-    """Whether the node itself was asked to stop, and will not come back."""
+    """Whether the node itself was asked to stop, so that it does not rejoin."""
 
     def encode(self) -> str:
-        """As text."""
+        """The report as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def decode(cls, text: bytes) -> Report:
-        """From text."""
+        """A report from JSON."""
         values: dict[str, Any] = json.loads(text)
-        values["failures"] = [Failure(**failure) for failure in values["failures"]]
+        values["failures"] = [RankFailure(**failure) for failure in values["failures"]]
         return cls(**values)
 
 
 class Reports:
-    """The reports of one round. ``store`` is that round's own.
+    """Exchanges the reports of one round. ``store`` is that round's own.
 
-    A store that is gone went with its node; what would be read from it is then not there.
+    The store goes away with the node that keeps it; then there is nothing to read.
     """
 
     def __init__(self, store: Store, node: int, nodes: int) -> None:
         self._store, self._node, self._nodes = store, node, nodes
-        self._beaten = 0.0
+        self._sent = 0.0
         self._others = [other for other in range(nodes) if other != node]
 
     def somebody_failed(self) -> bool:
         """Whether another node has reported a failure. Raises RuntimeError if the store is gone."""
         return bool(self._others) and self._store.check([_ANY])
 
-    def beat(self) -> None:
-        """A sign of life, every second or so. Raises RuntimeError if the store is gone."""
+    def heartbeat(self) -> None:
+        """Shows the others, at most once a second, that this node is alive.
+
+        Raises RuntimeError if the store is gone.
+        """
         now = time.monotonic()
-        if self._others and now - self._beaten > _BEAT:
-            self._beaten = now
+        if self._others and now - self._sent > _HEARTBEAT:
+            self._sent = now
             self._store.add(f"{_key(self._node)}/beats", 1)
 
     def exchange(
         self,
         own: Report,
         is_enough: Callable[[list[Report]], bool],
-        patience: float,
+        timeout: float,
         *,
         while_alive: bool = False,
     ) -> tuple[list[Report], list[int]]:
-        """Publishes this node's report. Returns the reports that are there as soon as they are
-        enough or all, and the nodes that were waited for in vain: for ``patience`` seconds, which
-        ``while_alive`` counts from their last sign of life."""
+        """Stores this node's report and waits for the others.
+
+        Returns the reports as soon as they are all there or ``is_enough`` of them, and the nodes
+        that did not report within ``timeout`` seconds; with ``while_alive`` since their last
+        heartbeat.
+        """
         found, lost = {own.node: own}, []
         try:
             self._store.set(_key(self._node), own.encode())
@@ -82,13 +88,13 @@ class Reports:
             beats: dict[int, int] = {}
             looked = 0.0
             while True:
-                self.beat()
+                self.heartbeat()
                 waiting = [other for other in self._others if other not in found]
                 for other in waiting:
                     if self._store.check([_key(other)]):
                         found[other] = Report.decode(self._store.get(_key(other)))
                 now = time.monotonic()
-                if while_alive and now - looked > _BEAT:
+                if while_alive and now - looked > _HEARTBEAT:
                     looked = now
                     for other in waiting:
                         count = self._store.add(f"{_key(other)}/beats", 0)
@@ -97,7 +103,7 @@ class Reports:
                 if len(found) == self._nodes or is_enough(list(found.values())):
                     break
                 waiting = [other for other in self._others if other not in found]
-                if all(now - heard[other] > patience for other in waiting):
+                if all(now - heard[other] > timeout for other in waiting):
                     lost = waiting
                     break
                 time.sleep(_POLL)
@@ -105,12 +111,12 @@ class Reports:
             lost = [0] if self._node else []
         return [found[node] for node in sorted(found)], lost
 
-    def part(self, *, keeps_store: bool, lost: Collection[int], patience: float) -> None:
-        """Says that this node has read what it needs. The one that keeps the store waits for the
-        others, which could not read it afterwards, but not for those that are ``lost``."""
+    def finish(self, *, keeps_store: bool, lost: Collection[int], timeout: float) -> None:
+        """Notes that this node has read all reports. The node that keeps the store waits for the
+        others, which need it to read, but not for ``lost`` ones."""
         try:
             self._store.set(f"{_key(self._node)}/read", "")
-            deadline = time.monotonic() + patience
+            deadline = time.monotonic() + timeout
             waiting = [other for other in self._others if keeps_store and other not in lost]
             while waiting and time.monotonic() < deadline:
                 time.sleep(_POLL)

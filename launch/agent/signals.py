@@ -1,4 +1,4 @@
-"""Signals that reach the agent: noted here, passed on to the ranks where they can be."""
+"""Signals sent to the agent: recorded here, forwarded to the ranks when there are any."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import signal
 from collections.abc import Iterable
 from types import FrameType
 
-# What asks for an end. SIGHUP is a terminal that closes, SIGQUIT a person at one.
+# Requests to end. A terminal that closes sends SIGHUP.
 TERMINATING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 HANDLED = (*TERMINATING, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignal(Exception):  # noqa: N818 - a request, no error
-    """A signal that came while there were no ranks to pass it on to."""
+    """A signal that arrived while there were no ranks to forward it to."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
@@ -20,33 +20,36 @@ class StopSignal(Exception):  # noqa: N818 - a request, no error
 
 
 class Signals:
-    """Notes signals. SIGTERM is passed on once, whoever repeats it: a rank that is told again
-    learns nothing, and one that is no longer listening would die of it. A second SIGINT is a
-    person's, who means it: at once."""
+    """Records signals.
+
+    SIGTERM is forwarded once, however often it arrives: a rank that already stops needs no second
+    one, and a rank that has removed its handler would die of it. A second SIGINT is forwarded: it
+    is a person's second Ctrl-C, which means at once.
+    """
 
     def __init__(self) -> None:
         self.first: signal.Signals | None = None
         self.interruptible = True
-        """Whether a signal may raise StopSignal where the main thread is."""
+        """Whether a signal may raise StopSignal in the main thread."""
         self._waiting: list[signal.Signals] = []
         self._seen: set[signal.Signals] = set()
 
     def install(self) -> None:
-        """Takes the handlers."""
+        """Installs the handlers."""
         for number in HANDLED:
-            signal.signal(number, self._note)
+            signal.signal(number, self._record)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         received = signal.Signals(number)
-        passed_on = signal.SIGTERM if received in TERMINATING else received
-        if passed_on not in self._seen or passed_on == signal.SIGINT:
-            self._seen.add(passed_on)
-            self._waiting.append(passed_on)
-        self.first = self.first or passed_on
+        forwarded = signal.SIGTERM if received in TERMINATING else received
+        if forwarded not in self._seen or forwarded == signal.SIGINT:
+            self._seen.add(forwarded)
+            self._waiting.append(forwarded)
+        self.first = self.first or forwarded
         if self.interruptible:
-            raise StopSignal(passed_on)
+            raise StopSignal(forwarded)
 
     def take(self) -> Iterable[signal.Signals]:
-        """What is to be passed on, each once."""
+        """The signals to forward now; each is returned once."""
         taken, self._waiting = self._waiting, []
         return taken

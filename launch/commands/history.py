@@ -1,24 +1,24 @@
-"""List the launches of this user, and what became of them, the newest last.
+"""List this user's launches and how they ended, the newest last.
 
-Of those whose end is not known yet the scheduler is asked, of each once.
+The scheduler is asked for the state of each launch whose end is not recorded.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from launch.history import ledger
+from launch.contract import Exit, UsageError
+from launch.history import launch_log
 from launch.history.launches import all_launches
-from train.exits import Exit, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument(
-        "-n", type=int, default=20, metavar="N", help="how many, the newest (default 20)"
+        "-n", type=int, default=20, metavar="N", help="number of launches (default 20)"
     )
     parser.add_argument(
-        "--offline", action="store_true", help="ask no scheduler; what is not known is UNKNOWN"
+        "--offline", action="store_true", help="ask no scheduler; show UNKNOWN instead"
     )
 
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         raise UsageError(f"-n must be at least 1, but is {arguments.n}.")
     launches = all_launches()
     if not launches:
-        print(f"Nothing was launched yet ({ledger.path()}).")
+        print(f"No launches recorded in {launch_log.path()}.")
         return Exit.DONE
     rows = [("submitted", "run", "scheduler", "nodes", "state", "handle")]
     for launch in launches[-arguments.n :]:

@@ -1,8 +1,8 @@
-"""Print the Kubernetes objects of a run, as `kubectl apply -f -` takes them.
+"""Print the Kubernetes objects of a run, for `kubectl apply -f -`.
 
-The first name is an overlay of k8s/, further ones are components to add to it. Or the first is
-one of isorun's TorchX components, and the rest its arguments: what the scheduler kubernetes_job
-would submit. Warnings go to standard error.
+The first name is an overlay in k8s/, and further names are components to add to it. Or the first
+name is a TorchX component of isorun, followed by its arguments: this prints what the scheduler
+kubernetes_job would submit. Warnings go to standard error.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from train.exits import Exit
+from launch.contract import Exit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.usage = (
-        "python -m launch render OVERLAY [COMPONENT ...] [--set KEY=VALUE ...] [-- COMMAND ...]\n"
-        "       python -m launch render isorun.fit [--cfg KEY=VALUE,...] [ARGUMENT ...]"
+        "%(prog)s OVERLAY [COMPONENT ...] [--set KEY=VALUE ...] [-- COMMAND ...]\n"
+        "       %(prog)s isorun.fit [--cfg KEY=VALUE,...] [ARGUMENT ...]"
     )
     parser.add_argument(
         "names", nargs=argparse.REMAINDER, metavar="NAME", help="an overlay, then components"

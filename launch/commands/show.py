@@ -1,4 +1,4 @@
-"""Print all that is known of one launch: who, where, from which code, and what was submitted."""
+"""Print everything recorded about one launch: the job, the code, and what was submitted."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import argparse
 import json
 import shlex
 
-from launch.history.launches import Launch, find
-from train.exits import Exit
+from launch.contract import Exit
+from launch.history.launches import Launch, find_launch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     add_run_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print the ledger's lines instead")
+    parser.add_argument(
+        "--json", action="store_true", help="print the lines of the launch log instead"
+    )
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    """``RUN``, by which commands are told which launch is meant."""
+    """Adds ``RUN``, which selects a launch."""
     parser.add_argument(
         "run_name",
         metavar="RUN",
-        help="a run's id or its beginning, a job's name or handle; the newest launch is meant",
+        help="run id or its beginning, job name or handle; of several launches the newest is used",
     )
 
 
 def run(arguments: argparse.Namespace) -> Exit:
     """Prints it."""
-    launch = find(arguments.run_name)
+    launch = find_launch(arguments.run_name)
     if arguments.json:
         print(json.dumps({"submitted": launch.line, "ended": launch.end}, indent=1))
         return Exit.DONE
@@ -41,7 +43,11 @@ def run(arguments: argparse.Namespace) -> Exit:
 def _facts(launch: Launch, state: str) -> list[tuple[str, str]]:
     line = launch.line
     git = line["git"]
-    code = f"{git['commit']}{', with changes' if git['dirty'] else ''}" if git else "no git commit"
+    code = (
+        f"{git['commit']}{', with uncommitted changes' if git['dirty'] else ''}"
+        if git
+        else "no git commit"
+    )
     image = line["image"]
     if line["image_digest"]:
         image += f" ({line['image_digest']})"
@@ -54,7 +60,7 @@ def _facts(launch: Launch, state: str) -> list[tuple[str, str]]:
         ("code", code),
         ("image", image),
         ("nodes", str(line["nodes"])),
-        ("run directory", str(launch.run_directory() or "not known")),
-        ("command", shlex.join(launch.training)),
+        ("run directory", str(launch.run_directory() or "unknown")),
+        ("command", shlex.join(launch.command)),
     ]
     return [*facts, *(("scheduler", note) for note in launch.notes)]

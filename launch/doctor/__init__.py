@@ -1,11 +1,12 @@
-"""What can be known to be wrong before a run: ``python -m launch.doctor -- python -m train ...``.
+"""Finds what would make a run fail before it starts: ``isorun doctor -- python -m train ...``.
 
-cli           the command line, and what the process ends with
+cli           the command line and the exit code
 examination   the order of the checks
-meeting       how the ranks find each other and exchange what they found
-checks/       the checks, by subject: those of a node for itself, and those between nodes
-findings      what a check says; table and JSON of all of them
+rendezvous    how the ranks find each other and exchange results
+checks/       the checks, by subject: those of one node, and those between nodes
+findings      the results of checks
+table         the findings as a table
 
-The doctor looks at what a training will use. So it reads the world, the config and the code's
-version by ``train``'s own functions, and starts the same kind of process group.
+The doctor checks what a training will use. So it reads the world, the config and the version of
+the code with ``train``'s own functions, and starts the same kind of process group.
 """

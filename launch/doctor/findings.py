@@ -1,4 +1,4 @@
-"""What a check says, and what all of it comes to."""
+"""Findings, the results of checks, and the exit code of all of them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from train.exits import Exit
+from launch.contract import Exit
 
 ALL_NODES = "all nodes"
 
 
 class Status(StrEnum):
-    """How a check ended; only ``FAILED`` keeps a training from being started."""
+    """The result of a check; only ``FAILED`` prevents the start of a training."""
 
     OK = "ok"
     WARNING = "warning"
@@ -26,62 +26,64 @@ class Finding:
     """One line of the table."""
 
     check: str
-    """Its subject, in a word or two."""
+    """The name of the check, one or two words."""
     status: Status
     text: str
-    """What is the case."""
+    """The fact that was found."""
     advice: str = ""
-    """What to do; empty where there is nothing to do."""
+    """What to do; empty if nothing."""
     node: str = ""
-    """Whose it is; empty until the node that found it puts its own name."""
+    """The label of the node; empty until the examination sets it."""
     code: Exit = Exit.DONE
-    """Of a failure: USAGE where a person has to change something, RETRY where a machine failed."""
+    """Of a failure: USAGE if a setting must be changed, RETRY if infrastructure failed."""
     values: dict[str, Any] = field(default_factory=dict)
-    """What was measured, with the unit in the name."""
+    """Measurements, with the unit in the name."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The finding as plain values."""
         return {**asdict(self), "status": str(self.status), "code": int(self.code)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Finding:
-        """The inverse."""
+        """The inverse of ``to_json``."""
         return cls(**{**values, "status": Status(values["status"]), "code": Exit(values["code"])})
 
 
 def ok(check: str, text: str, *, node: str = "", **values: Any) -> Finding:
-    """Nothing is wrong."""
+    """A check that passed."""
     return Finding(check, Status.OK, text, node=node, values=values)
 
 
 def skipped(check: str, text: str, *, node: str = "") -> Finding:
-    """It was not looked at, for a reason."""
+    """A check that did not run; ``text`` is the reason."""
     return Finding(check, Status.SKIPPED, text, node=node)
 
 
 def warning(check: str, text: str, advice: str, *, node: str = "", **values: Any) -> Finding:
-    """A training can run, but perhaps not well."""
+    """A training can run, but may be slow or lose something."""
     return Finding(check, Status.WARNING, text, advice, node, values=values)
 
 
-def misset(check: str, text: str, advice: str, *, node: str = "", **values: Any) -> Finding:
-    """A setting is wrong, and to try again would not help."""
+def misconfigured(check: str, text: str, advice: str, *, node: str = "", **values: Any) -> Finding:
+    """A setting is wrong: a retry does not help."""
     return Finding(check, Status.FAILED, text, advice, node, Exit.USAGE, values)
 
 
-def broken(check: str, text: str, advice: str, *, node: str = "", **values: Any) -> Finding:
-    """The machine, the network or the storage failed."""
+def infrastructure_failure(
+    check: str, text: str, advice: str, *, node: str = "", **values: Any
+) -> Finding:
+    """The machine, the network or the storage failed: a retry may help."""
     return Finding(check, Status.FAILED, text, advice, node, Exit.RETRY, values)
 
 
 def exit_code(findings: Iterable[Finding]) -> Exit:
-    """A wrong setting wins over a machine that failed: it has to be changed in any case."""
+    """0, or the code of the failures: with both kinds USAGE, since a retry alone does not help."""
     codes = {finding.code for finding in findings if finding.status is Status.FAILED}
     return next((code for code in (Exit.USAGE, Exit.RETRY) if code in codes), Exit.DONE)
 
 
 def merged(findings: Sequence[Finding], nodes: Sequence[str]) -> list[Finding]:
-    """What several nodes say alike as one finding, in the order of the first to say it."""
+    """Combines equal findings of several nodes, in the order of their first occurrence."""
     groups: dict[tuple[Any, ...], list[Finding]] = {}
     for finding in findings:
         key = (finding.check, finding.status, finding.text, finding.advice, finding.code)
@@ -100,7 +102,8 @@ def _together(names: Sequence[str], nodes: Sequence[str]) -> str:
 
 
 def one_of_many(findings: Sequence[Finding], most: int = 4) -> list[Finding]:
-    """For people: of more than ``most`` nodes that are well in different words, only the first."""
+    """For people: of more than ``most`` nodes that pass a check with different texts, only the
+    first."""
     counts: dict[str, int] = {}
     for finding in findings:
         if finding.status is Status.OK:
@@ -112,7 +115,7 @@ def one_of_many(findings: Sequence[Finding], most: int = 4) -> list[Finding]:
             if finding.check in seen:
                 continue
             seen.add(finding.check)
-            text = f"{finding.text} (and alike on {count - 1} more; --json has all)"
+            text = f"{finding.text} (and {count - 1} more nodes passed; see --json)"
             kept.append(replace(finding, text=text))
         else:
             kept.append(finding)

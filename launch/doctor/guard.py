@@ -1,4 +1,4 @@
-"""Checks that raise, or that do not end, become findings."""
+"""Runs checks with a time limit; checks that raise or do not end become findings."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from launch.doctor.findings import Finding, broken, misset
-from train.exits import RunError, first_line, is_worth_retrying
+from launch.contract import RunError, first_line, is_worth_retrying
+from launch.doctor.findings import Finding, infrastructure_failure, misconfigured
 
 Check = Callable[[], list[Finding]]
 T = TypeVar("T")
 
 
 def bounded(name: str, check: Check, seconds: float) -> list[Finding]:
-    """What ``check`` finds within ``seconds``; else what became of it."""
+    """The findings of one check, or a finding that it failed or did not end in time."""
     return bounded_together([(name, check)], seconds)
 
 
 def bounded_together(checks: Sequence[tuple[str, Check]], seconds: float) -> list[Finding]:
-    """What the checks find, run at the same time; in their order.
+    """The findings of several checks that run at the same time, in their order.
 
-    Each has a thread of its own, which is left behind if it hangs: a file system that is gone
-    lets nobody interrupt who asks for it.
+    Each runs in a thread of its own, which stays behind if it hangs: an access to a network file
+    system that is gone cannot be interrupted.
     """
     found: dict[int, list[Finding]] = {}
 
@@ -31,11 +31,11 @@ def bounded_together(checks: Sequence[tuple[str, Check]], seconds: float) -> lis
         try:
             found[number] = check()
         except RunError as error:
-            judged = broken if is_worth_retrying(error.code) else misset
-            found[number] = [judged(name, str(error), "")]
+            failed = infrastructure_failure if is_worth_retrying(error.code) else misconfigured
+            found[number] = [failed(name, str(error), "")]
         except (Exception, SystemExit) as error:
             text = f"the check itself failed: {type(error).__name__}: {first_line(error)}"
-            found[number] = [broken(name, text, "see to what it names, then start it again")]
+            found[number] = [infrastructure_failure(name, text, "fix the cause, then rerun")]
 
     threads = [
         threading.Thread(target=run, args=(number, *named), name=named[0], daemon=True)
@@ -47,17 +47,17 @@ def bounded_together(checks: Sequence[tuple[str, Check]], seconds: float) -> lis
     findings = []
     for number, (name, _) in enumerate(checks):
         threads[number].join(max(0.0, deadline - time.monotonic()))
-        late = broken(
+        late = infrastructure_failure(
             name,
-            f"it did not come to an end within {seconds:g} s",
-            "what it looks at hangs, such as a file system or a network that is gone",
+            f"timed out after {seconds:g} s",
+            "a file system or a network that it accesses does not answer",
         )
         findings += found.get(number, [late])
     return findings
 
 
 def attempt(call: Callable[[], T], seconds: float) -> tuple[T | None, str]:
-    """The result of a call into the user's code, or None and why there is none."""
+    """The result of a call into the user's code, or None and the reason."""
     results: list[T] = []
 
     def run() -> list[Finding]:

@@ -1,41 +1,43 @@
-"""Where the doctor stands, and what for."""
+"""The process that runs checks, and the training that it checks for."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from train.config.load import LoadedConfig
-from train.distributed.world import World
+from launch.contract import World
+
+if TYPE_CHECKING:
+    from launch.contract import LoadedConfig
 
 Level = Literal["quick", "full"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """What the checks of one process may look at."""
+    """What the checks of one process depend on."""
 
     world: World
     level: Level
     loaded: LoadedConfig | None = None
-    """The config of the training that is to follow, if it is known."""
+    """The config of the training, if it is known."""
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     @property
     def full(self) -> bool:
-        """Whether what takes a while is looked at, too."""
+        """Whether checks that take long run, too."""
         return self.level == "full"
 
     @property
     def leads(self) -> bool:
-        """Whether this process speaks for its node."""
+        """Whether this process runs the checks of its node."""
         return self.world.local_rank == 0
 
     @property
     def node(self) -> int:
-        """The number of its node, from 0, as the launcher counts them."""
+        """The launcher's number of the node, from 0."""
         for name in ("GROUP_RANK", "SLURM_NODEID"):
             if self.environ.get(name, "").isdigit():
                 return int(self.environ[name])

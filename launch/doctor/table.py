@@ -1,4 +1,4 @@
-"""The findings for a person: a coloured table on a terminal, plain lines elsewhere."""
+"""The findings as a table: with colours on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from launch.contract import Exit
 from launch.doctor.findings import Finding, Status, exit_code, one_of_many
-from train.exits import Exit
 
 _COLOURS = {
     Status.OK: "green",
@@ -18,13 +18,13 @@ _COLOURS = {
 }
 _MEANING = {
     Exit.DONE: "the run can start",
-    Exit.USAGE: "a setting has to be changed",
+    Exit.USAGE: "a setting must be changed",
     Exit.RETRY: "the machine, the network or the storage failed",
 }
 
 
 def show(title: str, findings: Sequence[Finding]) -> None:
-    """Prints the title, a row for each finding, and what they come to, on standard output."""
+    """Prints the title, a row for each finding, and the result, on standard output."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     rows = one_of_many(findings)
@@ -33,11 +33,11 @@ def show(title: str, findings: Sequence[Finding]) -> None:
         _coloured(rows)
     else:
         _plain(rows)
-    print(summary(findings), flush=True)
+    print(result(findings), flush=True)
 
 
-def summary(findings: Sequence[Finding]) -> str:
-    """All of it in one line."""
+def result(findings: Sequence[Finding]) -> str:
+    """The counts, their meaning and the exit code in one line."""
     counts = Counter(finding.status for finding in findings)
     parts = [f"{counts[status]} {status}" for status in reversed(Status) if counts[status]]
     code = exit_code(findings)
@@ -63,8 +63,8 @@ def _coloured(rows: Sequence[Finding]) -> None:
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        said = Text(row.text)
+        cell = Text(row.text)
         if row.advice:
-            said.append(f"\n-> {row.advice}", "italic")
-        table.add_row(Text(row.status, _COLOURS[row.status]), row.check, Text(row.node), said)
+            cell.append(f"\n-> {row.advice}", "italic")
+        table.add_row(Text(row.status, _COLOURS[row.status]), row.check, Text(row.node), cell)
     Console(file=sys.stdout, highlight=False).print(table)

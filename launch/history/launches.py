@@ -1,4 +1,4 @@
-"""The ledger's lines put together: each launch with what became of it."""
+"""The lines of the launch log, joined into launches with their current state."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.history import ledger
+from launch.contract import FAILURES, UsageError, did_you_mean, first_line, run_directory
+from launch.history import launch_log
 from launch.history.quietly import quietly
-from launch.training import run_directory
-from train.exits import UsageError
-from train.suggest import did_you_mean
 
 
 @dataclass
@@ -23,55 +21,55 @@ class Launch:
     """One launch."""
 
     line: dict[str, Any]
-    """What was recorded at its submission."""
+    """The line of its submission."""
     end: dict[str, Any] | None = None
-    """What was recorded at its end."""
+    """The line of its end."""
     notes: list[str] = field(default_factory=list)
-    """What the scheduler says of it, once it was asked, or said of it when it had ended."""
+    """What the scheduler reports about it, after ``refresh``."""
 
     @property
     def handle(self) -> str:
-        """TorchX's name for the job."""
+        """The app handle, TorchX's name for the job."""
         return str(self.line["handle"])
 
     @property
     def job(self) -> str:
-        """The scheduler's name for it."""
+        """The scheduler's name for the job."""
         return self.handle.rpartition("/")[2]
 
     @property
     def run_id(self) -> str:
-        """The run that it started, or went on with."""
+        """The run that it started or resumed."""
         return str(self.line["run_id"])
 
     @property
     def state(self) -> str:
-        """The final one; UNKNOWN until the scheduler was asked, and for as long as it runs."""
+        """The recorded final state; UNKNOWN if no end is recorded."""
         return str(self.end["state"]) if self.end else "UNKNOWN"
 
     @property
     def exit_code(self) -> int | None:
-        """Of the first node that says more than that it was stopped."""
-        return ledger.telling_code(self.end["exit_codes"]) if self.end else None
+        """The exit code of the first node that failed."""
+        return launch_log.first_failure_code(self.end["exit_codes"]) if self.end else None
 
     @property
     def when(self) -> str:
-        """Of its submission, in local time."""
+        """The local time of its submission."""
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.line["time"]))
 
     @property
-    def training(self) -> list[str]:
-        """The command under the agent."""
+    def command(self) -> list[str]:
+        """The command that the agent runs."""
         words = [str(word).replace("$$", "$") for word in self.line["command"]]
         return words[words.index("--") + 1 :] if "--" in words else words
 
     def run_directory(self) -> Path | None:
-        """Where its run writes, if that can be told from here."""
+        """The run directory; None if it cannot be determined on this machine."""
         here = Path.cwd()
         try:
-            # Config files and run.dir may be relative to where it was submitted.
+            # Config files and run.dir may be relative to the submitting directory.
             os.chdir(self.line["directory"])
-            found = run_directory(self.training)
+            found = run_directory(self.command)
             return Path(self.line["directory"]) / found if found else None
         except OSError:
             return None
@@ -79,10 +77,10 @@ class Launch:
             os.chdir(here)
 
     def failures(self) -> list[dict[str, Any]]:
-        """The agents' records of failures of this launch, the oldest first."""
+        """The failure records that agents wrote during this launch, the oldest first."""
         directory = self.run_directory()
         found = []
-        for file in sorted((directory / "failures").glob("*.json")) if directory else []:
+        for file in sorted((directory / FAILURES).glob("*.json")) if directory else []:
             with suppress(OSError, ValueError):
                 record = json.loads(file.read_text(encoding="utf-8"))
                 if self.line["time"] <= record["time"] <= (self.end or {}).get("time", time.time()):
@@ -90,10 +88,10 @@ class Launch:
         return found
 
     def refresh(self) -> str:
-        """The state now; asks the scheduler, unless the end is known."""
+        """The current state; asks the scheduler, unless the end is recorded."""
         if self.end:
-            found = ledger.Said(self.end.get("message", ""), tuple(self.end.get("replicas", ())))
-            self.notes = found.lines
+            replicas = tuple(self.end.get("replicas", ()))
+            self.notes = launch_log.StatusText(self.end.get("message", ""), replicas).lines
             return self.state
         if self.line["scheduler"] == "local_cwd":
             return self._local_state()
@@ -103,37 +101,34 @@ class Launch:
 
                 with get_runner() as runner:
                     status = runner.status(self.handle)
-        except Exception as error:  # whatever a cluster's client raises
-            text = str(error).strip().splitlines()
-            self.notes.append(
-                f"{self.line['scheduler']} cannot be asked: {(text or [repr(error)])[0]}"
-            )
+        except Exception as error:  # the clients of clusters raise many kinds
+            self.notes.append(f"{self.line['scheduler']} does not answer: {first_line(error)}")
             return "UNKNOWN"
         if status is None:
-            self.notes.append(f"{self.line['scheduler']} knows it no longer")
+            self.notes.append(f"{self.line['scheduler']} no longer has this job")
             return "GONE"
-        self.notes += ledger.said(status.msg, status.roles).lines
-        if status.state.name in ledger.FINAL:  # asking has recorded it
+        self.notes += launch_log.StatusText.of(status.msg, status.roles).lines
+        if status.state.name in launch_log.FINAL:  # the scheduler has recorded it
             unknown = {"time": time.time(), "state": status.state.name, "exit_codes": []}
-            ends = (x for x in ledger.read() if x["event"] == "ended")
+            ends = (x for x in launch_log.read() if x["event"] == "ended")
             self.end = next((x for x in ends if x.get("handle") == self.handle), unknown)
         return str(status.state.name)
 
     def _local_state(self) -> str:
-        """Such a job ends with the command that submitted it."""
+        """A job of local_cwd ends with the command that submitted it."""
         if self.line["host"] != socket.gethostname():
             return "UNKNOWN"
         with suppress(OSError):
             if b"torchx" in Path(f"/proc/{self.line['pid']}/cmdline").read_bytes():
                 return "RUNNING"
-        self.notes.append("the command that it ran under was killed")
+        self.notes.append("the `torchx run` that started it was killed")
         return "LOST"
 
 
 def all_launches() -> list[Launch]:
-    """The oldest first."""
+    """All launches, the oldest first."""
     found: dict[str, Launch] = {}
-    for line in ledger.read():
+    for line in launch_log.read():
         if line.get("event") == "submitted":
             found[line["handle"]] = Launch(line)
         elif line.get("event") == "ended" and line.get("handle") in found:
@@ -141,9 +136,9 @@ def all_launches() -> list[Launch]:
     return list(found.values())
 
 
-def find(word: str) -> Launch:
-    """The newest launch with this run id, handle, job id, or name, or a run id that begins so.
-    Raises UsageError."""
+def find_launch(word: str) -> Launch:
+    """The newest launch with this run id, handle, job id or name, or with a run id that starts
+    with the word. Raises UsageError."""
     launches = all_launches()
     for matches in (
         lambda x: word in (x.run_id, x.handle, x.job),
@@ -155,10 +150,10 @@ def find(word: str) -> Launch:
             return found[-1]
         if found:
             names = sorted({x.run_id for x in found})
-            raise UsageError(f"{word!r} may be any of {', '.join(names)}; name one of them.")
+            raise UsageError(f"{word!r} matches {', '.join(names)}; give one of these.")
     names = [launch.run_id for launch in launches]
     hint = did_you_mean(word, names)
     raise UsageError(
-        f"{word!r} is no launch in {ledger.path()}"
-        + (hint if hint != "." else "; `python -m launch history` lists all.")
+        f"There is no launch {word!r} in {launch_log.path()}"
+        + (hint if hint != "." else "; list all with `isorun history`.")
     )

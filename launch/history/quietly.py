@@ -1,4 +1,4 @@
-"""TorchX talks while it works; a question to a scheduler should not."""
+"""Silences TorchX while it is asked for the state of a job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No log lines and no warnings in here."""
+    """Suppresses log messages and warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a cluster has seen anything."""
+"""Finds errors in the objects of a run before they reach a cluster."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from launch import deadlines
+from launch.agent_command import options_of, variable
+from launch.contract import STOP_DEADLINE, UsageError
 from launch.kubernetes.values import number
 from launch.secrets import is_secret
-from train.exits import UsageError
 
 Object = dict[str, Any]
 WORKLOADS = ("Job", "JobSet", "TrainJob")
-_LONGEST = 63  # of a label's value and of a host's name
+_MAX_HOST_NAME = 63  # characters, also of a label's value
+# What each kind puts between the name of the object and the number of the pod.
 _INFIX = {"JobSet": "-node-0", "TrainJob": "-node-0", "batch.volcano.sh/v1alpha1": "-node"}
 
 
 def check(objects: Sequence[Object], asked_deadline: float | None = None) -> list[str]:
-    """Raises UsageError for what cannot work, returns warnings of what may not;
-    ``asked_deadline`` is the stop.deadline that the run's own config asks for, in seconds."""
+    """Raises UsageError for errors, and returns warnings. ``asked_deadline`` is the stop.deadline
+    in the run's own config, in seconds."""
     warnings: list[str] = []
     for owner in objects:
         if owner["kind"] in WORKLOADS:
@@ -36,30 +39,28 @@ def check(objects: Sequence[Object], asked_deadline: float | None = None) -> lis
 
 
 def name(given: str) -> None:
-    """That objects of the cluster may be called this. Raises UsageError."""
+    """Checks the name of a run's objects. Raises UsageError."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", given):
         raise UsageError(
-            f"The name of the run is {given!r}, but in a cluster names consist of lower-case "
-            "letters, digits and -, a letter first; choose another."
+            f"The name of the run is {given!r}, but a name in a cluster has only lower-case "
+            "letters, digits and -, and starts with a letter; choose another name."
         )
 
 
 def training(command: Sequence[str], world_size: int | None) -> float | None:
-    """Checks the config of a training command by the training's own schema, if it can be read
-    here: its files may be in the image only. Returns the stop.deadline that it asks for, if it
-    does. Raises UsageError."""
-    from launch.training import training_config
-    from train.config.load import check as check_config
+    """Checks the config of a training command, unless its files exist only in the image. Returns
+    the stop.deadline in the config, if it is set. Raises UsageError."""
+    from launch.contract import check_config, train_arguments, training_config
 
     if not all(Path(word).is_file() for word in _files(command)):
         return None
     loaded = training_config(command)
     if loaded is None:
         return None
-    if ("train", "fit") in pairwise(command):  # only training shares a batch out
+    if (train_arguments(command) or ("",))[0] == "fit":  # other commands do not divide the batch
         check_config(loaded.config, loaded.composed, world_size or 1)
-    said = loaded.composed.values.get("stop")
-    asked = said.get("deadline") if isinstance(said, dict) else None
+    given = loaded.composed.values.get("stop")
+    asked = given.get("deadline") if isinstance(given, dict) else None
     return float(asked) if asked is not None else None
 
 
@@ -68,22 +69,24 @@ def _files(words: Sequence[str]) -> list[str]:
 
 
 def seconds(value: Any, what: str) -> int:
-    """A whole number of seconds, at least one. Raises UsageError."""
+    """A whole number of seconds of at least 1. Raises UsageError."""
     text = str(value)
     if not text.isdigit() or int(text) < 1:
-        raise UsageError(f"{what} must be whole seconds, at least 1, but is {text!r}.")
+        raise UsageError(
+            f"{what} must be a whole number of seconds of at least 1, but is {text!r}."
+        )
     return int(text)
 
 
 def pods(objects: Sequence[Object]) -> Iterator[tuple[Object, dict[str, Any]]]:
-    """Every pod that would come of these objects, with the object that makes it."""
+    """The spec of each pod template, with the object that contains it."""
     for owner in objects:
         for template in _templates(owner):
             yield owner, template["spec"]
 
 
 def _templates(values: Any) -> Iterator[dict[str, Any]]:
-    """Whatever looks like a pod template, wherever an object keeps it."""
+    """The pod templates anywhere in an object."""
     if isinstance(values, dict):
         spec = values.get("spec")
         if isinstance(spec, dict) and "containers" in spec:
@@ -100,11 +103,11 @@ def _host_names(owner: Object) -> None:
     given = owner["metadata"]["name"]
     infix = _INFIX.get(owner["kind"]) or _INFIX.get(owner["apiVersion"], "")
     longest = f"{given}{infix}-{_pods_of(owner) - 1}"
-    if len(longest) > _LONGEST:
+    if len(longest) > _MAX_HOST_NAME:
         raise UsageError(
-            f"The name of the run is {given!r}, which makes the last pod {longest!r}, of "
-            f"{len(longest)} characters, but host names have at most {_LONGEST}; choose one "
-            f"that is {len(longest) - _LONGEST} shorter."
+            f"The name of the run is {given!r}, so the last pod is {longest!r} with "
+            f"{len(longest)} characters, but host names have at most {_MAX_HOST_NAME}; choose a "
+            f"name that is shorter by {len(longest) - _MAX_HOST_NAME}."
         )
 
 
@@ -122,10 +125,10 @@ def _secrets(owner: Object, container: dict[str, Any]) -> None:
         if is_secret(item["name"]) and item.get("value"):
             key = item["name"].lower().replace("_", "-")
             raise UsageError(
-                f"The environment variable {item['name']} would stand in plain text in the "
-                f"{owner['kind']} {owner['metadata']['name']}, for all to read who may look at "
-                "it; put it into a Secret (kubectl create secret generic NAME "
-                f"--from-literal={key}=...) and refer to that by valueFrom.secretKeyRef, as "
+                f"The environment variable {item['name']} would be in plain text in the "
+                f"{owner['kind']} {owner['metadata']['name']}, readable by everyone who can read "
+                "that object; create a Secret (kubectl create secret generic NAME "
+                f"--from-literal={key}=...) and refer to it with valueFrom.secretKeyRef, as "
                 "k8s/components/wandb-secret does."
             )
 
@@ -134,45 +137,35 @@ def _image(image: str) -> list[str]:
     if re.search(r"@sha256:[0-9a-f]{64}$", image):
         return []
     return [
-        f"The image {image} has no digest: its tag may come to mean another image between two "
-        "starts of one run; name it as NAME@sha256:... (kubectl describe shows it as Image ID)."
+        f"The image {image} has no digest, so its tag may refer to another image when the run "
+        "restarts; use NAME@sha256:... (kubectl describe shows it as Image ID)."
     ]
 
 
 def _grace(pod: dict[str, Any], asked: float | None) -> None:
-    """Ranks save, the agent reports, the pod ends: each must have longer than the one before."""
+    """The ranks' deadline, the agent's timeout and the pod's grace period must increase."""
     container = pod["containers"][0]
-    env = {item["name"]: item.get("value") for item in container.get("env", [])}
+    env = {item["name"]: item.get("value") or "" for item in container.get("env", [])}
     words = [*container.get("command", []), *container.get("args", [])]
-    if "launch.agent" not in words:
+    options = options_of(words, env)
+    if options is None:
         return
     pod_seconds = float(pod.get("terminationGracePeriodSeconds", 30))
-    agent = float(_option(words, "--shutdown-timeout") or env.get("PET_SHUTDOWN_TIMEOUT") or 35)
-    ranks = float(env.get("ISORUN_STOP_DEADLINE") or agent - 5)
+    agent = options.seconds("shutdown-timeout")
+    ranks = float(env.get(STOP_DEADLINE) or deadlines.stop_deadline(agent))
     if asked is not None and asked > ranks:
         raise UsageError(
-            f"The run asks for stop.deadline={asked:g}, but pods give ranks {ranks:g} s to save "
-            "(ISORUN_STOP_DEADLINE, which wins); say so here as well: --set stopDeadline="
-            f"{math.ceil(asked)} (with TorchX: -cfg stop_deadline={math.ceil(asked)})."
+            f"The run's config has stop.deadline={asked:g}, but in the pods {STOP_DEADLINE} sets "
+            f"{ranks:g} s; add --set stopDeadline={math.ceil(asked)} (with TorchX: -cfg "
+            f"stop_deadline={math.ceil(asked)})."
         )
     if not pod_seconds > agent > ranks:
         raise UsageError(
-            f"A stop would be cut off: ranks have {ranks:g} s to save (ISORUN_STOP_DEADLINE), "
-            f"the agent waits {agent:g} s for them (PET_SHUTDOWN_TIMEOUT), and the pod is killed "
-            f"after {pod_seconds:g} s (terminationGracePeriodSeconds); each must be longer than "
-            "the one before."
+            f"The times for a stop must increase, but the ranks have {ranks:g} s to save a "
+            f"checkpoint ({STOP_DEADLINE}), the agent kills them after {agent:g} s "
+            f"({variable('shutdown-timeout')}), and the pod is killed after {pod_seconds:g} s "
+            "(terminationGracePeriodSeconds); correct the one that is too short."
         )
-
-
-def _option(words: Sequence[str], option: str) -> str | None:
-    for at, word in enumerate(words):
-        if word == "--":
-            continue
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-        if word == option and at + 1 < len(words):
-            return words[at + 1]
-    return None
 
 
 def _memory(pod: dict[str, Any]) -> None:
@@ -184,6 +177,7 @@ def _memory(pod: dict[str, Any]) -> None:
         size = inside.get("sizeLimit")
         if inside.get("medium") == "Memory" and size and number(size) >= number(limits["memory"]):
             raise UsageError(
-                f"sharedMemory is {size}, but it is a part of memory, which is "
-                f"{limits['memory']}: a process that fills it would be killed; make it smaller."
+                f"sharedMemory is {size}, but /dev/shm counts toward memory, which is "
+                f"{limits['memory']}: a process that fills it would be killed; make sharedMemory "
+                "smaller than memory."
             )

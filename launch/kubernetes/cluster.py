@@ -1,4 +1,4 @@
-"""What is asked of a cluster, by its API; errors are told as the user's, or as worth a retry."""
+"""Requests to a cluster's API; its errors become UsageError or RetryError."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from train.exits import RetryError, RunError, UsageError
+from launch.contract import RetryError, RunError, UsageError
 
 Object = dict[str, Any]
 JOBSET = {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"}
-# Kinds that runs of a namespace share: made if they are not there, and never removed. A ConfigMap
-# is named by its content, and a CronJob serves the whole volume.
+# Kinds that the runs of a namespace share: created if missing, and never deleted. The name of a
+# ConfigMap contains a hash of its content, and a CronJob serves the whole volume.
 SHARED = ("ServiceAccount", "PersistentVolumeClaim", "ConfigMap", "CronJob")
 _CALLS = {
     "ServiceAccount": ("CoreV1Api", "service_account"),
@@ -25,11 +25,11 @@ _CALLS = {
     "CronJob": ("BatchV1Api", "cron_job"),
     "Job": ("BatchV1Api", "job"),
 }
-_SECONDS = (10, 60)  # to connect, and between two bytes of an answer
+_SECONDS = (10, 60)  # time-outs: to connect, and between two bytes of a response
 
 
 class Cluster:
-    """One namespace of a cluster, as the kubeconfig names it."""
+    """One namespace of a cluster."""
 
     def __init__(self, client: Any, namespace: str) -> None:
         self._client = client
@@ -41,8 +41,8 @@ class Cluster:
         return getattr(client, name)(self._client)
 
     def submit(self, objects: Sequence[Object], workload: Object) -> None:
-        """Makes what is shared, then the workload, then what belongs to it and goes with it.
-        Raises UsageError or RetryError; then nothing of the run is left behind."""
+        """Creates shared objects, then the workload, then the objects that it owns. Raises
+        UsageError or RetryError; the workload is deleted then."""
         for made in objects:
             if made["kind"] in SHARED:
                 self._create(made, may_exist=True)
@@ -66,7 +66,7 @@ class Cluster:
         from kubernetes.client.rest import ApiException
 
         name = made["metadata"]["name"]
-        with _told(f"make the {made['kind']} {name} in the namespace {self.namespace}"):
+        with _translated(f"create the {made['kind']} {name} in the namespace {self.namespace}"):
             try:
                 if made["kind"] == "JobSet":
                     return self._custom("create_namespaced_custom_object", body=made)
@@ -78,8 +78,8 @@ class Cluster:
                 raise
 
     def _call(self, api: str, method: str, *arguments: Any, **more: Any) -> Object:
-        """One request. The answer is taken as it comes: the client's own types refuse what a
-        server of another version says."""
+        """One request. Returns the response as plain JSON: the client's types reject responses of
+        servers of other versions."""
         answer = getattr(self._api(api), method)(
             *arguments, _preload_content=False, _request_timeout=_SECONDS, **more
         )
@@ -90,9 +90,11 @@ class Cluster:
         return self._call("CustomObjectsApi", method, **JOBSET, namespace=self.namespace, **more)
 
     def find(self, name: str) -> Object | None:
-        """The Job or JobSet of this name."""
+        """The Job or JobSet with this name; None if there is none."""
         for kind in ("Job", "JobSet"):
-            with _told(f"read the {kind} {name} in the namespace {self.namespace}", missing=True):
+            with _translated(
+                f"read the {kind} {name} in the namespace {self.namespace}", missing=True
+            ):
                 return self._read(kind, name)
         return None
 
@@ -102,22 +104,22 @@ class Cluster:
         return self._call("BatchV1Api", "read_namespaced_job", name, self.namespace)
 
     def all(self, selector: str) -> list[Object]:
-        """The Jobs that nothing else has made, and the JobSets, with such labels."""
+        """The JobSets, and the Jobs without an owner, that match a label selector."""
         found: list[Object] = []
-        with _told(f"list the Jobs in the namespace {self.namespace}"):
+        with _translated(f"list the Jobs in the namespace {self.namespace}"):
             listed = self._call(
                 "BatchV1Api", "list_namespaced_job", self.namespace, label_selector=selector
             )
             jobs = [{**job, "kind": "Job"} for job in listed["items"]]
             found += [job for job in jobs if not job["metadata"].get("ownerReferences")]
-        with _told(f"list the JobSets in the namespace {self.namespace}", missing=True):
+        with _translated(f"list the JobSets in the namespace {self.namespace}", missing=True):
             listed = self._custom("list_namespaced_custom_object", label_selector=selector)
             found += [{**item, "kind": "JobSet"} for item in listed["items"]]
         return found
 
     def pods(self, name: str) -> list[Object]:
-        """The pods of a run, those that failed included, the oldest first."""
-        with _told(f"list the pods of {name} in the namespace {self.namespace}"):
+        """The pods of a run, also those that failed, the oldest first."""
+        with _translated(f"list the pods of {name} in the namespace {self.namespace}"):
             selector = f"app.kubernetes.io/instance={name}"
             listed = self._call(
                 "CoreV1Api", "list_namespaced_pod", self.namespace, label_selector=selector
@@ -126,34 +128,36 @@ class Cluster:
         return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
     def pod(self, name: str) -> Object | None:
-        """One pod; None if it is gone."""
-        with _told(f"read the pod {name} in the namespace {self.namespace}", missing=True):
+        """One pod; None if it does not exist."""
+        with _translated(f"read the pod {name} in the namespace {self.namespace}", missing=True):
             return self._call("CoreV1Api", "read_namespaced_pod", name, self.namespace)
         return None
 
     def suspend(self, kind: str, name: str, annotation: str) -> None:
-        """Ends the pods, with their grace period, and keeps the object, marked as cancelled."""
+        """Suspends a workload, so that its pods end, and annotates it as cancelled."""
         body = {"metadata": {"annotations": {annotation: "true"}}, "spec": {"suspend": True}}
-        with _told(f"stop the {kind} {name} in the namespace {self.namespace}", missing=True):
+        with _translated(f"stop the {kind} {name} in the namespace {self.namespace}", missing=True):
             if kind == "JobSet":
                 self._custom("patch_namespaced_custom_object", name=name, body=body)
             else:
                 self._call("BatchV1Api", "patch_namespaced_job", name, self.namespace, body)
 
     def delete(self, kind: str, name: str) -> None:
-        """Removes the object, and with it its pods and all that belongs to it."""
+        """Deletes an object, its pods and all objects that it owns."""
         how = {"propagation_policy": "Foreground"}
-        with _told(f"delete the {kind} {name} in the namespace {self.namespace}", missing=True):
+        with _translated(
+            f"delete the {kind} {name} in the namespace {self.namespace}", missing=True
+        ):
             if kind == "JobSet":
                 self._custom("delete_namespaced_custom_object", name=name, **how)
             else:
                 self._call("BatchV1Api", "delete_namespaced_job", name, self.namespace, **how)
 
     def log(self, pod: str, container: str, *, follow: bool, since: int | None) -> Iterator[str]:
-        """The lines of a pod's log, each with its time before it; ``since`` in seconds ago."""
+        """The lines of a pod's log, each after its timestamp, from the last ``since`` seconds."""
         more = {"since_seconds": since} if since else {}
-        # Silence is no error while following: training may say nothing for long.
-        with _told(f"read the log of the pod {pod}", missing=True):
+        # No read time-out while following: a training may log nothing for a long time.
+        with _translated(f"read the log of the pod {pod}", missing=True):
             answer = self._api("CoreV1Api").read_namespaced_pod_log(
                 pod, self.namespace, container=container, follow=follow, timestamps=True,
                 _preload_content=False, _request_timeout=(_SECONDS[0], None if follow else 60),
@@ -166,8 +170,8 @@ class Cluster:
 
 
 def connect(namespace: str | None = None) -> Cluster:
-    """The cluster that the kubeconfig names, or the one that this process runs in; the namespace
-    is by default that of the context. Raises UsageError."""
+    """The cluster of the kubeconfig's context, or the one that this process runs in. The default
+    namespace is the context's. Raises UsageError."""
     from kubernetes import client, config
 
     try:
@@ -177,15 +181,15 @@ def connect(namespace: str | None = None) -> Cluster:
             config.load_incluster_config()
         except config.ConfigException:
             raise UsageError(
-                f"There is no cluster to talk to: {str(error).rstrip('.')}; set KUBECONFIG to a "
-                "file that names one, as kubectl reads it."
+                f"No cluster is configured: {str(error).rstrip('.')}; set KUBECONFIG to a "
+                "kubeconfig file."
             ) from None
         made = client.ApiClient()
     return Cluster(made, namespace or current_namespace())
 
 
 def current_namespace() -> str:
-    """That of the kubeconfig's context; `default` where there is none."""
+    """The namespace of the kubeconfig's context, or `default`."""
     from kubernetes import config
 
     try:
@@ -196,7 +200,7 @@ def current_namespace() -> str:
 
 
 def _kubeconfig() -> str:
-    """As kubectl finds it; the library looks at the environment only once, when imported."""
+    """The path of the kubeconfig. The client library reads the variable only when imported."""
     return os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
 
 
@@ -210,8 +214,8 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
 
 
 @contextmanager
-def _told(what: str, *, missing: bool = False) -> Iterator[None]:
-    """Errors of the client's as ours; with ``missing``, what is not there is passed over."""
+def _translated(what: str, *, missing: bool = False) -> Iterator[None]:
+    """Translates the client's errors; with ``missing``, a 404 response is ignored."""
     from kubernetes.client.rest import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -223,22 +227,22 @@ def _told(what: str, *, missing: bool = False) -> Iterator[None]:
         raise _error(what, error) from None
     except HTTPError as error:
         raise RetryError(
-            f"The cluster cannot be reached to {what} ({getattr(error, 'reason', error)}); see to "
-            "the network or the kubeconfig, then try again."
+            f"The cluster could not be reached to {what}: {getattr(error, 'reason', error)}; check "
+            "the network and the kubeconfig, then retry."
         ) from None
 
 
 def _error(what: str, error: Any) -> RunError:
     try:
-        said = str(json.loads(error.body)["message"]).rstrip(".")
+        reason = str(json.loads(error.body)["message"]).rstrip(".")
     except (TypeError, ValueError, KeyError):
-        said = str(error.reason)
+        reason = str(error.reason)
     if error.status in (408, 429) or error.status >= 500:
-        return RetryError(f"The cluster did not {what}: {said}; try again later.")
+        return RetryError(f"The cluster failed to {what}: {reason}; retry later.")
     advice = {
-        401: "log in to the cluster anew",
-        403: "ask for the right to do so, or change what the cluster's policy refuses",
-        404: "is the namespace there, and the controller for such objects installed?",
-        409: "delete it, or choose another name",
-    }.get(error.status, "correct it")
-    return UsageError(f"The cluster refused to {what}: {said}; {advice}.")
+        401: "log in to the cluster again",
+        403: "ask for this permission, or change what the cluster's policy rejects",
+        404: "check that the namespace exists and that the controller for this kind is installed",
+        409: "delete the existing object, or choose another name",
+    }.get(error.status, "correct the object")
+    return UsageError(f"The cluster refused to {what}: {reason}; {advice}.")

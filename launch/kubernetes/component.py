@@ -1,26 +1,27 @@
-"""A component of isorun's as the objects that ``kubernetes_job`` would submit for it."""
+"""Renders the objects that ``kubernetes_job`` would submit for a component of isorun."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from launch.contract import UsageError, did_you_mean, import_extra
 from launch.kubernetes.rendering import Rendered
-from launch.kubernetes.scheduler import create_scheduler
-from train.exits import UsageError
-from train.suggest import did_you_mean
 
 
 def render_component(name: str, words: Sequence[str]) -> Rendered:
-    """What kubernetes_job would submit for ``isorun.fit`` and its arguments, among which
-    ``--cfg KEY=VALUE,...`` are the scheduler's options. Raises UsageError."""
-    from torchx.specs.builders import materialize_appdef
+    """The objects for a component such as ``isorun.fit`` and its arguments; ``--cfg KEY=VALUE,...``
+    among them are the scheduler's options. Raises UsageError."""
+    builders = import_extra(
+        "torchx.specs.builders", "launch", f"render {name}", "render an overlay"
+    )
 
-    from launch import components
+    from launch.kubernetes.scheduler import create_scheduler
+    from launch.torchx import components
 
     known = {f"isorun.{n}": getattr(components, n) for n in ("fit", "doctor", "sweep", "run")}
     if name not in known:
         raise UsageError(
-            f"{name!r} is not a component of isorun's{did_you_mean(name, known)} There are "
+            f"{name!r} is not a component of isorun{did_you_mean(name, known)} The components are "
             f"{', '.join(known)}."
         )
     given, cfg = list(words), ""
@@ -32,7 +33,7 @@ def render_component(name: str, words: Sequence[str]) -> Rendered:
             del given[at : at + 2]
             break
     scheduler = create_scheduler("render")
-    app = materialize_appdef(known[name], given)
+    app = builders.materialize_appdef(known[name], given)
     options = scheduler.run_opts().cfg_from_str(cfg)
     rendered: Rendered = scheduler.submit_dryrun(app, options).request.rendered
     return rendered

@@ -1,4 +1,4 @@
-"""kustomize, as its own program or as a part of kubectl."""
+"""Runs kustomize, the program itself or the one in kubectl."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from typing import Any
 
 import yaml
 
-from train.exits import UsageError
+from launch.contract import UsageError
 
 VARIABLE = "ISORUN_KUSTOMIZE"
 _HOW = (
     "install kubectl 1.27 or newer (https://kubernetes.io/docs/tasks/tools/) or kustomize 5 "
-    f"(https://kubectl.docs.kubernetes.io/installation/), or name one by {VARIABLE}"
+    f"(https://kubectl.docs.kubernetes.io/installation/), or set {VARIABLE} to the path of one"
 )
 
 
 def command() -> list[str]:
-    """The program that builds a kustomization, and its first arguments. Raises UsageError."""
+    """The start of the command that builds a kustomization. Raises UsageError."""
     named = os.environ.get(VARIABLE)
     for name in (named,) if named else ("kubectl", "kustomize"):
         if found := shutil.which(name):
             return [found, "build" if Path(name).name.startswith("kustomize") else "kustomize"]
     if named:
-        raise UsageError(f"{VARIABLE} is {named!r}, which is no program; correct or unset it.")
-    raise UsageError(f"Neither kubectl nor kustomize is there to build the manifests; {_HOW}.")
+        raise UsageError(f"{VARIABLE} is {named!r}, which is not a program; correct or unset it.")
+    raise UsageError(f"Neither kubectl nor kustomize is installed to build the manifests; {_HOW}.")
 
 
 def build(folder: Path) -> list[dict[str, Any]]:
-    """The objects of a kustomization. Raises UsageError with kustomize's own words."""
+    """The objects of a kustomization. Raises UsageError with kustomize's message."""
     words = command()
     done = subprocess.run([*words, str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UsageError(
             f"{Path(words[0]).name} could not build the manifests: {_sentence(done.stderr)}; if "
-            f"it is an old version, {_HOW}."
+            f"its version is too old, {_HOW}."
         )
     return [values for values in yaml.safe_load_all(done.stdout) if values]
 
 
 def _sentence(stderr: str) -> str:
-    """The last line, without what kubectl's log puts around it, and in one line still."""
-    line = (stderr.strip().splitlines() or ["it said nothing"])[-1]
+    """The last line, without the prefix of kubectl's log, as one line."""
+    line = (stderr.strip().splitlines() or ["no error message"])[-1]
     inner = re.search(r'err="(.*)"$', line)
     text = re.sub(r"\\+(n|\")", lambda m: " " if m[1] == "n" else '"', inner[1]) if inner else line
     return text.removeprefix("error: ").rstrip(".")

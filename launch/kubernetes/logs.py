@@ -1,4 +1,4 @@
-"""The log of one node of a run, over all the pods that have been that node."""
+"""The log of one node of a run, from all of its pods: a restarted node has several."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+from launch.contract import RetryError
 from launch.kubernetes import state
 from launch.kubernetes.cluster import Cluster
-from train.exits import RetryError
 
 Object = dict[str, Any]
 _POLL = 1.0  # seconds
-# So much is read again after a connection broke: the clocks of this machine and of a node differ.
+# How much is read again after a lost connection: the clocks of this machine and of a node differ.
 _OVERLAP = timedelta(minutes=1)
 
 
@@ -25,18 +25,18 @@ def follow(
     since: datetime | None = None,
     to_the_end: bool = True,
 ) -> Iterator[str]:
-    """The lines of a node's pods, one pod after another; with ``to_the_end``, until the job is
-    over, through restarts and through connections that break. Raises RetryError."""
+    """The lines of a node's pods, one pod after another; with ``to_the_end``, until the job has
+    ended, across restarts and lost connections. Raises RetryError."""
     read: set[str] = set()
     while True:
-        # Asked before the pods are looked at: no pod comes into being after the job is over.
-        over = _is_over(cluster, name) or not to_the_end
+        # Read before the pods: no pod is created after the job has ended.
+        over = _has_ended(cluster, name) or not to_the_end
         pods = [p for p in cluster.pods(name) if state.node(p) == node]
         unread = [p for p in pods if p["metadata"]["uid"] not in read and state.has_started(p)]
         for pod in unread:
             if read:
                 host = pod["spec"].get("nodeName")
-                yield f"isorun: started again as pod {pod['metadata']['name']} on {host}\n"
+                yield f"isorun: restarted as pod {pod['metadata']['name']} on {host}\n"
             read.add(pod["metadata"]["uid"])
             yield from _pod(cluster, pod, since, to_the_end=to_the_end)
         if over and not unread:
@@ -48,9 +48,9 @@ def follow(
 def _pod(
     cluster: Cluster, pod: Object, since: datetime | None, *, to_the_end: bool
 ) -> Iterator[str]:
-    """A pod's lines, once each, in the order in which the cluster has them: their times need not
-    be in order. A connection may break while the pod goes on; the next one begins some time before
-    that, and what was read already is passed over."""
+    """A pod's lines, each once, in the cluster's order: timestamps need not be in order. If a
+    connection is lost while the pod runs, the next one starts some time earlier, and lines that
+    were read are skipped."""
     name, read = pod["metadata"]["name"], _Read()
     over = not to_the_end
     while True:
@@ -72,13 +72,13 @@ def _pod(
             return
         over = state.has_ended(now)
         if over and not broke:
-            return  # else its last lines are still to be read
+            return  # after a lost connection the last lines are read again
         read.again()
         time.sleep(_POLL)
 
 
 class _Read:
-    """What was read of a log, to know the rest of it when it is read again."""
+    """How far a log was read, to skip that part when it is read again."""
 
     def __init__(self) -> None:
         self.newest: datetime | None = None
@@ -86,12 +86,12 @@ class _Read:
         self._until: tuple[str, datetime] | None = None
 
     def again(self) -> None:
-        """The log is read anew, from some line before the last one."""
+        """The log is read again, from a line before the last one."""
         self._until = (self._last, self.newest) if self.newest else None
 
     def is_new(self, line: str, when: datetime | None) -> bool:
-        """Whether a line of that time comes after what was read. That ends with the last line;
-        which may be gone by now, so that a later time is its end as well."""
+        """Whether a line with this timestamp comes after the lines that were read: after the last
+        of them, or, since that line may be gone, with a later timestamp."""
         if self._until:
             last, newest = self._until
             if line == last:
@@ -107,8 +107,7 @@ class _Read:
 
 
 def _time(line: str) -> datetime | None:
-    """What the cluster puts before a line, to the microsecond; None before words of its own, such
-    as that the log is gone."""
+    """The timestamp before a line; None if there is none, as in messages of the cluster itself."""
     try:
         when = datetime.fromisoformat(line.partition(" ")[0])
     except ValueError:
@@ -117,13 +116,13 @@ def _time(line: str) -> datetime | None:
 
 
 def _seconds_ago(when: datetime | None) -> int | None:
-    """Rounded up, and never none: the cluster refuses 0."""
+    """Rounded up, at least 1: the API rejects 0."""
     if when is None:
         return None
     return max(1, int((datetime.now(when.tzinfo) - when).total_seconds()) + 1)
 
 
-def _is_over(cluster: Cluster, name: str) -> bool:
+def _has_ended(cluster: Cluster, name: str) -> bool:
     from torchx.specs import is_terminal
 
     job = cluster.find(name)

@@ -1,4 +1,4 @@
-"""The templates: where they are, and what an overlay or a component says of itself."""
+"""Reads the templates under k8s/: overlays and components."""
 
 from __future__ import annotations
 
@@ -9,37 +9,36 @@ from typing import Any
 
 import yaml
 
-from train.exits import UsageError
-from train.suggest import did_you_mean
+from launch.contract import UsageError, did_you_mean
 
-RUN = "run"  # the component that puts a run's values in place; the last of those before conversions
+RUN = "run"  # the component that applies the values of run.yaml
 
 
 @cache
 def root() -> Path:
-    """The directory k8s/: inside the installed package, or in the sources beside it."""
+    """The directory k8s/: in the installed package, or in the source tree."""
     here = Path(__file__).parent
     for place in (here / "k8s", here.parents[1] / "k8s"):
         if (place / "base" / "kustomization.yaml").is_file():
             return place
     raise UsageError(
         f"The Kubernetes templates are neither in {here / 'k8s'} nor in {here.parents[1] / 'k8s'}; "
-        "install isorun anew."
+        "reinstall isorun."
     )
 
 
 @cache
 def names(kind: str) -> list[str]:
-    """All there are: ``kind`` is overlays or components."""
+    """The names of all overlays or components; ``kind`` is overlays or components."""
     return sorted(p.parent.name for p in (root() / kind).glob("*/kustomization.yaml"))
 
 
 def check(kind: str, name: str) -> str:
-    """The name, if there is one like it. Raises UsageError."""
+    """Returns the name if it exists. Raises UsageError."""
     if name not in names(kind):
         what = {"overlays": "an overlay", "components": "a component"}[kind]
         raise UsageError(
-            f"{name!r} is not {what}{did_you_mean(name, names(kind))} There are "
+            f"{name!r} is not {what}{did_you_mean(name, names(kind))} The {kind} are "
             f"{', '.join(names(kind))}."
         )
     return name
@@ -47,7 +46,7 @@ def check(kind: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Overlay:
-    """An overlay's own two files, read."""
+    """The two files of an overlay."""
 
     name: str
     kustomization: dict[str, Any]
@@ -55,11 +54,11 @@ class Overlay:
 
     @property
     def components(self) -> list[str]:
-        """By name, in order."""
+        """The names of its components, in order."""
         return [Path(path).name for path in self.kustomization["components"]]
 
     def files(self, config_map: str) -> set[str]:
-        """The names of the files in a ConfigMap that it generates."""
+        """The names of the files in a generated ConfigMap."""
         made = self.kustomization.get("configMapGenerator", [])
         words = [word for m in made if m["name"] == config_map for word in m.get("files", [])]
         return {
@@ -69,14 +68,14 @@ class Overlay:
 
 
 def overlay(name: str) -> Overlay:
-    """Reads an overlay. Raises UsageError if there is none of this name."""
+    """Reads an overlay. Raises UsageError if there is no such overlay."""
     folder = root() / "overlays" / check("overlays", name)
     return Overlay(name, _read(folder / "kustomization.yaml"), _read(folder / "run.yaml"))
 
 
 @cache
 def needs(component: str) -> frozenset[str]:
-    """The values of run.yaml that a component puts in place."""
+    """The values of run.yaml that a component reads."""
     found = _read(root() / "components" / check("components", component) / "kustomization.yaml")
     sources = (item["source"] for item in found.get("replacements", []))
     paths = (s["fieldPath"] for s in sources if s["kind"] == "Run")
@@ -85,7 +84,7 @@ def needs(component: str) -> frozenset[str]:
 
 @cache
 def converts(component: str) -> bool:
-    """Whether it copies the finished Job, and so stands after all that change it."""
+    """Whether a component converts the Job to another kind; it must come after all others."""
     found = _read(root() / "components" / check("components", component) / "kustomization.yaml")
     sources = [item["source"] for item in found.get("replacements", [])]
     return any(source.get("fieldPath") == "spec.template" for source in sources)

@@ -1,8 +1,7 @@
-"""From an overlay, and what a launch changes in it, to the objects that a cluster is given.
+"""Renders an overlay, with the changes of a launch, to the objects for a cluster.
 
-The templates are copied, the overlay's two files are written anew with the changes in them, and
-kustomize does the rest: what comes out is what `kubectl kustomize` would make of an overlay in
-which somebody had written the same.
+The templates are copied, the two files of the overlay are written again with the changes, and
+kustomize does the rest. The result equals `kubectl kustomize` of an overlay with the same content.
 """
 
 from __future__ import annotations
@@ -16,53 +15,53 @@ from typing import Any
 
 import yaml
 
+from launch import deadlines
+from launch.agent_command import variable
+from launch.contract import STOP_DEADLINE, UsageError
 from launch.kubernetes import checks, kustomize, manifests
 from launch.kubernetes.values import Changes, apply
-from train.exits import UsageError
 
 Object = dict[str, Any]
 _JOB = {"group": "batch", "kind": "Job"}
-# These change what ``run`` has put in place, in this order.
-_LATE = (manifests.RUN, "elastic", "independent", "sweep", "openshift")
-# These make more of a plain Job than a gang, which is all that the other kinds of objects are.
+# Components that change what ``run`` has set, in the order in which they are applied.
+_AFTER_RUN = (manifests.RUN, "elastic", "independent", "sweep", "openshift")
+# Components that need a plain Job: the other kinds of objects schedule and restart a gang.
 _NO_GANG = {
-    "elastic": "lets pods come and go",
-    "independent": "lets pods fail one by one",
-    "sweep": "runs a few pods of many at a time",
+    "elastic": "lets pods join and leave",
+    "independent": "lets pods fail independently",
+    "sweep": "runs only some of its pods at a time",
 }
-# The grace chain: each has so many seconds more than the one whose end it waits for.
-_AGENT_AFTER_RANKS, _POD_AFTER_AGENT = 15, 15
 
 
 @dataclass(frozen=True)
-class Request:
-    """All that makes up a rendering."""
+class RenderRequest:
+    """The input of a rendering."""
 
     overlay: str
     changes: Changes = field(default_factory=Changes)
     add: Sequence[str] = ()
-    """Further components."""
+    """Components in addition to the overlay's."""
     leave_out: Sequence[str] = ()
+    """Components of the overlay to leave out."""
     patches: Sequence[Mapping[str, Any]] = ()
-    """Of the Job, as kustomize takes them: ``{"patch": ...}``; a mapping is merged, a list is of
-    single operations."""
+    """Strategic merge patches of the Job, or ``{"operations": [...]}`` with JSON patches."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The objects, and what their user should know."""
+    """The objects, and warnings for the user."""
 
     objects: list[Object]
     warnings: list[str]
 
     @property
     def workload(self) -> Object:
-        """The Job or what stands in its place."""
+        """The Job, JobSet or TrainJob."""
         return next(o for o in self.objects if o["kind"] in checks.WORKLOADS)
 
 
-def render(request: Request) -> Rendered:
-    """The final objects, looked over. Raises UsageError with what is wrong."""
+def render(request: RenderRequest) -> Rendered:
+    """The final objects, checked. Raises UsageError."""
     overlay = manifests.overlay(request.overlay)
     components = _components(overlay, request.add, request.leave_out)
     wanted = {key for component in components for key in manifests.needs(component)}
@@ -70,96 +69,95 @@ def render(request: Request) -> Rendered:
     checks.name(run["metadata"]["name"])
     spec = run["spec"]
     if "trials" in spec:
-        _trials(overlay, spec, request.changes)
+        _check_trials(overlay, spec, request.changes)
     processes = spec["processes"] if isinstance(spec["processes"], int) else 1
     deadline = checks.training(spec["command"], spec["nodes"] * processes)
     with tempfile.TemporaryDirectory(prefix="isorun-k8s-") as folder:
         copy = Path(folder) / "k8s"
         shutil.copytree(manifests.root(), copy)
-        here = copy / "overlays" / overlay.name
+        target = copy / "overlays" / overlay.name
         kustomization = _kustomization(overlay, components, request)
-        (here / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
-        _changes(copy / "components" / "changes", request)
-        (here / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
-        objects = kustomize.build(here)
+        (target / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+        _write_changes(copy / "components" / "changes", request)
+        (target / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
+        objects = kustomize.build(target)
     return Rendered(objects, checks.check(objects, deadline))
 
 
 def as_yaml(objects: Sequence[Object]) -> str:
-    """As kubectl reads and writes them."""
+    """The objects as one YAML text, as kubectl reads it."""
     return yaml.safe_dump_all(objects, sort_keys=True, default_flow_style=False)
 
 
 def _components(
     overlay: manifests.Overlay, add: Sequence[str], leave_out: Sequence[str]
 ) -> list[str]:
-    """Those of the overlay and those that are added: before ``run``, after it, and last the one
-    that turns the Job into something else."""
+    """The overlay's and the added components in order: those before ``run``, ``run`` and those
+    after it, and last the one that converts the Job to another kind."""
     kept = [name for name in overlay.components if name not in leave_out]
     added = [manifests.check("components", name) for name in add]
     both = list(dict.fromkeys([*kept, *added]))
     conversions = [name for name in both if manifests.converts(name)]
     if len(conversions) > 1:
         raise UsageError(
-            f"{' and '.join(conversions)} do not go together: each makes another kind of object "
-            "of the run; choose one."
+            f"The components {' and '.join(conversions)} cannot be combined: each converts the Job "
+            "to another kind; choose one."
         )
     for name in both:
         if conversions and name in _NO_GANG:
             raise UsageError(
-                f"{name} and {conversions[0]} do not go together: {name} {_NO_GANG[name]}, which a "
-                f"plain Job can do, and what {conversions[0]} makes starts, fails and ends as one; "
-                "leave one of the two out, or take an overlay that makes a Job, such as multi-node."
+                f"The components {name} and {conversions[0]} cannot be combined: {name} "
+                f"{_NO_GANG[name]}, and {conversions[0]} starts and restarts all pods together; "
+                "remove one of them, or use an overlay with a plain Job, such as multi-node."
             )
-    late = sorted((n for n in both if n in _LATE), key=_LATE.index)
+    late = sorted((n for n in both if n in _AFTER_RUN), key=_AFTER_RUN.index)
     early = [n for n in both if n not in late and n not in conversions]
     return [*early, *late, *conversions]
 
 
-def _trials(overlay: manifests.Overlay, spec: Mapping[str, Any], changes: Changes) -> None:
-    """That there is a file for each pod of a sweep, and that it does not ask for further pods."""
+def _check_trials(overlay: manifests.Overlay, spec: Mapping[str, Any], changes: Changes) -> None:
+    """Each pod of a sweep needs a file of its own, and is a node of its own."""
     if spec["nodes"] != 1:
         raise UsageError(
             f"nodes is {spec['nodes']} ({changes.origin('nodes', overlay.name)}), but each trial "
-            "of a sweep has one node; say how many run at a time by parallel, or render the trials "
-            "one by one."
+            "of a sweep has one node; set parallel to the number of trials that run at a time, or "
+            "render the trials one by one."
         )
-    there = overlay.files("trials")
-    missing = [f"{n}.yaml" for n in range(spec["trials"]) if f"{n}.yaml" not in there]
+    files = overlay.files("trials")
+    missing = [f"{n}.yaml" for n in range(spec["trials"]) if f"{n}.yaml" not in files]
     if missing:
         named = ", ".join(missing[:3]) + (" ..." if missing[3:] else "")
         raise UsageError(
             f"trials is {spec['trials']} ({changes.origin('trials', overlay.name)}), but the "
-            f"overlay {overlay.name} has no {named} among its trials; write what is missing and "
-            "name it in the overlay's kustomization.yaml, or make trials smaller: it has "
-            f"{len(there)}."
+            f"overlay {overlay.name} has only {len(files)} trials, and no {named}; add the files "
+            "and list them in the overlay's kustomization.yaml, or decrease trials."
         )
 
 
 def _kustomization(
-    overlay: manifests.Overlay, components: Sequence[str], request: Request
+    overlay: manifests.Overlay, components: Sequence[str], request: RenderRequest
 ) -> dict[str, Any]:
     at = next((i for i, c in enumerate(components) if manifests.converts(c)), len(components))
     paths = [f"../../components/{c}" for c in (*components[:at], "changes", *components[at:])]
     made = {**overlay.kustomization, "components": paths}
-    if "pvc" in request.leave_out:  # the claim, which an overlay may patch, is not there
+    if "pvc" in request.leave_out:  # the overlay's patches are for the claim
         made.pop("patches", None)
     if request.changes.namespace:
         made["namespace"] = request.changes.namespace
     return made
 
 
-def _changes(folder: Path, request: Request) -> None:
-    """A component for what no value of run.yaml can say."""
+def _write_changes(folder: Path, request: RenderRequest) -> None:
+    """Writes a component with the changes that are not values of run.yaml."""
     patches = [*map(dict, request.patches)]
     container: dict[str, Any] = {"name": "train"}
     env = dict(request.changes.env)
     pod: dict[str, Any] = {"containers": [container]}
     if change := request.changes.stop_deadline:
         seconds = checks.seconds(change.value, f"stopDeadline ({change.origin})")
-        agent = seconds + _AGENT_AFTER_RANKS
-        env |= {"ISORUN_STOP_DEADLINE": str(seconds), "PET_SHUTDOWN_TIMEOUT": str(agent)}
-        pod["terminationGracePeriodSeconds"] = agent + _POD_AFTER_AGENT
+        timeout = seconds + deadlines.POD_AGENT_AFTER_RANKS
+        env |= {STOP_DEADLINE: str(seconds), variable("shutdown-timeout"): str(timeout)}
+        pod["terminationGracePeriodSeconds"] = timeout + deadlines.POD_AFTER_AGENT
     if env:
         container["env"] = [{"name": k, "value": v} for k, v in env.items()]
         patches.insert(0, {"spec": {"template": {"spec": pod}}})

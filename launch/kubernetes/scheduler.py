@@ -1,12 +1,12 @@
-"""TorchX's scheduler `kubernetes_job`: plain Kubernetes, an Indexed Job with a headless Service, or
-a JobSet; no Volcano. What it submits comes from the templates that `kubectl kustomize` reads."""
+"""The TorchX scheduler `kubernetes_job`: an Indexed Job with a headless Service, or a JobSet, made
+from the templates under k8s/. It needs no Volcano."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, List  # noqa: UP035 - the spelling that 0.7.0 knows
+from typing import Any, List  # noqa: UP035 - TorchX 0.7.0 needs this spelling
 
 from torchx.schedulers.api import (
     DescribeAppResponse,
@@ -17,34 +17,33 @@ from torchx.schedulers.api import (
 )
 from torchx.specs import AppDef, AppDryRunInfo, runopts
 
-from launch.kubernetes import app as apps
-from launch.kubernetes import logs, state
+from launch.contract import UsageError
+from launch.kubernetes import from_torchx, logs, state
 from launch.kubernetes.cluster import Cluster, connect, current_namespace
 from launch.kubernetes.rendering import Rendered, as_yaml, render
-from train.exits import UsageError
 
 NAME = "kubernetes_job"
 _OURS = "app.kubernetes.io/name=isorun"
 _QUEUED = "kueue.x-k8s.io/queue-name"
 # Option, type, default, help.
 _OPTIONS: list[tuple[str, type, Any, str]] = [
-    ("namespace", str, None, "namespace; by default that of the kubeconfig's context"),
-    ("overlay", str, "multi-node", "overlay of k8s/ that says what the app does not"),
-    ("components", List[str], None, "components of k8s/ to add, with ; between"),  # noqa: UP006
-    ("queue", str, None, "Kueue LocalQueue, with the component kueue; Volcano queue"),
+    ("namespace", str, None, "namespace; default: that of the kubeconfig's context"),
+    ("overlay", str, "multi-node", "overlay in k8s/, for everything that the app does not set"),
+    ("components", List[str], None, "components in k8s/ to add, separated by ;"),  # noqa: UP006
+    ("queue", str, None, "Kueue LocalQueue (with the component kueue), or Volcano queue"),
     ("queue_priority", str, None, "Kueue WorkloadPriorityClass; adds the component kueue"),
-    ("topology", str, None, "Kueue topology level that pods share if possible"),
+    ("topology", str, None, "Kueue topology level that all pods should share"),
     ("priority_class", str, None, "PriorityClass of the pods"),
-    ("stop_deadline", int, None, "seconds that ranks have to save when they are stopped"),
-    ("cpu", str, None, "cores of a node, where whole ones are too many, such as 500m"),
-    ("shared_memory", str, None, "size of /dev/shm, a part of the memory, such as 8Gi"),
-    ("scratch", str, None, "room for caches and temporary files, such as 32Gi"),
+    ("stop_deadline", int, None, "seconds that ranks have to save a checkpoint at a stop"),
+    ("cpu", str, None, "cores of a node, as a Kubernetes quantity such as 500m"),
+    ("shared_memory", str, None, "size of /dev/shm, which counts toward memory, such as 8Gi"),
+    ("scratch", str, None, "space for caches and temporary files, such as 32Gi"),
 ]
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What would be submitted, and where."""
+    """The objects to submit, and the namespace."""
 
     rendered: Rendered
     name: str
@@ -55,7 +54,7 @@ class Submission:
 
 
 class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc]
-    """See the module. An app's id is NAMESPACE:NAME."""
+    """See the module. The id of an app is NAMESPACE:NAME."""
 
     def __init__(self, session_name: str) -> None:
         super().__init__(NAME, session_name)
@@ -73,18 +72,18 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         return options
 
     def _validate(self, app: AppDef, scheduler: str, cfg: Any = None) -> None:
-        """Nothing: rendering finds it all, with better words."""
+        """Nothing: rendering makes all checks."""
 
     def _submit_dryrun(self, app: AppDef, cfg: Mapping[str, Any]) -> AppDryRunInfo[Submission]:
-        """Renders; needs kubectl or kustomize, and no cluster. Raises UsageError."""
-        name = apps.unique_name(app.name)
+        """Renders the objects with kubectl or kustomize, without a cluster. Raises UsageError."""
+        name = from_torchx.unique_name(app.name)
         namespace = cfg.get("namespace") or current_namespace()
-        if not apps.is_name(namespace):
+        if not from_torchx.is_namespace(namespace):
             raise UsageError(
-                f"The namespace is {namespace!r} (-cfg namespace), but names consist of at most 63 "
-                "lower-case letters, digits and -."
+                f"The namespace is {namespace!r} (-cfg namespace), but must have at most 63 "
+                "lower-case letters, digits and -; correct it."
             )
-        rendered = render(apps.request(app, {**cfg, "namespace": namespace}, name))
+        rendered = render(from_torchx.render_request(app, {**cfg, "namespace": namespace}, name))
         return AppDryRunInfo(Submission(rendered, name, namespace), str)
 
     def schedule(self, dryrun_info: AppDryRunInfo[Submission]) -> str:
@@ -93,22 +92,22 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         workload = request.rendered.workload
         if workload["apiVersion"] not in ("batch/v1", "jobset.x-k8s.io/v1alpha2"):
             raise UsageError(
-                f"{NAME} can submit Jobs and JobSets, but the overlay makes a {workload['kind']} "
-                f"of {workload['apiVersion']}; write it out by `torchx run --dryrun` or `python -m "
-                "launch render` and apply it by kubectl."
+                f"{NAME} submits Jobs and JobSets only, but the overlay makes a "
+                f"{workload['kind']} of {workload['apiVersion']}; print it with `torchx run "
+                "--dryrun` or `isorun render`, and apply it with kubectl."
             )
         cluster = self._cluster(request.namespace)
         cluster.submit(request.rendered.objects, workload)
         return f"{request.namespace}:{request.name}"
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """The state of the job and its pods; None if it is not there."""
+        """The state of the job and its pods; None if there is no such job."""
         cluster, name = self._located(app_id)
         job = cluster.find(name)
         return state.describe(app_id, job, cluster.pods(name)) if job else None
 
     def exit_codes(self, app_id: str) -> list[int]:
-        """Of the nodes, for the launch ledger."""
+        """The exit codes of the nodes."""
         cluster, name = self._located(app_id)
         return state.exit_codes(cluster.pods(name))
 
@@ -124,8 +123,8 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         ]
 
     def _cancel_existing(self, app_id: str) -> None:
-        """Stops the pods, which save, and keeps the job to be looked at. One that Kueue manages is
-        deleted: suspending is Kueue's own way to say something else."""
+        """Suspends the job: its pods save and end, and the object stays. A job managed by Kueue is
+        deleted instead, since Kueue itself sets `suspend`."""
         cluster, name = self._located(app_id)
         if job := cluster.find(name):
             if _QUEUED in (job["metadata"].get("labels") or {}):
@@ -134,13 +133,13 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
                 cluster.suspend(job["kind"], name, state.CANCELLED)
 
     def _delete_existing(self, app_id: str) -> None:
-        """Removes the job and all that belongs to it; the volume of the runs stays."""
+        """Deletes the job and the objects that it owns; the volume with the runs stays."""
         cluster, name = self._located(app_id)
         if job := cluster.find(name):
             cluster.delete(job["kind"], name)
 
     def delete(self, app_id: str) -> None:
-        """TorchX 0.7.0 has no such command, only the nightly."""
+        """For TorchX's nightly; TorchX 0.7.0 has no such command."""
         if self.exists(app_id):
             self._delete_existing(app_id)
 
@@ -155,12 +154,13 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         should_tail: bool = False,
         streams: Stream | None = None,
     ) -> Iterable[str]:
-        """The lines of node ``k``, of all pods that have been it. Raises UsageError."""
+        """The log lines of node ``k``, from all of its pods. Raises UsageError."""
         if until is not None:
-            raise UsageError(f"{NAME} cannot read a log up to a time (until); leave it out.")
+            raise UsageError(f"{NAME} cannot read a log up to a given time; remove --until.")
         if streams not in (None, Stream.COMBINED):
             raise UsageError(
-                f"{NAME} cannot tell {streams} from the rest: pods have one log; leave it out."
+                f"{NAME} cannot select the stream {streams}, since pods have one combined log; "
+                "remove --streams."
             )
         cluster, name = self._located(app_id)
         lines = logs.follow(cluster, name, k, since=since, to_the_end=should_tail)
@@ -170,12 +170,12 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         namespace, colon, name = app_id.partition(":")
         if not colon:
             raise UsageError(
-                f"{app_id!r} is not a job of {NAME}; write {NAME}://SESSION/NAMESPACE:NAME, as "
-                "`torchx run` and `torchx list` print it."
+                f"{app_id!r} is not the id of a {NAME} job; use {NAME}://SESSION/NAMESPACE:NAME, "
+                "as `torchx run` and `torchx list` print it."
             )
         return self._cluster(namespace), name
 
 
 def create_scheduler(session_name: str, **_: Any) -> KubernetesJobScheduler:
-    """What TorchX asks for by the entry point."""
+    """The factory that TorchX calls."""
     return KubernetesJobScheduler(session_name)

@@ -1,4 +1,4 @@
-"""How a job is doing, told from what the cluster says of it and of its pods."""
+"""The state of a job, from the job object and its pods."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from launch.kubernetes.app import ROLE
+from launch.failure_record import headline
+from launch.kubernetes.from_torchx import ROLE
 
 if TYPE_CHECKING:
     from torchx.schedulers.api import DescribeAppResponse
     from torchx.specs import AppState, ReplicaState
 
 Object = dict[str, Any]
-CANCELLED = "isorun/cancelled"  # the annotation of a job that was stopped by `torchx cancel`
+CANCELLED = "isorun/cancelled"  # annotation set by `torchx cancel`
 _INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 def app_state(job: Object, pods: Sequence[Object] = ()) -> AppState:
-    """Of a Job or JobSet; without its pods, running and waiting to run cannot be told apart by
-    them, only by what the job says."""
+    """The state of a Job or JobSet. Without the pods, RUNNING and PENDING are distinguished by the
+    status of the object only."""
     from torchx.specs import AppState
 
     conditions = _conditions(job)
@@ -32,7 +33,7 @@ def app_state(job: Object, pods: Sequence[Object] = ()) -> AppState:
     if metadata.get("deletionTimestamp") or CANCELLED in (metadata.get("annotations") or {}):
         return AppState.CANCELLED
     if spec.get("suspend"):
-        return AppState.PENDING  # a queue has it
+        return AppState.PENDING  # in a queue
     running = any(pod["status"].get("phase") == "Running" for pod in pods)
     ready = status.get("ready") or sum(j.get("ready", 0) for j in _replicated(status))
     if running or ready:
@@ -41,13 +42,13 @@ def app_state(job: Object, pods: Sequence[Object] = ()) -> AppState:
 
 
 def describe(app_id: str, job: Object, pods: Sequence[Object]) -> DescribeAppResponse:
-    """All that TorchX wants to know."""
+    """The response for TorchX."""
     from torchx.schedulers.api import DescribeAppResponse
     from torchx.specs import ReplicaStatus, Role, RoleStatus
 
     role = (job["metadata"].get("labels") or {}).get(ROLE, "train")
     nodes = _nodes(job)
-    newest = {node(pod): pod for pod in pods}  # sorted by age: a later one wins
+    newest = {node(pod): pod for pod in pods}  # sorted by age: the newest wins
     replicas = [
         ReplicaStatus(
             id=index,
@@ -69,7 +70,7 @@ def describe(app_id: str, job: Object, pods: Sequence[Object]) -> DescribeAppRes
 
 
 def restarts(job: Object, pods: Sequence[Object]) -> int:
-    """How often the gang was started again: a JobSet counts it; else the node with most pods."""
+    """Restarts of the job: the JobSet's count, else the pods of the node that has most, minus 1."""
     status = job.get("status") or {}
     if job["kind"] == "JobSet":
         return int(status.get("restarts", 0))
@@ -80,7 +81,7 @@ def restarts(job: Object, pods: Sequence[Object]) -> int:
 
 
 def message(job: Object, pods: Sequence[Object]) -> str:
-    """Why the job is not doing well, in a line or a few; TorchX's word for nothing if it is."""
+    """Why the job failed or does not run, in a few lines; else ``<NONE>``, as TorchX prints it."""
     lines: list[str] = []
     for condition in (job.get("status") or {}).get("conditions") or []:
         if condition["type"] == "Failed" and condition["status"] == "True":
@@ -95,19 +96,19 @@ def message(job: Object, pods: Sequence[Object]) -> str:
 
 
 def exit_codes(pods: Sequence[Object]) -> list[int]:
-    """Of the nodes, in their order, each its newest; without those that still run."""
+    """The exit codes of the nodes' newest pods, without those that still run."""
     newest = {node(pod): exit_code(pod) for pod in pods}
     return [code for _, code in sorted(newest.items()) if code is not None]
 
 
 def exit_code(pod: Object) -> int | None:
-    """Of the container that trains; None as long as it runs."""
+    """The exit code of the training container; None while it runs."""
     ended = _ended(pod)
     return int(ended["exitCode"]) if ended else None
 
 
 def node(pod: Object) -> int:
-    """The pod's number, which is its node's rank."""
+    """The pod's completion index, which is the node's rank."""
     metadata = pod["metadata"]
     for place in ("labels", "annotations"):
         if (found := (metadata.get(place) or {}).get(_INDEX)) is not None:
@@ -116,18 +117,18 @@ def node(pod: Object) -> int:
 
 
 def has_started(pod: Object) -> bool:
-    """Whether there is, or was, a container whose log can be read."""
+    """Whether a container has started, so that there is a log."""
     states = [c.get("state") or {} for c in pod["status"].get("containerStatuses") or []]
     return any("running" in state or "terminated" in state for state in states)
 
 
 def has_ended(pod: Object) -> bool:
-    """Whether nothing more will come of it."""
+    """Whether all containers of the pod have ended."""
     return pod["status"].get("phase") in ("Succeeded", "Failed")
 
 
 def container(pod: Object) -> str:
-    """The name of the container that trains."""
+    """The name of the training container."""
     return str(pod["spec"]["containers"][0]["name"])
 
 
@@ -178,13 +179,13 @@ def _ended(pod: Object) -> Object | None:
 
 
 def _failure(pod: Object | None) -> str | None:
-    """What the container left behind: the agent's record of the first failing rank, or the end
-    of the log; else what the kubelet says."""
+    """The termination message, which is the agent's failure record or the end of the log; else the
+    kubelet's reason."""
     if pod is None:
         return None
     ended = _ended(pod)
     if ended and ended["exitCode"]:
-        return _told(str(ended.get("message") or ended.get("reason") or "").strip()) or None
+        return _in_words(str(ended.get("message") or ended.get("reason") or "").strip()) or None
     if pod["status"].get("phase") == "Failed":
         return (
             f"{pod['status'].get('reason', '')} {pod['status'].get('message', '')}".strip() or None
@@ -192,19 +193,18 @@ def _failure(pod: Object | None) -> str | None:
     return None
 
 
-def _told(text: str) -> str:
-    """The agent's record in words; what is none as it is."""
+def _in_words(text: str) -> str:
+    """The agent's failure record as a sentence; other text unchanged."""
     try:
         record = json.loads(text)
-        first = record["first"]
-        told = f"Rank {first['rank']} on {first['host']} ended first: {record['what']}"
-        return f"{told}, {first['error']}" if first["error"] else told
+        error = record["first"]["error"]
+        return f"{headline(record)}, {error}" if error else headline(record)
     except (ValueError, TypeError, KeyError):
         return text
 
 
 def _structured(pod: Object | None) -> str:
-    """A failure in torch's format, the only one that all versions of TorchX can show."""
+    """A failure in the format of torch's error file, which all versions of TorchX print."""
     if pod is None or not (text := _failure(pod)):
         return "<NONE>"
     ended = _ended(pod) or {}
@@ -215,7 +215,7 @@ def _structured(pod: Object | None) -> str:
 
 
 def _waiting(pod: Object) -> str | None:
-    """Why a pod does not run yet, if that is worth telling."""
+    """Why a pod does not start; None for normal reasons."""
     for status in pod["status"].get("containerStatuses") or []:
         waiting = (status.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):

@@ -1,4 +1,4 @@
-"""What a run says of itself in run.yaml, and changes to that."""
+"""The values of a run in run.yaml, and changes to them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from train.exits import UsageError
-from train.suggest import did_you_mean
+from launch.contract import UsageError, did_you_mean
 
 Count = Annotated[int, Field(ge=1)]
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|[KMGTP]i|[MGTP])?$")]
@@ -19,26 +18,26 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9./]*[a-z0-9])?$")]
 
 
 class Spec(BaseModel):
-    """The keys of ``spec``; each overlay has those that its components need."""
+    """The keys of ``spec``; each overlay has those that its components read."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     image: Annotated[str, Field(pattern=r"^\S+$")]
     nodes: Count
-    """Pods."""
+    """Number of pods."""
     processes: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^(auto|gpu|cpu)$")]
-    """On each node; auto: one per GPU."""
+    """Ranks per node; auto: one per GPU."""
     command: Annotated[list[str], Field(min_length=1)]
-    """What the agent runs, config and overrides included."""
+    """The command of the agent, with config files and overrides."""
     cpu: Quantity
-    """Cores of a node."""
+    """Cores per node."""
     memory: Quantity
-    """Of a node; /dev/shm is a part of it."""
-    sharedMemory: Quantity  # noqa: N815 - Kubernetes' way of writing names
+    """Per node; /dev/shm counts toward it."""
+    sharedMemory: Quantity  # noqa: N815 - the spelling of Kubernetes
     scratch: Quantity
-    """Of a node: caches and temporary files."""
+    """Per node: space for caches and temporary files."""
     retries: Annotated[int, Field(ge=0)]
-    """After failures that are not known to be the machine's fault."""
+    """Restarts after failures that are not infrastructure failures."""
     gpus: Count | None = None
     minNodes: Count | None = None  # noqa: N815
     queue: Name | None = None
@@ -51,21 +50,22 @@ class Spec(BaseModel):
 
 
 _WHAT = {
-    "image": "an image's name",
+    "image": "the name of an image",
     "processes": "a whole number of at least 1, or auto, gpu or cpu",
-    "command": "a list of at least one word",
+    "command": "a list with at least one word",
     "retries": "a whole number of at least 0",
-    "cpu": "cores, such as 8 or 500m",
-    **dict.fromkeys(("memory", "sharedMemory", "scratch"), "an amount, such as 512Mi or 64Gi"),
+    "cpu": "a number of cores, such as 8 or 500m",
+    **dict.fromkeys(("memory", "sharedMemory", "scratch"), "a quantity, such as 512Mi or 64Gi"),
     **dict.fromkeys(
-        ("queue", "queuePriority", "topology", "priorityClass"), "the name of such an object"
+        ("queue", "queuePriority", "topology", "priorityClass"),
+        "the name of an object",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Change:
-    """One value that wins over an overlay's."""
+    """A value that overrides the overlay's."""
 
     value: Any
     origin: str
@@ -73,23 +73,23 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """What a launch wants to be different from the overlay."""
+    """What a launch changes in an overlay."""
 
     spec: Mapping[str, Change] = field(default_factory=dict)
     name: Change | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     namespace: str | None = None
     stop_deadline: Change | None = None
-    """Seconds that ranks have to save."""
+    """Seconds that ranks have to save a checkpoint at a stop."""
 
     def origin(self, key: str, overlay: str) -> str:
-        """Where a value of ``spec`` comes from."""
+        """The origin of a value of ``spec``, for error messages."""
         change = self.spec.get(key)
         return change.origin if change else f"run.yaml of the overlay {overlay}"
 
 
 def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
-    """``--set KEY=VALUE ...``, and the command that stands after ``--``. Raises UsageError."""
+    """Parses ``--set KEY=VALUE ...``; ``command`` is what follows ``--``. Raises UsageError."""
     spec: dict[str, Change] = {}
     env: dict[str, str] = {}
     top: dict[str, Change] = {}
@@ -107,8 +107,8 @@ def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
         else:
             known = [*Spec.model_fields, "name", "stopDeadline", "env.NAME"]
             raise UsageError(
-                f"--set {word}: {key} is not a value of a run{did_you_mean(key, known)} The values "
-                f"are {', '.join(known)}."
+                f"--set {word}: {key} is not a key{did_you_mean(key, known)} The keys are "
+                f"{', '.join(known)}."
             )
     if command:
         spec["command"] = Change(list(command), "after --")
@@ -125,24 +125,24 @@ def _scalar(text: str) -> Any:
 def apply(
     run: Mapping[str, Any], changes: Changes, wanted: set[str], overlay: str
 ) -> dict[str, Any]:
-    """The document run.yaml with the changes in it, checked; ``wanted`` are the values that some
-    component reads. Raises UsageError."""
+    """The content of run.yaml with the changes, checked; ``wanted`` are the values that the
+    components read. Raises UsageError."""
     spec = {**run["spec"], **{key: change.value for key, change in changes.spec.items()}}
     for key, change in changes.spec.items():
         if key not in wanted:
             raise UsageError(
-                f"{key} is {change.value!r} ({change.origin}), but nothing in the overlay "
-                f"{overlay} makes use of it; add the component that does, or drop it."
+                f"{key} is {change.value!r} ({change.origin}), but no component of the overlay "
+                f"{overlay} reads it; add a component that does, or remove it."
             )
     for key in sorted(wanted - spec.keys()):
-        raise UsageError(f"{key} is needed here, but not said; add --set {key}=VALUE.")
+        raise UsageError(f"{key} is required by a component; add --set {key}=VALUE.")
     try:
         checked = Spec.model_validate(spec)
     except ValidationError as error:
         raise _explained(error, spec, changes, overlay) from None
     if checked.minNodes is not None and checked.minNodes > checked.nodes:
         raise UsageError(
-            f"minNodes is {checked.minNodes}, more than nodes, {checked.nodes}; make it smaller."
+            f"minNodes is {checked.minNodes}, more than nodes, {checked.nodes}; decrease it."
         )
     metadata = {**run["metadata"], "name": changes.name.value if changes.name else None}
     metadata["name"] = metadata["name"] or run["metadata"]["name"]
@@ -157,7 +157,7 @@ def _explained(
     origin = changes.origin(key, overlay)
     if key not in Spec.model_fields:
         return UsageError(
-            f"{key} is not a value of a run ({origin}){did_you_mean(key, Spec.model_fields)}"
+            f"{key} is not a key of spec ({origin}){did_you_mean(key, Spec.model_fields)}"
         )
     what = _WHAT.get(key, "a whole number of at least 1")
     return UsageError(f"{key} must be {what}, but is {spec.get(key)!r} ({origin}).")
@@ -167,7 +167,7 @@ _POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
 def number(quantity: str | int) -> float:
-    """A Kubernetes quantity as a number: bytes or cores."""
+    """A Kubernetes quantity in bytes or cores."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(m|([kKMGTP]?)(i?))", str(quantity))
     assert match, quantity
     if match[2] == "m":

@@ -1,4 +1,4 @@
-"""Tensors go to disk and come back, and no pickle in a checkpoint is trusted."""
+"""DCP: tensors are saved and loaded, and no unsafe pickle is loaded."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ def held(tensors):
     return {name: Shard.of(tensor) for name, tensor in tensors.items()}
 
 
-def test_tensors_of_all_kinds_come_back(tmp_path):
+def test_tensors_of_all_kinds_are_restored(tmp_path):
     tensors = {
         "model.a": torch.randn(7, 3),
         "model.b": torch.randn(4).to(torch.bfloat16),
@@ -24,10 +24,10 @@ def test_tensors_of_all_kinds_come_back(tmp_path):
         "model.empty": torch.empty(0, 5),
         "model.count": torch.arange(5),
     }
-    dcp.write(held(tensors), tmp_path, None)
+    dcp.save(held(tensors), tmp_path, None)
     assert dcp.shapes(tmp_path) == {name: (t.shape, t.dtype) for name, t in tensors.items()}
     back = {name: torch.zeros_like(t) for name, t in tensors.items()}
-    dcp.read(held(back), tmp_path, None)
+    dcp.load(held(back), tmp_path, None)
     for name, tensor in tensors.items():
         assert torch.equal(back[name], tensor)
 
@@ -41,10 +41,10 @@ class Evil:
 
 
 def test_a_pickle_with_code_in_the_metadata_is_not_run(tmp_path):
-    dcp.write(held({"a": torch.ones(2)}), tmp_path, None)
+    dcp.save(held({"a": torch.ones(2)}), tmp_path, None)
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "pwned")))
-    with pytest.raises(DamagedError, match=r"not to be trusted: posix\.mkdir"):
-        dcp.read(held({"a": torch.zeros(2)}), tmp_path, None)
+    with pytest.raises(DamagedError, match=r"not safe to load: posix\.mkdir"):
+        dcp.load(held({"a": torch.zeros(2)}), tmp_path, None)
     assert not (tmp_path / "pwned").exists()
 
 
@@ -56,36 +56,36 @@ class Attribute:
         return getattr, self.arguments
 
 
-def test_what_early_pythons_wrote_can_be_read(tmp_path, monkeypatch):
-    """Python 3.11.2, for one, writes a member of an enumeration as an attribute of its class."""
+def test_metadata_of_early_python_3_11_can_be_read(tmp_path, monkeypatch):
+    """Python 3.11.2, for example, pickles an enum member as an attribute of its class."""
     formats = torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING
     tensors = {"a": torch.randn(7, 3)}
     with monkeypatch.context() as patched:
         patched.setattr(
             formats, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name))
         )
-        dcp.write(held(tensors), tmp_path, None)
+        dcp.save(held(tensors), tmp_path, None)
     assert b"getattr" in (tmp_path / ".metadata").read_bytes()
     back = {"a": torch.zeros(7, 3)}
-    dcp.read(held(back), tmp_path, None)
+    dcp.load(held(back), tmp_path, None)
     assert torch.equal(back["a"], tensors["a"])
 
 
 @pytest.mark.parametrize("name", ["__class__", "mro"])
 @pytest.mark.parametrize("owner", ["_MEM_FORMAT_ENCODING", "Metadata"])
-def test_no_other_attribute_is_given_out(tmp_path, owner, name):
-    dcp.write(held({"a": torch.ones(2)}), tmp_path, None)
+def test_getattr_in_a_pickle_is_limited_to_enum_members(tmp_path, owner, name):
+    dcp.save(held({"a": torch.ones(2)}), tmp_path, None)
     owner = getattr(torch.distributed.checkpoint.metadata, owner)
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Attribute(owner, name)))
-    with pytest.raises(DamagedError, match=rf"{name} does not belong in a checkpoint"):
+    with pytest.raises(DamagedError, match=rf"{name} is not allowed in a checkpoint"):
         dcp.shapes(tmp_path)
 
 
-def test_a_value_that_is_no_tensor_is_refused(tmp_path):
+def test_a_value_that_is_not_a_tensor_is_refused(tmp_path):
     values = {"a": torch.ones(2), "b": Evil(tmp_path / "pwned")}
     torch.distributed.checkpoint.save(values, checkpoint_id=tmp_path, no_dist=True)
-    with pytest.raises(DamagedError, match="'b', which is no tensor"):
+    with pytest.raises(DamagedError, match="'b', which is not a tensor"):
         dcp.shapes(tmp_path)
-    with pytest.raises(DamagedError, match="no tensor"):
-        dcp.read({"a": torch.zeros(2), "b": object()}, tmp_path, None)  # type: ignore
+    with pytest.raises(DamagedError, match="not a tensor"):
+        dcp.load({"a": torch.zeros(2), "b": object()}, tmp_path, None)  # type: ignore
     assert not (tmp_path / "pwned").exists()

@@ -1,4 +1,4 @@
-"""Copies of checkpoints in another place, sent, interrupted, damaged and brought back."""
+"""The mirror: upload, interruption, damage and restore."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from train.checkpoint.checkpoint_config import CheckpointConfig, MirrorConfig
 from train.checkpoint.mirror import Mirror, MirrorError
-from train.checkpoint.mirroring import Mirroring, bring_back
+from train.checkpoint.mirroring import Mirroring, restore_from_mirror
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest, hash_file
 from train.exits import ResumeRefusedError, RetryError, UsageError
 
@@ -16,7 +16,7 @@ LARGE = 5 * 2**20 + 3  # bytes: six parts of 1 MiB
 
 @pytest.fixture(scope="module")
 def bucket():
-    """An object server on the loopback, and an empty bucket's address with its options."""
+    """An S3 server on the loopback interface, and the URL of an empty bucket with its options."""
     server_module = pytest.importorskip("moto.server", reason="moto is not installed")
     pytest.importorskip("s3fs", reason="s3fs is not installed")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -71,15 +71,15 @@ def always():
     return True
 
 
-def test_sent_and_brought_back(config, store, tmp_path):
+def test_upload_and_restore(config, store, tmp_path):
     mirror = Mirror(config)
     assert mirror.steps() == []
     mirror.upload(store, 10, always)
     assert mirror.steps() == [10]
     other = elsewhere(tmp_path)
-    step, notes = bring_back(Mirror(config), other)
+    step, notes = restore_from_mirror(Mirror(config), other)
     assert step == 10
-    assert notes == [f"The checkpoint of step 10 came from {config.url}."]
+    assert notes == [f"Restored the checkpoint of step 10 from {config.url}."]
     assert other.problems(10) == []
     assert {p.name: hash_file(p) for p in other.path(10).iterdir()} == {
         p.name: hash_file(p) for p in store.path(10).iterdir()
@@ -88,7 +88,7 @@ def test_sent_and_brought_back(config, store, tmp_path):
     assert json.loads((tmp_path / "other/run.json").read_text())["id"] == "mine"
 
 
-def test_an_upload_that_broke_off_sends_no_part_twice(config, store, monkeypatch):
+def test_an_interrupted_upload_sends_no_part_twice(config, store, monkeypatch):
     put, sent = Mirror._put, []
 
     def failing(self, key, data):
@@ -109,20 +109,20 @@ def test_an_upload_that_broke_off_sends_no_part_twice(config, store, monkeypatch
     assert Mirror(config).steps() == [10]
 
 
-def test_what_reads_back_otherwise_is_not_committed(config, store, monkeypatch):
+def test_a_part_that_differs_when_read_back_is_not_committed(config, store, monkeypatch):
     put = Mirror._put
     monkeypatch.setattr(
         Mirror,
         "_put",
         lambda self, key, data: put(self, key, data.replace(b"\x0a\x0a", b"\x0b\x0a", 1)),
     )
-    with pytest.raises(MirrorError, match="reads back as something else"):
+    with pytest.raises(MirrorError, match="differs when read back"):
         Mirror(config).upload(store, 10, always)
     assert Mirror(config).steps() == []
 
 
 @pytest.mark.parametrize("damage", ["a part", "a part is gone", "the index"])
-def test_a_damaged_copy_is_told_and_an_older_one_taken(config, store, tmp_path, damage):
+def test_a_damaged_copy_is_reported_and_an_older_one_is_restored(config, store, tmp_path, damage):
     make(store, 20)
     mirror = Mirror(config)
     mirror.upload(store, 10, always)
@@ -137,14 +137,14 @@ def test_a_damaged_copy_is_told_and_an_older_one_taken(config, store, tmp_path, 
         storage.pipe_file(
             path, data[:100].replace(b'"step": 20', b'"step": 30') + b"?" + data[101:]
         )
-    step, notes = bring_back(Mirror(config), other := elsewhere(tmp_path))
+    step, notes = restore_from_mirror(Mirror(config), other := elsewhere(tmp_path))
     assert step == 10
     assert "The mirror's checkpoint of step 20 is damaged" in notes[0]
     assert other.steps() == [10]
     assert [p.name for p in other.directory.iterdir()] == ["step-000000000010"]
 
 
-def test_one_run_for_one_address(config, store):
+def test_a_url_belongs_to_one_run(config, store):
     mirror = Mirror(config)
     mirror.claim("mine")
     mirror.claim("other")  # nothing is there yet that could be lost
@@ -155,7 +155,7 @@ def test_one_run_for_one_address(config, store):
 
 
 def test_the_thread_follows_the_run_directory(config, store):
-    """What is kept here is kept there, and nothing else."""
+    """The mirror holds the same checkpoints as the run directory."""
     warnings = []
     make(store, 20)
     mirroring = Mirroring(Mirror(config), store, "mine", warnings.append)
@@ -163,20 +163,20 @@ def test_the_thread_follows_the_run_directory(config, store):
     assert Mirror(config).steps() == [10, 20]
     mirroring = Mirroring(Mirror(config), store, "mine", warnings.append)
     make(store, 30)
-    store.retain(CheckpointConfig(keep_last=1))
+    store.prune(CheckpointConfig(keep_last=1))
     mirroring.committed()
     mirroring.close(60)
     assert Mirror(config).steps() == [30]
     assert warnings == []
 
 
-def test_what_is_being_sent_is_not_removed(config, store, monkeypatch):
+def test_a_checkpoint_is_not_removed_during_its_upload(config, store, monkeypatch):
     upload = Mirror.upload
 
     def meanwhile(self, store_, step, going):
         if step == 10:
             make(store, 20)
-            store.retain(CheckpointConfig(keep_last=1))
+            store.prune(CheckpointConfig(keep_last=1))
             assert store.steps() == [10, 20]
         upload(self, store_, step, going)
 
@@ -184,18 +184,18 @@ def test_what_is_being_sent_is_not_removed(config, store, monkeypatch):
     mirroring = Mirroring(Mirror(config), store, "mine", print)
     mirroring.close(60)
     assert Mirror(config).steps() == [10, 20]
-    assert store.retain(CheckpointConfig(keep_last=1)) == [10]
+    assert store.prune(CheckpointConfig(keep_last=1)) == [10]
 
 
-def test_another_run_s_mirror_is_left_alone(config, store):
+def test_the_mirror_of_another_run_is_not_changed(config, store):
     mirror, warnings = Mirror(config), []
     mirror.claim("other")
     Mirroring(mirror, store, "mine", warnings.append).close(1)
-    assert "the run other has it now" in warnings[0]
+    assert "the run other owns it now" in warnings[0]
     assert mirror.steps() == []
 
 
-def test_storage_that_fails_is_told_once_and_tried_again(config, store, monkeypatch):
+def test_a_storage_error_is_reported_once_and_retried(config, store, monkeypatch):
     from train.checkpoint import mirroring as module
 
     put, calls, warnings = Mirror._put, [], []
@@ -214,18 +214,18 @@ def test_storage_that_fails_is_told_once_and_tried_again(config, store, monkeypa
         assert mirroring._thread.is_alive()
     mirroring.close(60)
     assert warnings == [
-        f"Checkpoints cannot be copied to {config.url} (503); training goes on, and it is tried again."
+        f"Checkpoints cannot be copied to {config.url} (503); training continues, and the upload is retried."
     ]
 
 
-def test_the_end_does_not_wait_for_ever(config, store, monkeypatch):
+def test_the_end_of_the_run_waits_only_for_the_timeout(config, store, monkeypatch):
     monkeypatch.setattr(Mirror, "steps", lambda self: (_ for _ in ()).throw(MirrorError("down")))
     warnings = []
     Mirroring(Mirror(config), store, "mine", warnings.append).close(0.5)
     assert "Not all checkpoints are in" in warnings[-1]
 
 
-def test_a_mirror_that_cannot_be_read_is_no_empty_mirror(tmp_path, monkeypatch):
+def test_an_unreadable_mirror_is_not_an_empty_mirror(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     pytest.importorskip("s3fs", reason="s3fs is not installed")
@@ -235,21 +235,21 @@ def test_a_mirror_that_cannot_be_read_is_no_empty_mirror(tmp_path, monkeypatch):
     }
     mirror = Mirror(MirrorConfig(url="s3://bucket/run", options=options))
     with pytest.raises(RetryError, match="cannot be read"):
-        bring_back(mirror, elsewhere(tmp_path))
+        restore_from_mirror(mirror, elsewhere(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [({"url": "nosuch://x"}, "cannot be used"),
-     ({"url": "s3://x", "options": {"secret": "abc"}}, "put secrets into the environment"),
-     ({"url": "s3://x", "options": {"aws_session_token": "abc"}}, "put secrets into the env")],
+     ({"url": "s3://x", "options": {"secret": "abc"}}, "set secrets in the environment"),
+     ({"url": "s3://x", "options": {"aws_session_token": "abc"}}, "set secrets in the env")],
 )  # fmt: skip
 def test_bad_input(values, said):
     with pytest.raises((UsageError, ValueError), match=said):
         Mirror(MirrorConfig(**values))
 
 
-def test_a_broken_manifest_here_is_not_sent(config, store):
+def test_a_checkpoint_with_a_damaged_manifest_is_not_uploaded(config, store):
     (store.path(10) / "manifest.json").write_text("{}")
     with pytest.raises(DamagedError):
         Mirror(config).upload(store, 10, always)

@@ -1,4 +1,4 @@
-"""Saving beside the training: the copy is what counts, failures are told and harm nothing."""
+"""The saver: training waits only for the copy, and failed writes are reported."""
 
 import threading
 
@@ -7,9 +7,12 @@ import torch
 
 from train.checkpoint import dcp
 from train.checkpoint.checkpoint_config import CheckpointConfig
-from train.checkpoint.saver import CheckpointSaver, Request
+from train.checkpoint.saver import CheckpointSaver, SaveRequest
 from train.checkpoint.store import CheckpointStore
+from train.distributed.collectives import Collectives
 from train.distributed.shard import Shard
+
+ALONE = Collectives(0, 1)
 
 
 def held(tensors):
@@ -17,7 +20,7 @@ def held(tensors):
 
 
 def request(step, before_commit=lambda: None):
-    return Request(step=step, state={"n": step}, metrics=None, before_commit=before_commit)
+    return SaveRequest(step=step, state={"n": step}, metrics=None, before_commit=before_commit)
 
 
 @pytest.fixture
@@ -27,12 +30,12 @@ def store(tmp_path):
 
 def stored(store, step, like):
     back = {name: torch.zeros_like(t) for name, t in like.items()}
-    dcp.read(held(back), store.path(step), None)
+    dcp.load(held(back), store.path(step), None)
     return back
 
 
-def test_training_may_go_on_while_it_is_written(store):
-    saver = CheckpointSaver(store, CheckpointConfig(), None)
+def test_training_may_change_tensors_during_the_write(store):
+    saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
     tensors = {"a": torch.ones(1000), "b": torch.tensor(5)}
     gate = threading.Event()
     assert saver.save(held(tensors), request(1, before_commit=gate.wait)) is None
@@ -46,8 +49,8 @@ def test_training_may_go_on_while_it_is_written(store):
     assert saver.last_step == 1
 
 
-def test_only_one_is_in_flight(store):
-    saver = CheckpointSaver(store, CheckpointConfig(keep_last=5), None)
+def test_only_one_checkpoint_is_in_flight(store):
+    saver = CheckpointSaver(store, CheckpointConfig(keep_last=5), ALONE)
     for step in range(1, 5):
         assert saver.save(held({"a": torch.full((10,), float(step))}), request(step)) is None
         assert len([t for t in threading.enumerate() if t.name == "checkpoint"]) <= 1
@@ -57,13 +60,13 @@ def test_only_one_is_in_flight(store):
 
 
 def test_blocking_mode_returns_with_the_checkpoint_committed(store):
-    saver = CheckpointSaver(store, CheckpointConfig(asynchronous=False), None)
+    saver = CheckpointSaver(store, CheckpointConfig(asynchronous=False), ALONE)
     assert saver.save(held({"a": torch.ones(3)}), request(1)) is None
     assert store.steps() == [1]
 
 
-def test_a_failed_write_is_told_and_older_ones_stay(store, monkeypatch):
-    saver = CheckpointSaver(store, CheckpointConfig(), None)
+def test_a_failed_write_is_reported_and_older_checkpoints_stay(store, monkeypatch):
+    saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
     saver.save(held({"a": torch.ones(3)}), request(1))
 
     def no_space():
@@ -81,36 +84,37 @@ def test_a_failed_write_is_told_and_older_ones_stay(store, monkeypatch):
     assert store.steps() == [1, 3]
 
 
-def test_whatever_happens_to_the_writer_it_is_not_taken_for_saved(store, monkeypatch):
-    """Not only what a phase of writing may raise: also a peer that is gone while errors are
-    exchanged, and a disk that fails once more while what is half written is swept."""
-    saver = CheckpointSaver(store, CheckpointConfig(), None)
+def test_any_error_of_the_writer_is_a_failed_save(store, monkeypatch):
+    """Covers errors within a phase of the save, a lost peer during the exchange of errors, and a
+    disk error during the removal of the incomplete checkpoint."""
+    collectives = Collectives(0, 1)
+    saver = CheckpointSaver(store, CheckpointConfig(), collectives)
 
     def gone(value):
         raise RuntimeError("Connection closed by peer")
 
-    monkeypatch.setattr(saver, "_share", gone)
+    monkeypatch.setattr(collectives, "all_gather_object", gone)
     saver.save(held({"a": torch.ones(3)}), request(1))
     assert "Connection closed by peer" in saver.wait()
     assert saver.last_step is None
 
-    saver = CheckpointSaver(store, CheckpointConfig(), None)
+    saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
 
     def fails(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(store, "sweep", fails)
+    monkeypatch.setattr(store, "remove_incomplete", fails)
     saver.save(held({"a": torch.ones(3)}), request(2, before_commit=fails))
     assert "Input/output error" in saver.wait()
     assert saver.last_step is None
 
 
-def test_what_cannot_be_removed_is_no_failed_save(store, monkeypatch):
+def test_a_failed_removal_is_not_a_failed_save(store, monkeypatch):
     def fails(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(store, "retain", fails)
-    saver = CheckpointSaver(store, CheckpointConfig(), None)
+    monkeypatch.setattr(store, "prune", fails)
+    saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
     saver.save(held({"a": torch.ones(3)}), request(1))
     assert saver.wait() is None
     assert saver.last_step == 1

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, damage is named, retention keeps the right ones."""
+"""The checkpoint store: transactions, damage and retention."""
 
 import errno
 import os
@@ -22,11 +22,11 @@ def store(tmp_path):
     return CheckpointStore(tmp_path / "checkpoints")
 
 
-def test_nothing_is_seen_before_the_commit(store):
+def test_a_checkpoint_is_not_listed_before_its_commit(store):
     temporary = store.begin(5)
     (temporary / "__0_0.distcp").write_bytes(b"half")
     assert store.steps() == []
-    assert store.sweep() == [temporary.name]
+    assert store.remove_incomplete() == [temporary.name]
     assert list(store.directory.iterdir()) == []
 
 
@@ -63,7 +63,7 @@ def flip_a_bit(path):
     ("damage", "name", "expected"),
     [
         (truncate, "__0_0.distcp", "has 6999 bytes instead of 7000"),
-        (flip_a_bit, "__0_0.distcp", "another SHA-256"),
+        (flip_a_bit, "__0_0.distcp", "does not match its SHA-256"),
         (os.remove, "__0_0.distcp", "cannot be read"),
         (os.remove, ".metadata", "cannot be read"),
         (truncate, MANIFEST, MANIFEST),
@@ -71,7 +71,7 @@ def flip_a_bit(path):
         (os.remove, MANIFEST, "is missing"),
     ],
 )
-def test_damage_is_found_and_named(store, damage, name, expected):
+def test_damage_is_detected_and_named(store, damage, name, expected):
     path = commit(store, 10)
     damage(path / name)
     (problem,) = store.problems(10)
@@ -85,10 +85,10 @@ def test_a_changed_number_in_the_manifest_is_damage(store):
     assert "does not match its own SHA-256" in store.problems(10)[0]
 
 
-def test_a_damaged_one_is_set_aside_and_not_listed(store):
+def test_a_quarantined_checkpoint_is_not_listed(store):
     commit(store, 10)
     commit(store, 20)
-    aside = store.set_aside(20)
+    aside = store.quarantine(20)
     assert store.steps() == [10]
     assert aside.name.startswith("damaged-step-000000000020")
     commit(store, 20)  # the step can be saved again
@@ -101,7 +101,7 @@ def test_retention(store):
     config = CheckpointConfig(
         keep_last=1, keep_every_steps=30, keep_best=BestConfig(metric="loss", keep=2)
     )
-    assert store.retain(config) == [10, 40]
+    assert store.prune(config) == [10, 40]
     assert store.steps() == [20, 30, 50, 60]
     assert store.best("loss", "min") == [20, 50, 30]
     assert store.best("loss", "max") == [30, 50, 20]
@@ -110,12 +110,12 @@ def test_retention(store):
 def test_the_newest_is_always_kept(store):
     for step in (10, 20, 30):
         commit(store, step)
-    store.retain(CheckpointConfig(keep_last=1))
+    store.prune(CheckpointConfig(keep_last=1))
     assert store.steps() == [30]
 
 
-def test_storage_that_fails_says_nothing_of_a_checkpoint(store, monkeypatch):
-    """What cannot be read now may be whole: it must not be set aside for that."""
+def test_a_storage_error_is_not_damage(store, monkeypatch):
+    """A file that cannot be read now may be valid, so the checkpoint must not be quarantined."""
     commit(store, 1)
 
     def stale(path):
@@ -123,7 +123,7 @@ def test_storage_that_fails_says_nothing_of_a_checkpoint(store, monkeypatch):
 
     monkeypatch.setattr("train.checkpoint.store.hash_file", stale)
     with pytest.raises(OSError, match="Stale file handle"):
-        store.newest_whole()
+        store.newest_valid()
     assert store.steps() == [1]
 
 
@@ -137,7 +137,7 @@ def test_an_evaluation_can_be_added_later(store):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_never_best(store, value):
+def test_a_non_finite_metric_is_never_best(store, value):
     commit(store, 1)
     commit(store, 2)
     store.amend(1, {}, {"loss": value})

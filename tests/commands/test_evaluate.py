@@ -54,8 +54,8 @@ def test_without_json_it_is_for_people(finished):
     ("which", "code", "expected"),
     [
         ("7", 64, "There is no checkpoint of step 7 in "),
-        ("latest", 64, "--checkpoint is 'latest', which is neither newest, best, a step, nor"),
-        ("/nowhere/at/all", 64, "nor the directory of a checkpoint"),
+        ("latest", 64, "--checkpoint is 'latest', which is not newest, best, a step, or"),
+        ("/nowhere/at/all", 64, "or the path of a checkpoint"),
     ],
 )
 def test_a_checkpoint_that_is_not_there(finished, which, code, expected):
@@ -63,7 +63,7 @@ def test_a_checkpoint_that_is_not_there(finished, which, code, expected):
     (line,) = done.stderr.splitlines()
     assert expected in line
     if which == "7":
-        assert "there are those of 5, 10, 15, 20, 25, 30, 35, 40." in line
+        assert "choose one of the steps 5, 10, 15, 20, 25, 30, 35, 40." in line
 
 
 def test_best_needs_a_metric_that_was_evaluated(finished):

@@ -153,14 +153,14 @@ def test_what_is_no_export_is_told(exported, tmp_path):
     import train
     from train.exits import DataError, UsageError
 
-    with pytest.raises(UsageError, match="is no export of isorun"):
+    with pytest.raises(UsageError, match="is not an export of isorun"):
         train.load(tmp_path)
     _, to = exported["tiny"]
     (tmp_path / "export.json").write_text(
         (to / "export.json").read_text().replace('"hidden": 16', '"hidden": 32')
     )
     (tmp_path / "model.safetensors").write_bytes((to / "model.safetensors").read_bytes())
-    with pytest.raises(DataError, match="do not fit the task's model"):
+    with pytest.raises(DataError, match="do not match the task's model"):
         train.load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match=r"model\.safetensors"):

@@ -127,7 +127,7 @@ def test_data_of_another_length_is_refused_unless_asked_for(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "finished.json").unlink()
     refused = run("fit", tmp_path, *half, "data.size=90", expect=76)
-    assert "has 90 samples now, but had 103 when step 20 was saved" in refused.stderr
+    assert "has 90 samples, but had 103 when step 20 was saved" in refused.stderr
     run("fit", tmp_path, *half, "data.size=90", "--allow-changes")
 
 

@@ -7,15 +7,15 @@ import pytest
 
 from tests.support.forked import command
 from tests.support.runs import ROOT, environment
-from train.cli import COMMANDS
+from train.commands import COMMANDS
 
 HEAVY = {"torch", "accelerate", "sklearn", "tensorboard", "wandb", "tokenizers", "safetensors"}
 
 
-def light(*words):
-    """A command in a fresh interpreter that fails where something heavy was imported."""
+def light(*words, package="train", before=""):
+    """A command in a fresh interpreter that fails if something heavy was imported."""
     script = (
-        "import sys\nfrom train.cli import main\n"
+        f"import sys\n{before}\nfrom {package}.cli import main\n"
         "try: code = main(sys.argv[1:])\nexcept SystemExit as end: code = end.code\n"
         f"heavy = {HEAVY!r} & set(sys.modules)\nsys.exit(f'imported {{heavy}}' if heavy else code)"
     )
@@ -34,6 +34,15 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     assert "python -m train COMMAND --help" in done.stdout
 
 
+@pytest.mark.parametrize("package", ["train", "launch"])
+def test_a_missing_dependency_is_one_sentence_that_says_what_to_install(package):
+    done = light("fit", package=package, before="sys.modules['pydantic'] = None")
+    assert done.returncode == 64
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("isorun: error: The package 'pydantic' is not installed for ")
+    assert "`pip install isorun`" in line
+
+
 def test_python_m_train_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "train", "--help"],
@@ -46,7 +55,7 @@ def test_python_m_train_is_the_command():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("fit", ["--config FILE", "key=value", "--allow-changes", "type it again"]),
+        ("fit", ["--config FILE", "key=value", "--allow-changes", "run it again"]),
         ("evaluate", ["--checkpoint WHICH", "--json", "newest, best"]),
         ("export", ["--to DIR", "--form", "train.load(path)"]),
         ("verify", ["used exactly once", "65"]),
@@ -72,8 +81,9 @@ def test_each_command_explains_itself(name, said):
         ["fit", "--config", "configs/text.yaml", "--no-such-flag"],
     ],
 )
-def test_what_only_looks_imports_nothing_heavy(words):
-    done = light(*words)
+@pytest.mark.parametrize("package", ["train", "launch"])
+def test_what_only_reads_imports_nothing_heavy(package, words):
+    done = light(*words, package=package)
     assert done.returncode in (0, 64), done.stderr
 
 

@@ -2,13 +2,19 @@
 
 import json
 import os
+import shlex
+import site
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from tests.support.forked import command, run
 from tests.support.runs import environment
+from train.cli import main
+from train.commands.new import next_steps
 
 
 def in_project(directory, *words):
@@ -20,16 +26,50 @@ def in_project(directory, *words):
     )  # fmt: skip
 
 
+@pytest.fixture
+def shell(tmp_path):
+    """Runs commands with an environment of one's own, in which isorun is installed, activated."""
+    there = tmp_path / "an environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(there)], check=True)
+    (folder,) = there.glob("lib/python*/site-packages")
+    # What is installed for this Python counts as installed there, too.
+    (folder / "tests.pth").write_text(
+        f"import site; site.addsitedir({site.getsitepackages()[0]!r})\n"
+    )
+    env = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    env["PATH"] = f"{there / 'bin'}{os.pathsep}{env['PATH']}"
+    env["PIP_NO_BUILD_ISOLATION"] = "0"  # pip reads it as "isolation: no"; nothing is downloaded
+    env["WANDB_MODE"] = "disabled"
+
+    def run(script):
+        return subprocess.run(
+            ["bash", "-ec", script], cwd=tmp_path, env=env, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    return run
+
+
 @pytest.mark.slow
-def test_its_own_tests_pass_as_generated(tmp_path):
-    made = command("new", "my-project", cwd=tmp_path)
-    project = tmp_path / "my-project"
-    assert "cd my-project" in made.stdout
-    assert "python -m train fit --config config.yaml" in made.stdout
-    assert sorted(os.listdir(project)) == ["README.md", "config.yaml", "my_project", "tests"]
-    done = in_project(project, "pytest", "-q", "-p", "no:cacheprovider")
+def test_the_printed_steps_work_as_printed(shell, tmp_path):
+    made = shell("python -m train new 'my project'")
+    assert made.returncode == 0, made.stderr
+    project = tmp_path / "my project"
+    assert sorted(os.listdir(project)) == [
+        "README.md", "config.yaml", "my_project", "pyproject.toml", "tests",
+    ]  # fmt: skip
+    _, steps = made.stdout.split("\nNext:\n")
+    lines = [line.strip() for line in steps.splitlines()]
+    assert lines == [
+        "cd 'my project'",
+        "python -m pip install -e '.[dev]'",
+        "python -m train fit --config config.yaml",
+        "python -m pytest",
+    ]
+    done = shell("\n".join(lines))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
+    assert (project / "runs/my project/finished.json").exists()
     # The README's own command for two processes, on a few steps.
     words = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "train", "fit"]
     rules = ["length.epochs=0.5", "schedule.warmup_steps=0", "track.wandb=disabled", "run.dir=two"]
@@ -80,3 +120,23 @@ def test_what_is_there_is_never_overwritten(tmp_path):
     done = command("new", "mine", expect=64, cwd=tmp_path)
     assert "mine exists already and is not empty; choose another NAME." in done.stderr
     assert config.read_text() == "changed"
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution"), [("ünï", "uni"), ("_", "project"), ("With.Dots x", "with-dots-x")]
+)
+def test_pip_accepts_the_name_of_the_distribution(tmp_path, monkeypatch, name, distribution):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", name]) == 0
+    project = tomllib.loads((tmp_path / name / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["name"] == distribution
+    (package,) = project["tool"]["setuptools"]["packages"]
+    assert (tmp_path / name / package / "task.py").exists()
+
+
+def test_steps_name_the_python_that_no_shell_finds(tmp_path, monkeypatch):
+    """Without an activated environment ``python`` is another one, or none."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    cd, install, *_ = next_steps(Path("a b"))
+    assert cd == "cd 'a b'"
+    assert shlex.split(install) == [sys.executable, "-m", "pip", "install", "-e", ".[dev]"]

@@ -94,10 +94,10 @@ def test_curves_that_cannot_be_compared_differ():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["2:fdsp2"], "'2:fdsp2' is no placement"),
-        (["0", "2"], "'0' is no placement"),
-        (["1"], "Name at least two placements"),
-        (["1", "1"], "Name at least two placements"),
+        (["2:fdsp2"], "'2:fdsp2' is not a placement"),
+        (["0", "2"], "'0' is not a placement"),
+        (["1"], "needs at least two different placements"),
+        (["1", "1"], "needs at least two different placements"),
         (["1", "2", "--steps", "0"], "--steps must be at least 1"),
     ],
 )

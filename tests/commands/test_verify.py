@@ -78,5 +78,5 @@ def test_a_run_under_way_and_one_that_never_was(tmp_path):
 def test_a_finished_run_without_its_last_checkpoint(finished):
     shutil.rmtree(finished / "checkpoints/step-000000000040")
     done = run("verify", finished, expect=65)
-    assert "checkpoint step 40: missing, although the run has finished there" in done.stdout
+    assert "checkpoint step 40: missing, but the run finished at this step" in done.stdout
     assert "NOT well" in done.stdout

@@ -42,7 +42,7 @@ def load(tmp_path, *overrides):
         ("schedule.use=cosin", "did you mean cosine?"),
         (
             "batch.micro_batch_size=x",
-            "batch.micro_batch_size must be a whole number or one of auto",
+            "batch.micro_batch_size must be a whole number or auto, but is 'x' (from command line).",
         ),
         ("optim=3", "optim must be a mapping of keys to values, but is 3 (from command line)."),
         ("model.chanels=[1]", "model.chanels is not a known key"),

@@ -1,4 +1,4 @@
-"""A dataset that shows who loaded what with which random numbers, and loaders of it."""
+"""A dataset that records process and random numbers of each sample, and loaders for it."""
 
 import os
 import random
@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from train.data.loader import LoaderConfig, evaluation_batches, training_batches
+from train.data.loader import evaluation_batches, training_batches
+from train.data.loader_config import LoaderConfig
 from train.data.order import SampleOrder
 from train.data.plan import BatchPlan, EvalPlan
 

@@ -1,4 +1,4 @@
-"""The ledger proves that each position was used once, and names the first fault if not."""
+"""The ledger verifies that each position was used once, or names the first fault."""
 
 import os
 import resource
@@ -48,13 +48,13 @@ def test_a_clean_run(path):
     assert "30 steps, positions 0 to 239, each used exactly once, in 1 attempt(s)" in str(report)
 
 
-def test_steps_need_not_be_of_one_size(path):
-    """A run may be gone on with in larger batches, where that was asked for."""
+def test_steps_may_differ_in_size(path):
+    """A run may be resumed with another batch size, if the user allows it."""
     write(path, record(1), record(2, 12, 8), record(3, 5, 20), record(4, 1, 25))
     assert "4 steps, positions 0 to 25" in str(verify(path, last_step=4))
 
 
-def test_steps_after_the_point_of_resumption_never_happened(path):
+def test_a_resume_voids_later_steps(path):
     write(path, *map(record, range(1, 11)))
     again = begin(path, resume=6, attempt=2)
     assert again.last_step == 6
@@ -85,11 +85,11 @@ def test_the_first_fault_is_named(path, records, expected):
 
 def test_a_missing_end_is_named(path):
     write(path, record(1), record(2))
-    assert "ended at step 3, but the ledger at 2" in str(verify(path, last_step=3))
+    assert "ended at step 3, but the ledger ends at 2" in str(verify(path, last_step=3))
 
 
-def test_a_checkpoint_beyond_the_ledger_is_found_out(path):
-    """Steps go on record before their checkpoint is committed, so none may be ahead."""
+def test_a_checkpoint_beyond_the_ledger_is_detected(path):
+    """Steps are recorded before the commit of their checkpoint, so no checkpoint may be ahead."""
     write(path, record(1), record(2))
     expected = "there is a checkpoint of step 3, but the ledger ends at 2"
     assert expected in str(verify(path, committed_step=3))
@@ -97,12 +97,12 @@ def test_a_checkpoint_beyond_the_ledger_is_found_out(path):
     assert verify(path, committed_step=1).ok
 
 
-def test_another_seed_is_found_out(path):
+def test_another_seed_is_detected(path):
     write(path, record(1, order=SampleOrder(4, 50)))
     assert "step 1 did not use the samples" in str(verify(path))
 
 
-def test_a_torn_end_is_repaired_wherever_it_tore(path):
+def test_an_incomplete_record_at_the_end_is_removed(path):
     write(path, record(1), record(2))
     whole = path.read_bytes()
     for cut in range(len(whole) - 43, len(whole)):
@@ -114,8 +114,8 @@ def test_a_torn_end_is_repaired_wherever_it_tore(path):
         assert verify(path, last_step=3).ok
 
 
-def test_an_end_of_zeros_is_torn_too(path):
-    """What some file systems leave of a long append when the power fails."""
+def test_zeros_at_the_end_are_removed(path):
+    """Some file systems leave zeros at the end of an append after a power failure."""
     write(path, *map(record, range(1, 10)))
     content = path.read_bytes()
     path.write_bytes(content[: -3 * 44] + bytes(3 * 44))
@@ -139,7 +139,7 @@ def test_an_end_of_zeros_is_torn_too(path):
     ids=["changed", "lost", "lost before the last", "added"],
 )
 def test_damage_in_the_middle_is_an_error(path, damage):
-    """In the second record, which begins at byte 60; what follows must not be cut off."""
+    """In the second record, which starts at byte 60; later records must not be removed."""
     write(path, *map(record, range(1, 10)))
     damaged = damage(path.read_bytes())
     path.write_bytes(damaged)
@@ -149,7 +149,7 @@ def test_damage_in_the_middle_is_an_error(path, damage):
     assert path.read_bytes() == damaged
 
 
-def test_no_flipped_bit_goes_unnoticed(path):
+def test_every_flipped_bit_is_detected(path):
     """In the records of two steps, with others before and after."""
     write(path, *map(record, range(1, 5)))
     whole = path.read_bytes()
@@ -161,45 +161,45 @@ def test_no_flipped_bit_goes_unnoticed(path):
 
 
 def test_a_flipped_bit_at_the_very_end_loses_that_step(path):
-    """It cannot be told from a torn end; a run that is finished shows that a step is missing."""
+    """It looks like an incomplete record, but a finished run shows that a step is missing."""
     write(path, *map(record, range(1, 5)))
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "ended at step 4, but the ledger at 3" in str(verify(path, last_step=4))
+    assert "ended at step 4, but the ledger ends at 3" in str(verify(path, last_step=4))
 
 
 @pytest.mark.parametrize("content", [b"?", b"?" * 16, b"?" * 60])
-def test_a_file_that_is_no_ledger_is_left_alone(path, content):
+def test_a_file_that_is_not_a_ledger_is_not_changed(path, content):
     path.write_bytes(content)
     assert not verify(path).ok
-    with pytest.raises(DataError, match="is no ledger"):
+    with pytest.raises(DataError, match="is not a ledger"):
         Ledger(path)
     assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("size", [0, 5, 16])
-def test_a_file_torn_at_its_birth_is_begun_again(path, size):
+def test_an_incomplete_header_is_rewritten(path, size):
     write(path)
     path.write_bytes(path.read_bytes()[:size])
     write(path, record(1))
     assert verify(path, last_step=1).ok
 
 
-def test_a_record_that_is_there_twice_is_named(path):
+def test_a_repeated_record_is_named(path):
     write(path, record(1), record(2))
     path.write_bytes(path.read_bytes() + path.read_bytes()[-44:])
-    assert "step 2 is there twice: it follows step 2" in str(verify(path))
+    assert "step 2 is repeated: it follows step 2" in str(verify(path))
 
 
-def test_a_lost_ledger_is_found_out(path):
-    """The run went on from its checkpoint, but what came before cannot be proved any more."""
+def test_a_lost_ledger_is_detected(path):
+    """The run resumed from its checkpoint, but earlier steps cannot be verified."""
     ledger = begin(path, resume=6, attempt=2)
     ledger.append_steps([record(7)])
     ledger.close()
     assert "step 1 is missing: step 7 follows 0" in str(verify(path, last_step=7))
 
 
-def test_each_step_is_held_against_the_order_of_its_own_attempt(path):
+def test_each_step_is_checked_with_the_order_of_its_attempt(path):
     other = SampleOrder(4, 61, shuffle=False)
     write(path, *map(record, range(1, 6)))
     ledger = begin(path, resume=3, attempt=2, order=other)
@@ -210,7 +210,7 @@ def test_each_step_is_held_against_the_order_of_its_own_attempt(path):
     assert "in 2 attempt(s)" in str(report)
 
 
-def test_blocks_of_verification_do_not_show(path, monkeypatch):
+def test_the_block_size_of_verify_does_not_matter(path, monkeypatch):
     write(path, *map(record, range(1, 31)))
     monkeypatch.setattr("train.data.ledger._BLOCK", 20)  # three steps
     assert verify(path, last_step=30).ok
@@ -220,14 +220,14 @@ def test_blocks_of_verification_do_not_show(path, monkeypatch):
     assert "step 36 did not use the samples" in str(verify(path))
 
 
-def test_what_is_on_record_is_known_again_when_reopened(path):
+def test_a_reopened_ledger_knows_its_last_step(path):
     write(path, record(1), record(2))
     ledger = Ledger(path)
     assert ledger.last_step == 2
     ledger.close()
 
 
-def test_steps_already_on_record_are_not_written_again(path):
+def test_recorded_steps_are_not_written_again(path):
     ledger = begin(path)
     ledger.append_steps([record(1), record(2)])
     ledger.append_steps([record(1), record(2), record(3)])
@@ -254,7 +254,7 @@ def test_a_failed_write_leaves_the_file_as_it_was(path, monkeypatch):
 
 
 def test_a_write_that_stops_halfway_leaves_the_file_as_it_was(path):
-    """As on a full disk; here the limit is on the size of files."""
+    """As on a full disk; here by a limit on the file size."""
     ledger = begin(path)
     ledger.append_steps([record(1)])
     before = path.read_bytes()
@@ -284,6 +284,6 @@ def test_parts_of_a_step_add_up(cuts, start):
 
 
 def test_known_digests():
-    """Fixed for ever: ledgers are verified long after they were written."""
+    """Must not change: ledgers are verified long after they were written."""
     assert record(1).digest == 10693367608273386869
     assert step_digest(np.array([10**12]), np.array([28])) == 7142435679676339215

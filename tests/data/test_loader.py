@@ -1,4 +1,4 @@
-"""Loading: what arrives, and with which randomness, depends on positions alone."""
+"""The loader: samples and their randomness depend only on positions."""
 
 import os
 import random
@@ -26,7 +26,7 @@ def by_position(batches):
 @pytest.mark.parametrize(
     ("world", "micro", "workers"), [(1, 1, 0), (1, 4, 2), (2, None, 0), (3, 1, 1), (2, 2, 2)]
 )
-def test_samples_and_their_randomness_do_not_depend_on_who_loads(world, micro, workers):
+def test_samples_do_not_depend_on_workers(world, micro, workers):
     expected = by_position(load(Numbers()))
     assert sorted(expected) == list(range(48))
     assert len({noise for _, noise in expected.values()}) == 48, "each epoch has its own"
@@ -68,13 +68,13 @@ def test_ranks_together_load_each_step_exactly_once(world, micro, workers, start
         assert all(len(cell.positions) <= (micro or 6) for cell in cells)
 
 
-def test_it_does_not_matter_in_which_blocks_samples_are_looked_up(monkeypatch):
+def test_the_block_size_of_the_sampler_does_not_matter(monkeypatch):
     whole = by_position(load(Numbers(), steps=12, micro=2))
-    monkeypatch.setattr("train.data.loader._BLOCK", 30)  # five steps
+    monkeypatch.setattr("train.data.sampler._BLOCK", 30)  # five steps
     assert by_position(load(Numbers(), steps=12, micro=2)) == whole
 
 
-def test_it_can_begin_anywhere():
+def test_loading_can_start_at_any_position():
     whole = by_position(load(Numbers()))
     assert by_position(load(Numbers(), start=5, steps=3)) == {p: whole[p] for p in range(30, 48)}
     (far,) = load(Numbers(), start=10**12, steps=1)
@@ -82,7 +82,7 @@ def test_it_can_begin_anywhere():
 
 
 def test_a_sample_draws_what_its_seed_gives():
-    """Fixed for ever, as the order is: a resumed run must augment as it would have."""
+    """Must not change: a resumed run must augment samples as before."""
     ((index, noise), *_) = by_position(load(Numbers(), start=4, steps=1)).values()
     seed = sample_seed(1, 1, index)
     expected = (
@@ -94,7 +94,7 @@ def test_a_sample_draws_what_its_seed_gives():
 
 
 class Plain(Numbers):
-    """Draws nothing itself, as it says."""
+    """Draws no random numbers."""
 
     deterministic = True
 
@@ -103,13 +103,13 @@ class Plain(Numbers):
 
 
 def masking(samples):
-    """Draws from all three, as the collate of a masked language model may."""
+    """Draws from all three generators, like the collate of a masked language model."""
     noise = [*torch.rand(2).tolist(), random.random(), *np.random.rand(2).tolist()]
     return {"index": torch.tensor(samples), "noise": noise}
 
 
 @pytest.mark.normal
-def test_what_collate_draws_does_not_depend_on_workers_or_on_what_was_before():
+def test_random_numbers_in_collate_do_not_depend_on_workers():
     found = []
     for workers in (0, 1, 2, 0):
         torch.rand(3), random.random(), np.random.rand()
@@ -132,7 +132,7 @@ def test_what_collate_draws_does_not_depend_on_workers_or_on_what_was_before():
         (Plain(), masking, 0),
     ],
 )
-def test_the_global_generators_are_left_as_they_were(dataset, collate, workers):
+def test_the_global_generators_are_not_changed(dataset, collate, workers):
     torch.rand(3), random.random()  # away from where an earlier load may have left them
     np.random.randn()  # half a pair: the other half is part of the state
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
@@ -145,8 +145,8 @@ def test_the_global_generators_are_left_as_they_were(dataset, collate, workers):
 
 
 @pytest.mark.parametrize(("base", "asked"), [(Plain, [6] * 8), (Numbers, [])])
-def test_only_a_deterministic_dataset_is_asked_for_whole_batches(base, asked):
-    """In any other, each sample has randomness of its own, so they are loaded one by one."""
+def test_getitems_is_used_only_for_deterministic_datasets(base, asked):
+    """In other datasets each sample has its own seed, so samples are loaded one by one."""
 
     class Batched(base):
         asked = []
@@ -183,7 +183,7 @@ def test_evaluation_sees_each_sample_once_on_any_number_of_ranks(world):
 
 
 @pytest.mark.normal
-def test_workers_do_not_outlive_their_use():
+def test_workers_end_on_close():
     pids = {int(pid) for micro in load(Numbers(), workers=2) for pid in micro.batch["pid"]}
     assert len(pids) == 2
     for pid in pids:

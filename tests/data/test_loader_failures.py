@@ -1,4 +1,4 @@
-"""What fails while loading is told clearly, at once, and as what it is."""
+"""Errors during loading are reported immediately, with their cause."""
 
 import multiprocessing
 import os
@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.data.loading import Numbers, evaluate, load, make
-from train.data.loader import LoaderConfig, check_dataset
+from train.data.loader import check_dataset
+from train.data.loader_config import LoaderConfig
 from train.data.order import SampleOrder
 from train.exits import DataError, RetryError, UsageError
 
@@ -51,15 +52,15 @@ def test_a_sample_that_raises_is_named(workers):
     (position,) = np.flatnonzero(SampleOrder(1, 23).keys(np.arange(23))[1] == 5)
     assert str(error.value) == (
         f"The dataset Broken failed at index 5 in epoch 0 (position {position} of the stream) "
-        "with ValueError: the file is broken; repair or leave out that sample."
+        "with ValueError: the file is broken; fix or remove this sample."
     )
     assert "in fail" in "".join(traceback.format_exception(error.value)), "for the log"
 
 
 @pytest.mark.normal
 @pytest.mark.parametrize("workers", [0, 2])
-def test_it_is_told_when_its_batch_is_due_and_not_before(workers):
-    """So the run fails at the same step, whatever is loaded ahead."""
+def test_an_error_is_raised_when_its_batch_is_due(workers):
+    """The run fails at the same step for any number of prefetched batches."""
     good = []
     with pytest.raises(DataError), make(Broken(fail), workers=workers) as batches:
         good += (micro.indices.tolist() for micro in batches)
@@ -68,18 +69,18 @@ def test_it_is_told_when_its_batch_is_due_and_not_before(workers):
 
 
 @pytest.mark.normal
-def test_an_exception_that_cannot_be_pickled_is_told_all_the_same():
+def test_an_exception_that_cannot_be_pickled_is_reported():
     with pytest.raises(DataError, match="Unpicklable: this that"):
         load(Broken(fail_oddly), workers=1)
 
 
 @pytest.mark.normal
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_collate_that_raises_is_told(workers):
+def test_an_error_of_collate_is_reported(workers):
     def collate(_samples):
         raise KeyError("label")
 
-    expected = r"joining \(collate\).*in epoch 0 \(positions 6 to 11 of the stream\).*KeyError"
+    expected = r"failed in collate of .*in epoch 0 \(positions 6 to 11 of the stream\).*KeyError"
     with pytest.raises(DataError, match=expected):
         load(Numbers(), start=1, collate=collate, workers=workers)
 
@@ -103,32 +104,35 @@ def test_an_interrupt_stays_an_interrupt():
         load(Broken(interrupt))
 
 
-def test_a_failure_in_the_evaluation_says_so():
+def test_an_error_during_evaluation_is_named_as_such():
     batches = evaluate(Broken(fail))
     with pytest.raises(DataError, match="index 5 in the evaluation with ValueError"), batches:
         list(batches)
 
 
 @pytest.mark.normal
-def test_a_batch_that_cannot_be_sent_is_told_instead_of_waited_for():
+def test_a_batch_that_cannot_be_pickled_is_an_error():
     def collate(_samples):
         return lambda: None
 
-    with pytest.raises(DataError, match=r"cannot be sent from a data worker \(.*pickle"):
+    with pytest.raises(DataError, match=r"of a data worker cannot be pickled \(.*pickle"):
         load(Numbers(), collate=collate, workers=1)
 
 
 @pytest.mark.filterwarnings("ignore:Got pickle error")
-def test_a_dataset_that_cannot_be_sent_is_told():
+def test_a_dataset_that_cannot_be_pickled_is_an_error():
     class Local(Numbers):
         pass
 
-    with pytest.raises(UsageError, match=r"Local.*spawn of loader\.multiprocessing_context"):
+    with pytest.raises(
+        UsageError,
+        match=r"Local.*the start method spawn of data workers.*loader\.multiprocessing_context",
+    ):
         load(Local(), workers=1, multiprocessing_context="spawn")
 
 
 @pytest.mark.normal
-def test_a_worker_that_is_killed_is_a_reason_to_try_again():
+def test_a_killed_worker_is_a_retry_error():
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -141,7 +145,7 @@ class Stuck(Numbers):
         time.sleep(60)
 
 
-def test_workers_that_are_too_slow_are_a_reason_to_try_again():
+def test_a_worker_timeout_is_a_retry_error():
     started = time.monotonic()
     with pytest.raises(RetryError, match=r"loader\.timeout \(now 0\.5 s\)"):
         load(Stuck(), workers=2, timeout=0.5)
@@ -149,7 +153,7 @@ def test_workers_that_are_too_slow_are_a_reason_to_try_again():
     assert not multiprocessing.active_children()
 
 
-def test_a_stuck_worker_does_not_outlive_its_use():
+def test_a_stuck_worker_is_killed_on_close():
     stuck = multiprocessing.Event()
 
     def wait():
@@ -166,8 +170,8 @@ def test_a_stuck_worker_does_not_outlive_its_use():
 
 
 @pytest.mark.normal
-def test_a_death_is_told_where_batches_are_asked_for_and_nowhere_else():
-    """Even where a loader of the user's has put torch's own signal handler in place."""
+def test_a_dead_worker_raises_only_where_batches_are_fetched():
+    """Even if a DataLoader of the user has installed torch's signal handler."""
     list(DataLoader([1, 2], num_workers=1))
     with make(Numbers(), workers=1, steps=1000) as batches:
         os.kill(int(next(batches).batch["pid"][0]), signal.SIGKILL)
@@ -179,19 +183,19 @@ def test_a_death_is_told_where_batches_are_asked_for_and_nowhere_else():
 
 
 def many_tensors(samples):
-    """Each goes through a socket of its own."""
+    """Each goes through its own socket."""
     return {f"tensor {number}": torch.full((4,), number) for number in range(40)}
 
 
 def long_message(samples):
-    """Goes through the pipe itself, which holds 64 KiB."""
+    """Goes through the pipe, which holds 64 KiB."""
     return b"x" * 2**20
 
 
 @pytest.mark.normal
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("collate", [many_tensors, long_message])
-def test_a_worker_that_dies_while_it_sends_is_a_reason_to_try_again(collate):
+def test_a_worker_that_dies_during_a_send_is_a_retry_error(collate):
     for _ in range(8):
         with make(Numbers(), workers=2, steps=1000, collate=collate) as batches:
             next(batches)
@@ -207,7 +211,7 @@ def test_a_worker_that_dies_while_it_sends_is_a_reason_to_try_again(collate):
 
 @pytest.mark.normal
 @pytest.mark.timeout(60)
-def test_a_message_that_nobody_completes_is_not_waited_for():
+def test_an_incomplete_message_of_a_dead_worker_does_not_block():
     with make(Numbers(), workers=1, steps=10, collate=long_message) as batches:
         next(batches)
         time.sleep(0.3)  # it has written what the pipe holds of the next one, and waits
@@ -220,7 +224,7 @@ def test_a_message_that_nobody_completes_is_not_waited_for():
 
 
 @pytest.mark.normal
-def test_signals_to_stop_are_not_for_workers():
+def test_workers_ignore_stop_signals():
     with make(Numbers(), workers=1, steps=20) as batches:
         pid = int(next(batches).batch["pid"][0])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -233,11 +237,11 @@ class Endless(IterableDataset):
         return iter(range(3))
 
 
-def test_what_is_no_map_style_dataset_is_refused():
+def test_only_map_style_datasets_are_accepted():
     for dataset in (Endless(), iter([1]), {1, 2}):
         with pytest.raises(UsageError, match=r"not a map-style dataset.*__getitem__"):
             check_dataset(dataset, "train_dataset")
-    with pytest.raises(DataError, match="without samples"):
+    with pytest.raises(DataError, match="empty dataset"):
         check_dataset(Numbers(0), "train_dataset")
     check_dataset([1, 2], "train_dataset")
 

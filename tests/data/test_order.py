@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from train.data.order import SampleOrder, micro_batch_seed, sample_seed
+from train.data.order import (
+    SampleOrder,
+    dataset_seed,
+    initial_seed,
+    micro_batch_seed,
+    module_seed,
+    report_seed,
+    sample_seed,
+)
 
 MASK = 2**64 - 1
 SEEDS = st.integers(0, 2**63 - 1)
@@ -193,7 +201,7 @@ def test_negative_positions():
         SampleOrder(0, 5).keys(np.array([4, -3]))
 
 
-def test_seeds_of_samples_and_micro_batches_never_meet():
+def test_seeds_of_different_purposes_never_meet():
     seeds = {
         sample_seed(seed, epoch, index)
         for seed in range(10)
@@ -201,7 +209,11 @@ def test_seeds_of_samples_and_micro_batches_never_meet():
         for index in range(100)
     }
     seeds |= {micro_batch_seed(seed, position) for seed in range(10) for position in range(1000)}
-    assert len(seeds) == 20_000
+    names = [f"layers.{number}" for number in range(100)]
+    seeds |= {module_seed(seed, name) for seed in range(10) for name in ["", *names]}
+    for use in (dataset_seed, initial_seed, report_seed):
+        seeds |= {use(seed) for seed in range(10)}
+    assert len(seeds) == 21_040
 
 
 @pytest.mark.parametrize(
@@ -213,8 +225,12 @@ def test_seeds_of_samples_and_micro_batches_never_meet():
         (micro_batch_seed(0, 0), (3, 0, 0), 6084141021458535187),
         (micro_batch_seed(1, 2), (3, 1, 2), 12751488248376797752),
         (micro_batch_seed(2**63 - 1, 10**12), (3, 2**63 - 1, 10**12), 585756163644079688),
+        (initial_seed(0), (4, 0), 11553561497916274123),
+        (initial_seed(2**63 - 1), (4, 2**63 - 1), 2995589087249998439),
+        (module_seed(5, "layers.0"), (4, 5, 16815568033298339095), 15410218658039876178),
+        (report_seed(3), (5, 3), 7485121835981390325),
     ],
 )
 def test_known_seeds(found, words, expected):
-    """Fixed for ever, as the order is: augmentation and dropout follow from them."""
+    """Fixed, as the order is: augmentation, dropout and initial values follow from them."""
     assert found == chain(*words) == expected

@@ -1,4 +1,4 @@
-"""How a step's samples, and the evaluation data, are shared out among ranks."""
+"""How the samples of a step, and the evaluation data, are divided among ranks."""
 
 import re
 
@@ -44,7 +44,7 @@ def test_accumulation_follows_from_the_sizes():
 @example(3, 1, 4)
 @example(17, 1, 8)
 @example(1, None, 2)
-def test_what_is_refused_names_the_nearest_sizes_that_work(batch, micro, world):
+def test_an_error_names_the_nearest_valid_sizes(batch, micro, world):
     assume(make(batch, micro, world) is None and (micro or 1) <= batch)
     with pytest.raises(UsageError, match=rf"batch.global_batch_size is {batch},") as error:
         BatchPlan(batch, micro, world)
@@ -62,7 +62,7 @@ def test_impossible_micro_batch_sizes(micro):
         BatchConfig(global_batch_size=8, micro_batch_size=micro)
 
 
-def test_only_the_global_batch_size_is_part_of_what_is_computed():
+def test_only_the_global_batch_size_changes_results():
     fields = BatchConfig.model_fields
     assert changes_results(fields["global_batch_size"].json_schema_extra)
     assert not changes_results(fields["micro_batch_size"].json_schema_extra)
@@ -75,7 +75,7 @@ def test_a_micro_batch_larger_than_the_batch_is_refused():
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 9))
-def test_evaluation_takes_each_sample_once_in_equal_rounds(size, micro, world):
+def test_evaluation_uses_each_sample_once_in_equal_rounds(size, micro, world):
     plan = EvalPlan(size, micro, world)
     shares = [
         range(*plan.bounds(rank, number)) for number in range(plan.rounds) for rank in range(world)

@@ -1,4 +1,4 @@
-"""The same command under whatever starts it; what each launcher says is understood."""
+"""The same command under every launcher."""
 
 import os
 import subprocess
@@ -68,7 +68,7 @@ def test_accelerate_launch_with_our_files(alone, tmp_path, config, strategy):
         assert_same_bits(one, other)
 
 
-def test_what_accelerate_does_not_start_is_told(tmp_path):
+def test_fewer_processes_than_requested_are_reported(tmp_path):
     words = [BIN / "accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "train"]
     done = launch(words, tmp_path, "length.steps=6")
     assert "accelerate launch was asked for 2 processes but started 1" in done.stderr
@@ -82,7 +82,7 @@ def test_the_deepspeed_launcher(alone, tmp_path):
 
 
 def test_srun(alone, tmp_path):
-    """Two tasks with Slurm's variables, as srun would start them."""
+    """Two tasks with the variables that srun sets."""
     shared = {
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0",
         "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(free_port()), "SLURM_STEP_ID": "0",
@@ -104,7 +104,7 @@ def test_srun(alone, tmp_path):
 
 @pytest.mark.parametrize("strategy", thinned(["ddp", "fsdp2"], kept=["ddp"]))
 def test_torchrun_restarts_what_was_killed(tmp_path, strategy):
-    """A rank dies by kill -9; the group is started again and goes on, as if nothing had been."""
+    """After a kill -9 of a rank, the restarted group resumes with the same result."""
     base = [f"strategy={strategy}", "checkpoint.every_steps=10", "checkpoint.asynchronous=false"]
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     words += ["--max-restarts", "2", "--master-addr", "127.0.0.1", "--master-port"]
@@ -113,14 +113,14 @@ def test_torchrun_restarts_what_was_killed(tmp_path, strategy):
     disturbed = launch(
         [*words, str(free_port()), "-m", "train"], tmp_path / "two", *base, "task.kill_at_step=25"
     )
-    assert "goes on from step 20 (attempt 2)" in disturbed.stdout
+    assert "resumes at step 20 (attempt 2)" in disturbed.stdout
     assert_same_bits(tensors(tmp_path / "one"), tensors(tmp_path / "two"))
     assert curve(tmp_path / "one") == curve(tmp_path / "two")
     assert checkpoints(tmp_path / "one") == checkpoints(tmp_path / "two")
     assert "all well" in run("verify", tmp_path / "two").stdout
 
 
-def test_variables_that_contradict_each_other(tmp_path):
+def test_contradicting_variables_are_an_error(tmp_path):
     environ = {"RANK": "0"}
     words = [sys.executable, "-m", "train"]
     done = launch(words, tmp_path, env=environ, expect=64)

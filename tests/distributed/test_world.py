@@ -1,8 +1,8 @@
-"""Which rank of how many this process is, from any launcher's environment."""
+"""Rank and world size from the environment of each launcher."""
 
 import pytest
 
-from train.distributed.world import World, expand_counts, find_world, first_host, warnings_of
+from train.distributed.world import World, expand_counts, find_world, first_host, world_warnings
 from train.exits import UsageError
 
 RENDEZVOUS = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
@@ -23,7 +23,7 @@ def test_without_a_launcher_there_is_one_process():
         ({}, "unknown", 1),
     ],
 )
-def test_torch_s_own_variables(more, launcher, local):
+def test_torch_variables(more, launcher, local):
     world = find_world({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", **RENDEZVOUS, **more})
     assert (world.rank, world.world_size, world.local_rank) == (3, 4, 1)
     assert world.launcher == launcher
@@ -51,7 +51,7 @@ def test_srun_is_translated():
     assert other["MASTER_PORT"] == environ["MASTER_PORT"]
 
 
-def test_a_batch_script_and_torchrun_within_it_are_no_srun():
+def test_a_batch_script_is_not_srun():
     batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "7", "SLURM_JOB_ID": "1"}
     assert find_world(dict(batch)).world_size == 1
     inside = {**SLURM, "RANK": "0", "WORLD_SIZE": "2", **RENDEZVOUS, "TORCHELASTIC_RUN_ID": "x"}
@@ -68,11 +68,11 @@ def test_a_batch_script_and_torchrun_within_it_are_no_srun():
         ("n01-02", "n01-02"),
     ],
 )
-def test_the_first_of_slurm_s_hosts(hosts, first):
+def test_the_first_host_of_a_slurm_node_list(hosts, first):
     assert first_host(hosts) == first
 
 
-def test_slurm_s_counts():
+def test_slurm_task_counts():
     assert expand_counts("4(x2),3") == [4, 4, 3]
     assert expand_counts("1") == [1]
 
@@ -86,12 +86,12 @@ def test_slurm_s_counts():
         ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number of at least 1"),
         (
             {"RANK": "2", "WORLD_SIZE": "2", **RENDEZVOUS},
-            "RANK is 2 in the environment, which must",
+            "RANK must be less than WORLD_SIZE, 2, but is 2 (environment)",
         ),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "MASTER_ADDR is not set"),
     ],
 )
-def test_what_contradicts_itself_is_told(environ, expected):
+def test_contradictions_are_errors(environ, expected):
     with pytest.raises(UsageError) as error:
         find_world(environ)
     assert expected in str(error.value)
@@ -101,26 +101,29 @@ def world(launcher="python", local=1):
     return World(0, local, 0, local, launcher, "here")
 
 
-def test_what_was_asked_for_and_is_not_there(tmp_path):
+def test_missing_processes_and_gpus_are_reported(tmp_path):
     launch = ["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "train"]
-    [text] = warnings_of(world(), 0, launch)
+    [text] = world_warnings(world(), 0, launch)
     assert text.startswith("accelerate launch was asked for 2 processes but started 1")
-    assert warnings_of(world("accelerate", 2), 0, launch) == []
+    assert world_warnings(world("accelerate", 2), 0, launch) == []
     file = tmp_path / "accelerate.yaml"
     file.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
     launch = ["python", "accelerate", "launch", f"--config_file={file}", "--cpu", "-m", "train"]
-    [text] = warnings_of(world(), 0, launch)
+    [text] = world_warnings(world(), 0, launch)
     assert text.startswith("accelerate launch was asked for 2 processes but started 1")
-    assert warnings_of(world(), 0, ["python", "x.py", "--num_processes", "2"]) == []
-    [text] = warnings_of(world(), 8, [])
-    assert text.startswith("here has 8 GPUs, but the run has 1 process(es) on it")
+    assert world_warnings(world(), 0, ["python", "x.py", "--num_processes", "2"]) == []
+    [text] = world_warnings(world(), 8, [])
+    assert text.startswith("here has 8 GPUs, but the run has 1 process(es) there")
 
 
-def test_torchrun_s_variables_without_torchrun(monkeypatch):
+def test_torchrun_variables_without_torchrun(monkeypatch):
     monkeypatch.setenv("PET_NPROC_PER_NODE", "2")
     for launcher in ("unknown", "python"):
-        [text] = warnings_of(world(launcher), 0, [])
-        assert "PET_NPROC_PER_NODE is 2, which is for torchrun and the node agent" in text
+        [text] = world_warnings(world(launcher), 0, [])
+        assert (
+            "PET_NPROC_PER_NODE is 2 (environment), but only torchrun and the node agent read it"
+            in text
+        )
     monkeypatch.setenv("PET_NNODES", "1:2")
-    assert len(warnings_of(world(), 0, [])) == 2
-    assert warnings_of(world("torchrun", 2), 0, []) == []
+    assert len(world_warnings(world(), 0, [])) == 2
+    assert world_warnings(world("torchrun", 2), 0, []) == []

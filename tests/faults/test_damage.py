@@ -57,10 +57,10 @@ def change_a_number(path):
 
 
 DAMAGES = [
-    (lambda p: flip_a_bit(p / "__0_0.distcp"), "__0_0.distcp has another SHA-256"),
+    (lambda p: flip_a_bit(p / "__0_0.distcp"), "__0_0.distcp does not match its SHA-256"),
     (lambda p: truncate(p / "__0_0.distcp"), "bytes instead of"),
     (lambda p: (p / "__0_0.distcp").unlink(), "__0_0.distcp cannot be read (No such file"),
-    (lambda p: flip_a_bit(p / ".metadata"), ".metadata has another SHA-256"),
+    (lambda p: flip_a_bit(p / ".metadata"), ".metadata does not match its SHA-256"),
     (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
     (lambda p: truncate(p / "manifest.json"), "manifest.json cannot be read"),
     (lambda p: change_a_number(p / "manifest.json"), "does not match its own SHA-256"),
@@ -80,8 +80,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert warning.startswith("warning: The checkpoint of step 30 is damaged (")
     assert named in warning
     (aside,) = (killed / "checkpoints").glob("damaged-step-000000000030-*")
-    assert f"set aside as {aside.name}" in warning
-    assert "goes on from step 20" in done.stdout
+    assert f"renamed it to {aside.name}" in warning
+    assert "resumes at step 20" in done.stdout
     assert_finished_as(undisturbed, killed)
 
 
@@ -99,7 +99,7 @@ def test_where_all_are_damaged_it_starts_from_the_beginning_and_says_so(undistur
     assert "step 30 is damaged" in done.stderr
     assert "step 20 is damaged" in done.stderr
     assert "step 10 is damaged" in done.stderr
-    assert "There is no whole checkpoint, so the run starts from the beginning." in done.stderr
+    assert "There is no valid checkpoint, so the run starts from the beginning." in done.stderr
     assert "starts (attempt 2)" in done.stdout
     assert len(list((killed / "checkpoints").glob("damaged-*"))) == 3
     assert_finished_as(undisturbed, killed)
@@ -111,7 +111,7 @@ def test_what_interrupted_writers_left_behind_is_swept(undisturbed, killed):
         left.mkdir()
         (left / "__0_0.distcp").write_bytes(b"half")
     done = run("fit", killed, *BASE)
-    assert "Removed 2 unfinished checkpoint(s)" in done.stderr
+    assert "Removed 2 incomplete checkpoint(s)" in done.stderr
     assert not list((killed / "checkpoints").glob(".writing-*"))
     assert_finished_as(undisturbed, killed)
 
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_another_model_is_refused(undisturbed, killed):
     before = (killed / "config.json").read_text()
     done = run("fit", killed, *BASE, "model.hidden=32", "--allow-changes", expect=76)
     (line,) = done.stderr.splitlines()
-    assert "step-000000000030 is of another model" in line
+    assert "step-000000000030 does not match the model" in line
     assert "has shape (16, 8) in the checkpoint and (32, 8) in the model" in line
     assert (killed / "config.json").read_text() == before, "nothing was changed by trying"
     done = run("fit", killed, *BASE[:-1], "--allow-changes", expect=76)
@@ -233,7 +233,7 @@ def test_a_ledger_with_another_history_is_found_out(undisturbed, tmp_path):
     assert "positions 84 to 84 were never used: step 8 starts at 85" in forge(8, position=1)
     assert "positions 83 to 83 were used twice: step 8 starts at 83" in forge(8, position=-1)
     assert "step 8 did not use the samples that the seed has" in forge(8, second=1)
-    assert "step 9 is there twice: it follows step 9" in forge(10, step=-1)
+    assert "step 9 is repeated: it follows step 9" in forge(10, step=-1)
     assert "step 10 is missing: step 11 follows 9" in forge(10, step=+1)
 
 

@@ -34,15 +34,15 @@ def test_a_full_disk_is_told_and_later_made_up_for(undisturbed, tmp_path):
         done = run("fit", directory, *WIDE, expect=75)
         assert "warning: A checkpoint could not be written (" in done.stderr
         assert "No space left on device" in done.stderr
-        assert "Training goes on" in done.stderr
-        assert "make room and start the same command again" in done.stderr.splitlines()[-1]
+        assert "Training continues" in done.stderr
+        assert "free some space, then rerun" in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
         assert "step 40/40" in done.stdout, "it went on"
         assert checkpoints(directory) == [10, 20]
         assert "all well" in run("verify", directory).stdout, "the older ones are intact"
         resize(disk, "8m")
         done = run("fit", directory, *WIDE)
-        assert "goes on from step 20" in done.stdout
+        assert "resumes at step 20" in done.stdout
         assert_as_undisturbed(undisturbed, directory)
 
 

@@ -62,7 +62,7 @@ def test_a_killed_worker_asks_for_another_try(undisturbed, tmp_path):
     assert done.returncode == 75, done.stderr
     (line,) = done.stderr.splitlines()
     assert "A data worker failed (" in line
-    assert "fewer loader.workers" in line
+    assert "lower loader.workers" in line
     run("fit", tmp_path, "loader.workers=1")
     assert_same_bits(tensors(undisturbed), tensors(tmp_path))
 

@@ -21,7 +21,7 @@ def test_a_lost_rank_asks_the_others_for_another_try(tmp_path):
     assert "isorun: error: Another rank has ended or cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
     assert ranks[1].wait().returncode == -signal.SIGKILL
-    assert "another rank is gone" in (tmp_path / "logs/rank-0.log").read_text()
+    assert "Another rank has ended" in (tmp_path / "logs/rank-0.log").read_text()
     run_ranks(2, "fit", tmp_path)
 
 

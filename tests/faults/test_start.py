@@ -10,8 +10,14 @@ from torch.distributed import TCPStore
 
 from tests.support.forked import Command, start_ranks, wait_for
 from tests.support.runs import TINY, checkpoints, free_port
-from train.distributed.process_group import meet
+from train.distributed.process_group import store_of_this_start
+from train.distributed.rendezvous import join
+from train.distributed.world import World
 from train.exits import RetryError
+
+
+def place(rank, world_size):
+    return World(rank, world_size, rank, world_size, "test", "host")
 
 
 def a_rank_alone(rank, directory, *overrides):
@@ -30,14 +36,14 @@ def test_a_stop_is_heard_while_waiting_for_the_others(tmp_path, rank):
     process.signal(signal.SIGTERM)
     done = process.wait(20)
     assert done.returncode == 143
-    assert "stopped on request before the first step; nothing is lost" in done.stderr
+    assert "stopped on request before the first step; no work is lost" in done.stderr
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_that_do_not_come_are_not_waited_for_for_ever(tmp_path, rank):
     done = a_rank_alone(rank, tmp_path, "watchdog.first_timeout=4").wait(60)
     assert done.returncode == 75
-    assert "not all met within watchdog.first_timeout, 4 s" in done.stderr
+    assert "Not all ranks joined within watchdog.first_timeout (4 s)" in done.stderr
     assert "process_group.py" in done.stderr, "its stack"
 
 
@@ -50,7 +56,7 @@ def test_a_stop_is_heard_in_an_exchange_with_a_frozen_rank(tmp_path):
     ranks[0].signal(signal.SIGTERM)
     done = ranks[0].wait(20)
     assert done.returncode == 75
-    assert "not stopped within stop.deadline, 4 s" in done.stderr
+    assert "did not stop within stop.deadline (4 s" in done.stderr
     ranks[1].signal(signal.SIGKILL)
     ranks[1].wait()
 
@@ -64,12 +70,11 @@ def met(store, ranks, timeout=20.0):
     """The names that each of these ranks of three comes back with; ranks start one by one."""
     names, threads = {}, []
 
-    def join(rank):
-        clone = store.clone()
-        names[rank] = meet(clone, rank, 3, timedelta(seconds=timeout))
+    def start(rank):
+        names[rank] = join(store.clone(), place(rank, 3), timeout).name
 
     for rank in ranks:
-        threads.append(threading.Thread(target=join, args=(rank,)))
+        threads.append(threading.Thread(target=start, args=(rank,)))
         threads[-1].start()
         time.sleep(0.1)
     for thread in threads:
@@ -88,14 +93,33 @@ def test_ranks_meet_under_a_name_that_is_new_each_time(store, order):
 
 def test_a_name_of_a_dead_rank_is_never_taken(store):
     store.set("isorun", "dead")
-    store.set("dead/from-1", "somebody")
+    store.set("dead/from-1", '["token", ""]')
     names = met(store, (1, 2, 0))
     assert set(names) == {0, 1, 2}
     assert "dead" not in names.values()
 
 
-def test_a_meeting_without_all_ranks_has_an_end(store):
-    with pytest.raises(RetryError, match="Not all ranks came"):
-        meet(store, 0, 2, timedelta(seconds=0.3))
-    with pytest.raises(RetryError, match="Not all ranks came"):
-        meet(store, 1, 2, timedelta(seconds=0.3))
+@pytest.mark.parametrize(
+    ("rank", "told"),
+    [
+        (0, "ranks to join: 1, 2 of 3 did not"),
+        (1, "Timed out after 0.3 s waiting for rank 0 to join"),
+    ],
+)
+def test_waiting_for_ranks_ends_with_an_error(store, rank, told):
+    with pytest.raises(RetryError, match=told):
+        store_of_this_start(store, place(rank, 3), timedelta(seconds=0.3))
+
+
+def test_a_rank_that_joins_too_late_is_not_admitted(store):
+    join(store.clone(), place(0, 2), 0.1)
+    with pytest.raises(RetryError, match="rank 0 to admit rank 1 on host"):
+        join(store, place(1, 2), 0.2, grace=0.1)
+
+
+def test_rank_0_learns_who_joined_and_what_they_sent(store):
+    other = threading.Thread(target=join, args=(store.clone(), place(2, 3), 20.0))
+    other.start()
+    joined = join(store, place(0, 3), 1.0, greeting="a")
+    other.join()
+    assert joined.greetings == {0: "a", 2: ""}

@@ -36,7 +36,7 @@ def test_torchruns_restarts_do_not_undo_a_stop(tmp_path):
     (tmp_path / "stop").touch()
     out, err = launcher.communicate(timeout=120)
     assert "it is saved" in out
-    assert "torchrun's restart does not go on with it" in err
+    assert "torchrun's restart does not resume it" in err
     assert len(attempts(tmp_path)) == 1
     saved = checkpoints(tmp_path)[-1]
     assert saved < 2000
@@ -61,9 +61,9 @@ def test_which_start_undoes_a_stop(tmp_path, monkeypatch, launch, restarts, refu
         monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     if refused:
         with pytest.raises(StoppedError):
-            RunDirectory(tmp_path).refuse_undoing_a_stop()
+            RunDirectory(tmp_path).refuse_restart_after_stop()
     else:
-        RunDirectory(tmp_path).refuse_undoing_a_stop()
+        RunDirectory(tmp_path).refuse_restart_after_stop()
         assert list(tmp_path.iterdir()) == []
 
 

@@ -75,7 +75,7 @@ def test_a_new_run_is_not_begun_over_another_s_copies(tmp_path):
     run("fit", tmp_path / "run", *options)
     run("fit", tmp_path / "other", *BASE, "length.steps=5")
     done = run("fit", tmp_path / "other", *options, "--allow-changes", expect=76)
-    assert "give each run an address of its own" in done.stderr
+    assert "set a separate URL for each run" in done.stderr
 
 
 def test_a_stop_does_not_wait_for_the_mirror(tmp_path):
@@ -91,7 +91,7 @@ def test_a_stop_does_not_wait_for_the_mirror(tmp_path):
     done = process.wait()
     assert done.returncode == 143, done.stderr
     assert "cannot be reached now" in done.stderr
-    assert "the next start of this run sends the rest" in done.stderr
+    assert "the next start of this run uploads the rest" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_stop_does_not_wait_for_the_mirror(tmp_path):
     [(["checkpoint.mirror.url=nosuch://x"], 64, "checkpoint.mirror.url is 'nosuch://x', which can"),
      (["checkpoint.mirror.url=s3://x", "checkpoint.mirror.options.key=abc"], 64, "into the envir"),
      (["checkpoint.mirror.url=s3://x/y", "checkpoint.mirror.options={anon: true, endpoint_url: "
-       "'http://127.0.0.1:9'}"], 75, "to begin anew")],
+       "'http://127.0.0.1:9'}"], 75, "to start from the beginning")],
     ids=["unknown", "secret", "unreachable"],
 )  # fmt: skip
 def test_bad_input(tmp_path, options, code, said):

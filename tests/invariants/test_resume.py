@@ -109,7 +109,7 @@ def test_a_finished_run_says_so(undisturbed):
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != "lock"}
     started = time.monotonic()
     done = run("fit", undisturbed, *EVERYTHING)
-    assert "has finished already, at step 40" in done.stdout
+    assert "is already finished, at step 40" in done.stdout
     assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != "lock"} == before
     assert time.monotonic() - started < 30
 

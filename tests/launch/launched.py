@@ -3,7 +3,7 @@
 import json
 
 from launch.cli import main
-from launch.history import ledger
+from launch.history import launch_log
 from tests.launch.launching import app
 from tests.support.runs import TINY
 
@@ -12,11 +12,11 @@ def submit(job="x1", scheduler="slurm", *words, **changes):
     """A launch as the ledger has it."""
     made = app("isorun.fit", "-j", "2x1", *TINY, *words)
     handle = f"{scheduler}://torchx/{job}"
-    ledger.record_start(handle, scheduler, made, "the request")
+    launch_log.record_start(handle, scheduler, made, "the request")
     for key, value in changes.items():
-        lines = [json.loads(line) for line in ledger.path().open()]
+        lines = [json.loads(line) for line in launch_log.path().open()]
         lines[-1][key] = value
-        ledger.path().write_text("".join(json.dumps(line) + "\n" for line in lines))
+        launch_log.path().write_text("".join(json.dumps(line) + "\n" for line in lines))
     return handle, made.roles[0].env["ISORUN_RUN_ID"]
 
 

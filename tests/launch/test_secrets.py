@@ -4,8 +4,9 @@ import pytest
 from torchx.runner import get_runner
 
 from launch import secrets
-from launch.history import ledger
-from launch.schedulers import LOCAL, MODULES
+from launch.history import launch_log
+from launch.torchx.schedulers import SCHEDULERS
+from launch.torchx.schedulers.watched import LOCAL
 from tests.launch.launching import app, dryrun
 from tests.support.runs import TINY
 from train.exits import UsageError
@@ -77,7 +78,7 @@ def test_what_is_not_isoruns_is_none_of_our_business():
 
 
 def test_local_means_local():
-    assert set(LOCAL) == {name for name in MODULES if name.startswith("local")}
+    assert set(LOCAL) == {name for name in SCHEDULERS if name.startswith("local")}
 
 
 def test_the_ledger_holds_no_secret_that_docker_copies(monkeypatch):
@@ -85,17 +86,17 @@ def test_the_ledger_holds_no_secret_that_docker_copies(monkeypatch):
     info = dryrun("isorun.fit", *TINY, scheduler="local_docker", copy_env=["WANDB_*"])
     assert SECRET in str(info)
     made = getattr(info, "app", None) or info._app
-    ledger.record_start("local_docker://torchx/x", "local_docker", made, str(info))
-    assert SECRET not in ledger.path().read_text()
+    launch_log.record_start("local_docker://torchx/x", "local_docker", made, str(info))
+    assert SECRET not in launch_log.path().read_text()
 
 
 def test_the_ledger_holds_no_secret():
     info = dryrun("isorun.fit", "--env", f"WANDB_API_KEY={SECRET}", *TINY)
     made = getattr(info, "app", None) or info._app
     assert made.roles[0].env["WANDB_API_KEY"] == SECRET
-    ledger.record_start("local_cwd://torchx/x", "local_cwd", made, str(info))
-    (line,) = ledger.read()
+    launch_log.record_start("local_cwd://torchx/x", "local_cwd", made, str(info))
+    (line,) = launch_log.read()
     assert SECRET not in json.dumps(line)
-    assert SECRET not in ledger.path().read_text()
+    assert SECRET not in launch_log.path().read_text()
     assert line["env"]["WANDB_API_KEY"] == "***"
     assert "***" in line["request"]

@@ -83,7 +83,7 @@ def test_it_ends_a_run(stopped):
     assert finished["step"] == 20
     assert list(curve(stopped, "eval/loss")) == [5, 10, 15, 20]
     assert finished["metrics"]["loss"] == curve(stopped, "eval/loss")[20]
-    assert "has finished already, at step 20" in run("fit", stopped, *RULES).stdout
+    assert "is already finished, at step 20" in run("fit", stopped, *RULES).stdout
     assert "all well" in run("verify", stopped).stdout
 
 

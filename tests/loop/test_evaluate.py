@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from tests.support.forked import quick_run as run
-from tests.support.runs import tiny_config
+from tests.support.strategies import engine
 from tests.support.tiny import TinyTask
-from train.data.loader import LoaderConfig, evaluation_batches
+from train.data.loader import evaluation_batches
+from train.data.loader_config import LoaderConfig
 from train.data.plan import EvalPlan
 from train.exits import UsageError
-from train.loop.evaluate import EvaluationStoppedError, evaluate
-from train.strategies.engine import Engine
+from train.loop.evaluate import EvaluationStoppedError
+from train.loop.evaluate import evaluate as loop_evaluate
 from train.tasks.base import Ratio
 
 
@@ -53,10 +54,9 @@ def batches(size, micro, rank=0, world=1):
     )  # fmt: skip
 
 
-def engine():
-    made = Engine(tiny_config())
-    made.prepare_evaluation(torch.nn.Linear(1, 1))
-    return made
+def evaluate(task, batches, model=None, **options):
+    model = model or torch.nn.Linear(1, 1)
+    return loop_evaluate(engine(), model, task, batches, **options)
 
 
 @pytest.mark.parametrize("micro", [1, 4, 37, 100])
@@ -65,7 +65,7 @@ def test_any_micro_batch_gives_the_whole(micro):
     weights = 1 + torch.arange(37) % 3
     expected = ((data.values.double() * weights).sum() / weights.sum()).item()
     with batches(37, micro) as loaded:
-        found = evaluate(engine(), Task(), loaded)
+        found = evaluate(Task(), loaded)
     assert found["loss"] == pytest.approx(expected, rel=1e-6)
     assert found["twice"] == pytest.approx(2 * expected, rel=1e-6)
     assert found["largest"] == pytest.approx(data.values.max().item())
@@ -83,7 +83,7 @@ def test_rounds_that_only_keep_ranks_in_step_do_not_count():
     found = []
     for rank in range(3):
         with batches(7, 2, rank, 3) as loaded:
-            found.append(evaluate(engine(), Watching(), loaded))
+            found.append(evaluate(Watching(), loaded))
     assert len(seen) == 6, "every rank computes equally often"
     plan = EvalPlan(7, 2, 3)
     for rank in range(3):
@@ -95,27 +95,25 @@ def test_rounds_that_only_keep_ranks_in_step_do_not_count():
 
 
 def test_the_model_is_evaluated_and_then_trained_again():
-    made, modes = engine(), []
+    model, modes = torch.nn.Linear(1, 1), []
 
     class Watching(Task):
         def measure(self, model, batch):
             modes.append((model.training, torch.is_grad_enabled()))
             return super().measure(model, batch)
 
-    made.model.train()
     with batches(3, 2) as loaded:
-        evaluate(made, Watching(), loaded)
+        evaluate(Watching(), loaded, model)
     assert modes == [(False, False)] * 2
-    assert made.model.training
+    assert model.training
 
 
 def test_a_stop_ends_it_between_two_batches():
     asked = iter([False, False, True])
-    made = engine()
-    made.model.train()
+    model = torch.nn.Linear(1, 1)
     with pytest.raises(EvaluationStoppedError), batches(9, 1) as loaded:
-        evaluate(made, Task(), loaded, stop=lambda: next(asked))
-    assert made.model.training
+        evaluate(Task(), loaded, model, stop=lambda: next(asked))
+    assert model.training
 
 
 def test_what_measure_must_return_is_told():
@@ -124,7 +122,7 @@ def test_what_measure_must_return_is_told():
             return {"loss": batch["x"].mean()}
 
     with pytest.raises(UsageError, match=r"Tensor for 'loss'.*Ratio"), batches(3, 2) as loaded:
-        evaluate(engine(), Wrong(), loaded)
+        evaluate(Wrong(), loaded)
 
 
 def test_two_processes_measure_what_one_does(tmp_path):

@@ -1,4 +1,4 @@
-"""The average of weights: its formula, and that evaluation and export use it."""
+"""The averaged weights: their formula, and their use in evaluation and export."""
 
 import json
 
@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.support.forked import run
-from tests.support.runs import assert_same_bits, curve, tensors, tiny_config
+from tests.support.runs import assert_same_bits, curve, tensors
+from tests.support.strategies import single
 from train.optim.ema import Ema, EmaConfig
-from train.strategies.engine import Engine
 
 KEPT, SKIPPED = torch.tensor(0.0), torch.tensor(1.0)
 
@@ -23,9 +23,8 @@ def model():
 
 
 def averaging(module):
-    engine = Engine(tiny_config())
-    engine.prepare(module, lambda placed: torch.optim.SGD(placed.parameters()))
-    return Ema(EmaConfig(decay=0.75), engine.strategy)
+    strategy = single(module, lambda placed: torch.optim.SGD(placed.parameters()))
+    return Ema(EmaConfig(decay=0.75), strategy)
 
 
 def locals_of(ema):
@@ -65,7 +64,7 @@ def test_a_skipped_step_changes_no_bit():
     assert_same_bits(before, locals_of(ema))
 
 
-def test_weights_come_back_bit_for_bit_even_after_an_error():
+def test_weights_are_restored_bitwise_even_after_an_error():
     module = model()
     ema = averaging(module)
     move(module)
@@ -89,7 +88,7 @@ def averaged(tmp_path_factory):
     return directory
 
 
-def test_in_a_run_each_step_is_taken_in(averaged):
+def test_a_run_averages_every_step(averaged):
     """From checkpoint to checkpoint, in float64."""
     before = tensors(averaged, 1)
     for step in range(2, 13):
@@ -104,7 +103,7 @@ def test_in_a_run_each_step_is_taken_in(averaged):
         before = after
 
 
-def test_the_average_does_not_touch_the_training(averaged, tmp_path):
+def test_the_average_does_not_change_the_training(averaged, tmp_path):
     run("fit", tmp_path, "length.steps=12")
     assert curve(tmp_path) == curve(averaged)
     assert curve(tmp_path, "eval/loss") != curve(averaged, "eval/loss")
@@ -124,7 +123,7 @@ def test_evaluation_and_export_use_the_average(averaged, tmp_path):
 
 
 def loss_by_hand(directory, kind):
-    """The evaluation once more, sample by sample, with nothing of the engine's."""
+    """Evaluates again, sample by sample, without the code of the loop."""
     import random
 
     import numpy as np
@@ -151,7 +150,7 @@ def loss_by_hand(directory, kind):
     return total / count
 
 
-def test_a_checkpoint_without_an_average_is_told(tmp_path):
+def test_a_checkpoint_without_an_average_is_refused(tmp_path):
     run("fit", tmp_path, "length.steps=2", "schedule.warmup_steps=0")
     done = run("evaluate", tmp_path, "ema.decay=0.9", expect=76)
     (line,) = done.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""Which optimiser is built, over which parameters, with which weight decay."""
+"""The optimiser's class, parameters and weight decay."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_norms_biases_and_embeddings_do_not_decay():
     assert none == {"embedding.weight", "linear.bias", "norm.scale", "conv.bias"}
 
 
-def test_what_does_not_decay_can_be_chosen():
+def test_no_decay_selects_the_kinds():
     decay, none = decayed(OptimConfig(weight_decay=0.1, no_decay=["norm"]), model())
     assert none == {"norm.scale"}
     assert "embedding.weight" in decay
@@ -64,7 +64,7 @@ def test_a_model_without_trainable_parameters_is_refused():
         ("torch.optim:NAdam", torch.optim.NAdam),
     ],
 )
-def test_by_name_or_dotted_path(use, cls):
+def test_an_optimiser_is_found_by_name_or_dotted_path(use, cls):
     optimizer = build_optimizer(OptimConfig(use=use, lr=0.5), model())
     assert type(optimizer) is cls
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}
@@ -88,10 +88,10 @@ def test_arguments_arrive_and_the_fused_kernels_are_used():
         ({"use": "torch.nn:Linear"}, r"Linear.*Optimizer"),
         ({"use": "sgd", "betas": [0.9, 0.99]}, r"optim\.betas is not an argument of.*'sgd'"),
         ({"options": {"amsgrd": True}}, r"optim\.options\.amsgrd is not an argument"),
-        ({"use": "sgd", "options": {"nesterov": True}}, r"refuses its arguments: Nesterov"),
+        ({"use": "sgd", "options": {"nesterov": True}}, r"rejects its arguments: Nesterov"),
     ],
 )
-def test_what_cannot_be_built_is_one_sentence(values, text):
+def test_an_invalid_optimiser_is_one_sentence(values, text):
     with pytest.raises(UsageError, match=text) as error:
         build_optimizer(OptimConfig(**values), model(), "line 3")
     assert "\n" not in str(error.value)
@@ -103,7 +103,7 @@ def test_the_learning_rate_of_every_group_is_set():
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 
-def test_what_an_optimiser_keeps_in_its_groups_survives(tmp_path):
+def test_state_in_parameter_groups_is_restored(tmp_path):
     from tests.support.forked import run
     from tests.support.runs import state
 

@@ -23,7 +23,7 @@ def test_constant():
     assert set(factors(use="constant")) == {1.0}
 
 
-def test_linear_goes_to_the_final_ratio():
+def test_linear_ends_at_the_final_ratio():
     values = factors(use="linear", final_ratio=0.1)
     assert (values[0], values[-1]) == pytest.approx((1.0, 0.1))
     steps = [a - b for a, b in itertools.pairwise(values)]
@@ -55,5 +55,5 @@ def test_step_without_a_size_is_refused():
 
 
 @pytest.mark.parametrize("use", ["constant", "linear", "cosine", "wsd"])
-def test_a_run_of_one_step_is_no_special_case(use):
+def test_a_run_of_one_step_works(use):
     assert factors(total=1, use=use) == [1.0]

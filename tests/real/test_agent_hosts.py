@@ -84,7 +84,7 @@ def test_a_name_that_nobody_knows(hosts, tmp_path):
     [code], [error] = end([agent])
     assert code == 75
     assert "'nowhere.isorun.test'" in error
-    assert "spelt right" in error
+    assert "Check its spelling" in error
 
 
 def test_a_node_that_was_never_started(hosts, tmp_path):
@@ -123,7 +123,7 @@ def test_all_agents_name_the_same_rank(hosts, tmp_path):
     for error in errors:
         assert "Rank 1 on" in error
         assert "exit code 65 (DATA)" in error
-        assert "Starting the ranks again" not in error
+        assert "Restarting the ranks" not in error
 
 
 def test_ranks_that_wait_for_a_failed_one_are_ended(hosts):
@@ -144,7 +144,7 @@ def test_both_start_again(hosts, tmp_path):
                   env={"SEEN": str(tmp_path / "seen")})  # fmt: skip
     codes, errors = end(agents)
     assert codes == [0, 0], errors
-    assert all("Starting the ranks again (restart 1 of 1)" in error for error in errors)
+    assert all("Restarting the ranks (restart 1 of 1)" in error for error in errors)
 
 
 def test_a_node_that_finished_tells_of_one_that_failed_then(hosts):
@@ -197,7 +197,7 @@ def test_a_host_that_falls_silent(hosts):
     try:
         [code], [error] = end([agents[1]], timeout=90)
         assert code == 75, error
-        assert "is gone or cannot be reached any more" in error
+        assert "is gone or cannot be reached" in error
         agents[0].send_signal(signal.SIGTERM)
         [code], [error] = end([agents[0]], timeout=90)
         assert code == 143, error

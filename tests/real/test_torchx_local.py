@@ -208,7 +208,7 @@ def test_submitted_again_it_is_the_same_run(user, tmp_path):
     ended(user.fit("1x1", directory))
     born = identity(directory)
     _, err = ended(user.fit("1x2", directory))
-    assert "has finished already" in err
+    assert "is already finished" in err
     first, second = (line for line in user.ledger() if line["event"] == "submitted")
     assert identity(directory) == born
     assert first["run_id"] == second["run_id"] == born["id"]
@@ -278,8 +278,9 @@ def test_status_log_and_list_of_a_job_that_is_over(user):
     assert "SUCCEEDED" in torchx(user, "status", gone)
     listed = torchx(user, "list", "-s", "local_cwd")
     assert re.findall(r"(\S+) +SUCCEEDED", listed) == [gone, there]
-    assert f"isorun: error: {gone} is SUCCEEDED: the command that it ran under is gone" in torchx(
-        user, "log", gone, expect=64
+    assert (
+        f"isorun: error: {gone} is SUCCEEDED: the `torchx run` that started it has ended"
+        in torchx(user, "log", gone, expect=64)
     )
     for words in ((there,), (f"{there}/run/0",), ("--streams", "stdout", f"{there}/run")):
         assert "it ran" in torchx(user, "log", *words)
@@ -290,5 +291,5 @@ def test_status_log_and_list_where_there_is_no_such_job(user):
     unknown = "local_cwd://torchx/x"
     assert "does not exist" in torchx(user, "status", unknown, expect=1)
     for name in (unknown, f"{unknown}/fit/0"):
-        assert "isorun: error: 'x' is no job of local_cwd" in torchx(user, "log", name, expect=64)
+        assert "isorun: error: local_cwd has no job 'x'" in torchx(user, "log", name, expect=64)
     assert "APP HANDLE" in torchx(user, "list", "-s", "local_cwd")

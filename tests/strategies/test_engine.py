@@ -1,4 +1,4 @@
-"""One step of the optimiser: its clipping, and its leaving out of what is not finite."""
+"""One optimiser step: clipping, and skipping where something is not finite."""
 
 import copy
 from dataclasses import replace
@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.runs import assert_same_bits, tiny_config
+from tests.support import strategies
+from tests.support.runs import assert_same_bits
 from train.distributed.randomness import seed_everything
 from train.exits import RetryError, UsageError
-from train.loop.model_summary import summary
 from train.optim.optimizer import OptimConfig, build_optimizer
-from train.strategies.engine import Engine
+from train.setup.model_summary import model_summary
 
 
 def model():
@@ -21,29 +21,29 @@ def model():
 
 
 def prepared(on_device, **values):
-    engine, optim = Engine(tiny_config()), OptimConfig(lr=0.1, **values)
-    engine.prepare(model(), lambda module: build_optimizer(optim, module))
-    engine.strategy.skips_on_device = on_device
-    return engine
+    optim = OptimConfig(lr=0.1, **values)
+    strategy = strategies.single(model(), lambda module: build_optimizer(optim, module))
+    strategy.skips_on_device = on_device
+    return strategy
 
 
-def step(engine, factor=1.0, clip_norm=None):
+def step(strategy, factor=1.0, clip_norm=None):
     seed_everything(5)
-    engine.strategy.zero_grad()
-    loss = engine.model(torch.randn(4, 5)).square().sum() * factor
-    engine.backward(loss, 4)
-    return engine.step(engine.begin_sum(loss.detach()), clip_norm)
+    strategy.zero_grad()
+    loss = strategy.model(torch.randn(4, 5)).square().sum() * factor
+    strategy.backward(loss, 4)
+    return strategy.step(loss.detach, clip_norm)
 
 
-def weights(engine):
-    return {name: p.detach().clone() for name, p in engine.bare_model.named_parameters()}
+def weights(strategy):
+    return {name: p.detach().clone() for name, p in strategy.bare_model.named_parameters()}
 
 
-def state(engine):
-    names = {p: name for name, p in engine.bare_model.named_parameters()}
+def state(strategy):
+    names = {p: name for name, p in strategy.bare_model.named_parameters()}
     return {
         f"{names[p]}.{key}": value.clone()
-        for p, entries in engine.optimizer.state.items()
+        for p, entries in strategy.optimizer.state.items()
         for key, value in entries.items()
     }
 
@@ -52,21 +52,21 @@ def state(engine):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_changes_no_bit(on_device, bad):
     """Neither of the weights nor of the optimiser's state, its step count included."""
-    engine = prepared(on_device)
-    assert step(engine).skipped.item() == 0.0
-    before = weights(engine), state(engine)
-    result = step(engine, bad)
+    strategy = prepared(on_device)
+    assert step(strategy).skipped.item() == 0.0
+    before = weights(strategy), state(strategy)
+    result = step(strategy, bad)
     assert result.skipped.item() == 1.0
-    assert_same_bits(before[0], weights(engine))
-    assert_same_bits(before[1], state(engine))
+    assert_same_bits(before[0], weights(strategy))
+    assert_same_bits(before[1], state(strategy))
 
 
 def test_skipping_on_the_device_and_on_the_host_come_to_the_same():
-    engines = [prepared(on_device) for on_device in (True, False)]
-    for engine in engines:
+    both = [prepared(on_device) for on_device in (True, False)]
+    for strategy in both:
         for factor in (1.0, float("nan"), 2.0, float("inf"), 0.5):
-            step(engine, factor, clip_norm=0.3)
-    first, second = engines
+            step(strategy, factor, clip_norm=0.3)
+    first, second = both
     assert_same_bits(weights(first), weights(second))
     assert_same_bits(state(first), state(second))
     assert state(first)["0.weight.step"] == 3
@@ -74,25 +74,25 @@ def test_skipping_on_the_device_and_on_the_host_come_to_the_same():
 
 def test_a_first_step_that_is_skipped_leaves_no_trace():
     """The optimiser has no state yet; momentum must not be born from a NaN."""
-    engine = prepared(False, use="sgd", momentum=0.9)
-    step(engine, float("nan"))
-    step(engine)
+    strategy = prepared(False, use="sgd", momentum=0.9)
+    step(strategy, float("nan"))
+    step(strategy)
     expected = prepared(False, use="sgd", momentum=0.9)
     step(expected)
-    assert_same_bits(weights(expected), weights(engine))
+    assert_same_bits(weights(expected), weights(strategy))
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.05, 1e6])
 def test_clipping_is_torchs(clip_norm):
-    engine = prepared(False)
-    module = copy.deepcopy(engine.bare_model)
-    result = step(engine, clip_norm=clip_norm)
+    strategy = prepared(False)
+    module = copy.deepcopy(strategy.bare_model)
+    result = step(strategy, clip_norm=clip_norm)
     seed_everything(5)
     (module(torch.randn(4, 5)).square().sum() / 4).backward()
     limit = float("inf") if clip_norm is None else clip_norm
     norm = nn.utils.clip_grad_norm_(module.parameters(), limit)
     assert result.grad_norm.item() == pytest.approx(norm.item(), rel=1e-6)
-    for expected, got in zip(module.parameters(), engine.bare_model.parameters(), strict=True):
+    for expected, got in zip(module.parameters(), strategy.bare_model.parameters(), strict=True):
         torch.testing.assert_close(got.grad, expected.grad)
 
 
@@ -114,23 +114,21 @@ def test_fp16_without_a_gpu_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UsageError, match=r"precision is 'fp16'.*bf16 or fp32"):
-        Engine(tiny_config("precision=fp16"))
+        strategies.engine(precision="fp16")
 
 
 def test_a_world_that_is_not_there_is_noticed():
     """As when a launcher says two, but Accelerate was told nothing of it."""
-    engine = Engine(tiny_config())
-    engine.world = replace(engine.world, world_size=2)
     with pytest.raises(RetryError, match=r"WORLD_SIZE is 2.*found 1 process"):
-        engine._check_world()
+        strategies.engine(replace(strategies.ALONE, world_size=2))
 
 
 def test_the_summary_counts_shared_parameters_once():
     module = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10, bias=False), nn.LayerNorm(4))
     module[1].weight = module[0].weight
     module[2].requires_grad_(False)
-    lines = [line.split() for line in summary(module).splitlines()]
+    lines = [line.split() for line in model_summary(module).splitlines()]
     assert lines[1][-2:] == ["40", "0"]
     assert lines[3][-2:] == ["0", "8"]
     assert lines[4] == ["total", "(Sequential)", "40", "8"]
-    assert "counted once" in summary(module)
+    assert "counted once" in model_summary(module)

@@ -61,8 +61,8 @@ def test_it_resumes_elsewhere(alone, tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "said"),
-    [("ByModuleWithValues", "must not give tensors values, but table has some"),
-     ("ByModuleUnknown", "does not know how to initialise the Sequential '(the model itself)'")],
+    [("ByModuleWithValues", "must not assign values to tensors, but table has values"),
+     ("ByModuleUnknown", "init_module does not initialise the Sequential '(the model itself)'")],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_told(tmp_path, task, said):
     done = run("fit", tmp_path, f"task.use=tests.faults.tasks:{task}", expect=64)

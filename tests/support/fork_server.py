@@ -36,7 +36,11 @@ PRELOADED = [
     "train.tasks.text.task",
 ]
 # What DeepSpeed imports as late as it sets up ZeRO.
-DEEPSPEED = ["deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "train.strategies.zero"]
+DEEPSPEED = [
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "train.strategies.zero_stages",
+]
 
 
 def preload():
@@ -47,7 +51,7 @@ def preload():
     import torch
 
     if not torch.cuda.is_available():
-        from train.strategies.zero import import_deepspeed
+        from train.strategies.deepspeed_import import import_deepspeed
 
         import_deepspeed(torch.device("cpu"))
         for name in DEEPSPEED:

@@ -88,7 +88,7 @@ def tensors(directory, step=None):
     store = CheckpointStore(Path(directory) / "checkpoints")
     path = store.path(step or store.steps()[-1])
     found = {n: torch.empty(shape, dtype=dtype) for n, (shape, dtype) in dcp.shapes(path).items()}
-    dcp.read({name: Shard.of(tensor) for name, tensor in found.items()}, path, None)
+    dcp.load({name: Shard.of(tensor) for name, tensor in found.items()}, path, None)
     return found
 
 

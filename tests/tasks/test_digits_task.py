@@ -1,4 +1,4 @@
-"""The task ``digits`` learns, splits without leaks and draws what it found."""
+"""The task ``digits``: it learns, splits without leaks, and draws its report."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_more_than_97_percent_after_a_short_training() -> None:
     assert int(accuracy.sum) / accuracy.count > 0.97
 
 
-def test_the_split_is_whole_stratified_and_a_function_of_its_seed() -> None:
+def test_the_split_is_complete_stratified_and_a_function_of_its_seed() -> None:
     task, again, other = make(), make(), make(split_seed=1)
     train, test = task.train_dataset(), task.eval_dataset()
     assert len(train) + len(test) == 1797

@@ -1,4 +1,4 @@
-"""Tasks are found by name or path, lightly, and with an error that says what is wrong."""
+"""Tasks are found by name or dotted path, without heavy imports, and errors name the fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from train.tasks.registry import BUILT_IN, find_task
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory for the user's modules, which are forgotten after the test."""
+    """A working directory for user modules, which are unloaded after the test."""
     before, path = set(sys.modules), list(sys.path)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -52,7 +52,7 @@ def test_a_task_in_the_working_directory_is_found(project: Path) -> None:
         ("MyTask = 3", "mine_module:MyTask", ["no subclass", "train.tasks.base.Task"]),
     ],
 )
-def test_errors_say_what_is_wrong(
+def test_errors_name_the_fault(
     project: Path, source: str | None, reference: str, parts: list[str]
 ) -> None:
     if source is not None:

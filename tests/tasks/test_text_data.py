@@ -1,4 +1,4 @@
-"""Every token of the corpus is a target exactly once, on one side of the split, and cheaply."""
+"""Every token of the corpus is a target exactly once, in one part of the split."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def targets_of(dataset: Windows) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("context", [1, 3, 4, 7, 25, 100])
-def test_packed_samples_are_the_stream_cut_in_equal_parts(context: int) -> None:
+def test_packed_samples_split_the_stream_evenly(context: int) -> None:
     dataset = Windows(tokenize(DOCUMENTS, ByteTokenizer()), context, pack=True)
     stream = [t for text in DOCUMENTS for t in [*text.encode(), END]]
     targets = targets_of(dataset)
@@ -119,7 +119,7 @@ def test_unigram_entropy_of_a_known_corpus() -> None:
 # The split
 
 
-def test_the_split_is_disjoint_whole_and_a_function_of_its_seed() -> None:
+def test_the_split_is_disjoint_complete_and_a_function_of_its_seed() -> None:
     documents = [f"document {n}" for n in range(100)]
     train, held_out = split_documents(documents, 0.1, seed=0)
     assert len(held_out) == 10
@@ -161,7 +161,7 @@ def test_files_are_sorted_and_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert read_documents(Data(files=patterns)) == names
 
 
-def test_a_separator_cuts_a_file_into_documents(tmp_path: Path) -> None:
+def test_a_separator_splits_a_file_into_documents(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("one\n---\ntwo\n---\n")
     data = Data(files=[str(tmp_path / "t.txt")], document_separator="\n---\n")
     assert read_documents(data) == ["one", "two"]

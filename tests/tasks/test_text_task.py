@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 class Uniform(nn.Module):
-    """Knows nothing: each of ``vocabulary`` tokens is as probable as any other."""
+    """Assigns the same probability to each of ``vocabulary`` tokens."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def test_bits_per_byte_of_a_uniform_model_by_hand(make_text_task: MakeTask, corp
     assert task.derive(totals) == {"perplexity": pytest.approx(256, rel=1e-5)}
 
 
-def test_perplexity_of_a_hopeless_model_is_infinite(make_text_task: MakeTask) -> None:
+def test_a_perplexity_that_overflows_is_infinite(make_text_task: MakeTask) -> None:
     assert make_text_task().derive({"loss": (2000.0, 1.0)}) == {"perplexity": math.inf}
 
 
@@ -88,7 +88,7 @@ def test_sums_and_counts_add_up_over_micro_batches(
         assert task.count(parts[2]) < parts[2]["targets"].numel()
 
 
-def test_padding_has_no_part_in_the_loss(make_text_task: MakeTask, corpus: Any) -> None:
+def test_the_loss_ignores_padding(make_text_task: MakeTask, corpus: Any) -> None:
     task = make_text_task({"files": corpus, "pack": False, "context": 200})
     model, batch = task.build_model(), batch_of(task, [0, 1, 2])
     padded = batch["targets"] == -100
@@ -110,7 +110,7 @@ def test_the_model_learns_the_corpus(make_text_task: MakeTask, corpus: Any) -> N
     assert float(loss.sum.detach() / loss.count) < 0.5 * task.facts()["unigram_entropy"]
 
 
-def test_the_sample_repeats_and_leaves_the_random_state_alone(make_text_task: MakeTask) -> None:
+def test_the_sample_is_reproducible_and_keeps_the_rng_state(make_text_task: MakeTask) -> None:
     task = make_text_task(task={"prompt": "Why é", "sample_tokens": 40})
     model = task.build_model().train()
     state = torch.get_rng_state()
@@ -135,7 +135,7 @@ def test_generation_follows_the_model_past_its_context() -> None:
     assert len(model.shapes) == 20
 
 
-def test_the_sample_goes_on_from_the_prompt(make_text_task: MakeTask) -> None:
+def test_the_sample_continues_the_prompt(make_text_task: MakeTask) -> None:
     task = make_text_task(task={"prompt": "abc", "sample_tokens": 4, "sample_temperature": 0.0})
     assert task.report(Successor(257), CPU)["sample"] == "abcdefg"
 
@@ -157,7 +157,7 @@ def test_top_k_draws_from_the_most_probable_only() -> None:
     assert draw(1) == draw(None, temperature=0.0) == {9}
 
 
-def test_a_broken_character_becomes_a_mark(make_text_task: MakeTask) -> None:
+def test_invalid_utf_8_becomes_the_replacement_character(make_text_task: MakeTask) -> None:
     class Broken(nn.Module):
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
             return nn.functional.one_hot(torch.full_like(tokens, 0xFF), 257) * 50.0
@@ -166,7 +166,7 @@ def test_a_broken_character_becomes_a_mark(make_text_task: MakeTask) -> None:
     assert task.report(Broken(), CPU)["sample"] == "x\ufffd\ufffd"
 
 
-def test_facts_speak_of_both_sides(make_text_task: MakeTask, corpus: Any) -> None:
+def test_facts_cover_both_splits(make_text_task: MakeTask, corpus: Any) -> None:
     task = make_text_task({"files": corpus, "validation": 2})
     facts = task.facts()
     assert (facts["train_documents"], facts["validation_documents"]) == (10, 2)

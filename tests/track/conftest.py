@@ -1,4 +1,4 @@
-"""A run to be tracked, and sinks that misbehave."""
+"""A run to track, and sinks that fail."""
 
 import logging
 import sys
@@ -21,7 +21,7 @@ def run_info(directory, **changes):
 
 
 class Recorder:
-    """A sink that remembers its calls; ``behave`` is called with each call's name first."""
+    """A sink that records its calls; calls ``behave`` with the name of each call first."""
 
     name = "the test's sink"
 
@@ -54,7 +54,7 @@ def logging_as_it_was():
 
 @pytest.fixture
 def track(tmp_path):
-    """Makes trackers with a log file, in ``tmp_path``; they are closed in the end."""
+    """Creates trackers with a log file in ``tmp_path``, and closes them at the end."""
     opened = []
 
     def make(sinks=(), *, rank=0, close_seconds=20.0, config=None, **changes):

@@ -1,4 +1,4 @@
-"""What is shown on a terminal (a real pty) and elsewhere."""
+"""Console output on a terminal (a real pty) and elsewhere."""
 
 import fcntl
 import io
@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.runs import ROOT
 from train.track import console as console_module
-from train.track.console import GuardedConsole, Pace, describe, open_console
+from train.track.console import EtaEstimator, GuardedConsole, format_metrics, open_console
 
 SAID = """
 import sys, time, warnings, logging
@@ -28,7 +28,7 @@ directory = Path(sys.argv[1])
 info = run_info(directory, total_steps=40, start_step=10)
 setup_logging(directory, 0, 1, "INFO")
 tracker = Tracker(TrackConfig(console=sys.argv[2]), info, is_main=True, sinks=[])
-tracker.say("the run begins")
+tracker.info("the run begins")
 for step in range(11, 41):
     time.sleep(0.03)
     tracker.progress(step)
@@ -45,13 +45,13 @@ for step in range(11, 41):
         logging.getLogger("library").error("a library has failed\\nat length")
         logging.getLogger("library").info("unimportant")
         print("the user's own print")
-tracker.say("the run ends")
+tracker.info("the run ends")
 tracker.close()
 """
 
 
 def on_terminal(directory, kind="auto", columns=80, term="xterm"):
-    """All that reaches a terminal."""
+    """All bytes that reach a terminal."""
     pid, terminal = pty.fork()
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -87,7 +87,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def lines(shown):
-    """The lines that stay on the terminal: of those drawn over each other, the last."""
+    """The lines that remain on the terminal; of overwritten lines the last version."""
     kept = []
     for line in shown.replace("\r\n", "\n").split("\n"):
         drawn = [ESCAPE.sub("", part) for part in re.split(r"\r|\x1b\[2K", line)]
@@ -119,7 +119,7 @@ def test_a_terminal_has_a_bar(shown):
     assert "loss 2.5" in frames[-1]
 
 
-def test_what_is_said_stands_above_the_bar_and_is_whole(shown):
+def test_texts_are_printed_above_the_bar_and_complete(shown):
     kept = lines(shown[0])
     said = [
         "the run begins",
@@ -175,8 +175,8 @@ def test_quiet_shows_only_warnings(tmp_path):
     assert "warning: look here" in done.stderr
 
 
-def test_a_reader_that_leaves_does_not_stop_the_run(tmp_path):
-    """As in ``fit | head -1``. Nor do other prints, once the console has noticed."""
+def test_a_closed_pipe_does_not_stop_the_run(tmp_path):
+    """As in ``fit | head -1``. Other prints do not stop it either, once the console has failed."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as out:
@@ -204,18 +204,18 @@ def test_any_character_can_be_shown(tmp_path):
 
 def test_a_console_that_fails_is_dropped(caplog):
     class Broken:
-        def say(self, *_):
+        def print(self, *_):
             raise RuntimeError("no room for that")
 
-        log = progress = close = say
+        log = progress = close = print
 
     console = GuardedConsole(Broken())
-    console.say("one")
+    console.print("one")
     console.log(1, {})
     console.progress(1)
     console.close()
     assert [r.message for r in caplog.records if "no room for that" in r.message] == [
-        "The console failed and shows nothing any more: RuntimeError('no room for that')"
+        "The console failed and is disabled: RuntimeError('no room for that')"
     ]
 
 
@@ -242,7 +242,7 @@ def test_the_kind_follows_the_terminal(monkeypatch, kind, terminal, shown):
 
 
 def test_a_forked_worker_prints_past_the_bar(monkeypatch):
-    """The bar's lock may have been held, by a thread that the worker does not have."""
+    """The bar's lock may be held by a thread that does not exist in the worker."""
     from rich.console import Console
     from rich.file_proxy import FileProxy
 
@@ -267,29 +267,31 @@ def clock(monkeypatch):
     return set_times
 
 
-def test_pace_starts_after_the_first_step_and_is_that_of_this_attempt(clock):
+def test_the_eta_counts_steps_of_this_attempt_after_the_first(clock):
     clock(1000.0, 1002.0)
-    pace = Pace(1000)
+    pace = EtaEstimator(1000)
     assert pace.seconds_left(901) is None
     assert pace.seconds_left(903) == pytest.approx(97.0)
 
 
-def test_pace_follows_a_change_within_minutes(clock):
+def test_the_eta_follows_a_change_of_speed_within_minutes(clock):
     clock(0.0, 100.0, 110.0, 300.0)
-    pace = Pace(2000)
+    pace = EtaEstimator(2000)
     for step in (0, 100, 200):  # 1 s each, then 0.1 s
         left = pace.seconds_left(step)
     assert 0.1 * 1800 < left < 0.6 * 1800
     assert pace.seconds_left(2000 - 10) == pytest.approx(1.06, rel=0.1)
 
 
-def test_describe():
+def test_format_metrics():
     metrics = {
         "train/loss": 2.34567, "train/learning_rate": 0.0003, "speed/samples_per_second": 99.94,
         "speed/tokens_per_second": 1.5e6, "train/skipped_steps": 2.0, "memory/rss_gib": 1.0,
     }  # fmt: skip
     line = "loss 2.3457  lr 3.0e-04  99.9 samples/s"
-    assert describe(metrics, "tokens") == f"{line}  1.5M tokens/s  skipped 2"
-    assert describe(metrics, "samples") == f"{line}  skipped 2"
-    assert describe({"eval/loss": 1.0, "eval/b": 0.5}, "x") == "eval/loss 1.0000  eval/b 0.5000"
-    assert describe({"train/loss": float("nan")}, "x") == "loss nan"
+    assert format_metrics(metrics, "tokens") == f"{line}  1.5M tokens/s  skipped 2"
+    assert format_metrics(metrics, "samples") == f"{line}  skipped 2"
+    assert (
+        format_metrics({"eval/loss": 1.0, "eval/b": 0.5}, "x") == "eval/loss 1.0000  eval/b 0.5000"
+    )
+    assert format_metrics({"train/loss": float("nan")}, "x") == "loss nan"

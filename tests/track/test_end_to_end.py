@@ -1,4 +1,4 @@
-"""Whole runs with everything switched on: killed and resumed, and stopped from a terminal."""
+"""Runs with all sinks: killed and resumed, and stopped from a terminal."""
 
 import fcntl
 import json
@@ -37,12 +37,12 @@ def wandb_steps(path):
 
 
 def wandb_has_written(directory):
-    """More than the header: from then on it writes every second."""
+    """More than the header; afterwards it is written every second."""
     return any(path.stat().st_size > 7 for path in offline_files(directory))
 
 
 def steps_on_disk(directory):
-    """The newest step in metrics.jsonl, of whole lines."""
+    """The newest step in complete lines of metrics.jsonl."""
     lines = (directory / "metrics.jsonl").read_text().split("\n")[:-1]
     return json.loads(lines[-1])["step"] if lines else 0
 
@@ -73,7 +73,7 @@ def test_metrics_have_each_step_once(killed_and_resumed):
 
 
 def test_tensorboard_shows_what_the_metrics_say(killed_and_resumed):
-    """Each step once, and none that a checkpoint holds is lost by the kill."""
+    """Each step occurs once, and the kill loses no step that a checkpoint covers."""
     directory, _, _ = killed_and_resumed
     events = tensorboard(directory)
     for name in ("train/loss", "train/gradient_norm", "eval/loss"):
@@ -99,16 +99,15 @@ def test_wandb_has_one_run(killed_and_resumed):
     assert WandbFile(second).summary["final/loss"] == curve(directory, "eval/loss")[400]
 
 
-def test_no_process_is_left_by_the_killed_one(killed_and_resumed):
+def test_a_killed_run_leaves_no_process(killed_and_resumed):
     deadline = time.monotonic() + 15
     while os.path.exists(f"/proc/{killed_and_resumed[2]}/exe"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def test_ctrl_c_on_a_terminal_ends_in_order(tmp_path):
-    """The terminal sends it to every process of the run; the run alone decides what becomes of
-    it, saves, and lets its sinks finish."""
+def test_ctrl_c_on_a_terminal_stops_the_run(tmp_path):
+    """The terminal sends it to every process of the run; the run saves and closes its sinks."""
     pid, terminal = pty.fork()
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))

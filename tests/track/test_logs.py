@@ -13,14 +13,14 @@ def text(directory, rank=0):
     return (directory / "logs" / f"rank-{rank}.log").read_text()
 
 
-def test_each_line_says_when_how_bad_which_attempt_and_rank(tmp_path, capsys):
+def test_each_line_has_time_level_attempt_and_rank(tmp_path, capsys):
     setup_logging(tmp_path, 3, 2, "INFO")
     logging.getLogger("train").info("hello")
     expected = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO attempt 2 rank 3 train: hello\n"
     assert re.fullmatch(expected, text(tmp_path, 3))
 
 
-def test_warnings_reach_the_person_from_rank_0_only(tmp_path, capsys):
+def test_only_rank_0_prints_warnings(tmp_path, capsys):
     for rank in (1, 0):
         setup_logging(tmp_path, rank, 1, "INFO")
         logging.getLogger("train").info("by the way")
@@ -29,7 +29,7 @@ def test_warnings_reach_the_person_from_rank_0_only(tmp_path, capsys):
         assert capsys.readouterr().err == ("warning: careful\n" if rank == 0 else "")
 
 
-def test_what_libraries_repeat_is_shown_once_but_logged_each_time(tmp_path, capsys):
+def test_repeated_warnings_are_shown_once_and_logged_each_time(tmp_path, capsys):
     setup_logging(tmp_path, 0, 1, "INFO")
     for _ in range(3):
         logging.getLogger("library").warning("again\nand again")
@@ -60,8 +60,8 @@ def test_pythons_warnings_are_captured(tmp_path, capsys):
     ],
 )
 def test_level(tmp_path, capsys, level, logged):
-    """It is that of the files; warnings reach the person in any case, but not the errors that the
-    command line prints."""
+    """The level applies to the files; warnings are printed at any level, errors that the command
+    line prints are not."""
     setup_logging(tmp_path, 0, 1, level)
     for name in ("debug", "info", "warning", "error"):
         getattr(logging.getLogger("train"), name)(name)
@@ -69,7 +69,7 @@ def test_level(tmp_path, capsys, level, logged):
     assert capsys.readouterr().err == "warning: warning\n"
 
 
-def test_other_loggers_are_heard_but_not_their_debugging(tmp_path, capsys):
+def test_messages_of_libraries_are_logged_without_debug(tmp_path, capsys):
     setup_logging(tmp_path, 0, 1, "DEBUG")
     logging.getLogger("my_project").info("mine")
     logging.getLogger("my_project").debug("too much")
@@ -92,7 +92,7 @@ def test_the_file_is_kept_across_attempts_and_rotated(tmp_path, monkeypatch):
 
 
 class FullDisk:
-    """A stream that nothing can be written to."""
+    """A stream that cannot be written."""
 
     def write(self, text):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -103,7 +103,7 @@ class FullDisk:
     close = flush
 
 
-def test_a_full_disk_is_no_traceback(tmp_path, capfd):
+def test_a_full_disk_prints_no_traceback(tmp_path, capfd):
     setup_logging(tmp_path, 0, 1, "INFO")
     (handler,) = [h for h in logging.getLogger().handlers if isinstance(h, logs._File)]
     handler.setStream(FullDisk())
@@ -112,7 +112,7 @@ def test_a_full_disk_is_no_traceback(tmp_path, capfd):
     assert capfd.readouterr().err == "warning: shown\n"
 
 
-def test_a_stderr_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+def test_a_closed_stderr_is_ignored(tmp_path, monkeypatch):
     setup_logging(tmp_path, 0, 1, "INFO")
     monkeypatch.setattr("sys.stderr", FullDisk())
     logging.getLogger("train").warning("kept")

@@ -49,17 +49,17 @@ def test_metrics_of_one_step_are_one_row(path):
     assert "NaN" not in path.read_text(), "which is not JSON"
 
 
-def test_a_row_is_in_the_file_as_soon_as_the_next_step_is_done(path):
+def test_a_row_is_written_when_the_next_step_is_done(path):
     file = MetricsFile(path, start_step=0, attempt=1)
     file.log(1, {"train/loss": 1.0})
-    file.passed(1)
+    file.advance(1)
     assert steps(path) == []
-    file.passed(2)
+    file.advance(2)
     assert steps(path) == [1]
 
 
 def test_flush_writes_the_rows_of_the_checkpoint_and_no_later_one(path):
-    """It comes from another thread, when the training may be steps ahead."""
+    """Flush is called in another thread, while training may be steps ahead."""
     file = MetricsFile(path, start_step=0, attempt=1)
     file.log(1, {"train/loss": 1.0})
     file.flush(1)
@@ -69,7 +69,7 @@ def test_flush_writes_the_rows_of_the_checkpoint_and_no_later_one(path):
     assert steps(path) == [1]
 
 
-def test_rows_stay_whole_and_in_order_while_another_thread_flushes(path):
+def test_rows_are_complete_and_in_order_with_concurrent_flushes(path):
     file = MetricsFile(path, start_step=0, attempt=1)
     stop = threading.Event()
     reached = [0]
@@ -82,7 +82,7 @@ def test_rows_stay_whole_and_in_order_while_another_thread_flushes(path):
     thread.start()
     try:
         for step in range(1, 3001):
-            file.passed(step)
+            file.advance(step)
             file.log(step, {"train/loss": 1.0})
             file.log(step, {"eval/loss": 2.0})
             reached[0] = step
@@ -104,7 +104,7 @@ def test_flush_syncs(path, monkeypatch):
     assert synced == [path.stat().st_size] != [0]
 
 
-def test_on_resume_rows_of_later_steps_go(path):
+def test_a_resume_removes_rows_of_later_steps(path):
     write(path, 1, 2, 3, 4)
     write(path, 3, 4, 5, start_step=2, attempt=2)
     assert [(row["step"], row["attempt"]) for row in rows(path)] == [
@@ -112,13 +112,13 @@ def test_on_resume_rows_of_later_steps_go(path):
     ]  # fmt: skip
 
 
-def test_a_start_from_the_beginning_leaves_nothing_of_the_attempt_before(path):
+def test_a_start_from_the_beginning_removes_all_rows(path):
     write(path, 1, 2)
     write(path, start_step=0, attempt=2)
     assert rows(path) == []
 
 
-def test_a_torn_last_line_goes(path):
+def test_an_incomplete_last_line_is_removed(path):
     write(path, 1, 2)
     with path.open("a") as file:
         file.write('{"step": 3, "att')
@@ -136,7 +136,7 @@ def test_a_last_row_that_only_lacks_its_line_end_is_kept(path):
     assert steps(path) == [1, 2, 3]
 
 
-def test_lines_that_are_no_rows_are_moved_away(path):
+def test_lines_that_are_not_rows_are_moved(path):
     write(path, 1)
     bad = ["garbage", "[1]", '"text"', "{}", "", '{"step": "x"}']
     with path.open("a") as file:
@@ -151,9 +151,9 @@ def test_lines_that_are_no_rows_are_moved_away(path):
 
 
 @pytest.mark.parametrize("start_step", [0, 4])
-def test_an_evaluation_made_by_the_next_attempt_joins_the_row_of_its_step(path, start_step):
-    """It was given up when the attempt was asked to stop, or the attempt died before its first
-    checkpoint and the one before the first step is made again."""
+def test_an_evaluation_of_the_next_attempt_is_merged_into_its_row(path, start_step):
+    """The evaluation was interrupted by a stop, or the attempt died before its first checkpoint, so
+    that the evaluation before the first step is repeated."""
     write(path, start_step)
     file = MetricsFile(path, start_step=start_step, attempt=2)
     file.log(start_step, {"eval/loss": 0.5})
@@ -166,7 +166,7 @@ def test_an_evaluation_made_by_the_next_attempt_joins_the_row_of_its_step(path, 
     assert (second["step"], second["attempt"]) == (start_step + 1, 2)
 
 
-def test_what_comes_after_a_flush_joins_the_row_too(path):
+def test_metrics_after_a_flush_are_merged_into_the_row(path):
     file = MetricsFile(path, start_step=0, attempt=1)
     for step in (1, 2):
         file.log(step, {"train/loss": 1.0})
@@ -191,7 +191,7 @@ def test_truncation_is_atomic(path, monkeypatch):
 
 
 class FullDisk:
-    """A file that takes some bytes of what is written and then has no room."""
+    """A file that accepts some bytes and then raises ENOSPC."""
 
     def __init__(self, file, room):
         self.file, self.room = file, room
@@ -207,18 +207,18 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-def test_rows_wait_for_room_and_none_is_torn(path):
+def test_rows_are_kept_until_the_disk_has_space(path):
     file = MetricsFile(path, start_step=0, attempt=1)
     file._file = FullDisk(file._file, 100)
     file.log(1, {"train/loss": 1.0})
-    file.passed(2)
+    file.advance(2)
     file.log(2, {"train/loss": 1.0})
     for step in (3, 4):
         with pytest.raises(OSError, match="No space"):
             file.log(step, {"train/loss": 1.0})
     assert steps(path) == [1]
     file._file.room = 10_000
-    file.passed(5)
+    file.advance(5)
     assert steps(path) == [1, 2, 3, 4]
 
 

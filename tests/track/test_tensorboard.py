@@ -1,4 +1,4 @@
-"""Reads back the real event files."""
+"""The TensorBoard sink, checked with the event files that it writes."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_the_image_has_its_colours(tmp_path, track):
     assert Image.open(io.BytesIO(drawn.encoded_image_string)).getpixel((0, 0)) == (128, 255, 0)
 
 
-def test_steps_that_are_taken_again_show_once(tmp_path):
+def test_repeated_steps_are_shown_once(tmp_path):
     first = opened(tmp_path)
     for step in (1, 2, 3, 4):
         first.log(step, {"train/loss": 1.0})
@@ -79,8 +79,8 @@ def test_steps_that_are_taken_again_show_once(tmp_path):
     assert scalars(read(tmp_path), "train/loss") == expected
 
 
-def test_an_attempt_from_the_beginning_shows_alone(tmp_path):
-    """Even what was measured before the first step."""
+def test_an_attempt_from_the_beginning_replaces_earlier_ones(tmp_path):
+    """Including the evaluation before the first step."""
     for attempt in (1, 2):
         sink = opened(tmp_path, attempt=attempt)
         sink.log(0, {"eval/loss": float(attempt)})
@@ -88,7 +88,7 @@ def test_an_attempt_from_the_beginning_shows_alone(tmp_path):
     assert scalars(read(tmp_path), "eval/loss") == [(0, 2.0)]
 
 
-def test_what_is_not_finite_does_not_cost_the_sink(tmp_path, track, capfd):
+def test_non_finite_values_do_not_fail_the_sink(tmp_path, track, capfd):
     tracker = track([TensorBoardSink(run_info(tmp_path))])
     nan, inf = float("nan"), float("inf")
     tracker.histograms(

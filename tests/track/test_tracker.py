@@ -1,4 +1,4 @@
-"""Whatever a sink does, the training goes on and does not wait."""
+"""The tracker: no sink stops or blocks the training."""
 
 import errno
 import importlib
@@ -28,13 +28,13 @@ def log(directory, rank=0):
 
 
 def drive(tracker):
-    """All calls that a training makes."""
+    """All calls that a run makes."""
     for step in (1, 2, 3):
         tracker.progress(step)
         tracker.log(step, {"train/loss": float(step)})
         tracker.histograms(step, {"weights/w": np.ones(3)})
     tracker.report(3, {"sample": "text", "drawn": np.zeros((3, 2, 2), dtype=np.float32)})
-    tracker.say("said")
+    tracker.info("said")
     tracker.flush(3)
     tracker.summary({"loss": 3.0})
     tracker.close()
@@ -76,14 +76,14 @@ def test_a_sink_that_raises_is_dropped_with_one_warning(track, tmp_path, capfd, 
     assert "Traceback" in log(tmp_path), "the log file has the details"
 
 
-def test_what_a_sink_says_on_opening_is_told(track, capfd):
+def test_the_message_of_open_is_printed(track, capfd):
     sink = Recorder(lambda method: "lies there" if method == "open" else None)
     drive(track([sink], config={"console": "plain"}))
     assert "lies there" in capfd.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("where", ["load", "open", "log", "close"])
-def test_a_sink_that_hangs_stops_nobody(track, tmp_path, capfd, where):
+def test_a_hanging_sink_does_not_block_the_training(track, tmp_path, capfd, where):
     let_go = threading.Event()
     sink = Recorder(lambda method: let_go.wait() if method == where else None)
     tracker = track([sink], close_seconds=0.3)
@@ -93,11 +93,11 @@ def test_a_sink_that_hangs_stops_nobody(track, tmp_path, capfd, where):
     let_go.set()
     assert 0.3 <= seconds < 1.5
     assert len(sink.called("abandon")) == 1
-    assert "was not done after 0.3 s" in capfd.readouterr().err
+    assert "Timed out after 0.3 s waiting for the tracking sinks" in capfd.readouterr().err
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
-def test_close_waits_for_what_is_still_queued(track, capfd):
+def test_close_waits_for_queued_items(track, capfd):
     sink = Recorder(lambda method: time.sleep(0.05) if method == "log" else None)
     drive(track([sink]))
     assert len(sink.called("log")) == 3
@@ -105,7 +105,7 @@ def test_close_waits_for_what_is_still_queued(track, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_hanging_sink_does_not_keep_the_process_from_ending(tmp_path):
+def test_a_hanging_sink_does_not_block_the_exit(tmp_path):
     code = """
 import sys, time
 from pathlib import Path
@@ -142,15 +142,15 @@ def test_a_slow_sink_loses_histograms_first(track, capfd, monkeypatch):
         tracker.log(step, {"train/loss": 1.0})
         if 10 <= step < 14:
             tracker.histograms(step, {"w": np.ones(3)})
-    assert "cannot keep up" in capfd.readouterr().err, "told at once"
+    assert "are too slow" in capfd.readouterr().err, "told at once"
     let_go.set()
     tracker.close()
     assert sink.called("histograms") == []
     assert [step for step, _ in sink.called("log")] == list(range(5, 25)), "then the oldest rows"
-    assert "they lack 4 x histograms, 5 x log" in capfd.readouterr().err
+    assert "too slow; 4 x histograms, 5 x log dropped" in capfd.readouterr().err
 
 
-def test_histograms_that_wait_have_a_limit_in_memory(track, capfd, monkeypatch):
+def test_queued_histograms_have_a_memory_limit(track, capfd, monkeypatch):
     monkeypatch.setattr(background, "_BYTES", 1000)
     let_go = threading.Event()
     sink = Recorder(lambda method: let_go.wait() if method == "open" else None)
@@ -163,10 +163,12 @@ def test_histograms_that_wait_have_a_limit_in_memory(track, capfd, monkeypatch):
     tracker.close()
     assert [step for step, _ in sink.called("histograms")] == [11]
     assert len(sink.called("log")) == 10
-    assert "they lack 10 x histograms" in capfd.readouterr().err
+    assert "too slow; 10 x histograms dropped" in capfd.readouterr().err
 
 
-def test_a_full_disk_is_told_once_and_made_up_for(track, tmp_path, capfd, monkeypatch):
+def test_a_full_disk_is_reported_once_and_rows_are_written_later(
+    track, tmp_path, capfd, monkeypatch
+):
     tracker = track()
 
     def full(*_):
@@ -185,7 +187,7 @@ def test_a_full_disk_is_told_once_and_made_up_for(track, tmp_path, capfd, monkey
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_a_metrics_file_that_cannot_be_opened_is_told(track, tmp_path, capfd):
+def test_a_metrics_file_that_cannot_be_opened_is_reported(track, tmp_path, capfd):
     (tmp_path / "metrics.jsonl").mkdir()
     sink = Recorder()
     drive(track([sink]))
@@ -193,14 +195,14 @@ def test_a_metrics_file_that_cannot_be_opened_is_told(track, tmp_path, capfd):
     assert len(sink.called("log")) == 3
 
 
-def test_damaged_lines_are_told(track, tmp_path, capfd):
+def test_damaged_lines_are_reported(track, tmp_path, capfd):
     (tmp_path / "metrics.jsonl").write_text('nonsense\n{"step": 1}\n')
     track(start_step=1, attempt=2)
     assert "1 line(s) of" in capfd.readouterr().err
     assert rows(tmp_path) == [{"step": 1}]
 
 
-def test_what_is_no_number_is_left_out(track, tmp_path, capfd):
+def test_a_value_that_is_not_a_number_is_not_logged(track, tmp_path, capfd):
     sink = Recorder()
     tracker = track([sink])
     for step in (1, 2):
@@ -209,11 +211,11 @@ def test_what_is_no_number_is_left_out(track, tmp_path, capfd):
     assert sink.called("log")[0] == (1, {"a": 2.0, "b": 3.0})
     assert [(row["a"], row["b"], "c" in row) for row in rows(tmp_path)] == [(2.0, 3.0, False)] * 2
     err = capfd.readouterr().err
-    assert err.count("The metric 'c' is no number but 'four'") == 1
+    assert err.count("The metric 'c' is 'four', which is not a number") == 1
     assert err.count("The metric 'd' is no number") == 1
 
 
-def test_what_can_be_reported(track, capfd):
+def test_texts_and_images_can_be_reported(track, capfd):
     sink = Recorder()
     tracker = track([sink], config={"console": "plain"})
     tracker.report(5, {
@@ -247,7 +249,7 @@ def test_other_ranks_write_nothing_but_their_log(track, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_progress_costs_next_to_nothing(track):
+def test_progress_is_cheap(track):
     tracker = track()
     rounds = []
     for _ in range(5):
@@ -281,7 +283,7 @@ from train.track.tracker import Tracker
 from tests.track.conftest import run_info
 heavy = {"wandb", "tensorboard", "rich"}
 tracker = Tracker(TrackConfig(console="plain"), run_info(Path(sys.argv[1])), is_main=True)
-tracker.say("begins")
+tracker.info("begins")
 tracker.progress(1)
 assert not heavy & set(sys.modules), sys.modules.keys() & heavy
 tracker.close()
@@ -296,7 +298,7 @@ def import_it(done):
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_data_worker_forked_during_an_import_can_import_the_same(track, tmp_path, monkeypatch):
-    """Else it waits for ever, for an import that goes on in the parent only."""
+    """Otherwise it deadlocks on an import lock that only the parent can release."""
     (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.5)\n")
     monkeypatch.syspath_prepend(tmp_path)
     importing = threading.Event()

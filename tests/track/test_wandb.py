@@ -1,4 +1,4 @@
-"""Reads back the real file of offline runs, each made in a process of its own, as runs are."""
+"""The W&B sink, checked with the files of offline runs, each in its own process."""
 
 import json
 import os
@@ -65,7 +65,7 @@ sys.exit(int(values.get("exit", 0)))
 
 
 def track(directory, expect=0, env=None, **values):
-    """An attempt at a run; the environment knows no W&B but what is given."""
+    """An attempt of a run; its environment has only the given W&B variables."""
     clean = {k: v for k, v in os.environ.items() if "WANDB" not in k}
     home = directory / "home"
     home.mkdir(exist_ok=True)
@@ -85,7 +85,7 @@ def track(directory, expect=0, env=None, **values):
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory):
-    """Two attempts at one run, and what they said."""
+    """Two attempts of one run, and their output."""
     directory = tmp_path_factory.mktemp("my runs")
     tags = {"wandb_tags": ["quick"], "wandb_project": "mine"}
     first = track(directory, track=tags)
@@ -109,7 +109,7 @@ def test_both_attempts_are_one_run(files):
         assert file.exit_code == [0]
 
 
-def test_the_config_and_the_version_are_there(files):
+def test_the_config_and_the_version_are_logged(files):
     assert files[0].config["optim"] == {"lr": 0.1}
     assert files[0].config["code"] == {"isorun": "0.1.0"}
 
@@ -125,13 +125,13 @@ def test_rows_have_our_own_step(files):
     assert files[1].history[0]["_step"] == 0, "W&B's own begins anew; nothing may rely on it"
 
 
-def test_every_metric_is_drawn_over_our_step(files):
+def test_step_is_the_x_axis_of_every_metric(files):
     for file in files:
         assert file.metrics["*"].step_metric == "step"
         assert file.metrics["step"].options.defined
 
 
-def test_texts_images_and_histograms_are_there(twice, files):
+def test_texts_images_and_histograms_are_logged(twice, files):
     rows = [row for row in files[0].history if "train/loss" not in row]
     (report,) = [row for row in rows if "sample" in row]
     assert report["step"] == 3
@@ -150,7 +150,7 @@ def test_the_summary_has_the_final_numbers(files):
     assert files[0].summary["final/loss"] == 0.125
 
 
-def test_it_says_once_how_to_upload_and_nothing_else(twice):
+def test_the_upload_command_is_printed_once(twice):
     directory, first, second = twice
     for done in (first, second):
         said = f"W&B is offline. To upload: wandb sync '{directory}/wandb'/offline-run-*"
@@ -158,12 +158,12 @@ def test_it_says_once_how_to_upload_and_nothing_else(twice):
         assert done.stderr == ""
 
 
-def test_nothing_is_left_outside_the_run_directory(twice):
+def test_no_file_is_written_outside_the_run_directory(twice):
     assert list((twice[0] / "home").rglob("*")) == []
 
 
 def test_what_is_in_the_directory(twice):
-    """A folder per attempt, and one for what can be thrown away."""
+    """A directory per attempt, and one for the cache."""
     names = {path.name for path in (twice[0] / "wandb").iterdir()}
     runs = {path.parent.name for path in offline_files(twice[0])}
     assert len(runs) == 2
@@ -171,8 +171,8 @@ def test_what_is_in_the_directory(twice):
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["connection refused", "black hole"])
-def test_an_unreachable_service_is_told_and_the_run_is_kept_offline(tmp_path, answers):
-    """A port where nobody listens, and one that takes connections and never says a word."""
+def test_an_unreachable_service_is_reported_and_logging_is_offline(tmp_path, answers):
+    """A closed port, and one that accepts connections and never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if answers:
@@ -184,7 +184,7 @@ def test_an_unreachable_service_is_told_and_the_run_is_kept_offline(tmp_path, an
         assert time.perf_counter() - started < 15
     (line,) = [line for line in done.stdout.splitlines() if "W&B" in line]
     assert line.startswith("W&B cannot be reached (")
-    assert "; its files are kept offline. To upload: wandb sync" in line
+    assert "; logging offline. To upload: wandb sync" in line
     assert done.stderr == ""
     (path,) = offline_files(tmp_path)
     file = WandbFile(path)
@@ -192,14 +192,14 @@ def test_an_unreachable_service_is_told_and_the_run_is_kept_offline(tmp_path, an
     assert [row["step"] for row in file.history if "train/loss" in row] == [1, 2, 3]
 
 
-def test_online_without_a_login_is_told_and_kept_offline(tmp_path):
+def test_online_without_a_login_is_reported_and_logging_is_offline(tmp_path):
     done = track(tmp_path, track={"wandb": "online"})
     assert "W&B cannot be reached (No API key configured" in done.stdout
     assert "Traceback" not in done.stderr
     assert len(offline_files(tmp_path)) == 1
 
 
-def test_the_users_environment_can_switch_it_off(tmp_path):
+def test_the_environment_can_disable_wandb(tmp_path):
     done = track(tmp_path, env={"WANDB_MODE": "disabled"})
     assert (done.stdout.count("wandb"), done.stderr) == (0, "")
     assert offline_files(tmp_path) == []
@@ -211,22 +211,22 @@ def test_closing_leaves_no_process(tmp_path):
     assert closed["service"] is None
 
 
-def test_the_death_of_its_service_costs_only_what_comes_after(tmp_path):
-    """And what was logged less than a second before."""
+def test_rows_before_the_death_of_the_service_are_kept(tmp_path):
+    """Including rows that were logged less than a second before."""
     done = track(tmp_path, signal_to_service=signal.SIGKILL, wait=5, exit=75, expect=75)
     (line,) = done.stderr.splitlines()
-    assert line.startswith("warning: W&B failed and is not written any more: ")
+    assert line.startswith("warning: W&B failed and is disabled: ")
     rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
     assert rows == [1, 2, 3, 100, 101, 102]
     (path,) = offline_files(tmp_path)
     assert [r["step"] for r in WandbFile(path).history if "train/loss" in r] == [1, 2, 3]
 
 
-def test_a_service_that_hangs_does_not_keep_the_process_from_ending(tmp_path):
+def test_a_hanging_service_does_not_block_the_exit(tmp_path):
     done = track(tmp_path, signal_to_service=signal.SIGSTOP, close=1.0, exit=75, expect=75)
     os.kill(int((tmp_path / "service").read_text()), signal.SIGKILL)
     (line,) = done.stderr.splitlines()
-    assert line.startswith("warning: TensorBoard or W&B was not done after 1 s")
+    assert line.startswith("warning: Timed out after 1 s waiting for the tracking sinks")
 
 
 URL, KEY = "https://api.wandb.ai", "b" * 40
@@ -257,7 +257,7 @@ def no_login(monkeypatch, tmp_path):
         ({}, "api.wandb.ai", "offline", URL, None, "offline"),
     ],
 )
-def test_auto_is_online_only_where_the_user_has_it_so(
+def test_auto_is_online_only_with_credentials(
     no_login, monkeypatch, tmp_path, environment, netrc, mode, url, key, expected
 ):
     for name, value in environment.items():
@@ -268,11 +268,11 @@ def test_auto_is_online_only_where_the_user_has_it_so(
     assert wandb_mode("auto", mode, url, key) == expected
 
 
-def test_what_the_config_says_wins(no_login):
+def test_the_config_takes_precedence(no_login):
     for wanted in ("online", "offline", "disabled"):
         assert wandb_mode(wanted, "offline", URL, None) == wanted
 
 
-def test_a_broken_netrc_is_no_login(no_login, tmp_path):
+def test_a_broken_netrc_is_not_a_login(no_login, tmp_path):
     (tmp_path / "netrc").write_text("machine machine machine what")
     assert wandb_mode("auto", "online", URL, None) == "offline"

@@ -43,7 +43,7 @@ def records(path):
 
 
 class WandbFile:
-    """What an offline run has recorded."""
+    """The content of an offline run."""
 
     def __init__(self, path):
         self.records = records(path)
@@ -83,7 +83,7 @@ def offline_files(directory):
 
 
 def service(pid):
-    """The process that wandb has started for the process with this id; None where it is gone."""
+    """The process that wandb has started for this process id; None if it has ended."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has ended
             words = path.read_bytes().split(b"\0")

@@ -1,8 +1,8 @@
-"""isorun's named resources for TorchX versions that find them by this namespace package.
+"""isorun's named resources, for TorchX versions that search this namespace package.
 
-Those that are registered as entry points as well are left to these, or TorchX would warn of each;
-unless it was told not to read entry points (TORCHX_PLUGINS_SOURCE=1). The user's own are
-registered here in any case.
+Resources that are also registered as entry points are skipped, since TorchX would warn about each
+of them, unless TorchX is told to ignore entry points (TORCHX_PLUGINS_SOURCE=1). The user's own
+resources are always registered here.
 """
 
 import logging
@@ -11,26 +11,26 @@ from importlib.metadata import entry_points
 
 from torchx.plugins import register
 
-from launch import resources
-from train.exits import UsageError
+from launch.contract import UsageError
+from launch.torchx.resources import BUILT_IN, NamedResource, user_resources
 
 log = logging.getLogger(__name__)
 
 
 def _register() -> None:
-    taken = {point.name for point in entry_points(group="torchx.named_resources")}
+    registered = {point.name for point in entry_points(group="torchx.named_resources")}
     if os.environ.get("TORCHX_PLUGINS_SOURCE") == "1":
-        taken = set()
+        registered = set()
     try:
-        own = resources.own()
-    except UsageError as error:  # an exception would hide the others as well
+        users = user_resources()
+    except UsageError as error:  # raised here, it would hide all other resources
         log.error("%s", error)
-        own = {}
-    for name, shape in {**resources.BUILT_IN, **own}.items():
-        if name not in taken:
+        users = {}
+    for name, named in {**BUILT_IN, **users}.items():
+        if name not in registered:
 
-            def factory(shape: resources.Shape = shape) -> object:
-                return shape.resource()
+            def factory(named: NamedResource = named) -> object:
+                return named.resource()
 
             register.named_resource(name=name)(factory)
 

@@ -1,1 +1,1 @@
-"""Checkpoints: transactions on disk that know nothing of the placement that wrote them."""
+"""Transactional checkpoints that any placement can write and read."""

@@ -1,4 +1,4 @@
-"""When checkpoints are written, and which of them are kept."""
+"""The config section ``checkpoint``."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ class BestConfig(Section):
     """Whether smaller or larger is better."""
 
     keep: int = Field(1, ge=1)
-    """How many of the best are kept."""
+    """Number of best checkpoints to keep."""
 
 
 class MirrorConfig(Section):
-    """A second place for committed checkpoints, from which an empty run directory is restored."""
+    """A copy of all committed checkpoints, from which an empty run directory is restored."""
 
     url: str
-    """Any address that fsspec knows: s3://bucket/folder, gs://..., file:///... Each run needs one
-    of its own. Credentials come from the environment, as with the storage's own tools."""
+    """A URL that fsspec supports: s3://bucket/folder, gs://..., file:///... Each run needs its own.
+    Credentials come from the environment, as for the storage's own tools."""
 
     options: dict[str, Any] = {}
-    """Further arguments of fsspec's file system, such as endpoint_url. No secrets."""
+    """Further arguments of the fsspec file system, such as endpoint_url. No secrets."""
 
     part_mb: int = Field(64, ge=1)
-    """Files are sent in parts of so many MiB; one that was interrupted goes on with the next."""
+    """Part size of uploads in MiB; an interrupted upload resumes at the first missing part."""
 
     wait: float = Field(600.0, ge=0.0)
-    """Seconds that the end of the run waits for what is not sent yet. A run that was asked to
-    stop waits no longer than its deadline."""
+    """Seconds that the end of the run waits for pending uploads; a requested stop waits no longer
+    than its deadline."""
 
     @field_validator("options")
     @classmethod
@@ -46,40 +46,40 @@ class MirrorConfig(Section):
         for name in options:
             if re.search("key|secret|token|password|credential", name, re.IGNORECASE):
                 raise ValueError(
-                    f"without {name!r}, since the config is kept and logged; put secrets into the "
-                    "environment"
+                    f"without {name!r}, because the config is stored and logged; set secrets in "
+                    "the environment"
                 )
         return options
 
 
 class CheckpointConfig(Section):
-    """When checkpoints are written, and which of them are kept.
+    """When checkpoints are written, and which are kept.
 
-    One is written at the end of the run and upon a request to stop in any case.
+    The end of the run and a requested stop always write one.
     """
 
     every_steps: int | None = Field(None, ge=1)
-    """A checkpoint each time the step is a multiple of this; null for no such rule."""
+    """Write a checkpoint when the step is a multiple of this; null for no rule by steps."""
 
     every_minutes: float | None = Field(10.0, gt=0.0)
-    """A checkpoint when this much time has passed since the last one, so that a crash never costs
-    more; null for no such rule."""
+    """Write a checkpoint when this many minutes have passed since the last one; null for no rule by
+    time."""
 
     asynchronous: bool = True
-    """Write beside the training, which waits only for a copy of the state in host memory."""
+    """Write in a background thread; training stalls only for the copy to host memory."""
 
     on_error: Literal["warn", "stop"] = "warn"
-    """What a failed write means: go on, warn and try again next time, or end the run (75)."""
+    """On a failed write: warn and retry at the next checkpoint, or end the run (exit code 75)."""
 
     keep_last: int = Field(2, ge=1)
-    """How many of the newest are kept."""
+    """Number of newest checkpoints to keep."""
 
     keep_every_steps: int | None = Field(None, ge=1)
-    """Those whose step is a multiple of this are kept for ever; null for none."""
+    """Never remove checkpoints whose step is a multiple of this; null for none."""
 
     mirror: MirrorConfig | None = None
-    """Copies committed checkpoints to another place; null for none."""
+    """Where to copy committed checkpoints; null for nowhere."""
 
     keep_best: BestConfig | None = None
-    """Keeps the best by an evaluation metric besides; null for none. Only checkpoints at whose
-    step an evaluation ran have one."""
+    """Also keep the best by an evaluation metric; null for none. Only checkpoints of steps that
+    were evaluated can be best."""

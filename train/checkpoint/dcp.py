@@ -1,9 +1,10 @@
-"""Tensors to and from files through ``torch.distributed.checkpoint``, without trusting pickles.
+"""Saves and loads sharded tensors with ``torch.distributed.checkpoint`` (DCP), without unsafe
+pickles.
 
-DCP stores tensors by name, in one file per rank, and reads them back into any placement. Two of
-its habits are replaced: its metadata is a pickle, read here by an unpickler that knows only DCP's
-own dataclasses; and it unpickles values that are not tensors, which are refused here (the state
-of the loop is JSON, in the manifest).
+DCP stores tensors by name, in one file per rank, and loads them into any placement. Its metadata is
+a pickle, which is read here with an unpickler that allows only DCP's own dataclasses. Values that
+are not tensors, which DCP would unpickle, are refused; the state of the loop is JSON in the
+manifest.
 """
 
 from __future__ import annotations
@@ -53,20 +54,19 @@ class _MetadataUnpickler(pickle.Unpickler):
             return _member
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if name not in _ALLOWED.get(module, ()) and not is_dtype:
-            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a checkpoint")
         return super().find_class(module, name)
 
 
 def _member(cls: Any, name: str) -> Any:
-    """How early releases of Python 3.11 write a member of an enumeration; no other attribute is
-    given out."""
+    """An enum member, which early releases of Python 3.11 pickle as a call of ``getattr``."""
     if not isinstance(cls, EnumMeta) or name not in cls.__members__:
-        raise pickle.UnpicklingError(f"{cls!r}.{name} does not belong in a checkpoint")
+        raise pickle.UnpicklingError(f"{cls!r}.{name} is not allowed in a checkpoint")
     return cls[name]
 
 
 def read_metadata(directory: Path) -> Metadata:
-    """DCP's metadata: for each tensor its shape and dtype, and where its pieces lie."""
+    """DCP's metadata: shape, dtype and chunks of each tensor. Raises DamagedError."""
     from torch.distributed.checkpoint.metadata import Metadata
 
     try:
@@ -74,55 +74,59 @@ def read_metadata(directory: Path) -> Metadata:
     except (OSError, EOFError, AttributeError, ImportError, IndexError) as error:
         raise DamagedError(f"{directory / _METADATA} cannot be read ({error})") from None
     except pickle.UnpicklingError as error:
-        raise DamagedError(f"{directory / _METADATA} is not to be trusted: {error}") from None
+        raise DamagedError(f"{directory / _METADATA} is not safe to load: {error}") from None
     if not isinstance(metadata, Metadata):
-        raise DamagedError(f"{directory / _METADATA} holds no checkpoint metadata")
+        raise DamagedError(f"{directory / _METADATA} is not DCP metadata")
     return metadata
 
 
 def shapes(directory: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Name, shape and dtype of every tensor in a checkpoint."""
+    """Shape and dtype of every tensor of a checkpoint, by name. Raises DamagedError."""
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     found = {}
     for name, entry in read_metadata(directory).state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
-            raise DamagedError(f"{directory} holds {name!r}, which is no tensor")
+            raise DamagedError(f"{directory} holds {name!r}, which is not a tensor")
         found[name] = (entry.size, entry.properties.dtype)
     return found
 
 
-def write(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | None) -> None:
-    """Writes the named tensors; collective over ``group`` (None: alone).
+def save(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | None) -> None:
+    """Saves the named shards to ``directory``; collective over ``group`` (None: this process only).
 
-    Each rank writes what only it holds, and a part of what several hold.
+    Chunks that several ranks hold are saved by one of them.
     """
     from torch.distributed.checkpoint import state_dict_saver
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-    from train.checkpoint.planners import WritePlanner
+    from train.checkpoint.planners import ShardSavePlanner
 
-    # One thread: with more, DCP loses the exceptions of its writer threads.
+    # With more than one thread, DCP drops the exceptions of its writer threads.
     writer = FileSystemWriter(directory, thread_count=1, sync_files=True)
     with _without_single_process_warning():
         state_dict_saver.save(
             dict(shards),
             storage_writer=writer,
-            planner=WritePlanner(shards),
+            planner=ShardSavePlanner(shards),
             process_group=group,
             no_dist=group is None,
         )
 
 
-def read(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | None) -> None:
-    """Fills the given shares in place from a checkpoint that holds each of their names, whoever
-    wrote it. Each rank reads its own share only."""
+def load(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | None) -> None:
+    """Loads the named shards in place from a checkpoint of any placement; collective over
+    ``group``.
+
+    Each rank reads only its own chunks. Raises DamagedError for damaged metadata or for an entry
+    that is not a tensor.
+    """
     from torch.distributed.checkpoint import state_dict_loader
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-    from train.checkpoint.planners import ReadPlanner
+    from train.checkpoint.planners import ShardLoadPlanner
 
-    shapes(directory)  # refuses what is damaged or no tensor, before DCP wraps it in its own error
+    shapes(directory)  # raises DamagedError before DCP can wrap it in its own error
     metadata = read_metadata(directory)
 
     class Reader(FileSystemReader):
@@ -135,7 +139,7 @@ def read(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | Non
         state_dict_loader.load(
             dict(shards),
             storage_reader=Reader(directory),
-            planner=ReadPlanner(shards),
+            planner=ShardLoadPlanner(shards),
             process_group=group,
             no_dist=group is None,
         )

@@ -1,10 +1,10 @@
-"""Copies of committed checkpoints in another place: an object store, or another disk.
+"""A mirror: copies of committed checkpoints at another URL, such as an object store.
 
-Below the mirror's address there is ``run.json``, which says whose mirror it is, and a folder for
-each checkpoint: its files and those of the run directory that belong to it, cut into parts, and
-``mirror.json``, which names all parts. A folder without that file never happened. A part's name
-ends in its SHA-256, so that an upload that was interrupted finds what is there already; each part
-is read back before ``mirror.json`` is written.
+The mirror's URL holds ``run.json``, the id of the run that owns it, and a folder per checkpoint:
+its files and those of the run directory, split into parts, and ``mirror.json``, which lists the
+parts and commits the copy. A folder without ``mirror.json`` is ignored. A part's name ends in its
+SHA-256, so an interrupted upload resumes; every part is read back before ``mirror.json`` is
+written.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.checkpoint.layout import dumps_with_sha256, json_sha256, parse_step_name, step_name
 from train.checkpoint.store import MANIFEST, CheckpointStore, DamagedError, Manifest
 from train.exits import ResumeRefusedError, UsageError, first_line
 from train.files import fsync
@@ -30,14 +31,14 @@ _FORMAT = 1
 
 
 class MirrorError(Exception):
-    """The mirror cannot be reached, or did not take what it was given; one line says why."""
+    """The mirror cannot be reached or refuses an operation; the text is one line."""
 
-    is_setting = False
-    """Whether a person has to change something: to wait would not help."""
+    is_misconfigured = False
+    """Whether a retry cannot help, because credentials or rights are missing."""
 
 
 class Mirror:
-    """The remote side. Raises MirrorError for whatever the storage raises."""
+    """The mirror's storage. Turns every error of the storage into a MirrorError."""
 
     def __init__(self, config: MirrorConfig) -> None:
         self.url = config.url.rstrip("/")
@@ -49,21 +50,21 @@ class Mirror:
         except (ValueError, ImportError, TypeError) as error:
             raise UsageError(
                 f"checkpoint.mirror.url is {config.url!r}, which cannot be used "
-                f"({first_line(error)}); give an address such as s3://bucket/folder or "
-                "file:///folder, and install what it needs: `pip install 'isorun[s3]'` or "
-                "'isorun[gcs]'."
+                f"({first_line(error)}); set a URL such as s3://bucket/folder or file:///folder, "
+                "and install its driver with `pip install 'isorun[s3]'` or 'isorun[gcs]'."
             ) from error
-        self._fs.use_listings_cache = False  # what others write is to be seen
+        self._fs.use_listings_cache = False  # other processes write too
 
-    # -- whose it is -------------------------------------------------------------------------
+    # -- owner -------------------------------------------------------------------------------
 
     def owner(self) -> str | None:
-        """The id of the run whose mirror this is; None where it is nobody's yet."""
+        """The id of the run that owns the mirror; None without an owner."""
         values = self._json(OWNER)
         return str(values["id"]) if values else None
 
     def claim(self, run_id: str) -> None:
-        """Makes it the run's own. Raises ResumeRefusedError where it is another's."""
+        """Makes the run the owner. Raises ResumeRefusedError if another run's checkpoints are
+        there."""
         owner = self.owner()
         if owner == run_id:
             return
@@ -72,20 +73,25 @@ class Mirror:
         else:
             raise ResumeRefusedError(
                 f"checkpoint.mirror.url is {self.url}, which holds the checkpoints of the run "
-                f"{owner}, and this is the run {run_id}; give each run an address of its own."
+                f"{owner}, but this is the run {run_id}; set a separate URL for each run."
             )
 
-    # -- there -------------------------------------------------------------------------------
+    # -- upload ------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints that are wholly there, oldest first."""
+        """The steps of all committed copies, oldest first."""
         found = self._call(self._fs.glob, f"{self._root}/step-*/{INDEX}")
-        return sorted(int(str(path).split("/")[-2].removeprefix("step-")) for path in found)
+        steps = (parse_step_name(str(path).split("/")[-2]) for path in found)
+        return sorted(step for step in steps if step is not None)
 
-    def upload(self, store: CheckpointStore, step: int, going: Callable[[], bool]) -> None:
-        """Sends what is not there yet of a checkpoint, reads it back, and commits it. ``going``
-        is asked before each part whether to go on."""
-        folder, path = _folder(step), store.path(step)
+    def upload(
+        self, store: CheckpointStore, step: int, should_continue: Callable[[], bool]
+    ) -> None:
+        """Uploads the missing parts of a checkpoint, reads them back, and commits the copy.
+
+        Raises MirrorError once ``should_continue``, called before each part, returns false.
+        """
+        folder, path = step_name(step), store.path(step)
         files = {name: path / name for name in (*Manifest.read(path).files, MANIFEST)}
         run = store.directory.parent
         files |= {_RUN + name: run / name for name in RUN_FILES if (run / name).exists()}
@@ -93,34 +99,38 @@ class Mirror:
         for name, file in files.items():
             index[name] = []
             for number, part in enumerate(self._parts(file)):
-                if not going():
+                if not should_continue():
                     raise MirrorError("the run has ended")
                 digest = hashlib.sha256(part).hexdigest()
                 key = f"{folder}/{name}.{number:05d}-{digest}"
                 if self._get(key) != part:
                     self._put(key, part)
                     if self._get(key) != part:
-                        raise MirrorError(f"{key} reads back as something else")
+                        raise MirrorError(f"{key} differs when read back")
                 index[name].append({"key": key, "size": len(part), "sha256": digest})
         body = {"format": _FORMAT, "step": step, "files": index}
-        text = json.dumps({**body, "sha256": _digest(body)}, indent=1)
-        self._put(f"{folder}/{INDEX}", text.encode())
+        self._put(f"{folder}/{INDEX}", dumps_with_sha256(body).encode())
 
     def remove(self, step: int) -> None:
-        """Removes a checkpoint; it is none from the first moment on."""
-        folder = f"{self._root}/{_folder(step)}"
+        """Removes a copy, ``mirror.json`` first, so that a partial removal is not a valid copy."""
+        folder = f"{self._root}/{step_name(step)}"
         self._call(self._fs.rm_file, f"{folder}/{INDEX}")
         self._call(self._fs.rm, folder, recursive=True)
 
-    # -- and back ----------------------------------------------------------------------------
+    # -- download ----------------------------------------------------------------------------
 
-    def fetch(self, step: int, store: CheckpointStore) -> None:
-        """Brings a checkpoint back and commits it, and those files of the run directory that are
-        not there. Raises DamagedError where it is not what was sent."""
-        index = self._json(f"{_folder(step)}/{INDEX}") or {}
+    def download(self, step: int, store: CheckpointStore) -> None:
+        """Downloads a checkpoint and commits it, and the files of the run directory that are
+        missing.
+
+        Raises DamagedError if a part is missing or differs from what was uploaded.
+        """
+        index = self._json(f"{step_name(step)}/{INDEX}") or {}
         digest = index.pop("sha256", None)
-        if digest != _digest(index) or index.get("format") != _FORMAT:
-            raise DamagedError(f"{self.url}/{_folder(step)}/{INDEX} does not match its own SHA-256")
+        if digest != json_sha256(index) or index.get("format") != _FORMAT:
+            raise DamagedError(
+                f"{self.url}/{step_name(step)}/{INDEX} does not match its own SHA-256"
+            )
         temporary = store.begin(step)
         run = store.directory.parent
         (temporary / _RUN).mkdir()
@@ -141,7 +151,7 @@ class Mirror:
         fsync(run)
         store.commit(temporary, Manifest.read(temporary))
 
-    # -- the storage -------------------------------------------------------------------------
+    # -- storage -----------------------------------------------------------------------------
 
     def _parts(self, file: Path) -> Iterator[bytes]:
         with file.open("rb") as stream:
@@ -159,7 +169,7 @@ class Mirror:
         return values if isinstance(values, dict) else {}
 
     def _get(self, key: str) -> bytes | None:
-        """An object's content; None where there is none."""
+        """An object's content; None if it does not exist."""
         try:
             return bytes(self._fs.cat_file(f"{self._root}/{key}"))
         except FileNotFoundError:
@@ -181,14 +191,8 @@ class Mirror:
 
 def _failed(error: Exception) -> MirrorError:
     failed = MirrorError(f"{type(error).__name__}: {first_line(error)}")
-    # What s3fs and gcsfs raise for want of credentials, or of rights.
-    failed.is_setting = isinstance(error, PermissionError) or "Credential" in type(error).__name__
+    # s3fs and gcsfs raise these for missing credentials or rights.
+    failed.is_misconfigured = (
+        isinstance(error, PermissionError) or "Credential" in type(error).__name__
+    )
     return failed
-
-
-def _folder(step: int) -> str:
-    return f"step-{step:012d}"
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

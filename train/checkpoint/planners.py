@@ -1,4 +1,4 @@
-"""DCP's plans for shares of tensors: which boxes a rank writes, and which it reads."""
+"""DCP planners for ``Shard`` objects: which chunks a rank saves and loads."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from train.checkpoint.store import DamagedError
-from train.distributed.shard import Box, Shard
+from train.distributed.shard import Chunk, Shard
 
 
-class WritePlanner(DefaultSavePlanner):
-    """Writes the boxes of ``Shard`` objects; of boxes that several ranks hold, DCP lets the rank
-    with the least to write do it."""
+class ShardSavePlanner(DefaultSavePlanner):
+    """Saves the chunks of ``Shard`` objects. DCP assigns a chunk that several ranks hold to the
+    rank with the least to save."""
 
     def __init__(self, shards: Mapping[str, Shard]) -> None:
         self._shards = shards
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def create_local_plan(self) -> SavePlan:
-        """This rank's boxes."""
+        """Plans to save this rank's chunks."""
         self._views: dict[MetadataIndex, Tensor] = {}
         items = []
         for name, shard in self._shards.items():
-            for box, view in shard.boxes():
-                index = MetadataIndex(name, torch.Size(box[0]))
+            for chunk, view in shard.chunks():
+                index = MetadataIndex(name, torch.Size(chunk[0]))
                 self._views[index] = view
                 data = TensorWriteData(
-                    chunk=_chunk(box),
+                    chunk=_chunk(chunk),
                     properties=TensorProperties.create_from_tensor(view),
                     size=shard.shape,
                 )
@@ -55,39 +55,39 @@ class WritePlanner(DefaultSavePlanner):
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> Any:
-        """The memory of a box."""
+        """The view of a chunk's memory."""
         return self._views[MetadataIndex(index.fqn, index.offset)]
 
 
-class ReadPlanner(DefaultLoadPlanner):
-    """Reads the boxes of ``Shard`` objects from whatever pieces were written."""
+class ShardLoadPlanner(DefaultLoadPlanner):
+    """Loads the chunks of ``Shard`` objects from the chunks that were saved, of any placement."""
 
     def __init__(self, shards: Mapping[str, Shard]) -> None:
         self._shards = shards
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def create_local_plan(self) -> LoadPlan:
-        """The pieces that overlap with this rank's boxes."""
+        """Plans to load the saved chunks that overlap this rank's chunks."""
         assert self.metadata is not None
         self._views: dict[MetadataIndex, Tensor] = {}
         items: list[ReadItem] = []
         for name, shard in self._shards.items():
             stored = self.metadata.state_dict_metadata[name]
             assert isinstance(stored, TensorStorageMetadata)
-            boxes = list(shard.boxes())
-            for box, view in boxes:
-                self._views[MetadataIndex(name, torch.Size(box[0]))] = view
-            items += create_read_items_for_chunk_list(name, stored, [_chunk(b) for b, _ in boxes])
+            chunks = list(shard.chunks())
+            for chunk, view in chunks:
+                self._views[MetadataIndex(name, torch.Size(chunk[0]))] = view
+            items += create_read_items_for_chunk_list(name, stored, [_chunk(c) for c, _ in chunks])
         return LoadPlan(items)
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        """The memory of a box."""
+        """The view of a chunk's memory."""
         return self._views[MetadataIndex(index.fqn, index.offset)]
 
     def load_bytes(self, read_item: ReadItem, _value: io.BytesIO) -> None:
-        """Refused: what is no tensor would have to be unpickled."""
-        raise DamagedError(f"{read_item.dest_index.fqn!r} is no tensor")
+        """Raises DamagedError: a value that is not a tensor would have to be unpickled."""
+        raise DamagedError(f"{read_item.dest_index.fqn!r} is not a tensor")
 
 
-def _chunk(box: Box) -> ChunkStorageMetadata:
-    return ChunkStorageMetadata(offsets=torch.Size(box[0]), sizes=torch.Size(box[1]))
+def _chunk(chunk: Chunk) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(offsets=torch.Size(chunk[0]), sizes=torch.Size(chunk[1]))

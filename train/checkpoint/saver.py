@@ -1,4 +1,4 @@
-"""Writes checkpoints beside the training, which waits only for a copy of its state."""
+"""Saves checkpoints in a background thread; training stalls only for a copy of its state."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from train.checkpoint import dcp
 from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.store import CheckpointStore, Manifest, hash_file
+from train.distributed.collectives import Collectives
 from train.distributed.shard import Shard
 
 T = TypeVar("T")
@@ -25,69 +25,80 @@ _log = logging.getLogger("train")
 
 
 @dataclass(frozen=True)
-class Request:
-    """One checkpoint to be written."""
+class SaveRequest:
+    """One checkpoint to save."""
 
     step: int
     state: dict[str, Any]
+    """State of the loop, as JSON values."""
     metrics: dict[str, float] | None
+    """Evaluation at this step, if there was one."""
     before_commit: Callable[[], None]
-    """Called on every rank, in the writing thread, when all files are written: the last chance
-    to make durable what must not be behind the checkpoint. May be collective over the group."""
+    """Called on every rank, in the writing thread, after all files are written and before the
+    commit. May be collective over the saver's group."""
 
 
 @dataclass
-class Timing:
-    """Seconds spent on one checkpoint."""
+class SaveTiming:
+    """Seconds that one checkpoint took."""
 
     copy: float = 0.0
-    """The training stood still for the copy."""
+    """Stall of the training for the copy."""
     wait: float = 0.0
-    """The training stood still for the checkpoint before."""
+    """Stall of the training for the previous checkpoint."""
     write: float = 0.0
-    """Writing, hashing and committing, beside the training if asynchronous."""
+    """Writing, hashing and committing; in the background if asynchronous."""
 
 
 @dataclass
 class _Job:
-    request: Request
-    timing: Timing
+    request: SaveRequest
+    timing: SaveTiming
     thread: threading.Thread | None = None
-    error: str | None = "it was not finished"
+    error: str | None = "it did not finish"
     """Why it failed; None once it is committed."""
 
 
 class CheckpointSaver:
-    """Saves at most one checkpoint at a time; every rank calls the same methods alike.
+    """Saves at most one checkpoint at a time. ``save`` and ``wait`` are collective.
 
-    The copy lives in host memory that is kept from save to save (pinned, for a GPU): touching
-    fresh memory takes longer than the copy itself.
+    The copy uses host buffers that are kept from save to save (pinned for CUDA), because the first
+    write to new memory takes longer than the copy.
     """
 
-    def __init__(self, store: CheckpointStore, config: CheckpointConfig, group: Any) -> None:
-        self.store, self.config, self.group = store, config, group
-        self.committed: Callable[[], None] = lambda: None
-        """Called on rank 0, in the writing thread, after each commit."""
-        self.rank = dist.get_rank(group) if group else 0
-        self.last_step: int | None = None
-        self.last_timing = Timing()
+    def __init__(
+        self,
+        store: CheckpointStore,
+        config: CheckpointConfig,
+        collectives: Collectives,
+        *,
+        last_step: int | None = None,
+        on_commit: Callable[[], None] | None = None,
+    ) -> None:
+        self.store, self.config = store, config
+        self.rank, self.group = collectives.rank, collectives.host_group
+        self._collectives, self._on_commit = collectives, on_commit
+        self.last_step = last_step
+        """The step of the newest committed checkpoint."""
+        self.last_timing = SaveTiming()
         self._buffers: dict[str, Tensor] = {}
         self._reserving: threading.Thread | None = None
         self._job: _Job | None = None
 
-    def save(self, shards: Mapping[str, Shard], request: Request) -> str | None:
-        """Starts a checkpoint; returns the error of the one before it, if that failed.
+    def save(self, shards: Mapping[str, Shard], request: SaveRequest) -> str | None:
+        """Waits for the previous checkpoint, copies the shards and starts to write them.
 
-        Returns as soon as the tensors may change again.
+        The tensors may change after it returns. Returns why the previous checkpoint failed (with
+        ``asynchronous`` false, also why this one failed), else None.
         """
         started = time.perf_counter()
         error = self.wait()
-        timing = Timing(wait=time.perf_counter() - started)
+        timing = SaveTiming(wait=time.perf_counter() - started)
         started = time.perf_counter()
         copies = self._copy(shards)
         timing.copy = time.perf_counter() - started
         self._job = job = _Job(request, timing)
-        # No daemon: a process that ends by an exception still finishes what it had begun.
+        # Not a daemon thread: the process finishes the write even if it ends by an exception.
         job.thread = threading.Thread(target=self._write, args=(job, copies), name="checkpoint")
         job.thread.start()
         if not self.config.asynchronous:
@@ -95,7 +106,8 @@ class CheckpointSaver:
         return error
 
     def wait(self) -> str | None:
-        """Waits for the checkpoint in flight; returns why it failed, the same on every rank."""
+        """Waits for the checkpoint in flight; returns why it failed, else None. Equal on all
+        ranks."""
         job, self._job = self._job, None
         if job is None or job.thread is None:
             return None
@@ -106,19 +118,25 @@ class CheckpointSaver:
 
     @property
     def failed(self) -> bool:
-        """Whether the one in flight has failed; ranks come to know it within moments."""
+        """Whether the last write has failed and ``wait`` has not reported it. Ranks may briefly
+        differ."""
         return self._job is not None and not self.in_flight and self._job.error is not None
 
     @property
+    def written(self) -> bool:
+        """Whether the one in flight is committed; ranks come to know it within moments."""
+        return self._job is not None and not self.in_flight and self._job.error is None
+
+    @property
     def in_flight(self) -> bool:
-        """Whether a checkpoint is being written; differs from rank to rank for moments."""
+        """Whether a checkpoint is being written. Ranks may briefly differ."""
         return (
             self._job is not None and self._job.thread is not None and self._job.thread.is_alive()
         )
 
     def reserve(self, shards: Mapping[str, Shard]) -> None:
-        """Takes and touches, beside the training, the memory for copies of tensors like these,
-        so that the first save stands still no longer than later ones."""
+        """Allocates the host buffers for these shards in a background thread, so that the first
+        save stalls no longer than later ones."""
         if self.config.asynchronous:
             self._reserving = threading.Thread(
                 target=self._allocate, args=(dict(shards),), name="reserve", daemon=True
@@ -131,7 +149,7 @@ class CheckpointSaver:
             buffer, like = self._buffers.get(name), shard.local
             if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
                 buffer = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=on_gpu)
-                self._buffers[name] = buffer.zero_()  # to write is what makes the memory ours
+                self._buffers[name] = buffer.zero_()  # the first write maps the pages
 
     def _copy(self, shards: Mapping[str, Shard]) -> dict[str, Shard]:
         if self._reserving is not None:
@@ -151,48 +169,44 @@ class CheckpointSaver:
         request = job.request
         try:
             made = self._phase(lambda: self.store.begin(request.step) if self.rank == 0 else None)
-            temporary = self._share(made)[0]
-            self._phase(lambda: dcp.write(copies, temporary, self.group))
+            temporary = self._gather(made)[0]
+            self._phase(lambda: dcp.save(copies, temporary, self.group))
             self._phase(request.before_commit)
             mine = self._phase(lambda: self._hash_own(temporary))
-            files = {name: entry for part in self._share(mine) for name, entry in part.items()}
+            files = {name: entry for part in self._gather(mine) for name, entry in part.items()}
             manifest = Manifest(request.step, request.state, request.metrics, files)
             self._phase(lambda: self._commit(temporary, manifest) if self.rank == 0 else None)
             job.error = None
         except _FailedError as error:
             job.error = str(error)
-        except BaseException as error:  # another rank is gone, for one
+        except BaseException as error:  # such as a lost peer
             job.error = _reason(error)
         job.timing.write = time.perf_counter() - started
 
     def _phase(self, work: Callable[[], T]) -> T:
-        """Runs a part of the writing; where it fails on any rank, all ranks give up together,
-        so that none is left waiting for another."""
+        """Runs one part of the save; if it fails on any rank, raises _FailedError on all ranks, so
+        that no rank blocks in the next collective."""
         error = result = None
         try:
             result = work()
         except BaseException as caught:
             error = _reason(caught)
-        errors = self._share(error)
+        errors = self._gather(error)
         failed = [(rank, reason) for rank, reason in enumerate(errors) if reason is not None]
         if failed:
             if self.rank == 0:
-                with suppress(OSError):  # the next start sweeps as well
-                    self.store.sweep()
+                with suppress(OSError):  # the next start removes it as well
+                    self.store.remove_incomplete()
             rank, reason = failed[0]
             raise _FailedError(reason if len(errors) == 1 else f"rank {rank}: {reason}")
         return result  # type: ignore[return-value]
 
-    def _share(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
-        if not self.group:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(values, value, group=self.group)
-        return values
+    def _gather(self, value: Any) -> list[Any]:
+        """The value of each rank, ordered by rank."""
+        return self._collectives.all_gather_object(value)
 
     def _hash_own(self, directory: Path) -> dict[str, Any]:
-        """Size and hash of the files that this rank wrote; rank 0 also wrote the metadata."""
+        """Size and SHA-256 of the files that this rank wrote; rank 0 also wrote the metadata."""
         return {
             path.name: hash_file(path)
             for path in sorted(directory.iterdir())
@@ -202,10 +216,11 @@ class CheckpointSaver:
     def _commit(self, temporary: Path, manifest: Manifest) -> None:
         self.store.commit(temporary, manifest)
         try:
-            self.store.retain(self.config)
-        except OSError as error:  # it is committed all the same
+            self.store.prune(self.config)
+        except OSError as error:  # the checkpoint is committed nevertheless
             _log.warning("older checkpoints could not be removed: %s", error)
-        self.committed()
+        if self._on_commit:
+            self._on_commit()
 
 
 def _on_gpu(shards: Mapping[str, Shard]) -> bool:
@@ -213,11 +228,11 @@ def _on_gpu(shards: Mapping[str, Shard]) -> bool:
 
 
 class _FailedError(Exception):
-    """Some rank could not do its part; the text says which and why."""
+    """A part of the save failed on some rank; the text says which and why."""
 
 
 def _reason(error: BaseException) -> str:
-    """One line: the operating system's error at the root of it, where there is one."""
+    """One line: the OSError in the chain of causes, if there is one, else the error itself."""
     cause: BaseException | None = error
     failures = getattr(error, "failures", None)  # DCP's CheckpointException: rank to error
     if failures:

@@ -1,29 +1,55 @@
-"""What a checkpoint holds: named tensors of model, optimiser and average of weights.
+"""The tensors of a checkpoint: model, optimiser state and averaged weights (EMA).
 
 Names do not depend on the placement: ``model.<fully qualified name>``,
-``optim.<parameter name>.<state>`` and ``ema.<parameter name>``. Optimiser state that is no
-tensor goes into the manifest's JSON. Random states are not stored: they are seeded by position.
+``optim.<parameter name>.<state>`` and ``ema.<parameter name>``. Optimiser state that is not a
+tensor goes into the manifest's JSON. RNG states are not stored: they are seeded by position.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from train.checkpoint import dcp
-from train.distributed.shard import Shard
+from train.distributed.shard import Shard, model_tensors
 from train.exits import ResumeRefusedError
 from train.optim.ema import Ema
-from train.strategies.base import OptimizerState, Strategy, model_tensors
+
+OptimizerState = dict[str, dict[str, Any]]
+"""A Shard or a JSON value, by parameter name and state name."""
 
 
-def collect(strategy: Strategy, ema: Ema | None) -> tuple[dict[str, Shard], dict[str, Any]]:
-    """This rank's share of all tensors by name, not copied, and the optimiser's other state as
-    JSON values."""
+class ShardedState(Protocol):
+    """A model and its optimiser whose tensors are sharded over the ranks."""
+
+    def tensors(self) -> dict[str, Shard]:
+        """Parameters and persistent buffers by fully qualified name."""
+
+    def optimizer_state(self) -> OptimizerState:
+        """The optimiser's state; empty before its first step."""
+
+    def make_optimizer_state(self, stored: Mapping[str, Mapping[str, Any]]) -> OptimizerState:
+        """Allocates optimiser state like the stored one, to be filled by the caller.
+
+        ``stored`` holds, by parameter name and state name, a (shape, dtype) pair or a JSON value.
+        """
+
+    def adopt_optimizer_state(self, state: OptimizerState) -> None:
+        """Makes the filled state the optimiser's own."""
+
+    def sync_weights(self) -> None:
+        """Copies the tensors to the parameters that the forward pass uses; collective."""
+
+
+def collect_state(
+    strategy: ShardedState, ema: Ema | None
+) -> tuple[dict[str, Shard], dict[str, Any]]:
+    """This rank's shards of all tensors by name, sharing their memory, and the optimiser state that
+    is not a tensor, as JSON values."""
     shards = {f"model.{name}": shard for name, shard in strategy.tensors().items()}
     state = strategy.optimizer_state()
     values = {
@@ -47,16 +73,18 @@ def _optimizer_shards(state: OptimizerState) -> dict[str, Shard]:
     }
 
 
-def restore(
+def restore_state(
     directory: Path,
     values: Mapping[str, Any],
-    strategy: Strategy,
+    strategy: ShardedState,
     ema: Ema | None,
     group: Any = None,
 ) -> None:
-    """Fills model, optimiser and average from a checkpoint; collective over ``group``.
+    """Loads model, optimiser state and averaged weights from a checkpoint; collective over
+    ``group``.
 
-    Raises ResumeRefusedError where the checkpoint is one of another model.
+    ``values`` is the optimiser state that is not a tensor, from the manifest. Raises
+    ResumeRefusedError if names or shapes are not those of the model, and DamagedError.
     """
     stored = dcp.shapes(directory)
     targets = {f"model.{name}": shard for name, shard in strategy.tensors().items()}
@@ -75,14 +103,16 @@ def restore(
     state = strategy.make_optimizer_state(by_parameter)
     targets |= _optimizer_shards(state)
     with torch.no_grad():
-        dcp.read(targets, directory, group)
+        dcp.load(targets, directory, group)
     strategy.adopt_optimizer_state(state)
     strategy.sync_weights()
 
 
 def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:
-    """Fills a model in this process alone; with ``averaged`` its parameters come from the
-    average of weights."""
+    """Loads a full model in this process; ``averaged``: trainable parameters from the EMA.
+
+    Raises ResumeRefusedError if names or shapes are not those of the model, and DamagedError.
+    """
     trainable = {name for name, p in model.named_parameters() if averaged and p.requires_grad}
     targets = {
         ("ema." if name in trainable else "model.") + name: Shard.of(tensor)
@@ -90,7 +120,7 @@ def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:
     }
     _check_same(directory, targets, dcp.shapes(directory), complete=False)
     with torch.no_grad():
-        dcp.read(targets, directory, None)
+        dcp.load(targets, directory, None)
 
 
 def _check_same(
@@ -117,7 +147,7 @@ def _check_same(
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ResumeRefusedError(
-            f"The checkpoint {directory} is of another model: "
+            f"The checkpoint {directory} does not match the model: "
             f"{'; '.join(differences[:3])}{more}; use the code and config that wrote it, or "
             "start a new run in another run.dir."
         )

@@ -1,9 +1,8 @@
-"""Checkpoints on disk: each is whole, hashed and committed by one rename, or it is not there.
+"""Checkpoints on disk, each committed by one rename.
 
-A checkpoint is a directory ``step-<12 digits>`` that holds the files of
-``torch.distributed.checkpoint`` and ``manifest.json``: the size and SHA-256 of each file and the
-state of the loop as JSON. It is written under a temporary name and renamed at the end, after all
-files and directories were fsynced. What does not carry the final name never happened.
+A checkpoint is a directory ``step-<12 digits>`` with the files of ``torch.distributed.checkpoint``
+and ``manifest.json``: the size and SHA-256 of each file and the state of the loop. It is written
+under a temporary name, fsynced, then renamed. A directory with a temporary name is incomplete.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
@@ -20,43 +18,43 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
+from train.checkpoint.layout import dumps_with_sha256, json_sha256, parse_step_name, step_name
 from train.files import fsync, replace_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{12})")
 _TEMPORARY = ".writing-"
 _CHUNK = 1 << 22
 
 
 class DamagedError(Exception):
-    """A checkpoint is not what was committed; the text says what is wrong with which file."""
+    """A checkpoint differs from what was committed; the text names the file and the fault."""
 
 
-# Other errors of the operating system are the machine's: what cannot be read now may be whole.
+# Any other OSError is a fault of the machine: the checkpoint itself may be valid.
 _NOT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself."""
+    """The content of a checkpoint's ``manifest.json``."""
 
     step: int
     state: dict[str, Any]
-    """The state of the loop: position, early stopping, metrics ..."""
+    """State of the loop as JSON values: position, early stopping, step metrics ..."""
     metrics: dict[str, float] | None
-    """The evaluation made at this step, where there was one."""
+    """Evaluation at this step, if there was one."""
     files: dict[str, dict[str, Any]]
-    """For each file its size in bytes and its SHA-256 in hex."""
+    """Size in bytes and SHA-256 in hex of each file, by name."""
 
     def to_json(self) -> str:
-        """The text of the manifest file, which ends in the SHA-256 of all before it."""
+        """The text of ``manifest.json``, with its own SHA-256 as the last key."""
         body = {"format": FORMAT, **vars(self)}
-        return json.dumps({**body, "sha256": _digest_of(body)}, indent=1)
+        return dumps_with_sha256(body)
 
     @classmethod
     def read(cls, checkpoint: Path) -> Manifest:
-        """The manifest of a committed checkpoint; DamagedError where it cannot be believed."""
+        """Reads a checkpoint's manifest. Raises DamagedError if it is missing or damaged."""
         path = checkpoint / MANIFEST
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
@@ -65,15 +63,11 @@ class Manifest:
             raise DamagedError(f"{path} is missing") from None
         except (*_NOT_A_FILE, ValueError, KeyError, AttributeError, TypeError) as error:
             raise DamagedError(f"{path} cannot be read ({error})") from None
-        if digest != _digest_of(body):
+        if digest != json_sha256(body):
             raise DamagedError(f"{path} does not match its own SHA-256")
         if body.pop("format") != FORMAT:
-            raise DamagedError(f"{path} has a format that this version of isorun does not know")
+            raise DamagedError(f"{path} has a format that this version of isorun does not support")
         return cls(**body)
-
-
-def _digest_of(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> dict[str, Any]:
@@ -92,21 +86,21 @@ class CheckpointStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.pinned: set[int] = set()
-        """Steps that are not removed for the moment: they are being read."""
+        """Steps that ``prune`` keeps because they are being read."""
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lies once it is committed."""
-        return self.directory / f"step-{step:012d}"
+        """The directory of a step's checkpoint once it is committed."""
+        return self.directory / step_name(step)
 
     def steps(self) -> list[int]:
         """The steps of all committed checkpoints, oldest first."""
         if not self.directory.is_dir():
             return []
-        matches = (_NAME.fullmatch(entry.name) for entry in self.directory.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        steps = (parse_step_name(entry.name) for entry in self.directory.iterdir())
+        return sorted(step for step in steps if step is not None)
 
     def begin(self, step: int) -> Path:
-        """A new temporary directory to write the checkpoint of a step into."""
+        """Creates a temporary directory for the checkpoint of a step."""
         temporary = self.directory / f"{_TEMPORARY}{step:012d}-{uuid.uuid4().hex[:8]}"
         if not self.directory.exists():
             self.directory.mkdir(parents=True)
@@ -115,7 +109,7 @@ class CheckpointStore:
         return temporary
 
     def commit(self, temporary: Path, manifest: Manifest) -> Path:
-        """Publishes a fully written temporary directory, durably and at once."""
+        """Writes the manifest, fsyncs all files and renames the directory to its final name."""
         path = temporary / MANIFEST
         path.write_text(manifest.to_json(), encoding="utf-8")
         for name in manifest.files:
@@ -128,14 +122,14 @@ class CheckpointStore:
         return final
 
     def amend(self, step: int, state: Mapping[str, Any], metrics: dict[str, float]) -> None:
-        """Adds what became known of a committed checkpoint's step later: its evaluation."""
+        """Adds a later evaluation of the step to the manifest of a committed checkpoint."""
         path = self.path(step) / MANIFEST
         manifest = Manifest.read(self.path(step))
         amended = replace(manifest, state={**manifest.state, **state}, metrics=metrics)
         replace_text(path, amended.to_json())
 
-    def sweep(self) -> list[str]:
-        """Removes what interrupted writers left behind, and names it."""
+    def remove_incomplete(self) -> list[str]:
+        """Removes the directories of interrupted saves; returns their names."""
         if not self.directory.is_dir():
             return []
         leftovers = [e for e in self.directory.iterdir() if e.name.startswith(_TEMPORARY)]
@@ -144,9 +138,9 @@ class CheckpointStore:
         return [entry.name for entry in leftovers]
 
     def problems(self, step: int) -> list[str]:
-        """All that is wrong with a committed checkpoint; reads and hashes every byte.
+        """Verifies a committed checkpoint by size and SHA-256; returns the faults, [] if valid.
 
-        Raises OSError where the storage fails, which says nothing of the checkpoint.
+        Raises OSError if the storage fails, since the checkpoint may then be valid.
         """
         checkpoint = self.path(step)
         try:
@@ -155,7 +149,7 @@ class CheckpointStore:
             return [str(error)]
         found = []
         if manifest.step != step:
-            found.append(f"{checkpoint / MANIFEST} is of step {manifest.step}")
+            found.append(f"{checkpoint / MANIFEST} belongs to step {manifest.step}")
         for name, expected in manifest.files.items():
             try:
                 actual = hash_file(checkpoint / name)
@@ -167,39 +161,39 @@ class CheckpointStore:
                     f"{checkpoint / name} has {actual['size']} bytes instead of {expected['size']}"
                 )
             elif actual["sha256"] != expected["sha256"]:
-                found.append(f"{checkpoint / name} has another SHA-256 than when it was written")
+                found.append(f"{checkpoint / name} does not match its SHA-256")
         return found
 
-    def set_aside(self, step: int) -> Path:
-        """Renames a damaged checkpoint so that it is kept for people, but never used."""
+    def quarantine(self, step: int) -> Path:
+        """Renames a damaged checkpoint to ``damaged-...``, so that it is kept but not used."""
         source = self.path(step)
         target = self.directory / f"damaged-{source.name}-{uuid.uuid4().hex[:8]}"
         source.rename(target)
         return target
 
-    def newest_whole(self) -> tuple[int | None, list[str]]:
-        """The step of the newest checkpoint that is what was committed, and what there is to tell.
+    def newest_valid(self) -> tuple[int | None, list[str]]:
+        """The step of the newest valid checkpoint (None without one), and messages for the user.
 
-        Removes what interrupted writers left, and sets damaged checkpoints aside.
+        Removes incomplete checkpoints and quarantines damaged ones.
         """
         notes = []
-        if swept := self.sweep():
-            notes.append(f"Removed {len(swept)} unfinished checkpoint(s) of an interrupted save.")
+        if removed := self.remove_incomplete():
+            notes.append(f"Removed {len(removed)} incomplete checkpoint(s) of an interrupted save.")
         for step in reversed(self.steps()):
             problems = self.problems(step)
             if not problems:
                 return step, notes
-            aside = self.set_aside(step)
+            quarantined = self.quarantine(step)
             notes.append(
-                f"The checkpoint of step {step} is damaged ({'; '.join(problems)}); it was set "
-                f"aside as {aside.name}."
+                f"The checkpoint of step {step} is damaged ({'; '.join(problems)}); renamed it to "
+                f"{quarantined.name}."
             )
         if notes:
-            notes.append("There is no whole checkpoint, so the run starts from the beginning.")
+            notes.append("There is no valid checkpoint, so the run starts from the beginning.")
         return None, notes
 
     def metrics(self) -> dict[int, dict[str, float]]:
-        """The evaluations of the committed checkpoints that have one."""
+        """The evaluations of the committed checkpoints that have one, by step."""
         found = {}
         for step in self.steps():
             try:
@@ -211,7 +205,7 @@ class CheckpointStore:
         return found
 
     def best(self, metric: str, mode: str) -> list[int]:
-        """Steps with a finite value of the metric, the best first; of equals the newer."""
+        """Steps with a finite value of the metric, best first; the newer first if equal."""
         sign = 1.0 if mode == "min" else -1.0
         values = {
             step: sign * metrics[metric]
@@ -220,10 +214,10 @@ class CheckpointStore:
         }
         return sorted(values, key=lambda step: (values[step], -step))
 
-    def retain(self, config: CheckpointConfig) -> list[int]:
-        """Removes what the config does not ask to keep, and returns the steps removed.
+    def prune(self, config: CheckpointConfig) -> list[int]:
+        """Removes the checkpoints that the config does not keep; returns their steps.
 
-        Called only after a newer checkpoint was committed. The newest is always kept.
+        Call it after a commit. The newest checkpoint is always kept.
         """
         steps = self.steps()
         keep = set(steps[-config.keep_last :]) | self.pinned
@@ -237,7 +231,7 @@ class CheckpointStore:
     def _remove(self, steps: Iterable[int]) -> list[int]:
         removed = []
         for step in steps:
-            # Renamed first: a half-removed directory must not look like a damaged checkpoint.
+            # Rename first: a partially removed directory must not look like a damaged checkpoint.
             doomed = self.directory / f"{_TEMPORARY}removing-{step:012d}-{uuid.uuid4().hex[:8]}"
             self.path(step).rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)

@@ -12,19 +12,19 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a YAML config file; may be given several times, later files win",
+        help="a YAML config file; repeatable, later files take precedence",
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         default=[],
         metavar="key=value",
-        help="values that win over the files, such as optim.lr=3e-4",
+        help="values that take precedence over the files, such as optim.lr=3e-4",
     )
 
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
-    """``--checkpoint``: which of a run's checkpoints is meant."""
+    """``--checkpoint``: the checkpoint of the run to use."""
     parser.add_argument(
         "--checkpoint",
         default="newest",

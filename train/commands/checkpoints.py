@@ -1,10 +1,11 @@
-"""Finds the checkpoint that a command line means and fills a model from it."""
+"""Resolves ``--checkpoint`` to a verified checkpoint, and loads its weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train.checkpoint.layout import parse_step_name
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore, DamagedError
 from train.config.load import LoadedConfig
@@ -15,17 +16,24 @@ if TYPE_CHECKING:
 
 
 def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
-    """The path of the checkpoint that ``--checkpoint WHICH`` names, verified by its hashes."""
+    """The path of the checkpoint that ``--checkpoint WHICH`` names, after a check of its hashes.
+
+    Raises UsageError if there is no such checkpoint, and DataError if it is damaged.
+    """
     given = Path(which)
     if which not in ("newest", "best") and not which.isdigit():
         if not (given / "manifest.json").exists():
             raise UsageError(
-                f"--checkpoint is {which!r}, which is neither newest, best, a step, nor the "
-                "directory of a checkpoint; name one of these."
+                f"--checkpoint is {which!r}, which is not newest, best, a step, or the path of a "
+                "checkpoint; set it to one of these."
             )
-        store, step = CheckpointStore(given.parent), _step_of(given)
-        if store.path(step).name != given.name:
-            raise _no_checkpoint_name(given)
+        named = parse_step_name(given.name)
+        if named is None:
+            raise UsageError(
+                f"--checkpoint is {str(given)!r}, but the name of a committed checkpoint is "
+                "step-<12 digits>; name another."
+            )
+        store, step = CheckpointStore(given.parent), named
     else:
         directory = RunDirectory(loaded.run_directory)
         store = CheckpointStore(directory.checkpoints)
@@ -37,20 +45,6 @@ def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
             "choose another with --checkpoint."
         )
     return store.path(step)
-
-
-def _step_of(path: Path) -> int:
-    digits = path.name.rpartition("-")[2]
-    if not digits.isdigit():
-        raise _no_checkpoint_name(path)
-    return int(digits)
-
-
-def _no_checkpoint_name(path: Path) -> UsageError:
-    return UsageError(
-        f"--checkpoint is {str(path)!r}, whose name is not that of a committed checkpoint, "
-        "step-<12 digits>; name another."
-    )
 
 
 def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:
@@ -66,8 +60,8 @@ def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:
         keep_best = loaded.config.checkpoint.keep_best
         if keep_best is None:
             raise UsageError(
-                "--checkpoint is best, but checkpoint.keep_best is not set, so no metric says "
-                "which is best; set checkpoint.keep_best.metric and .mode."
+                "--checkpoint is best, but checkpoint.keep_best is not set; set "
+                "checkpoint.keep_best.metric and checkpoint.keep_best.mode."
             )
         best = store.best(keep_best.metric, keep_best.mode)
         if not best:
@@ -78,14 +72,15 @@ def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:
         return best[0]
     if int(which) not in steps:
         raise UsageError(
-            f"There is no checkpoint of step {which} in {store.directory}; there are those of "
+            f"There is no checkpoint of step {which} in {store.directory}; choose one of the steps "
             f"{', '.join(map(str, steps))}."
         )
     return int(which)
 
 
-def fill(model: nn.Module, checkpoint: Path, loaded: LoadedConfig) -> None:
-    """Loads a checkpoint's weights, or their average where the config keeps one."""
+def load_weights(model: nn.Module, checkpoint: Path, loaded: LoadedConfig) -> None:
+    """Loads a checkpoint's weights into a full model; the averaged ones if the config has
+    ``ema``."""
     from train.checkpoint.state import restore_model
 
     try:

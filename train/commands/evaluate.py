@@ -1,16 +1,18 @@
 """Evaluate a checkpoint on the evaluation data and print the metrics.
 
-Runs on one process or, after torchrun or accelerate launch, on many, with the same result.
+Runs on one process, or on several that torchrun or accelerate launch start, with the same result.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import NamedTuple
 
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments
-from train.commands.checkpoints import fill, find_checkpoint
-from train.config.load import load_config
+from train.commands.checkpoints import find_checkpoint, load_weights
+from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, UsageError
 
 
@@ -22,18 +24,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    """Prints the metrics; rank 0 alone speaks."""
+    """Prints the metrics, on rank 0."""
     loaded = load_config(arguments.config, arguments.overrides, runs=False)
-    checkpoint = find_checkpoint(loaded, arguments.checkpoint)
+    evaluated = evaluate_checkpoint(loaded, arguments.checkpoint)
+    if evaluated.is_main and arguments.json:
+        print(json.dumps({"checkpoint": str(evaluated.checkpoint), **evaluated.metrics}))
+    elif evaluated.is_main:
+        print(f"{evaluated.checkpoint} on {evaluated.samples:,} samples")
+        for name, value in evaluated.metrics.items():
+            print(f"  {name:<20} {value:.6g}")
+    return Exit.DONE
+
+
+class Evaluated(NamedTuple):
+    """An evaluation of one checkpoint, the same on every rank."""
+
+    checkpoint: Path
+    samples: int
+    metrics: dict[str, float]
+    is_main: bool
+
+
+def evaluate_checkpoint(loaded: LoadedConfig, which: str) -> Evaluated:
+    """Evaluates the checkpoint that ``which`` names on all evaluation data; collective."""
+    checkpoint = find_checkpoint(loaded, which)
     from train.data.loader import check_dataset, evaluation_batches
     from train.data.plan import BatchPlan, EvalPlan
     from train.loop.evaluate import evaluate
-    from train.strategies.engine import Engine
+    from train.setup.build import build_engine, choose_strategy
 
     config = loaded.config
-    engine = Engine(config)
+    engine = build_engine(config, choose_strategy(loaded))
     try:
-        checkpoint = engine.broadcast(checkpoint)  # beside a training, ranks may see other ones
+        # While the run is training, ranks may see different newest checkpoints.
+        checkpoint = engine.collectives.broadcast_object(checkpoint)
         task = loaded.task(config)
         dataset = task.eval_dataset()
         if dataset is None:
@@ -42,8 +66,8 @@ def run(arguments: argparse.Namespace) -> Exit:
             )
         check_dataset(dataset, "eval_dataset")
         model = task.build_model()
-        fill(model, checkpoint, loaded)
-        engine.prepare_evaluation(model)
+        load_weights(model, checkpoint, loaded)
+        model = engine.on_device(model)
         plan = BatchPlan.from_config(config.batch, engine.world_size)
         micro = config.evaluate.micro_batch_size or plan.largest_micro_batch
         with evaluation_batches(
@@ -55,13 +79,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             config=config.loader,
             device_type=engine.device.type,
         ) as batches:
-            metrics = evaluate(engine, task, batches)
+            metrics = evaluate(engine, model, task, batches)
+        return Evaluated(checkpoint, len(dataset), metrics, engine.is_main)
     finally:
         engine.close()
-    if engine.is_main and arguments.json:
-        print(json.dumps({"checkpoint": str(checkpoint), **metrics}))
-    elif engine.is_main:
-        print(f"{checkpoint} on {len(dataset):,} samples")
-        for name, value in metrics.items():
-            print(f"  {name:<20} {value:.6g}")
-    return Exit.DONE

@@ -1,8 +1,8 @@
-"""Save a trained model for use elsewhere.
+"""Export a trained model.
 
-Writes a directory with the parameters (safetensors), a torch.export program (form and
-parameters), and the task's reference and config, from which train.load(path) gives the module
-back. Where the config keeps an average of the weights (ema), that is what is exported.
+Writes a directory with the parameters (safetensors), a torch.export program (graph and
+parameters), and the task's reference and config. train.load(path) loads it as a module. If the
+config has ema, the averaged weights are exported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from train.checkpoint.store import Manifest
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments
-from train.commands.checkpoints import fill, find_checkpoint
+from train.commands.checkpoints import find_checkpoint, load_weights
 from train.config.load import load_config
 from train.exits import Exit, UsageError
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_checkpoint_argument(parser)
     parser.add_argument(
-        "--to", metavar="DIR", help="where to; default: exports/step-N in the run directory"
+        "--to", metavar="DIR", help="output directory; default: exports/step-N in the run directory"
     )
     parser.add_argument(
         "--form",
@@ -33,15 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    """Writes the export and names its files."""
+    """Writes the export and prints the paths of its files."""
     loaded = load_config(arguments.config, arguments.overrides, runs=False)
     checkpoint = find_checkpoint(loaded, arguments.checkpoint)
-    from train.export.module import describe, export_parameters, export_program
+    from train.export.module import export_parameters, export_program, write_description
 
     manifest = Manifest.read(checkpoint)
     task = loaded.task(loaded.config)
     model = task.build_model()
-    fill(model, checkpoint, loaded)
+    load_weights(model, checkpoint, loaded)
     model.eval()
     directory = Path(arguments.to or loaded.run_directory / "exports" / f"step-{manifest.step}")
     try:
@@ -56,11 +56,11 @@ def run(arguments: argparse.Namespace) -> Exit:
             "run": manifest.state.get("run"),
             "metrics": manifest.metrics,
         }
-        written.append(describe(directory, loaded.config.model_dump(mode="json"), source))
+        written.append(write_description(directory, loaded.config.model_dump(mode="json"), source))
     except OSError as error:
         raise UsageError(
-            f"--to is {str(directory)!r}, where nothing can be written: {error}; "
-            "choose another directory."
+            f"--to is {str(directory)!r}, which cannot be written: {error}; choose another "
+            "directory."
         ) from None
     for path in written:
         print(path)

@@ -1,20 +1,22 @@
-"""Start a run, or go on with it if its run directory holds one.
+"""Start a run, or resume it if its run directory holds one.
 
-The same command, repeated, always ends in the same finished run: after a crash, a stop or a
-power cut, type it again. It is safe to run it once more when the run has finished.
+The same command, repeated, always leads to the same finished run: after a crash, a stop or a power
+cut, run it again. Running it again after the run has finished changes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import NamedTuple
 
 from train.checkpoint.run_directory import RunDirectory
 from train.commands.arguments import add_config_arguments
 from train.config.changes import allowed_changes
-from train.config.load import load_config
+from train.config.load import LoadedConfig, load_config
 from train.distributed.world import this_world
 from train.exits import Exit, RetryError, RunError, first_line
 from train.process.diagnose import is_lost_peer
+from train.process.stop import StopRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,43 +25,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-changes",
         action="store_true",
-        help="go on with a run although its config has changed in ways that change results; "
-        "the changes are recorded",
+        help="resume a run although its config has changed in ways that change results; the "
+        "changes are recorded",
     )
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    """Trains; imports torch only when there is something to train."""
+    """Trains. Imports torch only when there is something to train."""
     loaded = load_config(arguments.config, arguments.overrides)
+    stop = StopRequest(loaded.config.stop)
+    return start(loaded, stop, allow_changes=arguments.allow_changes).exit
+
+
+class Outcome(NamedTuple):
+    """How an attempt at a run ended."""
+
+    exit: Exit
+    step: int
+    metrics: dict[str, float]
+    """The newest evaluation."""
+
+
+def start(loaded: LoadedConfig, stop: StopRequest, *, allow_changes: bool = False) -> Outcome:
+    """Starts the run of a config, or resumes it, and trains to its end or until a stop."""
     directory = RunDirectory(loaded.run_directory)
     world = this_world()
     if world.world_size == 1:
-        directory.acquire()  # at once; of several ranks, all must come to know the outcome
+        directory.acquire()  # with several ranks, rank 0 acquires it once all have joined
     try:
-        changes = allowed_changes(loaded, directory, allow=arguments.allow_changes)
+        changes = allowed_changes(loaded, directory, allow=allow_changes)
         finished = directory.finished()
         if finished and not any(change.changes_results for change in changes):
             if world.rank == 0:
                 print(
-                    f"The run in {directory.path} has finished already, at step "
-                    f"{finished['step']}; for another run, choose another run.name or run.dir."
+                    f"The run in {directory.path} is already finished, at step "
+                    f"{finished['step']}; for another run, set another run.name or run.dir."
                 )
-            return Exit.DONE
+            return Outcome(Exit.DONE, finished["step"], finished.get("metrics", {}))
         from train.loop.fit import fit
-        from train.loop.run import Run
+        from train.loop.open_run import open_run
 
-        with Run(loaded, directory, changes, allow_changes=arguments.allow_changes) as opened:
+        with open_run(loaded, directory, changes, stop, allow_changes=allow_changes) as opened:
             try:
-                return fit(opened)
+                code = fit(opened)
+                return Outcome(code, opened.progress.step, dict(opened.progress.evaluated))
             except RunError:
                 raise
             except Exception as error:
-                if opened.stop.signal is None or is_lost_peer(error):
+                if stop.signal is None or is_lost_peer(error):
                     raise
-                # Launchers signal whole groups of processes; a compiler, say, died of it.
+                # Launchers signal whole groups of processes: a compiler may have died of it.
                 raise RetryError(
-                    f"It was asked to stop ({opened.stop.signal}), and failed before it could save "
-                    f"({type(error).__name__}: {first_line(error)}). {opened.what_is_lost()}"
+                    f"The run was asked to stop ({stop.signal}) and failed before it could save "
+                    f"({type(error).__name__}: {first_line(error)}). {opened.resume_point()}"
                 ) from error
     finally:
         directory.release()

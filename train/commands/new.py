@@ -1,6 +1,6 @@
-"""Write a small project of your own to start from: data, network, loss, metrics, config, test.
+"""Write a small project to start from: data, network, loss, metrics, config and a test.
 
-The project trains as it is; replace its parts one by one.
+The project can be trained at once. Replace its parts with your own, one by one.
 """
 
 from __future__ import annotations
@@ -8,22 +8,25 @@ from __future__ import annotations
 import argparse
 import keyword
 import re
+import shlex
+import sys
+import unicodedata
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from train.exits import Exit, UsageError
+from train.exits import Exit, UsageError, first_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("name", metavar="NAME", help="the directory to make, and the package in it")
+    parser.add_argument("name", metavar="NAME", help="the directory to create, and its package")
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    """Writes the project and says what to do next."""
+    """Writes the project and prints the next steps."""
     target = Path(arguments.name)
     name = target.name
     package = re.sub(r"\W", "_", name.lower())
@@ -35,31 +38,58 @@ def run(arguments: argparse.Namespace) -> Exit:
         or _is_module(package)
     ):
         raise UsageError(
-            f"NAME is {arguments.name!r}, from which no name of a new Python package can be made; "
-            "use letters, digits and underscores, begin with a letter, and avoid the names of "
-            "modules that there are."
+            f"NAME is {arguments.name!r}, which gives no valid name of a new Python package; use "
+            "letters, digits and underscores, start with a letter, and do not use the name of an "
+            "installed module."
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists already and is not empty; choose another NAME.")
-    values = {"name": name, "package": package, "class_name": _camel(package)}
+    values = {
+        "name": name,
+        "package": package,
+        "class_name": _camel(package),
+        "distribution": _distribution(package),
+    }
     try:
         written = _write(files("train") / "templates" / "project", target, values)
     except OSError as error:
-        raise UsageError(f"{target} cannot be written: {error}; choose another NAME.") from None
+        raise UsageError(
+            f"{target} cannot be written ({first_line(error)}); choose another NAME."
+        ) from None
     for path in written:
         print(path)
-    print(f"\nNext:\n  cd {target}\n  python -m train fit --config config.yaml\n  python -m pytest")
+    print("\nNext:", *next_steps(target), sep="\n  ")
     return Exit.DONE
 
 
+def next_steps(target: Path) -> list[str]:
+    """The commands that install, train and test the project, as a shell takes them."""
+    from train.config.load import python
+
+    short = python()  # a relative path would be wrong after cd
+    run = short if short == "python" else shlex.quote(sys.executable)
+    return [
+        f"cd {shlex.quote(str(target))}",
+        f"{run} -m pip install -e '.[dev]'",
+        f"{run} -m train fit --config config.yaml",
+        f"{run} -m pytest",
+    ]
+
+
 def _is_module(name: str) -> bool:
-    """Whether Python would find a module of this name, other than a plain directory."""
+    """Whether a module of this name can be imported; a plain directory does not count."""
     spec = find_spec(name)
     return spec is not None and spec.origin is not None
 
 
 def _camel(package: str) -> str:
     return "".join(part.capitalize() for part in package.split("_") if part)
+
+
+def _distribution(package: str) -> str:
+    """A name that pip accepts: ASCII letters, digits and single hyphens."""
+    ascii_only = unicodedata.normalize("NFKD", package).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-") or "project"
 
 
 def _write(source: Traversable, target: Path, values: dict[str, str]) -> list[Path]:
@@ -73,6 +103,7 @@ def _write(source: Traversable, target: Path, values: dict[str, str]) -> list[Pa
             written += _write(entry, target / folder, values)
         else:
             path = target / entry.name.removesuffix(".txt")
-            path.write_text(Template(entry.read_text(encoding="utf-8")).substitute(values))
+            text = Template(entry.read_text(encoding="utf-8")).substitute(values)
+            path.write_text(text, encoding="utf-8")
             written.append(path)
     return written

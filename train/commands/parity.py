@@ -1,8 +1,8 @@
-"""Prove that placements change nothing: run the same config on each and compare.
+"""Run one config on several placements of this machine and compare the results.
 
-Placements are written as PROCESSES or PROCESSES:STRATEGY, such as 1 2:ddp 4:fsdp2 2:zero3; the
-first is the reference. All run on this machine, one after another. Prints a table, draws the loss
-curves, and exits with 0 only if all are the same within the tolerances, else with 65.
+A placement is PROCESSES or PROCESSES:STRATEGY, such as 1 2:ddp 4:fsdp2 2:zero3; the first is the
+reference. They run one after another. Prints a table and plots the loss curves. The exit code is 0
+if all results agree within the tolerances, else 65.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import math
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from train.command_line import python_module
 from train.commands.arguments import add_config_arguments
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, RunError, UsageError
+from train.imports import import_extra
+from train.strategies.registry import CHOICES
 
-_PLACEMENT = re.compile(r"(\d+)(?::(auto|ddp|fsdp2|zero1|zero2|zero3))?")
+_PLACEMENT = re.compile(r"(\d+)(?::(.+))?")
 _DEFAULT = ["1", "2:ddp", "2:fsdp2"]
-# What a comparison needs of every run, and what would only be in its way.
+# Settings that a comparison needs, and others that are disabled for speed.
 _SETTINGS = [
     "track.log_every_steps=1", "track.tensorboard=false", "track.wandb=disabled",
     "track.console=plain", "checkpoint.every_steps=null", "checkpoint.every_minutes=null",
@@ -34,7 +36,7 @@ _SETTINGS = [
 
 @dataclass(frozen=True)
 class Placement:
-    """How many processes, and which strategy."""
+    """Number of processes, and strategy."""
 
     processes: int
     strategy: str
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--steps", type=int, default=50, help="steps of each run (default 50)")
     parser.add_argument(
-        "--out", type=Path, help="directory for the runs and the plot (default runs/parity-NAME)"
+        "--out", type=Path, help="directory of the runs and the plot (default runs/parity-NAME)"
     )
     parser.add_argument(
         "--loss-tolerance", type=float, default=1e-5, metavar="REL", help="default 1e-5"
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    """Runs, compares, prints and draws."""
+    """Runs all placements, then prints the comparison and writes the plot."""
     placements = [parse(word) for word in arguments.overrides if "=" not in word]
     placements = placements or [parse(word) for word in _DEFAULT]
     overrides = [word for word in arguments.overrides if "=" in word]
@@ -72,8 +74,11 @@ def run(arguments: argparse.Namespace) -> Exit:
         raise UsageError(f"--steps must be at least 1, but is {arguments.steps}.")
     if len(placements) < 2 or len(set(placements)) < len(placements):
         named = " ".join(map(str, placements))
-        raise UsageError(f"Name at least two placements, each once, but not {named!r}.")
+        raise UsageError(
+            f"parity needs at least two different placements, but got {named!r}; name others."
+        )
     loaded = load_config(arguments.config, overrides, runs=False)
+    import_extra("matplotlib", "plot", "parity")  # fails before the runs, not after them
     out = arguments.out or Path("runs") / f"parity-{loaded.config.run.name}"
     settings = [*overrides, *_SETTINGS, *_length(loaded, arguments.steps)]
     settings += _micro_batch(loaded, placements)
@@ -81,7 +86,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--out {out} cannot be made ({error.strerror}); choose another."
+            f"--out is {str(out)!r}, which cannot be created ({error.strerror}); choose another."
         ) from None
     directories = {}
     for placement in placements:
@@ -91,14 +96,15 @@ def run(arguments: argparse.Namespace) -> Exit:
 
 
 def parse(word: str) -> Placement:
-    """``2:fsdp2``; UsageError for what is no placement."""
+    """Parses a placement such as ``2:fsdp2``. Raises UsageError if it is not one."""
     match = _PLACEMENT.fullmatch(word)
-    if not match or int(match[1]) < 1:
-        raise UsageError(
-            f"{word!r} is no placement; write PROCESSES or PROCESSES:STRATEGY, such as 2:fsdp2, "
-            "with one of ddp, fsdp2, zero1, zero2 and zero3."
-        )
-    return Placement(int(match[1]), match[2] or "auto")
+    strategy = (match and match[2]) or "auto"
+    if match and int(match[1]) >= 1 and (strategy in CHOICES or ":" in strategy):
+        return Placement(int(match[1]), strategy)
+    raise UsageError(
+        f"{word!r} is not a placement; write PROCESSES or PROCESSES:STRATEGY, such as 2:fsdp2, "
+        f"where the strategy is one of {', '.join(CHOICES)}, or module.path:Class."
+    )
 
 
 def _length(loaded: LoadedConfig, steps: int) -> list[str]:
@@ -107,15 +113,15 @@ def _length(loaded: LoadedConfig, steps: int) -> list[str]:
 
 
 def _micro_batch(loaded: LoadedConfig, placements: list[Placement]) -> list[str]:
-    """Equal micro-batches on all placements where that is possible: then even random numbers
-    drawn by the model are the same."""
+    """Sets the same micro-batch size on all placements if possible, so that the model's random
+    numbers are equal as well."""
     batch = loaded.config.batch
     cells = math.lcm(*(placement.processes for placement in placements))
     if batch.micro_batch_size != "auto":
         return []
     if batch.global_batch_size % cells:
         print(
-            f"batch.global_batch_size, {batch.global_batch_size}, is no multiple of {cells}, so "
+            f"batch.global_batch_size, {batch.global_batch_size}, is not a multiple of {cells}, so "
             "micro-batches differ between placements; a model with dropout will differ."
         )
         return []
@@ -123,27 +129,30 @@ def _micro_batch(loaded: LoadedConfig, placements: list[Placement]) -> list[str]
 
 
 def _start(files: list[str], settings: list[str], placement: Placement, directory: Path) -> None:
-    """One run in processes of its own; its output goes to a file."""
-    command = [sys.executable, "-m"]
+    """Runs one placement in new processes, with its output in a log file.
+
+    Raises RunError with the exit code of a failed run.
+    """
+    command = [*python_module("train"), "fit"]
     if placement.processes > 1:
-        command += ["torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={placement.processes}", "-m"]
-    command += ["train", "fit", *(word for file in files for word in ("--config", file))]
+        torchrun = [*python_module("torch.distributed.run"), "--standalone", "--no-python"]
+        command = [*torchrun, f"--nproc-per-node={placement.processes}", *command]
+    command += [word for file in files for word in ("--config", file)]
     command += [*settings, f"run.dir={directory}", f"strategy={placement.strategy}"]
     log = directory.with_name(f"{directory.name}.log")
     print(f"{placement}: {directory}", flush=True)
-    # One thread each: the same arithmetic on every placement, and no more threads than cores.
+    # One thread per process: equal arithmetic on every placement, no more threads than cores.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w", encoding="utf-8") as output:
         done = subprocess.run(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
         )
     if done.returncode:
-        said = [
+        errors = [
             line for line in log.read_text(encoding="utf-8").splitlines() if "isorun: error" in line
         ]
-        why = f": {said[0].removeprefix('isorun: error: ').rstrip('.')}" if said else ""
-        # torchrun has made 1 of the rank's own code; its report still has it.
+        why = f": {errors[0].removeprefix('isorun: error: ').rstrip('.')}" if errors else ""
+        # torchrun exits with 1; its report has the exit code of the rank.
         codes = [int(code) for code in re.findall(r"exitcode +: (\d+)", log.read_text("utf-8"))]
         code = codes[-1] if codes else done.returncode
         failed = RunError(f"The run on {placement} ended with exit code {code}{why}; see {log}.")
@@ -161,28 +170,28 @@ def _report(
     )
     reference, *others = directories
     print(
-        f"\nLargest relative difference from {reference} over {arguments.steps} steps "
-        f"(tolerated: loss {tolerance.loss:g}, gradient norm {tolerance.norm:g}, "
+        f"\nMaximum relative difference from {reference} over {arguments.steps} steps "
+        f"(tolerances: loss {tolerance.loss:g}, gradient norm {tolerance.norm:g}, "
         f"weights {tolerance.weights:g}):\n"
     )
     header = ("placement", "loss", "gradient norm", "weights", "learning rate", "ledger", "")
     line = "{:<12}{:>12}{:>15}{:>12}{:>15}{:>12}  {}"
     print(line.format(*header))
-    well = True
+    passed = True
     for name in others:
         found = compare(directories[reference], directories[name])
         within = found.within(tolerance)
-        well = well and within
+        passed = passed and within
         print(
             line.format(
                 name, f"{found.loss:.1e}", f"{found.norm:.1e}", f"{found.weights:.1e}",
                 "identical" if found.rate == 0 else f"{found.rate:.1e}",
                 "identical" if found.same_ledger else "DIFFERS",
                 ("same" if within else "NOT the same")
-                + ("" if found.same_skips else ", other steps were skipped"),
+                + ("" if found.same_skips else ", skipped steps differ"),
             )
         )  # fmt: skip
     picture = out / "parity.png"
     plot(directories, picture, f"{loaded.config.run.name} on {len(directories)} placements")
     print(f"\ncurves: {picture}")
-    return Exit.DONE if well else Exit.DATA
+    return Exit.DONE if passed else Exit.DATA

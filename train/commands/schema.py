@@ -1,8 +1,8 @@
 """Print the JSON schema of the config, for editors.
 
-With --config or task.use=..., the sections of that task are part of it; else the built-in
-task `text` is taken. Save it and point your editor at it, for instance by a first line
-`# yaml-language-server: $schema=isorun.schema.json` in a config file.
+The schema includes the sections of the task that --config or task.use names; by default those
+of the built-in task `text`. Save it and refer to it in your editor, for instance with the first
+line `# yaml-language-server: $schema=isorun.schema.json` in a config file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Print the resolved config, and for each value where it comes from."""
+"""Print the resolved config, with the origin of each value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     add_config_arguments(parser)
     parser.add_argument(
-        "--plain", action="store_true", help="print YAML that --config takes, without origins"
+        "--plain", action="store_true", help="print YAML for --config, without origins"
     )
 
 

@@ -1,7 +1,7 @@
-"""Prove that a run's checkpoints are whole and that each sample was used exactly once.
+"""Verify a run's checkpoints, and that each sample was used exactly once.
 
-Reads and hashes every byte of every checkpoint, and recomputes from the seed which samples each
-committed step must have used. Exit code 0 only if all is well, else 65.
+Reads and hashes every file of every checkpoint, and recomputes from the seed the samples of each
+committed step. The exit code is 0 if everything is valid, else 65.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ def run(arguments: argparse.Namespace) -> Exit:
     if not directory.exists:
         raise UsageError(
             f"There is no run in {directory.path} (run.dir); start one with "
-            f"`{loaded.command('fit')}`, or name the directory of one."
+            f"`{loaded.command('fit')}`, or set run.dir to the directory of a run."
         )
     store = CheckpointStore(directory.checkpoints)
-    well = True
+    valid = True
     for step in store.steps():
         problems = store.problems(step)
-        well = well and not problems
+        valid = valid and not problems
         print(f"checkpoint step {step}: {'; '.join(problems) if problems else 'ok'}")
     if not store.steps():
         print("checkpoints: none yet")
     finished = directory.finished()
     if finished and finished["step"] not in store.steps():
-        well = False
-        print(f"checkpoint step {finished['step']}: missing, although the run has finished there")
+        valid = False
+        print(f"checkpoint step {finished['step']}: missing, but the run finished at this step")
     report = verify(
         directory.ledger,
         last_step=finished["step"] if finished else None,
         committed_step=max(store.steps(), default=0),
     )
     print(f"ledger: {report}")
-    print("all well" if well and report.ok else "NOT well")
-    return Exit.DONE if well and report.ok else Exit.DATA
+    print("all well" if valid and report.ok else "NOT well")
+    return Exit.DONE if valid and report.ok else Exit.DATA

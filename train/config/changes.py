@@ -29,18 +29,6 @@ class Difference:
         return f"{self.key}: {self.before!r} -> {self.now!r}"
 
 
-def flatten(values: Mapping[str, Any], key: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        dotted = f"{key}.{name}" if key else str(name)
-        if isinstance(value, Mapping) and value:
-            found |= flatten(value, dotted)
-        else:
-            found[dotted] = value
-    return found
-
-
 def differences(config: BaseModel, stored: Mapping[str, Any]) -> list[Difference]:
     """All fields in which ``config`` differs from the values stored by an earlier start."""
     return list(_compare(config.model_dump(mode="json"), stored, type(config), "", True))

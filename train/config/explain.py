@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+import re
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from train.config.compose import Composed
+from train.config.keys import key_of, known_keys, names_at
 from train.exits import UsageError
 from train.suggest import did_you_mean
 
@@ -15,100 +17,147 @@ _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "bool_type": "true or false",
     "string_type": "text",
     "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "frozen_set_type": "a list",
     "dict_type": "a mapping of keys to values",
     "model_type": "a mapping of keys to values",
     "model_attributes_type": "a mapping of keys to values",
+    "dataclass_type": "a mapping of keys to values",
     "none_required": "null",
 }
+"""What a value of another type should have been."""
+
 _BOUNDS = {
-    "greater_than": ("gt", "greater than"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "less than"),
-    "less_than_equal": ("le", "at most"),
+    "greater_than": ("gt", "greater than {}"),
+    "greater_than_equal": ("ge", "at least {}"),
+    "less_than": ("lt", "less than {}"),
+    "less_than_equal": ("le", "at most {}"),
+    "multiple_of": ("multiple_of", "a multiple of {}"),
+    "string_pattern_mismatch": ("pattern", "text that matches '{}'"),
+    "string_too_short": ("min_length", "text of at least {} characters"),
+    "string_too_long": ("max_length", "text of at most {} characters"),
+    "too_short": ("min_length", "a list of at least {} items"),
+    "too_long": ("max_length", "a list of at most {} items"),
 }
-
-
-def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key that a config model accepts, sections included."""
-    keys = []
-    for name, info in model.model_fields.items():
-        keys.append(prefix + name)
-        for candidate in (info.annotation, *get_args(info.annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                keys += known_keys(candidate, f"{prefix}{name}.")
-    return keys
+_CHOICES = ("literal_error", "enum")
+_LONGEST_VALUE = 200
 
 
 def explain(
     error: ValidationError, model: type[BaseModel], composed: Composed, prefix: str = ""
 ) -> UsageError:
-    """All problems of a config, one sentence a line, each only once.
+    """All problems of a config, one sentence a line, one line a key.
 
     ``prefix`` is where in the config the model stands, such as "task.".
     """
-    keys = known_keys(model, prefix)
+    values: Any = composed.values
+    for part in filter(None, prefix.split(".")):
+        values = values.get(part) if isinstance(values, Mapping) else None
     problems: dict[str, list[Any]] = {}
-    for item in error.errors(include_url=False):
-        problems.setdefault(_key(item["loc"], keys, prefix), []).append(item)
+    for item in map(_of_its_key, error.errors(include_url=False)):
+        unknown = item["type"] == "extra_forbidden"
+        key = key_of(model, values, item["loc"], unknown=unknown)
+        problems.setdefault(key, []).append(item)
     return UsageError(
-        "\n".join(_sentence(key, items, keys, composed) for key, items in problems.items())
+        "\n".join(
+            _sentence(key, items, model, composed, prefix)
+            for key, items in problems.items()
+            if not _has_right_type(key, items, problems)
+        )
     )
 
 
-def _key(location: Iterable[Any], keys: list[str], prefix: str) -> str:
-    """The dotted key of an error's location, without the tags that pydantic adds for unions."""
-    parts = [*prefix.rstrip(".").split("."), *(str(part) for part in location)]
-    parts = [part for part in parts if part]
-    key = ".".join(parts)
-    while parts and key not in keys and ".".join(parts[:-1]) in keys and _is_tag(parts[-1]):
-        parts = parts[:-1]
-        key = ".".join(parts)
-    return key
+def _of_its_key(item: Any) -> Any:
+    """The same error; one about the key that selects a union's member as one of that key."""
+    if not item["type"].startswith("union_tag_"):
+        return item
+    context = item["ctx"]
+    # As the location of an error in a member: the union's tag, then the key.
+    name = context["discriminator"].strip("'")
+    item = {**item, "loc": (*item["loc"], "tag", name), "type": "missing"}
+    if "tag" in context:
+        item |= {"type": "literal_error", "ctx": {"expected": context["expected_tags"]}}
+        item["input"] = item["input"].get(name, context["tag"])
+    return item
 
 
-def _is_tag(part: str) -> bool:
-    return part in ("int", "float", "str", "bool", "none") or "[" in part or part[:1].isupper()
+def _has_right_type(key: str, items: list[Any], problems: Mapping[str, Any]) -> bool:
+    """Whether these are only about other types of a union than the one that the value has: then
+    what is wrong is further inside."""
+    inside = any(other.startswith(f"{key}.") for other in problems)
+    return inside and all(item["type"] in (*_EXPECTED, *_CHOICES) for item in items)
 
 
-def _sentence(key: str, items: list[Any], keys: list[str], composed: Composed) -> str:
-    first = items[0]
-    where = composed.where(key)
+def _sentence(
+    key: str, items: list[Any], model: type[BaseModel], composed: Composed, prefix: str
+) -> str:
+    full = (prefix + key).rstrip(".")
+    where = composed.where(full)
+    # In a union some members may know a key that others do not, or accept the type of a key.
+    items = [item for item in items if item["type"] != "extra_forbidden"] or items
+    items = [item for item in items if item["loc"][-1:] != ("[key]",)] or items
+    first, value = items[0], _shown(items[0]["input"])
     if first["type"] == "extra_forbidden":
-        hint = did_you_mean(key, keys)
-        return f"{key} is not a known key (value {first['input']!r}, {where}){hint}"
+        section, _, _ = key.rpartition(".")
+        siblings = [f"{prefix}{section}.{name}" for name in names_at(model, section) if section]
+        hint = did_you_mean(full, [*siblings, *known_keys(model, prefix)])
+        return f"{full} is not a known key (value {value}, {where}){hint}"
     if first["type"] == "missing":
         return (
-            f"{key} is required but set nowhere; set it in a config file or as {key}=... on the "
+            f"{full} is required but not set; set it in a config file or as {full}=... on the "
             "command line."
         )
-    if first["type"] == "value_error" and isinstance(first["input"], Mapping):
-        said = str(first["ctx"]["error"]).rstrip(".")
-        return f"{said} (the section {key or 'config'} is {where})."
-    value = first["input"]
-    expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
-    hint = "."
-    choices = [c for item in items if item["type"] == "literal_error" for c in _choices(item)]
-    if choices and isinstance(value, str):
-        hint = did_you_mean(value, choices)
-    return f"{key} must be {expected}, but is {value!r} ({where}){hint}"
+    expected = " or ".join(dict.fromkeys(map(_expected, _merge_choices(items))))
+    if first["loc"][-1:] == ("[key]",):
+        return f"{full} has a key that must be {expected}, but is {value} ({where})."
+    if first["type"] in ("value_error", "assertion_error") and isinstance(first["input"], Mapping):
+        if names_at(model, key):
+            text = expected if expected.startswith(full) else f"{full}: {expected}"
+            return f"{text} (the section {full or 'config'} is {where})."
+        return f"{full} must be {expected} ({where})."  # not the value, which may be a secret
+    choices = [c for item in items if item["type"] in _CHOICES for c in _choices(item)]
+    text_given = isinstance(first["input"], str)
+    hint = did_you_mean(first["input"], choices) if choices and text_given else "."
+    return f"{full} must be {expected}, but is {value} ({where}){hint}"
+
+
+def _merge_choices(items: list[Any]) -> list[Any]:
+    """The same errors, with the choices of all in the first that has any."""
+    having = [item for item in items if item["type"] in _CHOICES]
+    if len(having) < 2:
+        return items
+    expected = ", ".join(item["ctx"]["expected"] for item in having)
+    merged = {**having[0], "ctx": {"expected": expected}}
+    return [merged if item is having[0] else item for item in items if item not in having[1:]]
 
 
 def _expected(item: Any) -> str:
+    """What a value should have been, to stand after "must be"."""
     kind, context = item["type"], item.get("ctx", {})
     if kind in _EXPECTED:
         return _EXPECTED[kind]
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return f"{words} {context[name]}"
-    if kind == "literal_error":
-        return f"one of {', '.join(_choices(item))}"
-    if kind == "value_error":
+        text = words.format(context[name])
+        return text.removesuffix("s") if text.endswith((" 1 characters", " 1 items")) else text
+    if kind in _CHOICES:
+        choices = _choices(item)
+        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+    if kind in ("value_error", "assertion_error"):
         return str(context["error"]).rstrip(".")
-    return str(item["msg"])[:1].lower() + str(item["msg"])[1:]
+    text = re.sub(r"^(Input|Value|\w+) should be ", "", str(item["msg"])).rstrip(".")
+    return text[:1].lower() + text[1:]
 
 
 def _choices(item: Any) -> list[str]:
     return str(item["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

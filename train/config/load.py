@@ -20,8 +20,10 @@ from train.config.explain import explain
 from train.config.schema import Config, TaskConfig, config_class
 from train.data.plan import BatchPlan
 from train.exits import RetryError, UsageError
+from train.hooks import find_hooks
 from train.tasks.base import Task
-from train.tasks.registry import find_task
+from train.tasks.registry import find_task, reference_of
+from train.track.sinks import find_sinks
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,22 @@ class LoadedConfig:
 
 
 def load_config(
-    files: Sequence[str], overrides: Sequence[str], *, runs: bool = True
+    files: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    runs: bool = True,
+    task: type[Task] | None = None,
 ) -> LoadedConfig:
     """Reads, merges and validates; ``runs`` asks for the checks of a training run as well.
+
+    ``task`` is the class itself, where the caller has it: task.use is then its name, and nothing
+    is imported.
 
     Raises UsageError with one sentence per problem. The general sections are judged before a
     user's task is imported, so that a typo is told at once.
     """
+    if task is not None:
+        overrides = [*overrides, f"task.use={reference_of(task)}"]
     composed = compose(files, overrides)
     general = _validate(Config, composed, composed.values)
     task_values = composed.values.get("task")
@@ -68,7 +79,8 @@ def load_config(
         _validate(
             TaskConfig, composed, task_values if isinstance(task_values, dict) else {}, "task."
         )
-    task = find_task(str(use), composed.origin("task.use"))
+    if task is None:
+        task = find_task(str(use), composed.origin("task.use"))
     config = _validate(config_class(task), composed, composed.values)
     if runs:
         check(config, composed)
@@ -109,6 +121,8 @@ def check(config: Config, composed: Composed, world_size: int | None = None) -> 
     """Combinations that no single section can judge; ``world_size`` is by default that of the
     environment."""
     world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    find_hooks(config.hooks, composed.origin("hooks"))
+    find_sinks(config.track.sinks, composed.origin("track.sinks"))
     BatchPlan.from_config(config.batch, world_size)
     steps = config.length.steps
     if steps is not None:

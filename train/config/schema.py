@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
-from train.data.loader import LoaderConfig
+from train.data.loader_config import LoaderConfig
 from train.data.plan import BatchConfig
-from train.loop.early_stop import EarlyStopConfig
 from train.optim.ema import EmaConfig
 from train.optim.optimizer import OptimConfig
 from train.optim.schedule import ScheduleConfig
+from train.plugins import Plugin
 from train.process.stop import StopConfig
 from train.process.watchdog import WatchdogConfig
-from train.section import Section, non_semantic
+from train.section import Section, name_or_path, names_for_editors, non_semantic
+from train.strategies.registry import CHOICES
 from train.strategies.strategy_config import DdpConfig, Fsdp2Config, ZeroConfig
 from train.tasks.base import Task
 from train.track.track_config import TrackConfig
@@ -81,6 +82,22 @@ class EvaluateConfig(Section):
     """Samples per rank and forward pass; by default as in training."""
 
 
+class EarlyStopConfig(Section):
+    """Ends the run when a metric has stopped getting better."""
+
+    metric: str = "loss"
+    """Name of the evaluation metric that is watched."""
+
+    mode: Literal["min", "max"] = "min"
+    """Whether smaller or larger is better."""
+
+    patience: int = Field(3, ge=1)
+    """Evaluations in a row without improvement after which the run ends."""
+
+    min_delta: float = Field(0.0, ge=0.0)
+    """By how much the metric must change to count as better."""
+
+
 class Config(Section):
     """What a run computes and what it writes. It says nothing of where it is computed."""
 
@@ -115,9 +132,13 @@ class Config(Section):
     """Arithmetic of forward and backward passes; weights and optimiser state stay fp32. bf16 and
     fp16 are torch's automatic mixed precision, fp16 with dynamic loss scaling."""
 
-    strategy: Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = non_semantic("auto")
-    """How parameters, gradients and optimiser state are spread over the ranks. auto: DDP where
-    there are several."""
+    strategy: str = non_semantic("auto", json_schema_extra=names_for_editors(CHOICES))
+    """How parameters, gradients and optimiser state are sharded over the ranks: ddp, fsdp2, zero1,
+    zero2, zero3, or the dotted path of a class, such as my_project.strategies:MyStrategy. auto:
+    ddp for several ranks."""
+
+    strategy_options: dict[str, Any] = non_semantic({})
+    """Options of a strategy that is named by its dotted path."""
 
     ddp: DdpConfig = DdpConfig()
     """Options of the strategy ddp."""
@@ -159,6 +180,14 @@ class Config(Section):
 
     loader: LoaderConfig = non_semantic(LoaderConfig())
     """How samples are loaded."""
+
+    hooks: list[Plugin] = non_semantic([])
+    """Code of your own that the run calls: classes derived from train.Hook, by dotted path."""
+
+    @field_validator("strategy")
+    @classmethod
+    def _check_strategy(cls, name: str) -> str:
+        return name_or_path(name, CHOICES, "module.path:Class")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For data workers that are not forked: the class itself is made anew in each process.

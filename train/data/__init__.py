@@ -1,1 +1,1 @@
-"""Which sample is seen when: order, batch plan, loading, and the ledger that proves it."""
+"""Sample order, batch plan, data loading, and the ledger of used samples."""

@@ -1,7 +1,7 @@
-"""Fetches one micro-batch from the user's dataset, with every sample's randomness seeded.
+"""Fetches one micro-batch from the user's dataset, with a seed for each sample.
 
-The seed of a sample is that of its place in the stream, so what augmentation draws depends on
-neither workers, ranks nor restarts. Errors come back as data that names the sample.
+The seed depends on epoch and index only, so random augmentation does not depend on workers, ranks
+or restarts. Errors are returned as values that name the sample.
 """
 
 from __future__ import annotations
@@ -16,63 +16,74 @@ from numpy.typing import NDArray
 
 from train.data.order import sample_seed
 
-EVALUATION = -1  # stands for the epoch in the keys of evaluation samples
-_NAMED = 8  # indices that an error names at the most
+EVALUATION = -1  # the epoch in the keys of evaluation samples
+_NAMED = 8  # indices that an error names at most
 
 
-class Keys(NamedTuple):
-    """What is to be loaded as one micro-batch; int64 arrays of the same length."""
+class SampleKeys(NamedTuple):
+    """The samples of one micro-batch; int64 arrays of equal length."""
 
     positions: NDArray[np.int64]
+    """Positions in the training stream (in an evaluation: the indices)."""
     epochs: NDArray[np.int64]
     indices: NDArray[np.int64]
+    """Indices into the dataset."""
     digest: int
-    """Of positions and indices, for the ledger."""
+    """The ledger's digest of positions and indices."""
     counts: bool = True
-    """False for a micro-batch that only keeps ranks in step."""
+    """False for a padding micro-batch, which only equalises the forward passes of all ranks."""
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch on the host, the positions and indices of its samples, and their digest."""
+    """A micro-batch on the host, and the keys of its samples (see SampleKeys)."""
 
     batch: Any
+    """What the task's ``collate`` returned."""
     positions: NDArray[np.int64]
     indices: NDArray[np.int64]
     digest: int
     counts: bool
 
 
-class Failure(NamedTuple):
-    """An error, returned as data: torch would wrap a worker's exception in prose."""
+class LoadFailure(NamedTuple):
+    """An error of dataset or collate. A value, because torch rewrites the messages of
+    exceptions."""
 
     text: str
+    """One sentence for the user."""
     details: str
+    """The traceback."""
     error: BaseException | None
+    """The exception; None from a worker, since it may not survive pickling."""
 
 
 class KeyedDataset:
-    """The user's dataset, asked by :class:`Keys`, with every sample's randomness seeded."""
+    """The user's dataset, indexed by :class:`SampleKeys`, with a seed for each sample.
+
+    A dataset whose ``deterministic`` is true is not seeded, unless the first micro-batch draws
+    random numbers.
+    """
 
     def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.seed, self.collate = dataset, seed, collate
         self.deterministic = bool(getattr(dataset, "deterministic", False))
         self.checked = False
 
-    def __getitems__(self, keys: Keys) -> MicroBatch | Failure:
+    def __getitems__(self, keys: SampleKeys) -> MicroBatch | LoadFailure:
         from torch.utils.data import get_worker_info
 
         if self.checked and (self.deterministic or get_worker_info()):
             return self._load(keys)
-        with _UndisturbedRandomness() as generators:
+        with _PreservedRngState() as generators:
             loaded = self._load(keys)
-            if self.deterministic and generators.disturbed():
-                # Something, often collate, draws random numbers after all, so they need seeds.
+            if self.deterministic and generators.changed():
+                # Dataset or collate draws random numbers although deterministic is true: seed them.
                 self.deterministic = False
                 loaded = self._load(keys)
         self.checked = True
         return loaded
 
-    def _load(self, keys: Keys) -> MicroBatch | Failure:
+    def _load(self, keys: SampleKeys) -> MicroBatch | LoadFailure:
         from torch.utils.data import get_worker_info
 
         at = 0
@@ -87,9 +98,9 @@ class KeyedDataset:
             at = -2
             batch = self.collate(samples)
         except Exception as error:
-            # An exception of the user's may not survive pickling, so workers send its text.
+            # The user's exception may not survive pickling, so workers send its text.
             cause = None if get_worker_info() else error
-            return Failure(self._describe(keys, at, error), traceback.format_exc(), cause)
+            return LoadFailure(self._describe(keys, at, error), traceback.format_exc(), cause)
         return MicroBatch(batch, keys.positions, keys.indices, keys.digest, keys.counts)
 
     def _sample(self, epoch: int, index: int) -> Any:
@@ -102,24 +113,24 @@ class KeyedDataset:
             np.random.seed(seed & 0xFFFFFFFF)
         return self.dataset[index]
 
-    def _describe(self, keys: Keys, at: int, error: BaseException) -> str:
+    def _describe(self, keys: SampleKeys, at: int, error: BaseException) -> str:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         name = type(self.dataset).__name__
         if at >= 0:
             return (
                 f"The dataset {name} failed at index {keys.indices[at]} "
-                f"{_place(keys, slice(at, at + 1))} with {what}; repair or leave out that sample."
+                f"{_place(keys, slice(at, at + 1))} with {what}; fix or remove this sample."
             )
-        doing = "loading together" if at == -1 else "joining (collate)"
+        doing = "__getitems__ of" if at == -1 else "collate of"
         first = ", ".join(map(str, keys.indices[:_NAMED])) + ", ..." * (len(keys.indices) > _NAMED)
         return (
-            f"The dataset {name} failed at {doing} the samples of indices {first} "
-            f"{_place(keys, slice(None))} with {what}; repair these samples or the code for them."
+            f"The dataset {name} failed in {doing} the samples of indices {first} "
+            f"{_place(keys, slice(None))} with {what}; fix these samples or their code."
         )
 
 
-def _place(keys: Keys, which: slice) -> str:
-    """Where in the stream samples stand, in words."""
+def _place(keys: SampleKeys, which: slice) -> str:
+    """Epoch and positions of samples, for an error message."""
     epochs, positions = keys.epochs[which], keys.positions[which]
     if epochs[0] == EVALUATION:
         return "in the evaluation"
@@ -128,10 +139,10 @@ def _place(keys: Keys, which: slice) -> str:
     return f"in epoch {epochs[0]} (positions {positions[0]} to {positions[-1]} of the stream)"
 
 
-class _UndisturbedRandomness:
-    """Puts the global generators back as they were: loading must not change model randomness."""
+class _PreservedRngState:
+    """Restores the global RNG states at exit: loading must not change the model's randomness."""
 
-    def __enter__(self) -> _UndisturbedRandomness:
+    def __enter__(self) -> _PreservedRngState:
         self._torch, self._random, self._numpy = self._states()
         return self
 
@@ -140,8 +151,8 @@ class _UndisturbedRandomness:
 
         return torch.default_generator.get_state(), random.getstate(), np.random.get_state()
 
-    def disturbed(self) -> bool:
-        """Whether a generator has moved on since the start."""
+    def changed(self) -> bool:
+        """Whether a generator has been used since the start."""
         import torch
 
         now = self._states()

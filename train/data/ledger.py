@@ -1,14 +1,13 @@
-"""The ledger: proof of which samples each committed step used, across any number of restarts.
+"""The ledger: which samples each committed step used, across all attempts.
 
-A binary file of fixed-size records that only ever grows. STEP records are appended just before
-the checkpoint that covers them is committed. A START record opens each attempt and says from
-which step it went on: what later steps the file held before it never happened. Each record ends
-in its CRC-32, so that a record torn by a crash is told from a damaged file.
+A binary, append-only file of fixed-size records. STEP records are appended just before the commit
+of the checkpoint that covers them. A START record opens each attempt and holds the step that it
+resumes from, which voids all later steps before it. Each record ends in its CRC-32, so that a
+record cut off by a crash differs from a damaged file.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from train.data.order import SampleOrder, mix
 from train.exits import DataError
-from train.files import fsync
+from train.files import append_bytes, fsync
 
 _MAGIC = b"isorun ledger 1\n"
 # Little endian: kind, flags, attempt, step, position, then two words by kind, and the CRC-32.
@@ -28,17 +27,19 @@ _RECORD = struct.Struct("<HHIQQQQI")
 _START, _STEP = 1, 2
 _SHUFFLE = 1
 _BLOCK = 1 << 18  # positions verified at once
-_LARGEST_STEP = 1 << 30  # samples; more than any real batch, less than would exhaust the memory
+_LARGEST_STEP = 1 << 30  # samples; larger than any real batch, small enough for memory
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step of the optimiser (numbered from 1) used."""
+    """The samples that one optimiser step used."""
 
     step: int
+    """From 1."""
     start_position: int
+    """Position of the first sample in the stream."""
     count: int
-    """Samples."""
+    """Number of samples."""
     digest: int
     """See ``step_digest``."""
 
@@ -53,7 +54,7 @@ class _Start:
 
 @dataclass(frozen=True)
 class LedgerReport:
-    """The outcome of ``verify``: one sentence, and whether it is a good one."""
+    """The result of ``verify``: whether the ledger is valid, and one sentence on it."""
 
     ok: bool
     text: str
@@ -69,36 +70,35 @@ def sample_digests(positions: NDArray[np.int64], indices: NDArray[np.int64]) -> 
 
 
 def step_digest(positions: NDArray[np.int64], indices: NDArray[np.int64]) -> int:
-    """The sum modulo 2**64 of the hashes of all samples: parts of a step simply add up."""
+    """The sum modulo 2**64 of the hashes of all samples; digests of parts of a step add up."""
     return int(sample_digests(positions, indices).sum(dtype=np.uint64))
 
 
 class Ledger:
-    """The ledger of one run, open for appending; only rank 0 has one.
+    """The ledger of one run, open for appending, on rank 0 only.
 
-    Raises DataError where the file is damaged otherwise than by a torn end.
+    A record cut off at the end of the file is removed. Raises DataError for any other damage.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.last_step = 0
-        """The last step on record that counts."""
-        valid, born = len(_MAGIC), path.exists()
-        if born:
+        """The last recorded step that is not void."""
+        valid, exists = len(_MAGIC), path.exists()
+        if exists:
             for end, item in _scan(path):
                 valid = end
                 self.last_step = item.step
-        self._file = path.open("r+b" if born else "w+b", buffering=0)
+        self._file = path.open("r+b" if exists else "w+b", buffering=0)
         self._file.write(_MAGIC)
         self._file.truncate(valid)
-        self._file.seek(valid)
-        if not born:
+        if not exists:
             fsync(path.parent)
 
     def begin_attempt(
         self, *, attempt: int, resume_step: int, resume_position: int, order: SampleOrder
     ) -> None:
-        """Records that an attempt goes on from a step; later ones before this never happened."""
+        """Records the start of an attempt, which voids all steps after ``resume_step``."""
         flags = _SHUFFLE if order.shuffle else 0
         self._append(
             [(_START, flags, attempt, resume_step, resume_position, order.seed, order.size)]
@@ -106,24 +106,14 @@ class Ledger:
         self.last_step = resume_step
 
     def append_steps(self, records: list[StepRecord]) -> None:
-        """Appends the records of steps not yet on record, durably, all or none."""
+        """Appends the steps after ``last_step`` durably: all, or on an OSError none."""
         new = [r for r in records if r.step > self.last_step]
         self._append([(_STEP, 0, 0, r.step, r.start_position, r.count, r.digest) for r in new])
         if new:
             self.last_step = new[-1].step
 
     def _append(self, rows: list[tuple[int, ...]]) -> None:
-        end = self._file.tell()
-        try:
-            data = b"".join(_pack(row) for row in rows)
-            written = 0
-            while written < len(data):  # unbuffered files may write less than asked
-                written += self._file.write(data[written:])
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._file.truncate(end)
-            self._file.seek(end)
-            raise
+        append_bytes(self._file, b"".join(_pack(row) for row in rows), durable=True)
 
     def close(self) -> None:
         """Closes the file."""
@@ -136,15 +126,16 @@ def _pack(row: tuple[int, ...]) -> bytes:
 
 
 def _scan(path: Path) -> Iterator[tuple[int, StepRecord | _Start]]:
-    """The records in the order of the file, each with the offset of its end.
+    """The records in file order, each with the offset of its end.
 
-    Ends before a torn end; DataError where records follow one that is not valid.
+    Ignores an incomplete record at the end. Raises DataError if valid records follow an invalid
+    one.
     """
     data = path.read_bytes()
     if _MAGIC.startswith(data):
-        return  # empty, or torn at its birth
+        return  # empty, or cut off in the header
     if not data.startswith(_MAGIC):
-        raise DataError(f"{path} is no ledger of this version of isorun; restore the file.")
+        raise DataError(f"{path} is not a ledger of this version of isorun; restore the file.")
     offset = len(_MAGIC)
     while offset + _RECORD.size <= len(data):
         raw = data[offset : offset + _RECORD.size]
@@ -167,7 +158,7 @@ def _scan(path: Path) -> Iterator[tuple[int, StepRecord | _Start]]:
 
 
 def _valid(data: bytes, at: int) -> bool:
-    """Whether a whole record stands at this offset; looks at its kind first, for speed."""
+    """Whether a complete record starts at this offset; checks its kind first, for speed."""
     if data[at] not in (_START, _STEP) or data[at + 1] != 0:
         return False
     body = data[at : at + _RECORD.size - 4]
@@ -175,12 +166,12 @@ def _valid(data: bytes, at: int) -> bool:
 
 
 def read_steps(path: Path) -> list[StepRecord]:
-    """The records of all steps that count, in order."""
+    """The records of all steps that are not void, in order."""
     return [record for record, _ in _effective(path)[0]]
 
 
 def _effective(path: Path) -> tuple[list[tuple[StepRecord, SampleOrder]], int]:
-    """Step records that no later attempt undid, each with its order; and the attempts."""
+    """The step records that are not void, each with its order, and the number of attempts."""
     records: list[tuple[StepRecord, SampleOrder]] = []
     order, attempts = None, 0
     for _, item in _scan(path):
@@ -189,18 +180,18 @@ def _effective(path: Path) -> tuple[list[tuple[StepRecord, SampleOrder]], int]:
             while records and records[-1][0].step > item.step:
                 records.pop()
         elif order is None:
-            raise DataError(f"{path} begins with a step instead of an attempt; restore the file.")
+            raise DataError(f"{path} starts with a step instead of an attempt; restore the file.")
         else:
             records.append((item, order))
     return records, attempts
 
 
 def verify(path: Path, *, last_step: int | None = None, committed_step: int = 0) -> LedgerReport:
-    """Proves that each position of the stream was used exactly once, or names the first fault.
+    """Checks that each position of the stream was used exactly once, or names the first fault.
 
-    Checks that steps are numbered 1, 2, 3 ..., that each starts where the one before ended,
-    and that its samples are those that the order (recomputed from the seed) has there. With
-    ``last_step`` the run is finished and must have come to that step.
+    Steps must be numbered 1, 2, 3 ..., each must start where the previous one ended, and its
+    samples must be those that the order (recomputed from the seed) has there. ``last_step``: the
+    last step of a finished run, None for others. ``committed_step``: the newest checkpoint's step.
     """
     if not path.exists():
         return LedgerReport(False, f"{path} does not exist")
@@ -211,7 +202,7 @@ def verify(path: Path, *, last_step: int | None = None, committed_step: int = 0)
     step = records[-1][0].step if records else 0
     fault = _first_break([record for record, _ in records]) or _first_wrong_digest(records)
     if fault is None and last_step is not None and step != last_step:
-        fault = f"the run ended at step {last_step}, but the ledger at {step}"
+        fault = f"the run ended at step {last_step}, but the ledger ends at {step}"
     if fault is None and step < committed_step:
         fault = f"there is a checkpoint of step {committed_step}, but the ledger ends at {step}"
     if fault is not None:
@@ -227,14 +218,14 @@ def verify(path: Path, *, last_step: int | None = None, committed_step: int = 0)
 
 
 def _first_break(records: list[StepRecord]) -> str | None:
-    """The first step that is missing or there twice, or whose positions leave a gap or overlap."""
+    """The first step that is missing or repeated, or whose positions leave a gap or overlap."""
     position = 0
     for step, record in enumerate(records, start=1):
         start = record.start_position
         if record.step > step:
             return f"step {step} is missing: step {record.step} follows {step - 1}"
         if record.step < step:
-            return f"step {record.step} is there twice: it follows step {step - 1}"
+            return f"step {record.step} is repeated: it follows step {step - 1}"
         if not 1 <= record.count <= _LARGEST_STEP:
             return f"step {step} cannot have used {record.count} samples"
         if start > position:
@@ -254,7 +245,7 @@ def _first_break(records: list[StepRecord]) -> str | None:
 def _first_wrong_digest(records: list[tuple[StepRecord, SampleOrder]]) -> str | None:
     """The first step whose samples are not those of the order, if any.
 
-    Recomputes digests for many steps at once; positions are known to be contiguous.
+    Recomputes the digests of many steps at once. Positions must be contiguous.
     """
     begin = 0
     while begin < len(records):

@@ -10,6 +10,8 @@ Flood, 2014). So any position is found in constant time and memory.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,8 +20,8 @@ _ROUNDS = 12
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
-# What a hash is for, so that no two uses ever share a value.
-_ORDER, _SAMPLE, _MODEL = 1, 2, 3
+# What a hash is for: no two purposes share a value, whatever else they hash.
+_ORDER, _SAMPLE, _MODEL, _INITIAL, _REPORT = 1, 2, 3, 4, 5
 
 
 def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -49,6 +51,31 @@ def micro_batch_seed(seed: int, position: int) -> int:
     """64-bit seed of the model's randomness (dropout) in the micro-batch that starts at a
     position of the stream: the same wherever and whenever that micro-batch is computed."""
     return mix_int(_MODEL, seed, position)
+
+
+def dataset_seed(seed: int) -> int:
+    """Seed of the random numbers that a task draws while it builds its datasets.
+
+    It is the run's seed itself, which has no other use: runs of version 0.1.0 built their data
+    with it, and a resumed run must find the same data.
+    """
+    return seed
+
+
+def initial_seed(seed: int) -> int:
+    """64-bit seed of the model's initial values."""
+    return mix_int(_INITIAL, seed)
+
+
+def module_seed(seed: int, name: str) -> int:
+    """64-bit seed of the initial values of one module, by its name in the model."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return mix_int(_INITIAL, seed, int.from_bytes(digest[:8], "little"))
+
+
+def report_seed(seed: int) -> int:
+    """64-bit seed of a task's report after an evaluation, the same for each evaluation."""
+    return mix_int(_REPORT, seed)
 
 
 class SampleOrder:

@@ -1,4 +1,4 @@
-"""Who computes what: how a step's global batch, and the evaluation data, are shared out."""
+"""How the global batch of a step, and the evaluation data, are divided among ranks."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from train.section import Section, non_semantic
 
 
 class BatchConfig(Section):
-    """How many samples make up one step of the optimiser."""
+    """The samples of one optimiser step."""
 
     global_batch_size: int = Field(ge=1)
-    """Samples per optimiser step over all ranks; part of what is computed. Each rank's share and
-    the number of accumulated micro-batches follow from it."""
+    """Samples per optimiser step over all ranks. It changes results; the samples per rank and the
+    gradient accumulation steps are derived from it."""
 
     micro_batch_size: int | Literal["auto"] = non_semantic("auto")
-    """The most samples that a rank puts through the model at once; smaller ones need less
-    memory and more time. auto: a rank's whole share of the step, or as much of it as fits."""
+    """Maximum samples per forward pass of a rank; smaller needs less memory and more time. auto:
+    all samples of a rank's step, or as many as fit into memory."""
 
     try_out: bool | None = non_semantic(None)
-    """Find out what fits (for micro_batch_size auto) by trying before the first step; the result
-    is kept in the run directory. By default only on GPUs: on a host whose memory is full, the
-    kernel ends the process instead."""
+    """With micro_batch_size auto, find the largest size that fits by trials before the first step;
+    the result is kept in the run directory. null: on GPUs only, because on the CPU the kernel kills
+    a process that runs out of memory."""
 
     @field_validator("micro_batch_size")
     @classmethod
@@ -37,11 +37,11 @@ class BatchConfig(Section):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Cuts the B positions of each step into world_size * accumulation contiguous cells.
+    """Divides the B positions of each step into world_size * accumulation contiguous cells.
 
-    Cell ``micro * world_size + rank`` is micro-batch ``micro`` of ``rank``. Cells differ in size
-    by one sample at the most; sums and counts make up for that exactly. A cell must not be
-    empty, since in sharded strategies all ranks compute forward passes together.
+    Cell ``micro * world_size + rank`` is micro-batch ``micro`` of ``rank``. Cell sizes differ by at
+    most one sample, which is exact because losses are summed and divided by the global count. No
+    cell may be empty, because sharded strategies need a forward pass on every rank.
     """
 
     global_batch_size: int
@@ -53,24 +53,24 @@ class BatchPlan:
         if micro is not None and micro > batch:
             raise UsageError(
                 f"batch.micro_batch_size is {micro}, which is more than batch.global_batch_size, "
-                f"{batch}; make it smaller, or auto."
+                f"{batch}; lower it, or set it to auto."
             )
         if batch < self.cells:
             raise UsageError(
-                f"batch.global_batch_size is {batch}, which cannot be divided among "
-                f"{self.world_size} ranks with batch.micro_batch_size {micro or 'auto'} so that "
-                f"each has a sample in every micro-batch; use {self._nearest()}."
+                f"batch.global_batch_size is {batch}, which leaves a micro-batch empty on "
+                f"{self.world_size} ranks with batch.micro_batch_size {micro or 'auto'}; set it to "
+                f"{self._nearest()}."
             )
 
     @classmethod
     def from_config(cls, config: BatchConfig, world_size: int) -> BatchPlan:
-        """The plan of a config; raises UsageError where none exists for this world size."""
+        """The plan of a config. Raises UsageError if a micro-batch would be empty."""
         micro = config.micro_batch_size
         return cls(config.global_batch_size, None if micro == "auto" else micro, world_size)
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches per rank and step: ceil(B / (ranks * micro-batch size))."""
+        """Gradient accumulation steps: ceil(B / (ranks * micro-batch size))."""
         if self.micro_batch_size is None:
             return 1
         return -(-self.global_batch_size // (self.world_size * self.micro_batch_size))
@@ -86,7 +86,7 @@ class BatchPlan:
         return -(-self.global_batch_size // self.cells)
 
     def bounds(self, rank: int, micro: int) -> tuple[int, int]:
-        """Where in the step's positions, from 0, a rank's micro-batch starts and ends."""
+        """Start and end of a rank's micro-batch among the step's positions, from 0."""
         cell = micro * self.world_size + rank
         return (
             cell * self.global_batch_size // self.cells,
@@ -94,7 +94,7 @@ class BatchPlan:
         )
 
     def _nearest(self) -> str:
-        """The nearest batch sizes that work, below (where there is one) and above."""
+        """The nearest valid batch sizes, below (if there is one) and above."""
 
         def works(batch: int) -> bool:
             micro = self.micro_batch_size
@@ -108,8 +108,11 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """Shares ``size`` samples out in rounds of at most one micro-batch per rank, each sample
-    exactly once. All ranks have the same number of rounds; a share of the last may be empty."""
+    """Divides ``size`` samples into rounds of at most one micro-batch per rank.
+
+    Each sample occurs exactly once. All ranks have the same number of rounds; in the last round a
+    rank's micro-batch may be empty.
+    """
 
     size: int
     micro_batch_size: int
@@ -121,7 +124,7 @@ class EvalPlan:
         return -(-self.size // (self.world_size * self.micro_batch_size))
 
     def bounds(self, rank: int, number: int) -> tuple[int, int]:
-        """The samples of a rank in a round; both numbers are equal where there are none."""
+        """Start and end of a rank's samples in a round; equal if it has none."""
         first = number * self.world_size * self.micro_batch_size
         here = min(self.world_size * self.micro_batch_size, self.size - first)
         start, stop = rank * here // self.world_size, (rank + 1) * here // self.world_size

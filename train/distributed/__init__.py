@@ -1,1 +1,1 @@
-"""This process among all processes of a run: its place, their group, what they exchange."""
+"""World, process group, collectives, shards and randomness: the base of all other rooms."""

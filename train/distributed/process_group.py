@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import os
-import time
-import uuid
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
+from train.distributed.rendezvous import agent_keeps_store, join, open_store
 from train.distributed.world import World
 from train.exits import RetryError
 
-if TYPE_CHECKING:
-    from train.config.schema import Config
 
-
-def timeout_of(config: Config) -> timedelta:
-    """How long a rank waits for others: longer than the watchdog, which can say why it waits."""
-    limits = (config.watchdog.first_timeout, config.watchdog.timeout)
-    return timedelta(seconds=30 + 1.2 * max(limit or 86400.0 for limit in limits))
+def timeout_of(*watchdog_limits: float | None) -> timedelta:
+    """How long a collective waits for other ranks, from the watchdog's limits in seconds, where
+    None is no limit: longer than the watchdog, which can report what the rank waits for."""
+    return timedelta(seconds=30 + 1.2 * max(limit or 86400.0 for limit in watchdog_limits))
 
 
 def start_group(world: World, backend: str, timeout: timedelta) -> None:
-    """The process group of all ranks; returns when all have come.
+    """The process group of all ranks; returns when all have joined.
 
-    Raises RetryError where they have not within ``timeout``.
+    Raises RetryError if they have not within ``timeout``.
     """
     store: Store | None = None
     if world.world_size == 1:
         store = HashStore()
-    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        agent = TCPStore(address, port, is_master=False, timeout=timeout)
-        store = PrefixStore(meet(agent, world.rank, world.world_size, timeout), agent)
+    elif agent_keeps_store():
+        store = store_of_this_start(open_store(world, timeout.total_seconds()), world, timeout)
     if store is None:
         dist.init_process_group(backend, timeout=timeout)
     else:
@@ -45,41 +36,18 @@ def start_group(world: World, backend: str, timeout: timedelta) -> None:
         )
 
 
-def meet(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
-    """A name that the ranks which are alive now, and no others, have in common.
+def store_of_this_start(store: Store, world: World, timeout: timedelta) -> Store:
+    """The part of the agent's store that only the ranks which start now use, all of them.
 
-    torchrun keeps one store through all restarts and changes of membership, so that ranks would
-    find the addresses of dead ones in it. Rank 0 makes up the name; each other rank greets it
-    under that name until it is welcomed, which a name left by a dead rank 0 never does.
+    Raises RetryError if they have not all joined within ``timeout``.
     """
-    deadline = time.monotonic() + timeout.total_seconds()
-    if rank == 0:
-        name = uuid.uuid4().hex
-        store.set("isorun", name)
-        for other in range(1, world_size):
-            _wait(store, f"{name}/from-{other}", deadline)
-            store.set(f"{name}/to-{store.get(f'{name}/from-{other}').decode()}", "")
-        return name
-    me = uuid.uuid4().hex
-    while True:
-        _wait(store, "isorun", deadline)
-        name = store.get("isorun").decode()
-        store.set(f"{name}/from-{rank}", me)
-        if _wait(store, f"{name}/to-{me}", deadline, patience=2.0):
-            return name
-
-
-def _wait(store: Store, key: str, deadline: float, patience: float = math.inf) -> bool:
-    """Whether the key came within ``patience`` seconds."""
-    started = time.monotonic()
-    while not store.check([key]):
-        now = time.monotonic()
-        if now > deadline:
-            raise RetryError(
-                "Not all ranks came to the start of the run in time; see what became of the "
-                "others, then start it again."
-            )
-        if now - started > patience:
-            return False
-        time.sleep(0.01)
-    return True
+    seconds = timeout.total_seconds()
+    joined = join(store, world, seconds)
+    if world.rank == 0 and len(joined.greetings) < world.world_size:
+        missing = sorted(set(range(world.world_size)) - joined.greetings.keys())
+        raise RetryError(
+            f"Timed out after {seconds:g} s waiting for ranks to join: "
+            f"{', '.join(map(str, missing[:8]))}{' ...' if len(missing) > 8 else ''} of "
+            f"{world.world_size} did not. Check their logs, then rerun."
+        )
+    return PrefixStore(joined.name, store)

@@ -1,4 +1,4 @@
-"""Seeds, and operations that give the same bits each time."""
+"""Seeds of the global generators, and deterministic operations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 def seed_everything(seed: int, device: torch.device | None = None) -> None:
-    """Seeds torch (CPU and the device), numpy and ``random``; 64-bit ``seed``.
+    """Seeds torch (the CPU generator and, with ``device``, CUDA's), numpy and ``random``.
 
-    Reaches for the CPU generator itself: ``torch.manual_seed`` takes eighty times as long, and
-    this runs for every micro-batch.
+    ``seed`` has 64 bits; numpy takes the lower 32. The CPU generator is seeded directly, because
+    ``torch.manual_seed`` takes 80 times as long and this runs for every micro-batch.
     """
     torch.default_generator.manual_seed(seed)
     if device is not None and device.type == "cuda":
@@ -23,7 +23,7 @@ def seed_everything(seed: int, device: torch.device | None = None) -> None:
 
 
 def make_deterministic() -> None:
-    """From here on; set before the first use of a GPU."""
+    """Switches torch to deterministic algorithms; call it before the first use of CUDA."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""What one rank holds of a tensor that may be spread over many."""
+"""One rank's shard of a tensor, and the named tensors of a model."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""A rectangular part of a tensor: where it begins in each dimension, and its size in each."""
+Chunk = tuple[tuple[int, ...], tuple[int, ...]]
+"""A rectangular part of a tensor, as in DCP: its offset and its size in each dimension."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One rank's share of a tensor of ``shape``, as memory of its own.
+    """The part of a tensor that one rank holds.
 
-    Three cases: the whole tensor; a box of it (FSDP2 cuts along a dimension); or a range of its
-    elements in row-major order (ZeRO cuts a flat buffer wherever it comes to a rank's end).
+    One of three: the full tensor; a chunk of it (FSDP2 shards along a dimension); or a range of
+    its elements in row-major order (ZeRO partitions a flat buffer).
     """
 
     shape: torch.Size
-    """Of the whole tensor."""
+    """Shape of the full tensor."""
     local: Tensor
-    """This rank's elements: shaped like the box, or flat for a range. May be empty."""
+    """This rank's elements: of the chunk's shape, or 1-D for a range. May be empty."""
     offsets: tuple[int, ...] = ()
-    """Where the box begins."""
+    """The chunk's offset in each dimension."""
     start: int | None = None
-    """Where the range begins in the flattened tensor; None for a box."""
+    """The range's first element in the flattened tensor; None for a chunk."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> Shard:
-        """The share that a tensor stands for: all of a plain one, this rank's of a DTensor."""
+        """The shard of a tensor, sharing its memory: all of a plain one, the local part of a
+        DTensor."""
         tensor = tensor.detach()
         if not isinstance(tensor, DTensor):
             return cls(tensor.shape, tensor, (0,) * tensor.dim())
@@ -46,26 +47,26 @@ class Shard:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the elements."""
+        """The elements' dtype."""
         return self.local.dtype
 
     @property
-    def is_whole(self) -> bool:
-        """Whether this rank holds all of the tensor."""
+    def is_full(self) -> bool:
+        """Whether this rank holds the full tensor."""
         return self.start is None and self.local.shape == self.shape
 
     def with_local(self, local: Tensor) -> Shard:
-        """The same share in other memory."""
+        """The same shard with other memory."""
         return replace(self, local=local)
 
-    def boxes(self) -> Iterator[tuple[Box, Tensor]]:
-        """The share as boxes, each with a view of its memory; nothing where it is empty."""
+    def chunks(self) -> Iterator[tuple[Chunk, Tensor]]:
+        """The shard as chunks, each with a view of its memory; none if the shard is empty."""
         if self.start is None:
             if self.local.numel() or not math.prod(self.shape):
                 yield (self.offsets, tuple(self.local.shape)), self.local
             return
         done = 0
-        for offsets, sizes in boxes_of_range(
+        for offsets, sizes in chunks_of_range(
             tuple(self.shape), self.start, self.start + self.local.numel()
         ):
             size = math.prod(sizes)
@@ -73,27 +74,44 @@ class Shard:
             done += size
 
 
-def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
-    """Cuts elements ``start`` to ``stop`` of a tensor in row-major order into boxes, in order.
+def chunks_of_range(shape: tuple[int, ...], start: int, stop: int) -> list[Chunk]:
+    """Splits elements ``start`` to ``stop`` (row-major order) of a tensor into chunks, in order.
 
-    At most 2 * dimensions - 1 of them: part of a first row, whole rows, part of a last row.
+    At most 2 * dimensions - 1 chunks: part of a first row, full rows, part of a last row.
     """
     if start >= stop:
         return []
     if not shape:
         return [((), ())]
     row = math.prod(shape[1:])
-    first, last = -(-start // row), stop // row  # the whole rows
+    first, last = -(-start // row), stop // row  # the full rows
     if first > last:  # within one row
         return _within(last, shape, start, stop)
-    boxes = _within(first - 1, shape, start, first * row)
+    chunks = _within(first - 1, shape, start, first * row)
     if first < last:
-        boxes.append(((first,) + (0,) * (len(shape) - 1), (last - first, *shape[1:])))
-    return boxes + _within(last, shape, last * row, stop)
+        chunks.append(((first,) + (0,) * (len(shape) - 1), (last - first, *shape[1:])))
+    return chunks + _within(last, shape, last * row, stop)
 
 
-def _within(index: int, shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
-    """The boxes of a range that lies within one row."""
+def _within(index: int, shape: tuple[int, ...], start: int, stop: int) -> list[Chunk]:
+    """The chunks of a range within one row."""
     row = math.prod(shape[1:])
-    inner = boxes_of_range(shape[1:], start - index * row, stop - index * row)
+    inner = chunks_of_range(shape[1:], start - index * row, stop - index * row)
     return [((index, *offsets), (1, *sizes)) for offsets, sizes in inner]
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by fully qualified name; a shared tensor has its first
+    name."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach()
+    return found
+
+
+def parameter_names(model: nn.Module) -> dict[int, str]:
+    """Fully qualified names by ``id(parameter)``; a shared parameter has its first name."""
+    return {id(parameter): name for name, parameter in model.named_parameters()}

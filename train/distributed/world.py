@@ -1,8 +1,8 @@
-"""Where this process stands among all processes of the run, as its launcher has told it.
+"""The rank of this process and the size of its world, from the launcher's environment variables.
 
-torchrun, ``accelerate launch``, the DeepSpeed launcher and Kubeflow set torch's own variables
-(RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR ...). Slurm's ``srun`` sets its own; they are translated
-here, so that everything below sees only torch's.
+torchrun, ``accelerate launch``, the DeepSpeed launcher and Kubeflow set torch's variables (RANK,
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR ...). Slurm's ``srun`` sets its own, which are translated here
+to torch's.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from train.exits import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """This process's place."""
+    """The rank of this process and the size of its world."""
 
     rank: int
-    """From 0 to ``world_size`` - 1; rank 0 speaks and writes."""
+    """From 0 to ``world_size`` - 1; rank 0 logs and writes."""
     world_size: int
+    """Processes of the run."""
     local_rank: int
-    """Among the processes of this host."""
+    """Rank among the processes of this host."""
     local_world_size: int
+    """Processes of the run on this host."""
     launcher: str
-    """Who started it: python, torchrun, accelerate, deepspeed, srun, or unknown."""
+    """What started the process: python, torchrun, accelerate, deepspeed, srun, or unknown."""
     host: str
+    """Host name."""
 
 
 def find_world(environ: MutableMapping[str, str]) -> World:
-    """Reads the environment, and completes it with torch's variables where Slurm set its own.
+    """Reads torch's variables from ``environ``; adds them to it if only Slurm's are set.
 
-    Raises UsageError where it contradicts itself.
+    Raises UsageError if a variable is missing or contradicts another.
     """
     if "RANK" not in environ and "WORLD_SIZE" not in environ and _started_by_srun(environ):
         environ.update(_from_slurm(environ))
@@ -48,25 +51,25 @@ def find_world(environ: MutableMapping[str, str]) -> World:
         there, missing = ("RANK", "WORLD_SIZE") if "RANK" in environ else ("WORLD_SIZE", "RANK")
         raise UsageError(
             f"{there} is set in the environment ({environ[there]!r}), but {missing} is not; start "
-            "the run with torchrun or accelerate launch, which set both, or unset it."
+            f"the run with torchrun or accelerate launch, which set both, or unset {there}."
         )
     world_size = _number(environ, "WORLD_SIZE", 1, at_least=1)
     rank = _number(environ, "RANK", 0)
     if rank >= world_size:
         raise UsageError(
-            f"RANK is {rank} in the environment, which must be less than WORLD_SIZE, {world_size}; "
-            "ranks are counted from 0."
+            f"RANK must be less than WORLD_SIZE, {world_size}, but is {rank} (environment); ranks "
+            "are counted from 0."
         )
     if world_size > 1:
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if not environ.get(name):
                 raise UsageError(
                     f"WORLD_SIZE is {world_size} in the environment, but {name} is not set, so the "
-                    "ranks cannot find each other; start the run with torchrun or accelerate "
-                    "launch, or set it to rank 0's."
+                    "ranks cannot rendezvous; start the run with torchrun or accelerate launch, "
+                    f"or set {name} to that of rank 0."
                 )
     local_rank = _number(environ, "LOCAL_RANK", 0)
-    # DeepSpeed's launcher says LOCAL_SIZE.
+    # DeepSpeed's launcher sets LOCAL_SIZE.
     default = _number(environ, "LOCAL_SIZE", 1, at_least=1)
     return World(
         rank,
@@ -80,38 +83,44 @@ def find_world(environ: MutableMapping[str, str]) -> World:
 
 @cache
 def this_world() -> World:
-    """The place of this very process. Read once: Slurm's variables are torch's afterwards."""
+    """The World of this process, read from ``os.environ`` at the first call and cached."""
     return find_world(os.environ)
 
 
-def warnings_of(world: World, gpus: int, parent: list[str] | None = None) -> list[str]:
-    """Where the world is not what was asked for, in whole sentences. ``parent`` is the command
-    line of the parent process."""
+def world_warnings(world: World, gpus: int, parent: list[str] | None = None) -> list[str]:
+    """Sentences on differences between the world and what the user requested.
+
+    ``gpus``: CUDA devices of this host. ``parent``: the parent process's command line; by default
+    it is read from /proc (Linux).
+    """
     parent = _parent_command() if parent is None else parent
     found = []
-    asked = _asked_of_accelerate(parent)
-    if asked is not None and asked > world.world_size:
+    requested = _accelerate_processes(parent)
+    if requested is not None and requested > world.world_size:
         found.append(
-            f"accelerate launch was asked for {asked} processes but started {world.world_size}: "
-            "with --cpu it starts but one; leave --cpu out and give it a file of "
+            f"accelerate launch was asked for {requested} processes but started "
+            f"{world.world_size}: with --cpu it starts only one; remove --cpu and pass a file of "
             "configs/accelerate, or use torchrun."
         )
     for name in ("PET_NPROC_PER_NODE", "PET_NNODES"):
         value = os.environ.get(name, "")
         if value not in ("", "1", "1:1") and world.launcher in ("python", "unknown"):
             found.append(
-                f"{name} is {value}, which is for torchrun and the node agent; start the run with "
-                "`torchrun -m train` or `python -m launch.agent`, or each process is a run alone."
+                f"{name} is {value} (environment), but only torchrun and the node agent read it, "
+                "so this process runs alone; start the run with `torchrun -m train` or "
+                "`python -m launch.agent`."
             )
     if gpus > world.local_world_size:
         found.append(
             f"{world.host} has {gpus} GPUs, but the run has {world.local_world_size} process(es) "
-            "on it, and each uses one; start it with torchrun --nproc-per-node gpu to use all."
+            "there, which use one GPU each; start it with torchrun --nproc-per-node gpu to use all."
         )
     return found
 
 
 def _launcher(environ: Mapping[str, str]) -> str:
+    if launcher := environ.get("ISORUN_LAUNCHER"):  # train.launch
+        return launcher
     if any(name.startswith("ACCELERATE_") for name in environ):
         return "accelerate"
     if "TORCHELASTIC_RUN_ID" in environ:
@@ -134,12 +143,12 @@ def _number(environ: Mapping[str, str], name: str, default: int, *, at_least: in
 
 
 def _started_by_srun(environ: Mapping[str, str]) -> bool:
-    """A batch script has most of Slurm's variables, too, but it is no task of a step."""
+    """Whether srun started this process; a batch script has most of Slurm's variables too."""
     return "SLURM_PROCID" in environ and int(environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
 
 
 def _from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
-    """torch's variables from srun's. All tasks compute the same port from the job's number."""
+    """torch's variables from srun's; the port is a function of job id and step id."""
     hosts = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "localhost"
     job, step = (int(environ.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     per_node = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE") or "1")
@@ -155,7 +164,7 @@ def _from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_host(hosts: str) -> str:
-    """The first of a Slurm list of hosts: ``gpu[03-05,9],login`` begins with ``gpu03``."""
+    """The first host of a Slurm node list: ``gpu03`` for ``gpu[03-05,9],login``."""
     match = re.match(r"([^\[,]*)(?:\[([^\]]*)\])?([^,\[]*)", hosts)
     assert match is not None
     prefix, numbers, suffix = match.groups()
@@ -164,16 +173,15 @@ def first_host(hosts: str) -> str:
 
 
 def expand_counts(counts: str) -> list[int]:
-    """Slurm's tasks per node: ``4(x2),3`` is [4, 4, 3]."""
+    """Slurm's tasks per node as a list: [4, 4, 3] for ``4(x2),3``."""
     found: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
         found += [int(count)] * int(times or 1)
     return found
 
 
-def _asked_of_accelerate(parent: list[str]) -> int | None:
-    """How many processes an ``accelerate launch`` that started this process itself was to start,
-    by its command line or its config file."""
+def _accelerate_processes(parent: list[str]) -> int | None:
+    """num_processes of the parent ``accelerate launch``, from its command line or config file."""
     if "launch" not in parent:
         return None
     text = _option(parent, "num_processes")
@@ -185,7 +193,7 @@ def _asked_of_accelerate(parent: list[str]) -> int | None:
 
 
 def _option(words: list[str], name: str) -> str | None:
-    """The value of an option in either spelling."""
+    """The value of a command line's option, spelled with ``-`` or ``_``."""
     for index, word in enumerate(words):
         option, equals, value = word.partition("=")
         if option.startswith("--") and option[2:].replace("-", "_") == name:

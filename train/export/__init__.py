@@ -1,1 +1,1 @@
-"""Trained models for use elsewhere."""
+"""Export of trained models."""

@@ -1,12 +1,12 @@
-"""Trained models for use elsewhere: parameters alone, or form and parameters together.
+"""Exports trained models as safetensors and as ``torch.export`` programs, and loads them.
 
 An export is a directory with
 
     model.safetensors   parameters and buffers by fully qualified name
-    model.pt2           a ``torch.export`` program: form and parameters, no Python class needed
-    export.json         the task's reference, the config, and where the weights come from
+    model.pt2           a ``torch.export`` program: graph and parameters, independent of the task
+    export.json         the task's reference, the config, and the source checkpoint
 
-:func:`load` builds the task's own module from ``export.json`` and ``model.safetensors``.
+:func:`load` builds the task's module from ``export.json`` and ``model.safetensors``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.config.load import task_config
 from train.exits import DataError, UsageError
+from train.files import write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +28,8 @@ PARAMETERS, PROGRAM, DESCRIPTION = "model.safetensors", "model.pt2", "export.jso
 
 
 def export_parameters(model: nn.Module, directory: Path) -> Path:
-    """Writes parameters and persistent buffers; tensors shared by modules are stored once."""
+    """Writes parameters and persistent buffers; shared tensors are stored once. Returns the
+    path."""
     from safetensors.torch import save_model
 
     path = directory / PARAMETERS
@@ -36,7 +38,10 @@ def export_parameters(model: nn.Module, directory: Path) -> Path:
 
 
 def export_program(model: nn.Module, task: Task, directory: Path) -> Path:
-    """Writes a ``torch.export`` program whose first dimension (batch) of every input is free."""
+    """Writes a ``torch.export`` program with a dynamic first dimension (batch) of all inputs.
+
+    Returns the path. Raises UsageError if the task has no ``example_inputs``.
+    """
     import torch
     from torch.export import Dim, export, save
 
@@ -44,8 +49,8 @@ def export_program(model: nn.Module, task: Task, directory: Path) -> Path:
         inputs = task.example_inputs()
     except NotImplementedError:
         raise UsageError(
-            "The task has no example_inputs(), without which no program can be exported; "
-            "implement it, or ask for --form parameters."
+            "The task has no example_inputs(), which the export of a program needs; implement it, "
+            "or set --form parameters."
         ) from None
     batch = Dim("batch", min=1)
     dynamic = tuple({0: batch} if isinstance(i, torch.Tensor) else None for i in inputs)
@@ -55,19 +60,19 @@ def export_program(model: nn.Module, task: Task, directory: Path) -> Path:
     return path
 
 
-def describe(directory: Path, config: dict[str, Any], source: dict[str, Any]) -> Path:
-    """Writes what ``load`` needs besides the parameters."""
+def write_description(directory: Path, config: dict[str, Any], source: dict[str, Any]) -> Path:
+    """Writes ``export.json``. ``source``: further keys on the source checkpoint. Returns the
+    path."""
     path = directory / DESCRIPTION
-    text = json.dumps({"task": config["task"]["use"], "config": config, **source}, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_json(path, {"task": config["task"]["use"], "config": config, **source})
     return path
 
 
 def load(path: str | Path) -> nn.Module:
-    """The module of an export directory, in evaluation mode, on the CPU.
+    """Loads the module of an export directory, in evaluation mode, on the CPU.
 
-    The task named in it must be importable. Raises UsageError where ``path`` is no export, and
-    DataError where the parameters do not fit the module.
+    The task's module must be importable. Raises UsageError if ``path`` is not an export, and
+    DataError if the parameters do not match the module.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model
@@ -78,7 +83,7 @@ def load(path: str | Path) -> nn.Module:
         values = description["config"]
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"{directory} is no export of isorun ({DESCRIPTION}: {error}); "
+            f"{directory} is not an export of isorun ({DESCRIPTION}: {error}); "
             "name a directory that `python -m train export` wrote."
         ) from None
     model = task_config(values, f"{directory / DESCRIPTION}").build_model()
@@ -86,7 +91,7 @@ def load(path: str | Path) -> nn.Module:
         load_model(model, str(directory / PARAMETERS))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise DataError(
-            f"The parameters in {directory / PARAMETERS} do not fit the task's model: {error}; "
-            "use the task's code as it was when it was exported."
+            f"The parameters in {directory / PARAMETERS} do not match the task's model: {error}; "
+            "use the version of the task that was exported."
         ) from error
     return model.eval()

@@ -1,172 +1,207 @@
-"""What a run commits: the checkpoint, and before it the ledger and the metrics of its steps."""
+"""What a run commits: a checkpoint, and before it the ledger and the metrics of its steps."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from train.checkpoint.saver import CheckpointSaver, Request
-from train.checkpoint.state import collect
+from train.checkpoint.checkpoint_config import CheckpointConfig
+from train.checkpoint.mirroring import Mirroring
+from train.checkpoint.saver import CheckpointSaver, SaveRequest
+from train.checkpoint.state import collect_state
 from train.checkpoint.store import CheckpointStore, DamagedError
+from train.data.fetch import MicroBatch
 from train.data.ledger import Ledger, StepRecord
 from train.exits import RetryError
-from train.optim.optimizer import group_values
-
-if TYPE_CHECKING:
-    from train.loop.run import Run
+from train.loop.early_stop import EarlyStop
+from train.loop.state import Progress
+from train.loop.step_metrics import StepMetrics
+from train.optim.ema import Ema
+from train.optim.optimizer import param_group_values
+from train.strategies.base import Strategy
+from train.track.tracker import Tracker
 
 _log = logging.getLogger("train")
 
 
-class Saving:
-    """Saves a run, and tells it of writes that failed. All methods are collective."""
+class Checkpointing:
+    """Writes the checkpoints of one attempt, and reports writes that failed.
 
-    def __init__(self, run: Run, store: CheckpointStore) -> None:
-        self.run = run
-        self._saver = CheckpointSaver(store, run.config.checkpoint, run.engine.checkpoint_group)
+    All methods are collective, unless they say otherwise. ``ledger`` is rank 0's, None on other
+    ranks. ``facts`` are JSON values that each checkpoint keeps: ``run``, ``attempt``,
+    ``samples``. ``last_step`` is the step of the checkpoint that the attempt resumed from, and
+    ``mirroring`` copies committed checkpoints (rank 0's; None without a mirror).
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        config: CheckpointConfig,
+        strategy: Strategy,
+        ema: Ema | None,
+        *,
+        tracker: Tracker,
+        ledger: Ledger | None,
+        facts: Mapping[str, Any],
+        last_step: int | None,
+        mirroring: Mirroring | None = None,
+    ) -> None:
+        self._store, self._on_error = store, config.on_error
+        self._strategy, self._ema, self._tracker = strategy, ema, tracker
+        self._ledger, self._facts = ledger, dict(facts)
+        self._collectives = strategy.engine.checkpoint_collectives
+        self._saver = CheckpointSaver(
+            store,
+            config,
+            self._collectives,
+            last_step=last_step,
+            on_commit=mirroring.committed if mirroring else None,
+        )
         self._logged_timing = self._saver.last_timing
         self._pending: list[StepRecord] = []
-        self.ledger: Ledger | None = None
-        """Rank 0's alone; opened when the attempt begins."""
 
     @property
     def last_step(self) -> int | None:
-        """The step of the newest committed checkpoint."""
+        """The step of the newest committed checkpoint. Not collective."""
         return self._saver.last_step
 
-    @last_step.setter
-    def last_step(self, step: int) -> None:
-        self._saver.last_step = step
+    @property
+    def last_path(self) -> Path | None:
+        """The newest committed checkpoint. Not collective."""
+        return None if self.last_step is None else self._store.path(self.last_step)
 
-    def committed(self, call: Callable[[], None]) -> None:
-        """``call`` is called, on rank 0, after each commit."""
-        self._saver.committed = call
+    @property
+    def written(self) -> bool:
+        """Whether the checkpoint in flight is committed, as far as this rank knows, and ``wait``
+        was not called since. Not collective."""
+        return self._saver.written
 
     @property
     def failed(self) -> bool:
-        """Whether a write has failed on this rank and nobody was told yet."""
+        """Whether a write has failed on this rank and was not reported yet. Not collective."""
         return self._saver.failed
 
-    def record(self, step: StepRecord) -> None:
-        """Takes in this rank's part of a step's entry in the ledger."""
-        self._pending.append(step)
+    def record(self, step: int, position: int, micro_batches: Sequence[MicroBatch]) -> None:
+        """Records the samples of step ``step``, which starts at ``position`` of the training
+        stream, for the ledger. Not collective: each rank records its own micro-batches."""
+        samples = sum(len(micro.positions) for micro in micro_batches)
+        digest = sum(micro.digest for micro in micro_batches) % 2**64
+        self._pending.append(StepRecord(step, position, samples, digest))
 
     def reserve(self) -> None:
-        """Prepares the memory of the first checkpoint; after the first step, when the optimiser
-        has its state."""
-        self._saver.reserve(collect(self.run.engine.strategy, self.run.ema)[0])
+        """Allocates the host memory of the first checkpoint. Called after the first step, when
+        the optimiser has its state."""
+        self._saver.reserve(collect_state(self._strategy, self._ema)[0])
 
-    def start(self) -> None:
-        """Starts a checkpoint of the present step, unless there is one already."""
-        run, progress = self.run, self.run.progress
+    def start(self, progress: Progress, metrics: StepMetrics, early_stop: EarlyStop | None) -> bool:
+        """Starts a checkpoint of the present step. Returns False where there is one already."""
         self._report(self._saver.wait())
         if self.last_step == progress.step:
-            return
-        run.engine.strategy.sync_buffers()
+            return False
+        strategy = self._strategy
+        strategy.sync_buffers()
         self._drop_recorded()
-        shards, optimizer_values = collect(run.engine.strategy, run.ema)
-        loss_scale = run.engine.loss_scale
+        shards, optimizer_values = collect_state(strategy, self._ema)
         state = {
-            "run": run.identity.id,
-            "attempt": run.attempt,
-            "samples": run.order.size,
-            "progress": vars(progress).copy(),
-            "window": run.window.state_dict(),
-            "early_stop": run.early_stop.state_dict() if run.early_stop else None,
-            "loss_scale": loss_scale.state_dict() if loss_scale else None,
+            **self._facts,
+            **_evaluation_state(progress, early_stop),
+            "window": metrics.state_dict(),
+            "loss_scale": strategy.loss_scale.state_dict() if strategy.loss_scale else None,
             "optimizer": optimizer_values,
-            "optimizer_groups": group_values(run.engine.optimizer),
+            "optimizer_groups": param_group_values(strategy.optimizer),
         }
-        evaluated_now = run.due.evaluated_step == progress.step
-        request = Request(
+        evaluated_now = progress.evaluated_step == progress.step
+        request = SaveRequest(
             step=progress.step,
             state=state,
             metrics=dict(progress.evaluated) if evaluated_now else None,
-            before_commit=self._make_durable(list(self._pending), progress.step),
+            before_commit=self._write_records(list(self._pending), progress.step),
         )
-        started = time.perf_counter()
-        self._report(self._saver.save(shards, request))
-        run.window.checkpoint_seconds += time.perf_counter() - started
-        run.due.saved()
+        with metrics.timed("checkpoint"):
+            self._report(self._saver.save(shards, request))
+        return True
 
-    def amend(self) -> None:
-        """Adds an evaluation that was made up for to the checkpoint of its step."""
-        run, progress = self.run, self.run.progress
-        if self.last_step != progress.step or progress.evaluation_due or not run.engine.is_main:
+    def amend(self, progress: Progress, early_stop: EarlyStop | None) -> None:
+        """Adds an evaluation to the committed checkpoint of the present step, where there is one.
+        Not collective: rank 0 does it."""
+        if self.last_step != progress.step or progress.evaluation_due or self._collectives.rank:
             return
-        state = {
-            "progress": vars(progress).copy(),
-            "early_stop": run.early_stop.state_dict() if run.early_stop else None,
-        }
         try:
-            self._saver.store.amend(progress.step, state, dict(progress.evaluated))
+            state = _evaluation_state(progress, early_stop)
+            self._store.amend(progress.step, state, dict(progress.evaluated))
         except (OSError, DamagedError) as error:
-            run.tracker.warn(f"The evaluation of step {progress.step} was not kept ({error}).")
+            self._tracker.warn(
+                f"The evaluation of step {progress.step} could not be added to its checkpoint "
+                f"({error})."
+            )
 
     def wait(self) -> None:
         """Returns when the checkpoint in flight is committed or has failed."""
         self._report(self._saver.wait())
 
-    def abandon(self) -> None:
-        """At the end of the process: waits for the write in flight, whatever becomes of it."""
+    def close(self) -> None:
+        """At the end of the process: waits for the checkpoint in flight, without a report."""
         self._saver.wait()
 
     def _report(self, error: str | None) -> None:
-        """A failed write is told, and ends the run only if the config says so."""
+        """Reports a failed write; it ends the run only with checkpoint.on_error=stop."""
         if error is None:
             self._log_timing()
             return
         text = (
             f"A checkpoint could not be written ({error}); the earlier ones in "
-            f"{self.run.directory.checkpoints} are untouched."
+            f"{self._store.directory} are unchanged."
         )
-        if self.run.config.checkpoint.on_error == "stop":
+        if self._on_error == "stop":
             raise RetryError(f"{text} The run ends because checkpoint.on_error is stop.")
-        self.run.tracker.warn(f"{text} Training goes on and tries again at the next one.")
+        self._tracker.warn(f"{text} Training continues and tries again at the next checkpoint.")
 
     def _log_timing(self) -> None:
-        """How long the newest checkpoint took, in the log file, once."""
+        """Logs how long the newest checkpoint took, once."""
         step, timing = self.last_step, self._saver.last_timing
         if timing is not self._logged_timing:
             self._logged_timing = timing
             _log.info(
-                "checkpoint of step %d: training stood still %.3f s for the copy and %.3f s for "
-                "the one before; written, hashed and committed in %.3f s",
+                "checkpoint of step %d: training waited %.3f s for the copy and %.3f s for the "
+                "checkpoint before; written, hashed and committed in %.3f s",
                 *(step, timing.copy, timing.wait, timing.write),
             )
 
-    def _make_durable(self, records: list[StepRecord], step: int) -> Callable[[], None]:
-        """What must be on disk before the checkpoint is: the ledger and the metrics."""
+    def _write_records(self, records: list[StepRecord], step: int) -> Callable[[], None]:
+        """What the writing thread calls before it commits: the ledger and the metrics of all
+        steps up to the checkpoint become durable first."""
 
         def before_commit() -> None:
-            import torch
-            import torch.distributed as dist
-
-            group = self.run.engine.checkpoint_group
-            sums = torch.tensor(
-                [[r.count for r in records], [_signed(r.digest) for r in records]],
-                dtype=torch.int64,
+            sums = self._collectives.all_reduce_ints(
+                [*(r.count for r in records), *(_signed(r.digest) for r in records)]
             )
-            if group:
-                dist.all_reduce(sums, group=group)
-            if self.ledger is not None:
-                counts, digests = sums.tolist()
-                self.ledger.append_steps(
+            if self._ledger is not None:
+                counts, digests = sums[: len(records)], sums[len(records) :]
+                self._ledger.append_steps(
                     [
                         StepRecord(r.step, r.start_position, count, digest % 2**64)
                         for r, count, digest in zip(records, counts, digests, strict=True)
                     ]
                 )
-                self.run.tracker.flush(step)
+                self._tracker.flush(step)
 
         return before_commit
 
     def _drop_recorded(self) -> None:
-        """Forgets the steps that the ledger has; after a failed write it may lack some."""
-        recorded = self.run.engine.broadcast(self.ledger.last_step if self.ledger else None)
+        """Drops the records that are in the ledger; after a failed write it may lack some."""
+        recorded = self._strategy.collectives.broadcast_object(
+            self._ledger.last_step if self._ledger else None
+        )
         self._pending = [r for r in self._pending if recorded is None or r.step > recorded]
+
+
+def _evaluation_state(progress: Progress, early_stop: EarlyStop | None) -> dict[str, Any]:
+    return {
+        "progress": vars(progress).copy(),
+        "early_stop": early_stop.state_dict() if early_stop else None,
+    }
 
 
 def _signed(value: int) -> int:

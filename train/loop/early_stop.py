@@ -1,37 +1,19 @@
-"""Early stopping on a reported metric. Its whole state is three numbers, kept in checkpoints."""
+"""Early stopping on an evaluation metric. Checkpoints keep its state, three numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
+from train.config.schema import EarlyStopConfig
 from train.exits import UsageError
-from train.section import Section
-
-
-class EarlyStopConfig(Section):
-    """Ends the run when a metric has stopped getting better."""
-
-    metric: str = "loss"
-    """Name of the evaluation metric that is watched."""
-
-    mode: Literal["min", "max"] = "min"
-    """Whether smaller or larger is better."""
-
-    patience: int = Field(3, ge=1)
-    """Evaluations in a row without improvement after which the run ends."""
-
-    min_delta: float = Field(0.0, ge=0.0)
-    """By how much the metric must change to count as better."""
 
 
 @dataclass
 class EarlyStop:
-    """Watches one metric; ``stopped`` is true once patience is used up."""
+    """Watches one metric; ``stopped`` is true once it has not improved ``patience`` times."""
 
     config: EarlyStopConfig
     best: float | None = None
@@ -39,7 +21,7 @@ class EarlyStop:
     stopped: bool = False
 
     def update(self, metrics: Mapping[str, float]) -> None:
-        """Takes in one evaluation. A value that is not finite never counts as better."""
+        """Adds an evaluation. A value that is not finite never counts as better."""
         value = metric_value(metrics, self.config.metric, "early_stop.metric")
         sign = 1.0 if self.config.mode == "min" else -1.0
         better = math.isfinite(value) and (
@@ -58,12 +40,12 @@ class EarlyStop:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what ``state_dict`` gave."""
+        """Restores what ``state_dict`` returned."""
         self.best, self.waited, self.stopped = state["best"], state["waited"], state["stopped"]
 
 
 def metric_value(metrics: Mapping[str, float], name: str, field: str) -> float:
-    """The metric that the config's ``field`` names; UsageError where there is none of the name."""
+    """The metric that the config's ``field`` names. Raises UsageError where there is none."""
     try:
         return metrics[name]
     except KeyError:

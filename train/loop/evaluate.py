@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import nn
 
-from train.data.loader import MicroBatch
+from train.data.fetch import MicroBatch
 from train.exits import UsageError
 from train.strategies.engine import Engine
 from train.tasks.base import Ratio, Task
 
 
 class EvaluationStoppedError(Exception):
-    """The evaluation was given up because somebody asked for a stop."""
+    """The evaluation was not completed, because a rank was asked to stop."""
 
 
 def evaluate(
     engine: Engine,
+    model: nn.Module,
     task: Task,
     batches: Iterable[MicroBatch],
     *,
@@ -25,23 +27,26 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics over all batches of all ranks; collective.
 
-    A micro-batch whose ``counts`` is false only keeps the ranks in step.
-    Sums are added in float64. Raises EvaluationStoppedError when any rank's ``stop()`` is true.
+    ``model`` is what the task's ``measure`` calls; it is in evaluation mode meanwhile. A
+    micro-batch whose ``counts`` is false is computed so that all ranks make equally many forward
+    passes, but adds nothing. Sums are in float64. Raises EvaluationStoppedError when ``stop()`` is
+    true on any rank, and UsageError for metrics that cannot be added up.
     """
+    collectives = engine.collectives
     names: list[str] = []
     totals: dict[str, torch.Tensor] = {}
     objects = {name: metric.to(engine.device) for name, metric in task.metrics().items()}
     for metric in objects.values():
-        metric.reset()  # a task may give the same objects each time
+        metric.reset()  # a task may return the same objects each time
     updated = False
-    was_training = engine.model.training
-    engine.model.eval()
+    was_training = model.training
+    model.eval()
     with torch.no_grad():
         for micro in batches:
-            if any(engine.sum_ints([int(stop())])):
-                engine.model.train(was_training)
+            if any(collectives.all_reduce_ints([int(stop())])):
+                model.train(was_training)
                 raise EvaluationStoppedError
-            for name, value in task.measure(engine.model, engine.to_device(micro.batch)).items():
+            for name, value in task.measure(model, engine.to_device(micro.batch)).items():
                 if name in objects:
                     if micro.counts:
                         objects[name].update(*value)
@@ -59,18 +64,18 @@ def evaluate(
                     totals[name] += torch.stack(
                         [torch.as_tensor(part, device=engine.device).double() for part in value]
                     )
-    engine.model.train(was_training)
-    if objects and engine.sum_ints([int(updated)])[0] < engine.world_size:
+    model.train(was_training)
+    if objects and collectives.all_reduce_ints([int(updated)])[0] < engine.world_size:
         raise UsageError(
-            f"The evaluation data has fewer samples than the {engine.world_size} ranks, which "
-            f"the torchmetrics objects of the task's metrics() ({', '.join(objects)}) cannot bear; "
-            "use fewer ranks, or more samples."
+            f"The evaluation data has fewer samples than there are ranks ({engine.world_size}), "
+            f"which the torchmetrics objects of the task's metrics() ({', '.join(objects)}) do not "
+            "support; use fewer ranks, or more samples."
         )
-    summed = {name: tuple(engine.sum(totals[name]).tolist()) for name in sorted(names)}
-    metrics = {name: _divide(*summed[name]) for name in names}
+    summed = {name: tuple(collectives.all_reduce(totals[name]).tolist()) for name in sorted(names)}
+    metrics = {name: _ratio(*summed[name]) for name in names}
     metrics |= {name: float(metric.compute()) for name, metric in objects.items()}
     return metrics | task.derive(summed)
 
 
-def _divide(total: float, count: float) -> float:
+def _ratio(total: float, count: float) -> float:
     return total / count if count else float("nan")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 # Dense tensor-core peak in bf16 or fp16, and in fp32 without tensor cores, in TFLOP/s, from the
-# makers' data sheets. The first entry whose name is part of the device's name counts.
+# makers' data sheets. The first entry whose words are in the device's name counts.
 _PEAK_TFLOPS: list[tuple[str, float, float]] = [
     ("H200", 989.0, 67.0),
+    ("GH200", 989.0, 67.0),
     ("H100 PCIe", 756.0, 51.0),
     ("H100", 989.0, 67.0),
     ("A100", 312.0, 19.5),
@@ -24,6 +27,6 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     for known, half, single in _PEAK_TFLOPS:
-        if known in name:
+        if re.search(rf"\b{known}\b", name):  # not an L4 for an L40, nor a T4 for a T400
             return 1e12 * (single if precision == "fp32" else half)
     return None

@@ -1,93 +1,346 @@
-"""Finds out which run a directory holds, and where that run goes on from."""
+"""Opens a run, or finds it again, and closes it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
-from train.checkpoint.mirror import Mirror, MirrorError
-from train.checkpoint.mirroring import bring_back, unreadable
-from train.checkpoint.run_directory import Identity, RunDirectory
+import torch
+
+from train.checkpoint.mirror import Mirror
+from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
-from train.config.changes import Difference, allowed_changes
+from train.config.changes import Difference
 from train.config.load import LoadedConfig
-from train.exits import RetryError, RunError
+from train.data.loader import Batches, evaluation_batches, training_batches
+from train.data.plan import BatchPlan, EvalPlan
+from train.distributed.world import world_warnings
+from train.hooks import Facts, Hooks
+from train.loop.checkpointing import Checkpointing
+from train.loop.early_stop import EarlyStop
+from train.loop.evaluation import Evaluation
+from train.loop.first_step import FirstStepChecks
+from train.loop.run import OpenRun, resume_point
+from train.loop.state import Progress
+from train.loop.step_agreement import StepAgreement
+from train.loop.step_metrics import StepMetrics
+from train.loop.stragglers import Stragglers
+from train.loop.train_step import TrainStep
+from train.loop.triggers import Triggers
+from train.optim.schedule import learning_rate_factor
+from train.process.stop import StopRequest
+from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
+from train.setup.build import RunData, TrainableModel, build_data, build_trainable
+from train.setup.join import Joined, join_ranks
+from train.setup.records import Records, open_records, record_attempt
+from train.setup.resume import moved_dropout, resume
+from train.tasks.base import Task
+from train.track.sinks import RunInfo
+from train.track.tracker import Tracker
 
-if TYPE_CHECKING:
-    from train.strategies.engine import Engine
 
-
-@dataclass(frozen=True)
-class Found:
-    """What rank 0 found, and all ranks go by."""
-
-    identity: Identity
-    attempt: int
-    resume_step: int | None
-    """The checkpoint to go on from; None to start at the beginning."""
-    notes: list[str]
-    """What there is to tell."""
-    changes: list[Difference]
-    """How the config differs from the one the run was last started with."""
-
-
-def find_run(
-    engine: Engine,
+@contextmanager
+def open_run(
     loaded: LoadedConfig,
     directory: RunDirectory,
     changes: list[Difference],
+    stop: StopRequest,
     *,
-    allow_changes: bool,
-) -> Found:
-    """Rank 0 takes the directory's lock, looks, and restores from the mirror what is not there;
-    collective. Raises on every rank what rank 0 met."""
-    found: Found | RunError | None = None
-    if engine.is_main:
-        try:
-            found = _look(loaded, directory, changes, allow_changes=allow_changes)
-        except RunError as error:
-            found = error
-        except OSError as error:
-            found = RetryError(f"The run directory {directory.path} failed: {error}.")
-    found = engine.broadcast(found)
-    if isinstance(found, RunError):
-        raise found
-    assert found is not None
-    return found
+    allow_changes: bool = False,
+) -> Iterator[OpenRun]:
+    """One attempt at the run of ``directory``; collective. ``changes`` are those of the config
+    since the start before; ``stop`` is entered here. Leaving the context closes everything, last
+    opened first."""
+    with ExitStack() as stack:
+        joined = join_ranks(stack, loaded, directory, changes, stop, allow_changes=allow_changes)
+        yield _open(stack, loaded, directory, joined, allow_changes=allow_changes)
 
 
-def _look(
+def _open(
+    stack: ExitStack,
     loaded: LoadedConfig,
     directory: RunDirectory,
-    changes: list[Difference],
+    joined: Joined,
     *,
     allow_changes: bool,
-) -> Found:
-    directory.acquire()
-    directory.refuse_undoing_a_stop()
-    directory.stop_file.unlink(missing_ok=True)  # it was meant for an earlier attempt
-    store, config = CheckpointStore(directory.checkpoints), loaded.config
-    step, notes = store.newest_whole()
-    mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
-    if mirror and step is None:
-        if directory.exists:
-            _claim(mirror, directory, config.run.name, notes, needed=True)
-        step, told = bring_back(mirror, store)
-        notes += told
-        changes = allowed_changes(loaded, directory, allow=allow_changes)
-    identity = directory.identity(config.run.name)
-    if mirror:
-        _claim(mirror, directory, config.run.name, notes, needed=False)
-    return Found(identity, directory.attempts() + 1, step, notes, changes)
+) -> OpenRun:
+    config, engine, attempt, stop = loaded.config, joined.engine, joined.attempt, joined.stop
+    progress = Progress()
+
+    def beat(phase: str) -> None:
+        joined.heartbeat.update(phase, progress.step)
+
+    task = loaded.task(config)
+    data = build_data(loaded, task, engine.device)
+    plan = _plan(loaded, task, data, joined, directory, beat)
+    model = build_trainable(loaded, task, engine, joined.choice, plan)
+    metrics = _step_metrics(loaded, task, data, joined)
+    early_stop = EarlyStop(config.early_stop) if config.early_stop else None
+    store = CheckpointStore(directory.checkpoints)
+    if attempt.resume_step is not None:
+        state = resume(
+            store,
+            attempt.resume_step,
+            model.strategy,
+            model.ema,
+            config.optim,
+            samples=data.order.size,
+            allow_changes=allow_changes,
+        )
+        vars(progress).update(state["progress"])
+        metrics.load_state_dict(state["window"])
+        if early_stop and state["early_stop"]:
+            early_stop.load_state_dict(state["early_stop"])
+    tracker = _open_tracker(stack, loaded, directory, joined, task, data, plan, model, progress)
+    records = _open_records(
+        stack, loaded, directory, joined, data, plan, model, progress, tracker, beat
+    )
+    engine.collectives.barrier()  # no rank takes a step of an attempt that is not recorded
+    checkpointing = Checkpointing(
+        store,
+        config.checkpoint,
+        model.strategy,
+        model.ema,
+        tracker=tracker,
+        ledger=records.ledger if records else None,
+        facts={
+            "run": attempt.identity.id, "attempt": attempt.number, "samples": data.order.size
+        },
+        last_step=attempt.resume_step,
+        mirroring=records.mirroring if records else None,
+    )  # fmt: skip
+    stack.callback(checkpointing.close)
+    stop.report_at_deadline(lambda: resume_point(checkpointing.last_step, progress.step))
+    triggers = Triggers(
+        track=config.track,
+        evaluate=config.evaluate,
+        checkpoint=config.checkpoint,
+        total_steps=data.total_steps,
+        batch_size=plan.global_batch_size,
+        dataset_size=data.order.size,
+    )
+    # Opened last, closed first: data workers end before what they load for.
+    batches = stack.enter_context(_batches(loaded, task, data, plan, joined, progress))
+    return OpenRun(
+        loaded=loaded,
+        directory=directory,
+        joined=joined,
+        beat=beat,
+        task=task,
+        data=data,
+        plan=plan,
+        model=model,
+        progress=progress,
+        metrics=metrics,
+        stragglers=Stragglers(joined.hosts),
+        triggers=triggers,
+        early_stop=early_stop,
+        tracker=tracker,
+        checkpointing=checkpointing,
+        hooks=_hooks(loaded, directory, joined, data, tracker, checkpointing.last_path),
+        evaluation=_open_evaluation(stack, loaded, task, data, plan, model, joined, beat),
+        first_step=FirstStepChecks(
+            task, model.strategy, compiled=config.compile, precision=config.precision
+        ),
+        train_step=TrainStep(
+            task,
+            model.strategy,
+            optim=config.optim,
+            schedule=learning_rate_factor(config.schedule, data.total_steps),
+            seed=config.run.seed,
+            ema=model.ema,
+            agreement=StepAgreement(engine.collectives, stop, triggers, checkpointing, beat),
+            metrics=metrics,
+            beat=beat,
+        ),
+        batches=batches,
+    )
 
 
-def _claim(
-    mirror: Mirror, directory: RunDirectory, name: str, notes: list[str], *, needed: bool
-) -> None:
-    """Makes sure that the mirror is this run's; ``needed``: it must be reached now."""
-    try:
-        mirror.claim(directory.identity(name).id)
-    except MirrorError as error:
-        if needed:
-            raise unreadable(mirror, CheckpointStore(directory.checkpoints), error) from error
-        notes.append(f"{mirror.url} cannot be reached now ({error}).")
+def _plan(
+    loaded: LoadedConfig,
+    task: Task,
+    data: RunData,
+    joined: Joined,
+    directory: RunDirectory,
+    beat: Callable[[str], None],
+) -> BatchPlan:
+    """The config's plan, or the one that was found to fit into memory."""
+    config, engine = loaded.config, joined.engine
+    if not is_wanted(config.batch, engine.device):
+        return BatchPlan.from_config(config.batch, engine.world_size)
+
+    def build(plan: BatchPlan) -> TrainableModel:
+        return build_trainable(loaded, task, engine, joined.choice, plan)
+
+    finder = BatchSizeFinder(
+        config,
+        task,
+        data.train,
+        engine,
+        joined.choice.name,
+        build=build,
+        directory=directory.path,
+        beat=beat,
+    )
+    return finder.find()
+
+
+def _step_metrics(loaded: LoadedConfig, task: Task, data: RunData, joined: Joined) -> StepMetrics:
+    return StepMetrics(
+        unit=task.unit,
+        flops_per_sample=task.flops_per_sample(),
+        device=joined.engine.device,
+        precision=loaded.config.precision,
+        world_size=joined.engine.world_size,
+        global_batch_size=loaded.config.batch.global_batch_size,
+        dataset_size=data.order.size,
+    )
+
+
+def _open_tracker(
+    stack: ExitStack,
+    loaded: LoadedConfig,
+    directory: RunDirectory,
+    joined: Joined,
+    task: Task,
+    data: RunData,
+    plan: BatchPlan,
+    model: TrainableModel,
+    progress: Progress,
+) -> Tracker:
+    engine, attempt = joined.engine, joined.attempt
+    info = RunInfo(
+        id=attempt.identity.id,
+        name=attempt.identity.name,
+        directory=directory.path,
+        attempt=attempt.number,
+        wandb_id=attempt.identity.wandb_id,
+        config=loaded.config.model_dump(mode="json"),
+        code=joined.code,
+        unit=task.unit,
+        total_steps=data.total_steps,
+        start_step=progress.step,
+    )
+    tracker = Tracker(loaded.config.track, info, is_main=engine.is_main)
+    stack.callback(tracker.close)
+    gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0
+    moved = moved_dropout(directory.last_attempt(), plan, model.strategy.bare_model)
+    for note in [*attempt.notes, *world_warnings(engine.world, gpus), *moved]:
+        tracker.warn(note)
+    return tracker
+
+
+def _open_records(
+    stack: ExitStack,
+    loaded: LoadedConfig,
+    directory: RunDirectory,
+    joined: Joined,
+    data: RunData,
+    plan: BatchPlan,
+    model: TrainableModel,
+    progress: Progress,
+    tracker: Tracker,
+    beat: Callable[[str], None],
+) -> Records | None:
+    """The records of rank 0; None on other ranks."""
+    if not joined.engine.is_main:
+        return None
+    config = loaded.config
+    joined.stop.watch_file(directory.stop_file)
+    values = config.model_dump(mode="json")
+    record_attempt(directory, values, joined, model.strategy, plan.largest_micro_batch)
+    mirror = config.checkpoint.mirror
+    return open_records(
+        stack,
+        directory,
+        joined,
+        data.order,
+        step=progress.step,
+        position=progress.position,
+        mirror=Mirror(mirror) if mirror else None,
+        mirror_wait=mirror.wait if mirror else 0.0,
+        warn=tracker.warn,
+        beat=beat,
+    )
+
+
+def _hooks(
+    loaded: LoadedConfig,
+    directory: RunDirectory,
+    joined: Joined,
+    data: RunData,
+    tracker: Tracker,
+    checkpoint: Path | None,
+) -> Hooks:
+    facts = Facts(
+        id=joined.attempt.identity.id,
+        name=joined.attempt.identity.name,
+        directory=directory.path,
+        config=loaded.config.model_dump(mode="json"),
+        rank=joined.engine.rank,
+        world_size=joined.engine.world_size,
+        total_steps=data.total_steps,
+        checkpoint=checkpoint,
+    )
+    origin = loaded.composed.origin("hooks")
+    return Hooks(loaded.config.hooks, facts, origin=origin, warn=tracker.warn)
+
+
+def _batches(
+    loaded: LoadedConfig,
+    task: Task,
+    data: RunData,
+    plan: BatchPlan,
+    joined: Joined,
+    progress: Progress,
+) -> Batches:
+    """This rank's micro-batches from the present step to the end of the run."""
+    return training_batches(
+        data.train,
+        data.order,
+        plan,
+        joined.engine.rank,
+        collate=task.collate,
+        config=loaded.config.loader,
+        device_type=joined.engine.device.type,
+        start_position=progress.position,
+        steps=data.total_steps - progress.step,
+    )
+
+
+def _open_evaluation(
+    stack: ExitStack,
+    loaded: LoadedConfig,
+    task: Task,
+    data: RunData,
+    plan: BatchPlan,
+    model: TrainableModel,
+    joined: Joined,
+    beat: Callable[[str], None],
+) -> Evaluation | None:
+    """None where the task has no evaluation data."""
+    if data.evaluation is None:
+        return None
+    config, engine = loaded.config, joined.engine
+    micro_batch_size = config.evaluate.micro_batch_size or plan.largest_micro_batch
+    batches = evaluation_batches(
+        data.evaluation,
+        EvalPlan(len(data.evaluation), micro_batch_size, engine.world_size),
+        engine.rank,
+        seed=config.run.seed,
+        collate=task.collate,
+        config=config.loader,
+        device_type=engine.device.type,
+    )
+    stack.callback(batches.close)
+    return Evaluation(
+        task,
+        model.strategy,
+        model.ema,
+        batches,
+        seed=config.run.seed,
+        stop=lambda: joined.stop.requested,
+        beat=beat,
+    )

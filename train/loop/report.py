@@ -1,62 +1,59 @@
-"""What a run says to the person in front of it when it starts and when it ends."""
+"""What a run reports to the user when it starts and when it ends."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from train.config.load import python
+from train.loop.run import OpenRun
+from train.strategies.engine import Engine
 
-if TYPE_CHECKING:
-    from train.loop.run import Run
 
-
-def announce(run: Run) -> None:
-    """Who the run is, where it runs, what it computes, and the model."""
-    config, engine, plan = run.config, run.engine, run.plan
-    progress = run.progress
-    how = f"goes on from step {progress.step}" if run.resume_step is not None else "starts"
-    run.tracker.say(f"Run {run.identity.id} {how} (attempt {run.attempt}) in {run.directory.path}")
-    for change in run.changes:
-        mark = "changes results" if change.changes_results else "harmless"
-        run.tracker.say(f"  config changed ({mark}): {change}")
-    run.tracker.say(
-        f"Placement: {placement(run)}, {config.precision}; "
-        f"micro-batch {plan.largest_micro_batch} x "
-        f"accumulation {plan.accumulation} x ranks {engine.world_size} = "
-        f"global batch {config.batch.global_batch_size}"
+def report_start(run: OpenRun) -> None:
+    """Reports the run's identity, its placement, its data and its model."""
+    config, plan, say = run.loaded.config, run.plan, run.tracker.info
+    attempt, data = run.attempt, run.data
+    resumed = attempt.resume_step is not None
+    how = f"resumes at step {run.progress.step}" if resumed else "starts"
+    say(f"Run {attempt.identity.id} {how} (attempt {attempt.number}) in {run.directory.path}")
+    for change in attempt.changes:
+        effect = "changes results" if change.changes_results else "does not change results"
+        say(f"  config changed ({effect}): {change}")
+    placement = describe_placement(run.engine, run.joined.hosts, run.model.strategy.setup.name)
+    say(
+        f"Placement: {placement}, {config.precision}; micro-batch {plan.largest_micro_batch} x "
+        f"accumulation {plan.accumulation} x ranks {run.engine.world_size} = "
+        f"global batch {plan.global_batch_size}"
     )
-    evaluation = f", {len(run.eval_dataset):,} to evaluate on" if run.eval_dataset else ""
-    run.tracker.say(
-        f"Data: {len(run.train_dataset):,} samples{evaluation}; {run.total_steps:,} steps = "
-        f"{run.total_steps * config.batch.global_batch_size / len(run.train_dataset):.2f} epochs"
+    evaluation = f", {len(data.evaluation):,} to evaluate on" if data.evaluation else ""
+    say(
+        f"Data: {len(data.train):,} samples{evaluation}; {data.total_steps:,} steps = "
+        f"{data.total_steps * plan.global_batch_size / len(data.train):.2f} epochs"
     )
     if facts := run.task.facts():
-        run.tracker.say("Facts: " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
-    run.tracker.say(run.model_summary)
+        say("Facts: " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
+    say(run.model.summary)
 
 
-def placement(run: Run) -> str:
-    """Ranks, devices, hosts, how they talk and how the model is spread."""
-    engine = run.engine
+def describe_placement(engine: Engine, hosts: list[str], strategy: str) -> str:
+    """Ranks, devices, hosts, the backend and the strategy, in one line."""
     device = engine.device.type
     if device == "cuda":
         device = torch.cuda.get_device_name(engine.device)
     text = f"{engine.world_size} x {device}"
     if engine.world_size > 1:
-        hosts = list(dict.fromkeys(run.hosts))
-        named = ", ".join(hosts[:4]) + (", ..." if len(hosts) > 4 else "")
-        text += f" on {len(hosts)} host{'s' if len(hosts) > 1 else ''} ({named})"
+        distinct = list(dict.fromkeys(hosts))
+        named = ", ".join(distinct[:4]) + (", ..." if len(distinct) > 4 else "")
+        text += f" on {len(distinct)} host{'s' if len(distinct) > 1 else ''} ({named})"
         text += f" over {dist.get_backend()}, started by {engine.world.launcher}"
-    return text if engine.strategy_name == "single" else f"{text}, {engine.strategy_name}"
+    return text if strategy == "single" else f"{text}, {strategy}"
 
 
-def farewell(run: Run) -> str:
-    """The final numbers, where everything lies, and what to do with it."""
+def report_end(run: OpenRun) -> str:
+    """The final metrics, where the files are, and commands to continue with."""
     progress, path = run.progress, run.directory.path
-    early = " (early stop)" if run.early_stop and run.early_stop.stopped else ""
+    early = " (early stop)" if run.stopped_early else ""
     lines = [f"Finished: {progress.step} steps{early}, {progress.position:,} samples."]
     if progress.evaluated:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in progress.evaluated.items())
@@ -69,10 +66,10 @@ def farewell(run: Run) -> str:
         f"  checkpoints   {run.directory.checkpoints}",
         f"  metrics       {run.directory.metrics}",
     ]
-    if run.config.track.tensorboard:
+    if run.loaded.config.track.tensorboard:
         logs = path / "tensorboard"
         lines.append(f"  TensorBoard   {python()} -m tensorboard.main --logdir {logs}")
-    if run.config.track.wandb != "disabled":
+    if run.loaded.config.track.wandb != "disabled":
         lines.append(f"  W&B           {path / 'wandb'}")
     lines += [
         f"  resume        {run.resume_command}",

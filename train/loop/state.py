@@ -1,22 +1,51 @@
-"""How far a run has come."""
+"""How far a run has come: with the tensors, the whole state that a checkpoint keeps of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from train.exits import NotFiniteError
 
 
 @dataclass
 class Progress:
-    """How far the run has come; together with the tensors this is all there is to resume."""
+    """The counters of a run. A checkpoint stores them as JSON."""
 
     step: int = 0
     """Optimiser steps taken; the next one is number ``step + 1``."""
     position: int = 0
     """Samples consumed from the training stream."""
     skipped_steps: int = 0
-    """Steps whose update was left out because something was not finite."""
+    """Steps without an update, because the loss or the gradient norm was not finite."""
     skipped_in_a_row: int = 0
     evaluated: dict[str, float] = field(default_factory=dict)
-    """The newest evaluation."""
+    """The metrics of the newest evaluation."""
+    evaluated_step: int | None = None
+    """The step of the newest evaluation."""
     evaluation_due: bool = False
-    """An evaluation was begun at this step and given up to stop."""
+    """An evaluation was started at this step but not completed, because of a stop request."""
+
+    def advance(self, samples: int) -> None:
+        """Counts a step over ``samples`` samples."""
+        self.step += 1
+        self.position += samples
+
+    def record_evaluation(self, metrics: dict[str, float]) -> None:
+        """Records an evaluation of the present step."""
+        self.evaluated, self.evaluated_step, self.evaluation_due = metrics, self.step, False
+
+    def record_skipped(self, skipped: Sequence[bool], limit: int) -> None:
+        """Counts the skipped ones of the last ``len(skipped)`` steps.
+
+        Raises NotFiniteError where more than ``limit`` steps in a row were skipped.
+        """
+        for step, was_skipped in enumerate(skipped, start=self.step - len(skipped) + 1):
+            self.skipped_steps += was_skipped
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if was_skipped else 0
+            if self.skipped_in_a_row > limit:
+                raise NotFiniteError(
+                    f"The loss or the gradient norm was not finite for more than {limit} steps in "
+                    f"a row, the last of them step {step} (optim.max_skipped_steps is {limit}); "
+                    "lower optim.lr, set optim.clip_norm, or check the data."
+                )

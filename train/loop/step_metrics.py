@@ -1,55 +1,79 @@
-"""What happened since the last log line: losses on the device, times and counts on the host."""
+"""The metrics of the steps since the last log line: losses on the device, times on the host."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 
 from train.loop.mfu import peak_flops
-from train.strategies.engine import StepResult
+from train.loop.state import Progress
+from train.strategies.base import StepResult
 
-if TYPE_CHECKING:
-    from train.loop.run import Run
+Work = Literal["data", "forward", "checkpoint", "evaluation"]
 
 
-class Window:
-    """Collects results of steps and turns them into the numbers of a log line.
+class StepMetrics:
+    """Collects the results of steps and computes the numbers of a log line from them.
 
-    Nothing is read from the device before ``read``, so steps never wait for it.
+    Nothing is read from the device before ``read``, so that steps never wait for the device.
+
+    ``unit`` is what the task counts, ``flops_per_sample`` the floating point operations of a
+    forward and backward pass (None where unknown), ``dataset_size`` the samples of an epoch.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(
+        self,
+        *,
+        unit: str,
+        flops_per_sample: float | None,
+        device: torch.device,
+        precision: str,
+        world_size: int,
+        global_batch_size: int,
+        dataset_size: int,
+    ) -> None:
+        self._unit, self._device, self._world_size = unit, device, world_size
+        self._global_batch_size, self._dataset_size = global_batch_size, dataset_size
+        self._flops, self._peak = flops_per_sample, peak_flops(device, precision)
         self._unread: list[tuple[StepResult, int]] = []
         self._loss_sum = self._count = 0.0
         self._norm = float("nan")
-        self._flops = run.task.flops_per_sample()
-        self._peak = peak_flops(run.engine.device, run.config.precision)
         self._restart_clock()
 
     def _restart_clock(self) -> None:
         self._started = time.perf_counter()
         self._timed_steps = self._timed_units = 0
-        self.data_seconds = self.forward_seconds = 0.0
-        self.checkpoint_seconds = self.evaluation_seconds = 0.0
+        self._seconds: dict[Work, float] = {
+            "data": 0.0, "forward": 0.0, "checkpoint": 0.0, "evaluation": 0.0
+        }  # fmt: skip
+
+    @contextmanager
+    def timed(self, work: Work) -> Iterator[None]:
+        """Adds the seconds of the body to those of ``work``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[work] += time.perf_counter() - started
 
     def add(self, result: StepResult, count: int) -> None:
-        """Takes in a step whose loss was divided by ``count``."""
+        """Adds a step whose loss was divided by ``count`` units."""
         self._unread.append((result, count))
         self._timed_steps += 1
         self._timed_units += count
 
     @property
     def own_seconds(self) -> tuple[float, float]:
-        """Seconds per step spent on loading data and on forward passes: what this rank takes by
-        itself, not waiting for others. Of a GPU, only what the host takes to feed it."""
+        """Seconds per step that this rank spends on loading data and on forward passes, without
+        waiting for other ranks. With a GPU, only the time of the host."""
         steps = max(1, self._timed_steps)
-        return self.data_seconds / steps, self.forward_seconds / steps
+        return self._seconds["data"] / steps, self._seconds["forward"] / steps
 
     @property
     def unread_steps(self) -> int:
@@ -57,8 +81,8 @@ class Window:
         return len(self._unread)
 
     def read(self) -> list[bool]:
-        """Reads all numbers off the device, in one copy; for each step since the last reading,
-        whether it was skipped."""
+        """Copies all numbers from the device, at once. Returns, for each step since the last
+        call, whether it was skipped."""
         if not self._unread:
             return []
         values = [value for result, _ in self._unread for value in result]
@@ -71,42 +95,43 @@ class Window:
         self._unread.clear()
         return [bool(skipped) for _, _, skipped in rows]
 
-    def metrics(self) -> dict[str, float]:
-        """The numbers of a log line over the steps since the last one; starts a new window.
+    def compute(self, progress: Progress, learning_rate: float) -> dict[str, float]:
+        """The numbers of a log line over the steps since the last call, which start anew.
 
         ``train/loss`` is the mean over all units of these steps but the skipped ones. Call
         ``read`` before.
         """
-        run, now = self.run, time.perf_counter()
+        now = time.perf_counter()
         steps = max(1, self._timed_steps)
-        training = max(1e-9, now - self._started - self.evaluation_seconds)
-        compute = training - self.data_seconds - self.checkpoint_seconds
-        samples = self._timed_steps * run.config.batch.global_batch_size
+        seconds = self._seconds
+        training = max(1e-9, now - self._started - seconds["evaluation"])
+        compute = training - seconds["data"] - seconds["checkpoint"]
+        samples = self._timed_steps * self._global_batch_size
         metrics = {
             "train/loss": self._loss_sum / self._count if self._count else float("nan"),
-            "train/learning_rate": run.engine.optimizer.param_groups[0]["lr"],
+            "train/learning_rate": learning_rate,
             "train/gradient_norm": self._norm,
-            "train/epoch": run.progress.position / run.order.size,
-            "train/skipped_steps": float(run.progress.skipped_steps),
+            "train/epoch": progress.position / self._dataset_size,
+            "train/skipped_steps": float(progress.skipped_steps),
             "speed/samples_per_second": samples / training,
             "time/step": training / steps,
-            "time/data": self.data_seconds / steps,
+            "time/data": seconds["data"] / steps,
             "time/compute": compute / steps,
-            "time/checkpoint_stall": self.checkpoint_seconds / steps,
-            "time/evaluation": self.evaluation_seconds / steps,
-            **_memory(run.engine.device),
+            "time/checkpoint_stall": seconds["checkpoint"] / steps,
+            "time/evaluation": seconds["evaluation"] / steps,
+            **_memory(self._device),
         }
-        if run.task.unit != "samples":
-            metrics[f"speed/{run.task.unit}_per_second"] = self._timed_units / training
+        if self._unit != "samples":
+            metrics[f"speed/{self._unit}_per_second"] = self._timed_units / training
         if self._flops and self._peak:
-            achieved = samples * self._flops / training / run.engine.world_size
+            achieved = samples * self._flops / training / self._world_size
             metrics["speed/mfu"] = achieved / self._peak
         self._loss_sum = self._count = 0.0
         self._restart_clock()
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums of an unfinished window, so that a resumed run logs what it would have."""
+        """The sums since the last log line, so that a resumed run logs the same numbers."""
         return {
             "loss_sum": self._loss_sum,
             "count": self._count,
@@ -114,13 +139,13 @@ class Window:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what ``state_dict`` gave."""
+        """Restores what ``state_dict`` returned."""
         self._loss_sum, self._count = state["loss_sum"], state["count"]
         self._norm = float("nan") if state["norm"] is None else state["norm"]
 
 
 def _memory(device: torch.device) -> dict[str, float]:
-    """GiB in use: resident set of this process, and the peak on the device."""
+    """GiB in use: the resident set of this process, and the peak allocation on the device."""
     memory = {}
     statm = Path("/proc/self/statm")
     if statm.exists():

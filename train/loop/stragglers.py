@@ -1,49 +1,48 @@
-"""Names ranks that take much longer than the others, for which all have to wait."""
+"""Names ranks that are much slower than the others, so that all ranks wait for them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median_low
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from train.loop.run import Run
 
 FACTOR, SECONDS = 2.0, 0.02
-"""A straggler takes so many times the median of all ranks, and so much longer per step."""
-TIMES, MUTED = 3, 100
-"""It is named when it was one in so many looks in a row, and then not again for so many."""
+"""A straggler takes this many times the median of all ranks, and this many seconds per step more
+than the median."""
+IN_A_ROW, MUTED = 3, 100
+"""A rank is named after this many log lines in a row, and then not again for this many."""
 
 
 class Stragglers:
-    """Compares what ranks take by themselves."""
+    """Compares the time that each rank of ``hosts`` (by rank) takes without waiting."""
 
-    def __init__(self) -> None:
-        self._looks = 0
+    def __init__(self, hosts: Sequence[str]) -> None:
+        self._hosts = hosts
+        self._comparisons = 0
         self._in_a_row: dict[int, int] = {}
-        self._told_at: dict[int, int] = {}
+        self._named_at: dict[int, int] = {}
 
-    def look(self, run: Run) -> list[str]:
-        """Sentences about ranks that have begun to lag; collective, with each log line."""
-        if run.engine.world_size == 1:
-            return []
-        everyone = run.engine.gather_floats(run.window.own_seconds)
-        totals = [sum(own) for own in everyone]
-        usual = median_low(totals)  # of two, the faster
-        self._looks += 1
+    def compare(self, seconds: Sequence[Sequence[float]]) -> list[str]:
+        """Warnings about ranks that have become stragglers; called with each log line.
+
+        ``seconds`` has, for each rank, the seconds per step for data and for forward passes.
+        """
+        totals = [sum(own) for own in seconds]
+        median = median_low(totals)  # of two ranks, the faster
+        self._comparisons += 1
         self._in_a_row = {
             rank: self._in_a_row.get(rank, 0) + 1
             for rank, total in enumerate(totals)
-            if total > FACTOR * usual and total - usual > SECONDS
+            if total > FACTOR * median and total - median > SECONDS
         }
         named = [
             rank
             for rank, times in self._in_a_row.items()
-            if times >= TIMES and self._looks - self._told_at.get(rank, -MUTED) >= MUTED
+            if times >= IN_A_ROW and self._comparisons - self._named_at.get(rank, -MUTED) >= MUTED
         ]
-        self._told_at |= dict.fromkeys(named, self._looks)
+        self._named_at |= dict.fromkeys(named, self._comparisons)
         return [
-            f"Rank {rank} ({run.hosts[rank]}) holds up the others: per step it takes "
-            f"{everyone[rank][0]:.3f} s to load data and {everyone[rank][1]:.3f} s for forward "
-            f"passes, where the median of all ranks is {usual:.3f} s together."
+            f"Rank {rank} ({self._hosts[rank]}) slows down the others: per step it takes "
+            f"{seconds[rank][0]:.3f} s to load data and {seconds[rank][1]:.3f} s for forward "
+            f"passes, where the median of all ranks is {median:.3f} s for both."
             for rank in named
         ]

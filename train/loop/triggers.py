@@ -4,49 +4,63 @@ from __future__ import annotations
 
 import time
 
-from train.config.schema import Config
+from train.checkpoint.checkpoint_config import CheckpointConfig
+from train.config.schema import EvaluateConfig
+from train.data.epochs import completes, samples_in
+from train.track.track_config import TrackConfig
 
 
-class Due:
-    """Answers, after each step, what is to be done now."""
+class Triggers:
+    """Decides after each step what to do next.
 
-    def __init__(self, config: Config, total_steps: int, dataset_size: int) -> None:
-        self.config, self.total_steps = config, total_steps
-        self.batch_size, self.dataset_size = config.batch.global_batch_size, dataset_size
-        self.evaluated_step: int | None = None
-        self._saved_at = time.monotonic()
+    ``batch_size`` is the global one and ``dataset_size`` that of the training data.
+    """
+
+    def __init__(
+        self,
+        *,
+        track: TrackConfig,
+        evaluate: EvaluateConfig,
+        checkpoint: CheckpointConfig,
+        total_steps: int,
+        batch_size: int,
+        dataset_size: int,
+    ) -> None:
+        self._track, self._evaluate, self._checkpoint = track, evaluate, checkpoint
+        self._total_steps, self._batch_size = total_steps, batch_size
+        epochs = evaluate.every_epochs
+        self._evaluation_period = samples_in(epochs, dataset_size) if epochs else None
+        self._checkpoint_started_at = time.monotonic()
 
     def log(self, step: int) -> bool:
-        """Also after the first step of all, so that a person sees early that it runs."""
-        return step % self.config.track.log_every_steps == 0 or step in (1, self.total_steps)
+        """Every ``track.log_every_steps``, and after the first and the last step."""
+        return step % self._track.log_every_steps == 0 or step in (1, self._total_steps)
 
     def histograms(self, step: int) -> bool:
-        """Whether weights and gradients of this step are to be drawn."""
-        every = self.config.track.histograms_every_steps
+        """Whether to track histograms of the weights and gradients of this step."""
+        every = self._track.histograms_every_steps
         return every is not None and step % every == 0
 
     def evaluate(self, step: int) -> bool:
         """By steps, by epochs, and at the end."""
-        rules = self.config.evaluate
-        if rules.every_steps and step % rules.every_steps == 0:
+        every_steps, period = self._evaluate.every_steps, self._evaluation_period
+        if every_steps and step % every_steps == 0:
             return True
-        if rules.every_epochs:
-            period = rules.every_epochs * self.dataset_size
-            before, after = (step - 1) * self.batch_size, step * self.batch_size
-            if int(after // period) > int(before // period):
-                return True
-        return rules.at_end and step == self.total_steps
+        if period and completes(period, step, self._batch_size):
+            return True
+        return self._evaluate.at_end and step == self._total_steps
 
     def save(self, step: int) -> bool:
-        """By steps alone; time is ``time_to_save``, which only rank 0 may judge."""
-        every = self.config.checkpoint.every_steps
-        return every is not None and step % every == 0 and step != self.total_steps
+        """By steps alone; only rank 0 decides by time, with ``time_to_save``."""
+        every = self._checkpoint.every_steps
+        return every is not None and step % every == 0 and step != self._total_steps
 
     def time_to_save(self) -> bool:
-        """Whether enough minutes have passed on this process's clock."""
-        minutes = self.config.checkpoint.every_minutes
-        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        """Whether ``checkpoint.every_minutes`` have passed on the clock of this process."""
+        minutes = self._checkpoint.every_minutes
+        elapsed = time.monotonic() - self._checkpoint_started_at
+        return minutes is not None and elapsed >= 60 * minutes
 
-    def saved(self) -> None:
-        """A checkpoint was just started."""
-        self._saved_at = time.monotonic()
+    def checkpoint_started(self) -> None:
+        """Restarts the clock of ``time_to_save``."""
+        self._checkpoint_started_at = time.monotonic()

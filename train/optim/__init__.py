@@ -1,1 +1,1 @@
-"""The optimiser, the learning rate over the run, and an average of the weights."""
+"""Optimiser, learning-rate schedule, and exponential moving average of the weights."""

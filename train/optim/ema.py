@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
@@ -14,20 +14,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from train.distributed.shard import Shard
-    from train.strategies.base import Strategy
+
+
+class ShardedWeights(Protocol):
+    """A model whose trainable parameters are sharded over the ranks."""
+
+    def weights(self) -> dict[str, Shard]:
+        """This rank's shard of each trainable parameter, by name."""
+
+    def sync_weights(self) -> None:
+        """Copies the shards to the parameters that the forward pass uses; collective."""
 
 
 class EmaConfig(Section):
-    """Keeps an average of the weights and evaluates and exports that."""
+    """Keep an average of the weights, and evaluate and export it instead of the weights."""
 
     decay: float = Field(0.999, gt=0.0, lt=1.0)
-    """Each committed step: average = decay * average + (1 - decay) * weights."""
+    """After each step that is not skipped: average = decay * average + (1 - decay) * weights."""
 
 
 class Ema:
-    """The average of this rank's share of the trainable parameters, beside them."""
+    """The averages of this rank's shards of the trainable parameters, fp32, on the same device."""
 
-    def __init__(self, config: EmaConfig, strategy: Strategy) -> None:
+    def __init__(self, config: EmaConfig, strategy: ShardedWeights) -> None:
         self.decay = config.decay
         self.strategy = strategy
         self.averages: dict[str, Shard] = {
@@ -36,14 +45,17 @@ class Ema:
         }
 
     def update(self, skipped: Tensor) -> None:
-        """Takes in the weights after a step; changes nothing where ``skipped`` (a scalar on the
-        device, 1.0 for a skipped step) says so, and never waits for the device."""
+        """Updates the averages after a step, unless it was skipped. Does not synchronise the
+        device.
+
+        ``skipped``: a scalar tensor on the device, 1.0 for a skipped step, else 0.0.
+        """
         import torch
 
         averages = self._averages()
         weight = (1.0 - self.decay) * (1.0 - skipped)
         with torch.no_grad():
-            # Not _foreach_lerp_, which would read the weight on the host.
+            # _foreach_lerp_ would read the weight on the host.
             changes = torch._foreach_sub(self._weights(), averages)
             torch._foreach_mul_(changes, weight.to(averages[0]))
             torch._foreach_add_(averages, changes)
@@ -56,16 +68,15 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model with the averages as its weights; the weights come back at the end.
-        Collective."""
+        """A context manager that replaces the model's weights by the averages; collective."""
         import torch
 
         weights = self._weights()
-        kept = [weight.clone() for weight in weights]
+        saved = [weight.clone() for weight in weights]
         torch._foreach_copy_(weights, self._averages())
         self.strategy.sync_weights()
         try:
             yield
         finally:
-            torch._foreach_copy_(weights, kept)
+            torch._foreach_copy_(weights, saved)
             self.strategy.sync_weights()

@@ -1,4 +1,4 @@
-"""The optimiser: by name or dotted path, with weight decay only where it belongs."""
+"""Builds the optimiser, from a name or a dotted path, with its parameter groups."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ NAMES = {
 
 
 class OptimConfig(Section):
-    """The optimiser and the clipping of its gradients."""
+    """The optimiser and gradient clipping."""
 
     use: str = "adamw"
     """A name (adamw, adam, sgd, adagrad, rmsprop, nadam, radam, adafactor) or the dotted path
     of a torch.optim.Optimizer class, such as my_project.optim:Lion."""
 
     lr: float = Field(1e-3, gt=0.0)
-    """Base learning rate, which the schedule multiplies."""
+    """Base learning rate; the schedule multiplies it by a factor."""
 
     weight_decay: float = Field(0.0, ge=0.0)
-    """Weight decay of the parameters named by none of ``no_decay``."""
+    """Weight decay of all parameters except the kinds in ``no_decay``."""
 
     no_decay: list[Literal["norm", "bias", "embedding"]] = ["norm", "bias", "embedding"]
     """Kinds of parameters without weight decay: those of normalisation layers, biases, and
@@ -60,15 +60,15 @@ class OptimConfig(Section):
     """Clip gradients to this global L2 norm; null for no clipping."""
 
     max_skipped_steps: int = non_semantic(10, ge=0)
-    """A step whose loss or gradient norm is not finite is skipped; more than this many in a row
-    end the run with exit code 78."""
+    """A step with a non-finite loss or gradient norm is skipped; more than this many in a row end
+    the run with exit code 78."""
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module, origin: str = "default") -> Optimizer:
-    """The optimiser over the model's trainable parameters, in one or two groups.
+    """The optimiser over the model's trainable parameters, in one or two parameter groups.
 
-    Uses the fused implementation where the class and the device offer one. ``origin`` says where
-    ``optim.use`` was set, for the error (UsageError).
+    Fused if the class and the devices support it. ``origin`` is where ``optim.use`` was set, for
+    error messages. Raises UsageError for an unknown class or unsuitable arguments.
     """
     cls = _find(config.use, origin)
     accepted = inspect.signature(cls).parameters
@@ -92,7 +92,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module, origin: str = "defaul
         return cls(parameter_groups(config, model), **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"The optimiser {config.use!r} (optim.use, {origin}) refuses its arguments: {error}."
+            f"The optimiser {config.use!r} (optim.use, {origin}) rejects its arguments: {error}."
         ) from error
 
 
@@ -114,14 +114,17 @@ def _find(use: str, origin: str) -> Callable[..., Optimizer]:
 
 
 def _fusible(model: nn.Module) -> bool:
-    """torch's fused kernels need floating-point parameters, all on one of these devices."""
+    """Whether torch's fused kernels support all parameters."""
     return all(
         p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters()
     )
 
 
 def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:
-    """Groups with and without weight decay; frozen parameters are left out, shared ones once."""
+    """Parameter groups with and without weight decay: each trainable parameter once.
+
+    Raises UsageError if no parameter is trainable.
+    """
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
     for parameter, kind in _kinds(model):
@@ -129,7 +132,7 @@ def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict[str, An
             (no_decay if kind in config.no_decay else decay).append(parameter)
     if not decay and not no_decay:
         raise UsageError(
-            "The model has no trainable parameter; let requires_grad be true for some."
+            "The model has no trainable parameter; set requires_grad=True on at least one."
         )
     groups = [(decay, config.weight_decay), (no_decay, 0.0)]
     return [
@@ -140,8 +143,8 @@ def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict[str, An
 def _kinds(model: nn.Module) -> list[tuple[nn.Parameter, str]]:
     """Each distinct parameter with its kind: norm, embedding, bias or weight.
 
-    A module is a normalisation by its class' name, so that custom RMSNorms count. A parameter
-    shared by several modules takes the first kind that is not "weight" (a tied head: embedding).
+    A module is a normalisation layer if its class name contains "norm", so that custom ones count.
+    A shared parameter has the first kind that is not "weight" (a tied head: embedding).
     """
     from torch import nn
 
@@ -169,10 +172,10 @@ def set_learning_rate(optimizer: Optimizer, base: float, factor: float) -> float
 
 
 def skips_on_device(optimizer: Optimizer) -> bool:
-    """Whether a step can be skipped by a flag on the device, without the host knowing.
+    """Whether a step can be skipped by a flag on the device, without a device synchronisation.
 
-    True for torch's fused Adam and AdamW only: fused SGD would leave its momentum
-    uninitialised if its very first step were the one skipped.
+    True for torch's fused Adam and AdamW only: fused SGD leaves its momentum uninitialised if the
+    first step is skipped.
     """
     from torch.optim import Adam, AdamW
 
@@ -181,13 +184,13 @@ def skips_on_device(optimizer: Optimizer) -> bool:
     )
 
 
-# Switches of the implementation, which change no result.
+# Choices of the implementation, which do not change results.
 _SWITCHES = {"fused", "foreach", "capturable", "differentiable", "maximize"}
 
 
-def group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What an optimiser keeps in its parameter groups, as JSON values: options, and with some
-    (Prodigy, schedule-free ones) also state."""
+def param_group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The values of an optimiser's parameter groups that JSON can hold: options and, for some
+    optimisers (Prodigy, schedule-free), state."""
     kinds = (bool, int, float, str, type(None))
     return [
         {key: value for key, value in group.items() if isinstance(value, kinds)}
@@ -195,10 +198,10 @@ def group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
     ]
 
 
-def restore_group_values(
+def restore_param_group_values(
     optimizer: Optimizer, config: OptimConfig, stored: list[dict[str, Any]]
 ) -> None:
-    """Takes back what ``group_values`` gave, but for what the config decides."""
-    decided = {"lr", "weight_decay", "momentum", "eps", *config.options, *_SWITCHES}
+    """Restores what ``param_group_values`` returned, except values that the config sets."""
+    configured = {"lr", "weight_decay", "momentum", "eps", *config.options, *_SWITCHES}
     for group, values in zip(optimizer.param_groups, stored, strict=False):
-        group.update({key: value for key, value in values.items() if key not in decided})
+        group.update({key: value for key, value in values.items() if key not in configured})

@@ -1,23 +1,29 @@
-"""Learning-rate schedules: pure functions of the step, with no state to save or to lose."""
+"""Learning-rate schedules: pure functions of the step, without state."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from train.section import Section
+from train.exits import UsageError, first_line
+from train.imports import import_function
+from train.section import Section, name_or_path, names_for_editors
+
+NAMES = ("constant", "linear", "cosine", "wsd", "step")
 
 
 class ScheduleConfig(Section):
-    """How the learning rate goes over the run, as a factor on ``optim.lr``."""
+    """The learning rate over the run, as a factor on ``optim.lr``."""
 
-    use: Literal["constant", "linear", "cosine", "wsd", "step"] = "constant"
+    use: str = Field("constant", json_schema_extra=names_for_editors(NAMES))
     """constant; linear or cosine decay (Loshchilov and Hutter, 2017) to the end of the run;
-    wsd: warm-up, stable, decay (Hu et al., 2024), which decays only over the last
-    ``decay_steps``; step: times ``gamma`` every ``step_size`` steps. All with warm-up."""
+    wsd: warm-up, stable, decay (Hu et al., 2024), which decays linearly over the last
+    ``decay_steps``; step: multiplied by ``gamma`` every ``step_size`` steps; or the dotted path of
+    a function of (step, total_steps), or of a class whose instances are. All have a warm-up."""
 
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the factor rises linearly from 1/warmup_steps to 1."""
@@ -26,23 +32,52 @@ class ScheduleConfig(Section):
     """linear, cosine, wsd: the factor at the last step of the run."""
 
     decay_steps: int | None = Field(None, ge=1)
-    """wsd: the length of the final decay in steps; by default a tenth of the run."""
+    """wsd: steps of the final decay; null for a tenth of the run."""
 
     step_size: int | None = Field(None, ge=1)
-    """step: after how many steps the factor is multiplied by ``gamma`` again; required there."""
+    """step: steps between two multiplications by ``gamma``; required for ``step``."""
 
     gamma: float = Field(0.1, gt=0.0, le=1.0)
-    """step: by what the factor is multiplied."""
+    """step: the multiplier."""
+
+    options: dict[str, Any] = {}
+    """Keyword arguments of a function or class of your own."""
+
+    @field_validator("use")
+    @classmethod
+    def _check_use(cls, use: str) -> str:
+        return name_or_path(use, NAMES, "module.path:function")
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
         if self.use == "step" and self.step_size is None:
-            raise ValueError("schedule.use=step needs schedule.step_size, a number of steps")
+            raise ValueError(
+                "schedule.use=step needs schedule.step_size; set it to a number of steps"
+            )
+        if self.use in NAMES and self.options:
+            raise ValueError(
+                f"schedule.options is {self.options!r}, but schedule.use={self.use} takes none; "
+                "remove it"
+            )
         return self
 
 
 def learning_rate_factor(config: ScheduleConfig, total_steps: int) -> Callable[[int], float]:
-    """The factor on the base learning rate as a function of the step, counted from 0."""
+    """The factor on the base learning rate as a function of the step, counted from 0.
+
+    Raises UsageError for a schedule of the user's that does not work.
+    """
+    warmup = config.warmup_steps
+    find = _built_in_factor if config.use in NAMES else _own_factor
+    after_warmup = find(config, total_steps)
+
+    def factor(step: int) -> float:
+        return (step + 1) / warmup if step < warmup else after_warmup(step)
+
+    return factor
+
+
+def _built_in_factor(config: ScheduleConfig, total_steps: int) -> Callable[[int], float]:
     warmup = config.warmup_steps
     decay_steps = config.decay_steps or max(1, total_steps // 10)
 
@@ -54,8 +89,6 @@ def learning_rate_factor(config: ScheduleConfig, total_steps: int) -> Callable[[
         return config.final_ratio + (1.0 - config.final_ratio) * weight
 
     def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
         if config.use == "linear":
             return between(1.0 - progress(step, warmup))
         if config.use == "cosine":
@@ -68,4 +101,44 @@ def learning_rate_factor(config: ScheduleConfig, total_steps: int) -> Callable[[
             return float(config.gamma ** ((step - warmup) // config.step_size))
         return 1.0
 
+    return factor
+
+
+def _own_factor(config: ScheduleConfig, total_steps: int) -> Callable[[int], float]:
+    """A schedule that ``use`` names by dotted path, tried at both ends of the run."""
+    field = f"schedule.use={config.use}"
+    found = import_function(config.use, "schedule.use")
+    is_class = isinstance(found, type)
+    arguments = () if is_class else (0, total_steps)
+    try:
+        inspect.signature(found).bind(*arguments, **config.options)
+        schedule = found(**config.options) if is_class else found
+    except Exception as error:
+        raise UsageError(
+            f"{field} does not accept schedule.options={config.options!r} "
+            f"({type(error).__name__}: {first_line(error)}); correct one of them."
+        ) from error
+    options = {} if is_class else config.options
+
+    def factor(step: int) -> float:
+        try:
+            value = float(schedule(step, total_steps, **options))
+        except Exception as error:
+            raise UsageError(
+                f"{field} failed at step {step} of {total_steps} ({type(error).__name__}: "
+                f"{first_line(error)}); it must return a number for (step, total_steps)."
+            ) from error
+        if not (math.isfinite(value) and value >= 0.0):
+            raise UsageError(
+                f"{field} returned {value} at step {step} of {total_steps}; return a finite "
+                "factor of at least 0."
+            )
+        return value
+
+    first, last = factor(0), factor(total_steps - 1)
+    if (factor(0), factor(total_steps - 1)) != (first, last):
+        raise UsageError(
+            f"{field} returns another factor when it is called again for the same step; compute "
+            "it from (step, total_steps) alone, since a resumed run starts in the middle."
+        )
     return factor

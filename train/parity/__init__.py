@@ -1,1 +1,1 @@
-"""The same run on several placements, compared."""
+"""Comparison of one run on several placements."""

@@ -1,4 +1,4 @@
-"""Compares runs of one config on several placements: curves, final weights and ledgers."""
+"""Compares runs of one config on several placements: metrics, final weights and ledgers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.data.ledger import read_steps
 from train.distributed.shard import Shard
+from train.imports import import_extra
 
 LOSS, NORM, RATE = "train/loss", "train/gradient_norm", "train/learning_rate"
 SKIPPED = "train/skipped_steps"
@@ -21,31 +23,34 @@ SKIPPED = "train/skipped_steps"
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a run may be from the reference; relative, but for ledgers and skipped steps,
-    which must be the same."""
+    """Relative tolerances. Learning rates, ledgers and skipped steps must be equal."""
 
     loss: float = 1e-5
-    """Of each step's loss."""
+    """For the loss of each step."""
     norm: float = 1e-4
-    """Of each step's gradient norm."""
+    """For the gradient norm of each step."""
     weights: float = 1e-4
-    """Of the final weights: the L2 norm of the difference by that of the weights."""
+    """For the final weights: L2 norm of the difference divided by the L2 norm of the weights."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run beside the reference. Differences are relative, the largest of all steps."""
+    """A run compared with the reference. Differences are relative, the maximum over all steps."""
 
     steps: int
+    """Number of logged steps."""
     loss: float
     norm: float
+    """Of the gradient norm."""
     rate: float
+    """Of the learning rate."""
     weights: float
+    """Of the final weights."""
     same_ledger: bool
     same_skips: bool
 
     def within(self, tolerance: Tolerance) -> bool:
-        """Whether the two are the same run; a NaN never is."""
+        """Whether all differences are within the tolerances; false for NaN."""
         return (
             self.same_ledger
             and self.same_skips
@@ -57,7 +62,7 @@ class Comparison:
 
 
 def curve(directory: Path, key: str) -> dict[int, float]:
-    """Step to value of one metric of a run; what was not finite is NaN."""
+    """The values of one metric of a run by step; NaN if not finite."""
     found = {}
     for line in RunDirectory(directory).metrics.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -67,7 +72,7 @@ def curve(directory: Path, key: str) -> dict[int, float]:
 
 
 def compare(reference: Path, other: Path) -> Comparison:
-    """Both are directories of finished runs that logged every step."""
+    """Compares two run directories of finished runs that logged every step."""
     return Comparison(
         steps=len(curve(other, LOSS)),
         loss=largest_difference(curve(reference, LOSS), curve(other, LOSS)),
@@ -80,7 +85,7 @@ def compare(reference: Path, other: Path) -> Comparison:
 
 
 def largest_difference(one: dict[int, float], other: dict[int, float]) -> float:
-    """The largest relative difference of two curves; NaN where only one has a step or a number."""
+    """Maximum relative difference of two curves; NaN if only one has a step or a finite value."""
     if one.keys() != other.keys():
         return float("nan")
     largest = 0.0
@@ -97,7 +102,10 @@ def largest_difference(one: dict[int, float], other: dict[int, float]) -> float:
 
 
 def weights_difference(reference: Path, other: Path) -> float:
-    """The relative difference of the final parameters and buffers, read one tensor at a time."""
+    """Relative L2 difference of the final parameters and buffers, loaded one tensor at a time.
+
+    NaN if names, shapes or dtypes differ.
+    """
     paths = []
     for directory in (reference, other):
         store = CheckpointStore(RunDirectory(directory).checkpoints)
@@ -111,7 +119,7 @@ def weights_difference(reference: Path, other: Path) -> float:
     for name, (shape, dtype) in stored[0].items():
         one, two = (torch.empty(shape, dtype=dtype) for _ in paths)
         for tensor, path in zip((one, two), paths, strict=True):
-            dcp.read({name: Shard.of(tensor)}, path, None)
+            dcp.load({name: Shard.of(tensor)}, path, None)
         squared += float((one.double() - two.double()).square().sum())
         total += float(one.double().square().sum())
     return math.sqrt(squared / total) if total else math.sqrt(squared)
@@ -121,17 +129,19 @@ def _ledger(directory: Path) -> list[object]:
     return list(read_steps(RunDirectory(directory).ledger))
 
 
+def import_pyplot() -> Any:
+    """The plotting library, drawing to files only. Raises UsageError where it is not installed."""
+    import_extra("matplotlib", "plot", "parity").use("Agg")
+    return import_extra("matplotlib.pyplot", "plot", "parity")
+
+
 def plot(directories: dict[str, Path], path: Path, title: str) -> None:
-    """Draws the loss curves, and below them each one's relative difference from the first."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
+    """Writes a PNG to ``path``: loss curves, and their relative differences from the first."""
+    pyplot = import_pyplot()
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 7))
     curves = {name: curve(directory, LOSS) for name, directory in directories.items()}
     reference, *_ = curves.values()
-    # Curves that are the same lie on top of each other: the later ones thinner.
+    # Equal curves overlap: draw later ones thinner.
     for index, (name, values) in enumerate(curves.items()):
         width = 1.0 + 1.2 * (len(curves) - index)
         above.plot(list(values), list(values.values()), label=name, linewidth=width, alpha=0.7)

@@ -1,1 +1,1 @@
-"""The life of one process: requests to stop, hangs, and what its end means."""
+"""One process: stop requests, hang detection, error files, and the diagnosis of errors."""

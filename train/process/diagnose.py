@@ -1,14 +1,17 @@
-"""Tells apart what ended a process: another rank that is gone, or memory that ran out."""
+"""Classifies errors: a lost peer rank, or out of memory."""
 
 from __future__ import annotations
 
+import errno
 import sys
 
+from train.exits import OutOfMemoryError, RetryError, RunError, first_line
+
 LOST_PEER = (
-    "Another rank has ended or cannot be reached, so this one cannot go on; the other's own "
-    "message says why. Start the run again to go on from its last checkpoint."
+    "Another rank has ended or cannot be reached, so this rank stops; see that rank's message for "
+    "the cause. Rerun to resume from the last checkpoint."
 )
-# What gloo says in plain RuntimeErrors.
+# Messages of the plain RuntimeErrors that gloo raises.
 _SIGNS = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -20,7 +23,7 @@ _SIGNS = (
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether a collective operation failed for want of another rank."""
+    """Whether a collective failed because another rank has ended or cannot be reached."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(error, RuntimeError):
         return False
@@ -31,19 +34,35 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 OUT_OF_MEMORY = (
-    "Out of memory ({}); make batch.micro_batch_size smaller, which costs time and changes "
-    "nothing but dropout's masks, set activation_checkpointing=true, or cut the model over more "
-    "ranks with strategy=fsdp2."
+    "Out of memory ({}); lower batch.micro_batch_size (slower; changes only dropout masks), set "
+    "activation_checkpointing=true, or shard the model over more ranks with strategy=fsdp2."
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a device, or of the host."""
+    """Whether the device or the host ran out of memory."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    # What torch's CPU allocator says, in a plain RuntimeError.
+    # torch's CPU allocator raises a plain RuntimeError.
     text = str(error)
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text
     )
+
+
+# Errors of the machine, not of the run: it can continue once there is space, or storage.
+_MACHINE_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
+
+
+def as_run_error(error: BaseException) -> RunError | None:
+    """The error in one sentence, with its exit code, where its cause is known."""
+    if isinstance(error, RunError):
+        return error
+    if is_out_of_memory(error):
+        return OutOfMemoryError(OUT_OF_MEMORY.format(first_line(error)))
+    if is_lost_peer(error):
+        return RetryError(LOST_PEER)
+    if isinstance(error, OSError) and error.errno in _MACHINE_FAILED:
+        return RetryError(f"{error}. Fix the cause, then rerun.")
+    return None

@@ -1,4 +1,4 @@
-"""Leaves an error where torchrun looks for it, so that it shows the first one of all ranks."""
+"""Writes the error file that torchrun reads to report the first failure of all ranks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from pathlib import Path
 from train.exits import RunError
 
 
-def leave(error: BaseException) -> None:
-    """Writes the file that torchrun names in TORCHELASTIC_ERROR_FILE, in its format: of all
-    ranks that leave one, it shows the one with the earliest time as the root cause."""
+def write_error_file(error: BaseException) -> None:
+    """Writes the file named by TORCHELASTIC_ERROR_FILE, in torchrun's format.
+
+    torchrun reports the rank with the earliest timestamp as the root cause.
+    """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return
-    told_in_words = isinstance(error, RunError)  # a user's mistake, say, needs no stack
-    stack = str(error) if told_in_words else "".join(traceback.format_exception(error))
-    told = {"timestamp": str(int(time.time())), "py_callstack": stack}
-    text = {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": told}}
-    with suppress(OSError):  # torchrun then shows the exit code alone
+    is_user_error = isinstance(error, RunError)  # needs no stack trace
+    stack = str(error) if is_user_error else "".join(traceback.format_exception(error))
+    extra = {"timestamp": str(int(time.time())), "py_callstack": stack}
+    text = {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}}
+    with suppress(OSError):  # torchrun then reports the exit code only
         Path(path).write_text(json.dumps(text), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Requests to stop: signals and a file are noted, and acted upon between two pieces of work."""
+"""Stop requests by signal or by file; the loop acts on them between units of work."""
 
 from __future__ import annotations
 
@@ -14,107 +14,140 @@ from pathlib import Path
 from typing import Any
 
 from train.exits import Exit, UsageError
-from train.process.last_words import say
+from train.process.emergency_output import write_stderr
 from train.section import Section, non_semantic
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_SECONDS_BETWEEN_LOOKS = 1.0  # at the stop file
+_STOP_FILE_INTERVAL = 1.0  # seconds between checks of the stop file
 
 
 class StopConfig(Section):
-    """How a run that is asked to stop comes to its end."""
+    """Deadlines of a requested stop."""
 
     deadline: float | None = non_semantic(30.0, gt=0.0)
-    """Seconds after a SIGTERM within which the process ends, saved or not; the environment
-    variable ISORUN_STOP_DEADLINE wins. null: as long as it takes."""
+    """Seconds from SIGTERM to the end of the process, whether it has saved or not. The environment
+    variable ISORUN_STOP_DEADLINE takes precedence. null: no deadline."""
 
     margin: float = non_semantic(3.0, ge=0.0)
-    """So many seconds before the deadline it is given up, if it cannot be met."""
+    """Seconds before the deadline at which an unfinished save is abandoned."""
 
 
 class StopRequest:
-    """While entered, SIGINT, SIGTERM and SIGUSR1 ask for a stop; a second SIGINT stops at once.
+    """A context manager in which SIGINT, SIGTERM and SIGUSR1 request a stop; a second SIGINT stops
+    without saving.
 
-    A thread reads the signals, so that they are heard while the main thread waits inside torch,
-    where Python runs no handlers: for ranks that do not come, or in an operation that hangs.
+    A thread reads the signals, because Python runs no signal handlers while the main thread blocks
+    inside torch, for example in a collective.
+
+    ``in_session``: the process is a script or notebook that continues after the run. Then a second
+    SIGINT, or one before the first step, raises KeyboardInterrupt in the main thread instead of
+    ending the process, and the handlers are restored at the end. In another thread than the main
+    one, where Python allows no handlers, only the stop file requests a stop.
     """
 
-    def __init__(self, config: StopConfig) -> None:
+    def __init__(self, config: StopConfig, *, in_session: bool = False) -> None:
         self.signal: str | None = None
-        self.starting = True
-        """There is nothing to save yet, and perhaps nobody to agree with: stop at once."""
-        self.what_is_lost: Callable[[], str] = lambda: ""
-        """Told when the deadline passes: what the run goes on from."""
-        self._config = config
+        self._starting = True  # there is nothing to save yet: a signal ends the process
+        self._resume_point: Callable[[], str] = lambda: ""
+        self._config, self._in_session = config, in_session
+        self._listening = False
+        self._interrupts = 0
         self._deadline = _deadline(config)
         self._file: Path | None = None
-        self._looked = 0.0
+        self._checked = 0.0
         self._timer: threading.Timer | None = None
         self._too_late_at: float | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
-        """Whether this process was asked to stop; other ranks may not have been."""
+        """Whether a stop was requested from this process; other ranks may not know of it yet."""
         if self.signal is None and self._file is not None:
             now = time.monotonic()
-            if now - self._looked > _SECONDS_BETWEEN_LOOKS:
-                self._looked = now
+            if now - self._checked > _STOP_FILE_INTERVAL:
+                self._checked = now
                 if self._file.exists():
                     self.signal = "stop file"
         return self.signal is not None
 
     @property
     def seconds_left(self) -> float:
-        """Until the deadline of a stop passes, less the margin; infinite where there is none."""
+        """Seconds until the deadline less the margin; infinity without a deadline."""
         return math.inf if self._too_late_at is None else self._too_late_at - time.monotonic()
 
-    def watch(self, file: Path) -> None:
-        """From now on a file of this name is a request, too."""
+    def ranks_joined(self) -> None:
+        """From now on a signal requests a stop that all ranks agree on; before, with nothing to
+        save and perhaps no other rank to agree with, it ends the process."""
+        self._starting = False
+
+    def watch_file(self, file: Path) -> None:
+        """Treats the existence of this file as a request to stop from now on."""
         self._file = file
 
+    def report_at_deadline(self, resume_point: Callable[[], str]) -> None:
+        """Calls ``resume_point`` when the deadline passes, and appends its sentence, which says
+        from where the run resumes, to the error."""
+        self._resume_point = resume_point
+
     def __enter__(self) -> StopRequest:
+        if self._in_session and threading.current_thread() is not threading.main_thread():
+            return self
+        self._listening = True
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=_forget_signals)
         for number in _SIGNALS:
             # Python writes to the socket only for signals that have a handler.
-            self._previous[number] = signal.signal(number, lambda *_: None)
+            self._previous[number] = signal.signal(number, self._raise_interrupt)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._listening:
+            return
         if self._timer:
             self._timer.cancel()
         for number, handler in self._previous.items():
-            # One that was asked is on its way out, and a launcher that repeats it while the others
-            # end must not kill it: it would look like a rank that saved nothing.
-            signal.signal(number, signal.SIG_IGN if self.signal else handler)
+            # After a request, ignore repeated signals: a launcher that repeats its signal while
+            # other ranks end must not turn this exit into a death by signal.
+            ignored = self.signal and not self._in_session
+            signal.signal(number, signal.SIG_IGN if ignored else handler)
         signal.set_wakeup_fd(self._previous_fd)
-        self._writer.close()  # which ends the thread
+        self._writer.close()  # ends the thread
         self._thread.join()
         self._reader.close()
+
+    def _raise_interrupt(self, number: int, _frame: object) -> None:
+        """The Python signal handler. It runs in the main thread, while that is not inside torch."""
+        if self._in_session and number == signal.SIGINT:
+            self._interrupts += 1
+            if self._starting or self._interrupts > 1:
+                raise KeyboardInterrupt
 
     def _listen(self) -> None:
         while received := self._reader.recv(16):
             for number in received:
                 if number in _SIGNALS:
-                    self._note(signal.Signals(number))
+                    self._handle(signal.Signals(number))
 
-    def _note(self, number: signal.Signals) -> None:
-        # Straight to the kernel in both cases: nothing after this may wait, hang or write. What
-        # is half written bears a temporary name and is swept at the next start.
-        if self.starting:
-            say("stopped on request before the first step; nothing is lost.")
+    def _handle(self, number: signal.Signals) -> None:
+        # os._exit in both cases: nothing may block after this. Incomplete files have temporary
+        # names and are removed at the next start.
+        if self._in_session and number == signal.SIGINT and (self._starting or self.signal):
+            return  # _raise_interrupt raises
+        if self._starting:
+            write_stderr("stopped on request before the first step; no work is lost.")
             os._exit(Exit.PREEMPTED)
         if number == signal.SIGINT and self.signal == "SIGINT":
-            say("stopped at once, without saving.")
+            write_stderr("stopped without saving.")
             os._exit(Exit.STOPPED_AT_ONCE)
         self.signal = number.name
         if number == signal.SIGINT:
-            say("finishing the step and saving; Ctrl-C again stops at once.")
+            write_stderr(
+                "finishing the step and saving; press Ctrl-C again to stop without saving."
+            )
         if number == signal.SIGTERM and self._timer is None:
             self._start_timer()
 
@@ -128,17 +161,17 @@ class StopRequest:
             self._timer.start()
 
     def _too_late(self, deadline: float) -> None:
-        """In the timer's thread: the main one may be deep in a step, or stuck."""
-        say(
-            f"error: not stopped within stop.deadline, {deadline:g} s less a margin of "
-            f"{self._config.margin:g} s. {self.what_is_lost()}"
+        """Runs in the timer's thread, because the main thread may be blocked."""
+        write_stderr(
+            f"error: did not stop within stop.deadline ({deadline:g} s, less stop.margin "
+            f"{self._config.margin:g} s). {self._resume_point()}"
         )
         os._exit(Exit.RETRY)
 
 
 def _forget_signals() -> None:
-    """A child's signals are not its parent's."""
-    with suppress(ValueError):  # not the main thread: it has none
+    """Keeps a forked child from writing its signals to the parent's socket."""
+    with suppress(ValueError):  # only the main thread has a wakeup fd
         signal.set_wakeup_fd(-1)
 
 

@@ -1,132 +1,219 @@
-"""What every strategy can do; the rest of ``train`` knows nothing more of it."""
+"""What every strategy can do: the interface that the loop and the checkpoints use.
+
+A strategy is the one object that the loop talks to for a step: it holds the model, the optimiser
+and the loss scale, and knows how they are sharded. Subclass :class:`Strategy` anywhere and name
+the class in the config: ``strategy=my_project.strategies:MyStrategy``.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from train.checkpoint.state import OptimizerState
+from train.data.plan import BatchPlan
 from train.distributed.shard import Shard
 from train.exits import UsageError
+from train.section import Section
+from train.strategies.buffers import BufferSync
+from train.strategies.engine import Engine
+from train.strategies.loss_scale import LossScale
+from train.strategies.meta_init import Initial
 
-if TYPE_CHECKING:
-    from train.config.schema import Config
-    from train.strategies.engine import Engine
-    from train.strategies.meta_init import Initial
+BuildOptimizer = Callable[[nn.Module], Optimizer]
 
-OptimizerState = dict[str, dict[str, Any]]
-"""By parameter name and state name: a Shard, or a JSON value."""
+
+@dataclass(frozen=True)
+class StrategySetup:
+    """What a strategy is made from."""
+
+    engine: Engine
+    name: str
+    """What the config's ``strategy`` names, for messages."""
+    options: Any
+    """The config section that the class names in ``section``."""
+    precision: str
+    """fp32, bf16 or fp16: of forward and backward passes."""
+    optimizer_name: str
+    """The config's ``optim.use``, for messages."""
+    plan: BatchPlan
+    """How each step is divided into micro-batches."""
+    blocks: list[nn.Module]
+    """Modules whose parameters are gathered one module at a time."""
+    initial: Initial | None = None
+    """Draws the values of a model that is on the meta device; None for one that has values."""
+
+
+class StepResult(NamedTuple):
+    """The results of one optimiser step, as scalar fp32 tensors that stay on the device."""
+
+    loss_sum: Tensor
+    """The loss summed over the global batch."""
+    grad_norm: Tensor
+    """L2 norm of the gradient of the mean loss, before clipping."""
+    skipped: Tensor
+    """1.0 where the loss or the norm was not finite, so that the weights did not change, else
+    0.0."""
 
 
 class Strategy(ABC):
-    """A model and its optimiser, spread over the ranks of an engine."""
+    """A model and its optimiser, sharded or replicated over the ranks of an engine."""
+
+    section: ClassVar[str] = "strategy_options"
+    """The config section with the options of this strategy."""
+    Options: ClassVar[type[Section]] = Section
+    """Validates ``strategy_options``; for strategies from outside the package."""
+    shards_parameters: ClassVar[bool] = False
+    """Whether no rank ever needs to hold all parameters. Then a model that comes on the meta
+    device is initialised by ``prepare``; otherwise it is initialised before."""
 
     model: nn.Module
     """What a task's loss calls."""
     bare_model: nn.Module
-    """The same without wrappers: its parameters bear their own names."""
+    """The same without wrappers: its parameters have their original names."""
     optimizer: Optimizer
-    """Whose ``param_groups`` hold the learning rate."""
-    initial: Initial | None = None
-    """Draws the values of a model that comes on the meta device, of a strategy that
-    ``cuts_parameters``; to others it comes with them."""
-    cuts_parameters = False
-    """Whether no rank need hold all parameters at any time."""
+    """Its ``param_groups`` hold the learning rate."""
     replicas = 1
-    """Ranks that hold the same share of a parameter that is cut."""
+    """Ranks that hold the same shard of a sharded parameter."""
 
-    def __init__(self, engine: Engine, config: Config, blocks: list[nn.Module]) -> None:
-        self.engine, self.config, self.blocks = engine, config, blocks
-        self._buffers: list[Tensor] | None = None
-        self._synced: list[tuple[Tensor, list[Tensor]]] = []
+    def __init__(self, setup: StrategySetup) -> None:
+        self.setup, self.engine, self.options = setup, setup.engine, setup.options
+        self.collectives = setup.engine.collectives
+        self.loss_scale = LossScale() if setup.precision == "fp16" else None
+        self._buffers: BufferSync | None = None
+
+    @staticmethod
+    def kwargs_handlers(options: Any) -> Sequence[Any]:
+        """What Accelerate must know of the strategy before there is a model."""
+        return ()
 
     @abstractmethod
-    def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
-        """Takes over a model that is the same on every rank; ``build`` makes the optimiser of a
-        model's parameters."""
+    def prepare(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
+        """Takes over a model that is the same on every rank, and sets ``model``, ``bare_model``
+        and ``optimizer``. ``build_optimizer`` builds the optimiser of a model's parameters."""
 
-    def files(self) -> dict[str, Any]:
-        """What is worth keeping in the run directory, as JSON, by file name."""
+    def run_directory_files(self) -> dict[str, Any]:
+        """JSON values to be kept in the run directory, by file name."""
         return {}
 
     def refuse_optimizer(self, *names: str) -> None:
-        """Raises UsageError where the run's optimiser is one of those that look at more than one
-        element at a time, and so at more than a rank may have."""
-        if self.config.optim.use in names:
+        """Raises UsageError where the run's optimiser is one of ``names``: optimisers that use
+        more than one element of a parameter at a time, while a rank has only a shard of it."""
+        if self.setup.optimizer_name in names:
             raise UsageError(
-                f"optim.use is {self.config.optim.use!r}, which does not go with the strategy "
-                f"{self.engine.strategy_name}, since that cuts parameters into pieces; use the "
-                "strategy ddp, or adamw."
+                f"optim.use is {self.setup.optimizer_name!r}, which does not work with the "
+                f"strategy {self.setup.name}, because that shards parameters; use "
+                "strategy=ddp, or optim.use=adamw."
             )
 
     # -- a step ------------------------------------------------------------------------------
 
     @abstractmethod
     def zero_grad(self) -> None:
-        """Forgets gradients, as the first thing of a step."""
+        """Drops the gradients of the step before; the first call of a step."""
 
     @abstractmethod
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-batch; at the ``last`` of a step, gradients
-        are exchanged."""
+        """Surrounds forward and backward of a micro-batch. Ranks exchange gradients at the
+        ``last`` one of a step."""
+
+    def backward(self, loss_sum: Tensor, global_count: int) -> None:
+        """Adds a micro-batch's part of the gradient of (global loss sum / ``global_count``).
+
+        Strategies average gradients over the ranks, hence the factor world_size.
+        """
+        # A global batch without units gives NaN, so that all ranks skip the step.
+        factor = self.engine.world_size / global_count if global_count else float("nan")
+        if self.loss_scale:
+            factor *= self.loss_scale.value
+        self._backward(loss_sum * factor)
 
     @abstractmethod
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of a loss, which are averaged over the ranks."""
+    def _backward(self, loss: Tensor) -> None:
+        """Adds the gradients of a scalar loss; they are averaged over the ranks."""
+
+    def step(self, wait_for_loss_sum: Callable[[], Tensor], clip_norm: float | None) -> StepResult:
+        """Clips the gradients to the global L2 norm ``clip_norm`` and takes an optimiser step,
+        unless the loss or the norm is not finite.
+
+        ``wait_for_loss_sum`` returns the global loss sum. It and the norm are the same on all
+        ranks, so that all ranks skip the step or none does.
+        """
+        loss_sum = wait_for_loss_sum()
+        norm, skipped = self._update(loss_sum, clip_norm)
+        if self.loss_scale:
+            self.loss_scale.update(skipped=bool(skipped.item()))
+        return StepResult(loss_sum, norm, skipped)
 
     @abstractmethod
-    def update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
-        """Clips the gradients and lets the optimiser step, unless they or ``loss_sum`` (global)
-        are not finite. The gradients are ``engine.loss_scale`` times too large.
+    def _update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
+        """The update of ``step``. Gradients are ``loss_scale.value`` times too large.
 
-        Returns the gradients' global L2 norm, and whether the step was skipped (1.0) or not, as
-        scalar fp32 tensors on the device.
+        Returns the global L2 norm of the gradients, and whether the step was skipped (1.0 or
+        0.0), as scalar fp32 tensors on the device.
         """
 
     def norm_and_divisor(
-        self, gradients: list[Tensor], clip_norm: float | None, *, spread: bool
+        self, gradients: list[Tensor], clip_norm: float | None, *, sharded: bool
     ) -> tuple[Tensor, Tensor]:
-        """The global L2 norm of gradients (without the loss scale), and what they are to be
-        divided by to clip them (torch.nn.utils.clip_grad_norm_) and to take the loss scale out.
+        """The global L2 norm of the gradients, without the loss scale, and the divisor that
+        clips them (as torch.nn.utils.clip_grad_norm_) and removes the loss scale.
 
-        ``gradients`` is all that this rank has of them; ``spread`` says that other ranks have the
-        rest. In fp64, so that it is the same number wherever the tensors were cut: a difference
-        in its last bit would change every weight. Scalars on the device.
+        ``gradients`` are those of this rank; with ``sharded``, other ranks have the rest. Computed
+        in fp64, so that the norm does not depend on where tensors are split: a difference in its
+        last bit would change every weight. Scalars on the device.
         """
         device = self.engine.device
         squares = torch.zeros((), dtype=torch.float64, device=device)
         if gradients:
             norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)
             squares = torch.stack(norms).square().sum().to(device)
-        if spread:
-            squares = self.engine.sum(squares) / self.replicas
-        scale = self.engine.loss_scale.value if self.engine.loss_scale else 1.0
+        if sharded:
+            squares = self.collectives.all_reduce(squares) / self.replicas
+        scale = self.loss_scale.value if self.loss_scale else 1.0
         norm = squares.sqrt() / scale
         divisor = torch.full_like(norm, scale)
         if clip_norm is not None:
-            # A NaN harms nothing: the step is skipped.
+            # A NaN has no effect here: the step is skipped.
             divisor = divisor * torch.clamp((norm + 1e-6) / clip_norm, min=1.0)
         return norm, divisor
 
-    # -- what is spread ----------------------------------------------------------------------
+    # -- buffers -----------------------------------------------------------------------------
+
+    def sync_buffers(self) -> None:
+        """Gives all ranks the persistent buffers of rank 0, such as the running statistics of a
+        BatchNorm. Called before a step, an evaluation and a checkpoint."""
+        if self._buffers is None:
+            self._buffers = BufferSync(self.bare_model, self.collectives)
+        self._buffers.sync()
+
+    def undo_forward(self) -> None:
+        """Restores the buffers as of ``sync_buffers``, for a step that is not completed."""
+        if self._buffers is not None:
+            self._buffers.restore()
+
+    # -- shards, for checkpoints -------------------------------------------------------------
 
     @abstractmethod
     def tensors(self) -> dict[str, Shard]:
-        """Parameters and persistent buffers by name, those with several names only once."""
+        """This rank's shards of the parameters (fp32) and persistent buffers, by name. A tensor
+        with several names appears under the first."""
 
     @abstractmethod
     def weights(self) -> dict[str, Shard]:
-        """The trainable parameters by name as the optimiser changes them (fp32). Whoever writes
-        to their memory calls ``sync_weights`` afterwards. Also those this rank has nothing of."""
+        """This rank's shards of the trainable parameters (fp32), by name, as the optimiser
+        updates them. A shard may be empty. Call ``sync_weights`` after writing to them."""
 
     @abstractmethod
     def sync_weights(self) -> None:
-        """Makes what was written to the memory of ``weights`` the model's; collective."""
+        """Copies what was written to the shards of ``weights`` into the model; collective."""
 
     @abstractmethod
     def optimizer_state(self) -> OptimizerState:
@@ -134,88 +221,46 @@ class Strategy(ABC):
 
     @abstractmethod
     def make_optimizer_state(self, stored: Mapping[str, Mapping[str, Any]]) -> OptimizerState:
-        """Gives the optimiser a state like the stored one: by parameter and state name, a JSON
-        value or a pair of shape and dtype. The shares returned for pairs are to be filled; then
-        ``adopt_optimizer_state`` is to be called."""
+        """Allocates an optimiser state like ``stored``: by parameter name and state name, either
+        a JSON value or a pair of shape and dtype. The caller fills the returned shards and then
+        calls ``adopt_optimizer_state``."""
 
     @abstractmethod
     def adopt_optimizer_state(self, state: OptimizerState) -> None:
-        """Takes the filled state into use."""
+        """Makes the filled state the optimiser's."""
+
+    # -- inspection --------------------------------------------------------------------------
 
     def gradients(self) -> dict[str, Shard]:
-        """The clipped gradients of the step just taken, where the strategy still has them."""
+        """The clipped gradients of the last step, where the strategy still has them."""
         return {}
 
     def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """All trainable parameters and their gradients, one at a time, whole; collective."""
+        """All trainable parameters and their gradients, one at a time and unsharded, named
+        ``weights/<name>`` and ``gradients/<name>``; collective."""
         for kind, shards in (("weights", self.weights()), ("gradients", self.gradients())):
             for name, shard in shards.items():
-                yield f"{kind}/{name}", self._whole(shard)
+                yield f"{kind}/{name}", self._gather(shard)
 
-    def _whole(self, shard: Shard) -> Tensor:
-        if shard.is_whole:
+    def _gather(self, shard: Shard) -> Tensor:
+        if shard.is_full:
             return shard.local
-        whole = torch.zeros(shard.shape, dtype=shard.dtype, device=self.engine.device)
-        for (offsets, sizes), view in shard.boxes():
+        full = torch.zeros(shard.shape, dtype=shard.dtype, device=self.engine.device)
+        for (offsets, sizes), view in shard.chunks():
             window = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
-            whole[window] = view.to(whole.device) / self.replicas
-        return self.engine.sum(whole)
-
-    def sync_buffers(self) -> None:
-        """Gives every rank rank 0's persistent buffers, such as a BatchNorm's running statistics:
-        before a step, an evaluation and a checkpoint, so that they agree wherever they count."""
-        if self._buffers is None:
-            kept = self.bare_model.state_dict(keep_vars=True)
-            self._buffers = [b for name, b in self.bare_model.named_buffers() if name in kept]
-        by_kind: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in self._buffers:
-            by_kind.setdefault(buffer.dtype, []).append(buffer.detach())
-        self._synced = []
-        for buffers in by_kind.values():
-            joined = torch.cat([buffer.flatten() for buffer in buffers])
-            self._synced.append((joined, buffers))
-            if self.engine.world_size > 1:
-                self.engine.broadcast_tensor(joined)
-                _part(joined, buffers)
-
-    def undo_forward(self) -> None:
-        """For a step that is given up: buffers are again what ``sync_buffers`` left."""
-        for joined, buffers in self._synced:
-            _part(joined, buffers)
+            full[window] = view.to(full.device) / self.replicas
+        return self.collectives.all_reduce(full)
 
     def unused_remedy(self, *, alike: bool) -> str | None:
-        """None where parameters that the loss does not use are as good as frozen, else what can
-        be done besides freezing them. ``alike``: all ranks use the same ones."""
+        """What to do about trainable parameters that the loss does not use, besides freezing
+        them; None where the strategy allows them. ``alike``: they are the same on all ranks."""
         return None
 
     def unused(self) -> list[str]:
-        """Names of trainable parameters that got no gradient from this rank's backward passes,
-        before the optimiser's first step."""
+        """Names of trainable parameters that have no gradient from this rank's backward passes.
+        Called before the first optimiser step."""
         return [
             name
             for name, parameter in self.bare_model.named_parameters()
             if parameter.requires_grad and parameter.grad is None
         ]
-
-
-def _part(joined: Tensor, tensors: list[Tensor]) -> None:
-    """Overwrites tensors with what was joined from such."""
-    parts = torch.split(joined, [tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view_as(tensor))
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and persistent buffers; tensors with several names only once."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[name] = tensor.detach()
-    return found
-
-
-def parameter_names(model: nn.Module) -> dict[int, str]:
-    """``id(parameter)`` to the parameter's fully qualified name; of shared ones the first."""
-    return {id(parameter): name for name, parameter in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""A model's blocks: the modules that are gathered, or computed again, one at a time."""
+"""A model's blocks: modules that are gathered, or recomputed for backward, one at a time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from train.exits import UsageError
 
 
 def find_blocks(model: nn.Module, named: list[nn.Module], classes: list[str]) -> list[nn.Module]:
-    """Those of the given class names, or those named, or the outermost members of module lists.
+    """The modules of the given ``classes`` (names), else those of ``named``, else the outermost
+    members of the model's module lists.
 
-    Raises UsageError for a class that is not there.
+    Raises UsageError for a class that the model has no module of.
     """
     if classes:
         kinds = {type(module).__name__ for module in model.modules()}
@@ -36,8 +37,8 @@ def find_blocks(model: nn.Module, named: list[nn.Module], classes: list[str]) ->
 
 
 def checkpoint_activations(blocks: list[nn.Module]) -> None:
-    """Makes blocks forget what they computed, and compute it again for backward (Chen et al.,
-    2016). Random numbers are drawn alike both times."""
+    """Makes blocks drop their activations and recompute them for backward (Chen et al., 2016).
+    Both passes draw the same random numbers."""
     from torch.utils.checkpoint import checkpoint
 
     for block in blocks:

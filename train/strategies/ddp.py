@@ -1,80 +1,65 @@
-"""One process, or several with all of the model each (DistributedDataParallel)."""
+"""The full model on every rank (DistributedDataParallel)."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar
 
 from torch import nn
-from torch.optim import Optimizer
 
 from train.exits import UsageError
+from train.strategies.base import BuildOptimizer
 from train.strategies.torch_native import TorchStrategy
-
-if TYPE_CHECKING:
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    from train.strategies.strategy_config import DdpConfig
-
-
-class SingleStrategy(TorchStrategy):
-    """One process, or several that only evaluate."""
-
-    def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer] | None) -> None:
-        """Moves the model to the device."""
-        self.model = self.bare_model = self.engine.on_device(model)
-        if build:
-            self._build(build)
-
-    def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
-        """Nothing is exchanged."""
-        return nullcontext()
 
 
 class DdpStrategy(TorchStrategy):
-    """All of the model on every rank; gradients are averaged while backward runs."""
+    """The full model on every rank; gradients are averaged while backward runs."""
+
+    section: ClassVar[str] = "ddp"
 
     @staticmethod
-    def accelerate_options(config: DdpConfig) -> DistributedDataParallelKwargs:
-        """The options as Accelerate, which wraps the model, takes them."""
+    def kwargs_handlers(options: Any) -> Sequence[Any]:
+        """The options in the form that Accelerate takes; it wraps the model."""
         from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 
-        return DistributedDataParallelKwargs(
-            broadcast_buffers=False,  # once per step, as with every strategy: sync_buffers
-            bucket_cap_mb=config.bucket_cap_mb,
-            static_graph=config.static_graph,
-            gradient_as_bucket_view=config.gradient_as_bucket_view,
-            find_unused_parameters=config.find_unused_parameters,
-            comm_hook=DDPCommunicationHookType(
-                "no" if config.comm_hook == "none" else config.comm_hook
-            ),
-        )
+        hook = "no" if options.comm_hook == "none" else options.comm_hook
+        return [
+            DistributedDataParallelKwargs(
+                broadcast_buffers=False,  # sync_buffers does, as with every strategy
+                bucket_cap_mb=options.bucket_cap_mb,
+                static_graph=options.static_graph,
+                gradient_as_bucket_view=options.gradient_as_bucket_view,
+                find_unused_parameters=options.find_unused_parameters,
+                comm_hook=DDPCommunicationHookType(hook),
+            )
+        ]
 
-    def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
-        """Wraps the model. Raises UsageError for an exchange that the backend cannot do."""
-        if self.config.ddp.comm_hook == "bf16" and self.engine.device.type == "cpu":
+    def prepare(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
+        """Wraps the model. Raises UsageError for a comm_hook that the backend does not support."""
+        if self.options.comm_hook == "bf16" and self.engine.device.type == "cpu":
             raise UsageError(
-                "ddp.comm_hook is 'bf16', which needs GPUs, and there are none here; use none."
+                "ddp.comm_hook is 'bf16', which needs GPUs, but this machine has none; set "
+                "ddp.comm_hook=none."
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`broadcast_buffers`", category=FutureWarning)
             self.model = self.engine.accelerator.prepare_model(model)
-        # Accelerate's own unwrap_model would import DeepSpeed.
+        # Not Accelerate's unwrap_model: it imports DeepSpeed.
         self.bare_model = self.model.module  # type: ignore[assignment]
-        self._build(build)
+        self._build(build_optimizer)
 
     def unused_remedy(self, *, alike: bool) -> str | None:
-        """DDP waits for the gradient of every parameter, unless it is told to look."""
-        options = self.config.ddp
+        """DDP waits for the gradient of every parameter, unless it looks for unused ones."""
+        options = self.options
         if options.find_unused_parameters or options.static_graph:
             return None
         return "set ddp.find_unused_parameters=true"
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
-        """DDP's own ``no_sync`` but at the last one. A static graph does not bear it; to exchange
-        what has been added up so far each time gives the same sum."""
-        if last or self.config.ddp.static_graph:
+        """DDP's ``no_sync`` for all micro-batches but the last. A static graph does not support
+        it; there, exchanging the accumulated gradients each time gives the same sum."""
+        if last or self.options.static_graph:
             return nullcontext()
         return self.model.no_sync()  # type: ignore[operator, no-any-return]

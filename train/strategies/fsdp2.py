@@ -1,38 +1,41 @@
-"""Parameters, gradients and optimiser state cut over the ranks (torch's ``fully_shard``).
+"""Parameters, gradients and optimiser state sharded over the ranks (torch's ``fully_shard``).
 
-Called directly: Accelerate refuses FSDP without a GPU, and its wrapper adds nothing needed here.
+``fully_shard`` is called directly: Accelerate refuses FSDP without a GPU, and its wrapper adds
+nothing that is needed here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.optim import Optimizer
 
 from train.exits import UsageError
+from train.strategies.base import BuildOptimizer
 from train.strategies.torch_native import TorchStrategy
 
 _COMPUTE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Fsdp2Strategy(TorchStrategy):
-    """Each rank holds an equal part of every parameter, as a DTensor."""
+    """Each rank holds an equal shard of every parameter, as a DTensor."""
 
-    cuts_parameters = True
+    section: ClassVar[str] = "fsdp2"
+    shards_parameters: ClassVar[bool] = True
 
-    def prepare(self, model: nn.Module, build: Callable[[nn.Module], Optimizer]) -> None:
-        """Cuts blocks, then what is left, in place."""
+    def prepare(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
+        """Shards the blocks, then the rest of the model, in place. Raises UsageError where
+        ``fsdp2.replicas`` does not divide the world size."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
         self.refuse_optimizer("adafactor")
-        options, engine = self.config.fsdp2, self.engine
+        options, engine, initial = self.options, self.engine, self.setup.initial
         ranks, replicas = engine.world_size, options.replicas
         if ranks % replicas:
             raise UsageError(
@@ -44,7 +47,7 @@ class Fsdp2Strategy(TorchStrategy):
         names: tuple[str, ...] = ("shard",)
         if replicas > 1:
             shape, names = (replicas, ranks // replicas), ("replicate", "shard")
-        compute = _COMPUTE[self.config.precision] if options.gather_precision else None
+        compute = _COMPUTE[self.setup.precision] if options.gather_precision else None
         arguments: dict[str, Any] = {
             "mesh": init_device_mesh(engine.device.type, shape, mesh_dim_names=names),
             "reshard_after_forward": options.reshard_after_forward,
@@ -52,30 +55,29 @@ class Fsdp2Strategy(TorchStrategy):
         }
         if options.cpu_offload:
             arguments["offload_policy"] = CPUOffloadPolicy(pin_memory=engine.device.type == "cuda")
-        model = engine.on_device(model, move=self.initial is None)
-        for block in _without_shared(self.blocks, model):
+        model = engine.on_device(model, move=initial is None)
+        for block in _without_shared(self.setup.blocks, model):
             fully_shard(block, **arguments)
         fully_shard(model, **arguments)
-        if self.initial:
-            at = torch.device("cpu") if options.cpu_offload else engine.device
-            self.initial.fill(model, at)
+        if initial:
+            initial.fill(model, torch.device("cpu") if options.cpu_offload else engine.device)
         self.model = self.bare_model = model
-        self._build(build)
+        self._build(build_optimizer)
 
     def unused_remedy(self, *, alike: bool) -> str | None:
-        """The exchange of a block fails where ranks differ in what they use of it."""
-        return None if alike else "let the loss use the same ones on every rank"
+        """The exchange of a block fails where ranks use different parameters of it."""
+        return None if alike else "let the loss use the same parameters on every rank"
 
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
-        """Gradients are reduced at the last micro-batch only; until then each rank holds whole
-        ones."""
+        """Reduces gradients at the last micro-batch only; until then each rank holds unsharded
+        gradients."""
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         self.model.set_is_last_backward(last)  # type: ignore[operator]
         yield
 
     def undo_forward(self) -> None:
-        """Parameters that the forward pass has gathered are cut again, too."""
+        """Also frees the parameters that the forward pass has gathered."""
         super().undo_forward()
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
@@ -83,8 +85,8 @@ class Fsdp2Strategy(TorchStrategy):
 
 
 def _without_shared(blocks: list[nn.Module], model: nn.Module) -> list[nn.Module]:
-    """The blocks whose parameters no module outside of them uses. The others are gathered with
-    the rest of the model: cut on their own, they would silently cease to be shared."""
+    """The blocks whose parameters no module outside of them uses. The others stay in the model's
+    own group: ``fully_shard`` on them would silently untie the shared parameters."""
     uses: Counter[int] = Counter()
     for module in model.modules():
         uses.update(id(p) for p in module._parameters.values() if p is not None)

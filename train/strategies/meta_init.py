@@ -1,20 +1,19 @@
-"""Initial weights drawn a module at a time, for models that no rank can hold as a whole.
+"""Initial weights drawn one module at a time, for models that no rank can hold in full.
 
-A task that implements ``init_module`` is built on the meta device, without memory, and each of its
-modules is seeded by its own name. So the weights do not depend on who draws them or in which
-order, and a rank keeps its share of a module before it draws the next one.
+The model of a task that implements ``init_module`` is built on the meta device, without memory,
+and each of its modules is seeded by its own name. So the weights do not depend on the rank that
+draws them or on the order, and a rank keeps its shard of a module before it draws the next one.
 """
 
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from train.data.order import mix_int
+from train.data.order import module_seed
 from train.distributed.randomness import seed_everything
 from train.distributed.shard import Shard
 from train.exits import UsageError
@@ -22,7 +21,8 @@ from train.tasks.base import Task
 
 
 def build_model(task: Task, seed: int) -> tuple[nn.Module, Initial | None]:
-    """The task's model: with its weights, or on the meta device and with what draws them."""
+    """The task's model: either with its weights, or on the meta device together with the object
+    that draws them."""
     if type(task).init_module is Task.init_module:
         return task.build_model(), None
     with torch.device("meta"):
@@ -31,7 +31,7 @@ def build_model(task: Task, seed: int) -> tuple[nn.Module, Initial | None]:
     if on_device:
         raise UsageError(
             f"The task {type(task).__name__} implements init_module, so its build_model must not "
-            f"give tensors values, but {on_device[0]} has some; set it in init_module."
+            f"assign values to tensors, but {on_device[0]} has values; set them in init_module."
         )
     return model, Initial(model, task, seed)
 
@@ -40,38 +40,38 @@ class Initial:
     """Draws the values of a model that is on the meta device."""
 
     def __init__(self, model: nn.Module, task: Task, seed: int) -> None:
-        # Shapes without memory, which stay whole when the model is cut.
+        # Full shapes without memory; they stay full when the model is sharded.
         self._model, self._task, self._seed = copy.deepcopy(model), task, seed
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Each module that has parameters or buffers of its own, with its values in host memory;
-        what is further inside stays on the meta device."""
+        """Each module that has parameters or buffers of its own, with their values in host memory.
+        Its submodules stay on the meta device."""
         for name, module in self._model.named_modules():
             own = {**module._parameters, **module._buffers}
             if all(tensor is None for tensor in own.values()):
                 continue
             drawn = copy.deepcopy(module).to_empty(device="cpu", recurse=False)
-            seed_everything(mix_int(self._seed, zlib.crc32(name.encode())))
+            seed_everything(module_seed(self._seed, name))
             with torch.no_grad():
                 self._task.init_module(drawn, name)
             yield name, drawn
 
     def fill(self, model: nn.Module, device: torch.device) -> None:
-        """Gives a model on the meta device memory, and each tensor, or this rank's share of it,
-        its values. A tensor with several names has those drawn for the first."""
+        """Allocates a model on the meta device on ``device`` and gives each tensor, or this rank's
+        shard of it, its values. A tensor with several names gets those drawn for the first."""
         materialize(model, device)
         targets = {name: Shard.of(tensor) for name, tensor in _tensors(model).items()}
         for name, drawn in self.modules():
             for key, value in _own_tensors(drawn):
                 target = targets.get(f"{name}.{key}" if name else key)
-                for (offsets, sizes), view in target.boxes() if target else ():
+                for (offsets, sizes), view in target.chunks() if target else ():
                     window = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
                     view.copy_(value[window])
 
 
 def materialize(model: nn.Module, device: torch.device) -> None:
-    """Gives all tensors of a model on the meta device memory, without values. Unlike
-    ``nn.Module.to_empty`` it keeps tensors that modules share shared."""
+    """Allocates all tensors of a model on the meta device, without values. Unlike
+    ``nn.Module.to_empty``, shared tensors stay shared."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
         for key, parameter in module._parameters.items():

@@ -1,4 +1,8 @@
-"""The strategy that a config asks for."""
+"""The strategies by name, and which of them a run uses.
+
+A new strategy is one class and one line in ``STRATEGIES``; one from outside the package is named
+in the config by its dotted path.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,43 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from train.exits import UsageError, first_line
 
 if TYPE_CHECKING:
-    from train.config.schema import Config
-    from train.distributed.world import World
     from train.strategies.base import Strategy
 
+STRATEGIES = {
+    "single": "train.strategies.single:SingleStrategy",
+    "ddp": "train.strategies.ddp:DdpStrategy",
+    "fsdp2": "train.strategies.fsdp2:Fsdp2Strategy",
+    "zero1": "train.strategies.zero_stages:Zero1Strategy",
+    "zero2": "train.strategies.zero_stages:Zero2Strategy",
+    "zero3": "train.strategies.zero_stages:Zero3Strategy",
+}
+CHOICES = ("auto", *(name for name in STRATEGIES if name != "single"))
+"""What the config's ``strategy`` may be, besides a dotted path."""
 
-def strategy_name(config: Config, world: World) -> str:
-    """The name of the strategy. ``auto`` is what ``accelerate launch`` asks for, or else DDP for
-    several processes."""
-    if config.strategy != "auto":
-        return config.strategy
-    asked = _asked_by_accelerate(os.environ)
-    if asked:
-        return asked
-    return "ddp" if world.world_size > 1 else "single"
+
+def resolve_name(wanted: str, world_size: int) -> str:
+    """The strategy's name. ``auto`` is what ``accelerate launch`` asks for, otherwise ddp for
+    several processes and single for one."""
+    if wanted != "auto":
+        return wanted
+    return _asked_by_accelerate(os.environ) or ("ddp" if world_size > 1 else "single")
+
+
+def find_strategy(name: str, origin: str) -> type[Strategy]:
+    """The class of a strategy's name or dotted path; imports only what it needs. ``origin`` says
+    where ``strategy`` was set. Raises UsageError where there is no such class."""
+    from train.imports import import_class
+    from train.strategies.base import Strategy
+
+    found: type[Strategy] = import_class(
+        STRATEGIES.get(name, name), Strategy, f"strategy ({origin})"
+    )
+    return found
 
 
 def _asked_by_accelerate(environ: Mapping[str, str]) -> str | None:
@@ -36,7 +58,7 @@ def _asked_by_accelerate(environ: Mapping[str, str]) -> str | None:
 
 
 def _stage_in_file(path: str | None) -> str | None:
-    """The stage that a DeepSpeed config of the user's own names. Raises UsageError."""
+    """The stage in a DeepSpeed config file of the user. Raises UsageError."""
     if not path or path.lower() == "none":
         return None
     try:
@@ -47,27 +69,3 @@ def _stage_in_file(path: str | None) -> str | None:
             f"accelerate launch names the DeepSpeed config {path!r}, which cannot be read "
             f"({first_line(error)}); correct it, or set the strategy (strategy=zero2)."
         ) from None
-
-
-def accelerate_options(config: Config, world: World) -> list[Any]:
-    """What Accelerate must know of the strategy."""
-    if strategy_name(config, world) != "ddp":
-        return []
-    from train.strategies.ddp import DdpStrategy
-
-    return [DdpStrategy.accelerate_options(config.ddp)]
-
-
-def find_strategy(name: str) -> type[Strategy]:
-    """The class behind a name; imports only what it needs."""
-    if name in ("single", "ddp"):
-        from train.strategies.ddp import DdpStrategy, SingleStrategy
-
-        return SingleStrategy if name == "single" else DdpStrategy
-    if name == "fsdp2":
-        from train.strategies.fsdp2 import Fsdp2Strategy
-
-        return Fsdp2Strategy
-    from train.strategies.zero import PartitionedGradients, PartitionedParameters
-
-    return PartitionedParameters if name == "zero3" else PartitionedGradients

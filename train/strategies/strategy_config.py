@@ -1,4 +1,4 @@
-"""The options of each strategy: speed and memory, and results only where they say so."""
+"""The options of each strategy. They change speed and memory, and results only where stated."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from train.section import Section, non_semantic
 
 
 class DdpConfig(Section):
-    """Options of DistributedDataParallel; for one process they mean nothing."""
+    """Options of DistributedDataParallel; ignored with one process."""
 
     bucket_cap_mb: int = non_semantic(25, ge=1)
-    """Gradients are exchanged in buckets of this many MiB while backward still runs."""
+    """Size in MiB of the buckets in which gradients are exchanged while backward runs."""
 
     static_graph: bool = non_semantic(False)
-    """The model uses the same parameters in each step: less work, and unused ones are allowed.
-    With several micro-batches per step, gradients are exchanged at each of them."""
+    """Declare that the model uses the same parameters in each step: saves work, and allows unused
+    parameters. Gradients are then exchanged at each micro-batch of a step."""
 
     gradient_as_bucket_view: bool = non_semantic(True)
-    """Gradients live in the buckets: saves memory as large as the gradients."""
+    """Let gradients be views of the buckets: saves memory of the size of the gradients."""
 
     find_unused_parameters: bool = non_semantic(False)
-    """Look, each step, for parameters that the loss did not use; costs a walk over the graph."""
+    """Search for parameters that the loss does not use; traverses the graph in each step."""
 
     comm_hook: Literal["none", "fp16", "bf16"] = "none"
-    """Exchange gradients in this precision: half the traffic, but no longer the same curve."""
+    """Exchange gradients in this precision: halves the traffic and changes the loss curve."""
 
 
 class Fsdp2Config(Section):
     """Options of FSDP2."""
 
     blocks: list[str] = non_semantic([])
-    """Class names of the modules that are gathered one at a time. Empty: what the task's
-    ``blocks`` names, or else the members of the model's module lists."""
+    """Class names of the modules whose parameters are gathered one module at a time. Empty: the
+    modules that the task's ``blocks`` names, else the members of the model's module lists."""
 
     reshard_after_forward: bool = non_semantic(True)
-    """Free gathered parameters after forward and gather them again for backward: less memory,
-    half as much traffic again."""
+    """Free gathered parameters after forward and gather them again for backward: less memory, 50 %
+    more traffic."""
 
     cpu_offload: bool = non_semantic(False)
     """Keep parameters, gradients and optimiser state in host memory."""
 
     replicas: int = non_semantic(1, ge=1)
-    """Hybrid sharding: so many copies of the model, each cut over world size / replicas ranks.
-    With a copy per host, parameters never cross the network; gradients still do."""
+    """Hybrid sharding: number of copies of the model, each sharded over world size / replicas
+    ranks. With a copy per host, only gradients cross the network, not parameters."""
 
     gather_precision: bool = True
-    """With mixed precision, gather parameters in that precision: half the traffic. Gradients are
+    """With mixed precision, gather parameters in that precision: halves the traffic. Gradients are
     always reduced in fp32."""
 
 
@@ -54,26 +54,26 @@ class ZeroConfig(Section):
     """Options of the ZeRO strategies."""
 
     offload_optimizer: Literal["none", "cpu"] = non_semantic("none")
-    """Keep optimiser state, and do its arithmetic, in host memory."""
+    """Keep the optimiser state in host memory, and update the parameters there."""
 
     offload_parameters: Literal["none", "cpu"] = non_semantic("none")
-    """Stage 3: keep the parameters' shares in host memory."""
+    """Stage 3: keep the parameters' shards in host memory."""
 
     reduce_bucket_size: int = non_semantic(50_000_000, ge=1)
-    """Gradients are reduced in buckets of this many elements."""
+    """Elements of the buckets in which gradients are reduced."""
 
     overlap_comm: bool = non_semantic(True)
-    """Reduce gradients while backward still runs."""
+    """Reduce gradients while backward runs."""
 
     param_persistence_threshold: int = non_semantic(10_000, ge=0)
-    """Stage 3: parameters with fewer elements than this are not cut."""
+    """Stage 3: parameters with fewer elements than this are not sharded."""
 
     prefetch_bucket_size: int = non_semantic(50_000_000, ge=0)
-    """Stage 3: elements gathered ahead of need."""
+    """Stage 3: elements to gather ahead of their use."""
 
     max_live_parameters: int = non_semantic(1_000_000_000, ge=0)
-    """Stage 3: gathered elements that may be kept."""
+    """Stage 3: most elements to keep gathered."""
 
     config: dict[str, Any] = {}
-    """Further keys for DeepSpeed's own config, merged in; some of them change results. What this
-    kit's config decides cannot be contradicted here, and no value can be "auto"."""
+    """Further keys of DeepSpeed's own config; some of them change results. Keys that the run's
+    config decides cannot be overridden, and no value can be "auto"."""

@@ -1,52 +1,45 @@
-"""What single process, DDP and FSDP2 share: parameters with gradients, and torch's optimiser."""
+"""The part that a single process, DDP and FSDP2 share: autograd and torch's own optimiser."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
-from torch.optim import Optimizer
 
-from train.distributed.shard import Shard
+from train.checkpoint.state import OptimizerState
+from train.distributed.shard import Shard, model_tensors, parameter_names
 from train.optim.optimizer import skips_on_device
-from train.strategies.base import (
-    OptimizerState,
-    Strategy,
-    model_tensors,
-    parameter_names,
-)
+from train.strategies.base import BuildOptimizer, Strategy
 
 
 class TorchStrategy(Strategy):
-    """Parameters are whole tensors or DTensors; the optimiser steps on them as they are."""
+    """Parameters are plain tensors or DTensors, which the optimiser updates directly."""
 
-    def _build(self, build: Callable[[nn.Module], Optimizer]) -> None:
-        """The optimiser; after the model has its final parameters."""
-        self.optimizer = build(self.bare_model)
+    def _build(self, build_optimizer: BuildOptimizer) -> None:
+        """Builds the optimiser, once the model has its final parameters."""
+        self.optimizer = build_optimizer(self.bare_model)
         self._parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-        # On the CPU there is no device to wait for, and to look costs less.
+        # On the CPU, reading the flag is cheaper: there is no device to wait for.
         on_cpu = self.engine.device.type == "cpu"
         self.skips_on_device = not on_cpu and skips_on_device(self.optimizer)
 
     def zero_grad(self) -> None:
-        """As the optimiser does."""
+        """Sets all gradients to None."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def backward(self, loss: Tensor) -> None:
-        """Plain autograd."""
+    def _backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
-        """Norm, clipping and step with torch's own multi-tensor operations."""
+    def _update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        spread = any(isinstance(gradient, DTensor) for gradient in gradients)
-        if spread:
+        sharded = any(isinstance(gradient, DTensor) for gradient in gradients)
+        if sharded:
             gradients = [_local(gradient) for gradient in gradients]
-        norm, divisor = self.norm_and_divisor(gradients, clip_norm, spread=spread)
-        if clip_norm is not None or self.engine.loss_scale:
+        norm, divisor = self.norm_and_divisor(gradients, clip_norm, sharded=sharded)
+        if clip_norm is not None or self.loss_scale:
             factor = divisor.reciprocal()
             for same in _by_kind(gradients):
                 torch._foreach_mul_(same, factor.to(same[0]))
@@ -61,7 +54,7 @@ class TorchStrategy(Strategy):
         return norm, skipped
 
     def _beside_parameters(self, scalar: Tensor) -> Tensor:
-        """A scalar that may be used in operations with the parameters."""
+        """A scalar in the form that operations with the parameters take: a DTensor for DTensors."""
         like = self._parameters[0]
         if not isinstance(like, DTensor):
             return scalar
@@ -69,11 +62,11 @@ class TorchStrategy(Strategy):
         return DTensor.from_local(scalar, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
     def tensors(self) -> dict[str, Shard]:
-        """Of the bare model."""
+        """This rank's shards of the bare model's tensors."""
         return {name: Shard.of(t) for name, t in model_tensors(self.bare_model).items()}
 
     def weights(self) -> dict[str, Shard]:
-        """The parameters themselves."""
+        """This rank's shards of the parameters; they share the parameters' memory."""
         return {
             name: Shard.of(parameter)
             for name, parameter in self.bare_model.named_parameters()
@@ -81,10 +74,10 @@ class TorchStrategy(Strategy):
         }
 
     def sync_weights(self) -> None:
-        """They are the model's own."""
+        """Nothing to do: the shards share memory with the model."""
 
     def optimizer_state(self) -> OptimizerState:
-        """As torch's optimiser holds it."""
+        """The entries of the torch optimiser's ``state``."""
         names = parameter_names(self.bare_model)
         return {
             names[id(parameter)]: {
@@ -95,7 +88,8 @@ class TorchStrategy(Strategy):
         }
 
     def make_optimizer_state(self, stored: Mapping[str, Mapping[str, Any]]) -> OptimizerState:
-        """Tensors like the parameters where shapes agree, else whole ones on every rank."""
+        """State with the shape of its parameter is sharded like it; other state is full on every
+        rank."""
         names = parameter_names(self.bare_model)
         self._state = {
             index: {
@@ -114,13 +108,13 @@ class TorchStrategy(Strategy):
         }
 
     def adopt_optimizer_state(self, state: OptimizerState) -> None:
-        """Through the optimiser's own ``load_state_dict``."""
+        """Loads the state through the optimiser's ``load_state_dict``."""
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": self._state, "param_groups": groups})
         del self._state
 
     def gradients(self) -> dict[str, Shard]:
-        """As they are after clipping."""
+        """The gradients, after clipping."""
         return {
             name: Shard.of(parameter.grad)
             for name, parameter in self.bare_model.named_parameters()
@@ -133,7 +127,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _by_kind(tensors: list[Tensor]) -> Iterable[list[Tensor]]:
-    """In groups that lie on one device and have one dtype."""
+    """The tensors in groups with the same device and dtype."""
     found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         found.setdefault((tensor.device, tensor.dtype), []).append(tensor)
@@ -141,7 +135,7 @@ def _by_kind(tensors: list[Tensor]) -> Iterable[list[Tensor]]:
 
 
 def _empty(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Memory for a piece of state: like the parameter, or a whole tensor on the host."""
+    """Memory for an entry of the state: like the parameter, or a full tensor on the host."""
     if shape == parameter.shape:
         return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
     return torch.empty(shape, dtype=dtype)

@@ -1,27 +1,22 @@
-"""The config that DeepSpeed runs by, generated in full from ours."""
+"""DeepSpeed's config, generated in full from the run's config."""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from train.data.plan import BatchPlan
 from train.exits import UsageError
+from train.strategies.strategy_config import ZeroConfig
 from train.suggest import did_you_mean
 
-if TYPE_CHECKING:
-    from train.config.schema import Config
 
-STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
-
-
-def deepspeed_config(config: Config, stage: int, plan: BatchPlan) -> dict[str, Any]:
-    """DeepSpeed's config for a run with a stage of ZeRO. Raises UsageError where ``zero.config``
-    contradicts it.
+def deepspeed_config(options: ZeroConfig, stage: int, plan: BatchPlan) -> dict[str, Any]:
+    """DeepSpeed's config for a stage of ZeRO. Raises UsageError where ``zero.config`` contradicts
+    the run's config.
 
     Micro-batches may be uneven, so their size is nominal; DeepSpeed uses it for reports only.
     """
-    options = config.zero
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
@@ -43,19 +38,19 @@ def deepspeed_config(config: Config, stage: int, plan: BatchPlan) -> dict[str, A
             "stage3_prefetch_bucket_size": options.prefetch_bucket_size,
             "stage3_max_live_parameters": options.max_live_parameters,
             "stage3_max_reuse_distance": options.max_live_parameters,
-            # Replaces torch.nn.functional.linear for the whole process, which is not ours to do.
+            # It would replace torch.nn.functional.linear for the whole process.
             "memory_efficient_linear": False,
         }
     elif options.offload_parameters != "none":
         raise UsageError(
-            f"zero.offload_parameters is {options.offload_parameters!r}, but only stage 3 cuts "
-            f"the parameters; use strategy=zero3, or leave it at none."
+            f"zero.offload_parameters is {options.offload_parameters!r}, but only stage 3 shards "
+            "parameters; use strategy=zero3, or set zero.offload_parameters=none."
         )
-    ours: dict[str, Any] = {
+    generated: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.largest_micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "train_batch_size": plan.largest_micro_batch * plan.cells,
-        "gradient_clipping": 0.0,  # see ZeroStrategy.update
+        "gradient_clipping": 0.0,  # see ZeroStrategy._update
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -69,13 +64,13 @@ def deepspeed_config(config: Config, stage: int, plan: BatchPlan) -> dict[str, A
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
     }
-    _refuse_foreign(options.config)
+    _refuse_owned(options.config)
     _refuse_unknown(options.config)
-    return _merged(ours, options.config, "zero.config")
+    return _merged(generated, options.config, "zero.config")
 
 
-# Sections of DeepSpeed's that would do what is done elsewhere here, and what to set instead.
-_FOREIGN = {
+# Sections of DeepSpeed's config for which isorun has a section of its own.
+_OWNED = {
     "optimizer": "optim",
     "scheduler": "schedule",
     "amp": "precision",
@@ -89,7 +84,7 @@ _FOREIGN = {
 }
 
 
-# Where DeepSpeed spells the names that it looks for; a few more stand in its code only.
+# The modules in which DeepSpeed defines its keys, and keys that only its code names.
 _MODULES = ("runtime.constants", "runtime.config", "runtime.zero.config", "comm.constants")
 _MORE = {
     "aio", "activation_checkpointing", "flops_profiler", "comms_logger", "compile", "pipeline",
@@ -97,11 +92,11 @@ _MORE = {
 }  # fmt: skip
 
 
-def _refuse_foreign(own: dict[str, Any]) -> None:
-    foreign = {key: instead for key, instead in _FOREIGN.items() if key in own}
+def _refuse_owned(own: dict[str, Any]) -> None:
+    owned = {key: instead for key, instead in _OWNED.items() if key in own}
     zero = own.get("zero_optimization")
     if isinstance(zero, dict):
-        foreign |= {
+        owned |= {
             f"zero_optimization.{key}": instead
             for key, instead in (
                 ("offload_optimizer", "zero.offload_optimizer"),
@@ -110,36 +105,36 @@ def _refuse_foreign(own: dict[str, Any]) -> None:
             )
             if key in zero
         }
-    for key, instead in foreign.items():
+    for key, instead in owned.items():
         raise UsageError(
-            f"zero.config.{key} is set, but that is decided by {instead} here; remove it."
+            f"zero.config.{key} is set, but isorun decides it by {instead}; remove it."
         )
 
 
 def _refuse_unknown(own: dict[str, Any]) -> None:
-    """DeepSpeed itself ignores a key of this level that it does not know."""
+    """DeepSpeed ignores unknown keys of this level."""
     modules = [importlib.import_module(f"deepspeed.{name}") for name in _MODULES]
     known = {v for module in modules for v in vars(module).values() if isinstance(v, str)} | _MORE
     for key, value in own.items():
         if key not in known:
             raise UsageError(
-                f"zero.config.{key} is no key of DeepSpeed's (value {value!r})"
+                f"zero.config.{key} is not a key of DeepSpeed's config (value {value!r})"
                 f"{did_you_mean(key, known)} Correct it, or remove it."
             )
 
 
-def _merged(ours: dict[str, Any], own: dict[str, Any], where: str) -> dict[str, Any]:
-    merged = dict(ours)
+def _merged(generated: dict[str, Any], own: dict[str, Any], where: str) -> dict[str, Any]:
+    merged = dict(generated)
     for key, value in own.items():
         path = f"{where}.{key}"
         if value == "auto":
-            raise UsageError(f'{path} is "auto", which is not resolved here; give it a value.')
-        if isinstance(value, dict) and isinstance(ours.get(key, {}), dict):
-            merged[key] = _merged(ours.get(key, {}), value, path)
-        elif key in ours and value != ours[key]:
+            raise UsageError(f'{path} is "auto", which isorun does not resolve; give it a value.')
+        if isinstance(value, dict) and isinstance(generated.get(key, {}), dict):
+            merged[key] = _merged(generated.get(key, {}), value, path)
+        elif key in generated and value != generated[key]:
             raise UsageError(
-                f"{path} is {value!r}, but this run's config makes it {ours[key]!r}; remove it, "
-                "or change the config's own key."
+                f"{path} is {value!r}, but the run's config makes it {generated[key]!r}; remove "
+                "it, or change the run's own key."
             )
         else:
             merged[key] = value

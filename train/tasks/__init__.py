@@ -1,1 +1,1 @@
-"""Tasks: what a run computes. See :mod:`train.tasks.base`."""
+"""Tasks: model, data, loss and metrics of a run. See :mod:`train.tasks.base`."""

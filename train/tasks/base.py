@@ -1,8 +1,7 @@
-"""What a task is: the model, the data, the loss and the metrics of a training.
+"""The base class of tasks: model, data, loss and metrics of a run.
 
-A task says *what* is computed and knows nothing of ranks, devices, micro-batches or checkpoints.
-Subclass :class:`Task` anywhere and name the class in the config:
-``task.use=my_project.task:MyTask``.
+A task does not depend on ranks, devices, micro-batches or checkpoints. Subclass :class:`Task` in
+any module and name the class in the config: ``task.use=my_project.task:MyTask``.
 """
 
 from __future__ import annotations
@@ -19,22 +18,23 @@ if TYPE_CHECKING:
 
 
 class Ratio(NamedTuple):
-    """A sum and the count it is to be divided by, kept apart.
+    """A sum and the count that divides it.
 
-    Sums and counts add up exactly over micro-batches and ranks; means do not. ``sum`` is a
-    scalar tensor (with its graph, where it is a loss) and ``count`` a scalar tensor or a number.
+    Sums and counts are added over micro-batches and ranks before the division; means cannot be.
     """
 
     sum: Any
+    """A scalar tensor; a loss has its autograd graph."""
     count: Any
+    """A scalar tensor or a number."""
 
 
 class Task:
     """Base class of all tasks. Implement ``build_model``, ``train_dataset`` and ``loss``.
 
-    ``self.config`` is the whole validated config; the task's own parts of it are
-    ``self.config.task``, ``self.config.model`` and ``self.config.data``, validated by the
-    nested classes ``Options``, ``Model`` and ``Data``. All methods are called on every rank alike.
+    ``self.config`` is the validated config; its sections ``task``, ``model`` and ``data`` are
+    validated by the nested classes ``Options``, ``Model`` and ``Data``. Every rank calls the same
+    methods in the same order.
     """
 
     class Options(Section):
@@ -47,103 +47,111 @@ class Task:
         """The config's ``data`` section."""
 
     unit: ClassVar[str] = "samples"
-    """What ``count`` counts, in the plural; a second throughput is logged when not "samples"."""
+    """What ``count`` counts, in the plural; unless "samples", its throughput is logged as well."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
     def build_model(self) -> nn.Module:
-        """The model, with its initial weights drawn from torch's global random state (seeded by
-        the caller). Give every parameter its requires_grad here."""
+        """The model, with initial weights drawn from torch's global generator (seeded by the
+        caller).
+
+        Set ``requires_grad`` of every parameter here.
+        """
         raise NotImplementedError
 
     def init_module(self, module: nn.Module, name: str) -> None:
-        """Gives the parameters and buffers of one module of the model, not of those inside it,
-        their initial values; torch's random state is seeded by the run's seed and ``name``.
+        """Initialises the parameters and buffers of one module in place, without its submodules.
 
-        Implement it for models that are too large for one machine: the model is then built on
-        the meta device, so that ``build_model`` takes no memory, and each rank keeps its share
-        only. This base does as torch's own modules do.
+        torch's global generator is seeded by the run's seed and ``name``, the module's fully
+        qualified name. Override it for models that do not fit on one machine: ``build_model`` then
+        runs on the meta device, and each rank keeps only its shards. The default calls
+        ``reset_parameters``; raises UsageError if a module has none.
         """
         reset = getattr(module, "reset_parameters", None)
         if reset is None:
             raise UsageError(
-                f"The task's init_module does not know how to initialise the "
+                f"The task's init_module does not initialise the "
                 f"{type(module).__name__} {name or '(the model itself)'!r}, which has parameters "
-                "or buffers of its own but no reset_parameters(); handle it there."
+                "or buffers but no reset_parameters(); handle it in init_module."
             )
         reset()
 
     def train_dataset(self) -> Any:
         """A map-style ``torch.utils.data.Dataset``: ``__len__`` and ``__getitem__(index)``.
 
-        Random augmentation in ``__getitem__`` needs no care: torch, numpy and ``random`` are
-        seeded by (run seed, epoch, index) before each call. A dataset that draws no random
-        numbers may set the attribute ``deterministic = True`` to save that work.
+        Before each call, torch, numpy and ``random`` are seeded by (run seed, epoch, index), for
+        random augmentation. A dataset that draws no random numbers may set the attribute
+        ``deterministic = True`` to skip the seeding.
         """
         raise NotImplementedError
 
     def eval_dataset(self) -> Any | None:
-        """Like ``train_dataset``, for evaluation; None where there is none."""
+        """The evaluation data, like ``train_dataset``; None without evaluation."""
         return None
 
     def collate(self, samples: list[Any]) -> Any:
-        """Joins samples into a batch: tensors in (nested) tuples, lists or dicts."""
+        """Collates samples into a batch: tensors in (nested) tuples, lists or dicts."""
         from torch.utils.data import default_collate
 
         return default_collate(samples)
 
     def count(self, batch: Any) -> int:
-        """How many units the loss of this batch will be divided by; the default counts samples.
+        """The count of the loss of this batch; by default the number of samples.
 
-        Called on the host, before the batch is moved to a device and before its forward pass, so
-        that the gradient is right from the first micro-batch on. Must equal ``loss(...).count``.
+        Called before the batch is moved to the device and before its forward pass, because the
+        gradient of the first micro-batch already needs the global count. Must equal
+        ``loss(...).count``.
         """
         return batch_size(batch)
 
     def loss(self, model: nn.Module, batch: Any) -> Ratio:
-        """The loss summed (not averaged) over the batch, and the number of units in that sum."""
+        """The loss summed (not averaged) over the batch, and the count of that sum."""
         raise NotImplementedError
 
     def metrics(self) -> dict[str, Any]:
-        """torchmetrics objects by name, for metrics that are no ratio of two sums."""
+        """torchmetrics objects by name, for metrics that are not a ratio of two sums."""
         return {}
 
     def measure(self, model: nn.Module, batch: Any) -> Mapping[str, Ratio | tuple[Any, ...]]:
-        """Metrics of one evaluation batch: for each name a :class:`Ratio`, or, where the name is
-        one of ``metrics()``, the tuple of arguments for that object's ``update``."""
+        """Metrics of one evaluation batch, by name: a :class:`Ratio`, or, for a name in
+        ``metrics()``, the tuple of arguments of that object's ``update``."""
         return {"loss": self.loss(model, batch)}
 
     def derive(self, totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """Further metrics from the (sum, count) totals over the whole evaluation data."""
+        """Metrics derived from the (sum, count) totals over all evaluation data."""
         return {}
 
     def report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
-        """Things to look at after an evaluation: name to text (str) or to image (float tensor of
-        shape (3, H, W) in [0, 1]). Called on every rank alike; rank 0's is shown."""
+        """Texts (str) and images (float tensors of shape (3, H, W) in [0, 1]) to log after an
+        evaluation, by name. Called on every rank; rank 0's result is logged."""
         return {}
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """Modules that the strategy fsdp2 gathers one at a time, such as a transformer's layers.
-        Empty: the members of the model's module lists. Each must be used by calling it."""
+        """The modules that fsdp2 shards and gathers one at a time, such as a transformer's layers.
+
+        Empty: the members of the model's ``nn.ModuleList``s. Each must be used through its
+        ``forward``.
+        """
         return []
 
     def facts(self) -> dict[str, float]:
-        """Numbers about the data worth printing once at start, such as a baseline's loss."""
+        """Numbers on the data to log at the start, such as a baseline's loss."""
         return {}
 
     def example_inputs(self) -> tuple[Any, ...]:
-        """Positional inputs (CPU tensors, batch size 2) for the model's ``forward``, for export."""
+        """Positional arguments of the model's ``forward`` (CPU tensors, batch size 2), for
+        export."""
         raise NotImplementedError
 
     def flops_per_sample(self) -> float | None:
-        """Floating point operations of a forward and a backward pass over one sample, for the
-        model FLOPs utilisation; None where unknown."""
+        """FLOPs of the forward and backward pass of one sample, for the model FLOPs utilisation;
+        None if unknown."""
         return None
 
 
 def batch_size(batch: Any) -> int:
-    """The first dimension of the first tensor found in a batch."""
+    """The first dimension of the first tensor in a batch. Raises TypeError without a tensor."""
     size = _first_dimension(batch)
     if size is None:
         raise TypeError(

@@ -1,6 +1,9 @@
-"""Finds the task class that a config names."""
+"""Resolves ``task.use`` to a task class."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 from train.exits import UsageError
 from train.imports import import_class
@@ -15,9 +18,9 @@ BUILT_IN = {
 def find_task(reference: str, origin: str) -> type[Task]:
     """The task class for a built-in name or for ``module.path:Class``.
 
-    The module may lie in the working directory. ``origin`` says where ``task.use`` was set, for
-    the errors. Raises UsageError where there is no such name, module or class, where an import
-    inside the module fails, or where the class is no :class:`Task`.
+    The module may be in the working directory. ``origin`` is where ``task.use`` was set, for error
+    messages. Raises UsageError if the name, module or class does not exist, if an import inside
+    the module fails, or if the class is not a :class:`Task`.
     """
     field = f"task.use ({origin})"
     reference_or_name = BUILT_IN.get(reference, reference)
@@ -35,3 +38,20 @@ def find_task(reference: str, origin: str) -> type[Task]:
             f"{field} names {reference!r}, but an import inside that module fails: {error}."
         ) from error
     return found
+
+
+def reference_of(task: type[Task]) -> str:
+    """What task.use must be for the command line to find a class that Python code has at hand.
+
+    A class defined in a script is found under the script's file name. One that is defined in a
+    notebook (module ``__main__`` without a file) cannot be found by other processes.
+    """
+    module = task.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        if spec is not None:  # python -m package.script
+            module = spec.name
+        elif file and Path(file).stem.isidentifier():
+            module = Path(file).stem
+    return f"{module}:{task.__qualname__}"

@@ -1,1 +1,1 @@
-"""What a run tells: one tracker, several sinks, none of which can stop the training."""
+"""Metrics, reports and logs: one tracker and several sinks, which cannot stop the training."""

@@ -1,4 +1,4 @@
-"""The thread that feeds the slow sinks, and the bounded queue before it."""
+"""A thread that calls the slow sinks, and its bounded queue."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _log = logging.getLogger("train")
 
 _ITEMS = 1000
 _BYTES = 256 * 2**20
-"""Of histograms and images that wait; the newest may be larger than that."""
+"""Limit on the histograms and images in the queue; a single larger item is still accepted."""
 _BULKY = ("histograms", "report")
 
-# A process forked (for data workers) while another thread imports gets a copy of the import's
-# lock that nobody will ever release, and hangs when it imports the same module. So forks wait.
+# A process that is forked (a data worker) while another thread imports a module inherits a locked
+# import lock and deadlocks when it imports that module. So a fork waits for imports.
 _importing = threading.RLock()
 os.register_at_fork(
     before=_importing.acquire,
@@ -29,27 +29,28 @@ os.register_at_fork(
 
 
 class Background:
-    """Calls the sinks' methods in one daemon thread, in order. A sink that raises is dropped,
-    with a warning; where the sinks cannot keep up, histograms and reports are dropped first.
+    """Calls the sinks' methods in one daemon thread, in order.
 
-    The thread starts with the first item, so that what the sinks import costs the start nothing.
+    A sink that raises is dropped with a warning. If the queue is full, histograms and reports are
+    dropped first. The thread starts with the first item, so that the sinks' imports do not delay
+    the start of the run.
     """
 
     def __init__(
-        self, sinks: Sequence[Sink], say: Callable[[str], None], warn: Callable[[str], None]
+        self, sinks: Sequence[Sink], info: Callable[[str], None], warn: Callable[[str], None]
     ) -> None:
-        self._sinks, self._say, self._warn = list(sinks), say, warn
+        self._sinks, self._info, self._warn = list(sinks), info, warn
         self._queue: deque[tuple[str, tuple[Any, ...], int]] = deque()
         self._bytes = 0
         self._ready = threading.Condition()
         self._closing = False
         self._dropped: Counter[str] = Counter()
-        # A daemon: a sink that hangs must not keep the process from ending.
+        # A daemon thread, so that a sink that hangs cannot block the process exit.
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._started = False
 
     def put(self, method: str, *arguments: Any) -> None:
-        """Queues a call of every sink's method; never waits."""
+        """Queues a call of this method of every sink; does not block."""
         if not self._sinks:
             return
         size = _size(arguments[-1]) if method in _BULKY else 0
@@ -67,10 +68,10 @@ class Background:
                 self._started = True
                 self._thread.start()
         if first:
-            self._warn("TensorBoard or W&B cannot keep up; some of their items will be missing.")
+            self._warn("The tracking sinks are too slow; some of their items are dropped.")
 
     def _drop(self) -> None:
-        """Removes the oldest bulky item, or, where there is none, the oldest of all."""
+        """Drops the oldest histograms or report; without one, the oldest item."""
         bulky = (number for number, item in enumerate(self._queue) if item[0] in _BULKY)
         number = next(bulky, 0)
         method, _, size = self._queue[number]
@@ -79,7 +80,7 @@ class Background:
         self._dropped[method] += 1
 
     def close(self, seconds: float) -> bool:
-        """Lets the thread finish; False where that took too long."""
+        """Waits up to ``seconds`` for the queue to empty; returns False on a timeout."""
         if not self._started or self._closing:
             return True
         with self._ready:
@@ -88,7 +89,7 @@ class Background:
         self._thread.join(seconds)
         if self._dropped:
             counts = ", ".join(f"{count} x {what}" for what, count in self._dropped.items())
-            self._warn(f"TensorBoard and W&B could not keep up; they lack {counts}.")
+            self._warn(f"The tracking sinks were too slow; {counts} dropped.")
         late = self._thread.is_alive()
         for sink in list(self._sinks) if late else []:
             self._abandon(sink)
@@ -98,8 +99,8 @@ class Background:
         for sink in list(self._sinks):
             with _importing:
                 self._call(sink, "load")
-            if sink in self._sinks and (said := self._call(sink, "open")):
-                self._say(said)
+            if sink in self._sinks and (message := self._call(sink, "open")):
+                self._info(message)
         while True:
             with self._ready:
                 while not self._queue and not self._closing:
@@ -123,14 +124,14 @@ class Background:
             _log.info("%s failed", sink.name, exc_info=True)
             self._sinks.remove(sink)
             self._abandon(sink)
-            self._warn(f"{sink.name} failed and is not written any more: {error!r}")
+            self._warn(f"{sink.name} failed and is disabled: {error!r}")
             return None
 
     def _abandon(self, sink: Sink) -> None:
         try:
             sink.abandon()
         except Exception:
-            _log.info("%s could not be abandoned", sink.name, exc_info=True)
+            _log.info("abandon() of %s failed", sink.name, exc_info=True)
 
 
 def _size(items: Mapping[str, Any]) -> int:
@@ -138,8 +139,8 @@ def _size(items: Mapping[str, Any]) -> int:
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Only what can be drawn: a histogram has no place for NaN and infinity."""
+    """The finite numbers of each array, without empty arrays; a histogram cannot hold others."""
     import numpy as np
 
-    drawn = {name: value[np.isfinite(value)] for name, value in values.items()}
-    return {name: value for name, value in drawn.items() if value.size}
+    finite = {name: value[np.isfinite(value)] for name, value in values.items()}
+    return {name: value for name, value in finite.items() if value.size}

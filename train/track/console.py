@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a progress bar on a terminal, plain lines elsewhere."""
+"""Console output of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = logging.getLogger("train")
 
 
 def _print_directly() -> None:
-    """In a forked data worker: the bar's thread, which may have held the bar's lock, is gone."""
+    """Removes rich's proxies in a forked data worker, where the bar's lock may stay locked."""
     sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
     sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
@@ -23,23 +23,26 @@ os.register_at_fork(after_in_child=_print_directly)
 
 
 class Console(Protocol):
-    """A place for what is said to the person."""
+    """Output for the user."""
 
-    def say(self, text: str) -> None:
-        """Text for the person."""
+    def print(self, text: str) -> None:
+        """Prints a text."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of a step, of training or of an evaluation."""
+        """Shows the metrics of a step, from training or evaluation."""
 
     def progress(self, step: int) -> None:
-        """After every step."""
+        """Updates the progress; called after every step."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Ends the output."""
 
 
-class Pace:
-    """Steps per second since this attempt's first step, the last minute counting most."""
+class EtaEstimator:
+    """Estimates the remaining time from the steps of this attempt.
+
+    Steps per second are an exponential average with a time constant of 60 s.
+    """
 
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
@@ -47,16 +50,16 @@ class Pace:
         self._steps = self._seconds = 0.0
 
     def seconds_left(self, step: int) -> float | None:
-        """An estimate, from the calls so far; None where there is nothing to go by.
+        """Seconds to the end of the run; None before the second call.
 
-        The first call starts the clock: the first step is slow, and nobody waits for it again.
+        The first call only starts the clock, so that the slow first step does not count.
         """
         now = time.monotonic()
         if self._time >= 0 and step > self._step:
             steps, seconds = step - self._step, now - self._time
-            keep = math.exp(-seconds / 60.0)
-            self._steps = self._steps * keep + steps
-            self._seconds = self._seconds * keep + seconds
+            decay = math.exp(-seconds / 60.0)
+            self._steps = self._steps * decay + steps
+            self._seconds = self._seconds * decay + seconds
         self._step, self._time = step, now
         return self._seconds / self._steps * (self.total_steps - step) if self._steps else None
 
@@ -66,33 +69,33 @@ class PlainConsole:
 
     def __init__(self, unit: str, total_steps: int) -> None:
         self.unit, self.total_steps = unit, total_steps
-        self._pace = Pace(total_steps)
-        self._begun = False
+        self._eta = EtaEstimator(total_steps)
+        self._started = False
 
-    def say(self, text: str) -> None:
-        """Text for the person."""
+    def print(self, text: str) -> None:
+        """Prints a text."""
         print(text, flush=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Training metrics on one line with ETA, evaluation metrics on one of their own."""
-        line = describe(metrics, self.unit)
+        line = format_metrics(metrics, self.unit)
         if "train/loss" in metrics:
-            left = self._pace.seconds_left(step)
+            left = self._eta.seconds_left(step)
             line += f"  eta {_duration(left)}" if left is not None else ""
-        self.say(f"step {step}/{self.total_steps}  {line}")
+        self.print(f"step {step}/{self.total_steps}  {line}")
 
     def progress(self, step: int) -> None:
-        """Nothing to be seen between two lines."""
-        if not self._begun:
-            self._begun = True
-            self._pace.seconds_left(step)
+        """Starts the clock of the ETA at the first call."""
+        if not self._started:
+            self._started = True
+            self._eta.seconds_left(step)
 
     def close(self) -> None:
-        """Nothing to be put away."""
+        """Does nothing."""
 
 
 class BarConsole:
-    """A progress bar; all else is printed above it."""
+    """A progress bar; texts are printed above it."""
 
     def __init__(self, unit: str, total_steps: int, start_step: int) -> None:
         from rich.console import Console
@@ -101,13 +104,13 @@ class BarConsole:
         from rich.text import Text
 
         class Numbers(ProgressColumn):
-            """All other columns are whole; this one gives way where the terminal is narrow."""
+            """The metrics; the only column that is truncated on a narrow terminal."""
 
             def render(self, task: Task) -> Text:
                 return Text(task.fields["numbers"], no_wrap=True, overflow="ellipsis")
 
         self.unit, self.total_steps = unit, total_steps
-        self._pace = Pace(total_steps)
+        self._eta = EtaEstimator(total_steps)
         console = Console(file=sys.stdout, highlight=False)
         self._progress = Progress(
             TextColumn(f"{{task.completed}}/{total_steps}"),
@@ -124,22 +127,22 @@ class BarConsole:
         self._started = self._shown = 0.0
         self._step = start_step
 
-    def say(self, text: str) -> None:
-        """Text above the bar, or below it when it has come to its end."""
+    def print(self, text: str) -> None:
+        """Prints a text above the bar, or below it after the last step."""
         if self._step >= self.total_steps:
             self.close()
         self._progress.console.print(text, markup=False, soft_wrap=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Training metrics on the bar, evaluation metrics above it."""
-        line = describe(metrics, self.unit)
+        """Shows training metrics in the bar, evaluation metrics above it."""
+        line = format_metrics(metrics, self.unit)
         if "train/loss" in metrics:
             self._progress.update(self._task, numbers=line.replace("  ", " "))
         else:
-            self.say(f"step {step}/{self.total_steps}  {line}")
+            self.print(f"step {step}/{self.total_steps}  {line}")
 
     def progress(self, step: int) -> None:
-        """Moves the bar; it is drawn four times a second by a thread of its own."""
+        """Moves the bar, at most five times a second."""
         self._step, now = step, time.monotonic()
         if now - self._shown < 0.2:
             return
@@ -147,7 +150,7 @@ class BarConsole:
             self._started = now
             self._progress.start()
         self._shown = now
-        left = self._pace.seconds_left(step)
+        left = self._eta.seconds_left(step)
         self._show(f"eta {_duration(left)}" if left is not None else "")
 
     def _show(self, left: str) -> None:
@@ -155,7 +158,7 @@ class BarConsole:
         self._progress.update(self._task, completed=self._step, times=times)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Stops the bar."""
         if self._started:
             self._show("")
             self._progress.stop()
@@ -163,24 +166,26 @@ class BarConsole:
 
 
 class QuietConsole:
-    """Says nothing; warnings come from elsewhere."""
+    """No output; warnings are logged elsewhere."""
 
-    def say(self, text: str) -> None:
-        """Says nothing."""
+    def print(self, text: str) -> None:
+        """Does nothing."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Says nothing."""
+        """Does nothing."""
 
     def progress(self, step: int) -> None:
-        """Shows nothing."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing to be put away."""
+        """Does nothing."""
 
 
 class GuardedConsole:
-    """A console that goes quiet, with a warning in the log file, when it fails: the reader at
-    the other end of the pipe may have left, and that is no reason to stop."""
+    """Replaces a console that raises by a quiet one, with a warning in the log file.
+
+    A closed pipe must not stop the training.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -192,29 +197,31 @@ class GuardedConsole:
             if isinstance(error, OSError):
                 _silence(sys.stdout)
             self._console = QuietConsole()
-            _log.warning("The console failed and shows nothing any more: %r", error)
+            _log.warning("The console failed and is disabled: %r", error)
 
-    def say(self, text: str) -> None:
-        """Text for the person."""
-        self._call(self._console.say, text)
+    def print(self, text: str) -> None:
+        """Prints a text."""
+        self._call(self._console.print, text)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of a step."""
+        """Shows the metrics of a step."""
         self._call(self._console.log, step, metrics)
 
     def progress(self, step: int) -> None:
-        """After every step."""
+        """Updates the progress; called after every step."""
         self._call(self._console.progress, step)
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Ends the output."""
         self._call(self._console.close)
 
 
 def open_console(kind: str, unit: str, total_steps: int, start_step: int) -> GuardedConsole:
-    """The console that ``track.console`` asks for."""
+    """The console for ``track.console`` (``kind``)."""
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # generated text has any character
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # generated text can contain any character
     if kind == "auto":
         terminal = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         kind = "bar" if terminal else "plain"
@@ -223,8 +230,8 @@ def open_console(kind: str, unit: str, total_steps: int, start_step: int) -> Gua
     return GuardedConsole(PlainConsole(unit, total_steps) if kind == "plain" else QuietConsole())
 
 
-def describe(metrics: Mapping[str, float], unit: str) -> str:
-    """The metrics that a person wants to see at a glance, in one line."""
+def format_metrics(metrics: Mapping[str, float], unit: str) -> str:
+    """The most important metrics in one line."""
     if "train/loss" not in metrics:
         return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     parts = [f"loss {metrics['train/loss']:.4f}"]
@@ -253,7 +260,7 @@ def _duration(seconds: float) -> str:
 
 
 def _silence(stream: Any) -> None:
-    """Sends the rest to nowhere; else the interpreter fails at its exit, when it flushes."""
+    """Redirects a stream to /dev/null; otherwise the interpreter's flush at exit fails."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

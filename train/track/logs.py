@@ -1,4 +1,4 @@
-"""A rotating log file for each rank; warnings, those of libraries too, also for the person."""
+"""Logging: a rotating file per rank; on rank 0 warnings also on standard error."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ _BYTES, _FILES = 10 * 2**20, 3
 
 class _File(RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """A line that cannot be written, on a full disk, is not worth a traceback on stderr."""
+        """Ignores errors, such as a full disk, instead of printing a traceback."""
 
 
 class _Stderr(logging.Handler):
-    """One line per warning on what ``sys.stderr`` is at that moment: while there is a progress
-    bar, that prints above it. What a library repeats is shown once; the file has it all."""
+    """One line per warning on the current ``sys.stderr``, which a progress bar redirects.
+
+    Repeated warnings of libraries are shown once; the log file has all of them.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -28,7 +30,7 @@ class _Stderr(logging.Handler):
         try:
             text = record.getMessage()
             if record.name == "train" and record.levelno >= logging.ERROR:
-                return  # it ends the run, and the command line prints it
+                return  # it ends the run and is printed by the command line
             if record.name != "train":
                 text = text.strip().partition("\n")[0]
                 if text in self._seen:
@@ -39,15 +41,15 @@ class _Stderr(logging.Handler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Nobody is left to be told; the file has it."""
+        """Ignores errors; the log file has the line."""
 
 
 def setup_logging(directory: Path, rank: int, attempt: int, level: str) -> None:
-    """Sends everything from ``level`` on, Python's warnings included, to logs/rank-<rank>.log,
-    and on rank 0 warnings, and the errors of libraries, to standard error as well.
+    """Logs messages of ``level`` and above, with Python's warnings, to logs/rank-<rank>.log.
 
-    The file is kept across attempts and rotated at 10 MiB, with two older ones kept. Of other
-    libraries' messages DEBUG is left out.
+    On rank 0, warnings, and the errors of libraries, also go to standard error. The file is kept
+    across attempts and rotated at 10 MiB, with two older files. DEBUG messages of libraries are
+    excluded.
     """
     path = directory / "logs" / f"rank-{rank}.log"
     path.parent.mkdir(parents=True, exist_ok=True)

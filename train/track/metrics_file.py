@@ -1,4 +1,4 @@
-"""metrics.jsonl: the source of truth of what was measured. One row, one line, per step."""
+"""metrics.jsonl: all metrics, one row per step."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from train.files import append_bytes, replace_bytes
+
 
 class MetricsFile:
-    """Appends rows {"step", "attempt", "time", name: value ...}; a value that is not finite is
-    null, since JSON has no other word for it.
+    """Appends rows {"step", "attempt", "time", name: value ...}; a non-finite value is null.
 
-    Metrics of one step (training and evaluation) are joined in one row, which is written as soon
-    as a later step begins; what comes later still for that step is joined into the row on disk.
-    On opening, rows after ``start_step`` are removed: those steps never happened and will be
-    taken again. So no step appears twice. Rows that cannot be written (OSError) are kept, and
-    written with the next that can.
+    Metrics of one step (training and evaluation) are merged into one row, which is written when a
+    later step begins; later metrics of that step are merged into the row on disk. Opening removes
+    the rows after ``start_step``, which the attempt repeats, so that no step occurs twice. Rows
+    that cannot be written (OSError) are kept and written with the next row.
     """
 
     def __init__(self, path: Path, *, start_step: int, attempt: int) -> None:
         self.path, self.attempt = path, attempt
-        self.damaged, self._last = truncate_after(path, start_step)
+        self.damaged, self._last = remove_rows_after(path, start_step)
         self._file = path.open("ab", buffering=0)
         self._row: dict[str, Any] = {}
-        self._unwritten = b""  # whole lines
-        self._replaces_last = False  # the first of them takes the place of the last on disk
-        self._lock = threading.Lock()  # flush comes from the thread that writes checkpoints
+        self._unwritten = b""  # complete lines
+        self._replaces_last = False  # whether the first of them replaces the last line on disk
+        self._lock = threading.Lock()  # flush is called in the thread that writes checkpoints
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds metrics to the row of this step."""
@@ -42,9 +42,9 @@ class MetricsFile:
             self._row |= {k: v if math.isfinite(v) else None for k, v in metrics.items()}
             self._write()
 
-    def passed(self, step: int) -> None:
-        """The training has come to ``step``: rows of earlier ones are complete."""
-        row = self._row  # once: flush may put another in its place
+    def advance(self, step: int) -> None:
+        """Marks the rows before ``step`` as complete and writes them."""
+        row = self._row  # read once: flush may replace it
         ended = bool(row) and row["step"] < step
         if ended or self._unwritten:
             with self._lock:
@@ -65,8 +65,8 @@ class MetricsFile:
         if not row:
             return
         if self._last.get("step") == row["step"]:
-            # An evaluation that was given up at this step, or was made before the first
-            # checkpoint, is made by the next attempt.
+            # An attempt repeats an evaluation that was interrupted, or made before the first
+            # checkpoint.
             row = self._last | row
             if self._unwritten:
                 self._unwritten = b"".join(self._unwritten.splitlines(keepends=True)[:-1])
@@ -80,36 +80,26 @@ class MetricsFile:
             return
         if self._replaces_last:
             lines = self.path.read_bytes().splitlines(keepends=True)
-            _replace(self.path, [*lines[:-1], self._unwritten])
+            replace_bytes(self.path, b"".join([*lines[:-1], self._unwritten]))
             self._file.close()
             self._file = self.path.open("ab", buffering=0)
             self._replaces_last = False
         else:
-            self._append()
+            append_bytes(self._file, self._unwritten, durable=False)
         self._unwritten = b""
 
-    def _append(self) -> None:
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            written = 0
-            while written < len(self._unwritten):  # unbuffered files may write less than asked
-                written += self._file.write(self._unwritten[written:])
-        except OSError:
-            self._file.truncate(end)
-            raise
-
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the last row and closes the file."""
         with self._lock, self._file:
             self._end_row()
             self._write()
 
 
-def truncate_after(path: Path, step: int) -> tuple[int, dict[str, Any]]:
-    """Removes rows of later steps and a torn last line, at once; lines that are no rows are
-    moved to metrics.jsonl.damaged.
+def remove_rows_after(path: Path, step: int) -> tuple[int, dict[str, Any]]:
+    """Removes the rows after ``step`` and an incomplete last line, atomically.
 
-    Returns the number of those lines, and the last row that is left ({} where there is none).
+    Lines that are not rows are moved to metrics.jsonl.damaged. Returns the number of those lines,
+    and the last remaining row ({} if there is none).
     """
     if not path.exists():
         return 0, {}
@@ -130,15 +120,5 @@ def truncate_after(path: Path, step: int) -> tuple[int, dict[str, Any]]:
         with path.with_name(path.name + ".damaged").open("ab") as file:
             file.writelines(damaged)
     if kept != lines:
-        _replace(path, kept)
+        replace_bytes(path, b"".join(kept))
     return len(damaged), last
-
-
-def _replace(path: Path, lines: Iterable[bytes]) -> None:
-    """Readers, and whoever comes after a crash, see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,64 +1,98 @@
-"""What a sink is, and what it may know of the run."""
+"""The base class of sinks, and the run information that they get."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.exits import UsageError, first_line
+from train.plugins import Plugin, find_plugin
+
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What sinks may know of the run."""
+    """The run information that sinks get."""
 
     id: str
     name: str
     directory: Path
     attempt: int
+    """Number of this attempt, from 1."""
     wandb_id: str
     config: dict[str, Any]
-    """The resolved config as JSON values."""
+    """The resolved config, as JSON values."""
     code: dict[str, Any]
-    """Versions and commit."""
+    """Package version and git commit."""
     unit: str
-    """What besides samples is counted, such as "tokens"."""
+    """The task's unit, such as "tokens"."""
     total_steps: int
     start_step: int
-    """The step that this attempt goes on from."""
+    """The step that this attempt resumes from; 0 for a new run."""
 
 
 class Sink:
-    """A place that metrics go to; what it does not override it leaves out.
+    """A destination of metrics. Every method has an empty default.
 
-    All methods but ``abandon`` are called in the tracker's own thread. They may raise anything:
-    the tracker then drops the sink.
+    All methods except ``abandon`` are called in the tracker's thread. If one raises, the tracker
+    logs a warning and drops the sink.
     """
 
     name = ""
+    """Name in messages; by default the dotted path in the config."""
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run = run
 
     def load(self) -> None:
-        """Imports what ``open`` needs, and does nothing else."""
+        """Imports the modules that ``open`` needs; does nothing else."""
 
     def open(self) -> str | None:
-        """Connects; returns something to be said, if there is anything."""
+        """Opens the destination; returns a message for the user, or None."""
         return None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Scalars of a step."""
+        """Logs the scalars of a step."""
 
     def report(self, step: int, items: Mapping[str, Any]) -> None:
-        """Texts (str) and images (uint8 array of shape (3, H, W))."""
+        """Logs texts (str) and images (uint8 arrays of shape (3, H, W)), by name."""
 
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
-        """Arrays of finite numbers, none of them empty."""
+        """Logs histograms of non-empty arrays of finite numbers, by name."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """The final numbers."""
+        """Logs the final metrics."""
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flushes and closes the destination."""
 
     def abandon(self) -> None:
-        """After a failure, or where the other methods take too long: sees to it that the process
-        can end without this sink. Called in any thread; must not wait for anything."""
+        """Releases whatever could block the process exit, after a failure or a timeout.
+
+        Called in any thread; must not block.
+        """
+
+
+def find_sinks(plugins: Sequence[Plugin], origin: str) -> list[type[Sink]]:
+    """The sink classes that a config names; ``origin`` is where it names them, for error messages.
+
+    Raises UsageError if there is no such class.
+    """
+    return [find_plugin(plugin, Sink, f"track.sinks ({origin})", None) for plugin in plugins]
+
+
+def make_sinks(plugins: Sequence[Plugin], run: RunInfo) -> list[Sink]:
+    """Creates the sinks that a config names. Raises UsageError if a constructor fails."""
+    made = []
+    for plugin, cls in zip(plugins, find_sinks(plugins, "config"), strict=True):
+        try:
+            sink = cls(run, **plugin.options)
+        except Exception as error:
+            raise UsageError(
+                f"track.sinks names {plugin.use!r}, whose constructor failed "
+                f"({type(error).__name__}: {first_line(error)}); fix it, or remove it."
+            ) from error
+        sink.name = sink.name or plugin.use
+        made.append(sink)
+    return made

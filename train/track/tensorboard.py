@@ -9,7 +9,7 @@ from train.track.sinks import RunInfo, Sink
 
 
 class TensorBoardSink(Sink):
-    """Event files in tensorboard/; after a resume TensorBoard hides the steps taken again."""
+    """Writes event files to tensorboard/. After a resume TensorBoard hides the repeated steps."""
 
     name = "TensorBoard"
 
@@ -21,27 +21,27 @@ class TensorBoardSink(Sink):
         import torch.utils.tensorboard  # noqa: F401
 
     def open(self) -> None:
-        """Opens a new event file beside those of earlier attempts."""
+        """Opens a new event file for this attempt."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
         self._summary: Any = Summary
         start = self.run.start_step
-        # TensorBoard forgets what it has from this step on. An attempt that starts from the
-        # beginning repeats what was logged before the first step as well.
+        # TensorBoard hides earlier events from this step on. An attempt that starts from the
+        # beginning also repeats the evaluation before the first step.
         purge = (start + 1 if start else 0) if self.run.attempt > 1 else None
-        # Where TensorFlow is installed events are buffered, and lost if the process is killed.
+        # With TensorFlow installed, events are buffered, and lost if the process is killed.
         self._writer: Any = SummaryWriter(
             str(self.run.directory / "tensorboard"), purge_step=purge, flush_secs=1
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One event with all scalars: to write one for each would take ten times as long."""
+        """Writes one event with all scalars; one event each takes ten times as long."""
         values = [self._summary.Value(tag=name, simple_value=v) for name, v in metrics.items()]
         self._writer.file_writer.add_summary(self._summary(value=values), step)
 
     def report(self, step: int, items: Mapping[str, Any]) -> None:
-        """Texts as they are (in a code block), images as images."""
+        """Writes texts (as code blocks) and images."""
         for name, item in items.items():
             if isinstance(item, str):
                 indented = item.replace("\n", "\n    ")
@@ -50,7 +50,7 @@ class TensorBoardSink(Sink):
                 self._writer.add_image(name, item, step)
 
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
-        """One histogram per array."""
+        """Writes one histogram per array."""
         for name, value in values.items():
             self._writer.add_histogram(name, value, step)
 

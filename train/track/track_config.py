@@ -1,4 +1,4 @@
-"""What is logged, and where to."""
+"""The config section ``track``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from train.plugins import Plugin
 from train.section import Section
 
 
 class TrackConfig(Section):
-    """What is logged, and where to. metrics.jsonl and the log files are always written."""
+    """What is logged, and where. metrics.jsonl and the log files are always written."""
 
     log_every_steps: int = Field(10, ge=1)
-    """A row of metrics each time the step is a multiple of this (and at the first and last)."""
+    """Log metrics when the step is a multiple of this, and at the first and the last step."""
 
     console: Literal["auto", "bar", "plain", "quiet"] = "auto"
     """auto: a progress bar on a terminal, plain lines elsewhere."""
@@ -22,10 +23,11 @@ class TrackConfig(Section):
     """Write TensorBoard event files."""
 
     histograms_every_steps: int | None = Field(None, ge=1)
-    """Histograms of weights and gradients each time the step is a multiple of this."""
+    """Log histograms of weights and gradients when the step is a multiple of this; null for
+    none."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online where the user has W&B configured, else offline."""
+    """auto: online if W&B has credentials, else offline."""
 
     wandb_project: str = "isorun"
     """W&B project."""
@@ -36,5 +38,8 @@ class TrackConfig(Section):
     wandb_tags: list[str] = []
     """W&B tags."""
 
+    sinks: list[Plugin] = []
+    """Further places for metrics: classes derived from train.Sink, by dotted path."""
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """The least severe messages that go into the log files."""
+    """Lowest level of messages in the log files."""

@@ -1,4 +1,4 @@
-"""One tracker, several sinks. Whatever a sink does, the training neither stops nor waits."""
+"""The tracker, which passes metrics, reports and messages on to the sinks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from train.track.background import Background
 from train.track.console import open_console
 from train.track.metrics_file import MetricsFile
-from train.track.sinks import RunInfo, Sink
+from train.track.sinks import RunInfo, Sink, make_sinks
 from train.track.tensorboard import TensorBoardSink
 from train.track.track_config import TrackConfig
 from train.track.wandb_sink import WandbSink
@@ -18,12 +18,11 @@ _log = logging.getLogger("train")
 
 
 class Tracker:
-    """Takes in all that a run has to tell. On ranks other than 0 only log files are written.
+    """Logs metrics, reports and messages of a run. Ranks other than 0 write only their log file.
 
-    metrics.jsonl and the console are written at once; all other sinks live in one background
-    thread, which also imports them, so that neither the start nor the loop waits for them. Where
-    they cannot keep up, reports and histograms are dropped first. No method ever raises because
-    of what became of a sink.
+    metrics.jsonl and the console are written directly. All other sinks are imported and called in
+    one background thread, so that they delay neither the start nor the loop; if they are too slow,
+    reports and histograms are dropped first. No method raises because of a sink.
     """
 
     def __init__(
@@ -43,24 +42,24 @@ class Tracker:
         self._console = open_console(config.console, run.unit, run.total_steps, run.start_step)
         self._file = self._open_file(run)
         if sinks is None:
-            sinks = []
+            sinks = list[Sink]()
             if config.tensorboard:
                 sinks.append(TensorBoardSink(run))
             if config.wandb != "disabled":
                 sinks.append(WandbSink(run, config))
-        self._background = Background(sinks, self.say, self.warn)
+            sinks += make_sinks(config.sinks, run)
+        self._background = Background(sinks, self.info, self.warn)
 
     def _open_file(self, run: RunInfo) -> MetricsFile | None:
         path = run.directory / "metrics.jsonl"
         try:
             file = MetricsFile(path, start_step=run.start_step, attempt=run.attempt)
         except OSError as error:
-            self.warn(f"{path} cannot be opened and is not written: {error}")
+            self.warn(f"{path} cannot be opened, so metrics are not written to it: {error}")
             return None
         if file.damaged:
             self.warn(
-                f"{file.damaged} line(s) of {path} were no metrics; they are now in "
-                f"{path.name}.damaged."
+                f"{file.damaged} line(s) of {path} were damaged; moved them to {path.name}.damaged."
             )
         return file
 
@@ -70,13 +69,13 @@ class Tracker:
         except OSError as error:
             self._warn_once(
                 "metrics.jsonl",
-                f"metrics.jsonl cannot be written ({error}); its rows wait until it can.",
+                f"metrics.jsonl cannot be written ({error}); rows are kept in memory until it can.",
             )
         else:
             self._warned.discard("metrics.jsonl")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Scalars of a step, such as "train/loss" or "eval/accuracy"."""
+        """Logs the scalars of a step, such as "train/loss" or "eval/accuracy"."""
         if not self._is_main:
             return
         numbers = self._numbers(metrics)
@@ -93,51 +92,52 @@ class Tracker:
                 numbers[name] = float(value)
             except (TypeError, ValueError):
                 self._warn_once(
-                    name, f"The metric {name!r} is no number but {value!r}; it is left out."
+                    name,
+                    f"The metric {name!r} is {value!r}, which is not a number; it is not logged.",
                 )
         return numbers
 
     def progress(self, step: int) -> None:
-        """After every step; costs microseconds."""
+        """Updates the progress; called after every step."""
         if not self._is_main:
             return
         if self._file:
-            self._metrics(self._file.passed, step)
+            self._metrics(self._file.advance, step)
         self._console.progress(step)
 
     def report(self, step: int, items: Mapping[str, Any]) -> None:
-        """Texts (str) and images (float tensor or array of shape (3, H, W) in [0, 1])."""
+        """Logs texts (str) and images (float tensors or arrays of shape (3, H, W) in [0, 1])."""
         if not self._is_main or not items:
             return
         shown: dict[str, Any] = {}
         for name, item in items.items():
             if isinstance(item, str):
                 shown[name] = _printable(item)
-                self.say(f"{name} at step {step}:\n{shown[name]}")
+                self.info(f"{name} at step {step}:\n{shown[name]}")
             elif (image := _image(item)) is not None:
                 shown[name] = image
             else:
                 self._warn_once(
                     name,
                     f"The task's report {name!r} is neither text nor an image of shape (3, H, W); "
-                    "it is left out.",
+                    "it is not logged.",
                 )
         self._background.put("report", step, shown)
 
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
-        """Arrays whose distribution is of interest; the caller gives them away."""
+        """Logs histograms of arrays, by name. The caller must not change the arrays afterwards."""
         if self._is_main:
             self._background.put("histograms", step, dict(values))
 
-    def say(self, text: str) -> None:
-        """Text for the person at the console, and for the log file."""
+    def info(self, text: str) -> None:
+        """Writes a text to the console and the log file."""
         _log.info("%s", text)
         if self._is_main:
-            self._console.say(text)
+            self._console.print(text)
 
     def warn(self, text: str) -> None:
-        """A warning for the log file and, through the handler that ``setup_logging`` installs on
-        rank 0, for the person."""
+        """Writes a warning to the log file and, on rank 0, to standard error
+        (``setup_logging``)."""
         _log.warning("%s", text)
 
     def _warn_once(self, about: str, text: str) -> None:
@@ -146,17 +146,18 @@ class Tracker:
             self.warn(text)
 
     def flush(self, step: int) -> None:
-        """Makes metrics.jsonl durable up to ``step``; called before its checkpoint is committed."""
+        """Makes metrics.jsonl durable up to ``step``; called before the commit of its
+        checkpoint."""
         if self._is_main and self._file:
             self._metrics(self._file.flush, step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """The final numbers."""
+        """Logs the final metrics."""
         if self._is_main:
             self._background.put("summary", dict(values))
 
     def close(self) -> None:
-        """Waits for the sinks, but not for ever."""
+        """Closes all sinks; waits for the slow ones up to ``close_seconds``."""
         if not self._is_main:
             return
         if self._file:
@@ -164,8 +165,8 @@ class Tracker:
             self._file = None
         if not self._background.close(self._close_seconds):
             self.warn(
-                f"TensorBoard or W&B was not done after {self._close_seconds:g} s and was left "
-                "behind; metrics.jsonl has everything."
+                f"Timed out after {self._close_seconds:g} s waiting for the tracking sinks; "
+                "metrics.jsonl has all metrics."
             )
         self._console.close()
 
@@ -174,12 +175,12 @@ _CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {*b"\t\n"}, "\N{REPLA
 
 
 def _printable(text: str) -> str:
-    """Generated text without what would steer the terminal or is no Unicode."""
+    """The text with U+FFFD for control characters and invalid Unicode."""
     return text.replace("\r\n", "\n").encode("utf-8", "replace").decode().translate(_CONTROLS)
 
 
 def _image(value: Any) -> Any:
-    """A float image as uint8 on the host, which every sink takes alike; None for anything else."""
+    """An image as a uint8 array (3, H, W) on the host; None for anything else."""
     import numpy as np
 
     if hasattr(value, "detach"):

@@ -21,7 +21,7 @@ _FINISH_SECONDS = 15.0  # less than the tracker waits for its sinks
 
 
 class WandbSink(Sink):
-    """W&B with our own step axis, and one id through all restarts."""
+    """Logs to W&B with its own ``step`` axis, under one W&B id for all attempts."""
 
     name = "W&B"
 
@@ -29,13 +29,13 @@ class WandbSink(Sink):
         self.run, self.config, self.init_seconds = run, config, init_seconds
 
     def load(self) -> None:
-        """Imports wandb, with defaults that keep it within the run directory and this process."""
+        """Imports wandb, with defaults that keep its files in the run directory."""
         cache = str(self.run.directory / "wandb" / "cache")
         defaults = {
-            # Else artifacts are staged in the home directory, where nobody ever cleans up.
+            # By default artifacts are staged in the home directory and never removed.
             "WANDB_DATA_DIR": cache,
             "WANDB_CACHE_DIR": cache,
-            # Else a process whose network swallows packets hangs at its exit, to report that.
+            # By default a process without a working network hangs at exit, to report errors.
             "WANDB_ERROR_REPORTING": "false",
         }
         for name, value in defaults.items():
@@ -43,20 +43,20 @@ class WandbSink(Sink):
         import wandb  # noqa: F401
 
     def open(self) -> str | None:
-        """Starts or continues the W&B run; where it cannot be reached, offline."""
+        """Starts or resumes the W&B run; offline if W&B cannot be reached."""
         before = sys.exit, sys.excepthook
         try:
             return self._open()
         finally:
-            sys.exit, sys.excepthook = before  # wandb puts its own there
+            sys.exit, sys.excepthook = before  # wandb replaces both
 
     def _open(self) -> str | None:
         import wandb
 
-        # Before the first call of init, which else says which credentials it found.
+        # Before the first call of init, which otherwise prints the credentials that it found.
         user = wandb.setup(settings=wandb.Settings(silent=True)).settings
         mode = wandb_mode(self.config.wandb, user.mode, user.base_url, user.api_key)
-        said = None
+        message = None
         try:
             self._run = self._init(mode)
         except Exception as error:
@@ -64,15 +64,15 @@ class WandbSink(Sink):
                 raise
             wandb.teardown()  # its service still holds the run id
             wandb.setup(settings=wandb.Settings(silent=True))
-            said = f"W&B cannot be reached ({first_line(error)}); its files are kept offline."
+            message = f"W&B cannot be reached ({first_line(error)}); logging offline."
             mode = "offline"
             self._run = self._init(mode)
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         if mode == "offline":
             files = f"{shlex.quote(str(self.run.directory / 'wandb'))}/offline-run-*"
-            said = f"{said or 'W&B is offline.'} To upload: wandb sync {files}"
-        return said
+            message = f"{message or 'W&B is offline.'} To upload: wandb sync {files}"
+        return message
 
     def _init(self, mode: str) -> Any:
         import wandb
@@ -83,8 +83,8 @@ class WandbSink(Sink):
             "init_timeout": self.init_seconds,
             "finish_timeout": _FINISH_SECONDS,
             "reinit": "finish_previous",
-            "sagemaker_disable": True,  # it would take the id from the job
-            # Else what was logged is in no file for 15 s, and lost if the process is killed.
+            "sagemaker_disable": True,  # otherwise the id comes from the SageMaker job
+            # By default rows are buffered for 15 s, and lost if the process is killed.
             "x_transaction_log_flush_interval": 1.0,
         }
         known = type(wandb.Settings()).model_fields
@@ -104,11 +104,11 @@ class WandbSink(Sink):
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One history row; ``step`` is our own column, never W&B's."""
+        """Logs one history row with ``step`` as a column; W&B's own step is not used."""
         self._run.log({"step": step, "attempt": self.run.attempt, **metrics})
 
     def report(self, step: int, items: Mapping[str, Any]) -> None:
-        """Texts as preformatted HTML, images as images."""
+        """Logs texts (as preformatted HTML) and images."""
         import wandb
 
         row: dict[str, Any] = {"step": step}
@@ -120,30 +120,30 @@ class WandbSink(Sink):
         self._run.log(row)
 
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
-        """One histogram per array."""
+        """Logs one histogram per array."""
         import wandb
 
         rows = {name: wandb.Histogram(value) for name, value in values.items()}
         self._run.log({"step": step, **rows})
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """The run's summary."""
+        """Updates the summary of the W&B run."""
         self._run.summary.update({f"final/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
-        """Ends this attempt; the run itself can go on."""
+        """Finishes this attempt; a later attempt can resume the W&B run."""
         import wandb
 
         self._run.finish()
-        wandb.teardown()  # here and now, within the tracker's deadline, not at the exit
+        wandb.teardown()  # now, within the tracker's timeout, instead of at exit
 
     def abandon(self) -> None:
-        """Keeps wandb from waiting for its service at the exit, which may be for ever."""
+        """Unregisters wandb's atexit hook, which could block the process exit without limit."""
         atexit.unregister(_ServiceHook())  # type: ignore[arg-type]
 
 
 class _ServiceHook:
-    """Equal to what wandb's connection to its service has registered to be called at the exit."""
+    """Compares equal to the atexit hook of wandb's service connection."""
 
     def __eq__(self, other: object) -> bool:
         return getattr(other, "__module__", "").startswith("wandb.sdk.lib.service")
@@ -152,11 +152,10 @@ class _ServiceHook:
 
 
 def wandb_mode(wanted: str, mode: str, base_url: str, api_key: str | None) -> str:
-    """online, offline or disabled.
+    """Resolves ``track.wandb`` (``wanted``) to online, offline or disabled.
 
-    "auto" is what the user has set, by WANDB_MODE or in W&B's settings (``mode``, which is
-    "online" where nothing is set); and online only where there are credentials: in the
-    environment, in W&B's settings (``api_key``), or by a login on this machine.
+    "auto" follows WANDB_MODE or W&B's settings (``mode``; its default is "online"), but is online
+    only with credentials: in the environment, in W&B's settings (``api_key``), or in netrc.
     """
     if wanted != "auto":
         return wanted

@@ -6,17 +6,17 @@ import statistics
 from collections.abc import Mapping
 
 from launch.doctor.checks.network import Label, Reached
-from launch.doctor.findings import Finding, broken, ok, warning
+from launch.doctor.findings import Finding, infrastructure_failure, ok, warning
 
 CHECK = "clocks"
-NOTICEABLE = 1.0  # seconds: from here on, what happened first cannot be told by the logs
-REFUSED = 300.0  # seconds: from here on, object storage and certificates refuse requests
+NOTICEABLE = 1.0  # seconds; above it the logs of nodes cannot be compared
+REFUSED = 300.0  # seconds; above it object storage and certificates reject requests
 
 
 def compare(tried: Mapping[int, Mapping[int, Reached]], label: Label) -> list[Finding]:
-    """By how much each node's clock differs from that of the one in the middle.
+    """How much each node's clock differs from the median.
 
-    Each node has asked node 0's clock; the uncertainty is half of a round trip.
+    Each node has read node 0's clock, with an uncertainty of half a round trip.
     """
     ahead, unsure = {0: 0.0}, 0.0
     for source, targets in tried.items():
@@ -24,16 +24,16 @@ def compare(tried: Mapping[int, Mapping[int, Reached]], label: Label) -> list[Fi
             ahead[source] = -targets[0].ahead
             unsure = max(unsure, targets[0].round_trip / 2)
     if len(ahead) < 2:
-        return []  # nobody reaches node 0, which is a finding of its own
+        return []  # no node reaches node 0, which is a finding of its own
     middle = statistics.median(ahead.values()) if len(ahead) > 2 else 0.0
     findings = []
     for node, seconds in ahead.items():
         off = seconds - middle
         if abs(off) - unsure > NOTICEABLE:
             than = "most others'" if len(ahead) > 2 else f"{label(0)}'s"
-            judged = broken if abs(off) > REFUSED else warning
+            kind = infrastructure_failure if abs(off) > REFUSED else warning
             findings.append(
-                judged(
+                kind(
                     CHECK,
                     f"the clock is {abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} {than}",
                     "start time synchronisation (chrony, systemd-timesyncd) on this node",

@@ -1,6 +1,6 @@
-"""The all-reduce that a training lives by: right, how fast, and who slows it down.
+"""All-reduce: whether it is correct, how fast it is, and which nodes are slow.
 
-On GPUs it is NCCL's, on the CPU gloo's, as in a training. All ranks take part.
+It uses NCCL on GPUs and gloo on CPUs, as a training does. All ranks take part.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from launch.doctor.checks.units import readable
-from launch.doctor.findings import Finding, broken, ok, warning
-from launch.doctor.meeting import Meeting
+from launch.doctor.findings import Finding, infrastructure_failure, ok, warning
 from launch.doctor.place import Place
+from launch.doctor.rendezvous import Rendezvous
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +28,48 @@ _PAIR_BYTES = 1 << 22
 _MOST_ROUNDS = 31
 SLOW_NETWORK = 0.1e9  # bytes per second: a network of 1 Gbit/s
 SLOWER = 0.6
-"""A node below this share of what the others reach is named."""
+"""A node is reported as slow below this fraction of the others' median."""
 
 
-def start_group(place: Place, meeting: Meeting, *, on_gpu: bool, seconds: float) -> None:
-    """The process group of all ranks, over the meeting's store."""
+def check(place: Place, rendezvous: Rendezvous, *, on_gpu: bool, seconds: float) -> list[Finding]:
+    """All checks of this file that the level asks for."""
+    start_group(place, rendezvous, on_gpu=on_gpu, seconds=seconds)
+    findings = correct(place, on_gpu=on_gpu)
+    if not place.full:
+        return findings
+    nodes = len(rendezvous.leaders)
+    findings += bandwidth(place, on_gpu=on_gpu, nodes=nodes)
+    between = pairs(place, rendezvous, on_gpu=on_gpu) if nodes > 1 else {}
+    computed = compute_rates(place, on_gpu=on_gpu)
+    if place.world.rank != 0:
+        return findings
+    by_node = {
+        leader: min(
+            rate
+            for rank, rate in computed.items()
+            if rendezvous.members[rank].node == rendezvous.members[leader].node
+        )
+        for leader in rendezvous.leaders
+    }
+    slow = [
+        *slow_nodes(
+            between, "exchanges data with other nodes", "GB/s", rendezvous.label,
+            "check its network: link speed, duplex, errors (ethtool), and which interface is used",
+        ),
+        *slow_nodes(
+            by_node, "multiplies matrices", "GFLOP/s", rendezvous.label,
+            "check what else runs on it, its clock rate (power, heat), and its container's limits",
+        ),
+    ]  # fmt: skip
+    if not slow and nodes > 1:
+        pair, flops = min(between.values()) / 1e9, min(by_node.values()) / 1e9
+        text = f"none: pairs exchange at least {pair:.3g} GB/s, each computes {flops:.3g} GFLOP/s"
+        slow = [ok("slow node", text)]
+    return findings + slow
+
+
+def start_group(place: Place, rendezvous: Rendezvous, *, on_gpu: bool, seconds: float) -> None:
+    """Starts the process group of all ranks, with the rendezvous's store."""
     import torch
     import torch.distributed as dist
 
@@ -40,7 +77,7 @@ def start_group(place: Place, meeting: Meeting, *, on_gpu: bool, seconds: float)
         torch.cuda.set_device(place.world.local_rank)
     dist.init_process_group(
         "cuda:nccl,cpu:gloo" if on_gpu else "gloo",
-        store=meeting.store,
+        store=rendezvous.store,
         rank=place.world.rank,
         world_size=place.world.world_size,
         timeout=timedelta(seconds=seconds),
@@ -48,8 +85,7 @@ def start_group(place: Place, meeting: Meeting, *, on_gpu: bool, seconds: float)
 
 
 def correct(place: Place, *, on_gpu: bool) -> list[Finding]:
-    """Whether a sum over all ranks is what arithmetic says, to the bit: the numbers are whole and
-    small enough for fp32."""
+    """Whether a sum over all ranks is exact: the numbers are integers that fp32 represents."""
     import torch
     import torch.distributed as dist
 
@@ -62,10 +98,10 @@ def correct(place: Place, *, on_gpu: bool) -> list[Finding]:
     wrong = int((mine != expected).sum())
     if wrong:
         return [
-            broken(
+            infrastructure_failure(
                 CHECK,
                 f"rank {world.rank} got {wrong} of {_ELEMENTS} sums wrong",
-                "memory or network of a node corrupts data: take it out, and have it tested",
+                "memory or network of a node corrupts data: remove the node and test it",
             )
         ]
     if world.rank != 0:
@@ -75,20 +111,20 @@ def correct(place: Place, *, on_gpu: bool) -> list[Finding]:
 
 
 def bandwidth(place: Place, *, on_gpu: bool, nodes: int) -> list[Finding]:
-    """Time and rate of all-reduces of several sizes. The rate is NCCL's bus bandwidth: bytes
-    times 2 (n - 1) / n by seconds, which does not depend on the number n of ranks."""
+    """Time and rate of all-reduces of several sizes. The rate is NCCL's bus bandwidth, bytes x
+    2 (n - 1) / n / seconds, which can be compared between numbers of ranks n."""
     import torch
 
     world = place.world
     device = torch.device("cuda", world.local_rank) if on_gpu else torch.device("cpu")
     factor = 2 * (world.world_size - 1) / world.world_size
     rates: dict[int, float] = {}
-    said = []
+    summary = []
     for size in _GPU_SIZES if on_gpu else _SIZES:
         data = torch.zeros(size // 4, device=device)
         seconds = _seconds_per_call(data)
         rates[size] = size * factor / seconds
-        said.append(f"{readable(size)} {rates[size] / 1e9:.3g} GB/s ({seconds * 1e3:.3g} ms)")
+        summary.append(f"{readable(size)} {rates[size] / 1e9:.3g} GB/s ({seconds * 1e3:.3g} ms)")
     if world.rank != 0:
         return []
     values: dict[str, Any] = {f"bytes_per_second_at_{size}": rate for size, rate in rates.items()}
@@ -96,17 +132,17 @@ def bandwidth(place: Place, *, on_gpu: bool, nodes: int) -> list[Finding]:
         return [
             warning(
                 "bandwidth",
-                f"{', '.join(said)}: no more than a network of 1 Gbit/s",
-                "name the fast interface by NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, and see "
-                "its speed with ethtool; or let steps take longer (batch.global_batch_size)",
+                f"{', '.join(summary)}: not faster than a network of 1 Gbit/s",
+                "set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME to the fast interface, and check "
+                "its speed with ethtool; or communicate less often (batch.global_batch_size)",
                 **values,
             )
         ]
-    return [ok("bandwidth", ", ".join(said), **values)]
+    return [ok("bandwidth", ", ".join(summary), **values)]
 
 
 def _seconds_per_call(data: torch.Tensor) -> float:
-    """Mean over as many calls as all ranks agree to make."""
+    """Mean over a number of calls that all ranks agree on."""
     import torch
     import torch.distributed as dist
 
@@ -117,23 +153,23 @@ def _seconds_per_call(data: torch.Tensor) -> float:
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    once()  # connections and buffers are made
+    once()  # creates connections and buffers
     slowest = torch.tensor(once(), device=data.device)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
     calls = max(1, min(100, int(_SECONDS_PER_SIZE / max(1e-6, float(slowest)))))
     return sum(once() for _ in range(calls)) / calls
 
 
-def pairs(place: Place, meeting: Meeting, *, on_gpu: bool) -> dict[int, float]:
-    """Called on all ranks. Each node exchanges data with each other one (of many nodes: with
-    ``_MOST_ROUNDS``), no node with two at the same time. Returns the best rate
-    of each node in bytes per second, by its first rank: a slow node is slow with all others."""
+def pairs(place: Place, rendezvous: Rendezvous, *, on_gpu: bool) -> dict[int, float]:
+    """Called on all ranks. Each node exchanges data with each other node, at most with
+    ``_MOST_ROUNDS`` of them, and never with two at the same time. Returns the best rate of each
+    node in bytes per second, by its first rank: a slow node is slow with all others."""
     import torch
     import torch.distributed as dist
 
     device = torch.device("cuda", place.world.local_rank) if on_gpu else torch.device("cpu")
     mine, theirs = (torch.zeros(_PAIR_BYTES // 4, device=device) for _ in range(2))
-    plan = rounds(meeting.leaders)[:_MOST_ROUNDS]
+    plan = rounds(rendezvous.leaders)[:_MOST_ROUNDS]
     rates = torch.zeros(place.world.world_size, len(plan), device=device)
     for number, round_ in enumerate(plan):
         peer = round_.get(place.world.rank)
@@ -147,15 +183,15 @@ def pairs(place: Place, meeting: Meeting, *, on_gpu: bool) -> dict[int, float]:
             seconds.append(time.perf_counter() - started)
         rates[place.world.rank, number] = 2 * _PAIR_BYTES / min(seconds)
     dist.all_reduce(rates)
-    seen: list[list[float]] = rates.tolist()
+    measured: list[list[float]] = rates.tolist()
     return {
-        # Of the two who measured a pair, the one who began later saw less of it.
+        # Of the two measurements of a pair, the one that started later misses a part.
         leader: max(
-            min(seen[leader][number], seen[round_[leader]][number])
+            min(measured[leader][number], measured[round_[leader]][number])
             for number, round_ in enumerate(plan)
             if leader in round_
         )
-        for leader in meeting.leaders
+        for leader in rendezvous.leaders
     }
 
 
@@ -172,8 +208,8 @@ def _exchange(mine: torch.Tensor, theirs: torch.Tensor, peer: int) -> None:
 
 
 def rounds(ranks: Sequence[int]) -> list[dict[int, int]]:
-    """All pairs in as few rounds as there can be, each rank once in a round (the circle method of
-    round-robin tournaments). Each round maps a rank to its partner; an odd one out is missing."""
+    """All pairs in the fewest rounds, each rank at most once per round (the circle method of
+    round-robin tournaments). Each round maps a rank to its partner."""
     circle: list[int | None] = [*ranks] + ([None] if len(ranks) % 2 else [])
     half, found = len(circle) // 2, []
     for _ in range(len(circle) - 1):
@@ -187,8 +223,8 @@ def rounds(ranks: Sequence[int]) -> list[dict[int, int]]:
 
 
 def compute_rates(place: Place, *, on_gpu: bool) -> dict[int, float]:
-    """Called on all ranks: how many floating-point operations per second each does, all at the
-    same time, in the product of matrices."""
+    """Called on all ranks: each rank's floating-point operations per second in a product of
+    matrices, measured on all at the same time."""
     import torch
     import torch.distributed as dist
 
@@ -209,10 +245,10 @@ def compute_rates(place: Place, *, on_gpu: bool) -> dict[int, float]:
     return dict(enumerate(rates.tolist()))
 
 
-def slow_ones(
+def slow_nodes(
     rates: Mapping[int, float], what: str, unit: str, label: Callable[[int], str], advice: str
 ) -> list[Finding]:
-    """A warning for each that is much slower than the median of the others."""
+    """A warning for each node that is much slower than the median of the others."""
     findings = []
     for rank, rate in rates.items():
         others = [value for other, value in rates.items() if other != rank]
@@ -220,7 +256,7 @@ def slow_ones(
             findings.append(
                 warning(
                     "slow node",
-                    f"{what} at {rate / 1e9:.3g} {unit}, where the others reach {usual / 1e9:.3g}",
+                    f"{what} at {rate / 1e9:.3g} {unit}; the others reach {usual / 1e9:.3g}",
                     advice,
                     node=label(rank),
                     rate_per_second=rate,

@@ -1,4 +1,4 @@
-"""Devices and drivers: what each node has, and whether all have the same."""
+"""Devices and drivers: what each node has, and whether all nodes have the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.doctor.checks.versions import differences, in_words, usual_values
-from launch.doctor.findings import Finding, broken, misset, ok, warning
+from launch.doctor.findings import Finding, infrastructure_failure, misconfigured, ok, warning
 from launch.doctor.place import Place
 
 CHECK = "devices"
@@ -18,7 +18,7 @@ _GIB = 1 << 30
 
 
 def inventory() -> dict[str, Any]:
-    """The node's devices as torch sees them. Plain values, to be compared between nodes."""
+    """The node's devices as torch reports them, as plain values to compare between nodes."""
     import torch
 
     count = torch.cuda.device_count()
@@ -43,27 +43,27 @@ def _driver() -> str:
 
 
 def check(place: Place, found: Mapping[str, Any]) -> list[Finding]:
-    """Whether this node's processes and devices fit each other."""
+    """Whether this node's devices are right for its processes."""
     count, processes = found["count"], place.world.local_world_size
     visible = place.environ.get("CUDA_VISIBLE_DEVICES")
     limited = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
     if count == 0:
         if found["cuda"] != "none" and found["driver"] != "none" and visible != "":
             return [
-                broken(
+                infrastructure_failure(
                     CHECK,
-                    f"there is a driver ({found['driver']}), but torch (CUDA {found['cuda']}) "
+                    f"a driver is loaded ({found['driver']}), but torch (CUDA {found['cuda']}) "
                     f"finds no GPU{limited}",
-                    "see nvidia-smi on this node; the driver may be too old for this CUDA, or the "
-                    "container was started without its GPUs",
+                    "run nvidia-smi on this node; the driver may be too old for this CUDA version, "
+                    "or the container was started without GPUs",
                     **found,
                 )
             ]
         return [ok(CHECK, f"no GPU{limited}, {processes} process(es) on the CPU", **found)]
-    said = f"{found['kinds']}, driver {found['driver']}, CUDA {found['cuda']}"
+    summary = f"{found['kinds']}, driver {found['driver']}, CUDA {found['cuda']}"
     if processes > count:
         return [
-            misset(
+            misconfigured(
                 CHECK,
                 f"{processes} processes, but {count} GPU(s){limited}",
                 "start one process per GPU (--nproc-per-node gpu), or make more GPUs visible",
@@ -74,16 +74,16 @@ def check(place: Place, found: Mapping[str, Any]) -> list[Finding]:
         return [
             warning(
                 CHECK,
-                f"{said}; {count - processes} of the GPUs are used by no process",
+                f"{summary}; {count - processes} of the GPUs have no process",
                 "start one process per GPU (--nproc-per-node gpu)",
                 **found,
             )
         ]
-    return [ok(CHECK, said, **found), *(_occupied(count) if place.full else [])]
+    return [ok(CHECK, summary, **found), *(_occupied(count) if place.full else [])]
 
 
 def _occupied(count: int) -> list[Finding]:
-    """GPUs whose memory somebody else uses."""
+    """Warnings for GPUs whose memory other processes use."""
     import torch
 
     findings = []
@@ -93,21 +93,21 @@ def _occupied(count: int) -> list[Finding]:
             findings.append(
                 warning(
                     CHECK,
-                    f"of GPU {index}'s {total / _GIB:.0f} GiB only {free / _GIB:.0f} are free",
-                    "see nvidia-smi for the process that holds them, perhaps of an earlier run",
+                    f"only {free / _GIB:.0f} of {total / _GIB:.0f} GiB of GPU {index} are free",
+                    "run nvidia-smi to find the process that uses it, perhaps of an earlier run",
                 )
             )
     return findings
 
 
 def compare(nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """A failure for each node whose devices or drivers are not those that most nodes have."""
+    """A failure for each node whose devices or drivers differ from those of most nodes."""
     usual = usual_values(nodes)
     return [
-        broken(
+        infrastructure_failure(
             CHECK,
             in_words(odd),
-            "see nvidia-smi on this node, or start the run on nodes that are alike",
+            "run nvidia-smi on this node, or start the run on equal nodes",
             node=node,
         )
         for node, found in nodes.items()

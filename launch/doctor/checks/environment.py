@@ -1,15 +1,15 @@
-"""Settings of a node's environment that a training stumbles over."""
+"""Settings of a node's environment that can make a training fail or slow."""
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass
 
+from launch.cores import usable_cores
 from launch.doctor.checks.interfaces import VARIABLES, choose, interfaces
-from launch.doctor.findings import Finding, misset, ok, warning
+from launch.doctor.findings import Finding, misconfigured, ok, warning
 from launch.doctor.place import Place
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -17,7 +17,7 @@ _RDMA = Path("/sys/class/infiniband")
 
 
 def network_interfaces(place: Place) -> list[Finding]:
-    """Whether the interfaces that NCCL and gloo are told to use are there."""
+    """Whether the interfaces that NCCL and gloo are set to use exist."""
     findings = []
     there = interfaces()
     for variable in VARIABLES:
@@ -27,7 +27,7 @@ def network_interfaces(place: Place) -> list[Finding]:
         chosen = choose(variable, wanted, there)
         if not chosen:
             findings.append(
-                misset(
+                misconfigured(
                     "interfaces",
                     f"{variable} is {wanted!r}, which names no interface of this node; it has "
                     f"{', '.join(sorted(there))}",
@@ -36,7 +36,7 @@ def network_interfaces(place: Place) -> list[Finding]:
             )
         elif not any(there[name] for name in chosen):
             findings.append(
-                misset(
+                misconfigured(
                     "interfaces",
                     f"{variable} is {wanted!r}, but {', '.join(chosen)} has no address",
                     f"set {variable} to an interface with an address, or unset it",
@@ -49,43 +49,43 @@ def network_interfaces(place: Place) -> list[Finding]:
 
 def cores(cgroup: Path = _CGROUP) -> float:
     """The processor cores that this process may use, by affinity and by the container's quota."""
-    count = float(len(os.sched_getaffinity(0)))
+    count = float(usable_cores())
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
         if quota != "max":
             count = min(count, int(quota) / int(period))
     except (OSError, ValueError):
-        pass  # no such limit, or not told here
+        pass  # no limit
     return count
 
 
 def threads(place: Place) -> list[Finding]:
     """Whether the processes of the node have more threads than it has cores."""
     processes, there = place.world.local_world_size, cores()
-    told = place.environ.get("OMP_NUM_THREADS", "")
-    if told and not (told.isdigit() and int(told) > 0):
+    given = place.environ.get("OMP_NUM_THREADS", "")
+    if given and not (given.isdigit() and int(given) > 0):
         return [
-            misset(
+            misconfigured(
                 "threads",
-                f"OMP_NUM_THREADS is {told!r}, which is no number of threads",
+                f"OMP_NUM_THREADS is {given!r}, which is not a number of threads",
                 "set it to a whole number of at least 1",
             )
         ]
-    if not told and processes == 1:
+    if not given and processes == 1:
         return [ok("threads", f"{there:g} cores for one process", cores=there)]
-    # Without the variable each process takes all cores.
-    each = int(told) if told else int(there)
-    said = f"{processes} x {each} threads ({'OMP_NUM_THREADS' if told else 'by default'})"
+    # Without the variable each process uses all cores.
+    each = int(given) if given else int(there)
+    summary = f"{processes} x {each} threads ({'OMP_NUM_THREADS' if given else 'by default'})"
     if processes * each > there:
         return [
             warning(
                 "threads",
-                f"{said} on {there:g} cores",
+                f"{summary} on {there:g} cores",
                 f"set OMP_NUM_THREADS to {max(1, int(there / processes))}",
                 cores=there,
             )
         ]
-    return [ok("threads", f"{said} on {there:g} cores", cores=there)]
+    return [ok("threads", f"{summary} on {there:g} cores", cores=there)]
 
 
 def limits(place: Place) -> list[Finding]:
@@ -97,9 +97,9 @@ def limits(place: Place) -> list[Finding]:
         findings.append(
             warning(
                 "limits",
-                f"a process may open {files} files, and about {needed} are needed for sockets "
-                "and data workers",
-                f"raise it: ulimit -n {needed}"
+                f"a process may open {files} files, but needs about {needed} for sockets and data "
+                "workers",
+                f"raise the limit: ulimit -n {needed}"
                 + (f" (the hard limit here is {most})" if 0 <= most < needed else ""),
             )
         )
@@ -108,16 +108,16 @@ def limits(place: Place) -> list[Finding]:
         findings.append(
             warning(
                 "limits",
-                f"there is RDMA, but only {locked >> 10} KiB of memory may be locked",
-                "start it with ulimit -l unlimited, or NCCL falls back to TCP or fails",
+                f"the node has RDMA, but only {locked >> 10} KiB of memory may be locked",
+                "start the run with ulimit -l unlimited, or NCCL falls back to TCP or fails",
             )
         )
     return findings or [ok("limits", f"a process may open {files} files")]
 
 
 def _files_needed(place: Place) -> int:
-    """Libraries, logs and pipes; a connection to each rank; two files for each tensor that is on
-    its way from a data worker, at about four tensors per micro-batch."""
+    """Libraries, logs and pipes; a connection to each rank; two files for each tensor that a data
+    worker has sent, at about four tensors per micro-batch."""
     needed = 256 + 2 * place.world.world_size
     if place.loaded is not None:
         loader = place.loaded.config.loader
@@ -126,7 +126,7 @@ def _files_needed(place: Place) -> int:
 
 
 def proxies(hosts: Mapping[str, list[str]]) -> list[Finding]:
-    """Whether a proxy stands between the nodes; ``hosts``: each node's name to its addresses."""
+    """Whether nodes connect to each other through a proxy; ``hosts``: host name to addresses."""
     variables = [name for name in ("http", "https", "all") if name in getproxies_environment()]
     if not variables:
         return []
@@ -143,7 +143,7 @@ def proxies(hosts: Mapping[str, list[str]]) -> list[Finding]:
             "proxies",
             f"{', '.join(f'{name}_proxy' for name in variables)} is set, and no_proxy does not "
             f"have {', '.join(between[:4])}{' ...' if len(between) > 4 else ''}",
-            "add the nodes to no_proxy: what speaks HTTP or gRPC between them (etcd, object "
-            "storage in the cluster) would go to the proxy",
+            "add the nodes to no_proxy, or HTTP and gRPC between them (etcd, object storage in "
+            "the cluster) goes through the proxy",
         )
     ]

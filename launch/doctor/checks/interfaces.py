@@ -12,7 +12,7 @@ VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def interfaces() -> dict[str, list[str]]:
-    """Each interface and its addresses; link-local ones, which need a scope, are left out."""
+    """Each interface and its addresses, without link-local ones, which need a scope."""
     return {
         name: [
             address.address
@@ -24,17 +24,17 @@ def interfaces() -> dict[str, list[str]]:
 
 
 def choose(variable: str, wanted: str, there: Mapping[str, list[str]]) -> list[str]:
-    """The interfaces that a value of the variable means.
+    """The interfaces that a value of the variable selects.
 
-    gloo takes names, separated by commas. NCCL takes the beginnings of names; after "=" whole
-    names; after "^" all but these.
+    gloo takes names, separated by commas. NCCL takes prefixes of names; after "=" complete names;
+    after "^" all interfaces but these.
     """
     gloo = variable == "GLOO_SOCKET_IFNAME"
     others = not gloo and wanted.startswith("^")
     exact = gloo or wanted.removeprefix("^").startswith("=")
     names = [name.strip() for name in wanted.lstrip("" if gloo else "^=").split(",")]
     if gloo and not set(names) <= set(there):
-        return []  # it gives up where one of several is missing
+        return []  # gloo fails if one of several is missing
     matches = [
         name
         for name in there
@@ -44,7 +44,7 @@ def choose(variable: str, wanted: str, there: Mapping[str, list[str]]) -> list[s
 
 
 def addresses_of(environ: Mapping[str, str]) -> dict[str, str]:
-    """The addresses that this node's ranks tell the others, each with the reason."""
+    """The addresses that this node's ranks send to the others, each with the reason."""
     there = interfaces()
     found: dict[str, str] = {}
     for variable in VARIABLES:
@@ -58,14 +58,14 @@ def addresses_of(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _of_the_host_name() -> tuple[str, str]:
-    """As torch does it for gloo: the first address of the host's own name that is this host's,
-    else loopback."""
+    """As torch selects it for gloo: the first address of the host's name that belongs to the
+    host, else loopback."""
     host = socket.gethostname()
     try:
-        told = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        resolved = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return "127.0.0.1", f"its host name {host!r} does not resolve on the node itself"
-    for family, kind, protocol, _, address in told:
+    for family, kind, protocol, _, address in resolved:
         try:
             with socket.socket(family, kind, protocol) as probe:
                 probe.bind(address)
@@ -76,5 +76,5 @@ def _of_the_host_name() -> tuple[str, str]:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only the host itself can use it."""
+    """Whether only the host itself can connect to it."""
     return ipaddress.ip_address(address).is_loopback

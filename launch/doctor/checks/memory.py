@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,18 @@ from typing import Any
 
 import psutil
 
+from launch.contract import BatchPlan, LoadedConfig
 from launch.doctor.checks.units import readable
-from launch.doctor.findings import Finding, broken, misset, ok, warning
+from launch.doctor.findings import (
+    Finding,
+    infrastructure_failure,
+    misconfigured,
+    ok,
+    skipped,
+    warning,
+)
 from launch.doctor.guard import attempt
 from launch.doctor.place import Place
-from train.config.load import LoadedConfig
-from train.data.plan import BatchPlan
 
 SHM = Path("/dev/shm")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -32,8 +39,8 @@ _ENLARGE = (
 
 
 def sample_bytes(loaded: LoadedConfig) -> int:
-    """Bytes of the tensors in the first training sample, collated alone: what one sample takes in
-    shared memory. Builds the dataset."""
+    """Bytes that one sample takes in shared memory: those of the first training sample, collated
+    alone. Builds the dataset."""
     task = loaded.task(loaded.config)
     return _tensor_bytes(task.collate([task.train_dataset()[0]]))
 
@@ -51,16 +58,18 @@ def shared_memory(
     measure: Callable[[LoadedConfig], int] = sample_bytes,
     directory: Path = SHM,
 ) -> list[Finding]:
-    """Whether the micro-batches that data workers keep ready have room.
+    """Whether shared memory has space for the micro-batches of the data workers.
 
-    In flight are ranks of the node x workers x (prefetch + 1, the one in use) micro-batches. The
-    size of a sample is measured at level full, and assumed else.
+    There are up to ranks of the node x workers x (prefetch + 1) micro-batches: one is in use. The
+    size of a sample is measured at level full, otherwise assumed.
     """
     check = "shared memory"
+    if sys.platform != "linux":
+        return [skipped(check, "checked on Linux only")]
     if place.loaded is None:
         free = _free(directory)
-        said = "does not exist" if free is None else f"has {readable(free)} free"
-        return [ok(check, f"{directory} {said}; without a config nothing is asked of it")]
+        summary = "does not exist" if free is None else f"has {readable(free)} free"
+        return [ok(check, f"{directory} {summary}; the need is not known without a config")]
     loader = place.loaded.config.loader
     if loader.workers == 0:
         return [ok(check, "not needed: loader.workers is 0")]
@@ -68,7 +77,7 @@ def shared_memory(
     where = place.loaded.composed.where("loader.workers")
     if free is None:
         return [
-            misset(
+            misconfigured(
                 check,
                 f"{directory} does not exist, and loader.workers is {loader.workers} ({where})",
                 "mount a tmpfs there, or set loader.workers to 0",
@@ -85,15 +94,15 @@ def shared_memory(
     certain, size = size is not None, size or ASSUMED_SAMPLE
     needed = batches * max(SMALLEST_BATCH, per_batch * size)
     values: dict[str, Any] = {"free_bytes": free, "needed_bytes": needed, "micro_batches": batches}
-    said = (
+    summary = (
         f"{directory} has {readable(free)} free; {ranks} rank(s) x {loader.workers} workers x "
         f"{prefetch + 1} micro-batches x {per_batch} samples of {readable(size)} "
         f"({how}) need {readable(needed)}"
     )
     if free >= needed:
-        return [ok(check, said, **values)]
+        return [ok(check, summary, **values)]
     certain = certain or free < batches * SMALLEST_BATCH
-    return [(misset if certain else warning)(check, said, _ENLARGE, **values)]
+    return [(misconfigured if certain else warning)(check, summary, _ENLARGE, **values)]
 
 
 def _free(directory: Path) -> int | None:
@@ -105,7 +114,7 @@ def _free(directory: Path) -> int | None:
 
 
 def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
-    """The memory that the node's processes may use: the machine's, or the container's limit."""
+    """Free memory of the machine, or within the container's limit, for the node's processes."""
     machine = psutil.virtual_memory()
     limit, used = _cgroup_limit(cgroup)
     if limit is None or limit >= machine.total:
@@ -113,17 +122,17 @@ def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
     else:
         free = min(machine.available, limit - used)
         total, kind = limit, " (the container's memory limit)"
-    said = f"{readable(free)} free of {readable(total)}{kind}"
+    summary = f"{readable(free)} free of {readable(total)}{kind}"
     values: dict[str, Any] = {"free_bytes": free, "total_bytes": total}
     findings = []
     needed = place.world.local_world_size * 512 * _MIB  # torch and its libraries, in each process
     if free < needed:
         findings.append(
-            broken(
+            infrastructure_failure(
                 "memory",
-                f"{said}, and the {place.world.local_world_size} process(es) alone need about "
-                f"{readable(needed)}",
-                "end what else runs on this node, or raise the limit",
+                f"{summary}, but the {place.world.local_world_size} process(es) need about "
+                f"{readable(needed)} before any data",
+                "end other processes on this node, or raise the limit",
                 **values,
             )
         )
@@ -133,23 +142,23 @@ def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
         findings.append(
             warning(
                 "memory",
-                f"{SHM} may hold {readable(shm)}, which count against the container's limit of "
+                f"{SHM} may grow to {readable(shm)}, which counts towards the container's limit of "
                 f"{readable(limit)}",
                 "raise the limit by what the data workers need, or processes may be killed",
             )
         )
-    return findings or [ok("memory", said, **values)]
+    return findings or [ok("memory", summary, **values)]
 
 
 def _cgroup_limit(cgroup: Path) -> tuple[int | None, int]:
-    """(limit, used) in bytes, by cgroup 2 or 1; without a limit (None, 0)."""
+    """(limit, used) in bytes, from cgroup 2 or 1; (None, 0) without a limit."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
             return int((cgroup / limit).read_text()), int((cgroup / used).read_text())
-        except (OSError, ValueError):  # not there, or "max"
+        except (OSError, ValueError):  # no such file, or "max"
             continue
     return None, 0
 

@@ -1,4 +1,4 @@
-"""Whether every node reaches every other: names, ports, and what their clocks show."""
+"""Whether every node can connect to every other one, and how their clocks differ."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from launch.contract import first_line
 from launch.doctor.checks.interfaces import addresses_of, is_loopback
-from launch.doctor.findings import Finding, broken, misset, ok, warning
-from launch.doctor.meeting import Meeting
+from launch.doctor.findings import Finding, infrastructure_failure, misconfigured, ok, warning
 from launch.doctor.place import Place
-from train.exits import first_line
+from launch.doctor.rendezvous import Rendezvous
 
 CHECK = "network"
 CONNECT_SECONDS = 3.0
@@ -26,7 +26,7 @@ SLOW_NAME = 1.0  # seconds
 
 
 class Listener:
-    """Answers on a port of its own with who it is and what its clock shows, until the process
+    """Answers on a port of its own with its token and the time of its clock, until the process
     ends."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -54,24 +54,24 @@ class Listener:
                 while connection.recv(1):
                     connection.sendall(f"{self.token} {self._clock():.6f}\n".encode())
             except OSError:
-                pass  # whoever asked has gone
+                pass  # the other side has gone
 
 
 @dataclass(frozen=True)
 class Reached:
-    """How one node saw another."""
+    """The attempt of one node to connect to another."""
 
     error: str = ""
-    """Why it was not reached; empty where it was."""
+    """Why it failed; empty if it did not."""
     address: str = ""
     loopback: bool = False
-    """The address that failed is one that only the other host itself can use."""
+    """Whether the address that failed is one that only the other host itself can use."""
     round_trip: float = 0.0
-    """Seconds, the shortest of some."""
+    """Seconds, the shortest of several."""
     ahead: float = 0.0
-    """Seconds that the other's clock is ahead of the own one."""
+    """Seconds that the other clock is ahead of this one."""
     name_error: str = ""
-    """Why the other's host name was not resolved; empty where it was."""
+    """Why the other's host name did not resolve; empty if it did."""
     name_seconds: float = 0.0
 
 
@@ -80,9 +80,9 @@ def ask(
 ) -> tuple[float, float]:
     """(round trip, seconds that the other's clock is ahead) of the listener at an address.
 
-    Of several questions the one with the shortest round trip counts: the answer was made within
-    it, on average in its middle (Cristian, Probabilistic clock synchronization, 1989). Raises
-    OSError where nobody answers, or somebody else.
+    The request with the shortest round trip counts: the clock was read within it, on average in
+    its middle (Cristian, Probabilistic clock synchronization, 1989). Raises OSError if nothing or
+    something else answers.
     """
     with socket.create_connection((address, port), timeout=CONNECT_SECONDS) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -100,7 +100,7 @@ def ask(
 
 
 def reach(host: str, listener: Mapping[str, Any], *, resolve: bool) -> Reached:
-    """Tries all addresses of another node, and its name; the first failure counts."""
+    """Connects to all addresses of another node, and resolves its name; stops at a failure."""
     name_error, name_seconds = "", 0.0
     if resolve:
         started = time.monotonic()
@@ -125,33 +125,33 @@ def reach(host: str, listener: Mapping[str, Any], *, resolve: bool) -> Reached:
     )
 
 
-def check(place: Place, meeting: Meeting, patience: float) -> dict[int, dict[int, Reached]]:
-    """Called on the first rank of each node: each tries to reach each other one.
+def check(place: Place, rendezvous: Rendezvous, patience: float) -> dict[int, dict[int, Reached]]:
+    """Called on the first rank of each node: each connects to each other one.
 
-    Returns, on rank 0, for each node (by its first rank) how it reached the others.
+    Returns, on rank 0, the attempts of each node; nodes are given by their first ranks.
     """
     here = Listener()
     addresses = addresses_of(place.environ)
-    meeting.tell(
+    rendezvous.publish(
         "listener",
         {"addresses": list(addresses), "why": addresses, "port": here.port, "token": here.token},
     )
-    listeners = meeting.hear("listener", meeting.leaders, patience)
-    listeners.pop(meeting.rank, None)
+    listeners = rendezvous.collect("listener", rendezvous.leaders, patience)
+    listeners.pop(rendezvous.rank, None)
 
     def try_to_reach(rank: int) -> Reached:
-        host = meeting.members[rank].host
+        host = rendezvous.members[rank].host
         return reach(host, listeners[rank], resolve=host != place.world.host)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         reached = dict(zip(listeners, pool.map(try_to_reach, listeners), strict=True))
-    meeting.tell("reached", {rank: asdict(result) for rank, result in reached.items()})
-    if meeting.rank != 0:
+    rendezvous.publish("reached", {rank: asdict(result) for rank, result in reached.items()})
+    if rendezvous.rank != 0:
         return {}
-    told = meeting.hear("reached", meeting.leaders, patience)
+    attempts = rendezvous.collect("reached", rendezvous.leaders, patience)
     return {
         source: {int(target): Reached(**values) for target, values in targets.items()}
-        for source, targets in told.items()
+        for source, targets in attempts.items()
     }
 
 
@@ -160,7 +160,7 @@ Label = Callable[[int], str]
 
 
 def ports(tried: Tried, label: Label) -> list[Finding]:
-    """Which nodes cannot be reached, by whom, and at which address."""
+    """Which nodes cannot be reached, from where, and at which address."""
     failures = {
         (source, target): result
         for source, targets in tried.items()
@@ -169,7 +169,7 @@ def ports(tried: Tried, label: Label) -> list[Finding]:
     }
     if not failures:
         return [_all_reached(tried, label)]
-    # One that reaches nobody is to blame itself, where there are others to compare with.
+    # With three nodes or more: a node that reaches no other one is itself the cause.
     cut_off = {
         source
         for source, targets in tried.items()
@@ -195,20 +195,20 @@ def ports(tried: Tried, label: Label) -> list[Finding]:
 
 
 def _unreachable(node: int, label: Label, text: str, result: Reached, names: str) -> Finding:
-    said = f"{text.format(at=result.address, names=names)} ({result.error})"
+    summary = f"{text.format(at=result.address, names=names)} ({result.error})"
     if result.loopback:
-        return misset(
+        return misconfigured(
             CHECK,
-            f"{said}: it tells the others an address that only itself can use",
-            "set GLOO_SOCKET_IFNAME to the interface that the nodes share, or correct what the "
-            "host's name resolves to (/etc/hosts)",
+            f"{summary}: it gives the others an address that only it can use",
+            "set GLOO_SOCKET_IFNAME to the interface that the nodes share, or correct the address "
+            "of the host's name (/etc/hosts)",
             node=label(node),
         )
-    return broken(
+    return infrastructure_failure(
         CHECK,
-        said,
+        summary,
         "open all TCP ports between the nodes (firewall, security group, network policy), or "
-        "name the interface that they share by GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
+        "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that they share",
         node=label(node),
     )
 
@@ -231,7 +231,7 @@ def _all_reached(tried: Tried, label: Label) -> Finding:
 
 
 def names(tried: Tried, label: Label) -> list[Finding]:
-    """Host names that do not resolve, or slowly."""
+    """Host names that do not resolve, or resolve slowly."""
     findings = []
     for source, targets in tried.items():
         unknown = [label(target) for target, result in targets.items() if result.name_error]
@@ -243,7 +243,7 @@ def names(tried: Tried, label: Label) -> list[Finding]:
                     "names",
                     f"does not resolve {', '.join(unknown[:4])}"
                     f"{f' and {len(unknown) - 4} more' if len(unknown) > 4 else ''} ({why})",
-                    "a run needs the name of node 0 alone; for tools that need the others', add "
+                    "a run needs only the name of node 0; for tools that need other names, add "
                     "them to DNS or /etc/hosts",
                     node=label(source),
                 )
@@ -253,7 +253,7 @@ def names(tried: Tried, label: Label) -> list[Finding]:
                 warning(
                     "names",
                     f"takes up to {max(slow):.1f} s to resolve a name",
-                    "see to the resolver (/etc/resolv.conf): each connection waits for it",
+                    "fix the resolver (/etc/resolv.conf): each connection waits for it",
                     node=label(source),
                 )
             )

@@ -1,4 +1,4 @@
-"""Whether Weights & Biases can be reached, where the run wants it."""
+"""Whether Weights & Biases can be reached, if the run uses it online."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import time
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from launch.contract import first_line, wandb_mode
 from launch.doctor.findings import Finding, ok, warning
 from launch.doctor.place import Place
-from train.exits import first_line
-from train.track.wandb_sink import wandb_mode
 
 CHECK = "W&B"
 SECONDS = 3.0
 
 
 def check(place: Place) -> list[Finding]:
-    """Rank 0 alone speaks to W&B. Never a failure: a run goes on offline."""
+    """Called on rank 0, which alone connects to W&B. Never a failure: a run continues offline."""
     assert place.loaded is not None
     url = place.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     mode = wandb_mode(
@@ -28,7 +27,7 @@ def check(place: Place) -> list[Finding]:
     try:
         urlopen(Request(url, method="HEAD"), timeout=SECONDS).close()
     except HTTPError:
-        pass  # it has answered
+        pass  # an answer
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         why = first_line(reason) if isinstance(reason, Exception) else str(reason)
@@ -36,8 +35,8 @@ def check(place: Place) -> list[Finding]:
             warning(
                 CHECK,
                 f"{url} cannot be reached ({why})",
-                "the run will keep its files offline, to be uploaded later by wandb sync; or see "
-                "to the network or https_proxy, or set track.wandb=offline",
+                "fix the network or https_proxy, or set track.wandb=offline; otherwise the run "
+                "continues offline, and wandb sync uploads its files later",
             )
         ]
     return [ok(CHECK, f"{url} answers", seconds=round(time.monotonic() - started, 3))]

@@ -1,10 +1,10 @@
-"""Numbers for people."""
+"""Formats numbers for people."""
 
 from __future__ import annotations
 
 
 def readable(count: float) -> str:
-    """A number of bytes for a person: in the largest binary unit that leaves at least 1."""
+    """A number of bytes in the largest binary unit of which it is at least 1."""
     for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
         if count >= 1 << power:
             value = count / (1 << power)

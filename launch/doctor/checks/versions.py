@@ -12,22 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import launch
-import train
-from launch.doctor.findings import Finding, misset, ok
-from train.checkpoint.run_directory import code_version
-from train.config.load import LoadedConfig
+from launch.contract import LoadedConfig, code_version, train_sources, train_version
+from launch.doctor.findings import Finding, misconfigured, ok
 
 CHECK = "versions"
 _PACKAGES = ("torch", "accelerate", "deepspeed", "numpy")
 
 
 def software(loaded: LoadedConfig | None = None) -> dict[str, str]:
-    """What this node runs; a package that is not installed is "none".
+    """The versions on this node; "none" for a package that is not installed.
 
-    The code is compared by a digest of its files, which an image without git has as well, and
-    which changes that are not committed change, too.
+    The code's version is a digest of its files: it needs no git, and it differs after changes that
+    are not committed.
     """
-    found = {"isorun": train.__version__, "code": _digest(_sources())}
+    found = {"isorun": train_version(), "code": _digest(_sources())}
     if loaded is not None and not loaded.task.__module__.startswith("train."):
         found["task"] = _digest([Path(inspect.getfile(loaded.task))])
     found["python"] = platform.python_version()
@@ -40,7 +38,8 @@ def software(loaded: LoadedConfig | None = None) -> dict[str, str]:
 
 
 def _sources() -> list[Path]:
-    roots = [Path(package.__file__).parent for package in (train, launch) if package.__file__]
+    assert launch.__file__
+    roots = [train_sources(), Path(launch.__file__).parent]
     return sorted(path for root in roots for path in root.rglob("*.py"))
 
 
@@ -53,7 +52,7 @@ def _digest(paths: list[Path]) -> str:
 
 
 def compare(nodes: Mapping[str, Mapping[str, str]]) -> list[Finding]:
-    """A failure for each node that runs something else than most; ``nodes`` by label, node 0
+    """A failure for each node with other versions than most nodes; ``nodes`` by label, node 0
     first."""
     usual = usual_values(nodes)
     findings = []
@@ -61,7 +60,7 @@ def compare(nodes: Mapping[str, Mapping[str, str]]) -> list[Finding]:
         odd = differences(found, usual)
         if odd:
             findings.append(
-                misset(
+                misconfigured(
                     CHECK,
                     in_words(odd),
                     "give all nodes the same image or environment, and the same code",
@@ -70,13 +69,13 @@ def compare(nodes: Mapping[str, Mapping[str, str]]) -> list[Finding]:
                 )
             )
     if not findings:
-        said = ", ".join(f"{name} {value}" for name, value in usual.items() if value != "none")
-        findings.append(ok(CHECK, said + _commit(), **usual))
+        summary = ", ".join(f"{name} {value}" for name, value in usual.items() if value != "none")
+        findings.append(ok(CHECK, summary + _commit(), **usual))
     return findings
 
 
 def _commit() -> str:
-    """Node 0's, where there is one: for people, since it does not tell what was changed."""
+    """Node 0's commit, if any. Not compared: it does not identify uncommitted changes."""
     code = code_version()
     if "commit" not in code:
         return ""
@@ -84,7 +83,7 @@ def _commit() -> str:
 
 
 def usual_values(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each name the value that most nodes have; of equally many, the first node's."""
+    """For each name the value of most nodes; if several are equally frequent, the first node's."""
     names = dict.fromkeys(name for found in nodes.values() for name in found)
     return {
         name: Counter(found.get(name) for found in nodes.values()).most_common(1)[0][0]
@@ -93,7 +92,7 @@ def usual_values(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def differences(found: Mapping[str, Any], usual: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(name, this node's value, the others') for each that differs."""
+    """(name, this node's value, the usual value) for each name that differs."""
     return [
         (name, found.get(name, "none"), value if value is not None else "none")
         for name, value in usual.items()
@@ -102,5 +101,5 @@ def differences(found: Mapping[str, Any], usual: Mapping[str, Any]) -> list[tupl
 
 
 def in_words(odd: list[tuple[str, Any, Any]]) -> str:
-    """What ``differences`` found."""
+    """Differences as text."""
     return "; ".join(f"{name} is {mine}, elsewhere {theirs}" for name, mine, theirs in odd)

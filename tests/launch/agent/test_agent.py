@@ -68,7 +68,7 @@ def test_only_what_may_help_is_started_again(tmp_path, code, starts):
     found, _, err = end(start("--max-restarts", "2", script=script))
     assert found == code
     assert len((tmp_path / "starts").read_text()) == starts
-    assert err.count("Starting the ranks again") == starts - 1
+    assert err.count("Restarting the ranks") == starts - 1
 
 
 def test_a_restart_can_end_well(tmp_path):
@@ -132,7 +132,7 @@ def test_ranks_that_do_not_end_in_time_are_killed(tmp_path):
     agent.send_signal(signal.SIGTERM)
     code, _, err = end(agent, timeout=30)
     assert code == 137
-    assert "--shutdown-timeout, 1 s" in err
+    assert "1 s (--shutdown-timeout)" in err
 
 
 def test_ranks_are_told_when_their_agent_is_killed(tmp_path):
@@ -178,7 +178,7 @@ def test_a_stop_while_ranks_start():
 
 
 def test_a_rank_that_has_saved_does_not_cut_short_one_that_still_copies(tmp_path):
-    """Longer than ranks are given that are of no use any more."""
+    """Longer than ranks get that cannot continue."""
     script = (
         "import os, signal, sys, time; rank = int(os.environ['RANK']); "
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -189,7 +189,7 @@ def test_a_rank_that_has_saved_does_not_cut_short_one_that_still_copies(tmp_path
     assert (tmp_path / "copied").exists()
 
 
-def test_settings_that_torch_does_not_take_are_told(tmp_path):
+def test_settings_that_torch_rejects_are_reported(tmp_path):
     taken = tmp_path / "file"
     taken.touch()
     for words in (["--rdzv-conf", "join_timeout=soon"], ["--log-dir", str(taken)]):

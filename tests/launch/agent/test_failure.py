@@ -6,8 +6,8 @@ import pytest
 
 from launch.agent.failure import (
     TERMINATION_BYTES,
-    Failure,
-    Verdict,
+    Outcome,
+    RankFailure,
     error_of,
     first_failure,
     shell_code,
@@ -19,7 +19,7 @@ from train.exits import ADVICE, Exit, is_worth_retrying
 
 
 def failure(rank, exit_code, error="", time=0.0, **more):
-    return Failure(rank, rank, "host", 1, exit_code, error, time, more.pop("log", []), **more)
+    return RankFailure(rank, rank, "host", 1, exit_code, error, time, more.pop("log", []), **more)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_last_lines_of_a_log(tmp_path):
 
 def test_a_paragraph_names_rank_host_error_and_what_to_do():
     first = failure(3, 78, "The loss was not finite")
-    said = Verdict(first, [first, failure(0, 75)], []).paragraph()
+    said = Outcome(first, [first, failure(0, 75)], []).paragraph()
     assert "Rank 3 on host ended first: exit code 78 (NOT_FINITE), The loss was not finite." in said
     assert "1 other rank ended after it" in said
     assert ADVICE[Exit.NOT_FINITE] in said
@@ -73,16 +73,16 @@ def test_a_paragraph_names_rank_host_error_and_what_to_do():
 
 def test_lines_are_shown_of_a_rank_that_left_no_error():
     first = failure(0, 137, log=["before", "the last one"])
-    said = Verdict(first, [first], [1]).paragraph()
+    said = Outcome(first, [first], [1]).paragraph()
     assert "killed by SIGKILL" in said
     assert "the last one" in said
-    assert "Nothing was heard of node 1" in said
+    assert "Node 1 did not report." in said
 
 
 def test_records_are_numbered_and_never_replaced(tmp_path):
     first = failure(0, 75)
     for _ in range(2):
-        write_record(tmp_path, Verdict(first, [first], []).record())
+        write_record(tmp_path, Outcome(first, [first], []).record())
     assert sorted(p.name for p in (tmp_path / "failures").iterdir()) == ["0001.json", "0002.json"]
     record = json.loads((tmp_path / "failures/0001.json").read_text())
     assert (record["exit_code"], record["retry"], record["first"]["rank"]) == (75, True, 0)
@@ -98,7 +98,7 @@ def test_records_are_numbered_and_never_replaced(tmp_path):
 def test_a_termination_message_fits(tmp_path, first):
     path = tmp_path / "termination-log"
     others = [failure(rank, 75) for rank in range(1, 600)]
-    write_termination(path, Verdict(first, [first, *others], []).record(command=["x"] * 10))
+    write_termination(path, Outcome(first, [first, *others], []).record(command=["x"] * 10))
     assert path.stat().st_size <= TERMINATION_BYTES
     record = json.loads(path.read_text())
     assert record["exit_code"] == 70

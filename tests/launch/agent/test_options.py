@@ -64,7 +64,7 @@ def test_the_environment_stands_in_and_the_command_line_wins():
 
 
 def test_several_nodes_never_meet_on_localhost_by_default():
-    assert "nothing says where they meet" in refused("--nnodes", "2")
+    assert "no rendezvous endpoint" in refused("--nnodes", "2")
     told = refused("--nnodes", "2", "--rdzv-host-env", "TORCHX_RANK0_HOST")
     assert "TORCHX_RANK0_HOST" in told
     assert "is not set" in told

@@ -1,13 +1,13 @@
 """The doctor in one process: what a node can know of itself."""
 
 import http.server
-import os
 import subprocess
 import sys
 import threading
 
 import pytest
 
+from launch.cores import usable_cores
 from tests.faults.mounts import fill, small_disk
 from tests.launch.doctor.doctors import (
     FIT,
@@ -55,7 +55,7 @@ def test_a_mistake_in_the_config_is_a_finding_beside_the_others(tmp_path):
     assert "optim.lrr is not a known key" in failed["text"]
     assert failed["code"] == 64
     assert told.only("memory", "ok")
-    assert told.output[0].splitlines()[-1].endswith("a setting has to be changed (exit 64)")
+    assert told.output[0].splitlines()[-1].endswith("a setting must be changed (exit 64)")
 
 
 @pytest.mark.parametrize("variable", ["GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"])
@@ -78,7 +78,7 @@ def test_a_full_disk_is_the_machine_s_fault(tmp_path):
         fill(disk)
         told = doctor(tmp_path, command=[*FIT, f"run.dir={disk}/run"], expect=75)
     assert "No space left" in told.only("run directory", "failed")["text"]
-    assert told.only("run directory", "failed")["advice"].startswith("make room")
+    assert told.only("run directory", "failed")["advice"].startswith("free space")
 
 
 def test_too_little_room_for_the_checkpoints_by_the_model_s_parameters(tmp_path):
@@ -87,7 +87,7 @@ def test_too_little_room_for_the_checkpoints_by_the_model_s_parameters(tmp_path)
         assert doctor(tmp_path, command=command).only("free space", "skipped")
         told = doctor(tmp_path, "--level", "full", command=command, expect=75)
     failed = told.only("free space", "failed")
-    assert "3 more checkpoint(s) of 1.7 MiB (by its parameters)" in failed["text"]
+    assert "3 more checkpoint(s) of 1.7 MiB (computed from its parameters)" in failed["text"]
 
 
 def test_the_estimate_is_the_size_that_a_checkpoint_really_has(tmp_path):
@@ -97,7 +97,7 @@ def test_the_estimate_is_the_size_that_a_checkpoint_really_has(tmp_path):
     subprocess.run([sys.executable, *command[2:]], cwd=ROOT, env=clean(), check=True)
     told = doctor(tmp_path, command=command)
     found = told.only("free space", "ok")
-    assert "(as the newest has)" in found["text"]
+    assert "(size of the newest)" in found["text"]
     assert found["values"]["checkpoint_bytes"] == pytest.approx(estimated, rel=0.05)
 
 
@@ -151,7 +151,7 @@ def test_wandb_that_answers(tmp_path):
 
 
 def test_more_threads_than_cores(tmp_path):
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     told = doctor(tmp_path, env={"OMP_NUM_THREADS": str(cores + 1)})
     assert told.only("threads", "warning")["text"].startswith(f"1 x {cores + 1} threads")
     assert "set OMP_NUM_THREADS to" in told.only("threads", "warning")["advice"]
@@ -161,7 +161,7 @@ def test_too_few_open_files(tmp_path):
     told = doctor(tmp_path, before=[["sh", "-c", 'ulimit -Sn 200 && exec "$@"', "sh"]])
     found = told.only("limits", "warning")
     assert "a process may open 200 files" in found["text"]
-    assert found["advice"].startswith("raise it: ulimit -n ")
+    assert found["advice"].startswith("raise the limit: ulimit -n ")
 
 
 @pytest.mark.parametrize(

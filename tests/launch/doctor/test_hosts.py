@@ -35,9 +35,9 @@ def test_a_host_whose_name_is_its_loopback_address(hosts, tmp_path):
     told = examine(hosts, tmp_path, [hosts.cables[0], None], expect=64)
     failed = told.only("network", "failed")
     assert failed["node"] == told.report["nodes"][1]
-    assert "an address that only itself can use" in failed["text"]
+    assert "an address that only it can use" in failed["text"]
     assert "set GLOO_SOCKET_IFNAME" in failed["advice"]
-    assert told.only("all-reduce", "skipped"), "which would have waited in vain"
+    assert told.only("all-reduce", "skipped"), "which would time out"
 
 
 def test_a_host_that_cannot_be_reached_at_the_address_that_it_tells(hosts, tmp_path):

@@ -19,17 +19,17 @@ from launch.doctor.checks import (
 from launch.doctor.checks.network import Listener, Reached
 from launch.doctor.findings import (
     Status,
-    broken,
     exit_code,
+    infrastructure_failure,
     merged,
-    misset,
+    misconfigured,
     ok,
     one_of_many,
     warning,
 )
 from launch.doctor.guard import bounded, bounded_together
-from launch.doctor.meeting import Meeting, Member
 from launch.doctor.place import Place
+from launch.doctor.rendezvous import Member, Rendezvous
 from tests.support.runs import TINY
 from train.config.load import load_config
 from train.distributed.world import World
@@ -52,15 +52,21 @@ def place(*, local_world_size=1, level="quick", **environ):
 
 def test_a_wrong_setting_wins_over_a_failed_machine_and_a_warning_fails_nothing():
     assert exit_code([ok("x", ""), warning("x", "", "")]) == 0
-    assert exit_code([ok("x", ""), broken("x", "", "")]) == 75
-    assert exit_code([broken("x", "", ""), misset("x", "", "")]) == 64
+    assert exit_code([ok("x", ""), infrastructure_failure("x", "", "")]) == 75
+    assert exit_code([infrastructure_failure("x", "", ""), misconfigured("x", "", "")]) == 64
 
 
 def test_what_nodes_say_alike_is_one_row():
     same = [ok("x", "well", node=node) for node in ALL]
-    odd = broken("x", "ill", "", node="b")
+    odd = infrastructure_failure("x", "ill", "", node="b")
     rows = merged(
-        [*same, odd, broken("y", "ill", "", node="a"), broken("y", "ill", "", node="c")], ALL
+        [
+            *same,
+            odd,
+            infrastructure_failure("y", "ill", "", node="a"),
+            infrastructure_failure("y", "ill", "", node="c"),
+        ],
+        ALL,
     )
     assert [(row.check, row.node) for row in rows] == [
         ("x", "all nodes"),
@@ -71,11 +77,11 @@ def test_what_nodes_say_alike_is_one_row():
 
 def test_of_many_nodes_that_are_well_one_is_shown_but_each_that_is_not():
     rows = [ok("x", f"{n} GiB", node=str(n)) for n in range(9)] + [
-        broken("x", "0 GiB", "", node="z")
+        infrastructure_failure("x", "0 GiB", "", node="z")
     ]
     shown = one_of_many(rows)
     assert [row.node for row in shown] == ["0", "z"]
-    assert "alike on 8 more" in shown[0].text
+    assert "and 8 more nodes passed" in shown[0].text
 
 
 def test_a_check_that_hangs_or_raises_is_a_finding_and_holds_up_no_other():
@@ -94,7 +100,7 @@ def test_a_check_that_hangs_or_raises_is_a_finding_and_holds_up_no_other():
     ]
     found = bounded_together(checks, 0.5)
     assert [f.check for f in found] == [name for name, _ in checks]
-    assert "did not come to an end within 0.5 s" in found[0].text
+    assert "timed out after 0.5 s" in found[0].text
     assert "ValueError: no such thing" in found[1].text
     assert [int(f.code) for f in found] == [75, 75, 64, 75, 0]
     assert bounded("fine", checks[-1][1], 1.0)[0].status is Status.OK
@@ -103,14 +109,14 @@ def test_a_check_that_hangs_or_raises_is_a_finding_and_holds_up_no_other():
 def test_a_rank_that_did_not_answer_is_not_waited_for_again():
     from torch.distributed import HashStore
 
-    members = [Member(rank, rank, "host", True, "") for rank in range(2)]
-    meeting = Meeting(HashStore(), 0, members)
-    assert meeting.nodes == ["host (node 0)", "host (node 1)"]
-    assert meeting.hear("first", [0, 1], 0.1) == {}
-    meeting.tell("second", 5)
-    assert meeting.lost == {0: "first", 1: "first"}
-    meeting.lost.pop(0)
-    assert meeting.hear("second", [0, 1], 3600.0) == {0: 5}
+    members = [Member(rank, rank, "host", True) for rank in range(2)]
+    rendezvous = Rendezvous(HashStore(), 0, members)
+    assert rendezvous.nodes == ["host (node 0)", "host (node 1)"]
+    assert rendezvous.collect("first", [0, 1], 0.1) == {}
+    rendezvous.publish("second", 5)
+    assert rendezvous.lost == {0: "first", 1: "first"}
+    rendezvous.lost.pop(0)
+    assert rendezvous.collect("second", [0, 1], 3600.0) == {0: 5}
 
 
 # -- versions and devices ------------------------------------------------------------------------
@@ -141,7 +147,7 @@ def test_devices_that_differ_between_nodes():
     [
         (8, {}, 0, "8 x H100, driver 570.1, CUDA 12.8"),
         (9, {}, 64, "9 processes, but 8 GPU(s)"),
-        (4, {}, 0, "4 of the GPUs are used by no process"),
+        (4, {}, 0, "4 of the GPUs have no process"),
         (8, {"count": 0, "kinds": "cpu"}, 75, "torch (CUDA 12.8) finds no GPU"),
         (2, {"count": 0, "cuda": "none"}, 0, "no GPU, 2 process(es) on the CPU"),
         (2, {"count": 0, "driver": "none"}, 0, "no GPU, 2 process(es) on the CPU"),
@@ -305,10 +311,10 @@ def test_every_pair_meets_once_and_no_node_has_two_partners(count):
 
 def test_the_slow_node_is_named():
     rates = {0: 9e9, 1: 10e9, 2: 2e9}
-    (found,) = collectives.slow_ones(rates, "computes", "GFLOP/s", label, "")
+    (found,) = collectives.slow_nodes(rates, "computes", "GFLOP/s", label, "")
     assert found.node == "c"
-    assert found.text == "computes at 2 GFLOP/s, where the others reach 9.5"
-    assert collectives.slow_ones({0: 9e9, 1: 10e9}, "computes", "GFLOP/s", label, "") == []
+    assert found.text == "computes at 2 GFLOP/s; the others reach 9.5"
+    assert collectives.slow_nodes({0: 9e9, 1: 10e9}, "computes", "GFLOP/s", label, "") == []
 
 
 # -- the user's own code -------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_a_directory_that_is_not_shared(tmp_path):
     )  # fmt: skip
     failed = told.only("shared directory", "failed")
     assert failed["node"] == told.report["nodes"][1]
-    assert "not seen here" in failed["text"]
+    assert "did not appear here" in failed["text"]
     assert "NFS" in failed["advice"]
     assert list(shared.iterdir()) == []
 
@@ -121,7 +121,7 @@ def test_a_config_that_only_one_node_cannot_read(tmp_path):
 
 def test_a_batch_that_cannot_be_divided(tmp_path):
     told = doctor(**two(tmp_path, command=[*FIT, "batch.global_batch_size=1"], expect=64))
-    assert "cannot be divided among 2 ranks" in told.only("config", "failed")["text"]
+    assert "leaves a micro-batch empty on 2 ranks" in told.only("config", "failed")["text"]
 
 
 def test_a_proxy_between_the_nodes(tmp_path):
@@ -132,17 +132,17 @@ def test_a_proxy_between_the_nodes(tmp_path):
     assert told.only("proxies", "ok")
 
 
-def test_a_rank_that_never_comes(tmp_path):
+def test_a_rank_that_never_joins(tmp_path):
     told = doctor(tmp_path, "--wait", "4", nodes=2, only=[0], expect=75)
     failed = told.only("ranks", "failed")
-    assert failed["text"] == "1 of 2 ranks did not come within 4 s: 1"
-    assert told.only("all-reduce", "skipped")["text"] == "not tried: 1 rank(s) are missing"
+    assert failed["text"] == "1 of 2 ranks did not join within 4 s: 1"
+    assert told.only("all-reduce", "skipped")["text"] == "skipped because 1 rank(s) are missing"
     assert told.only("memory", "ok"), "node 0 is examined all the same"
 
 
-def test_rank_0_that_never_comes(tmp_path):
+def test_rank_0_that_never_joins(tmp_path):
     told = doctor(tmp_path, "--wait", "2", nodes=2, only=[1], expect=75)
-    assert "Rank 0's store does not answer at 127.0.0.1:" in told.errors[0]
+    assert "waiting for the store at 127.0.0.1:" in told.errors[0]
     assert len(told.errors[0].splitlines()) == 1
 
 
@@ -156,7 +156,7 @@ def test_a_node_that_dies_in_the_middle(tmp_path):
     each = [{}, with_sitecustomize(tmp_path / "site", code)]
     told = doctor(**two(tmp_path, each=each, expect=[75, 0]))
     failed = told.only("ranks", "failed")
-    assert "rank 1 does not answer any more" in failed["text"]
+    assert "rank 1 stopped answering" in failed["text"]
 
 
 def test_sums_that_are_wrong(tmp_path):
@@ -184,8 +184,8 @@ def test_nothing_waits_for_a_store_that_was_left_by_another_start(tmp_path):
 
     from torch.distributed import HashStore
 
-    from launch.doctor.meeting import meet
     from launch.doctor.place import Place
+    from launch.doctor.rendezvous import join
     from train.distributed.world import World
 
     store = HashStore()
@@ -194,7 +194,7 @@ def test_nothing_waits_for_a_store_that_was_left_by_another_start(tmp_path):
         met = {}
 
         def come(rank, met=met):
-            met[rank] = meet(places[rank], store, 20.0)
+            met[rank] = join(places[rank], store, 20.0)
 
         threads = [threading.Thread(target=come, args=(rank,)) for rank in (1, 0)]
         for thread in threads:
@@ -202,8 +202,8 @@ def test_nothing_waits_for_a_store_that_was_left_by_another_start(tmp_path):
         for thread in threads:
             thread.join()
         assert met[0].members == met[1].members
-        met[1].tell("topic", "word")
-        assert met[0].hear("topic", [1], 5.0) == {1: "word"}
+        met[1].publish("topic", "word")
+        assert met[0].collect("topic", [1], 5.0) == {1: "word"}
 
 
 @pytest.mark.slow
@@ -216,8 +216,8 @@ def test_rank_0_that_dies_in_the_middle(tmp_path):
     each = [with_sitecustomize(tmp_path / "site", code), {}]
     told = doctor(**two(tmp_path, each=each, expect=[0, 75]))
     assert told.report is None
-    assert "told rank 1 on " in told.errors[1]
-    assert "see what became of rank 0" in told.errors[1]
+    assert "Rank 1 on " in told.errors[1]
+    assert "Check rank 0's log" in told.errors[1]
     assert len(told.errors[1].splitlines()) == 1
 
 

@@ -36,13 +36,13 @@ def findings(folder):
 
 @pytest.mark.slow
 def test_checkov_has_no_unanswered_findings(tmp_path):
-    from launch.kubernetes.rendering import Request, render
+    from launch.kubernetes.rendering import RenderRequest, render
     from launch.kubernetes.values import parse
 
     made = {f"overlay-{name}": built(name) for name in OVERLAYS}
     for name in COMPONENTS:
         values = parse([f"{k}={VALUES[k]}" for k in wanted(name)])
-        request = Request(OVERLAY_FOR.get(name, "cpu-demo"), values, [name])
+        request = RenderRequest(OVERLAY_FOR.get(name, "cpu-demo"), values, [name])
         made[f"component-{name}"] = render(request).objects
     for name, objects in made.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump_all(plain(objects)))

@@ -17,7 +17,7 @@ SCRIPT = """
 import json, sys, torchx.schedulers
 from torchx.runner import Runner
 from torchx.specs import AppState
-from launch.components import fit
+from launch.torchx.components import fit
 from launch.kubernetes.scheduler import create_scheduler
 
 runner = Runner("test", {"kubernetes_job": create_scheduler})

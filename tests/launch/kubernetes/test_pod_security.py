@@ -3,7 +3,7 @@ Security Standards, baseline and restricted); pods that break it are not let int
 
 import pytest
 
-from launch.kubernetes.rendering import Request, render
+from launch.kubernetes.rendering import RenderRequest, render
 from launch.kubernetes.values import parse
 from tests.launch.kubernetes.objects import COMPONENTS, OVERLAYS, VALUES, built, templates
 from tests.launch.kubernetes.test_schemas import OVERLAY_FOR, wanted
@@ -102,7 +102,7 @@ def test_an_overlay_is_restricted(overlay):
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_a_component_is_restricted_or_says_what_it_loosens(component):
     values = parse([f"{k}={VALUES[k]}" for k in wanted(component)])
-    made = render(Request(OVERLAY_FOR.get(component, "cpu-demo"), values, [component]))
+    made = render(RenderRequest(OVERLAY_FOR.get(component, "cpu-demo"), values, [component]))
     assert all_violations(made.objects) == LOOSENED.get(component, [])
 
 

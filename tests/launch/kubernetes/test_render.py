@@ -88,37 +88,37 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "Name an overlay to render: cpu-demo, "),
+        ("", "Nothing to render; .* or an overlay: cpu-demo, "),
         ("multinode", "'multinode' is not an overlay; did you mean multi-node?"),
         ("cpu-demo pcv", "'pcv' is not a component; did you mean pvc?"),
-        ("isorun.fitt", "'isorun.fitt' is not a component of isorun's; did you mean isorun.fit?"),
+        ("isorun.fitt", "'isorun.fitt' is not a component of isorun; did you mean isorun.fit?"),
         ("cpu-demo --set nodes=0", r"nodes must be a whole number of at least 1, but is 0 \(--set"),
         ("cpu-demo --set nodes=two", "nodes must be a whole number of at least 1, but is 'two'"),
-        ("cpu-demo --set memory=lots", "memory must be an amount, such as 512Mi"),
-        ("cpu-demo --set command=[]", "command must be a list of at least one word"),
-        ("cpu-demo --set node=2", "node is not a value of a run; did you mean nodes?"),
+        ("cpu-demo --set memory=lots", "memory must be a quantity, such as 512Mi"),
+        ("cpu-demo --set command=[]", "command must be a list with at least one word"),
+        ("cpu-demo --set node=2", "node is not a key; did you mean nodes?"),
         ("cpu-demo --set nodes", "--set must be KEY=VALUE"),
-        ("cpu-demo --set gpus=1", "gpus is 1 .* nothing in the overlay cpu-demo makes use of it"),
-        ("cpu-demo kueue", "queue is needed here, but not said; add --set queue=VALUE"),
-        ("cpu-demo --set name=Text_1", "The name of the run is 'Text_1', but in a cluster"),
-        (f"cpu-demo --set name={LONG}", "of 64 characters, but host names have at most 63; .* 1 shorter"),
-        (f"jobset --set name={LONG[:55]}", "a-node-0-1., of 64 characters"),
+        ("cpu-demo --set gpus=1", "gpus is 1 .* no component of the overlay cpu-demo reads it"),
+        ("cpu-demo kueue", "queue is required by a component; add --set queue=VALUE"),
+        ("cpu-demo --set name=Text_1", "The name of the run is 'Text_1', but a name in a cluster"),
+        (f"cpu-demo --set name={LONG}", "with 64 characters, but host names have at most 63; .* shorter by 1"),
+        (f"jobset --set name={LONG[:55]}", "a-node-0-1. with 64 characters"),
         ("elastic --set minNodes=9", "minNodes is 9, more than nodes, 4"),
-        ("multi-node jobset volcano", "jobset and volcano do not go together"),
+        ("multi-node jobset volcano", "jobset and volcano cannot be combined"),
         *[
             (f"multi-node {lone} {gang} --set minNodes=1 --set trials=1 --set parallel=1",
-             f"{lone} and {gang} do not go together: .* plain Job .* leave one of the two out")
+             f"{lone} and {gang} cannot be combined: .* remove one of them, .* plain Job")
             for lone in ("elastic", "independent", "sweep") for gang in ("jobset", "trainjob", "volcano")
         ],
-        ("sweep --set trials=5", r"trials is 5 \(--set trials=5\), but the overlay sweep has no 3.yaml, 4.yaml "),
-        ("cpu-demo sweep --set trials=1 --set parallel=1 --set nodes=1", "cpu-demo has no 0.yaml .* it has 0"),
+        ("sweep --set trials=5", r"trials is 5 \(--set trials=5\), but the overlay sweep has only 3 trials, and no 3.yaml, 4.yaml; "),
+        ("cpu-demo sweep --set trials=1 --set parallel=1 --set nodes=1", "cpu-demo has only 0 trials, and no 0.yaml"),
         ("sweep --set nodes=3", r"nodes is 3 \(--set nodes=3\), but each trial of a sweep has one node"),
-        ("cpu-demo --set env.WANDB_API_KEY=1", "WANDB_API_KEY would stand in plain text in the Job"),
-        ("cpu-demo --set env.ISORUN_STOP_DEADLINE=200", "A stop would be cut off: ranks have 200 s"),
-        ("cpu-demo --set env.PET_SHUTDOWN_TIMEOUT=500", "A stop would be cut off"),
-        (f"cpu-demo {TRAIN} stop.deadline=100", "asks for stop.deadline=100, but pods give ranks 90 s"),
-        ("cpu-demo --set stopDeadline=soon", "stopDeadline .* must be whole seconds"),
-        ("cpu-demo --set sharedMemory=2Gi", "sharedMemory is 2Gi, but it is a part of memory"),
+        ("cpu-demo --set env.WANDB_API_KEY=1", "WANDB_API_KEY would be in plain text in the Job"),
+        ("cpu-demo --set env.ISORUN_STOP_DEADLINE=200", "must increase, but the ranks have 200 s"),
+        ("cpu-demo --set env.PET_SHUTDOWN_TIMEOUT=500", "must increase, but .* kills them after 500 s"),
+        (f"cpu-demo {TRAIN} stop.deadline=100", "config has stop.deadline=100, but in the pods ISORUN_STOP_DEADLINE sets 90 s"),
+        ("cpu-demo --set stopDeadline=soon", "stopDeadline .* must be a whole number of seconds"),
+        ("cpu-demo --set sharedMemory=2Gi", "sharedMemory is 2Gi, but /dev/shm counts toward memory"),
         (f"cpu-demo {TRAIN} optim.lrr=1", "did you mean optim.lr?"),
         ("cpu-demo --nodes 2", "Unrecognized arguments|expected"),
     ],
@@ -142,11 +142,11 @@ def test_without_kubectl_it_says_how_to_get_it(monkeypatch):
     monkeypatch.delenv("ISORUN_KUSTOMIZE")
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(
-        UsageError, match="Neither kubectl nor kustomize is there .* install kubectl"
+        UsageError, match="Neither kubectl nor kustomize is installed .* install kubectl"
     ):
         kustomize.command()
     monkeypatch.setenv("ISORUN_KUSTOMIZE", "kubectll")
-    with pytest.raises(UsageError, match="ISORUN_KUSTOMIZE is 'kubectll', which is no program"):
+    with pytest.raises(UsageError, match="ISORUN_KUSTOMIZE is 'kubectll', which is not a program"):
         kustomize.command()
 
 

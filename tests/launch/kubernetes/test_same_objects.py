@@ -6,9 +6,9 @@ import math
 import pytest
 import yaml
 
-from launch.components import fit, run
 from launch.kubernetes.scheduler import create_scheduler
 from launch.kubernetes.values import number
+from launch.torchx.components import fit, run
 from tests.launch.kubernetes.objects import K8S, OVERLAYS, built
 
 # What must differ: names, which each launch has anew; the role that TorchX asks for; and who the

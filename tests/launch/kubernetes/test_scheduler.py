@@ -9,11 +9,11 @@ import pytest
 from torchx.schedulers.api import Stream
 from torchx.specs import AppState, AppStatus, ReplicaState
 
-from launch.agent.failure import Failure, Verdict
-from launch.components import fit, run
-from launch.components import sweep as sweep_component
+from launch.agent.failure import Outcome, RankFailure
 from launch.kubernetes import logs, state
 from launch.kubernetes.scheduler import create_scheduler
+from launch.torchx.components import fit, run
+from launch.torchx.components import sweep as sweep_component
 from tests.support.api_server import Server
 from tests.support.cluster import Cluster, Refused
 from tests.support.runs import ROOT
@@ -91,9 +91,9 @@ def test_states_of_a_run_that_goes_well(cluster, scheduler):
     assert scheduler.exit_codes(app_id) == [0, 0]
 
 
-FIRST = Failure(rank=1, local_rank=0, host="text-1", pid=7, exit_code=64,
+FIRST = RankFailure(rank=1, local_rank=0, host="text-1", pid=7, exit_code=64,
                 error="optim.lrr is not a known key", time=0.0, log=[])  # fmt: skip
-RECORD = Verdict(FIRST, [FIRST], []).record(run_id="x")
+RECORD = Outcome(FIRST, [FIRST], []).record(run_id="x")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_following_goes_on_through_restarts_to_the_end(cluster, scheduler):
     cluster.end(cluster.pod(1))
     assert done.wait(30)
     name = again["metadata"]["name"]
-    assert seen == ["first\n", f"isorun: started again as pod {name} on node-0\n", "second\n"]
+    assert seen == ["first\n", f"isorun: restarted as pod {name} on node-0\n", "second\n"]
 
 
 def test_following_survives_a_connection_that_breaks(cluster, scheduler):
@@ -337,7 +337,7 @@ def test_what_logs_cannot_do_is_said(scheduler, cluster):
     app_id = scheduler.submit(app(), CFG)
     with pytest.raises(UsageError, match="until"):
         scheduler.log_iter(app_id, "fit", 0, until=datetime.now())
-    with pytest.raises(UsageError, match="cannot tell"):
+    with pytest.raises(UsageError, match="cannot select the stream"):
         scheduler.log_iter(app_id, "fit", 0, streams=Stream.STDERR)
 
 
@@ -346,7 +346,9 @@ def test_what_logs_cannot_do_is_said(scheduler, cluster):
 
 def test_a_refusal_is_told_and_leaves_nothing_behind(cluster, scheduler):
     cluster.refuse["POST", "services"] = Refused(403, "Forbidden", "services is forbidden")
-    with pytest.raises(UsageError, match=r"refused to make the Service .*: services is forbidden"):
+    with pytest.raises(
+        UsageError, match=r"refused to create the Service .*: services is forbidden"
+    ):
         scheduler.submit(app(), CFG)
     assert kinds(cluster) == ["PersistentVolumeClaim", "ServiceAccount"]
 
@@ -362,14 +364,16 @@ def test_no_controller_for_jobsets(tmp_path, monkeypatch):
     with Server(Cluster(jobsets=False), tmp_path) as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
         scheduler = create_scheduler("test")
-        with pytest.raises(UsageError, match="is the namespace there, and the controller"):
+        with pytest.raises(
+            UsageError, match="check that the namespace exists and that the controller"
+        ):
             scheduler.submit(app(), {"overlay": "jobset"})
         assert scheduler.list() == []
 
 
 def test_no_cluster(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    with pytest.raises(UsageError, match="There is no cluster to talk to.*KUBECONFIG"):
+    with pytest.raises(UsageError, match="No cluster is configured.*KUBECONFIG"):
         create_scheduler("test").list()
 
 
@@ -377,13 +381,13 @@ def test_a_cluster_that_cannot_be_reached(tmp_path, monkeypatch):
     server = Server(Cluster(), tmp_path)
     server._server.server_close()
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
-    with pytest.raises(RetryError, match="cannot be reached to list the Jobs"):
+    with pytest.raises(RetryError, match="could not be reached to list the Jobs"):
         create_scheduler("test").list()
 
 
 def test_what_can_only_be_rendered_is_not_submitted(cluster, scheduler):
     with pytest.raises(
-        UsageError, match="can submit Jobs and JobSets, but the overlay makes a TrainJob"
+        UsageError, match="submits Jobs and JobSets only, but the overlay makes a TrainJob"
     ):
         scheduler.submit(app(), {"overlay": "trainjob"})
     assert cluster.objects == {}
@@ -426,10 +430,15 @@ def test_agent_options_reach_the_agent():
 
 @pytest.mark.usefixtures("here")
 def test_the_doctor_alone():
-    from launch.components import doctor
+    from launch.agent.options import parse
+    from launch.torchx.components import doctor
 
     job = job_of(doctor(config=["configs/text.yaml"], j="2x1"))
-    assert container_of(job)["command"][-2:] == ["--preflight-only", "--"]
+    container = container_of(job)
+    env = {item["name"]: item.get("value", "") for item in container["env"]}
+    command = [*container["command"], *container["args"]]
+    options = parse(command[command.index("launch.agent") + 1 :], env)
+    assert options.preflight_only
 
 
 @pytest.mark.usefixtures("here")
@@ -478,18 +487,18 @@ def test_options_of_the_scheduler_that_name_a_component():
     [
         ({}, {"overlay": "cpu-dem"}, "'cpu-dem' is not an overlay; did you mean cpu-demo?"),
         ({}, {"namespace": "My_Team"}, "The namespace is 'My_Team'"),
-        ({"j": "1:2x1"}, {"overlay": "jobset"}, "elastic and jobset do not go together"),
+        ({"j": "1:2x1"}, {"overlay": "jobset"}, "elastic and jobset cannot be combined"),
         ({"j": "2x1"}, {"overlay": "sweep"}, r"nodes is 2 \(the app text\), but each trial"),
-        ({}, {"queue": "q"}, "queue is 'q' .*nothing in the overlay cpu-demo makes use of it"),
+        ({}, {"queue": "q"}, "queue is 'q' .*no component of the overlay cpu-demo reads it"),
         (
             {"env": {"AWS_SECRET_ACCESS_KEY": "x"}},
             {},
-            "AWS_SECRET_ACCESS_KEY would stand in plain text",
+            "AWS_SECRET_ACCESS_KEY would be in plain text",
         ),
         (
             {"mounts": ["type=device", "src=/dev/fuse"]},
             {},
-            "The device /dev/fuse cannot be mounted",
+            r"The device /dev/fuse \(--mounts\) cannot be mounted",
         ),
     ],
 )
@@ -499,7 +508,7 @@ def test_what_cannot_be_is_said(words, cfg, said):
 
 
 def test_an_id_that_is_none(scheduler):
-    with pytest.raises(UsageError, match="is not a job of kubernetes_job"):
+    with pytest.raises(UsageError, match="is not the id of a kubernetes_job job"):
         scheduler.describe("text-123")
 
 

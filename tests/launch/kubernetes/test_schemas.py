@@ -9,7 +9,7 @@ import pytest
 from kubernetes_validate import utils
 from packaging.version import Version
 
-from launch.kubernetes.rendering import Request, render
+from launch.kubernetes.rendering import RenderRequest, render
 from launch.kubernetes.values import parse
 from tests.launch.kubernetes.objects import (
     COMPONENTS,
@@ -85,7 +85,9 @@ def test_every_object_of_an_overlay_is_valid(overlay, version):
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_component_makes_valid_objects(component):
     values = [f"{k}={VALUES[k]}" for k in wanted(component)]
-    rendered = render(Request(OVERLAY_FOR.get(component, "cpu-demo"), parse(values), [component]))
+    rendered = render(
+        RenderRequest(OVERLAY_FOR.get(component, "cpu-demo"), parse(values), [component])
+    )
     assert checked(rendered.objects, VERSIONS[-1]) == {}
     assert checked(rendered.objects, VERSIONS[0]) == {}
 

@@ -2,6 +2,7 @@
 the wheels that this machine's pip finds. Both are kept in a cache outside the repository."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -40,10 +41,15 @@ def make_base(directory):
     shutil.rmtree(root)
 
 
+def extras():
+    """The Dockerfile's default."""
+    return re.search(r"^ARG EXTRAS=(.+)$", (ROOT / "docker/Dockerfile").read_text(), re.M)[1]
+
+
 def wheels():
     """A directory of all that the image installs, as wheels."""
     with tempfile.TemporaryDirectory() as directory:
-        words = [sys.executable, "docker/requirements.py", "pyproject.toml", "deepspeed,s3"]
+        words = [sys.executable, "docker/requirements.py", "pyproject.toml", extras()]
         subprocess.run([*words, directory], cwd=ROOT, check=True)
         needed = "".join((Path(directory) / name).read_text() for name in ("torch.txt", "rest.txt"))
     needed += "setuptools>=77\ncyclonedx-bom==7.5.0\n"

@@ -104,7 +104,7 @@ def goes_on(kube, job):
 
 def resumed(log):
     """The step from which a later attempt went on."""
-    found = re.search(r"goes on from step (\d+) \(attempt [2-9]", log)
+    found = re.search(r"resumes at step (\d+) \(attempt [2-9]", log)
     return int(found[1]) if found else None
 
 

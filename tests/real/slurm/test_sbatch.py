@@ -49,7 +49,7 @@ def test_a_failure_of_the_machine_is_tried_again(user, tmp_path):
     job = user.fit(tmp_path / "run", KILLED)
     assert job.end() == ("COMPLETED", 0), job.log
     assert job.restarts == 1
-    assert "exit code 137; back into the queue" in job.log
+    assert "exit code 137; the job is requeued" in job.log
     told = (ROOT / f"isorun-{job.number}.failures").read_text().splitlines()
     assert [line.split(" ", 2)[2] for line in told] == ["exit code 137 on node1"]
     assert "all well" in run("verify", tmp_path / "run", KILLED).stdout
@@ -115,7 +115,7 @@ def test_before_the_time_limit_a_checkpoint_is_saved(user, tmp_path):
     saved = max(checkpoints(directory))
     user.run("scontrol", "update", f"jobid={job.number}", "timelimit=60")
     job.wait_for(lambda: len(attempts(directory)) == 2)
-    assert "exit code 143; back into the queue" in job.log
+    assert "exit code 143; the job is requeued" in job.log
     assert [attempt["resumed_from_step"] for attempt in attempts(directory)] == [None, saved]
 
 

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships, split once into train and test."""
+"""The handwritten digits of scikit-learn, split into training and test data."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from train.imports import import_extra
+
 
 class Digits(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Images and labels in memory.
 
     A sample is an image (1, 8, 8) float32 in [0, 1] and its label, a scalar int64 in 0..9. With
-    ``augment``, each image is moved by up to one pixel in both directions, drawn from torch's
-    global random state.
+    ``augment``, each image is shifted by up to one pixel in both directions, drawn from torch's
+    global generator.
     """
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, augment: bool) -> None:
@@ -33,13 +35,13 @@ class Digits(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def load_digits_split(test_ratio: float, split_seed: int, augment: bool) -> tuple[Digits, Digits]:
-    """Train and test data: the 1,797 images of the UCI optical digits' test set (Alpaydin and
-    Kaynak, 1998), split with each digit in the same proportion on both sides."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    """Training and test data: a stratified split of the 1,797 images of the UCI optical digits'
+    test set (Alpaydin and Kaynak, 1998)."""
+    datasets = import_extra("sklearn.datasets", "digits", "task.use=digits")
+    selection = import_extra("sklearn.model_selection", "digits", "task.use=digits")
 
-    pixels, labels = load_digits(return_X_y=True)
-    train, test = train_test_split(
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    train, test = selection.train_test_split(
         range(len(labels)), test_size=test_ratio, random_state=split_seed, stratify=labels
     )
     images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16  # 17 grey levels

@@ -7,7 +7,7 @@ from torch import nn
 
 
 class DigitsNet(nn.Module):
-    """Two convolutions, one pooling, two linear layers, in the manner of LeNet-5 (LeCun et al.,
+    """Two convolutions, one max-pooling and two linear layers, similar to LeNet-5 (LeCun et al.,
     1998, "Gradient-based learning applied to document recognition"), with ReLU and dropout
     (Srivastava et al., 2014).
 
@@ -38,8 +38,8 @@ class DigitsNet(nn.Module):
         return logits.float()
 
     def flops_per_sample(self) -> int:
-        """Operations of a forward and backward pass over one image: 6 for each multiplication
-        of a weight; a convolution's weights are used at each of the 64 pixels."""
+        """FLOPs of the forward and backward pass of one image: 6 per use of a weight; weights of a
+        convolution are used at each of the 64 pixels."""
         weights = 0
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""A picture of classified digits: each test image beside its predicted label."""
+"""An image grid of digits with their predicted labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WRONG = torch.tensor([1.0, 0.3, 0.3])
 def draw(
     images: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor, columns: int, scale: int
 ) -> torch.Tensor:
-    """A grid of digits, each with its predicted label to the right: green if right, red if wrong.
+    """A grid of digits, each with its predicted label to the right: green if correct, else red.
 
     images (N, 1, 8, 8) in [0, 1], predicted and labels (N,) int64, all on the CPU. Returns
     (3, H, W) float32 in [0, 1], with H = 10 * scale * ceil(N / columns), W = 14 * scale * columns.

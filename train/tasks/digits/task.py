@@ -1,4 +1,4 @@
-"""The task ``digits``: which of the ten digits is on an 8x8 image?"""
+"""The task ``digits``: classify 8x8 images of handwritten digits."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from train.section import Section
+from train.section import Section, names_for_editors
 from train.tasks.base import Ratio, Task
+from train.tasks.losses import CROSS_ENTROPY, Loss, check_loss
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +23,16 @@ class DigitsTask(Task):
     """Classifies handwritten digits; a batch is images (B, 1, 8, 8) and labels (B,)."""
 
     class Options(Section):
-        """What is shown after an evaluation."""
+        """The loss, and what is shown after an evaluation."""
+
+        loss: str = Field(CROSS_ENTROPY, json_schema_extra=names_for_editors([CROSS_ENTROPY]))
+        """cross_entropy, or the dotted path of a function of (logits, targets) that returns the
+        loss of each image or their sum."""
 
         shown: int = Field(32, ge=1)
-        """How many test digits the picture shows, those with the least probable label first."""
+        """Test digits in the image grid, those with the least probable true label first."""
+
+        _check_loss = field_validator("loss")(check_loss)
 
     class Model(Section):
         """The convolutional network."""
@@ -40,13 +47,17 @@ class DigitsTask(Task):
         """The split and the augmentation."""
 
         test_ratio: float = Field(0.2, gt=0.0, lt=1.0)
-        """Part of the images kept for testing, equal for all ten digits."""
+        """Ratio of the images used for testing, equal for all ten digits."""
 
         split_seed: int = Field(0, ge=0)
-        """Seed of the split into train and test data, apart from the run's seed."""
+        """Seed of the split into training and test data, independent of the run's seed."""
 
         augment: bool = True
-        """Move each training image by up to one pixel in both directions."""
+        """Shift each training image by up to one pixel in both directions."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._loss = Loss(config.task.loss)
 
     def build_model(self) -> nn.Module:
         """The network, (B, 1, 8, 8) to (B, 10)."""
@@ -70,24 +81,22 @@ class DigitsTask(Task):
         return self._split[1]
 
     def loss(self, model: nn.Module, batch: Any) -> Ratio:
-        """Cross entropy in nats, summed over the images."""
+        """``task.loss``, by default cross entropy in nats, summed over the images."""
         return self._loss_and_logits(model, batch)[0]
 
     def _loss_and_logits(self, model: nn.Module, batch: Any) -> tuple[Ratio, torch.Tensor]:
-        from torch.nn import functional as F
-
         images, labels = batch
         logits = model(images)
-        return Ratio(F.cross_entropy(logits, labels, reduction="sum"), len(labels)), logits
+        return Ratio(self._loss.sum(logits, labels), len(labels)), logits
 
     def measure(self, model: nn.Module, batch: Any) -> Mapping[str, Ratio]:
-        """``loss`` in nats per image and ``accuracy``, the part of images classified rightly."""
+        """``loss`` in nats per image and ``accuracy``, the ratio of correctly classified images."""
         loss, logits = self._loss_and_logits(model, batch)
         right = (logits.argmax(dim=1) == batch[1]).sum()
         return {"loss": loss, "accuracy": Ratio(right, len(batch[1]))}
 
     def report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
-        """The test digits with the least probable true label, the wrongly classified in red."""
+        """``least_probable``: the test digits with the least probable true label, as an image."""
         import torch
 
         from train.tasks.digits.picture import draw
@@ -114,7 +123,7 @@ class DigitsTask(Task):
         return (self.eval_dataset().images[:2].clone(),)
 
     def flops_per_sample(self) -> float:
-        """Six operations for each use of a weight on one image."""
+        """See :meth:`train.tasks.digits.model.DigitsNet.flops_per_sample`."""
         import torch
 
         from train.tasks.digits.model import DigitsNet

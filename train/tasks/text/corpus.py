@@ -1,4 +1,4 @@
-"""Reads the documents of a corpus and splits them into training and validation."""
+"""Reads the documents of a corpus and splits them into training and validation data."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from train.tasks.text.text_config import Data
 
 
 def read_documents(data: Data) -> list[str]:
-    """All documents of the corpus, none of them empty, in a fixed order.
+    """All non-empty documents of the corpus, in a fixed order.
 
-    Raises DataError where a pattern matches no file, a file cannot be read or is not UTF-8, or
-    no text is found at all.
+    Raises DataError if a pattern matches no file, a file cannot be read or is not UTF-8, or there
+    is no text.
     """
     if not data.files:
         return _reference_text()
@@ -25,8 +25,8 @@ def read_documents(data: Data) -> list[str]:
         documents += [part for part in parts if part]
     if not documents:
         raise DataError(
-            f"The corpus is empty: the files of data.files={data.files} hold no text; name files "
-            "with text."
+            f"The corpus is empty: the files of data.files={data.files} contain no text; name "
+            "files with text."
         )
     return documents
 
@@ -36,20 +36,20 @@ def _reference_text() -> list[str]:
         from pydoc_data.topics import topics
     except ImportError:
         raise DataError(
-            "This Python comes without pydoc_data.topics, the default corpus; name text files in "
+            "This Python lacks pydoc_data.topics, the default corpus; name text files in "
             "data.files."
         ) from None
     return [topics[key] for key in sorted(topics)]
 
 
 def find_files(patterns: list[str]) -> list[Path]:
-    """The files that the paths and globs name, sorted, each once. Raises DataError for a pattern
-    that names none."""
+    """The files that the paths and globs match, sorted and unique. Raises DataError for a pattern
+    that matches no file."""
     found: dict[Path, Path] = {}
     for pattern in patterns:
         literal = Path(pattern).expanduser()
         names = [literal]
-        if not literal.exists():  # Path.glob takes no absolute patterns
+        if not literal.exists():  # Path.glob rejects absolute patterns
             names = [Path(name) for name in glob.glob(str(literal), recursive=True)]  # noqa: PTH207
         files = [path for path in names if path.is_file()]
         if not files:
@@ -71,7 +71,7 @@ def _read(path: Path) -> str:
         byte = error.object[error.start]
         raise DataError(
             f"The file {path} (data.files) is not UTF-8: the byte 0x{byte:02x} at offset "
-            f"{error.start} is invalid ({error.reason}); convert the file or leave it out."
+            f"{error.start} is invalid ({error.reason}); convert the file or remove it."
         ) from None
     except OSError as error:
         raise DataError(
@@ -82,11 +82,12 @@ def _read(path: Path) -> str:
 def split_documents(
     documents: list[str], validation: float | int, seed: int
 ) -> tuple[list[str], list[str]]:
-    """Training and validation documents, both in the corpus' order.
+    """Training and validation documents, in the order of the corpus.
 
-    The validation documents are those with the smallest hash of (seed, text), so the choice
-    depends neither on names nor on order. Equal documents stay on one side. A ratio is
-    rounded, to at least one document. Raises DataError where a side would be empty.
+    The validation documents are those with the smallest hash of (seed, text), so that the choice
+    does not depend on file names or order. Equal documents are in the same part. ``validation`` is
+    a number of documents or a ratio, rounded to at least one document. Raises DataError if no
+    document remains for training.
     """
     wanted = validation if isinstance(validation, int) else round(validation * len(documents))
     keys = [_key(text, seed) for text in documents]
@@ -97,8 +98,8 @@ def split_documents(
     if not sides[0]:
         raise DataError(
             f"The corpus has {len(documents)} document(s), {len(set(keys))} of them different, and "
-            f"data.validation={validation} leaves none of them for training; give more files, "
-            "split them by data.document_separator, or lower data.validation."
+            f"data.validation={validation} leaves none for training; add files, split them by "
+            "data.document_separator, or lower data.validation."
         )
     return sides
 

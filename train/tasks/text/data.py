@@ -1,4 +1,4 @@
-"""Tokens in memory, and the samples cut out of them."""
+"""Tokenised documents in memory, and the samples made of them."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from train.exits import DataError
 from train.tasks.text.tokenizer import Tokenizer
 
 IGNORED = -100
-"""Target of a padded position, which no loss counts."""
+"""Target of a padded position, which the loss ignores."""
 
 
 @dataclass(frozen=True)
 class Tokens:
     """The documents of a split as one stream: each document's tokens, then the end of document.
 
-    ``stream`` begins with one more end, so that the document's first token has one before it,
-    from which it is predicted: target t is ``stream[t + 1]``, predicted from ``stream[: t + 1]``.
+    ``stream`` starts with an extra end token, from which the first token is predicted: target t is
+    ``stream[t + 1]``, predicted from ``stream[: t + 1]``.
     """
 
     stream: npt.NDArray[Any]
     """(targets + 1,) uint16 or uint32."""
 
     byte_ends: npt.NDArray[np.int64]
-    """(documents' tokens + 1,): UTF-8 bytes that the targets before t stand for."""
+    """(targets + 1,): UTF-8 bytes of the targets before target t."""
 
     document_starts: npt.NDArray[np.int64]
     """(documents,): the first target of each document."""
 
     @property
     def targets(self) -> npt.NDArray[Any]:
-        """Every token that is to be predicted."""
+        """(targets,): every token that is predicted."""
         return self.stream[1:]
 
 
 def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> Tokens:
-    """The documents' tokens, kept in two or four bytes each."""
+    """Tokenises documents; tokens take two bytes each, or four for a large vocabulary."""
     dtype = np.uint16 if tokenizer.vocabulary <= 1 << 16 else np.uint32
     end = np.array([tokenizer.end], dtype)
     stream, sizes, lengths = [end], [], []
@@ -59,8 +59,8 @@ def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> Tokens:
 
 
 def unigram_entropy(tokens: Tokens) -> float:
-    """Entropy of the tokens' frequencies in nats per token: the loss of the best model that
-    ignores all context."""
+    """Entropy of the token frequencies in nats per token: the loss of the best model without
+    context."""
     counts = np.bincount(tokens.targets)
     probabilities = counts[counts > 0] / len(tokens.targets)
     return float(-(probabilities * np.log(probabilities)).sum())
@@ -69,11 +69,11 @@ def unigram_entropy(tokens: Tokens) -> float:
 class Windows(Dataset[dict[str, Any]]):
     """Samples of ``context`` tokens; every token of the split is the target of exactly one.
 
-    With ``pack``, sample n begins at target n * context, across documents, and only the last
-    sample is padded. Without, each document begins a new sample and its last one is padded.
+    With ``pack``, sample n starts at target n * context, across documents, and only the last
+    sample is padded. Without, each document starts a new sample and its last one is padded.
 
-    A sample is a dict of ``tokens`` (context,) int64, ``targets`` (context,) int64, which is
-    -100 where padded, and ``bytes`` int, the UTF-8 bytes its targets stand for.
+    A sample is a dict of ``tokens`` (context,) int64, ``targets`` (context,) int64, -100 if padded,
+    and ``bytes`` int, the UTF-8 bytes of its targets.
     """
 
     deterministic = True
@@ -90,7 +90,7 @@ class Windows(Dataset[dict[str, Any]]):
         stops = np.concatenate(ends)
         self._lengths = stops - self._starts
         self._bytes = tokens.byte_ends[stops] - tokens.byte_ends[self._starts]
-        # The end of document stands in for what padding would read past the stream's end.
+        # Pad the stream with the end token, for windows that reach past its end.
         self._end = int(tokens.stream[0])
         self._stream = np.append(tokens.stream, np.repeat(tokens.stream[:1], context))
         self._offsets = np.arange(context + 1)
@@ -102,7 +102,7 @@ class Windows(Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several samples at once, which costs little more than one."""
+        """Several samples at once, in vectorised form."""
         chosen = np.asarray(indices)
         windows = self._stream[self._starts[chosen, None] + self._offsets].astype(np.int64)
         tokens, targets = windows[:, :-1], windows[:, 1:].copy()
@@ -131,10 +131,10 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def check_length(tokens: Tokens, context: int) -> None:
-    """Raises DataError where the training documents fill no sample."""
+    """Raises DataError if the training documents are shorter than one sample."""
     total = len(tokens.targets)
     if total < context:
         raise DataError(
             f"The training documents have {total} tokens, fewer than one sample of "
-            f"data.context={context}; give more text or lower data.context."
+            f"data.context={context}; add text or lower data.context."
         )

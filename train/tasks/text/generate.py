@@ -22,10 +22,10 @@ def generate(
     at ``temperature`` over the ``top_k`` most probable tokens (Fan et al., 2018, "Hierarchical
     neural story generation"); temperature 0 takes the most probable.
 
-    The model (tokens (1, context) int64 to logits) is called ``length`` times whatever it
-    answers, and always with one shape: sharded models need all ranks to call alike, compiled
-    ones would compile each length anew. ``padding`` fills the input up, which a causal model
-    does not see. Random numbers come from a generator of their own, on the CPU.
+    The model maps tokens (1, context) int64 to logits. It is called exactly ``length`` times, with
+    a constant shape: all ranks of a sharded model must make the same calls, and torch.compile
+    recompiles for each new shape. ``padding`` fills the input; a causal model ignores it. Random
+    numbers come from a separate CPU generator with ``seed``.
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = list(prompt)

@@ -12,16 +12,16 @@ from train.tasks.text.text_config import Model
 
 
 class Transformer(nn.Module):
-    """Predicts each next token from those before it (Vaswani et al., 2017, "Attention is all you
-    need"; decoder only, as in Radford et al., 2018).
+    """A decoder-only transformer (Vaswani et al., 2017, "Attention is all you need"; decoder only
+    as in Radford et al., 2018).
 
     Blocks are pre-norm (Xiong et al., 2020, "On layer normalization in the transformer
-    architecture"), linear layers have no bias. All weights are drawn from N(0, 0.02), those that
-    write into the residual stream from N(0, 0.02 / sqrt(2 * layers)), so that its variance does
-    not grow with depth (Radford et al., 2019, GPT-2).
+    architecture"); linear layers have no bias. Weights are drawn from N(0, 0.02), those of output
+    projections into the residual stream from N(0, 0.02 / sqrt(2 * layers)), so that its variance
+    does not grow with depth (Radford et al., 2019, GPT-2).
 
-    ``vocabulary`` is the number of token ids and ``context`` the longest input, which matters
-    for learned positions only.
+    ``vocabulary`` is the number of token ids; ``context`` is the maximum input length, used by
+    learned positions only.
     """
 
     def __init__(self, config: Model, vocabulary: int, context: int) -> None:
@@ -60,11 +60,10 @@ class Transformer(nn.Module):
         return logits.float()
 
     def flops_per_token(self, context: int) -> int:
-        """Operations of a forward and a backward pass over one token of a sequence of ``context``.
+        """FLOPs of the forward and backward pass of one token in a sequence of ``context`` tokens.
 
-        6N + 12 * layers * width * context (Chowdhery et al., 2022, "PaLM", appendix B). N counts
-        the weights that are multiplied: all but the embedding tables, which are only looked up;
-        the head counts even where it is tied to one.
+        6N + 12 * layers * width * context (Chowdhery et al., 2022, "PaLM", appendix B). N is the
+        number of weights in linear layers, the head included even if it is tied to the embedding.
         """
         multiplied = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         width = self.embedding.embedding_dim
@@ -104,7 +103,7 @@ class Attention(nn.Module):
     def forward(
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor] | None
     ) -> torch.Tensor:
-        """x (B, T, width) to the same shape; position t sees positions 0..t."""
+        """x (B, T, width) to the same shape; position t attends to positions 0..t."""
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, head_dim)
@@ -156,8 +155,8 @@ def make_norm(config: Model) -> nn.Module:
 def rotary_angles(
     length: int, head_dim: int, base: float, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine, each (length, head_dim / 2) float32, of the angle by which position t
-    turns pair i: t * base ** (-2i / head_dim) (Su et al., 2021, "RoFormer")."""
+    """Cosine and sine, each (length, head_dim / 2) float32, of the rotation angles of position t
+    and pair i: t * base ** (-2i / head_dim) (Su et al., 2021, "RoFormer")."""
     pairs = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
     frequencies = base ** (-pairs / head_dim)
     angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequencies
@@ -165,7 +164,7 @@ def rotary_angles(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns the pairs (x_i, x_{i + head_dim/2}) of x (B, heads, T, head_dim), in float32."""
+    """Rotates the pairs (x_i, x_{i + head_dim/2}) of x (B, heads, T, head_dim), in float32."""
     first, second = x.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.type_as(x)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.type_as(x)

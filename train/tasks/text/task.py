@@ -1,4 +1,4 @@
-"""The task ``text``: a causal language model on text files."""
+"""The task ``text``: causal language modelling on text files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from train.exits import UsageError
 from train.tasks.base import Ratio, Task
+from train.tasks.losses import CROSS_ENTROPY, Loss
 from train.tasks.text import text_config
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class TextTask(Task):
-    """Predicts each next token; a batch is what :func:`train.tasks.text.data.collate` returns."""
+    """Causal language modelling; for a batch see :func:`train.tasks.text.data.collate`."""
 
     class Options(text_config.Options):
-        """The text that is generated after an evaluation."""
+        """The loss, and the text that is generated after an evaluation."""
 
     class Model(text_config.Model):
         """The decoder-only transformer."""
@@ -36,6 +37,7 @@ class TextTask(Task):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        self._loss = Loss(config.task.loss)
         rows, context = config.model.context, config.data.context
         if rows is not None and rows < context:
             raise UsageError(
@@ -87,30 +89,37 @@ class TextTask(Task):
         return collate(samples)
 
     def count(self, batch: Any) -> int:
-        """How many targets are not padding."""
+        """The number of targets that are not padding."""
         return int((batch["targets"] != -100).sum())
 
     def loss(self, model: nn.Module, batch: Any) -> Ratio:
-        """Cross entropy in nats, summed in float32 over the targets that are not padding."""
-        from torch.nn import functional as F
+        """``task.loss``, by default cross entropy in nats, summed in float32 over the targets that
+        are not padding."""
+        return self._sum(self._loss, self._logits(model, batch), batch)
 
+    def _logits(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        logits: torch.Tensor = model(batch["tokens"])
+        return logits.float().flatten(0, 1)
+
+    def _sum(self, loss: Loss, logits: torch.Tensor, batch: Any) -> Ratio:
         targets = batch["targets"]
-        logits = model(batch["tokens"])
-        nats = F.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
-        )
-        return Ratio(nats, (targets != -100).sum())
+        return Ratio(loss.sum(logits, targets.flatten()), (targets != -100).sum())
 
     def measure(self, model: nn.Module, batch: Any) -> Mapping[str, Ratio]:
-        """``loss`` in nats per token, and ``bits_per_byte``, which does not depend on the
-        tokenizer: the bits of all targets over the UTF-8 bytes they stand for."""
-        loss = self.loss(model, batch)
-        bits = loss.sum / math.log(2)
-        return {"loss": loss, "bits_per_byte": Ratio(bits, batch["bytes"].sum())}
+        """``loss`` per token, and ``bits_per_byte``, which does not depend on the tokenizer: the
+        bits of all targets over the UTF-8 bytes they stand for. With a loss of the user's,
+        ``cross_entropy`` as well, in nats per token."""
+        logits = self._logits(model, batch)
+        metrics = {"loss": self._sum(self._loss, logits, batch)}
+        nats = metrics["loss"]
+        if not self._loss.is_cross_entropy:
+            nats = metrics["cross_entropy"] = self._sum(Loss(CROSS_ENTROPY), logits, batch)
+        metrics["bits_per_byte"] = Ratio(nats.sum / math.log(2), batch["bytes"].sum())
+        return metrics
 
     def derive(self, totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """``perplexity``, the exponential of the loss."""
-        nats, tokens = totals["loss"]
+        """``perplexity``, the exponential of the cross entropy."""
+        nats, tokens = totals.get("cross_entropy", totals["loss"])
         try:
             return {"perplexity": math.exp(nats / tokens)}
         except OverflowError:
@@ -118,6 +127,7 @@ class TextTask(Task):
 
     def report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
         """``sample``: the prompt and the text that the model generates after it."""
+        from train.data.order import report_seed
         from train.tasks.text.generate import generate
 
         options, tokenizer = self.config.task, self._tokenizer
@@ -133,14 +143,14 @@ class TextTask(Task):
             tokenizer.end,
             temperature=options.sample_temperature,
             top_k=options.sample_top_k,
-            seed=self.config.run.seed,
+            seed=report_seed(self.config.run.seed),
             device=device,
         )
         return {"sample": tokenizer.decode([*prompt, *generated])}
 
     def facts(self) -> dict[str, float]:
-        """Sizes of both splits, and ``unigram_entropy`` in nats per token: the loss of the best
-        model of the training documents that ignores all context."""
+        """Sizes of both splits, and ``unigram_entropy`` in nats per token: the training loss of the
+        best model without context."""
         from train.tasks.text.data import unigram_entropy
 
         train, validation = self._split

@@ -1,4 +1,4 @@
-"""Between text and tokens: plain bytes, or a tokenizer of Hugging Face ``tokenizers``."""
+"""Tokenizers: bytes, or a tokenizer.json of Hugging Face ``tokenizers``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.exits import DataError
+from train.imports import import_extra
 from train.tasks.text.text_config import Data
 
 END_MARK = "\n[end of document]\n"
@@ -21,17 +22,17 @@ class Tokenizer(Protocol):
 
     vocabulary: int
     end: int
-    """The id that ends a document, and stands before its first token."""
+    """The id that ends a document; it also precedes the first document."""
 
     def encode(
         self, documents: Sequence[str]
     ) -> Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-        """For each document its token ids, without the end, and how many of its UTF-8 bytes each
-        token stands for; these add up to the document's bytes exactly."""
+        """For each document its token ids, without the end, and the UTF-8 bytes of each token,
+        whose sum is the document's size. Both (tokens,), integers."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; invalid UTF-8 becomes the replacement character."""
+        """The text of tokens, with U+FFFD for invalid UTF-8."""
         ...
 
 
@@ -49,30 +50,34 @@ class ByteTokenizer:
     def encode(
         self, documents: Sequence[str]
     ) -> Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-        """Each UTF-8 byte is a token."""
+        """Token ids uint8 (tokens,), one per UTF-8 byte."""
         for text in documents:
             tokens = np.frombuffer(text.encode(), np.uint8)
             yield tokens, np.ones(len(tokens), np.uint8)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of the bytes, with a mark for each end of a document."""
+        """The text of the bytes, with END_MARK for each end of a document."""
         mark = END_MARK.encode()
         joined = b"".join(mark if token == self.end else bytes([token]) for token in tokens)
         return joined.decode(errors="replace")
 
 
 class JsonTokenizer:
-    """A tokenizer.json of Hugging Face ``tokenizers``. Raises DataError where it is unreadable."""
+    """A tokenizer.json of Hugging Face ``tokenizers``.
+
+    Raises DataError where the file cannot be read, UsageError where the library is not installed.
+    """
 
     def __init__(self, data: Data) -> None:
-        from tokenizers import Tokenizer as Backend
-
+        library = import_extra(
+            "tokenizers", "tokenizers", f"data.tokenizer={data.tokenizer}", "use bytes"
+        )
         path = Path(data.tokenizer).expanduser()
         try:
-            self._backend = Backend.from_str(path.read_text("utf-8"))
+            self._backend = library.Tokenizer.from_str(path.read_text("utf-8"))
         except Exception as error:  # the library raises bare Exceptions
             raise DataError(
-                f"The tokenizer {path} (data.tokenizer) cannot be read: {error}; give the path of "
+                f"The tokenizer {path} (data.tokenizer) cannot be read: {error}; set the path of "
                 "a tokenizer.json, or bytes."
             ) from None
         self._backend.no_truncation()
@@ -84,7 +89,7 @@ class JsonTokenizer:
             self.end = ids[data.end_of_document]
         else:
             raise DataError(
-                f"data.end_of_document={data.end_of_document!r} is no token of the tokenizer "
+                f"data.end_of_document={data.end_of_document!r} is not a token of the tokenizer "
                 f"{path}; name one of its tokens, or null to add one."
             )
         self.vocabulary = max(self.end, *ids.values()) + 1
@@ -92,8 +97,8 @@ class JsonTokenizer:
     def encode(
         self, documents: Sequence[str]
     ) -> Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-        """In batches over all cores."""
-        # Said explicitly, it stops the library's warning in each later forked loader worker.
+        """Encodes batches of 256 documents, on all cores."""
+        # Set explicitly, it silences the library's warning in each forked data worker.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         for start in range(0, len(documents), 256):
             texts = documents[start : start + 256]
@@ -102,7 +107,7 @@ class JsonTokenizer:
                 yield np.array(encoding.ids, np.int64), byte_counts(text, encoding.offsets)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of the tokens, with a mark for each end of a document."""
+        """The text of the tokens, with END_MARK for each end of a document."""
         parts: list[list[int]] = [[]]
         for token in tokens:
             if token == self.end:
@@ -115,11 +120,12 @@ class JsonTokenizer:
 
 
 def byte_counts(text: str, offsets: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    """UTF-8 bytes of each token, from the (begin, end) character offsets of the tokens in text.
+    """UTF-8 bytes of each token, (tokens,) int64, from its (start, end) character offsets in
+    ``text``.
 
-    A token reaches from the furthest end before it to its own end, so that characters which the
-    tokenizer drops, or splits into several tokens, are counted exactly once; the last token
-    takes what remains.
+    A token counts the characters from the largest end before it to its own end, so that characters
+    which the tokenizer drops, or splits into several tokens, count exactly once; the last token
+    counts the rest.
     """
     if not offsets:
         return np.zeros(0, np.int64)

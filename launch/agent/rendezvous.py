@@ -1,0 +1,111 @@
+"""torch's rendezvous of the nodes, with settings and errors of our own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from launch.agent.keepalive import set_keepalive
+from launch.agent.options import AgentOptions
+from launch.contract import RetryError, UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousHandler
+
+_PASSED = "isorun/preflight-passed"
+
+
+class ClosedError(RetryError):
+    """The other nodes have closed the rendezvous that this node wants to join."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The other nodes have already ended the run. Check their logs for the reason."
+        )
+
+
+def join(options: AgentOptions, suffix: str = "") -> RendezvousHandler:
+    """The rendezvous of all nodes; ``suffix`` tells apart several of one run.
+
+    Raises RetryError if its store cannot be reached, and UsageError for settings that torch
+    rejects.
+    """
+    from torch.distributed.elastic.rendezvous import (
+        RendezvousError,
+        RendezvousParameters,
+        registry,
+    )
+
+    # A node that sends no keep-alive for 5 s is removed.
+    settings: dict[str, str | int] = {
+        "timeout": int(options.rdzv_timeout),
+        "join_timeout": int(options.rdzv_timeout),
+        "last_call_timeout": 1,
+        "keep_alive_interval": 1,
+        "keep_alive_max_attempt": 5,
+    }
+    if options.node_rank is not None:
+        settings["is_host"] = int(options.node_rank == 0)
+    parameters = RendezvousParameters(
+        backend="c10d",
+        endpoint=options.endpoint,
+        run_id="-".join(filter(None, (options.rdzv_id, suffix))),
+        min_nodes=options.min_nodes,
+        max_nodes=options.max_nodes,
+        local_addr=options.local_addr,
+        **{**settings, **options.rdzv_conf},
+    )
+    try:
+        handler = registry.get_rendezvous_handler(parameters)
+    except RendezvousError as error:
+        raise RetryError(
+            f"The rendezvous at {options.endpoint} failed ({error.__cause__ or error}). Check that "
+            "node 0 runs there and that no other process uses the port."
+        ) from error
+    except (TypeError, ValueError) as error:
+        if not options.rdzv_conf:
+            raise
+        raise UsageError(f"torch rejects --rdzv-conf: {error}; correct it.") from None
+    set_keepalive(options.port)
+    return handler
+
+
+def failure_of(options: AgentOptions, error: Exception) -> str:
+    """The message for a rendezvous that failed with ``error``."""
+    from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
+
+    if isinstance(error, RendezvousTimeoutError):
+        wanted = f"{options.min_nodes}" + (" or more" if options.elastic else "")
+        return (
+            f"Timed out after {options.rdzv_timeout:g} s (--rdzv-timeout) waiting for {wanted} "
+            f"nodes at the rendezvous {options.endpoint}. Check which node was not started or "
+            "cannot connect."
+        )
+    return (
+        f"The node that hosts the rendezvous at {options.endpoint} is gone or cannot be reached. "
+        "Rerun to resume from the last checkpoint."
+    )
+
+
+def note_preflight_passed(handler: RendezvousHandler) -> None:
+    """Stores, for nodes that join later, that these nodes have passed the preflight."""
+    _store(handler).set(_PASSED, "")
+
+
+def preflight_passed(handler: RendezvousHandler) -> bool:
+    """Whether other nodes have passed the preflight. Raises ClosedError if the store is gone."""
+    try:
+        return bool(_store(handler).check([_PASSED]))
+    except RuntimeError as error:
+        raise ClosedError from error
+
+
+def round_of(handler: RendezvousHandler) -> int | None:
+    """The number of completed rendezvous rounds, the same on all nodes. None if this version of
+    torch keeps it elsewhere than the known ones."""
+    state = getattr(getattr(handler, "_state_holder", None), "state", None)
+    return getattr(state, "round", None)
+
+
+def _store(handler: RendezvousHandler) -> Any:
+    """The store that all rounds share; torch's public interface has only parts of it."""
+    return cast("Any", handler)._store

@@ -1,0 +1,218 @@
+"""Everything that ``launch`` uses of ``train``; no other file of ``launch`` imports ``train``.
+
+Command line       its parser and errors; how a training command is written, read and started
+Config             its schema, and the checks that do not need the training's processes
+Exit codes         what the end of a process means, and the errors that carry a code
+Rendezvous         how ranks find each other, and the waits for names, ports and keys
+Environment        what a launcher sets for a rank, and where a rank writes its error
+Run directory      the files of a run that other programs may read
+
+A launcher must start fast, and the agent runs on every node: modules that import pydantic,
+omegaconf or more are imported when one of their names is used for the first time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import train
+from train.commands import COMMANDS as TRAIN_COMMANDS
+from train.distributed.endpoint import wait_for_name, wait_for_port
+from train.distributed.world import World, first_host, this_world
+from train.exits import (
+    ADVICE,
+    DataError,
+    Exit,
+    OutOfMemoryError,
+    ResumeRefusedError,
+    RetryError,
+    RunError,
+    UsageError,
+    first_line,
+    is_worth_retrying,
+)
+from train.imports import import_extra
+from train.process.error_file import write_error_file
+from train.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from train.checkpoint.run_directory import code_version, new_run_id, slug
+    from train.checkpoint.store import CheckpointStore
+    from train.command_line import (
+        Commands,
+        Parser,
+        check_command,
+        exit_code_of,
+        key_value,
+        python_module,
+    )
+    from train.config.load import LoadedConfig, load_config
+    from train.config.load import check as check_config
+    from train.data.plan import BatchPlan
+    from train.distributed.rendezvous import join as join_ranks
+    from train.distributed.rendezvous import open_store, wait_for_key
+    from train.track.wandb_sink import wandb_mode
+
+__all__ = [
+    "ADVICE",
+    "FAILURES",
+    "RUN_FILE",
+    "RUN_ID",
+    "STOP_DEADLINE",
+    "TRAIN",
+    "TRAIN_COMMANDS",
+    "WANDB_GROUP",
+    "WANDB_ID",
+    "BatchPlan",
+    "CheckpointStore",
+    "Commands",
+    "DataError",
+    "Exit",
+    "LoadedConfig",
+    "OutOfMemoryError",
+    "Parser",
+    "ResumeRefusedError",
+    "RetryError",
+    "RunError",
+    "UsageError",
+    "World",
+    "check_command",
+    "check_config",
+    "code_version",
+    "did_you_mean",
+    "exit_code_of",
+    "first_host",
+    "first_line",
+    "import_extra",
+    "is_worth_retrying",
+    "join_ranks",
+    "key_value",
+    "load_config",
+    "new_run_id",
+    "open_store",
+    "python_module",
+    "run_directory",
+    "run_train",
+    "slug",
+    "this_world",
+    "train_arguments",
+    "train_sources",
+    "train_version",
+    "training_config",
+    "wait_for_key",
+    "wait_for_name",
+    "wait_for_port",
+    "wandb_mode",
+    "write_error_file",
+]
+
+_IMPORTED_WHEN_USED = {
+    "BatchPlan": ("train.data.plan", "BatchPlan"),
+    "CheckpointStore": ("train.checkpoint.store", "CheckpointStore"),
+    "Commands": ("train.command_line", "Commands"),
+    "LoadedConfig": ("train.config.load", "LoadedConfig"),
+    "Parser": ("train.command_line", "Parser"),
+    "check_command": ("train.command_line", "check_command"),
+    "check_config": ("train.config.load", "check"),
+    "code_version": ("train.checkpoint.run_directory", "code_version"),
+    "exit_code_of": ("train.command_line", "exit_code_of"),
+    "join_ranks": ("train.distributed.rendezvous", "join"),
+    "key_value": ("train.command_line", "key_value"),
+    "load_config": ("train.config.load", "load_config"),
+    "new_run_id": ("train.checkpoint.run_directory", "new_run_id"),
+    "slug": ("train.checkpoint.run_directory", "slug"),
+    "open_store": ("train.distributed.rendezvous", "open_store"),
+    "python_module": ("train.command_line", "python_module"),
+    "wait_for_key": ("train.distributed.rendezvous", "wait_for_key"),
+    "wandb_mode": ("train.track.wandb_sink", "wandb_mode"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _IMPORTED_WHEN_USED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _IMPORTED_WHEN_USED[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+# -- command line ---------------------------------------------------------------------------------
+
+TRAIN = ("-m", "train")
+"""The arguments of Python that start ``train``."""
+
+
+def run_train(argv: Sequence[str], prog: str) -> int:
+    """Runs a command of ``train``, and returns the code that the process must exit with at once."""
+    from train.__main__ import run
+
+    return run(argv, prog)
+
+
+def train_arguments(command: Sequence[str]) -> Sequence[str] | None:
+    """The arguments of ``train`` in ``python -m train ...`` or ``isorun ...``; None for any other
+    command."""
+    words = tuple(command)
+    if words and Path(words[0]).name == "isorun" and words[1:2] and words[1] in TRAIN_COMMANDS:
+        return words[1:]
+    for index in range(len(words) - 1):
+        if words[index : index + 2] == TRAIN:
+            return words[index + 2 :]
+    return None
+
+
+def training_config(command: Sequence[str]) -> LoadedConfig | None:
+    """The config of a training command (``python -m train fit --config ...``); None for any other
+    command. Raises UsageError if its arguments or its config are wrong."""
+    words = train_arguments(command)
+    if words is None:
+        return None
+    from train.cli import parse
+    from train.config.load import load_config
+
+    arguments = parse(words)
+    if not hasattr(arguments, "config"):
+        return None
+    return load_config(arguments.config, arguments.overrides, runs=False)
+
+
+def run_directory(command: Sequence[str]) -> Path | None:
+    """The run directory of a training command; None if its config cannot be read."""
+    try:
+        loaded = training_config(command)
+    except RunError:
+        return None
+    return loaded.run_directory if loaded else None
+
+
+# -- environment ----------------------------------------------------------------------------------
+
+RUN_ID = "ISORUN_RUN_ID"
+"""The id that a new run takes; an existing run keeps its own."""
+STOP_DEADLINE = "ISORUN_STOP_DEADLINE"
+"""Seconds that ranks have to save a checkpoint after a request to stop."""
+WANDB_ID = "WANDB_RUN_ID"
+WANDB_GROUP = "WANDB_RUN_GROUP"
+
+# -- run directory --------------------------------------------------------------------------------
+
+RUN_FILE = "run.json"
+"""The identity of the run: id, name, wandb_id, created."""
+FAILURES = "failures"
+"""The directory of failure records, which agents write; the only part that ``launch`` writes."""
+
+
+# -- package --------------------------------------------------------------------------------------
+
+
+def train_version() -> str:
+    """The version of the installed package."""
+    return train.__version__
+
+
+def train_sources() -> Path:
+    """The directory of the package's source files."""
+    assert train.__file__
+    return Path(train.__file__).parent

@@ -1,0 +1,237 @@
+"""Converts a TorchX app to a render request: its fields become values of run.yaml, or, if there is
+no such value, patches of the Job."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from launch.agent_command import AGENT, agent_arguments, variable
+from launch.contract import UsageError
+from launch.kubernetes import manifests
+from launch.kubernetes.rendering import RenderRequest
+from launch.kubernetes.values import Change, Changes, number
+
+if TYPE_CHECKING:
+    from torchx.specs import AppDef, Role
+
+ROLE = "isorun/role"  # the label with the name of the TorchX role
+_HEAD = "ISORUN_HEAD"  # the variable with node 0's host name, for apps that use rank0_env
+_INDEX = "\N{REPLACEMENT CHARACTER}index\N{REPLACEMENT CHARACTER}"  # occurs in no argument
+# Options of the agent that the templates set.
+_BY_TEMPLATE = {"rdzv_endpoint", "rdzv_host_env", "node_rank", "local_addr"}
+# Options of the scheduler, and the values of run.yaml that they set.
+_VALUES = {
+    "cpu": "cpu",
+    "queue": "queue",
+    "queue_priority": "queuePriority",
+    "topology": "topology",
+    "priority_class": "priorityClass",
+    "shared_memory": "sharedMemory",
+    "scratch": "scratch",
+}
+# Options that add the component which needs the value.
+_COMPONENTS = {
+    "queue_priority": "kueue",
+    "topology": "kueue-topology",
+    "priority_class": "priority",
+}
+
+
+@dataclass
+class _Job:
+    """A role, converted."""
+
+    command: list[str]
+    spec: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    add: list[str] = field(default_factory=list)
+    patches: list[dict[str, Any]] = field(default_factory=list)
+
+
+def unique_name(name: str) -> str:
+    """A unique name, short enough that pod names with numbers are valid."""
+    return f"{name[:40].rstrip('-')}-{secrets.token_hex(3)}"
+
+
+def render_request(app: AppDef, cfg: Mapping[str, Any], name: str) -> RenderRequest:
+    """The render request for an app. ``cfg`` are the scheduler's options, ``name`` is the job's
+    name. Raises UsageError."""
+    if len(app.roles) != 1:
+        raise UsageError(
+            f"The app {app.name} has {len(app.roles)} roles, but kubernetes_job supports one; "
+            "submit the roles separately, or use TorchX's scheduler kubernetes."
+        )
+    overlay = manifests.overlay(str(cfg["overlay"]))
+    role = _substituted(app.roles[0], f"{cfg['namespace']}:{name}")
+    job = _agent_job(role) if _starts_agent(role) else _plain_job(role)
+    _resources(job, role, overlay, cfg)
+    _mounts(job, role)
+    job.env = {**role.env, **job.env}
+    changes = Changes(
+        spec={key: Change(value, f"the app {app.name}") for key, value in job.spec.items()},
+        name=Change(name, "TorchX"),
+        env=job.env,
+        namespace=str(cfg["namespace"]),
+        stop_deadline=(
+            Change(cfg["stop_deadline"], "-cfg stop_deadline") if cfg.get("stop_deadline") else None
+        ),
+    )
+    metadata = {"labels": {ROLE: role.name}, "annotations": dict(app.metadata) or None}
+    job.patches.append({"metadata": metadata})
+    add = [*job.add, *(cfg.get("components") or [])]
+    leave_out = [] if role.resource.gpu > 0 else ["gpu"]
+    if any(_is_runs(mount.dst_path) for mount in role.mounts):
+        leave_out.append("pvc")  # the claim is not used
+    return RenderRequest(overlay.name, changes, add, leave_out, job.patches)
+
+
+def _starts_agent(role: Role) -> bool:
+    return role.entrypoint == "python" and tuple(role.args[: len(AGENT)]) == AGENT
+
+
+def _substituted(role: Role, app_id: str) -> Role:
+    """The role with TorchX's macros substituted. Kubernetes substitutes ``$(NAME)``: the node's
+    number becomes such a reference, and other text of this form is escaped."""
+    from torchx.specs import macros
+
+    values = macros.Values(img_root="/app", app_id=app_id, replica_id=_INDEX, rank0_env=_HEAD)
+    made = values.apply(role)
+
+    def literal(text: str) -> str:
+        return text.replace("$(", "$$(").replace(_INDEX, "$(JOB_COMPLETION_INDEX)")
+
+    made.args = [literal(word) for word in made.args]
+    made.env = {key: literal(value) for key, value in made.env.items()}
+    return made
+
+
+def _agent_job(role: Role) -> _Job:
+    """A role that starts the agent: the template starts it instead, and its options become values
+    of run.yaml or environment variables."""
+    from launch.agent.arguments import parser
+
+    options, command = agent_arguments(role.args) or ([], [])
+    job = _Job(command=command)
+    for key, value in vars(parser().parse_args(options)).items():
+        if value is None or value is False or key in _BY_TEMPLATE:
+            continue
+        if key == "nnodes":
+            least, _, most = str(value).partition(":")
+            if most:
+                job.add.append("elastic")
+                job.spec["minNodes"] = int(least)
+        elif key == "nproc_per_node":
+            job.spec["processes"] = int(value) if str(value).isdigit() else value
+        else:
+            job.env[variable(key)] = "1" if value is True else str(value)
+    job.spec["command"] = job.command
+    return job
+
+
+def _plain_job(role: Role) -> _Job:
+    """A role that does not start the agent, such as a sweep. Pods are independent unless the role
+    uses the host name of node 0."""
+    words = [role.entrypoint, *role.args]
+    job = _Job(command=words, spec={"processes": 1, "command": words})
+    if any(_HEAD in text for text in (*role.args, *role.env.values())):
+        # At the end of the list: a variable can refer to earlier ones only.
+        head = {"name": _HEAD, "value": "$(JOB_NAME)-0.$(SERVICE)"}
+        place = "/spec/template/spec/containers/0/env/-"
+        job.patches.append({"operations": [{"op": "add", "path": place, "value": head}]})
+    else:
+        job.add.append("independent")
+    container = {"name": "train", "command": ["tini", "--"]}
+    job.patches.append({"spec": {"template": {"spec": {"containers": [container]}}}})
+    return job
+
+
+def _resources(job: _Job, role: Role, overlay: manifests.Overlay, cfg: Mapping[str, Any]) -> None:
+    resource = role.resource
+    if resource.cpu <= 0 or resource.memMB <= 0:
+        raise UsageError(
+            f"The role {role.name} requests no cores or no memory; add a named resource, such as "
+            "-h cpu_small."
+        )
+    job.spec |= {
+        "image": role.image,
+        "nodes": role.num_replicas,
+        "retries": role.max_retries,
+        "cpu": f"{resource.cpu:g}",
+        "memory": _mebibytes(resource.memMB),
+    }
+    if resource.gpu > 0:
+        job.spec["gpus"] = resource.gpu
+        job.add.append("gpu")
+    for option, key in _VALUES.items():
+        if cfg.get(option):
+            job.spec[key] = cfg[option]
+            job.add += [_COMPONENTS[option]] if option in _COMPONENTS else []
+    shared = job.spec.get("sharedMemory") or overlay.run["spec"]["sharedMemory"]
+    half = resource.memMB // 2
+    if "sharedMemory" not in job.spec and number(shared) > half * 2**20:
+        job.spec["sharedMemory"] = _mebibytes(half)  # the overlay's value is for larger nodes
+    pod: dict[str, Any] = {}
+    selector = {k: str(v) for k, v in resource.capabilities.items() if "/" in k}
+    if selector:
+        pod["nodeSelector"] = selector
+    if resource.devices:
+        devices = dict(resource.devices)
+        limits = {"requests": devices, "limits": devices}
+        pod["containers"] = [{"name": "train", "resources": limits}]
+    if pod:
+        job.patches.append({"spec": {"template": {"spec": pod}}})
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count // 1024}Gi" if count % 1024 == 0 else f"{count}Mi"
+
+
+def _mounts(job: _Job, role: Role) -> None:
+    volumes: list[dict[str, Any]] = []
+    mounts: list[dict[str, Any]] = []
+    for at, mount in enumerate(role.mounts):
+        name = f"mount-{at}"
+        if _is_runs(mount.dst_path):
+            name = "runs"  # replaces the template's volume
+        kind = type(mount).__name__
+        if kind == "VolumeMount":
+            claim = {"claimName": mount.src, "readOnly": mount.read_only}
+            volume: dict[str, Any] = {
+                "persistentVolumeClaim": {k: v for k, v in claim.items() if v}
+            }
+        elif kind == "BindMount":
+            volume = {"hostPath": {"path": mount.src_path}}
+        else:
+            raise UsageError(
+                f"The device {mount.src_path} (--mounts) cannot be mounted into an unprivileged "
+                "pod; use the cluster's device plugin, and request its resource with `devices` of "
+                "a named resource."
+            )
+        if name == "runs":
+            rest: dict[str, Any] = {
+                "emptyDir": None,
+                "persistentVolumeClaim": None,
+                "hostPath": None,
+            }
+            volume = {**{k: v for k, v in rest.items() if k not in volume}, **volume}
+        else:
+            mounts.append({"name": name, "mountPath": mount.dst_path})
+            mounts[-1] |= {"readOnly": True} if mount.read_only else {}
+        volumes.append({"name": name, **volume})
+    if volumes:
+        container = {"name": "train", "volumeMounts": mounts}
+        pod = {"volumes": volumes, "containers": [container]}
+        job.patches.append({"spec": {"template": {"spec": pod}}})
+
+
+def _is_runs(path: str) -> bool:
+    return path.rstrip("/") == "/runs"
+
+
+def is_namespace(text: str) -> bool:
+    """Whether the text is a valid name of a namespace."""
+    return re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text) is not None

@@ -1,0 +1,97 @@
+"""Executes a node's share of a sweep: one run after another, each with its own agent.
+
+Node r of n takes the runs r, r + n, r + 2n ... A run that fails does not stop the others. Each run
+directory records whether its run has finished, so the same sweep can be started again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import FrameType
+from typing import Any
+
+from launch.contract import (
+    RUN_ID,
+    WANDB_ID,
+    Exit,
+    Parser,
+    exit_code_of,
+    is_worth_retrying,
+    python_module,
+    slug,
+)
+
+
+class _Runner:
+    """Runs the share of one node, and forwards stop signals to the current run."""
+
+    def __init__(self, sweep: dict[str, Any], processes: str) -> None:
+        self._sweep, self._processes = sweep, processes
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        self._stopped = True
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
+
+    def run(self, rank: int, nodes: int) -> int:
+        """0 if all runs finished; else the first retryable exit code, since another start may
+        finish those runs and skips the finished ones; else the first exit code."""
+        runs = self._sweep["runs"]
+        codes: list[int] = []
+        for number in range(rank, len(runs), nodes):
+            if self._stopped:
+                return Exit.PREEMPTED
+            name, overrides = runs[number]["name"], runs[number]["overrides"]
+            print(f"isorun: run {number + 1} of {len(runs)}: run.name={name}", flush=True)
+            code = self._train(number, name, overrides)
+            if self._stopped:
+                return code
+            if code:
+                print(f"isorun: run {number + 1} ended with exit code {code}.", file=sys.stderr)
+                codes.append(code)
+        return next((code for code in codes if is_worth_retrying(code)), codes[0] if codes else 0)
+
+    def _train(self, number: int, name: str, overrides: list[str]) -> int:
+        command = [
+            *python_module("launch.agent"),
+            "--nproc-per-node", self._processes,
+            "--max-restarts", str(self._sweep["max_restarts"]),
+            "--", *python_module("train"), "fit", *self._sweep["config"], *overrides,
+        ]  # fmt: skip
+        # The id of the sweep and the number of the run; an existing run keeps its own id.
+        run_id = f"{os.environ.get(RUN_ID) or slug(name)}-{number + 1}"
+        environment = {**os.environ, RUN_ID: run_id, WANDB_ID: run_id}
+        # In a new session: a signal to this process group would otherwise reach it twice.
+        self._child = subprocess.Popen(command, env=environment, start_new_session=True)
+        if self._stopped:  # by a signal during Popen
+            self._child.terminate()
+        code = self._child.wait()
+        return 128 - code if code < 0 else code
+
+
+def main() -> int:
+    """``python -m launch.torchx.sweep_node --share RANK/NODES --nproc-per-node N JSON``"""
+    return exit_code_of(_main)
+
+
+def _main() -> int:
+    parser = Parser(prog="python -m launch.torchx.sweep_node", description=__doc__)
+    parser.add_argument("--share", required=True, metavar="RANK/NODES")
+    parser.add_argument("--nproc-per-node", default="auto", metavar="N")
+    parser.add_argument("sweep", metavar="JSON")
+    parsed = parser.parse_args()
+    rank, _, nodes = parsed.share.partition("/")
+    runner = _Runner(json.loads(parsed.sweep), parsed.nproc_per_node)
+    return runner.run(int(rank), int(nodes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Epochs become steps by exact arithmetic."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from train.data.epochs import completes, samples_in, steps_in
+
+EPOCHS = (0.01, 0.1, 0.3, 0.55, 0.7, 1.0, 1.1, 2.3, 1e-7, 3.3333)
+SIZES = (1, 3, 10, 100, 1437)
+BATCHES = (1, 3, 8, 32, 200)
+GRID = [(epochs, size, batch) for epochs in EPOCHS for size in SIZES for batch in BATCHES]
+
+
+def typed(epochs: float) -> Fraction:
+    """The number that a user writes in a config, by counting its decimals."""
+    return Fraction(round(epochs * 10**10), 10**10)
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction"),
+    [("0.55", Fraction(11, 20)), ("1e-7", Fraction(1, 10**7)), ("1e+16", 10**16), ("3", 3)],
+)
+def test_a_number_means_what_is_typed(text: str, fraction: Fraction) -> None:
+    assert samples_in(float(text), 700) == fraction * 700
+
+
+@pytest.mark.parametrize(
+    ("samples", "size"), [(300, 103), (500, 600), (83_200, 10_000_019), (1, 3), (5, 6)]
+)
+def test_a_computed_ratio_means_that_many_samples(samples: int, size: int) -> None:
+    assert samples_in(samples / size, size) == samples
+    assert samples_in(samples / size, 6 * size) == 6 * samples
+
+
+def test_a_run_has_the_fewest_steps_that_complete_its_epochs() -> None:
+    for epochs, size, batch in GRID:
+        steps, samples = steps_in(epochs, size, batch), typed(epochs) * size
+        assert steps * batch >= samples > (steps - 1) * batch, (epochs, size, batch)
+
+
+def test_steps_that_complete_epochs_are_those_of_a_brute_force() -> None:
+    for epochs, size, batch in GRID:
+        period = typed(epochs) * size
+        if period <= batch:
+            expected = list(range(1, 101))
+        else:
+            ends = [times * period for times in range(1, 100 * batch // int(period) + 2)]
+            expected = [
+                step
+                for step in range(1, 101)
+                if any((step - 1) * batch < end <= step * batch for end in ends)
+            ]
+        every = samples_in(epochs, size)
+        found = [step for step in range(1, 101) if completes(every, step, batch)]
+        assert found == expected, (epochs, size, batch)
+
+
+@pytest.mark.parametrize("times", [1, 2, 7, 10])
+def test_the_last_step_of_whole_periods_completes_one(times: int) -> None:
+    for epochs, size, batch in GRID:
+        last = steps_in(float(typed(epochs) * times), size, batch)
+        assert completes(samples_in(epochs, size), last, batch), (epochs, size, batch)

@@ -1,0 +1,105 @@
+"""``isorun``: every command of both packages under one name, from any directory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import launch.cli
+from launch.cli import main
+from tests.commands.test_help import light
+from tests.support.runs import ROOT, TINY, environment
+from train import __version__
+from train.commands import COMMANDS
+
+ISORUN = str(Path(sys.executable).with_name("isorun"))
+
+
+def isorun(directory, *words, expect=0):
+    done = subprocess.run(
+        [ISORUN, *words], cwd=directory, env=environment(), capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_help_lists_the_commands_of_both_packages_and_imports_nothing_heavy():
+    done = light("--help", package="launch")
+    assert done.returncode == 0, done.stderr
+    training, launching = done.stdout.split("training:")[1].split("launching:")
+    for name, text in COMMANDS.items():
+        assert f"    {name} " in training
+        assert text in training
+    for name in ("history", "show", "why", "render", "doctor", "agent"):
+        assert f"    {name} " in launching
+
+
+def test_the_script_shows_the_version():
+    assert isorun(ROOT, "--version").stdout == f"isorun {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["doctr"], "'doctr' is not a command; did you mean doctor? The commands are fit, "),
+        (["shcema"], "did you mean schema?"),
+        (["histroy"], "did you mean history?"),
+        ([], "arguments are required: COMMAND; see `isorun --help`."),
+        (["--verbose", "fit"], "arguments: --verbose; see `isorun --help`."),
+        (["fit", "--alow-changes"], "'--alow-changes'; did you mean --allow-changes?"),
+        (["fit", "--resume"], "see `isorun fit --help`."),
+        (["show"], "see `isorun show --help`."),
+        (["doctor", "--level", "deep"], "see `isorun doctor --help`."),
+        (["agent", "--nodes", "2"], "see `isorun agent --help`."),
+        (["agent"], "such as `isorun agent --nproc-per-node 2 -- python -m train fit"),
+    ],
+)
+def test_a_mistake_is_one_line_and_64(monkeypatch, capfd, words, expected):
+    monkeypatch.setattr("os._exit", sys.exit)  # the doctor's end
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # the agent's handlers
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code
+    assert code == 64
+    out, err = capfd.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith("isorun: error: ")
+    assert expected in line
+    assert out == ""
+
+
+def test_an_unexpected_error_is_a_traceback_and_70(monkeypatch, capsys):
+    def fails(*_):
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr(launch.cli, "_run", fails)
+    assert main(["history"]) == 70
+    assert "KeyError: 'no such thing'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def with_train_py(tmp_path):
+    """A directory with a user's own train.py and launch.py, and a task."""
+    for name in ("train.py", "launch.py"):
+        (tmp_path / name).write_text("raise SystemExit('the file of the user ran')\n")
+    (tmp_path / "own.py").write_text(
+        f"import sys\nsys.path.append({str(ROOT)!r})\n"
+        "from tests.support.tiny import TinyTask as Own\n"
+    )
+    return tmp_path
+
+
+def test_an_agent_and_its_preflight_never_run_a_train_py_of_the_user(with_train_py):
+    directory = with_train_py
+    fit = ["fit", *TINY, "task.use=own:Own", "length.steps=6", "run.dir=run"]
+    command = ["python", "-m", "train", *fit]
+    done = isorun(
+        directory, "agent", "--nproc-per-node", "2", "--preflight", "quick", "--", *command
+    )
+    assert "Preflight (quick): 1 node, 2 processes" in done.stdout
+    assert "Placement: 2 x cpu" in done.stdout
+    assert "Finished: 6 steps" in done.stdout
+    assert "has finished already" in isorun(directory, *fit).stdout

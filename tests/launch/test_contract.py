@@ -1,0 +1,35 @@
+import subprocess
+import sys
+
+import pytest
+
+from launch import contract
+from tests.support.runs import ROOT, TINY
+
+HEAVY = ("pydantic", "omegaconf", "numpy", "torch", "rich")
+
+
+def test_importing_it_imports_nothing_heavy():
+    """Every launcher and every agent does so."""
+    code = f"import sys, launch.contract; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", contract.__all__)
+def test_every_name_can_be_imported(name):
+    assert getattr(contract, name) is not None
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="has no attribute 'load_confg'"):
+        _ = contract.load_confg
+
+
+def test_the_config_of_a_training_command_is_found():
+    words = ["python", "-m", "train", "fit", *TINY, "run.dir=/runs/x"]
+    assert str(contract.run_directory(words)) == "/runs/x"
+    assert contract.run_directory(["python", "prepare.py"]) is None
+    assert contract.run_directory([*words, "optim.lrr=1"]) is None, "its error is train's to report"

@@ -1,0 +1,87 @@
+"""All of it with TorchX's nightly: the same tests once more, and what only the nightly has."""
+
+import re
+
+import pytest
+
+from launch.torchx import resources
+from launch.torchx.schedulers import SCHEDULERS
+from tests.launch import nightly
+from tests.launch.launching import NIGHTLY
+from tests.support.runs import ROOT, TINY
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NIGHTLY, reason="these tests themselves run with the nightly"),
+]
+NAMESPACES_ONLY = {"TORCHX_PLUGINS_SOURCE": "1"}
+
+
+def test_it_is_the_nightly(tmp_path):
+    assert "torchx-2" in nightly.torchx("--version", cwd=tmp_path).stdout
+
+
+def test_all_tests_pass_with_it():
+    done = nightly.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/launch",
+                       "--ignore", "tests/launch/agent", "--ignore", "tests/launch/kubernetes",
+                       "--ignore", "tests/launch/doctor", cwd=ROOT)  # fmt: skip
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 100
+
+
+@pytest.mark.parametrize("environ", [{}, NAMESPACES_ONLY], ids=["entry points", "namespaces"])
+def test_resources_are_found_without_a_word_of_doubles(tmp_path, environ):
+    own = tmp_path / "own.yaml"
+    own.write_text("ours: {cpu: 3, memMB: 1000}\n")
+    code = "import torchx.specs as s; print([s.resource(h=n).cpu for n in {!r}])"
+    names = [*resources.BUILT_IN, "ours"]
+    done = nightly.run("-W", "error", "-c", code.format(names), cwd=tmp_path,
+                       ISORUN_RESOURCES=str(own), **environ)  # fmt: skip
+    expected = [shape.cpu for shape in resources.BUILT_IN.values()] + [3]
+    assert done.stdout.strip() == str(expected)
+    assert "registered via both" not in done.stderr
+
+
+def test_own_resources_serve_all_components(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("ours: {cpu: 3, memMB: 1234}\n")
+    done = nightly.torchx("run", "--dryrun", "dist.ddp", "-h", "ours", "--script", "x.py",
+                          cwd=tmp_path, ISORUN_RESOURCES=str(own))  # fmt: skip
+    assert "'memMB': 1234" in done.stdout
+
+
+def test_a_faulty_file_of_resources_hides_no_built_in_one(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("ours: [")
+    done = nightly.torchx("run", "--dryrun", "dist.ddp", "-h", "gpu_h100_1", "--script", "x.py",
+                          cwd=tmp_path, ISORUN_RESOURCES=str(own), **NAMESPACES_ONLY)  # fmt: skip
+    assert "'gpu': 1" in done.stdout
+    assert "not valid YAML" in done.stderr
+
+
+def test_schedulers_are_watched_however_they_are_found(tmp_path):
+    said = nightly.torchx("run", "--help", cwd=tmp_path, **NAMESPACES_ONLY).stdout
+    listed = re.search(r"-s \{([^}]+)\}", re.sub(r"\s+", "", said).replace("-s{", "-s {"))[1]
+    assert (
+        {"local_cwd", "local_docker", "slurm", "kubernetes", "kubernetes_job"}
+        <= set(listed.split(","))
+        <= set(SCHEDULERS)
+    )
+    words = ("isorun.fit", "--env", "HF_TOKEN=abc", *TINY)
+    done = nightly.torchx("run", "-s", "slurm", "--dryrun", *words, cwd=ROOT, expect=64,
+                          **NAMESPACES_ONLY)  # fmt: skip
+    assert "--env gives HF_TOKEN in plain text" in done.stderr
+
+
+def test_the_default_scheduler_is_a_local_one(tmp_path):
+    for environ in ({}, NAMESPACES_ONLY):
+        done = nightly.torchx("run", "--dryrun", "utils.echo", cwd=tmp_path, **environ)
+        assert "role_params" in done.stdout
+
+
+def test_it_trains(tmp_path):
+    nightly.torchx("run", "-s", "local_cwd", "isorun.fit", "-j", "1x2", *TINY,
+                   f"run.dir={tmp_path / 'run'}", cwd=ROOT, OMP_NUM_THREADS="1",
+                   XDG_STATE_HOME=str(tmp_path))  # fmt: skip
+    assert (tmp_path / "run" / "finished.json").exists()
+    ledger = (tmp_path / "isorun" / "launches.jsonl").read_text()
+    assert '"state": "SUCCEEDED"' in ledger

@@ -1,0 +1,73 @@
+import json
+import re
+
+import pytest
+
+from launch.torchx.sweep import combinations, values
+from tests.launch.launching import role
+from tests.support.runs import TINY
+from train.exits import UsageError
+
+
+def given(made):
+    return json.loads(made.args[-1].replace("$$", "$"))
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("a=1", ["1"]),
+        ("a=1,2", ["1", "2"]),
+        ("a=[1,2]", ["[1,2]"]),
+        ("a=[1,2],[3]", ["[1,2]", "[3]"]),
+        ("a='x,y',z", ["'x,y'", "z"]),
+        ("a={b: [1,2], c: 3},null", ["{b: [1,2], c: 3}", "null"]),
+    ],
+)
+def test_commas_divide_values_but_not_within_one(word, found):
+    assert values(word) == found
+
+
+def test_the_last_override_varies_fastest():
+    assert combinations(["a=1,2", "b=3", "c=4,5"]) == [
+        ["a=1", "b=3", "c=4"], ["a=1", "b=3", "c=5"], ["a=2", "b=3", "c=4"], ["a=2", "b=3", "c=5"],
+    ]  # fmt: skip
+
+
+def test_each_run_has_a_name_and_a_directory_of_its_own():
+    words = [word for word in TINY if not word.startswith("optim.lr=")]
+    made = role("isorun.sweep", "-j", "3x2", *words, "run.dir=/runs/s", "optim.lr=0.1,0.2")
+    assert made.num_replicas == 3
+    assert made.args[2:4] == ["--share", "${replica_id}/3"]
+    assert made.args[4:6] == ["--nproc-per-node", "2"]
+    runs = given(made)["runs"]
+    assert [run["overrides"][-1] for run in runs] == [
+        "run.dir=/runs/s/optim.lr=0.1",
+        "run.dir=/runs/s/optim.lr=0.2",
+    ]
+    assert len({run["name"] for run in runs}) == 2
+    assert all(f"run.name={run['name']}" in run["overrides"] for run in runs)
+    assert made.env["WANDB_JOB_TYPE"] == "sweep"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run.seed=1",), "No override has several values"),
+        (("run.seed=1,1",), "The override 'run.seed=1,1' has the same value twice"),
+        (("run.seed=1,x",), "seed"),
+        (("run.seed=1,2", "run.dir=a,b"), "run.dir is 'a,b', but a sweep needs a single directory"),
+        (
+            (f"run.seed={','.join(map(str, range(1001)))}",),
+            "1,001 combinations, more than the limit of 1,000",
+        ),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_submitted(words, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        role("isorun.sweep", *TINY, *words, scheduler="slurm")
+
+
+def test_the_nodes_of_a_sweep_do_not_come_and_go():
+    with pytest.raises(UsageError, match="a sweep cannot be elastic"):
+        role("isorun.sweep", "-j", "1:2x1", *TINY, "run.seed=1,2")

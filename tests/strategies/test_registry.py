@@ -1,0 +1,66 @@
+"""A strategy from outside the package, named by its dotted path."""
+
+import json
+
+import pytest
+
+from tests.support.forked import command, run
+from tests.support.runs import ROOT, TINY, assert_same_bits, tensors
+
+MODULE = '''
+from train import Section
+from train.strategies.single import SingleStrategy
+
+
+class Noted(SingleStrategy):
+    """The full model on one process, with a note in the run directory."""
+
+    class Options(Section):
+        note: str = "none"
+        """What to write."""
+
+    def run_directory_files(self):
+        return {"note.json": {"note": self.options.note, "ranks": self.engine.world_size}}
+'''
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A user's project; the tiny task is importable from it."""
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    (tmp_path / "own_strategy.py").write_text(MODULE)
+    return tmp_path
+
+
+def fit(project, *overrides, expect=0):
+    words = ["fit", *TINY, "length.steps=6", "run.dir=here", *overrides]
+    return command(*words, cwd=project, expect=expect)
+
+
+def test_it_trains_as_a_built_in_one(project):
+    done = fit(project, "strategy=own_strategy:Noted", "strategy_options.note=mine")
+    assert "own_strategy:Noted" in done.stdout
+    assert json.loads((project / "here/note.json").read_text()) == {"note": "mine", "ranks": 1}
+    attempt = json.loads((project / "here/attempts.jsonl").read_text())
+    assert attempt["strategy"] == "own_strategy:Noted"
+    run("fit", project / "plain", "length.steps=6")
+    assert_same_bits(tensors(project / "plain"), tensors(project / "here"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["strategy=own_strategy:Noted", "strategy_options.nota=1"],
+            "strategy_options.nota is not a known key (value 1, from command line); did you mean "
+            "strategy_options.note?",
+        ),
+        (["strategy=own_strategy:Notes"], "has no 'Notes'; did you mean Noted?"),
+        (["strategy=json:JSONDecoder"], "subclass of train.strategies.base.Strategy"),
+        (["strategy=zero4"], "did you mean zero"),
+    ],
+)
+def test_mistakes_are_reported(project, overrides, expected):
+    done = fit(project, *overrides, expect=64)
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr

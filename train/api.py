@@ -1,0 +1,255 @@
+"""The Python API: what the command line does, from a script or a notebook.
+
+Each function takes what the command line takes: config files and ``key=value`` overrides, in any
+order. Errors are exceptions with the text of the command line, of the class RunError, whose
+``code`` is the exit code. One run at a time in a process.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint.run_view import Run
+from train.commands.evaluate import evaluate_checkpoint
+from train.commands.fit import start
+from train.config import load as config_load
+from train.config.load import LoadedConfig
+from train.distributed.world import this_world
+from train.exits import Exit, UsageError
+from train.imports import importing
+from train.process.diagnose import as_run_error, is_lost_peer
+from train.process.error_file import write_error_file
+from train.process.local_ranks import run_ranks
+from train.process.stop import StopRequest
+from train.tasks.base import Task
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
+_log = logging.getLogger("train")
+_running = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. A run that fails raises an error instead."""
+
+    exit: Exit
+    """Exit.DONE: the run is finished. Exit.PREEMPTED: stopped on request and saved; call the
+    same again to resume."""
+    directory: Path
+    """The run directory."""
+    step: int
+    """Optimiser steps taken, in all attempts together."""
+    metrics: dict[str, float]
+    """The newest evaluation; empty if there was none."""
+
+    @property
+    def run(self) -> Run:
+        """The run directory to look at: metrics, checkpoints, attempts."""
+        return Run(self.directory)
+
+
+def load_config(*config: str | Path, task: type[Task] | None = None) -> LoadedConfig:
+    """The validated config of files and overrides, with the origin of each value.
+
+    ``task``: the task's class, instead of its name in task.use. Raises UsageError.
+    """
+    return _load(config, task, runs=False)
+
+
+def fit(*config: str | Path, task: type[Task] | None = None, allow_changes: bool = False) -> Result:
+    """Starts a run, or resumes the one in its run directory, and trains to the end.
+
+        result = train.fit("configs/text.yaml", "optim.lr=3e-4", task=MyTask)
+
+    Trains in this process, which is the only rank or one of those that torchrun started. Ctrl-C
+    finishes the step, saves and returns with ``exit == Exit.PREEMPTED``; a second one raises
+    KeyboardInterrupt without saving. In another thread than the main one Python delivers no
+    signals: there, create the file ``stop`` in the run directory to stop the run.
+    """
+    with _one_run("fit"):
+        loaded = _load(config, task, runs=True)
+        _check_workers(loaded)
+        if threading.current_thread() is not threading.main_thread():
+            warnings.warn(
+                "train.fit runs in a thread, where Python delivers no signals; to stop the run, "
+                f"create the file {loaded.run_directory / 'stop'}.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        stop = StopRequest(loaded.config.stop, in_session=True)
+        outcome = start(loaded, stop, allow_changes=allow_changes)
+    return Result(outcome.exit, loaded.run_directory, outcome.step, outcome.metrics)
+
+
+def evaluate(
+    *config: str | Path, task: type[Task] | None = None, checkpoint: str | Path | int = "newest"
+) -> dict[str, float]:
+    """The metrics of a run's checkpoint on all evaluation data.
+
+    ``checkpoint``: newest, best, a step, or the path of a checkpoint.
+    """
+    with _one_run("evaluate"):
+        loaded = _load(config, task, runs=False)
+        _check_workers(loaded)
+        return evaluate_checkpoint(loaded, str(checkpoint)).metrics
+
+
+def launch(
+    *config: str | Path,
+    processes: int,
+    task: type[Task] | None = None,
+    allow_changes: bool = False,
+) -> Result:
+    """Trains like ``fit``, on several new processes of this machine.
+
+    The processes import the task by its name, so its class must be at the top of a module or of
+    the script that calls this (there under ``if __name__ == "__main__":``), not in a notebook.
+    """
+    _refuse_during_import("launch")
+    if processes < 1:
+        raise UsageError(f"processes must be at least 1, but is {processes}.")
+    if this_world().world_size > 1:
+        raise UsageError(
+            "train.launch starts processes of its own, but this process is one of "
+            f"{this_world().world_size} ranks (WORLD_SIZE); call train.fit here."
+        )
+    loaded = _load(config, task, runs=True)
+    config_load.check(loaded.config, loaded.composed, processes)
+    if task is not None and (
+        loaded.config.task.use.startswith("__main__:") or "<locals>" in task.__qualname__
+    ):
+        raise UsageError(
+            f"The processes of train.launch cannot import the task {task.__qualname__!r}, which "
+            "is defined in a notebook or inside a function; put it at the top of a module, or use "
+            "train.fit."
+        )
+    words = ["fit"]
+    for file in loaded.files:
+        words += ["--config", file]
+    words += [*loaded.overrides, *(["--allow-changes"] if allow_changes else [])]
+    code = run_ranks(words, processes)
+    run = Run(loaded.run_directory)
+    saved = run.checkpoints[-1] if run.checkpoints else None
+    end: dict[str, Any] = run.finished or {}
+    step = end.get("step", saved.step if saved else 0)
+    metrics = end.get("metrics", saved.metrics if saved else {})
+    return Result(code, loaded.run_directory, step, dict(metrics))
+
+
+def _load(config: tuple[str | Path, ...], task: type[Task] | None, *, runs: bool) -> LoadedConfig:
+    words = [(item, isinstance(item, str) and _OVERRIDE.match(item)) for item in config]
+    files = [str(item) for item, is_override in words if not is_override]
+    overrides = [str(item) for item, is_override in words if is_override]
+    if task is not None and not (isinstance(task, type) and issubclass(task, Task)):
+        raise UsageError(f"task must be a subclass of train.Task, but is {task!r}.")
+    return config_load.load_config(files, overrides, runs=runs, task=task)
+
+
+def _check_workers(loaded: LoadedConfig) -> None:
+    """Workers that are not forked import the modules of what they are sent."""
+    config = loaded.config.loader
+    method = config.multiprocessing_context or multiprocessing.get_start_method()
+    if config.workers and method != "fork" and loaded.config.task.use.startswith("__main__:"):
+        raise UsageError(
+            f"loader.workers is {config.workers}, but the workers ({method}) cannot import the "
+            "task, which is defined in a notebook; put it into a module, set "
+            "loader.multiprocessing_context=fork, or set loader.workers=0."
+        )
+
+
+def _refuse_during_import(name: str) -> None:
+    if module := importing():
+        raise UsageError(
+            f"train.{name} was called while isorun imports the module {module!r}; put the call "
+            'under `if __name__ == "__main__":`.'
+        )
+
+
+@contextmanager
+def _one_run(name: str) -> Iterator[None]:
+    """What one call of the API needs of the process, which afterwards is as it was."""
+    _refuse_during_import(name)
+    if not _running.acquire(blocking=False):
+        raise UsageError(
+            f"train.{name} was called while another run is in progress in this process; wait for "
+            "it, or use another process."
+        )
+    try:
+        _check_process_group(name)
+        with _logging_restored(), _torch_restored():
+            try:
+                yield
+            except Exception as error:
+                if not is_lost_peer(error):
+                    write_error_file(error)
+                known = as_run_error(error)
+                text = known or f"unexpected error: {error!r}"
+                _log.error("%s", text, exc_info=error.__cause__ if known is error else error)
+                if known is None or known is error:
+                    raise
+                raise known from error
+    finally:
+        _running.release()
+
+
+def _check_process_group(name: str) -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        raise UsageError(
+            f"torch.distributed is initialised in this process, but train.{name} starts the "
+            "process group itself; call it before init_process_group, or destroy the group first."
+        )
+
+
+@contextmanager
+def _logging_restored() -> Iterator[None]:
+    """A run logs through the root logger, which belongs to the caller."""
+    root, showwarning = logging.getLogger(), warnings.showwarning
+    before = root.handlers[:], root.level, _log.level
+    quiet = logging.NullHandler()
+    _log.addHandler(quiet)  # errors are raised, not printed
+    try:
+        yield
+    finally:
+        for handler in [h for h in root.handlers if h not in before[0]]:
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(before[1])
+        _log.setLevel(before[2])
+        _log.removeHandler(quiet)
+        if warnings.showwarning is not showwarning:
+            logging.captureWarnings(False)
+
+
+@contextmanager
+def _torch_restored() -> Iterator[None]:
+    """Settings of the process that a run changes, and what Accelerate remembers of its first."""
+    torch = sys.modules.get("torch")
+    before = _torch_settings(torch) if torch is not None else None
+    try:
+        yield
+    finally:
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            deterministic, benchmark = before or (False, False)
+            torch.use_deterministic_algorithms(deterministic)
+            torch.backends.cudnn.benchmark = benchmark
+        if "accelerate.state" in sys.modules:
+            from accelerate.state import AcceleratorState, GradientState
+
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
+
+def _torch_settings(torch: Any) -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark

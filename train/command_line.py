@@ -1,0 +1,177 @@
+"""What all command lines of the project share: parsing, and turning errors into exit codes.
+
+Every error that a user can cause is one sentence on standard error and a code of
+:mod:`train.exits`. Modules of commands are imported only when their command is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from train.exits import Exit, RunError, UsageError
+from train.process.error_file import write_error_file
+from train.suggest import did_you_mean
+
+# What no command can do without, by the name that is imported.
+_DEPENDENCIES = {
+    "accelerate", "fsspec", "numpy", "omegaconf", "psutil", "pydantic", "rich", "safetensors",
+    "torch", "wandb", "yaml",
+}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are UsageErrors of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UsageError."""
+        raise UsageError(f"{message[:1].upper()}{message[1:]}; see `{self.prog} --help`.")
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The commands of one package, each a module with ``add_arguments`` and ``run``."""
+
+    package: str
+    """The package of the modules; ``show-config`` is the module ``show_config``."""
+    summaries: Mapping[str, str]
+    """Name to one line of help."""
+    description: str
+
+    def parse(self, argv: Sequence[str], prog: str) -> argparse.Namespace:
+        """Parses the words after the program's name; the result's ``run`` is the command's.
+
+        ``key=value`` overrides may stand anywhere after the command. Raises UsageError.
+        """
+        if argv and not argv[0].startswith("-"):
+            check_command(argv[0], self.summaries)
+        called = next((word for word in argv if not word.startswith("-")), None)
+        parser = self._parser(prog, called)
+        arguments, rest = parser.parse_known_args(argv)
+        takes_overrides = hasattr(arguments, "overrides")
+        unknown = [word for word in rest if word.startswith("-") or not takes_overrides]
+        if unknown:
+            _refuse(unknown[0], arguments, prog)
+        if rest:
+            arguments.overrides += rest
+        return arguments
+
+    def _parser(self, prog: str, called: str | None) -> Parser:
+        parser = Parser(
+            prog=prog,
+            description=self.description,
+            epilog=f"Each command has its own help: {prog} COMMAND --help",
+        )
+        commands = parser.add_subparsers(
+            dest="command", metavar="COMMAND", required=True, parser_class=Parser
+        )
+        for name, summary in self.summaries.items():
+            if name != called:
+                commands.add_parser(name, help=summary)
+                continue
+            module = importlib.import_module(f"{self.package}.{name.replace('-', '_')}")
+            command = commands.add_parser(
+                name,
+                help=summary,
+                description=module.__doc__,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+        return parser
+
+
+def check_command(word: str, commands: Iterable[str]) -> None:
+    """Raises UsageError if ``word`` is not one of the commands."""
+    commands = list(commands)
+    if word not in commands:
+        raise UsageError(
+            f"{word!r} is not a command{did_you_mean(word, commands)} The commands are "
+            f"{', '.join(commands)}."
+        )
+
+
+def _refuse(unknown: str, arguments: argparse.Namespace, prog: str) -> NoReturn:
+    flags = [f"--{name.replace('_', '-')}" for name in vars(arguments) if name != "run"]
+    hint = did_you_mean(unknown, flags)
+    if hint == ".":
+        hint = f"; see `{prog} {arguments.command} --help`."
+    raise UsageError(f"Unknown argument {unknown!r}{hint}")
+
+
+def key_value(word: str) -> tuple[str, str] | None:
+    """Key and value of ``key=value``, without blanks around them; None without a key or ``=``."""
+    key, equals, value = word.partition("=")
+    return (key.strip(), value.strip()) if equals and key.strip() else None
+
+
+def python_module(name: str) -> list[str]:
+    """The command that runs a module of this project in a process of its own.
+
+    ``python -m train`` alone runs a ``train.py`` of the working directory, if there is one. ``-P``
+    leaves that directory out, except where it holds this very package, perhaps not installed.
+    """
+    safe = [] if Path().samefile(Path(__file__).parents[1]) else ["-P"]
+    return [sys.executable, *safe, "-m", name]
+
+
+def exit_code_of(
+    command: Callable[[], int], unexpected: Callable[[Exception], int | None] | None = None
+) -> int:
+    """Calls a command and returns its exit code.
+
+    A RunError becomes one line per sentence on standard error, without a traceback. ``unexpected``
+    may handle any other error and return its code; otherwise it is printed with a traceback, and
+    the code is 70.
+    """
+    logging.getLogger("train").addHandler(logging.NullHandler())  # report prints the error
+    try:
+        return int(command())
+    except RunError as error:
+        return report(error)
+    except KeyboardInterrupt:
+        print("isorun: stopped.", file=sys.stderr)
+        return Exit.STOPPED_AT_ONCE
+    except Exception as error:
+        if missing := _missing_dependency(error):
+            return report(missing)
+        code = unexpected(error) if unexpected else None
+        return _internal(error) if code is None else code
+
+
+def report(error: RunError) -> int:
+    """Prints the error, and leaves it where launchers look for it. Returns its exit code."""
+    write_error_file(error)
+    for line in str(error).splitlines():
+        print(f"isorun: error: {line}", file=sys.stderr)
+    # The traceback of the cause is for the log file only.
+    logging.getLogger("train").error("%s", error, exc_info=error.__cause__)
+    return error.code
+
+
+def _internal(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError):  # the reader of the output has closed it, such as head
+        sys.stderr.close()
+        return Exit.DONE
+    traceback.print_exception(error)
+    return Exit.INTERNAL
+
+
+def _missing_dependency(error: Exception) -> UsageError | None:
+    """The error for an installation without its dependencies; None for any other error."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    package = (error.name or "").partition(".")[0]
+    if package not in _DEPENDENCIES:
+        return None
+    return UsageError(
+        f"The package {package!r} is not installed for {sys.executable}; install isorun with its "
+        "dependencies: `pip install isorun`, or `pip install .` in its source directory."
+    )

@@ -1,0 +1,31 @@
+"""Epochs in steps, computed with exact fractions: 0.55 epochs are 55/100 of the training data."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+
+def samples_in(epochs: float, dataset_size: int) -> Fraction:
+    """How many samples ``epochs`` passes over the training data are, not rounded.
+
+    ``epochs`` stands for the decimal number that prints it, which is what the user typed, and
+    not for the binary number nearest to it. A number of 16 or more digits is a ratio that was
+    computed, such as 300 / 103: it stands for the fraction that rounds to it.
+    """
+    exact = Fraction(str(epochs))
+    if float(f"{epochs:.15g}") != epochs:
+        ratio = exact.limit_denominator(max(dataset_size, 1000))
+        exact = ratio if float(ratio) == epochs else exact
+    return exact * dataset_size
+
+
+def steps_in(epochs: float, dataset_size: int, batch_size: int) -> int:
+    """The first step, from 1, after which ``epochs`` passes are complete."""
+    return math.ceil(samples_in(epochs, dataset_size) / batch_size)
+
+
+def completes(every: Fraction, step: int, batch_size: int) -> bool:
+    """Whether step ``step``, from 1, is the first after which another multiple of ``every``
+    samples (of ``samples_in``) is complete."""
+    return step * batch_size // every > (step - 1) * batch_size // every

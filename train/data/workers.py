@@ -1,0 +1,118 @@
+"""Start, failures and end of the worker processes of torch's DataLoader."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.queues
+import pickle
+import signal
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from train.data.fetch import LoadFailure
+from train.exits import RetryError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+_GRACE = 1.0  # seconds that workers have to end by themselves
+
+
+def start_workers(loader: DataLoader[Any]) -> Any:
+    """The DataLoader's iterator, its workers not registered with torch's SIGCHLD handler.
+
+    Raises UsageError if dataset or collate cannot be pickled, and RetryError if a worker cannot
+    start.
+    """
+    from torch._C import _remove_worker_pids
+
+    try:
+        iterator: Any = iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        how = loader.multiprocessing_context or multiprocessing
+        if not loader.num_workers or how.get_start_method() == "fork":
+            raise
+        raise UsageError(
+            f"The dataset or its collate cannot be pickled ({first_line(error)}), which the start "
+            f"method {how.get_start_method()} of data workers needs; define its classes and "
+            "functions at the top level of a module, or set loader.multiprocessing_context=fork."
+        ) from error
+    except OSError as error:
+        if not loader.num_workers:
+            raise
+        raise RetryError(
+            f"A data worker cannot start ({error}); lower loader.workers (now "
+            f"{loader.num_workers}), or raise the limits of processes and memory."
+        ) from error
+    if getattr(iterator, "_worker_pids_set", False):
+        _remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+    return iterator
+
+
+def next_item(iterator: Any) -> Any:
+    """The iterator's next item; only meanwhile are the workers registered with torch's SIGCHLD
+    handler.
+
+    The handler raises in the main thread when a worker dies. Here that prevents an endless wait for
+    the message of a dead worker; in the middle of a training step it could not be handled.
+    """
+    workers = getattr(iterator, "_workers", ())
+    if not workers:
+        return next(iterator)
+    from torch._C import _error_if_any_worker_fails, _remove_worker_pids, _set_worker_pids
+
+    _set_worker_pids(id(iterator), tuple(worker.pid for worker in workers))
+    try:
+        _error_if_any_worker_fails()  # there is no signal for an earlier death
+        return next(iterator)
+    finally:
+        _remove_worker_pids(id(iterator))
+
+
+def stop_workers(iterator: Any, *, failed: bool) -> None:
+    """Ends the workers of a DataLoader's iterator, with SIGKILL after a grace period of 1 s.
+
+    ``failed``: a worker has died, so torch's own shutdown could block.
+    """
+
+    def kill() -> None:
+        for worker in iterator._workers:
+            worker.kill()
+
+    if failed:
+        iterator._shutdown = True  # torch would wait for messages that no worker completes
+        kill()
+        for worker in iterator._workers:
+            worker.join(_GRACE)
+        return
+
+    # torch waits 10 s for each worker that is busy in the user's code.
+    timer = threading.Timer(_GRACE, kill)
+    timer.start()
+    try:
+        iterator._shutdown_workers()
+    finally:
+        timer.cancel()
+        kill()
+
+
+def prepare_worker(_worker: int) -> None:
+    """Ignores stop signals in a worker, since the main process still needs data for its last step;
+    and reports a batch that cannot be pickled."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    # multiprocessing's hook for an item that cannot be pickled, which is otherwise dropped, so that
+    # the main process would wait without end.
+    multiprocessing.queues.Queue._on_queue_feeder_error = _put_failure  # type: ignore[attr-defined]
+
+
+def _put_failure(queue: Any, error: BaseException, item: Any) -> None:
+    text = (
+        f"A micro-batch of a data worker cannot be pickled ({type(error).__name__}: "
+        f"{first_line(error)}); return tensors and plain values from collate, or set "
+        "loader.workers=0."
+    )
+    details = "".join(traceback.format_exception(error))
+    queue.put((item[0], LoadFailure(text, details, None)))

@@ -1,0 +1,57 @@
+"""Checks that are made during the first step of an attempt, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from train.distributed.collectives import Collectives
+from train.exits import UsageError
+from train.setup.compile_check import check_compiled
+from train.strategies.base import Strategy
+from train.tasks.base import Task
+
+
+class FirstStepChecks:
+    """Checks what a task and a strategy assume of each other.
+
+    ``compiled`` says whether the model was compiled, ``precision`` is that of the forward pass.
+    """
+
+    def __init__(self, task: Task, strategy: Strategy, *, compiled: bool, precision: str) -> None:
+        self._task, self._strategy = task, strategy
+        self._compiled, self._precision = compiled, precision
+
+    def before_forward(self, model: nn.Module, batch: Any) -> None:
+        """Compares the gradients of the compiled model with those of the model as written.
+        ``batch`` is on the device."""
+        if self._compiled:
+            check_compiled(self._task, model, batch, self._precision)
+
+    def after_micro_batch(self, batch: Any, count: object) -> None:
+        """Checks that ``count``, which the loss returned, is the task's count of the batch (on
+        the host)."""
+        expected = int(self._task.count(batch))
+        if int(count) != expected:  # type: ignore[call-overload]
+            raise UsageError(
+                f"The loss of the task {self._task.config.task.use!r} returned a count of {count}, "
+                f"but its count(batch) returns {expected} {self._task.unit} for the same batch; "
+                "make both agree, because gradients are divided by the sum of count(batch) over "
+                "all ranks."
+            )
+
+    def after_backward(self, collectives: Collectives) -> None:
+        """Checks for trainable parameters that the loss does not use, where the strategy does
+        not allow them; collective."""
+        strategy = self._strategy
+        by_rank = collectives.all_gather_object(strategy.unused())
+        unused = sorted({name for names in by_rank for name in names})
+        remedy = strategy.unused_remedy(alike=all(names == unused for names in by_rank))
+        if unused and remedy:
+            more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+            raise UsageError(
+                f"{', '.join(unused[:5])}{more} got no gradient in the first step, which the "
+                f"strategy {strategy.setup.name} does not allow for trainable parameters; freeze "
+                f"them (requires_grad_(False)), or {remedy}."
+            )

@@ -1,0 +1,101 @@
+"""One optimiser step: forward and backward over its micro-batches, then the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from train.data.fetch import MicroBatch
+from train.data.order import micro_batch_seed
+from train.distributed.randomness import seed_everything
+from train.loop.first_step import FirstStepChecks
+from train.loop.step_agreement import Agreed, StepAgreement
+from train.loop.step_metrics import StepMetrics
+from train.optim.ema import Ema
+from train.optim.optimizer import OptimConfig, set_learning_rate
+from train.strategies.base import StepResult, Strategy
+from train.tasks.base import Task
+
+
+class StepTaken(NamedTuple):
+    """A completed step."""
+
+    result: StepResult
+    agreed: Agreed
+
+
+class TrainStep:
+    """Takes the steps of a run; everything that a step uses is an argument here.
+
+    ``schedule`` gives the factor on ``optim.lr`` for a step counted from 0, ``seed`` is the run's,
+    ``beat`` tells the watchdog what this rank does.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        strategy: Strategy,
+        *,
+        optim: OptimConfig,
+        schedule: Callable[[int], float],
+        seed: int,
+        ema: Ema | None,
+        agreement: StepAgreement,
+        metrics: StepMetrics,
+        beat: Callable[[str], None],
+    ) -> None:
+        self._task, self._strategy, self._ema = task, strategy, ema
+        self._optim, self._schedule, self._seed = optim, schedule, seed
+        self._agreement, self._metrics, self._beat = agreement, metrics, beat
+
+    def take(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        step: int,
+        checks: FirstStepChecks | None = None,
+    ) -> StepTaken | None:
+        """Takes the step after ``step`` completed ones; collective.
+
+        The gradient is that of (sum of losses over the global batch) / (global count), for any
+        number of ranks and micro-batches. Returns None where the ranks agreed to stop: then
+        weights, gradients and buffers are as they were before.
+        """
+        task, strategy = self._task, self._strategy
+        to_device = strategy.engine.to_device
+        if checks:
+            checks.before_forward(strategy.bare_model, to_device(micro_batches[0].batch))
+        set_learning_rate(strategy.optimizer, self._optim.lr, self._schedule(step))
+        strategy.zero_grad()
+        strategy.sync_buffers()
+        count = sum(int(task.count(micro.batch)) for micro in micro_batches)
+        loss_sum = torch.zeros((), device=strategy.engine.device)
+        for micro in micro_batches:
+            pending_agreement = self._agreement.start(count)  # runs beside the forward pass
+            self._beat("computing a micro-batch")
+            last = micro is micro_batches[-1]
+            # The model's random numbers depend on what is computed, not on the rank or the time.
+            seed = micro_batch_seed(self._seed, int(micro.positions[0]))
+            seed_everything(seed, strategy.engine.device)
+            with strategy.accumulating(last=last):
+                with self._metrics.timed("forward"):
+                    loss = task.loss(strategy.model, to_device(micro.batch))
+                agreed = pending_agreement()
+                if agreed.stop:
+                    strategy.undo_forward()
+                    return None
+                loss_sum += loss.sum.detach()
+                if last:  # runs beside the backward pass
+                    wait_for_loss_sum = strategy.collectives.start_all_reduce(loss_sum)
+                self._beat("computing gradients")
+                strategy.backward(loss.sum, agreed.global_count)
+            if checks:
+                checks.after_micro_batch(micro.batch, loss.count)
+        if checks:
+            checks.after_backward(strategy.collectives)
+        self._beat("taking the optimiser step")
+        result = strategy.step(wait_for_loss_sum, self._optim.clip_norm)
+        if self._ema:
+            self._ema.update(result.skipped)
+        return StepTaken(result, agreed)

@@ -1,0 +1,224 @@
+"""Finds the largest micro-batch that fits into memory, by trying before the first step.
+
+What fits depends on the model, the strategy and the device, and is not known before. So steps are
+taken with one micro-batch for a rank's whole share of the batch, then with two, four ... until the
+memory suffices; then the interval in between is bisected. Each trial has a model of its own, which
+is dropped, so that an operation that ran out of memory leaves nothing in the run. The results
+are kept in the run directory: a run that is started again tries nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from train.config.schema import Config
+from train.data.plan import BatchConfig, BatchPlan
+from train.distributed.collectives import Collectives
+from train.exits import OutOfMemoryError, RetryError, first_line
+from train.files import write_json
+from train.process.diagnose import is_out_of_memory
+from train.setup.build import TrainableModel
+from train.setup.compile_check import check_compiled
+from train.strategies.engine import Engine
+from train.tasks.base import Task
+
+_log = logging.getLogger("train")
+FILE = "micro_batches.json"
+# Ranks may wait in an exchange for a rank that ran out of memory.
+_TRIAL_TIMEOUT = timedelta(minutes=5)
+
+
+def is_wanted(batch: BatchConfig, device: torch.device) -> bool:
+    """Whether the config leaves the size open, on a device that reports when its memory is full."""
+    on_gpu = device.type == "cuda"
+    return batch.micro_batch_size == "auto" and (on_gpu if batch.try_out is None else batch.try_out)
+
+
+class BatchSizeFinder:
+    """Tries plans, and keeps the results in ``directory``; all ranks call the same methods.
+
+    ``build`` builds a fresh model for a plan, ``data`` is the training data, ``beat`` tells the
+    watchdog what this rank does.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        data: Any,
+        engine: Engine,
+        strategy_name: str,
+        *,
+        build: Callable[[BatchPlan], TrainableModel],
+        directory: Path,
+        beat: Callable[[str], None],
+    ) -> None:
+        self._config, self._task, self._data, self._engine = config, task, data, engine
+        self._build, self._beat = build, beat
+        self._path = directory / FILE
+        self._kept: dict[str, Any] = engine.collectives.broadcast_object(self._read())
+        self._results: dict[str, Any] = self._kept.setdefault(self._key(strategy_name), {})
+
+    def find(self) -> BatchPlan:
+        """The plan with the fewest micro-batches per step that fit; the same on all ranks.
+
+        Raises OutOfMemoryError where even micro-batches of one sample do not fit.
+        """
+        batch, ranks = self._config.batch.global_batch_size, self._engine.world_size
+        most = max(batch // ranks, 1)  # micro-batches per rank, so that none is empty
+        failed, fits = 0, 1
+        while not self._fits(fits):
+            if fits == most:
+                raise OutOfMemoryError(
+                    "Out of memory with one sample per rank and micro-batch; set "
+                    "activation_checkpointing=true, or shard the model over more ranks with "
+                    "strategy=fsdp2."
+                )
+            failed, fits = fits, min(2 * fits, most)
+        while fits - failed > 1:
+            middle = (failed + fits) // 2
+            failed, fits = (failed, middle) if self._fits(middle) else (middle, fits)
+        return self._plan(fits)
+
+    def _plan(self, accumulation: int) -> BatchPlan:
+        """The plan with ``accumulation`` micro-batches per rank and step."""
+        batch, ranks = self._config.batch.global_batch_size, self._engine.world_size
+        return BatchPlan(batch, -(-batch // (ranks * accumulation)), ranks)
+
+    def _fits(self, accumulation: int) -> bool:
+        """Whether ``accumulation`` micro-batches per step fit, on all ranks."""
+        plan = self._plan(accumulation)
+        size = str(plan.largest_micro_batch)
+        if self._results.get(size) == "begun":
+            # The kernel may have ended the process, or only one rank was out of memory.
+            _log.warning(
+                "the trial of micro-batches of %s samples did not end the last time, so they count "
+                "as too large; remove %s to try again",
+                *(size, self._path),
+            )
+            self._keep(size, "too large")
+        elif size not in self._results:
+            self._keep(size, "begun")
+            self._keep(size, "fits" if self._try(plan) else "too large")
+        return bool(self._results[size] == "fits")
+
+    def _try(self, plan: BatchPlan) -> bool:
+        size = plan.largest_micro_batch
+        self._beat(f"trying micro-batches of {size}")
+        group = dist.new_group(backend="gloo", timeout=_TRIAL_TIMEOUT) if self._ranks > 1 else None
+        among_ranks = Collectives(self._engine.rank, self._ranks, group)
+        trial = _Trial(self._config, self._task, self._data, lambda: self._build(plan), plan)
+        # First without an exchange, where the strategy allows it: ranks must not wait for one that
+        # is out of memory.
+        fits = all(self._all_fit(among_ranks, part, size) for part in (trial.alone, trial.together))
+        del trial
+        self._engine.free_memory()
+        gc.collect()
+        if self._engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if group is not None:
+            dist.destroy_process_group(group)
+        return fits
+
+    @property
+    def _ranks(self) -> int:
+        return self._engine.world_size
+
+    def _all_fit(self, among_ranks: Collectives, part: Callable[[], None], size: int) -> bool:
+        out_of_memory = False
+        try:
+            part()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            out_of_memory = True
+            _log.info("micro-batches of %d do not fit on this rank: %s", size, first_line(error))
+        try:
+            return among_ranks.all_reduce_ints([out_of_memory]) == [0]
+        except RuntimeError as error:
+            raise RetryError(
+                f"Micro-batches of {size} samples fit into the memory of some ranks only, which "
+                "wait for the others; rerun to try smaller ones."
+            ) from error
+
+    def _key(self, strategy_name: str) -> str:
+        """What the result depends on, besides the code."""
+        config, device = self._config, self._engine.device
+        memory = 0
+        if device.type == "cuda":
+            memory = torch.cuda.get_device_properties(device).total_memory
+        facts = [
+            strategy_name, f"x{self._ranks}", config.precision,
+            f"batch {config.batch.global_batch_size}", f"{device.type} {memory >> 30} GiB",
+        ]  # fmt: skip
+        options = {"compiled": config.compile, "checkpointing": config.activation_checkpointing}
+        return ", ".join([*facts, *(name for name, on in options.items() if on)])
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _keep(self, size: str, result: str) -> None:
+        self._results[size] = result
+        if self._engine.is_main:
+            write_json(self._path, self._kept)
+
+
+class _Trial:
+    """Takes steps with a model of its own; dropping the trial drops the model."""
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        data: Any,
+        build: Callable[[], TrainableModel],
+        plan: BatchPlan,
+    ) -> None:
+        self._config, self._task, self._build, self._plan = config, task, build, plan
+        # The first samples, on every rank alike.
+        size = plan.largest_micro_batch
+        self._batch = task.collate([data[index % len(data)] for index in range(size)])
+
+    def alone(self) -> None:
+        """Computes one micro-batch and keeps its gradients."""
+        self._model = self._build()
+        strategy = self._model.strategy
+        if self._config.compile:
+            batch = strategy.engine.to_device(self._batch)
+            check_compiled(self._task, strategy.bare_model, batch, self._config.precision)
+        strategy.zero_grad()
+        self._micro_batch(last=False)
+
+    def together(self) -> None:
+        """Takes two steps, so that the optimiser's state and the gradients of earlier
+        micro-batches are in memory as well."""
+        strategy, accumulates = self._model.strategy, self._plan.accumulation > 1
+        for step in range(2):
+            loss_sum = self._micro_batch(last=step == 0 or not accumulates)
+            if step == 1 and accumulates:
+                loss_sum += self._micro_batch(last=True)
+            wait_for_loss_sum = strategy.collectives.start_all_reduce(loss_sum)
+            strategy.step(wait_for_loss_sum, self._config.optim.clip_norm)
+            strategy.zero_grad()
+
+    def _micro_batch(self, *, last: bool) -> Tensor:
+        strategy = self._model.strategy
+        count = int(self._task.count(self._batch)) * strategy.engine.world_size
+        with strategy.accumulating(last=last):
+            loss = self._task.loss(strategy.model, strategy.engine.to_device(self._batch))
+            strategy.backward(loss.sum, count)
+        return torch.as_tensor(loss.sum.detach())

@@ -1,0 +1,164 @@
+"""Builds what a run computes with: the engine, the data, and the model with its optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from train.config.explain import explain
+from train.config.load import LoadedConfig, check_length
+from train.config.schema import Config
+from train.data.epochs import steps_in
+from train.data.loader import check_dataset
+from train.data.order import SampleOrder, dataset_seed, initial_seed
+from train.data.plan import BatchPlan
+from train.distributed.process_group import timeout_of
+from train.distributed.randomness import seed_everything
+from train.distributed.world import this_world
+from train.exits import DataError, UsageError
+from train.optim.ema import Ema
+from train.optim.optimizer import build_optimizer
+from train.setup.model_summary import model_summary
+from train.strategies.base import Strategy, StrategySetup
+from train.strategies.blocks import checkpoint_activations, find_blocks
+from train.strategies.engine import Engine
+from train.strategies.meta_init import build_model
+from train.strategies.registry import find_strategy, resolve_name
+from train.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class StrategyChoice:
+    """The strategy that a run uses."""
+
+    name: str
+    cls: type[Strategy]
+    options: Any
+    """The validated section with the strategy's options."""
+
+
+def choose_strategy(loaded: LoadedConfig) -> StrategyChoice:
+    """The strategy of a config in this world. Raises UsageError where it does not exist or does
+    not accept its options."""
+    config = loaded.config
+    name = resolve_name(config.strategy, this_world().world_size)
+    cls = find_strategy(name, loaded.composed.origin("strategy"))
+    options = getattr(config, cls.section)
+    if isinstance(options, dict):
+        try:
+            options = cls.Options.model_validate(options)
+        except ValidationError as error:
+            raise explain(error, cls.Options, loaded.composed, "strategy_options.") from None
+    return StrategyChoice(name, cls, options)
+
+
+def build_engine(config: Config, strategy: StrategyChoice) -> Engine:
+    """This process's engine; collective. Returns when all ranks have joined."""
+    return Engine(
+        this_world(),
+        precision=config.precision,
+        deterministic=config.deterministic,
+        distributed=strategy.name != "single",
+        timeout=timeout_of(config.watchdog.first_timeout, config.watchdog.timeout),
+        kwargs_handlers=strategy.cls.kwargs_handlers(strategy.options),
+    )
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data of a run, and how long the run is."""
+
+    train: Any
+    """A map-style dataset."""
+    evaluation: Any | None
+    """The same for evaluation; None where the task has none."""
+    order: SampleOrder
+    total_steps: int
+
+
+def build_data(loaded: LoadedConfig, task: Task, device: torch.device) -> RunData:
+    """The datasets, the order of samples and the number of steps, from the config and the seed
+    alone. Raises DataError or UsageError for data that a run cannot use."""
+    config = loaded.config
+    seed_everything(dataset_seed(config.run.seed), device)
+    train = task.train_dataset()
+    check_dataset(train, "train_dataset")
+    evaluation = task.eval_dataset()
+    if evaluation is not None:
+        check_dataset(evaluation, "eval_dataset")
+    elif asked := _asks_for_evaluation(config):
+        raise DataError(
+            f"The task {config.task.use!r} has no evaluation data, but {asked} asks for "
+            f"evaluation; implement eval_dataset(), or unset {asked}."
+        )
+    steps = config.length.steps
+    if steps is None:
+        assert config.length.epochs is not None
+        steps = steps_in(config.length.epochs, len(train), config.batch.global_batch_size)
+    check_length(config, loaded.composed, steps)
+    return RunData(train, evaluation, SampleOrder(config.run.seed, len(train)), steps)
+
+
+def _asks_for_evaluation(config: Config) -> str | None:
+    """A config key that has no effect without evaluation data."""
+    evaluate = config.evaluate
+    asked = {
+        "early_stop": config.early_stop,
+        "checkpoint.keep_best": config.checkpoint.keep_best,
+        "evaluate.every_steps": evaluate.every_steps,
+        "evaluate.every_epochs": evaluate.every_epochs,
+        "evaluate.at_start": evaluate.at_start,
+    }
+    return next((key for key, value in asked.items() if value), None)
+
+
+@dataclass(frozen=True)
+class TrainableModel:
+    """A model with its optimiser, on its ranks."""
+
+    strategy: Strategy
+    ema: Ema | None
+    summary: str
+    """A table of its parameters."""
+
+
+def build_trainable(
+    loaded: LoadedConfig, task: Task, engine: Engine, choice: StrategyChoice, plan: BatchPlan
+) -> TrainableModel:
+    """The task's model with its initial weights, sharded as the strategy does; collective."""
+    config = loaded.config
+    seed_everything(initial_seed(config.run.seed), engine.device)
+    model, initial = build_model(task, config.run.seed)
+    summary = model_summary(model)
+    if config.compile:
+        model.compile()
+    blocks = find_blocks(model, task.blocks(model), config.fsdp2.blocks)
+    if config.activation_checkpointing:
+        if not blocks:
+            raise UsageError(
+                "activation_checkpointing is true, but the model has no blocks: no module list, "
+                "none named by the task's blocks(model), none by fsdp2.blocks; name them, or set "
+                "it to false."
+            )
+        checkpoint_activations(blocks)
+    if initial and not choice.cls.shards_parameters:
+        initial.fill(model, torch.device("cpu"))
+    strategy = choice.cls(
+        StrategySetup(
+            engine=engine,
+            name=choice.name,
+            options=choice.options,
+            precision=config.precision,
+            optimizer_name=config.optim.use,
+            plan=plan,
+            blocks=blocks,
+            initial=initial,
+        )
+    )
+    origin = loaded.composed.origin("optim.use")
+    strategy.prepare(model, lambda placed: build_optimizer(config.optim, placed, origin))
+    strategy.model.train()
+    return TrainableModel(strategy, Ema(config.ema, strategy) if config.ema else None, summary)

@@ -1,0 +1,100 @@
+"""Finds out which run a directory holds, and from which checkpoint it resumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from train.checkpoint.mirror import Mirror, MirrorError
+from train.checkpoint.mirroring import mirror_unreadable, restore_from_mirror
+from train.checkpoint.run_directory import RunDirectory, RunIdentity
+from train.checkpoint.store import CheckpointStore
+from train.config.changes import Difference, allowed_changes
+from train.config.load import LoadedConfig
+from train.distributed.collectives import Collectives
+from train.exits import RetryError, RunError
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run, as rank 0 found it; the same on all ranks."""
+
+    identity: RunIdentity
+    number: int
+    """Counted from 1 over all starts of the run."""
+    resume_step: int | None
+    """The step of the checkpoint to resume from; None to start at the beginning."""
+    notes: list[str]
+    """Warnings for the user, about damaged checkpoints for instance."""
+    changes: list[Difference]
+    """How the config differs from that of the start before."""
+
+
+def find_run(
+    collectives: Collectives,
+    loaded: LoadedConfig,
+    directory: RunDirectory,
+    changes: list[Difference],
+    *,
+    allow_changes: bool,
+) -> Attempt:
+    """Rank 0 locks the directory, looks for the newest valid checkpoint, and fetches it from the
+    mirror where the directory has none; collective.
+
+    Raises on every rank the RunError that rank 0 got.
+    """
+    found: Attempt | RunError | None = None
+    if collectives.rank == 0:
+        try:
+            found = _find(loaded, directory, changes, allow_changes=allow_changes)
+        except RunError as error:
+            found = error
+        except OSError as error:
+            found = RetryError(
+                f"The run directory {directory.path} cannot be used ({error}); fix the cause, "
+                "then rerun."
+            )
+    found = collectives.broadcast_object(found)
+    if isinstance(found, RunError):
+        raise found
+    assert found is not None
+    return found
+
+
+def _find(
+    loaded: LoadedConfig,
+    directory: RunDirectory,
+    changes: list[Difference],
+    *,
+    allow_changes: bool,
+) -> Attempt:
+    directory.acquire()
+    directory.refuse_restart_after_stop()
+    directory.stop_file.unlink(missing_ok=True)  # it was meant for an earlier attempt
+    store, config = CheckpointStore(directory.checkpoints), loaded.config
+    step, notes = store.newest_valid()
+    mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
+    if mirror and step is None:
+        if directory.exists:
+            _claim(mirror, directory, config.run.name, notes, required=True)
+        step, fetched = restore_from_mirror(mirror, store)
+        notes += fetched
+        changes = allowed_changes(loaded, directory, allow=allow_changes)
+    identity = directory.identity(config.run.name)
+    if mirror:
+        _claim(mirror, directory, config.run.name, notes, required=False)
+    return Attempt(identity, directory.attempts() + 1, step, notes, changes)
+
+
+def _claim(
+    mirror: Mirror, directory: RunDirectory, name: str, notes: list[str], *, required: bool
+) -> None:
+    """Makes the mirror this run's. With ``required``, a mirror that cannot be reached is an
+    error; else it is noted."""
+    try:
+        mirror.claim(directory.identity(name).id)
+    except MirrorError as error:
+        if required:
+            raise mirror_unreadable(
+                mirror, CheckpointStore(directory.checkpoints), error
+            ) from error
+        notes.append(f"{mirror.url} cannot be reached now ({error}).")

@@ -1,0 +1,66 @@
+"""The start of an attempt: the ranks join, agree on the run, and find its directory."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from train.checkpoint.run_directory import RunDirectory, code_version
+from train.config.changes import Difference
+from train.config.load import LoadedConfig
+from train.process.stop import StopRequest
+from train.process.watchdog import Heartbeat, StartTimeout, Watchdog
+from train.setup.agreement import check_same_run, check_shared_directory
+from train.setup.build import StrategyChoice, build_engine, choose_strategy
+from train.setup.find_run import Attempt, find_run
+from train.strategies.engine import Engine
+from train.track.logs import setup_logging
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What each rank knows once all ranks have joined."""
+
+    stop: StopRequest
+    heartbeat: Heartbeat
+    choice: StrategyChoice
+    engine: Engine
+    hosts: list[str]
+    """The host of each rank."""
+    code: dict[str, Any]
+    """Versions and commit."""
+    attempt: Attempt
+
+
+def join_ranks(
+    stack: ExitStack,
+    loaded: LoadedConfig,
+    directory: RunDirectory,
+    changes: list[Difference],
+    stop: StopRequest,
+    *,
+    allow_changes: bool,
+) -> Joined:
+    """Joins the other ranks and finds the run; collective. What is opened closes with ``stack``.
+
+    From here on signals request a stop, the watchdog watches this rank, and its log file is open.
+    """
+    config = loaded.config
+    stack.enter_context(stop)
+    choice = choose_strategy(loaded)
+    with StartTimeout(config.watchdog):
+        engine = build_engine(config, choice)
+        stack.callback(engine.close)
+        stop.ranks_joined()
+        code = code_version()
+        hosts = check_same_run(engine.collectives, config, code)
+        attempt = find_run(
+            engine.collectives, loaded, directory, changes, allow_changes=allow_changes
+        )
+        setup_logging(directory.path, engine.rank, attempt.number, config.track.log_level)
+        check_shared_directory(engine.collectives, directory.path)
+    watchdog = stack.enter_context(
+        Watchdog(config.watchdog, directory.path, engine.rank, engine.world_size, attempt.number)
+    )
+    return Joined(stop, watchdog.heartbeat, choice, engine, hosts, code, attempt)

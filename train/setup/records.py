@@ -1,0 +1,103 @@
+"""The records of an attempt that rank 0 opens: attempts.jsonl, the ledger, the mirror."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from train.checkpoint.mirror import Mirror
+from train.checkpoint.mirroring import Mirroring
+from train.checkpoint.run_directory import RunDirectory
+from train.checkpoint.store import CheckpointStore
+from train.data.ledger import Ledger
+from train.data.order import SampleOrder
+from train.files import write_json
+from train.process.stop import StopRequest
+from train.setup.join import Joined
+from train.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class Records:
+    """What rank 0 keeps records in."""
+
+    ledger: Ledger
+    mirroring: Mirroring | None
+    """Copies committed checkpoints; None where the run has no mirror."""
+
+
+def record_attempt(
+    directory: RunDirectory,
+    config: dict[str, Any],
+    joined: Joined,
+    strategy: Strategy,
+    micro_batch_size: int,
+) -> None:
+    """Records this attempt and its config (JSON values) in the run directory."""
+    attempt = joined.attempt
+    directory.clear_finished()
+    for name, settings in strategy.run_directory_files().items():
+        write_json(directory.path / name, settings)
+    directory.store_config(config)
+    directory.record_attempt(
+        {
+            "attempt": attempt.number,
+            "time": time.time(),
+            "resumed_from_step": attempt.resume_step,
+            "world_size": strategy.engine.world_size,
+            "hosts": list(dict.fromkeys(joined.hosts)),
+            "strategy": strategy.setup.name,
+            "micro_batch_size": micro_batch_size,
+            "device": strategy.engine.device.type,
+            "code": joined.code,
+            "changes": [str(change) for change in attempt.changes],
+        }
+    )
+
+
+def open_records(
+    stack: ExitStack,
+    directory: RunDirectory,
+    joined: Joined,
+    order: SampleOrder,
+    *,
+    step: int,
+    position: int,
+    mirror: Mirror | None,
+    mirror_wait: float,
+    warn: Callable[[str], None],
+    beat: Callable[[str], None],
+) -> Records:
+    """Opens the ledger, and starts copying checkpoints to the ``mirror``; both close with
+    ``stack``. The attempt starts at ``step`` completed steps and ``position`` of the training
+    stream. At the end of the run, copies get ``mirror_wait`` seconds."""
+    mirroring = None
+    if mirror:
+        store = CheckpointStore(directory.checkpoints)
+        mirroring = Mirroring(mirror, store, joined.attempt.identity.id, warn)
+        stack.push(_closes(mirroring, mirror_wait, joined.stop, beat))
+    ledger = Ledger(directory.ledger)
+    stack.callback(ledger.close)
+    ledger.begin_attempt(
+        attempt=joined.attempt.number,
+        resume_step=step,
+        resume_position=position,
+        order=order,
+    )
+    return Records(ledger, mirroring)
+
+
+def _closes(
+    mirroring: Mirroring, seconds: float, stop: StopRequest, beat: Callable[[str], None]
+) -> Callable[..., None]:
+    """Waits for what is not sent yet, but not after an error: copies that can wait must not delay
+    the restart."""
+
+    def close(error: type[BaseException] | None, *_: object) -> None:
+        wait = 0.0 if error else min(seconds, stop.seconds_left - 1)
+        mirroring.close(wait, lambda: beat("waiting for the mirror"))
+
+    return close
