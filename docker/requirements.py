@@ -1,9 +1,9 @@
-"""Writes what the image installs besides the project itself, one file per layer.
+"""Writes the lists of packages that the image installs besides the project, one file per layer.
 
     python requirements.py PYPROJECT EXTRAS DIRECTORY
 
-torch.txt is the large layer that hardly ever changes, rest.txt all else. A change of
-pyproject.toml that touches no dependency leaves both as they are, and so their layers.
+torch.txt is the large layer that rarely changes, rest.txt is the other one. A change of
+pyproject.toml without a change of dependencies changes neither file, so both layers are reused.
 """
 
 import re

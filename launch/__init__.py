@@ -1,7 +1,10 @@
-"""Who starts a run, and where. Knows ``train`` by its command line, config schema and exit codes.
+"""Starts runs: on this machine, in Docker, on Slurm and on Kubernetes.
 
-components, resources  ->  TorchX: what is to be started
-kubernetes             ->  the objects that a cluster is given
-agent                  ->  what runs on each node, and starts the ranks
-doctor                 ->  what can be known to be wrong before a run
+torchx            ->  ``torchx run``: components, named resources, schedulers
+kubernetes        ->  the Kubernetes objects of a run, and the scheduler that submits them
+agent             ->  runs once per node and starts its ranks
+doctor            ->  checks nodes, network and storage before a run
+history           ->  the launch log
+commands, cli     ->  ``isorun``
+contract          ->  everything that this package uses of ``train``
 """

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         exit_code_of,
         key_value,
         python_module,
+        safe_path_options,
     )
     from train.config.load import LoadedConfig, load_config
     from train.config.load import check as check_config
@@ -96,6 +97,7 @@ __all__ = [
     "python_module",
     "run_directory",
     "run_train",
+    "safe_path_options",
     "slug",
     "this_world",
     "train_arguments",
@@ -126,6 +128,7 @@ _IMPORTED_WHEN_USED = {
     "slug": ("train.checkpoint.run_directory", "slug"),
     "open_store": ("train.distributed.rendezvous", "open_store"),
     "python_module": ("train.command_line", "python_module"),
+    "safe_path_options": ("train.command_line", "safe_path_options"),
     "wait_for_key": ("train.distributed.rendezvous", "wait_for_key"),
     "wandb_mode": ("train.track.wandb_sink", "wandb_mode"),
 }

@@ -233,6 +233,8 @@ def test_a_class_of_a_notebook_trains_but_only_here(tmp_path, monkeypatch):
     where = [*QUICK, f"run.dir={tmp_path}"]
     done = train.fit(*where, "loader.workers=1", task=task)
     assert done.run.config["task"]["use"] == "__main__:CellTask"
+    log = (tmp_path / "logs" / "rank-0.log").read_text()
+    assert "call train.fit again" in log, "a command line could not find the class"
     assert train.evaluate(*where, task=task) == pytest.approx(done.metrics)
     with pytest.raises(UsageError, match=r"cannot import the\s+task"):
         train.fit(*where, "loader.workers=1", "loader.multiprocessing_context=spawn", task=task)
@@ -326,3 +328,11 @@ def test_launch_checks_before_it_starts_anything(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="batch.global_batch_size"):
         train.launch(*where, processes=13)
     assert not Path(tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_strategies_follow_each_other_in_one_process(finished, tmp_path):
+    """DeepSpeed and Accelerate remember the process groups of their first run."""
+    for number, strategy in enumerate(("zero1", "zero1", "ddp")):
+        done = fit(tmp_path / str(number), f"strategy={strategy}")
+        assert done.metrics == pytest.approx(finished.metrics, rel=1e-5), strategy

@@ -25,8 +25,9 @@ from train.config.schema import Config, config_class
 from train.exits import ADVICE, Exit
 from train.tasks.registry import BUILT_IN, find_task
 
+TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *DOCS)}
+PAGES = {str(path.relative_to(ROOT)): path for path in (*(ROOT / name for name in TOP), *DOCS)}
 
 # Commands that cannot be run here, word for word, each with the reason.
 NOT_RUN = {

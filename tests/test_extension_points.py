@@ -4,16 +4,19 @@ import os
 import subprocess
 import sys
 
+import jsonschema
 import pytest
 import torch
 
 import train
 from tests.support.runs import ROOT, TINY, curve, metrics
+from train.config.schema import config_class
 from train.exits import UsageError
 from train.hooks import Facts, Hooks
 from train.optim.schedule import ScheduleConfig, learning_rate_factor
 from train.plugins import Plugin
 from train.tasks.losses import Loss
+from train.tasks.registry import find_task
 
 QUICK = [*TINY, "length.steps=4", "schedule.warmup_steps=2", "track.console=quiet"]
 
@@ -370,13 +373,33 @@ def test_a_hook_is_checked_before_anything_is_started(tmp_path, outside):
     module = outside(HOOK)
     with pytest.raises(UsageError, match=r"hooks \(command line\) names .*did you mean Diary"):
         fit(tmp_path, f"hooks=[{module}:Diry]")
-    with pytest.raises(UsageError, match="no subclass of train.hooks.Hook"):
+    with pytest.raises(UsageError, match="not a subclass of train.hooks.Hook"):
         fit(tmp_path, f"hooks=[{module}:random]", f"hooks=[{module}:json]", "hooks=[builtins:dict]")
     with pytest.raises(UsageError, match="does not accept the options"):
         fit(tmp_path, f"hooks=[{{use: '{module}:Diary', options: {{nam: x}}}}]")
     with pytest.raises(UsageError, match="hooks.0.usee is not a known key"):
         fit(tmp_path, f"hooks=[{{usee: '{module}:Diary'}}]")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "valid"),
+    [
+        ({"schedule": {"use": "cosine"}, "hooks": ["mine:Hook"]}, True),
+        ({"schedule": {"use": "mine:f"}, "track": {"sinks": [{"use": "mine:Sink"}]}}, True),
+        ({"task": {"use": "text", "loss": "mine:f"}}, True),
+        ({"schedule": {"use": "cosin"}}, False),
+        ({"hooks": [{"name": "mine:Hook"}]}, False),
+        ({"task": {"use": "text", "loss": "mean"}}, False),
+    ],
+)
+def test_editors_know_both_forms(values, valid):
+    required = {
+        "task": {"use": "text"}, "batch": {"global_batch_size": 1}, "length": {"steps": 1}
+    }  # fmt: skip
+    schema = config_class(find_task("text", "test")).model_json_schema()
+    problems = list(jsonschema.Draft202012Validator(schema).iter_errors(required | values))
+    assert (not problems) == valid, problems
 
 
 ENTRY_POINTS = """

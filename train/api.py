@@ -7,6 +7,7 @@ order. Errors are exceptions with the text of the command line, of the class Run
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import re
@@ -177,7 +178,7 @@ def _refuse_during_import(name: str) -> None:
 
 @contextmanager
 def _one_run(name: str) -> Iterator[None]:
-    """What one call of the API needs of the process, which afterwards is as it was."""
+    """Prepares the process for one call of the API, and restores it afterwards."""
     _refuse_during_import(name)
     if not _running.acquire(blocking=False):
         raise UsageError(
@@ -213,7 +214,7 @@ def _check_process_group(name: str) -> None:
 
 @contextmanager
 def _logging_restored() -> Iterator[None]:
-    """A run logs through the root logger, which belongs to the caller."""
+    """Restores the root logger, which a run configures and which belongs to the caller."""
     root, showwarning = logging.getLogger(), warnings.showwarning
     before = root.handlers[:], root.level, _log.level
     quiet = logging.NullHandler()
@@ -233,7 +234,7 @@ def _logging_restored() -> Iterator[None]:
 
 @contextmanager
 def _torch_restored() -> Iterator[None]:
-    """Settings of the process that a run changes, and what Accelerate remembers of its first."""
+    """Restores the settings of torch that a run changes; libraries forget its process group."""
     torch = sys.modules.get("torch")
     before = _torch_settings(torch) if torch is not None else None
     try:
@@ -244,11 +245,19 @@ def _torch_restored() -> Iterator[None]:
             deterministic, benchmark = before or (False, False)
             torch.use_deterministic_algorithms(deterministic)
             torch.backends.cudnn.benchmark = benchmark
-        if "accelerate.state" in sys.modules:
-            from accelerate.state import AcceleratorState, GradientState
+        _forget_process_groups()
 
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
+
+def _forget_process_groups() -> None:
+    """Accelerate and DeepSpeed keep the groups of their first run, which are destroyed now."""
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    if groups := sys.modules.get("deepspeed.utils.groups"):
+        importlib.reload(groups)
+        sys.modules["deepspeed.comm.comm"].cdb = None  # type: ignore[attr-defined]
 
 
 def _torch_settings(torch: Any) -> tuple[bool, bool]:

@@ -118,8 +118,12 @@ def python_module(name: str) -> list[str]:
     ``python -m train`` alone runs a ``train.py`` of the working directory, if there is one. ``-P``
     leaves that directory out, except where it holds this very package, perhaps not installed.
     """
-    safe = [] if Path().samefile(Path(__file__).parents[1]) else ["-P"]
-    return [sys.executable, *safe, "-m", name]
+    return [sys.executable, *safe_path_options(), "-m", name]
+
+
+def safe_path_options() -> list[str]:
+    """The options of Python that :func:`python_module` needs in the working directory."""
+    return [] if Path().samefile(Path(__file__).parents[1]) else ["-P"]
 
 
 def exit_code_of(

@@ -1,8 +1,8 @@
-"""Hooks: code of the user's that a run calls at fixed points, without a part in the result.
+"""Hooks: code of the user's that a run calls at fixed points, without an effect on the result.
 
 Subclass :class:`Hook` anywhere and name the class in the config: ``hooks=[my_hooks:Timer]``. A hook
-gets facts that it cannot change. It cannot change the result unnoticed either: the global random
-generators are put back after each call, and a change to torch's settings ends the run.
+gets facts that it cannot change. It cannot change the result silently either: the global random
+generators are restored after each call, and a change to torch's settings ends the run.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Hooks:
             self._facts = replace(self._facts, metrics=merged)
 
     def evaluation(self, metrics: Mapping[str, float]) -> None:
-        """An evaluation was made, whose metrics bear their full names (``eval/...``)."""
+        """An evaluation was made; metrics have their full names (``eval/...``)."""
         self.logged(metrics)
         self._call("on_evaluation")
 

@@ -1,4 +1,4 @@
-"""Imports optional code: what users name by dotted path, and libraries of extras."""
+"""Imports optional code: what users name by dotted path, and the libraries of extras."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any
 from train.exits import UsageError, first_line
 
 LIBRARIES = {"sklearn": "scikit-learn"}
-"""Names of libraries that differ from what is imported."""
+"""Names on PyPI that differ from the module's name."""
 
 _importing: list[str] = []
 
 
 def import_class(reference: str, base: type, field: str) -> Any:
-    """The class that ``module.path:Class`` names; a module may lie in the working directory.
+    """The class that ``module.path:Class`` names; the module may be in the working directory.
 
-    ``field`` says which config field holds the reference and where it was set. Raises
-    UsageError where there is no such module or class, or it is no subclass of ``base``; an
-    error inside the user's module is passed on as what it is, since its traceback is useful.
+    ``field``: the config field that holds the reference, and its origin. Raises UsageError if
+    there is no such module or class, or if it is not a subclass of ``base``. An error inside the
+    user's module is not caught, because its traceback is useful.
     """
     found = _import(reference, field, "Class", lambda value: isinstance(value, type))
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UsageError(
-            f"{field} names {reference!r}, which is no subclass of "
+            f"{field} names {reference!r}, which is not a subclass of "
             f"{base.__module__}.{base.__qualname__}."
         )
     return found
 
 
 def import_function(reference: str, field: str) -> Any:
-    """The function, or class, that ``module.path:name`` names; otherwise as ``import_class``."""
+    """The function or class that ``module.path:name`` names; like ``import_class``."""
     found = _import(reference, field, "name", callable)
     if not callable(found):
         raise UsageError(
@@ -45,8 +45,8 @@ def import_function(reference: str, field: str) -> Any:
 def import_extra(module: str, extra: str, needed_by: str, alternative: str = "") -> Any:
     """A module of a library that only the extra ``isorun[extra]`` installs.
 
-    Raises UsageError where the module cannot be imported. ``needed_by`` is the subject of its
-    sentence, such as ``task.use=digits``; ``alternative`` says what works without the library.
+    Raises UsageError if the module cannot be imported. ``needed_by`` is the subject of the
+    message, such as ``task.use=digits``; ``alternative`` is what works without the library.
     """
     try:
         return importlib.import_module(module)
@@ -60,12 +60,12 @@ def import_extra(module: str, extra: str, needed_by: str, alternative: str = "")
 
 
 def importing() -> str | None:
-    """The user's module that is being imported by a dotted path at this moment."""
+    """The user's module that is being imported by a dotted path now."""
     return _importing[-1] if _importing else None
 
 
 def _import(reference: str, field: str, form: str, wanted: Callable[[Any], bool]) -> Any:
-    """What the reference names; ``wanted`` chooses what a misspelt name is compared with."""
+    """The object that the reference names; ``wanted`` selects the names to suggest."""
     from train.suggest import did_you_mean
 
     module_name, colon, name = reference.partition(":")
@@ -85,8 +85,8 @@ def _import(reference: str, field: str, form: str, wanted: Callable[[Any], bool]
                 f"installed nor in the working directory {here}."
             ) from None
         raise UsageError(
-            f"{field} names the module {module_name!r}, which itself imports {missing!r}, and "
-            "that is not installed."
+            f"{field} names the module {module_name!r}, which imports {missing!r}, but that is "
+            "not installed."
         ) from None
     finally:
         _importing.pop()
@@ -94,7 +94,7 @@ def _import(reference: str, field: str, form: str, wanted: Callable[[Any], bool]
     if found is None and module_name == "__main__":
         raise UsageError(
             f"{field} names {reference!r}, which was defined in a notebook or an interactive "
-            "session and is not known to this process; put it into a module."
+            "session, so this process cannot import it; define it in a module."
         )
     if found is None:
         names = [key for key, value in vars(module).items() if wanted(value)]

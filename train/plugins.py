@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from train.exits import UsageError
 from train.imports import import_class
@@ -25,6 +27,13 @@ class Plugin(Section):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return {"use": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Either form, for editors."""
+        return {"anyOf": [{"type": "string", "pattern": ":"}, handler(core_schema)]}
 
 
 def find_plugin(plugin: Plugin, base: type, field: str, *arguments: object) -> Any:

@@ -1,4 +1,4 @@
-"""The base class of every config section, and the mark for fields that cannot change results."""
+"""The base class of config sections, and the mark of fields that cannot change results."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _NON_SEMANTIC = "changes_results"
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys and loosely typed values are errors, values are frozen.
+    """A part of the config. Unknown keys and values of another type are errors; values are frozen.
 
-    Each component owns a subclass beside its code and documents every field by the string
-    literal below it; these strings become the descriptions in the JSON schema.
+    Each component defines a subclass beside its code. The string literal below a field is its
+    description in the JSON schema.
     """
 
     model_config = ConfigDict(
@@ -31,25 +31,24 @@ class Section(BaseModel):
 def non_semantic(
     default: Any, *, json_schema_extra: Mapping[str, Any] | None = None, **constraints: Any
 ) -> Any:
-    """A field that may differ when a run is resumed, because it cannot change the result.
+    """A field that may change when a run is resumed, because it cannot change results.
 
-    Takes what ``pydantic.Field`` takes. A field without this mark is compared on resume, and a
-    difference is refused.
+    Takes the arguments of ``pydantic.Field``. A change of any other field refuses the resume.
     """
     extra: dict[str, Any] = {**(json_schema_extra or {}), _NON_SEMANTIC: False}
     return Field(default, json_schema_extra=extra, **constraints)
 
 
 def changes_results(extra: Any) -> bool:
-    """Whether a field with this ``json_schema_extra`` is compared on resume."""
+    """Whether a field with this ``json_schema_extra`` can change results."""
     return not (isinstance(extra, dict) and extra.get(_NON_SEMANTIC) is False)
 
 
 def name_or_path(value: str, names: Sequence[str], form: str) -> str:
-    """For a field's validator: ``value`` if it is one of the built-in names, or a dotted path.
+    """``value``, if it is a built-in name or a dotted path; for validators of fields.
 
-    Raises the error of a Literal, so that the sentence names the choices and the closest one.
-    ``form`` is how the path is written, such as "module.path:function".
+    Otherwise raises the error of a Literal, so that the message lists the choices and the closest
+    one. ``form`` is the form of the path, such as "module.path:function".
     """
     if value in names or ":" in value:
         return value

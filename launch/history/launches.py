@@ -118,8 +118,10 @@ class Launch:
         """A job of local_cwd ends with the command that submitted it."""
         if self.line["host"] != socket.gethostname():
             return "UNKNOWN"
-        with suppress(OSError):
-            if b"torchx" in Path(f"/proc/{self.line['pid']}/cmdline").read_bytes():
+        import psutil
+
+        with suppress(psutil.Error):
+            if any("torchx" in word for word in psutil.Process(self.line["pid"]).cmdline()):
                 return "RUNNING"
         self.notes.append("the `torchx run` that started it was killed")
         return "LOST"

@@ -42,7 +42,7 @@ _COMPONENTS = {
 
 
 @dataclass
-class _Job:
+class _ConvertedRole:
     """A role, converted."""
 
     command: list[str]
@@ -109,13 +109,13 @@ def _substituted(role: Role, app_id: str) -> Role:
     return made
 
 
-def _agent_job(role: Role) -> _Job:
+def _agent_job(role: Role) -> _ConvertedRole:
     """A role that starts the agent: the template starts it instead, and its options become values
     of run.yaml or environment variables."""
     from launch.agent.arguments import parser
 
     options, command = agent_arguments(role.args) or ([], [])
-    job = _Job(command=command)
+    job = _ConvertedRole(command=command)
     for key, value in vars(parser().parse_args(options)).items():
         if value is None or value is False or key in _BY_TEMPLATE:
             continue
@@ -132,11 +132,11 @@ def _agent_job(role: Role) -> _Job:
     return job
 
 
-def _plain_job(role: Role) -> _Job:
+def _plain_job(role: Role) -> _ConvertedRole:
     """A role that does not start the agent, such as a sweep. Pods are independent unless the role
     uses the host name of node 0."""
     words = [role.entrypoint, *role.args]
-    job = _Job(command=words, spec={"processes": 1, "command": words})
+    job = _ConvertedRole(command=words, spec={"processes": 1, "command": words})
     if any(_HEAD in text for text in (*role.args, *role.env.values())):
         # At the end of the list: a variable can refer to earlier ones only.
         head = {"name": _HEAD, "value": "$(JOB_NAME)-0.$(SERVICE)"}
@@ -149,7 +149,9 @@ def _plain_job(role: Role) -> _Job:
     return job
 
 
-def _resources(job: _Job, role: Role, overlay: manifests.Overlay, cfg: Mapping[str, Any]) -> None:
+def _resources(
+    job: _ConvertedRole, role: Role, overlay: manifests.Overlay, cfg: Mapping[str, Any]
+) -> None:
     resource = role.resource
     if resource.cpu <= 0 or resource.memMB <= 0:
         raise UsageError(
@@ -190,7 +192,7 @@ def _mebibytes(count: int) -> str:
     return f"{count // 1024}Gi" if count % 1024 == 0 else f"{count}Mi"
 
 
-def _mounts(job: _Job, role: Role) -> None:
+def _mounts(job: _ConvertedRole, role: Role) -> None:
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
     for at, mount in enumerate(role.mounts):

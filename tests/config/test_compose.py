@@ -49,8 +49,8 @@ def test_overrides_are_yaml(override, value):
     ("text", "expected"),
     [
         ("run: {name: [}", "a.yaml:1 is not valid YAML"),
-        ("- 1\n- 2\n", "must hold keys and values"),
-        ("just words\n", "must hold keys and values"),
+        ("- 1\n- 2\n", "must contain keys and values"),
+        ("just words\n", "must contain keys and values"),
         ("run:\n  dir: ${nowhere.at.all}\n", "run.dir"),
         ("run:\n  name: x\nrun:\n  name: y\n", "duplicate key"),
     ],

@@ -49,7 +49,7 @@ def load(tmp_path, *overrides):
         ("data.test_ratoi=0.5", "did you mean data.test_ratio?"),
         ("task.use=digit", "did you mean digits?"),
         ("task.use=nowhere.at:All", "'nowhere'"),
-        ("task.use=os:PathLike", "no subclass of train.tasks.base.Task"),
+        ("task.use=os:PathLike", "not a subclass of train.tasks.base.Task"),
         ("task=null", "task.use is required"),
         ("length.epochs=3", "exactly one of length.steps and length.epochs"),
         ("schedule.warmup_steps=11", "longer than the run of 10 steps"),

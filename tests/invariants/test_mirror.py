@@ -47,7 +47,7 @@ def test_a_lost_run_directory_comes_back(undisturbed, tmp_path, mirror, ranks):
         done = run("fit", directory, *options)
     else:
         done = run_ranks(2, "fit", directory, *options, "strategy=fsdp2")[0]
-    assert f"came from file://{tmp_path}/mirror" in done.stdout + done.stderr
+    assert f" from file://{tmp_path}/mirror." in done.stdout + done.stderr
     assert identity(directory) == born
     attempts = [json.loads(line) for line in (directory / "attempts.jsonl").open()]
     assert [a["attempt"] for a in attempts] == [1, 2]
@@ -97,7 +97,7 @@ def test_a_stop_does_not_wait_for_the_mirror(tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [(["checkpoint.mirror.url=nosuch://x"], 64, "checkpoint.mirror.url is 'nosuch://x', which can"),
-     (["checkpoint.mirror.url=s3://x", "checkpoint.mirror.options.key=abc"], 64, "into the envir"),
+     (["checkpoint.mirror.url=s3://x", "checkpoint.mirror.options.key=abc"], 64, "set secrets in the envir"),
      (["checkpoint.mirror.url=s3://x/y", "checkpoint.mirror.options={anon: true, endpoint_url: "
        "'http://127.0.0.1:9'}"], 75, "to start from the beginning")],
     ids=["unknown", "secret", "unreachable"],

@@ -48,8 +48,8 @@ def test_a_task_in_the_working_directory_is_found(project: Path) -> None:
         ("import mine_absent", "mine_module:T", ["imports 'mine_absent'", "not installed"]),
         ("from json import no_such", "mine_module:T", ["import", "'no_such'", "json"]),
         ("class MyTask: pass", "mine_module:MyTusk", ["'MyTusk'", "did you mean MyTask?"]),
-        ("class MyTask: pass", "mine_module:MyTask", ["no subclass", "train.tasks.base.Task"]),
-        ("MyTask = 3", "mine_module:MyTask", ["no subclass", "train.tasks.base.Task"]),
+        ("class MyTask: pass", "mine_module:MyTask", ["not a subclass", "train.tasks.base.Task"]),
+        ("MyTask = 3", "mine_module:MyTask", ["not a subclass", "train.tasks.base.Task"]),
     ],
 )
 def test_errors_name_the_fault(

@@ -212,7 +212,7 @@ def test_a_value_that_is_not_a_number_is_not_logged(track, tmp_path, capfd):
     assert [(row["a"], row["b"], "c" in row) for row in rows(tmp_path)] == [(2.0, 3.0, False)] * 2
     err = capfd.readouterr().err
     assert err.count("The metric 'c' is 'four', which is not a number") == 1
-    assert err.count("The metric 'd' is no number") == 1
+    assert err.count("The metric 'd' is None, which is not a number") == 1
 
 
 def test_texts_and_images_can_be_reported(track, capfd):

@@ -1,1 +1,1 @@
-"""From files and overrides to one validated config in which each value knows its origin."""
+"""Composes files and overrides into one validated config that knows the origin of each value."""

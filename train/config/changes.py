@@ -1,4 +1,4 @@
-"""Compares the config of a resumed run with the one it was started with."""
+"""Compares the config of a resumed run with its stored config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Difference:
-    """A field whose value is not what it was."""
+    """A field whose value has changed."""
 
     key: str
     before: Any
@@ -30,7 +30,7 @@ class Difference:
 
 
 def differences(config: BaseModel, stored: Mapping[str, Any]) -> list[Difference]:
-    """All fields in which ``config`` differs from the values stored by an earlier start."""
+    """All fields in which ``config`` differs from the values that an earlier attempt stored."""
     return list(_compare(config.model_dump(mode="json"), stored, type(config), "", True))
 
 
@@ -53,7 +53,7 @@ def _compare(
 
 
 def _default(info: Any) -> Any:
-    """What a field that the run's config did not have yet stands for."""
+    """The default of a field that the stored config does not have yet."""
     if info is None or info.is_required():
         return None
     default = info.get_default(call_default_factory=True)
@@ -69,9 +69,9 @@ def _submodel(info: Any) -> type[BaseModel] | None:
 def allowed_changes(
     loaded: LoadedConfig, directory: RunDirectory, *, allow: bool
 ) -> list[Difference]:
-    """How the config differs from the one that the run was last started with.
+    """The differences between the config and that of the run's last attempt.
 
-    Raises ResumeRefusedError where a difference changes results and that was not asked for.
+    Raises ResumeRefusedError if one of them changes results, unless ``allow``.
     """
     stored = directory.stored_config()
     if stored is None:
@@ -85,7 +85,7 @@ def allowed_changes(
         raise ResumeRefusedError(
             f"The run in {directory.path} was started with another config, and these differences "
             f"change its results:\n{listed}\n"
-            "Undo them, choose another run.dir for a new run, or add --allow-changes to go on "
+            "Undo them, choose another run.dir for a new run, or add --allow-changes to resume "
             "with them."
         )
     return changes

@@ -1,4 +1,4 @@
-"""Composes YAML files and ``key=value`` overrides into plain values whose origins are known."""
+"""Merges YAML files and ``key=value`` overrides, and records where each value was set."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 
 @dataclass(frozen=True)
 class Composed:
-    """Values as nested plain containers, and where each dotted key was last set."""
+    """Values as nested plain containers, and the place where each dotted key was last set."""
 
     values: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
 
     def origin(self, key: str) -> str:
-        """Where ``key``, or else something within it or a list that it is part of, was set; or
-        "default"."""
+        """Where ``key`` was set; else where a key below it, or the list that holds it, was set;
+        else "default"."""
         if key in self.origins:
             return self.origins[key]
         below = [o for k, o in self.origins.items() if k.startswith(key + ".")]
@@ -44,13 +44,13 @@ class Composed:
         return DEFAULT
 
     def where(self, key: str) -> str:
-        """The same in words for a sentence: "from FILE:LINE", or "default"."""
+        """The origin as part of a sentence: "from FILE:LINE", or "default"."""
         origin = self.origin(key)
         return origin if origin == DEFAULT else f"from {origin}"
 
 
 def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
-    """Merges the files in their order, then the overrides; a later value wins.
+    """Merges the files in order, then the overrides; a later value replaces an earlier one.
 
     ``${...}`` refers to other values, ``${oc.env:NAME}`` to the environment. Raises UsageError
     for a file that cannot be read or parsed, a malformed override or an unknown reference.
@@ -85,7 +85,7 @@ def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
         where = f" at {key} (from {origins.get(key, DEFAULT)})" if key else ""
         raise UsageError(
             f"A reference{where} cannot be resolved: {first_line(error)}; "
-            "set the key that it names, or write the value itself."
+            "set the key that it names, or write the value in its place."
         ) from None
     assert isinstance(values, dict)
     return Composed({str(key): value for key, value in values.items()}, origins)
@@ -97,12 +97,14 @@ def _read(name: str) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(
-            f"The config file {name!r} given by --config does not exist; check the path, which "
+            f"The config file {name!r} given by --config does not exist; correct the path, which "
             f"is relative to {Path.cwd()}."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise UsageError(
-            f"The config file {name!r} given by --config cannot be read: {error}."
+            f"The config file {name!r} given by --config cannot be read ({reason}); "
+            "correct the path or the file."
         ) from None
 
 
@@ -115,9 +117,11 @@ def _parse(text: str, name: str) -> Any:
         problem = getattr(error, "problem", None) or first_line(error)
         raise UsageError(f"{name}{line} is not valid YAML: {problem}.") from None
     except OmegaConfBaseException as error:
-        raise UsageError(f"{name} cannot be understood: {first_line(error)}.") from None
+        raise UsageError(f"{name} is not a valid config file: {first_line(error)}.") from None
     if not OmegaConf.is_dict(parsed) or (set(parsed) == {text.strip()} and ":" not in text):
-        raise UsageError(f"{name} must hold keys and values (`run:`, `task:` ...) at its top.")
+        raise UsageError(
+            f"{name} must contain keys and values (`run:`, `task:` ...) at the top level."
+        )
     return parsed
 
 
@@ -125,7 +129,9 @@ def _merge(base: Any, part: Any, name: str) -> Any:
     try:
         return OmegaConf.merge(base, part)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{name} does not fit what came before: {first_line(error)}.") from None
+        raise UsageError(
+            f"{name} cannot be merged with the values before it: {first_line(error)}."
+        ) from None
 
 
 def _override_key(override: str) -> str:
@@ -133,13 +139,13 @@ def _override_key(override: str) -> str:
     if not equals or not _KEY.fullmatch(key):
         raise UsageError(
             f"The argument {override!r} on the command line is not of the form key=value, such "
-            "as optim.lr=3e-4; files are given by --config."
+            "as optim.lr=3e-4; name files with --config."
         )
     return key
 
 
 def _lines(text: str) -> Iterator[tuple[str, int]]:
-    """Each dotted key of a YAML text with the line, from 1, on which its key stands."""
+    """Each dotted key of a YAML text with its line number, from 1."""
 
     def walk(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
         if isinstance(node, yaml.MappingNode):

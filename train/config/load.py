@@ -1,4 +1,4 @@
-"""The way from the command line to a checked config, without importing anything heavy."""
+"""Loads and checks the config of a command line, without slow imports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from train.track.sinks import find_sinks
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A valid config, the class of its task, and the origin of every value."""
+    """A valid config, the class of its task, and the origin of each value."""
 
     config: Config
     task: type[Task]
@@ -38,6 +38,10 @@ class LoadedConfig:
 
     def command(self, name: str) -> str:
         """The command line that applies another command to the same run."""
+        if self.config.task.use.startswith("__main__:"):  # no other process can import it
+            if name == "fit":
+                return "call train.fit again"
+            return f"put the task into a module to use `{python()} -m train {name}`"
         words = [python(), "-m", "train", name]
         for file in self.files:
             words += ["--config", file]
@@ -45,7 +49,7 @@ class LoadedConfig:
 
     @property
     def run_directory(self) -> Path:
-        """Where the run writes everything."""
+        """The directory that holds all files of the run."""
         run = self.config.run
         return Path(run.dir or Path("runs") / run.name)
 
@@ -61,13 +65,11 @@ def load_config(
     runs: bool = True,
     task: type[Task] | None = None,
 ) -> LoadedConfig:
-    """Reads, merges and validates; ``runs`` asks for the checks of a training run as well.
+    """Reads, merges and validates; with ``runs``, also makes the checks of a training run.
 
-    ``task`` is the class itself, where the caller has it: task.use is then its name, and nothing
-    is imported.
-
-    Raises UsageError with one sentence per problem. The general sections are judged before a
-    user's task is imported, so that a typo is told at once.
+    ``task`` is the task's class, if the caller has it: task.use is then its name, and nothing is
+    imported. Raises UsageError with one sentence per problem. The general sections are validated
+    before the task's module is imported, so that a typo is reported at once.
     """
     if task is not None:
         overrides = [*overrides, f"task.use={reference_of(task)}"]
@@ -92,7 +94,7 @@ def load_config(
 
 
 def python() -> str:
-    """How a person here types the name of the Python that is running: as short as is true."""
+    """The shortest command that starts the Python interpreter of this process."""
     running = Path(sys.executable).with_name("python")
     if not running.exists():
         running = Path(sys.executable)
@@ -104,7 +106,7 @@ def python() -> str:
 
 
 def task_config(values: dict[str, Any], origin: str) -> Task:
-    """The task of a config that was resolved earlier and stored, such as in an export."""
+    """The task of a resolved config that was stored, such as in an export."""
     composed = Composed(values, dict.fromkeys(values, origin))
     task = find_task(str(values["task"]["use"]), origin)
     return task(_validate(config_class(task), composed, values))
@@ -118,7 +120,7 @@ def _validate(model: Any, composed: Composed, values: Any, prefix: str = "") -> 
 
 
 def check(config: Config, composed: Composed, world_size: int | None = None) -> None:
-    """Combinations that no single section can judge; ``world_size`` is by default that of the
+    """Checks what depends on several sections. ``world_size``: by default WORLD_SIZE of the
     environment."""
     world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
     find_hooks(config.hooks, composed.origin("hooks"))
@@ -136,20 +138,21 @@ def check(config: Config, composed: Composed, world_size: int | None = None) -> 
     ):
         if wanted is not None and not evaluates:
             raise UsageError(
-                f"{field} is set ({composed.origin(field)}), but nothing is ever evaluated; set "
-                "evaluate.every_steps or evaluate.every_epochs."
+                f"{field} is set ({composed.origin(field)}), but the config has no evaluation; "
+                "set evaluate.every_steps or evaluate.every_epochs."
             )
 
 
 def check_length(config: Config, composed: Composed, total_steps: int) -> None:
-    """That the schedule fits in the run; for a length in epochs only known with the data."""
+    """Checks that the schedule fits into the run. With length.epochs, ``total_steps`` is known
+    only once the data is loaded."""
     for field in ("warmup_steps", "decay_steps"):
         value = getattr(config.schedule, field)
         if value is not None and value > total_steps:
             raise UsageError(
                 f"schedule.{field} is {value} ({composed.origin(f'schedule.{field}')}), which is "
                 f"longer than the run of {total_steps} steps "
-                f"({composed.origin('length')}); make it smaller or the run longer."
+                f"({composed.origin('length')}); lower it, or make the run longer."
             )
     decay = config.schedule.decay_steps
     if (
@@ -160,22 +163,22 @@ def check_length(config: Config, composed: Composed, total_steps: int) -> None:
         raise UsageError(
             f"schedule.warmup_steps ({config.schedule.warmup_steps}) and schedule.decay_steps "
             f"({decay}, {composed.origin('schedule.decay_steps')}) together are longer than the "
-            f"run of {total_steps} steps; make one of them smaller or the run longer."
+            f"run of {total_steps} steps; lower one of them, or make the run longer."
         )
 
 
 def _check_writable(directory: Path, composed: Composed) -> None:
-    """That the run directory, or the nearest existing folder above it, can be written to."""
+    """Checks that the run directory, or its nearest existing parent, is writable."""
     existing = directory
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     try:
-        # Tried out, since permission bits know nothing of root and of read-only mounts.
+        # By writing: permission bits do not show root's rights or read-only mounts.
         tempfile.TemporaryDirectory(dir=existing, prefix=".isorun-").cleanup()
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise (RetryError if full else UsageError)(
-            f"run.dir is {str(directory)!r} ({composed.where('run.dir')}), but nothing can be "
-            f"written to {existing}: {error.strerror}; "
-            f"{'make room and start it again' if full else 'choose another directory'}."
+            f"run.dir is {str(directory)!r} ({composed.where('run.dir')}), but {existing} is "
+            f"not writable: {error.strerror}; "
+            f"{'free some space, then rerun' if full else 'choose another directory'}."
         ) from None

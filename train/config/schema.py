@@ -1,4 +1,4 @@
-"""The whole config of a run: one section per component, each defined beside its component."""
+"""The config of a run: one section per component, each defined beside its component."""
 
 from __future__ import annotations
 
@@ -23,35 +23,34 @@ from train.track.track_config import TrackConfig
 
 
 class RunConfig(Section):
-    """The run's name, place and seed."""
+    """The run's name, directory and seed."""
 
     name: str = non_semantic("run", pattern=r"^[\w][\w.\- ]*$")
-    """For people: in W&B, in messages, and in the default directory."""
+    """Name in W&B, in messages and in the default directory."""
 
     dir: str = non_semantic("")
-    """The run directory: everything the run writes lies in it, and resuming means naming it
-    again. By default runs/ and the name."""
+    """The run directory, which holds all files of the run; name it again to resume. Empty for
+    runs/ and the name."""
 
     seed: int = Field(0, ge=0, lt=2**63)
-    """Decides initial weights, sample order, augmentation and dropout."""
+    """Determines initial weights, sample order, augmentation and dropout."""
 
 
 class TaskConfig(Section):
-    """Which task is trained; the task's own options follow in the same section."""
+    """The task; the options of the task itself are in the same section."""
 
     use: str
     """A built-in task (text, digits) or the dotted path of a class: my_project.task:MyTask."""
 
 
 class LengthConfig(Section):
-    """How long the run is: either steps or epochs."""
+    """The length of the run, in steps or in epochs."""
 
     steps: int | None = Field(None, ge=1)
     """Optimiser steps."""
 
     epochs: float | None = Field(None, gt=0.0)
-    """Passes over the training data; the last step may run over into the next pass, since
-    every step has the same global batch size."""
+    """Passes over the training data, rounded up to whole steps. 0.55 means exactly 55/100."""
 
     @model_validator(mode="after")
     def _check(self) -> LengthConfig:
@@ -67,42 +66,43 @@ class EvaluateConfig(Section):
     """When the model is evaluated on the evaluation data."""
 
     every_steps: int | None = Field(None, ge=1)
-    """Evaluate each time the step is a multiple of this; null for no such rule."""
+    """Evaluate after each multiple of this many steps; null for never."""
 
     every_epochs: float | None = Field(None, gt=0.0)
-    """Evaluate each time so many more passes over the training data are complete."""
+    """Evaluate after the step that completes a multiple of this many passes over the training data;
+    null for never. 0.55 means exactly 55/100."""
 
     at_start: bool = False
-    """Evaluate before the first step as well."""
+    """Also evaluate before the first step."""
 
     at_end: bool = True
     """Evaluate after the last step."""
 
     micro_batch_size: int | None = Field(None, ge=1)
-    """Samples per rank and forward pass; by default as in training."""
+    """Samples per rank and forward pass; null for the same as in training."""
 
 
 class EarlyStopConfig(Section):
-    """Ends the run when a metric has stopped getting better."""
+    """Ends the run when a metric stops improving."""
 
     metric: str = "loss"
-    """Name of the evaluation metric that is watched."""
+    """Name of the evaluation metric."""
 
     mode: Literal["min", "max"] = "min"
-    """Whether smaller or larger is better."""
+    """Whether smaller (min) or larger (max) is better."""
 
     patience: int = Field(3, ge=1)
-    """Evaluations in a row without improvement after which the run ends."""
+    """Consecutive evaluations without improvement after which the run ends."""
 
     min_delta: float = Field(0.0, ge=0.0)
-    """By how much the metric must change to count as better."""
+    """Minimum change of the metric that counts as an improvement."""
 
 
 class Config(Section):
-    """What a run computes and what it writes. It says nothing of where it is computed."""
+    """What a run computes and writes. Where it runs is not part of the config."""
 
     run: RunConfig = RunConfig()
-    """The run's name, place and seed."""
+    """The run's name, directory and seed."""
 
     task: Any
     """The task and its options."""
@@ -117,16 +117,16 @@ class Config(Section):
     """Samples per optimiser step."""
 
     length: LengthConfig
-    """How long the run is."""
+    """The length of the run."""
 
     optim: OptimConfig = OptimConfig()
     """The optimiser and gradient clipping."""
 
     schedule: ScheduleConfig = ScheduleConfig()
-    """The learning rate over the run."""
+    """The learning rate schedule."""
 
     ema: EmaConfig | None = None
-    """An average of the weights; null for none."""
+    """Exponential moving average of the weights; null for none."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of forward and backward passes; weights and optimiser state stay fp32. bf16 and
@@ -150,39 +150,39 @@ class Config(Section):
     """Options of the strategies zero1, zero2 and zero3."""
 
     activation_checkpointing: bool = non_semantic(False)
-    """Keep only the inputs of the model's blocks, and compute their insides again for backward:
-    much less memory, about a third more time. Blocks are those of the strategy fsdp2."""
+    """Keep only the inputs of the model's blocks and recompute their activations in the backward
+    pass: much less memory, about a third more time. The blocks are those of the strategy fsdp2."""
 
     compile: bool = non_semantic(False)
     """Compile the model with torch.compile."""
 
     deterministic: bool = non_semantic(False)
-    """Use only operations that give the same bits each time, at some cost in speed on a GPU. On
-    the CPU a run with the same threads repeats its bits without it."""
+    """Use only deterministic operations, which may be slower on a GPU. On the CPU, a run with the
+    same number of threads is deterministic without it."""
 
     evaluate: EvaluateConfig = non_semantic(EvaluateConfig())
     """When the model is evaluated."""
 
     early_stop: EarlyStopConfig | None = None
-    """End the run early when a metric stops getting better; null for never."""
+    """End the run when a metric stops improving; null for never."""
 
     checkpoint: CheckpointConfig = non_semantic(CheckpointConfig())
-    """When checkpoints are written and which are kept."""
+    """When checkpoints are written, and which are kept."""
 
     stop: StopConfig = non_semantic(StopConfig())
-    """How a run that is asked to stop comes to its end."""
+    """How a run ends when it is asked to stop."""
 
     watchdog: WatchdogConfig = non_semantic(WatchdogConfig())
-    """When a run counts as hanging."""
+    """When a run is considered to hang."""
 
     track: TrackConfig = non_semantic(TrackConfig())
-    """What is logged, and where to."""
+    """What is logged, and where."""
 
     loader: LoaderConfig = non_semantic(LoaderConfig())
     """How samples are loaded."""
 
     hooks: list[Plugin] = non_semantic([])
-    """Code of your own that the run calls: classes derived from train.Hook, by dotted path."""
+    """Your own code that the run calls: subclasses of train.Hook, by dotted path."""
 
     @field_validator("strategy")
     @classmethod
@@ -190,7 +190,7 @@ class Config(Section):
         return name_or_path(name, CHOICES, "module.path:Class")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # For data workers that are not forked: the class itself is made anew in each process.
+        # For data workers that are not forked: each process creates the class again.
         return _unpickle, (self.model_dump(),)
 
 
@@ -201,7 +201,7 @@ def _unpickle(values: dict[str, Any]) -> Config:
 
 
 def config_class(task: type[Task]) -> type[Config]:
-    """The config with the sections of this task filled in."""
+    """The config class with the sections of a task."""
     options = create_model(
         "TaskConfig", __base__=(task.Options, TaskConfig), __doc__=TaskConfig.__doc__
     )

@@ -156,8 +156,8 @@ def _has_failed(rank: _Rank) -> bool:
 
 def _first(failed: Sequence[_Rank]) -> _Rank:
     """The rank whose error is the cause: ranks that only lost another one leave no error file."""
-    told = [rank for rank in failed if rank.error_file.exists()]
-    return min(told, key=lambda rank: rank.error_file.stat().st_mtime_ns, default=failed[0])
+    reported = [rank for rank in failed if rank.error_file.exists()]
+    return min(reported, key=lambda rank: rank.error_file.stat().st_mtime_ns, default=failed[0])
 
 
 def _error_of(rank: _Rank) -> BaseException:

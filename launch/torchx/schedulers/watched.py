@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from launch import secrets
-from launch.contract import python_module
+from launch.contract import safe_path_options
 from launch.history import launch_log
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class Watched(Recorded):
                 secrets.refuse(role.env, self.known_as)
             if self.known_as in NO_IMAGE:
                 role.env.setdefault("PATH", _path())
-                if role.args[:1] == ["-m"]:  # starts in this directory, which may hold a train.py
-                    role.args = [*_safe_path(), *role.args]
+                if role.args[:1] == ["-m"]:  # the job's directory may contain a train.py
+                    role.args = [*safe_path_options(), *role.args]
         return super().submit_dryrun(app, cfg)  # type: ignore[misc]
 
     def schedule(self, dryrun_info: Any) -> str:
@@ -109,12 +109,6 @@ def instance_of(
             if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD
         }
     )
-
-
-def _safe_path() -> list[str]:
-    """Python's options that keep modules of the working directory from replacing isorun's."""
-    _, *options, _, _ = python_module("launch.agent")
-    return options
 
 
 def _path() -> str:

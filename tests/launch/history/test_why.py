@@ -33,7 +33,7 @@ def failure(directory, code, *, rank=1, ago=0, others=(), error="", log=(), numb
     [
         (75, "may succeed", "fix the cause, then rerun"),
         (78, "would fail again", "lower optim.lr"),
-        (137, "may succeed", "see what killed it"),
+        (137, "may succeed", "find out what killed it"),
     ],
 )
 def test_why_names_the_rank_the_reason_and_what_to_do(capsys, tmp_path, code, again, what_to_do):

@@ -1,4 +1,4 @@
-"""``torchx run -s local_docker``: two containers that TorchX starts, and what the launch ledger
+"""``torchx run -s local_docker``: two containers that TorchX starts, and what the launch log
 says of them."""
 
 import json

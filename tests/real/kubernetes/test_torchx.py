@@ -150,4 +150,4 @@ def test_a_config_error_that_only_the_image_sees_fails_the_job_at_once(
     why = torchx("why", handle, module="launch", directory=tmp_path)
     assert "FAILED, exit code 64" in why, why
     assert "optim.lrr is not a known key" in why, why
-    assert "The same launch once more would only fail again." in why, why
+    assert "Another launch of the same run would fail again." in why, why
