@@ -2,9 +2,9 @@
 
 ``fast``
     starts no process: ``make test-fast``. Every test is one unless it is seen to start a process
-    (``starts_a_process``), or is marked ``normal``. A fast test that starts a process fails.
+    (``starts_a_process``), or is marked ``process``. A fast test that starts a process fails.
 ``normal``
-    is left to ``make test``, since it starts a process or takes longer than a second.
+    is left to ``make test``, since it starts a process, or is marked since it takes seconds.
 ``slow``
     is left to ``make test-all``: full matrices, of which ``make test`` has what covers each value,
     and long runs. Set by hand.
@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(name))
         if name.startswith("real"):
             item.add_marker("servers")
-        elif not any(map(item.get_closest_marker, ("normal", "slow"))):
+        elif not any(map(item.get_closest_marker, ("normal", "process", "slow"))):
             functions = [getattr(item, "function", None), *fixtures_of(item)]
             started = any(starts_a_process(function, set()) for function in functions)
             item.add_marker("normal" if started else "fast")
@@ -116,7 +116,7 @@ def refuse_processes(event, arguments):
         return
     if event == "subprocess.Popen" and Path(arguments[0]).name == "git":
         return
-    pytest.fail(f"{fast} is in the fast lane but starts a process: mark it `normal`")
+    pytest.fail(f"{fast} is in the fast lane but starts a process: mark it `process`")
 
 
 this_process = os.getpid()

@@ -5,6 +5,7 @@ is run there, with this process's arguments, environment, working directory and 
 and the exit code are passed on. Everything else is handed to the real interpreter.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -51,13 +52,13 @@ class Forked:
 
 def program_of(words):
     """What the server is asked to run for a command line of Python; None where it cannot."""
-    unbuffered = bool(words) and words[0] == "-u"
-    if unbuffered:
-        words = words[1:]
+    options = list(itertools.takewhile(("-u", "-P").__contains__, words))
+    kept = {"unbuffered": "-u" in options, "safe_path": "-P" in options}
+    words = words[len(options) :]
     if len(words) >= 2 and words[0] == "-m":
-        return {"module": words[1], "words": words[2:], "unbuffered": unbuffered}
+        return {"module": words[1], "words": words[2:], **kept}
     if words and words[0].endswith(".py"):
-        return {"file": words[0], "words": words[1:], "unbuffered": unbuffered}
+        return {"file": words[0], "words": words[1:], **kept}
     return None
 
 

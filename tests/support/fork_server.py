@@ -46,6 +46,7 @@ DEEPSPEED = [
 def preload():
     """Imports what is slow; it must start no thread, which a fork would lose."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else a pool of processes and its thread
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a look at CUDA itself forbids it to forks
     for name in PRELOADED:
         importlib.import_module(name)
     import torch
@@ -142,7 +143,8 @@ def become(request, path):
     program = request["program"]
     first = os.path.dirname(os.path.abspath(program["file"])) if "file" in program else os.getcwd()
     own = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    sys.path[:] = [*([] if "entry" in program else [first]), *own, *path]
+    safe = program.get("safe_path") or os.environ.get("PYTHONSAFEPATH")
+    sys.path[:] = [*([] if "entry" in program or safe else [first]), *own, *path]
     importlib.invalidate_caches()
     sys.executable = program.get("executable", sys.executable)
     write_through = bool(program.get("unbuffered") or os.environ.get("PYTHONUNBUFFERED"))

@@ -132,13 +132,19 @@ def _programs():
     return folder, quick_programs(folder)
 
 
-def quick(words):
-    """A command line of Python's, as Popen's arguments, that starts without the slow imports; also
-    what it starts itself by ``sys.executable``, as torchrun does."""
+def quick_python():
+    """A program that stands in for ``sys.executable`` and starts without the slow imports, also what
+    it starts itself by that name, as torchrun does; and the environment variables that it needs."""
     with _making:
         folder, variables = _programs()
+    return f"{folder}/python", variables
+
+
+def quick(words):
+    """A command line of Python's, as Popen's arguments, that starts so."""
     assert words[0] == sys.executable, words
-    return {"args": [f"{folder}/python", *words[1:]], "env": {**environment(), **variables}}
+    python, variables = quick_python()
+    return {"args": [python, *words[1:]], "env": {**environment(), **variables}}
 
 
 def quick_start(*args, **kwargs):

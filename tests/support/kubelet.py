@@ -5,12 +5,11 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 
 from tests.support.controllers import INDEX, JOB
-from tests.support.forked import quick
+from tests.support.forked import quick_python
 from tests.support.runs import ROOT, free_port
 
 
@@ -42,13 +41,11 @@ class Kubelet:
         words = [*container.get("command", []), *container.get("args", [])]
         words = [self._local(self._expanded(word, own)) for word in words]
         words = words[2:] if words[:2] == ["tini", "--"] else words
-        started = {"args": words, "env": {}}
-        if words[0] == "python":
-            started = quick([sys.executable, *words[1:]])
-            started["env"] = {k: v for k, v in started["env"].items() if k.endswith("_OF_TESTS")}
+        python, variables = quick_python()
+        words[0] = python if words[0] == "python" else words[0]
         process = subprocess.Popen(
-            started["args"], cwd=self._app, start_new_session=True, text=True,
-            env={**self._environment(), **started["env"], **own},
+            words, cwd=self._app, start_new_session=True, text=True,
+            env={**self._environment(), **variables, **own},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self._processes[metadata["uid"]] = process
