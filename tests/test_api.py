@@ -137,6 +137,15 @@ def interrupt(directory, times):
     return thread
 
 
+@pytest.fixture
+def own_handler():
+    """Python's own handler of SIGINT; TorchX's local scheduler, in another test, installs its."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("own_handler")
 def test_ctrl_c_saves_and_the_same_call_resumes(tmp_path, capfd):
     def call(sleep):
         return fit(tmp_path, "length.steps=30", f"task.sleep={sleep}", "track.console=plain")

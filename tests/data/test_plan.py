@@ -48,7 +48,7 @@ def test_an_error_names_the_nearest_valid_sizes(batch, micro, world):
     assume(make(batch, micro, world) is None and (micro or 1) <= batch)
     with pytest.raises(UsageError, match=rf"batch.global_batch_size is {batch},") as error:
         BatchPlan(batch, micro, world)
-    advice = re.search(r"use (\d+)(?: or (\d+))?\.$", str(error.value)).groups()
+    advice = re.search(r"set it to (\d+)(?: or (\d+))?\.$", str(error.value)).groups()
     sizes = [int(size) for size in advice if size]
     assert all(make(size, micro, world) for size in sizes)
     below = sizes[0] if sizes[0] < batch else 0

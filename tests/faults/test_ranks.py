@@ -109,5 +109,5 @@ def test_evaluation_data_smaller_than_the_ranks(tmp_path):
         2, "fit", tmp_path, f"task.use={TASKS}:WithTorchmetrics", "data.eval_size=1",
         "length.steps=6", expect=64,
     )  # fmt: skip
-    assert "fewer samples than the 2 ranks" in done[0].stderr
+    assert "fewer samples than there are ranks (2)" in done[0].stderr
     assert os.path.exists(tmp_path / "logs/rank-1.log")

@@ -5,6 +5,7 @@ import tomllib
 
 import pytest
 import torch
+from fsspec.registry import _registry
 
 from tests.support.runs import ROOT, TINY
 from train.command_line import exit_code_of
@@ -64,6 +65,9 @@ def mirror(tmp_path):
     from train.checkpoint.checkpoint_config import MirrorConfig
     from train.checkpoint.mirror import Mirror
 
+    # fsspec keeps the classes that it has imported, for another test for instance.
+    for name in ("s3", "s3a"):
+        _registry.pop(name, None)
     Mirror(MirrorConfig(url="s3://bucket/folder"))
 
 

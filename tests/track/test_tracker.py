@@ -16,7 +16,7 @@ import torch
 
 from tests.support.runs import ROOT
 from tests.track.conftest import Recorder
-from train.track import background
+from train.track import background, metrics_file
 
 
 def rows(directory):
@@ -171,17 +171,17 @@ def test_a_full_disk_is_reported_once_and_rows_are_written_later(
 ):
     tracker = track()
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    append = tracker._file._append
-    tracker._file._append = full
+    append = metrics_file.append_bytes
+    monkeypatch.setattr(metrics_file, "append_bytes", full)
     for step in (1, 2, 3):
         tracker.progress(step)
         tracker.log(step, {"train/loss": 1.0})
     tracker.flush(3)
     assert capfd.readouterr().err.count("No space left") == 1
-    tracker._file._append = append
+    monkeypatch.setattr(metrics_file, "append_bytes", append)
     tracker.log(4, {"train/loss": 1.0})
     tracker.close()
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
