@@ -24,6 +24,7 @@ def wait_until(condition, process, seconds=90):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_torchruns_restarts_do_not_undo_a_stop(tmp_path):
     options = ["length.steps=2000", "task.sleep=0.02", "batch.micro_batch_size=6"]
     words = command("fit", tmp_path, *options, processes=2)
@@ -67,6 +68,7 @@ def test_which_start_undoes_a_stop(tmp_path, monkeypatch, launch, restarts, refu
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_stop_file_that_comes_while_the_run_starts(tmp_path):
     process = start("fit", tmp_path, "task.use=tests.faults.tasks:SlowToBuild")
     wait_until((tmp_path / "building").exists, process)

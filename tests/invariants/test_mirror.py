@@ -78,6 +78,7 @@ def test_a_new_run_is_not_begun_over_another_s_copies(tmp_path):
     assert "set a separate URL for each run" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_stop_does_not_wait_for_the_mirror(tmp_path):
     """An address that nobody answers at: the run goes on, stops and says what is missing."""
     mirror = [

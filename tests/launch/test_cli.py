@@ -92,6 +92,7 @@ def with_train_py(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_agent_and_its_preflight_never_run_a_train_py_of_the_user(with_train_py):
     directory = with_train_py
     fit = ["fit", *TINY, "task.use=own:Own", "length.steps=6", "run.dir=run"]

@@ -57,8 +57,8 @@ OPTIONS = [
 ]
 
 
-# Each strategy, and each kind of option: what is recomputed, gathered, exchanged, offloaded.
-IN_TEST = [OPTIONS[n] for n in (0, 2, 5, 6, 9, 11, 12)]
+# What is recomputed, exchanged, gathered and reduced; what is offloaded takes longest.
+IN_TEST = [OPTIONS[n] for n in (0, 2, 5, 9)]
 
 
 @pytest.mark.parametrize(

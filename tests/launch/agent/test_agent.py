@@ -177,6 +177,7 @@ def test_a_stop_while_ranks_start():
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_rank_that_has_saved_does_not_cut_short_one_that_still_copies(tmp_path):
     """Longer than ranks get that cannot continue."""
     script = (
@@ -199,6 +200,7 @@ def test_settings_that_torch_rejects_are_reported(tmp_path):
         assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_first_error_of_a_run_is_kept(tmp_path):
     termination = tmp_path / "termination"
     agent = start(

@@ -90,6 +90,7 @@ def test_too_little_room_for_the_checkpoints_by_the_model_s_parameters(tmp_path)
     assert "3 more checkpoint(s) of 1.7 MiB (computed from its parameters)" in failed["text"]
 
 
+@pytest.mark.slow
 def test_the_estimate_is_the_size_that_a_checkpoint_really_has(tmp_path):
     command = [*DIGITS, f"run.dir={tmp_path}/run", "length.epochs=1"]
     told = doctor(tmp_path, "--level", "full", command=command)

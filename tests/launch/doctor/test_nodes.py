@@ -82,6 +82,7 @@ def test_a_clock_that_is_ahead(tmp_path):
     assert "30.0 s ahead of" in found["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(why_no_mount_namespace() is not None, reason=str(why_no_mount_namespace()))
 def test_a_directory_that_is_not_shared(tmp_path):
     shared = tmp_path / "shared"
