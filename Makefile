@@ -35,17 +35,17 @@ setup: $(VENV)/ready ## make the virtual environment
 train: setup ## train a small language model on text, about two minutes on two cores
 	$(RUN) -m train fit --config configs/text.yaml
 
-test-fast: setup ## run the tests that start no process, in a minute
+test-fast: setup ## run the tests that start no process
 	$(SHARED) -m fast
 
-test: setup ## run what needs no server or container, in ten minutes on two cores
+test: setup ## run what needs no server or container, in twenty minutes on two cores
 	$(SHARED) -m 'not slow and not servers'
 
 test-more: setup ## run what is left: full matrices, long runs, servers and containers
 	$(RUN) -m pytest -m slow $(ALONE); alone=$$?; \
 	$(SHARED) -m 'slow or servers' --ignore=$(ALONE) && exit $$alone
 
-test-all: test test-more ## run all tests, in an hour
+test-all: test test-more ## run all tests
 
 lint: setup ## check style and types
 	$(RUN) -m ruff check .
