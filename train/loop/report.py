@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import torch
 import torch.distributed as dist
 
@@ -68,7 +70,9 @@ def report_end(run: OpenRun) -> str:
     ]
     if run.loaded.config.track.tensorboard:
         logs = path / "tensorboard"
-        lines.append(f"  TensorBoard   {python()} -m tensorboard.main --logdir {logs}")
+        lines.append(
+            f"  TensorBoard   {python()} -m tensorboard.main --logdir {shlex.quote(str(logs))}"
+        )
     if run.loaded.config.track.wandb != "disabled":
         lines.append(f"  W&B           {path / 'wandb'}")
     lines += [
