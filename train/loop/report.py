@@ -69,10 +69,8 @@ def report_end(run: OpenRun) -> str:
         f"  metrics       {run.directory.metrics}",
     ]
     if run.loaded.config.track.tensorboard:
-        logs = path / "tensorboard"
-        lines.append(
-            f"  TensorBoard   {python()} -m tensorboard.main --logdir {shlex.quote(str(logs))}"
-        )
+        logs = shlex.quote(str(path / "tensorboard"))
+        lines.append(f"  TensorBoard   {python()} -m tensorboard.main --logdir {logs}")
     if run.loaded.config.track.wandb != "disabled":
         lines.append(f"  W&B           {path / 'wandb'}")
     lines += [
