@@ -200,7 +200,8 @@ def end(code):
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if not stream.closed:  # as json.tool does
+                stream.flush()
         except OSError:
             code = code or 120  # Python's own code for this
     os._exit(code & 0xFF)
