@@ -18,6 +18,8 @@ BLOCK = re.compile(r"(?<=```mermaid\n).*?(?=```\n)", re.DOTALL)
 
 # Files directly in a package that are not its bottom (train) or a room of their own (launch).
 FRONT = {"__main__", "api", "cli", "command_line", "commands"}
+# A file that is a room of its own: it lies above the bottom.
+ALONE = {"hooks"}
 
 
 def room_of(module: str) -> str | None:
@@ -27,8 +29,8 @@ def room_of(module: str) -> str | None:
         return None
     if rest[0] in FRONT:
         return f"{package}.front"
-    is_directory = (ROOT / package / rest[0]).is_dir()
-    return f"{package}.{rest[0]}" if is_directory or package == "launch" else "train.base"
+    is_room = rest[0] in ALONE or (ROOT / package / rest[0]).is_dir()
+    return f"{package}.{rest[0]}" if is_room or package == "launch" else "train.base"
 
 
 def imports(path: Path) -> Iterator[str]:

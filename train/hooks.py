@@ -7,7 +7,6 @@ generators are restored after each call, and a change to torch's settings ends t
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,17 +140,21 @@ class Hooks:
                 self._call_one(name, hook, method)
 
     def _call_one(self, name: str, hook: Hook, method: str) -> None:
-        generators, settings = _Generators(), _settings()
+        from train.distributed.randomness import GlobalRngState
+
+        generators, settings = GlobalRngState(cuda=True), _settings()
         try:
             getattr(hook, method)(self._facts)
         except Exception as error:
             raise _failed(name, f"{method} at step {self._facts.step}", error) from error
-        if generators.restore() and name not in self._warned:
-            self._warned.add(name)
-            self._warn(
-                f"The hook {name!r} drew random numbers from a global generator in {method}; the "
-                "generator was put back. Use a generator of the hook's own."
-            )
+        if generators.changed():
+            generators.restore()
+            if name not in self._warned:
+                self._warned.add(name)
+                self._warn(
+                    f"The hook {name!r} drew random numbers from a global generator in {method}; "
+                    "the generator was put back. Use a generator of the hook's own."
+                )
         if settings != _settings():
             raise UsageError(
                 f"The hook {name!r} changed a setting of torch in {method} (gradient mode, default "
@@ -168,47 +171,6 @@ def _failed(name: str, where: str, error: Exception) -> RunError:
         f"The hook {name!r} failed in {where} ({type(error).__name__}: {first_line(error)}); fix "
         "it, or remove it from hooks."
     )
-
-
-class _Generators:
-    """The global random generators of torch, numpy and Python as they were."""
-
-    def __init__(self) -> None:
-        import numpy as np
-        import torch
-
-        self._torch = torch.default_generator.get_state()
-        self._cuda = torch.cuda.get_rng_state() if _cuda_is_used() else None
-        self._numpy, self._random = np.random.get_state(), random.getstate()
-
-    def restore(self) -> bool:
-        """Puts them back; returns whether one had changed."""
-        import numpy as np
-        import torch
-
-        changed = False
-        if not torch.equal(self._torch, torch.default_generator.get_state()):
-            torch.default_generator.set_state(self._torch)
-            changed = True
-        if self._cuda is not None and not torch.equal(self._cuda, torch.cuda.get_rng_state()):
-            torch.cuda.set_rng_state(self._cuda)
-            changed = True
-        if any(
-            not np.array_equal(a, b)
-            for a, b in zip(self._numpy, np.random.get_state(), strict=True)
-        ):
-            np.random.set_state(self._numpy)
-            changed = True
-        if self._random != random.getstate():
-            random.setstate(self._random)
-            changed = True
-        return changed
-
-
-def _cuda_is_used() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def _settings() -> tuple[Any, ...]:

@@ -48,10 +48,10 @@ class Evaluated(NamedTuple):
 def evaluate_checkpoint(loaded: LoadedConfig, which: str) -> Evaluated:
     """Evaluates the checkpoint that ``which`` names on all evaluation data; collective."""
     checkpoint = find_checkpoint(loaded, which)
-    from train.data.loader import check_dataset, evaluation_batches
-    from train.data.plan import BatchPlan, EvalPlan
+    from train.data.loader import check_dataset
+    from train.data.plan import BatchPlan
     from train.loop.evaluate import evaluate
-    from train.setup.build import build_engine, choose_strategy
+    from train.setup.build import build_engine, build_evaluation_batches, choose_strategy
 
     config = loaded.config
     engine = build_engine(config, choose_strategy(loaded))
@@ -69,16 +69,7 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str) -> Evaluated:
         load_weights(model, checkpoint, loaded)
         model = engine.on_device(model)
         plan = BatchPlan.from_config(config.batch, engine.world_size)
-        micro = config.evaluate.micro_batch_size or plan.largest_micro_batch
-        with evaluation_batches(
-            dataset,
-            EvalPlan(len(dataset), micro, engine.world_size),
-            engine.rank,
-            seed=config.run.seed,
-            collate=task.collate,
-            config=config.loader,
-            device_type=engine.device.type,
-        ) as batches:
+        with build_evaluation_batches(config, task, dataset, plan, engine) as batches:
             metrics = evaluate(engine, model, task, batches)
         return Evaluated(checkpoint, len(dataset), metrics, engine.is_main)
     finally:

@@ -74,12 +74,17 @@ class KeyedDataset:
 
         if self.checked and (self.deterministic or get_worker_info()):
             return self._load(keys)
-        with _PreservedRngState() as generators:
+        from train.distributed.randomness import GlobalRngState
+
+        generators = GlobalRngState()  # loading must not change the model's randomness
+        try:
             loaded = self._load(keys)
             if self.deterministic and generators.changed():
                 # Dataset or collate draws random numbers although deterministic is true: seed them.
                 self.deterministic = False
                 loaded = self._load(keys)
+        finally:
+            generators.restore()
         self.checked = True
         return loaded
 
@@ -137,34 +142,3 @@ def _place(keys: SampleKeys, which: slice) -> str:
     if len(epochs) == 1:
         return f"in epoch {epochs[0]} (position {positions[0]} of the stream)"
     return f"in epoch {epochs[0]} (positions {positions[0]} to {positions[-1]} of the stream)"
-
-
-class _PreservedRngState:
-    """Restores the global RNG states at exit: loading must not change the model's randomness."""
-
-    def __enter__(self) -> _PreservedRngState:
-        self._torch, self._random, self._numpy = self._states()
-        return self
-
-    def _states(self) -> tuple[Any, Any, Any]:
-        import torch
-
-        return torch.default_generator.get_state(), random.getstate(), np.random.get_state()
-
-    def changed(self) -> bool:
-        """Whether a generator has been used since the start."""
-        import torch
-
-        now = self._states()
-        return (
-            not torch.equal(self._torch, now[0])
-            or self._random != now[1]
-            or any(not np.array_equal(a, b) for a, b in zip(self._numpy, now[2], strict=True))
-        )
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.default_generator.set_state(self._torch)
-        random.setstate(self._random)
-        np.random.set_state(self._numpy)

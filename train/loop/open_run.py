@@ -13,8 +13,8 @@ from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference
 from train.config.load import LoadedConfig
-from train.data.loader import Batches, evaluation_batches, training_batches
-from train.data.plan import BatchPlan, EvalPlan
+from train.data.loader import Batches, training_batches
+from train.data.plan import BatchPlan
 from train.distributed.world import world_warnings
 from train.hooks import Facts, Hooks
 from train.loop.checkpointing import Checkpointing
@@ -31,7 +31,13 @@ from train.loop.triggers import Triggers
 from train.optim.schedule import learning_rate_factor
 from train.process.stop import StopRequest
 from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
-from train.setup.build import RunData, TrainableModel, build_data, build_trainable
+from train.setup.build import (
+    RunData,
+    TrainableModel,
+    build_data,
+    build_evaluation_batches,
+    build_trainable,
+)
 from train.setup.join import Joined, join_ranks
 from train.setup.records import Records, open_records, record_attempt
 from train.setup.resume import moved_dropout, resume
@@ -324,16 +330,7 @@ def _open_evaluation(
     if data.evaluation is None:
         return None
     config, engine = loaded.config, joined.engine
-    micro_batch_size = config.evaluate.micro_batch_size or plan.largest_micro_batch
-    batches = evaluation_batches(
-        data.evaluation,
-        EvalPlan(len(data.evaluation), micro_batch_size, engine.world_size),
-        engine.rank,
-        seed=config.run.seed,
-        collate=task.collate,
-        config=config.loader,
-        device_type=engine.device.type,
-    )
+    batches = build_evaluation_batches(config, task, data.evaluation, plan, engine)
     stack.callback(batches.close)
     return Evaluation(
         task,

@@ -12,9 +12,9 @@ from train.config.explain import explain
 from train.config.load import LoadedConfig, check_length
 from train.config.schema import Config
 from train.data.epochs import steps_in
-from train.data.loader import check_dataset
+from train.data.loader import Batches, check_dataset, evaluation_batches
 from train.data.order import SampleOrder, dataset_seed, initial_seed
-from train.data.plan import BatchPlan
+from train.data.plan import BatchPlan, EvalPlan
 from train.distributed.process_group import timeout_of
 from train.distributed.randomness import seed_everything
 from train.distributed.world import this_world
@@ -162,3 +162,20 @@ def build_trainable(
     strategy.prepare(model, lambda placed: build_optimizer(config.optim, placed, origin))
     strategy.model.train()
     return TrainableModel(strategy, Ema(config.ema, strategy) if config.ema else None, summary)
+
+
+def build_evaluation_batches(
+    config: Config, task: Task, dataset: Any, plan: BatchPlan, engine: Engine
+) -> Batches:
+    """This rank's micro-batches of one pass over the evaluation data ``dataset``; their size is
+    ``evaluate.micro_batch_size``, by default that of the training ``plan``."""
+    micro_batch_size = config.evaluate.micro_batch_size or plan.largest_micro_batch
+    return evaluation_batches(
+        dataset,
+        EvalPlan(len(dataset), micro_batch_size, engine.world_size),
+        engine.rank,
+        seed=config.run.seed,
+        collate=task.collate,
+        config=config.loader,
+        device_type=engine.device.type,
+    )
