@@ -341,7 +341,10 @@ def test_launch_checks_before_it_starts_anything(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_strategies_follow_each_other_in_one_process(finished, tmp_path):
-    """DeepSpeed and Accelerate remember the process groups of their first run."""
-    for number, strategy in enumerate(("zero1", "zero1", "ddp")):
+    """DeepSpeed and Accelerate remember the process groups of their first run, and tell each other
+    of a launcher by environment variables."""
+    before = dict(os.environ)
+    for number, strategy in enumerate(("zero1", "zero1", "auto", "ddp")):
         done = fit(tmp_path / str(number), f"strategy={strategy}")
         assert done.metrics == pytest.approx(finished.metrics, rel=1e-5), strategy
+        assert dict(os.environ) == before, strategy

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import multiprocessing
+import os
 import re
 import sys
 import threading
@@ -187,7 +188,7 @@ def _one_run(name: str) -> Iterator[None]:
         )
     try:
         _check_process_group(name)
-        with _logging_restored(), _torch_restored():
+        with _environment_restored(), _logging_restored(), _torch_restored():
             try:
                 yield
             except Exception as error:
@@ -210,6 +211,20 @@ def _check_process_group(name: str) -> None:
             f"torch.distributed is initialised in this process, but train.{name} starts the "
             "process group itself; call it before init_process_group, or destroy the group first."
         )
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Restores the environment variables. A run and its libraries set some for themselves: with
+    LOCAL_RANK, which DeepSpeed needs, every later run would be taken for one of several ranks, and
+    with WANDB_CACHE_DIR it would write into the directory of the first."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager
