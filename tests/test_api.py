@@ -344,7 +344,7 @@ def test_strategies_follow_each_other_in_one_process(finished, tmp_path):
     """DeepSpeed and Accelerate remember the process groups of their first run, and tell each other
     of a launcher by environment variables."""
     before = dict(os.environ)
-    for number, strategy in enumerate(("zero1", "zero1", "auto", "ddp")):
+    for number, strategy in enumerate(("zero1", "zero3", "zero1", "auto", "ddp", "fsdp2")):
         done = fit(tmp_path / str(number), f"strategy={strategy}")
         assert done.metrics == pytest.approx(finished.metrics, rel=1e-5), strategy
         assert dict(os.environ) == before, strategy

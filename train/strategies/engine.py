@@ -8,6 +8,7 @@ depend on the placement. How a model is sharded is the strategy's part (:mod:`tr
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -59,14 +60,18 @@ class Engine:
         self.world = world
         if distributed and not dist.is_initialized():
             start_group(world, "cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout)
+            # Accelerate and DeepSpeed look for a process group only where a launcher set this.
+            os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
         _ignore_plugins_of_accelerate_launch()
         # Without cpu=True, Accelerate runs two CPU processes as two independent ones.
-        self.accelerator = Accelerator(
-            cpu=not on_gpu,
-            mixed_precision=_MIXED_PRECISION[precision],
-            step_scheduler_with_optimizer=False,
-            kwargs_handlers=list(kwargs_handlers),
-        )
+        with warnings.catch_warnings():  # it chooses the number of threads and warns about it
+            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
+            self.accelerator = Accelerator(
+                cpu=not on_gpu,
+                mixed_precision=_MIXED_PRECISION[precision],
+                step_scheduler_with_optimizer=False,
+                kwargs_handlers=list(kwargs_handlers),
+            )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device

@@ -9,7 +9,6 @@ and optimiser state stay fp32 and computation runs under autocast, as in the oth
 from __future__ import annotations
 
 import math
-import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,8 +39,6 @@ class ZeroStrategy(Strategy):
         not installed, or does not accept its options or the optimiser."""
         self.refuse_optimizer("adafactor", "adagrad")  # DeepSpeed replaces Adagrad by its own
         deepspeed = import_deepspeed(self.engine.device)
-        # DeepSpeed requires it, also for one process that no launcher has started.
-        os.environ.setdefault("LOCAL_RANK", str(self.engine.world.local_rank))
         self.settings = deepspeed_config(self.options, self.stage, self.setup.plan)
         initial = self.setup.initial
         if initial:
