@@ -1,6 +1,7 @@
 """The mirror: upload, interruption, damage and restore."""
 
 import json
+import time
 
 import fsspec
 import pytest
@@ -71,6 +72,11 @@ def always():
     return True
 
 
+def storage_of(config):
+    """The object of fsspec through which every mirror of this config reads and writes."""
+    return fsspec.url_to_fs(config.url, **config.options)[0]
+
+
 def test_upload_and_restore(config, store, tmp_path):
     mirror = Mirror(config)
     assert mirror.steps() == []
@@ -89,20 +95,21 @@ def test_upload_and_restore(config, store, tmp_path):
 
 
 def test_an_interrupted_upload_sends_no_part_twice(config, store, monkeypatch):
-    put, sent = Mirror._put, []
+    storage, sent = storage_of(config), []
+    put = storage.pipe_file
 
-    def failing(self, key, data):
+    def interrupted(path, data):
         if len(sent) == 3:
-            raise MirrorError("the cable is cut")
-        sent.append(key)
-        put(self, key, data)
+            raise OSError("the cable is cut")
+        sent.append(path)
+        put(path, data)
 
-    monkeypatch.setattr(Mirror, "_put", failing)
+    monkeypatch.setattr(storage, "pipe_file", interrupted)
     with pytest.raises(MirrorError, match="cable"):
         Mirror(config).upload(store, 10, always)
     assert Mirror(config).steps() == []
     monkeypatch.setattr(
-        Mirror, "_put", lambda self, key, data: (sent.append(key), put(self, key, data))
+        storage, "pipe_file", lambda path, data: sent.append(path) or put(path, data)
     )
     Mirror(config).upload(store, 10, always)
     assert len(sent) == len(set(sent)) == 6 + 1 + 1 + 2 + 1  # data, metadata, manifest, run, index
@@ -110,11 +117,12 @@ def test_an_interrupted_upload_sends_no_part_twice(config, store, monkeypatch):
 
 
 def test_a_part_that_differs_when_read_back_is_not_committed(config, store, monkeypatch):
-    put = Mirror._put
+    storage = storage_of(config)
+    put = storage.pipe_file
     monkeypatch.setattr(
-        Mirror,
-        "_put",
-        lambda self, key, data: put(self, key, data.replace(b"\x0a\x0a", b"\x0b\x0a", 1)),
+        storage,
+        "pipe_file",
+        lambda path, data: put(path, data.replace(b"\x0a\x0a", b"\x0b\x0a", 1)),
     )
     with pytest.raises(MirrorError, match="differs when read back"):
         Mirror(config).upload(store, 10, always)
@@ -198,23 +206,25 @@ def test_the_mirror_of_another_run_is_not_changed(config, store):
 def test_a_storage_error_is_reported_once_and_retried(config, store, monkeypatch):
     from train.checkpoint import mirroring as module
 
-    put, calls, warnings = Mirror._put, [], []
+    storage, calls, warnings = storage_of(config), [], []
+    put = storage.pipe_file
 
-    def failing(self, key, data):
-        calls.append(key)
+    def failing(path, data):
+        calls.append(path)
         if len(calls) < 3:
-            raise MirrorError("503")
-        put(self, key, data)
+            raise OSError("503")
+        put(path, data)
 
-    monkeypatch.setattr(Mirror, "_put", failing)
+    monkeypatch.setattr(storage, "pipe_file", failing)
     monkeypatch.setattr(module, "_FIRST_PAUSE", 0.05)
     mirroring = Mirroring(Mirror(config), store, "mine", warnings.append)
-    while not Mirror(config).steps():
-        mirroring._thread.join(0.05)
-        assert mirroring._thread.is_alive()
+    end = time.monotonic() + 60
+    while not Mirror(config).steps() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert Mirror(config).steps() == [10]
     mirroring.close(60)
     assert warnings == [
-        f"Checkpoints cannot be copied to {config.url} (503); training continues, and the upload is retried."
+        f"Checkpoints cannot be copied to {config.url} (OSError: 503); training continues, and the upload is retried."
     ]
 
 

@@ -199,7 +199,7 @@ def test_a_worker_that_dies_during_a_send_is_a_retry_error(collate):
     for _ in range(8):
         with make(Numbers(), workers=2, steps=1000, collate=collate) as batches:
             next(batches)
-            victim = batches._iterator._workers[0]
+            victim = multiprocessing.active_children()[0]
             threading.Timer(0.02 * random.random(), victim.kill).start()
             started = time.monotonic()
             with pytest.raises(RetryError, match=r"/dev/shm.*loader\.workers"):  # noqa: PT012
@@ -215,7 +215,8 @@ def test_an_incomplete_message_of_a_dead_worker_does_not_block():
     with make(Numbers(), workers=1, steps=10, collate=long_message) as batches:
         next(batches)
         time.sleep(0.3)  # it has written what the pipe holds of the next one, and waits
-        batches._iterator._workers[0].kill()
+        [worker] = multiprocessing.active_children()
+        worker.kill()
         time.sleep(0.1)
         started = time.monotonic()
         with pytest.raises(RetryError):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -207,9 +208,17 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-def test_rows_are_kept_until_the_disk_has_space(path):
-    file = MetricsFile(path, start_step=0, attempt=1)
-    file._file = FullDisk(file._file, 100)
+def test_rows_are_kept_until_the_disk_has_space(path, monkeypatch):
+    disk, opened = FullDisk(path.open("ab", buffering=0), 100), Path.open
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path,
+            "open",
+            lambda self, mode="r", *options, **named: (
+                disk if mode == "ab" else opened(self, mode, *options, **named)
+            ),
+        )
+        file = MetricsFile(path, start_step=0, attempt=1)
     file.log(1, {"train/loss": 1.0})
     file.advance(2)
     file.log(2, {"train/loss": 1.0})
@@ -217,7 +226,7 @@ def test_rows_are_kept_until_the_disk_has_space(path):
         with pytest.raises(OSError, match="No space"):
             file.log(step, {"train/loss": 1.0})
     assert steps(path) == [1]
-    file._file.room = 10_000
+    disk.room = 10_000
     file.advance(5)
     assert steps(path) == [1, 2, 3, 4]
 
