@@ -1,4 +1,4 @@
-"""torch.compile may change the speed of a run, never its gradients."""
+"""torch.compile may change the speed of a run, but not its gradients."""
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ class Squares(Task):
 
 
 def compiled(dropout=0.0, fault=False):
-    """A model whose compiled form, instead of torch's slow one, is its own or a faulty one."""
+    """A model with a fast replacement for torch's compiled form: the model itself, or a faulty
+    one."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(dropout), nn.Linear(4, 2))
 
     def forward(x):
@@ -27,7 +28,7 @@ def compiled(dropout=0.0, fault=False):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_faithful_one_passes_and_is_left_as_it_was(dropout):
+def test_a_correct_compiled_form_passes_and_the_model_is_unchanged(dropout):
     model = compiled(dropout)
     form = model._compiled_call_impl
     check_compiled(Squares(None), model, torch.randn(5, 3), "fp32")
@@ -37,20 +38,20 @@ def test_a_faithful_one_passes_and_is_left_as_it_was(dropout):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_silently_wrong_gradient_is_refused(dropout):
-    """A detached layer has no gradient at all in the compiled form."""
+def test_a_wrong_gradient_is_refused(dropout):
+    """The compiled form detaches a layer, which then has no gradient."""
     with pytest.raises(UsageError, match=r"a different gradient of 0\.weight.*set compile=false"):
         check_compiled(Squares(None), compiled(dropout, fault=True), torch.randn(5, 3), "fp32")
 
 
 @pytest.mark.normal
-def test_the_real_compiler_agrees_on_a_linear_model():
+def test_the_real_compiler_passes_on_a_linear_model():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     model.compile()
     check_compiled(Squares(None), model, torch.randn(5, 3), "fp32")
 
 
-def test_running_statistics_are_left_as_they_were():
+def test_running_statistics_are_not_changed():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model._compiled_call_impl = model.forward
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
