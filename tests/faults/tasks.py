@@ -109,7 +109,7 @@ class StopsOneRank(TinyTask):
 
     class Options(TinyTask.Options):
         stop_rank_1_at: int | None = non_semantic(None)
-        """In which forward pass."""
+        """The forward pass."""
 
     def loss(self, model, batch):
         ratio = super().loss(model, batch)
@@ -188,9 +188,9 @@ class Hangs(TinyTask):
 
     class Options(TinyTask.Options):
         hang_at: int = non_semantic(5)
-        """In which forward pass."""
+        """The forward pass."""
         hang_rank: str = non_semantic("0")
-        """Which rank."""
+        """The rank."""
 
     def loss(self, model, batch):
         ratio = super().loss(model, batch)
@@ -229,9 +229,9 @@ class SmallMemory(TinyTask):
         room: int = non_semantic(3)
         """Samples that fit."""
         room_of_rank_1: int | None = non_semantic(None)
-        """Those of rank 1, where it is another."""
+        """The number for rank 1, if it differs."""
         kill_above: int | None = non_semantic(None)
-        """Die by SIGKILL instead, as on a host whose memory is full, above this size."""
+        """Above this size die by SIGKILL instead, as on a host without free memory."""
 
     def loss(self, model, batch):
         options = self.config.task
@@ -330,7 +330,7 @@ class HitOnce(TinyTask):
         phase: str = non_semantic("")
         """start-up, step, save, evaluation or loading data."""
         number: int = non_semantic(0)
-        """Of the signal."""
+        """The signal's number."""
 
     def hit(self, phase):
         options, once = self.config.task, Path(self.config.run.dir, "hit")
