@@ -1,5 +1,5 @@
-"""The tests of tests/real/kubernetes, where there is no cluster: against the small Kubernetes, whose
-pods are processes of this machine that really train."""
+"""The tests of tests/real/kubernetes, with processes of this machine instead of pods in a
+cluster."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ CLASS = {
         "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
     },
 }
-# The others do the same with more waiting; they run where there is a cluster.
+# The other tests cover the same with more waiting; they run only on a real cluster.
 TESTS = [
     "test_runs.py::test_a_config_error_fails_the_job_at_once",
     "test_runs.py::test_the_namespace_is_restricted_and_the_policy_in_place",
@@ -33,7 +33,7 @@ TESTS = [
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_what_is_meant_for_real_clusters_works_on_a_pretended_one(tmp_path):
+def test_the_tests_for_real_clusters_pass_on_the_small_kubernetes(tmp_path):
     cluster = Cluster()
     kubelet = Kubelet(cluster, tmp_path)
     cluster.objects["storageclasses", None, "standard"] = CLASS
