@@ -24,10 +24,10 @@ CLASS = {
 # The other tests cover the same with more waiting; they run only on a real cluster.
 TESTS = [
     "test_runs.py::test_a_config_error_fails_the_job_at_once",
-    "test_runs.py::test_the_namespace_is_restricted_and_the_policy_in_place",
-    "test_runs.py::test_delete_leaves_a_checkpoint_from_which_the_same_run_goes_on",
+    "test_runs.py::test_the_namespace_is_restricted_and_has_the_network_policy",
+    "test_runs.py::test_delete_leaves_a_checkpoint_from_which_the_same_run_resumes",
     "test_torchx.py::test_a_run_from_submission_to_its_end",
-    "test_torchx.py::test_a_config_error_that_only_the_image_sees_fails_the_job_at_once",
+    "test_torchx.py::test_a_config_error_found_only_in_the_image_fails_the_job_at_once",
 ]
 
 
