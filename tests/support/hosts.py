@@ -18,7 +18,7 @@ def ip(*words):
 
 def why_not():
     if shutil.which("ip") is None:
-        return "there is no `ip` (iproute2)"
+        return "`ip` is not installed (iproute2)"
     if os.geteuid() != 0:
         return "network namespaces need root"
     name = f"isorun-try-{os.getpid()}"
@@ -26,7 +26,7 @@ def why_not():
         ip("netns", "add", name)
         ip("netns", "del", name)
     except subprocess.CalledProcessError as error:
-        return f"network namespaces cannot be made here ({error.stderr.strip()})"
+        return f"network namespaces cannot be created ({error.stderr.strip()})"
     return None
 
 

@@ -85,8 +85,8 @@ def why_no_mount_namespace():
         words = in_mount_namespace("mount -t tmpfs tmpfs /mnt")
         done = subprocess.run([*words, "true"], capture_output=True, text=True)
     except FileNotFoundError:
-        return "there is no `unshare` (util-linux)"
-    return f"mounts cannot be made here ({done.stderr.strip()})" if done.returncode else None
+        return "`unshare` is not installed (util-linux)"
+    return f"mounts cannot be created ({done.stderr.strip()})" if done.returncode else None
 
 
 def with_sitecustomize(directory, code):
