@@ -77,7 +77,7 @@ def test_runs_in_one_process_affect_neither_each_other_nor_the_process(finished,
     assert mine() == before
     assert same.metrics == finished.metrics != other.metrics
     log = (tmp_path / "bf16" / "logs" / "rank-0.log").read_text()
-    assert str(same.run.id) not in log, "each run has its own log file"
+    assert str(same.run.id) not in log, "each run must have its own log file"
 
 
 def test_files_and_overrides_come_in_any_order(tmp_path):
@@ -100,7 +100,7 @@ def test_errors_are_exceptions_with_the_text_of_the_command_line(finished, capfd
         fit(finished.directory, task=TinyTask(None))
     with pytest.raises(train.RunError, match="There is no run in"):
         train.Run(finished.directory / "logs")
-    assert "error" not in capfd.readouterr().err, "errors are raised, not printed"
+    assert "error" not in capfd.readouterr().err, "errors must be raised, not printed"
 
 
 def test_an_error_of_the_task_is_raised_unchanged_and_logged(tmp_path, monkeypatch):
@@ -246,7 +246,9 @@ def test_a_class_of_a_notebook_trains_only_in_the_notebook(tmp_path, monkeypatch
     done = train.fit(*where, "loader.workers=1", task=task)
     assert done.run.config["task"]["use"] == "__main__:CellTask"
     log = (tmp_path / "logs" / "rank-0.log").read_text()
-    assert "call train.fit again" in log, "a command line could not find the class"
+    assert "call train.fit again" in log, (
+        "the log must not suggest a command, which could not import the class"
+    )
     assert train.evaluate(*where, task=task) == pytest.approx(done.metrics)
     with pytest.raises(UsageError, match=r"cannot import the\s+task"):
         train.fit(*where, "loader.workers=1", "loader.multiprocessing_context=spawn", task=task)

@@ -113,7 +113,7 @@ def test_a_schedule(tmp_path, outside):
         "schedule.warmup_steps=1",
     )
     rates = list(curve(tmp_path / "run", "train/learning_rate").values())
-    assert rates == pytest.approx([0.01, 0.0, 0.005, 0.005]), "warm-up comes first"
+    assert rates == pytest.approx([0.01, 0.0, 0.005, 0.005]), "warm-up must come first"
 
 
 def test_a_schedule_is_checked_before_the_first_step(outside):

@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_refused(finished, tmp_path):
     assert "is damaged: " in line
     assert "__0_0.distcp has" in line
     assert evaluate(copy, "--checkpoint", "35")["loss"] == curve(finished, "eval/loss")[35]
-    assert path.parent.exists(), "only fit renames a damaged checkpoint"
+    assert path.parent.exists(), "only fit may rename a damaged checkpoint"
 
 
 def test_two_processes_give_the_same_metrics(finished):

@@ -29,7 +29,7 @@ def test_length_in_epochs(tmp_path, epochs, steps):
     assert finished(tmp_path)["step"] == steps
     assert finished(tmp_path)["position"] == 12 * steps
     last = curve(tmp_path, "train/learning_rate")[steps]
-    assert last < 1e-4 or steps == 1, "the schedule ends with the run"
+    assert last < 1e-4 or steps == 1, "the schedule must end with the run"
 
 
 def test_a_warmup_longer_than_the_epochs_is_refused_once_the_data_is_loaded(tmp_path):
@@ -48,7 +48,7 @@ def test_retention(undisturbed, tmp_path):
     )  # fmt: skip
     losses = curve(tmp_path, "eval/loss")
     best = min(losses, key=losses.get)
-    assert best not in (20, 35, 40), "the best is kept by another rule"
+    assert best not in (20, 35, 40), "the best step must not be kept by another rule"
     assert checkpoints(tmp_path) == sorted({20, 35, 40, best})
     assert_same_bits(tensors(undisturbed), tensors(tmp_path))
 
@@ -62,7 +62,7 @@ def test_the_best_checkpoints_are_kept_after_a_restart(tmp_path):
     run("fit", tmp_path, *rules)
     losses = curve(tmp_path, "eval/loss")
     best = sorted(losses, key=losses.get)[:2]
-    assert max(best) < 23, "a best step is after the restart"
+    assert max(best) < 23, "both best steps must be before the restart"
     assert checkpoints(tmp_path) == sorted({40, *best})
 
 

@@ -62,7 +62,7 @@ def test_invalid_values_are_refused(tmp_path, override, expected):
     with pytest.raises(UsageError) as error:
         load(tmp_path, override)
     assert expected in str(error.value)
-    assert "\n" not in str(error.value), "one sentence about one value"
+    assert "\n" not in str(error.value), "the error must be one sentence about one value"
 
 
 def test_a_valid_config_has_defaults_for_all_values(tmp_path):

@@ -29,7 +29,9 @@ def by_position(batches):
 def test_samples_do_not_depend_on_workers(world, micro, workers):
     expected = by_position(load(Numbers()))
     assert sorted(expected) == list(range(48))
-    assert len({noise for _, noise in expected.values()}) == 48, "every epoch draws other numbers"
+    assert len({noise for _, noise in expected.values()}) == 48, (
+        "every epoch must draw other numbers"
+    )
     found = {}
     for rank in range(world):
         found |= by_position(load(Numbers(), world=world, rank=rank, micro=micro, workers=workers))
@@ -180,7 +182,7 @@ def test_evaluation_sees_each_sample_once_on_any_number_of_ranks(world):
     assert len(set(noise.values())) == 23
     assert not set(noise.values()) & {n for _, n in training}
     assert noise[7][1] == random.Random(sample_seed(1, -1, 7)).random(), (
-        "every evaluation draws the same numbers"
+        "every evaluation must draw the same numbers"
     )
 
 

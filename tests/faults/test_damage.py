@@ -153,7 +153,7 @@ def test_a_damaged_line_in_attempts_does_not_affect_the_run(undisturbed, killed)
     path.write_bytes(path.read_bytes() + b'\xff\xfe garbage\n[1]\n{"attempt": 3, "ti')
     run("fit", killed, *BASE)
     last = path.read_text(errors="replace").splitlines()[-1]
-    assert json.loads(last)["attempt"] == 5, "the attempt has a new number"
+    assert json.loads(last)["attempt"] == 5, "the attempt must have a new number"
     assert_finished_as(undisturbed, killed)
 
 

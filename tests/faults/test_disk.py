@@ -37,9 +37,9 @@ def test_a_full_disk_is_reported_and_the_run_resumes_with_more_space(undisturbed
         assert "Training continues" in done.stderr
         assert "free some space, then rerun" in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
-        assert "step 40/40" in done.stdout, "training continued"
+        assert "step 40/40" in done.stdout, "training must continue"
         assert checkpoints(directory) == [10, 20]
-        assert "all well" in run("verify", directory).stdout, "the older checkpoints are valid"
+        assert "all well" in run("verify", directory).stdout, "the older checkpoints must be valid"
         resize(disk, "8m")
         done = run("fit", directory, *WIDE)
         assert "resumes at step 20" in done.stdout
@@ -53,7 +53,7 @@ def test_with_on_error_stop_a_full_disk_ends_the_run(undisturbed, tmp_path):
         (line,) = done.stderr.splitlines()
         assert "No space left on device" in line
         assert "checkpoint.on_error is stop" in line
-        assert "step 38/40" not in done.stdout, "the run ends before the next checkpoint"
+        assert "step 38/40" not in done.stdout, "the run must end before the next checkpoint"
         assert checkpoints(directory) == [10, 20]
         resize(disk, "8m")
         run("fit", directory, *WIDE, rule)

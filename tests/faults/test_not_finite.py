@@ -40,12 +40,12 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_state(tmp_path, o
             assert_same_bits(before, after)
         else:
             changed = {name for name in after if not before[name].equal(after[name])}
-            assert changed == set(after), "a finite step changes every tensor"
+            assert changed == set(after), "a finite step must change every tensor"
     assert finished(tmp_path)["skipped_steps"] == 2
     counted = curve(tmp_path, "train/skipped_steps")
     assert list(counted.values()) == [0, 0, 0, 1, 1, 1, 2, 2]
     assert [s for s, loss in curve(tmp_path).items() if loss is None] == [4, 7]
-    assert verify(tmp_path / "ledger.bin", last_step=8).ok, "a skipped step uses its samples"
+    assert verify(tmp_path / "ledger.bin", last_step=8).ok, "a skipped step must use its samples"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_more_than_max_skipped_steps_in_a_row_end_the_run(tmp_path, log_every_st
     assert "optim.max_skipped_steps is 3" in line
     assert "lower optim.lr" in line
     assert not (tmp_path / "finished.json").exists()
-    assert state(tmp_path)["progress"]["step"] == 6, "the last checkpoint is kept"
+    assert state(tmp_path)["progress"]["step"] == 6, "the last checkpoint must be kept"
 
 
 def test_skipped_steps_in_a_row_are_counted_across_a_restart(tmp_path):

@@ -44,7 +44,7 @@ def test_waiting_for_other_ranks_has_a_time_limit(tmp_path, rank):
     done = a_rank_alone(rank, tmp_path, "watchdog.first_timeout=4").wait(60)
     assert done.returncode == 75
     assert "Not all ranks joined within watchdog.first_timeout (4 s)" in done.stderr
-    assert "process_group.py" in done.stderr, "the stack is printed"
+    assert "process_group.py" in done.stderr, "the stack must be printed"
 
 
 def test_a_stop_request_during_a_collective_with_a_frozen_rank(tmp_path):

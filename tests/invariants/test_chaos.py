@@ -28,4 +28,6 @@ def test_runs_under_random_faults_end_like_the_run_without_faults(tmp_path):
     print("\n".join(lines))
     assert not failures, failures
     assert len(lines) == RUNS
-    assert sum("none" not in line.split(";")[0] for line in lines) == RUNS, "each run had a fault"
+    assert sum("none" not in line.split(";")[0] for line in lines) == RUNS, (
+        "each run must have a fault"
+    )

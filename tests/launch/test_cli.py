@@ -103,5 +103,7 @@ def test_an_agent_and_its_preflight_never_run_a_train_py_of_the_user(with_train_
     assert "Preflight (quick): 1 node, 2 processes" in done.stdout
     assert "Placement: 2 x cpu" in done.stdout
     assert "Finished: 6 steps" in done.stdout
-    assert " -P -m train verify " in done.stdout, "a command that can be copied"
+    assert " -P -m train verify " in done.stdout, (
+        "the output must have a command that can be copied"
+    )
     assert "is already finished" in isorun(directory, *fit).stdout

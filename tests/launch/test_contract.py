@@ -32,4 +32,6 @@ def test_the_config_of_a_training_command_is_found():
     words = ["python", "-m", "train", "fit", *TINY, "run.dir=/runs/x"]
     assert str(contract.run_directory(words)) == "/runs/x"
     assert contract.run_directory(["python", "prepare.py"]) is None
-    assert contract.run_directory([*words, "optim.lrr=1"]) is None, "train reports the error"
+    assert contract.run_directory([*words, "optim.lrr=1"]) is None, (
+        "the launcher must leave the error to train"
+    )

@@ -84,7 +84,7 @@ def test_rounds_that_only_keep_ranks_in_step_do_not_count():
     for rank in range(3):
         with batches(7, 2, rank, 3) as loaded:
             found.append(evaluate(Watching(), loaded))
-    assert len(seen) == 6, "every rank computes in every round"
+    assert len(seen) == 6, "every rank must compute in every round"
     plan = EvalPlan(7, 2, 3)
     for rank in range(3):
         bounds = [plan.bounds(rank, number) for number in range(plan.rounds)]

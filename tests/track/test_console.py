@@ -112,7 +112,7 @@ def test_a_terminal_has_a_bar(shown):
     assert re.match(r"\d+/40 ", middle)
     assert re.search(r"loss \d+\.\d+ lr 3\.0e-04 1\.2k samples/s", middle)
     assert re.search(r"\d:\d\d eta \d:\d\d$", middle)
-    assert ("56.8k tokens/s" in middle) == (columns == 80), "values that do not fit are omitted"
+    assert ("56.8k tokens/s" in middle) == (columns == 80), "values that do not fit must be omitted"
     drawn = ESCAPE.sub("", text).splitlines()
     assert all("━" in line for line in drawn if "tokens" in line), (
         "the bar continues on a second line"
@@ -139,7 +139,7 @@ def test_texts_are_printed_above_the_bar_and_complete(shown):
     assert worried.startswith("warning: ")
     assert not [line for line in kept if "unimportant" in line or "at length" in line]
     (bar,) = [number for number, line in enumerate(kept) if "━" in line]
-    assert places[-2] < bar < places[-1], "only the last state of the bar stays"
+    assert places[-2] < bar < places[-1], "only the last state of the bar must stay"
 
 
 def test_the_cursor_is_shown_again(shown):
@@ -163,7 +163,9 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path, terminal):
     assert out[0] == "the run begins"
     assert out[-1] == "the run ends"
     numbers = "lr 3.0e-04  1.2k samples/s  56.8k tokens/s"
-    assert f"step 11/40  loss 9.0909  {numbers}" in out, "no eta before the speed is known"
+    assert f"step 11/40  loss 9.0909  {numbers}" in out, (
+        "there must be no eta before the speed is known"
+    )
     assert any(
         re.fullmatch(rf"step 25/40  loss 4.0000  {numbers}  eta 0:0\d", line) for line in out
     )

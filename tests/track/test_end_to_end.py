@@ -141,4 +141,4 @@ def test_ctrl_c_on_a_terminal_stops_the_run(tmp_path):
     assert WandbFile(path).exit_code == [0]
     events = tensorboard(tmp_path).Scalars("train/loss")
     assert [event.step for event in events] == list(range(1, last + 1))
-    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor is shown again"
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor must be shown again"

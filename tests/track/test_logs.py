@@ -82,7 +82,9 @@ def test_the_file_is_kept_across_attempts_and_rotated(tmp_path, monkeypatch):
     for attempt in (1, 2):
         setup_logging(tmp_path, 0, attempt, "INFO")
         logging.getLogger("train").info("hello")
-    assert text(tmp_path).count("hello") == 2, "one handler, and the file is kept"
+    assert text(tmp_path).count("hello") == 2, (
+        "there must be one handler, and the file must be kept"
+    )
     for number in range(200):
         logging.getLogger("train").info("line %d", number)
     names = sorted(path.name for path in (tmp_path / "logs").iterdir())

@@ -75,7 +75,7 @@ def test_a_sink_that_raises_is_dropped_with_one_warning(track, tmp_path, capfd, 
     (line,) = capfd.readouterr().err.splitlines()
     assert "the test's sink failed" in line
     assert "it broke" in line
-    assert "Traceback" in log(tmp_path), "the log file has the details"
+    assert "Traceback" in log(tmp_path), "the log file must have the details"
 
 
 def test_the_message_of_open_is_printed(track, capfd):
@@ -149,7 +149,7 @@ def test_a_slow_sink_loses_histograms_first(track, capfd, monkeypatch):
     tracker.close()
     assert sink.called("histograms") == []
     assert [step for step, _ in sink.called("log")] == list(range(5, 25)), (
-        "the oldest rows are dropped next"
+        "the oldest rows must be dropped next"
     )
     assert "too slow; 4 x histograms, 5 x log dropped" in capfd.readouterr().err
 

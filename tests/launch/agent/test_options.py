@@ -21,7 +21,9 @@ def refused(*words, command=RUN, **environ):
 def test_one_node_needs_no_endpoint_and_uses_any_port():
     alone = options()
     assert (alone.host, alone.port, alone.min_nodes, alone.max_nodes) == ("localhost", 0, 1, 1)
-    assert alone.local_addr == "127.0.0.1", "the host name may not resolve, as in a container"
+    assert alone.local_addr == "127.0.0.1", (
+        "the address must not need the host name, which may not resolve in a container"
+    )
     assert alone.preflight == "off"
     told = options("--rdzv-endpoint", "node0:4000", PET_RDZV_PORT="4001")
     assert (told.host, told.port) == ("localhost", 0)

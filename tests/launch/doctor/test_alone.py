@@ -28,7 +28,7 @@ def test_a_healthy_node_has_a_row_for_each_check_and_no_files_are_left(tmp_path)
     assert lines[-1].endswith("the run can start (exit 0)")
     rows = [line for line in lines[1:-1] if not line.startswith(" ")]
     assert len(rows) == len(told.report["findings"])
-    assert "\x1b" not in told.output[0], "no colours without a terminal"
+    assert "\x1b" not in told.output[0], "there must be no colours without a terminal"
     for check in ("devices", "threads", "limits", "memory", "versions", "run directory"):
         assert told.only(check, "ok")["node"] == told.report["nodes"][0]
     assert told.only("shared memory", "ok")["text"] == "not needed: loader.workers is 0"

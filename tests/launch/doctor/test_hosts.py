@@ -37,7 +37,9 @@ def test_a_host_name_that_resolves_to_a_loopback_address(hosts, tmp_path):
     assert failed["node"] == told.report["nodes"][1]
     assert "an address that only it can use" in failed["text"]
     assert "set GLOO_SOCKET_IFNAME" in failed["advice"]
-    assert told.only("all-reduce", "skipped"), "the all-reduce would time out"
+    assert told.only("all-reduce", "skipped"), (
+        "the all-reduce must be skipped, as it would time out"
+    )
 
 
 def test_a_host_that_cannot_be_reached_at_its_published_address(hosts, tmp_path):

@@ -30,12 +30,14 @@ def two(tmp_path, **kwargs):
 def test_two_healthy_nodes(tmp_path):
     told = doctor(**two(tmp_path))
     assert told.report["world_size"] == 2
-    assert all("(node " in node for node in told.report["nodes"]), "two nodes on one host"
+    assert all("(node " in node for node in told.report["nodes"]), (
+        "nodes on one host must be numbered"
+    )
     for check in ("versions", "network", "shared directory", "all-reduce", "clocks"):
         assert told.only(check, "ok")["node"] == "all nodes"
     assert told.only("clocks", "ok")["values"]["most_seconds"] < 0.5
     assert told.output[0].startswith("Preflight (quick): 2 nodes, 2 processes")
-    assert told.output[1] == "", "only rank 0 prints"
+    assert told.output[1] == "", "only rank 0 may print"
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
@@ -117,7 +119,7 @@ def test_a_config_that_only_one_node_cannot_read(tmp_path):
     failed = told.only("config", "failed")
     assert failed["node"] == told.report["nodes"][1]
     assert "missing.yaml" in failed["text"]
-    assert told.only("all-reduce", "ok"), "checks without the config run"
+    assert told.only("all-reduce", "ok"), "checks that need no config must run"
 
 
 def test_a_batch_that_cannot_be_divided(tmp_path):
@@ -138,7 +140,7 @@ def test_a_rank_that_never_joins(tmp_path):
     failed = told.only("ranks", "failed")
     assert failed["text"] == "1 of 2 ranks did not join within 4 s: 1"
     assert told.only("all-reduce", "skipped")["text"] == "skipped because 1 rank(s) are missing"
-    assert told.only("memory", "ok"), "node 0 is checked"
+    assert told.only("memory", "ok"), "node 0 must be checked"
 
 
 def test_rank_0_that_never_joins(tmp_path):

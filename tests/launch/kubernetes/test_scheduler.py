@@ -70,7 +70,7 @@ def test_objects_shared_by_two_runs_are_created_once_and_outlive_both(cluster, s
     first, second = (scheduler.submit(made, {**CFG, **more}) for _ in range(2))
     (shared,) = (o for o in cluster.objects.values() if o["kind"] in ("ConfigMap", "CronJob"))
     scheduler.delete(first)
-    assert shared in cluster.objects.values(), "the second run needs it"
+    assert shared in cluster.objects.values(), "an object that the second run needs must stay"
     scheduler.delete(second)
     assert kinds(cluster) == sorted(["PersistentVolumeClaim", "ServiceAccount", shared["kind"]])
 
@@ -116,7 +116,7 @@ def test_a_config_error_fails_the_run_at_once_and_is_reported(cluster, scheduler
     assert "PodFailurePolicy" in found.msg
     assert f"(exit 64): {told}" in found.msg
     status = AppStatus(found.state, roles=found.roles_statuses, msg=found.msg)
-    assert told in " ".join(status.format().split()), "printed by `torchx status`"
+    assert told in " ".join(status.format().split()), "`torchx status` must print the cause"
     assert len([p for p in cluster.pods() if p["status"]["phase"] == "Running"]) == 0
     assert scheduler.exit_codes(app_id)[-1] == 64
 
@@ -179,7 +179,7 @@ def test_list_shows_the_jobs_of_isorun_and_their_states(cluster, scheduler):
     cluster.end(cluster.pod(0, first.split(":")[1]), 65)
     listed = {a.app_id: a.state for a in scheduler.list()}
     assert listed == {first: AppState.FAILED, second: AppState.PENDING}
-    assert len(scheduler.list()) == 2, "the Job of the JobSet is not listed"
+    assert len(scheduler.list()) == 2, "the Job of the JobSet must not be listed"
 
 
 def test_a_jobset_has_the_same_operations(cluster, scheduler):
@@ -239,7 +239,7 @@ def test_following_continues_after_restarts_until_the_end(cluster, scheduler):
     cluster.end(cluster.pod(0), 75)
     again = cluster.pod(0)
     cluster.say(again, "second")
-    assert not done.wait(0.2), "the run continues"
+    assert not done.wait(0.2), "following must not end while the run continues"
     cluster.end(again)
     cluster.end(cluster.pod(1))
     assert done.wait(30)
@@ -266,7 +266,9 @@ def test_following_continues_after_a_broken_connection(cluster, scheduler):
     cluster.end(pod)
     cluster.end(cluster.pod(1))
     assert done.wait(60)
-    assert seen == [*(f"line {n}\n" for n in range(5)), "last\n"], "each line once, in order"
+    assert seen == [*(f"line {n}\n" for n in range(5)), "last\n"], (
+        "each line must appear once, in order"
+    )
     assert cluster.cut_after is None, "the connection was not broken"
 
 
@@ -457,7 +459,9 @@ def test_mounts_replace_the_volume_or_are_added():
     ]
     info = create_scheduler("test").submit_dryrun(app(mounts=mounts), CFG)
     objects = info.request.rendered.objects
-    assert "PersistentVolumeClaim" not in {o["kind"] for o in objects}, "nothing uses it"
+    assert "PersistentVolumeClaim" not in {o["kind"] for o in objects}, (
+        "a claim that nothing uses must not be created"
+    )
     pod = info.request.rendered.workload["spec"]["template"]["spec"]
     volumes = {v["name"]: v for v in pod["volumes"]}
     assert volumes["runs"] == {"name": "runs", "persistentVolumeClaim": {"claimName": "team"}}

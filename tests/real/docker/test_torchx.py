@@ -103,7 +103,7 @@ def test_two_containers_train_and_resume_after_one_was_killed(docker, user):
         ).stdout
         for c in user.containers()
     }
-    assert len(addresses) == 2, "each container has its own address"
+    assert len(addresses) == 2, "each container must have its own address"
     names = {docker("inspect", "-f", "{{.Name}}", c).stdout.strip(): c for c in user.containers()}
     docker("kill", next(c for name, c in names.items() if name.endswith("-1")))
     code, said = ended(process)
@@ -118,7 +118,7 @@ def test_two_containers_train_and_resume_after_one_was_killed(docker, user):
     assert user.ledger()[-1]["exit_codes"] == [0, 0]
     first = user.ledger()[0]
     identity = json.loads((user.runs / "two" / "run.json").read_text())
-    assert identity["id"] == first["run_id"], "the id is that of the first launch"
+    assert identity["id"] == first["run_id"], "the id must be that of the first launch"
 
     base = ["--config", "configs/digits.yaml", *DIGITS]
     assert "all well" in run("verify", user.runs / "two", base=base).stdout

@@ -100,4 +100,4 @@ def test_torchx_jobs_requeue_by_exit_code(tmp_path, code):
     assert starts_again(tmp_path, script, code) == (again, code)
     for _ in range(2):
         again = again and starts_again(tmp_path, script, code, SLURM_RESTART_COUNT="9")[0]
-    assert again == (code == Exit.PREEMPTED), "two retries after failures"
+    assert again == (code == Exit.PREEMPTED), "there must be two retries after failures"
