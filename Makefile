@@ -1,11 +1,11 @@
-# `make train` and `make test` set up all they need: Python 3.11 or newer and make are enough.
+# `make train` and `make test` set up everything; they need only Python 3.11 or newer and make.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-# Two tests at once, those of a file by one process; tests/conftest.py says which lane a test is in.
+# Two processes; tests of one file run in the same process. tests/conftest.py assigns the lanes.
 SHARED := $(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
-# It keeps all cores busy by itself.
+# Uses all cores alone.
 ALONE := tests/invariants/test_chaos.py
 
 .PHONY: help lock setup train test test-fast test-more test-all lint format chaos bench image sbom clean
@@ -14,23 +14,23 @@ help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isorun needs Python 3.11 or newer, not " + sys.version.split()[0] + "; name one by: make PYTHON=python3.11 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isorun needs Python 3.11 or newer, not " + sys.version.split()[0] + "; choose another: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-lock: ## choose versions anew (constraints.txt), torch staying as it is
+lock: ## update the versions in constraints.txt, except torch
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
 	grep '^torch==' constraints.txt > $(VENV)-lock/pins
 	$(VENV)-lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --constraint $(VENV)-lock/pins \
 		--find-links "$(or $(PIP_FIND_LINKS),.)" --no-header --no-annotate --no-emit-find-links \
 		--all-extras pyproject.toml --output-file $(VENV)-lock/found
-	(echo '# What the tests run with, to the version; written by `make lock`.'; \
+	(echo '# The exact versions with which the tests run; written by `make lock`.'; \
 		sed -E '/^setuptools==/d; s/\+(cpu|cu[0-9]+)$$//' $(VENV)-lock/found) > constraints.txt
 	rm -r $(VENV)-lock
 
-setup: $(VENV)/ready ## make the virtual environment
+setup: $(VENV)/ready ## create the virtual environment
 
 train: setup ## train a small language model on text, about two minutes on two cores
 	$(RUN) -m train fit --config configs/text.yaml
@@ -38,10 +38,10 @@ train: setup ## train a small language model on text, about two minutes on two c
 test-fast: setup ## run the tests that start no process
 	$(SHARED) -m fast
 
-test: setup ## run what needs no server or container, in twenty minutes on two cores
+test: setup ## run the tests that need no server or container, twenty minutes on two cores
 	$(SHARED) -m 'not slow and not servers'
 
-test-more: setup ## run what is left: full matrices, long runs, servers and containers
+test-more: setup ## run the other tests: full matrices, long runs, servers and containers
 	$(RUN) -m pytest -m slow $(ALONE); alone=$$?; \
 	$(SHARED) -m 'slow or servers' --ignore=$(ALONE) && exit $$alone
 
@@ -53,14 +53,14 @@ lint: setup ## check style and types
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 
-format: setup ## let ruff repair what it can
+format: setup ## apply ruff's fixes and format
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-chaos: setup ## N runs under random faults, and a table of them (make chaos N=200)
+chaos: setup ## start N runs with random faults and print a table (make chaos N=200)
 	$(RUN) -m tests.support.chaos --runs $(or $(N),50) $(if $(SEED),--seed $(SEED))
 
-bench: setup ## run the benchmarks; takes a while
+bench: setup ## run the benchmarks (takes long)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(RUN) -m benchmarks.loop
 	$(RUN) -m benchmarks.checkpoint
@@ -68,7 +68,7 @@ bench: setup ## run the benchmarks; takes a while
 	$(RUN) -m benchmarks.agent
 	$(RUN) -m benchmarks.scaling
 
-# TARGET is cpu or cuda; BUILD_OPTIONS and RUN_OPTIONS are handed to Docker as they are.
+# TARGET is cpu or cuda; BUILD_OPTIONS and RUN_OPTIONS are passed to Docker unchanged.
 DOCKER ?= docker
 TARGET ?= cpu
 IMAGE ?= isorun:$(TARGET)
@@ -80,7 +80,7 @@ image: ## build the container image (make image TARGET=cuda)
 		--build-arg REVISION="$$(git describe --always --abbrev=40 --dirty --exclude '*')" \
 		$(BUILD_OPTIONS) .
 
-sbom: ## list what the image consists of, in CycloneDX's format (sbom.json)
+sbom: ## list the packages of the image in CycloneDX format (sbom.json)
 	$(DOCKER) run --rm $(RUN_OPTIONS) $(IMAGE) sh -c 'python -m venv /scratch/sbom && \
 		/scratch/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0 && \
 		/scratch/sbom/bin/cyclonedx-py environment /opt/venv/bin/python' > $(SBOM)

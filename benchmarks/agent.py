@@ -1,6 +1,6 @@
 """Start-up time of the node agent compared with torchrun.
 
-In turns, both start the same two ranks, which print their start time, and end with them.
+Both start the same two ranks, in turns. The ranks print their start time and end.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Draws which room imports which, from the imports of train/ and launch/, into architecture.md.
+"""Generates the drawing in architecture.md from the imports of train/ and launch/.
 
-`python docs/rooms.py` rewrites the drawing; a test fails while it is not current. An arrow leads
-from a room to one that it imports, imports for types included. Arrows that follow from others are
-left out: where A imports B and B imports C, none leads from A to C.
+`python docs/rooms.py` rewrites the drawing; a test fails if it is not current. An arrow points from
+a room to one that it imports, including imports for types. Arrows that follow from others are
+omitted: if A imports B and B imports C, there is no arrow from A to C.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 BLOCK = re.compile(r"(?<=```mermaid\n).*?(?=```\n)", re.DOTALL)
 
-# Files directly in a package that are not its bottom (train) or a room of their own (launch).
+# Files directly in a package that belong neither to the base (train) nor form a room (launch).
 FRONT = {"__main__", "api", "cli", "command_line", "commands"}
-# A file that is a room of its own: it lies above the bottom.
+# A file that forms a room, above the base.
 ALONE = {"hooks"}
 
 
@@ -61,20 +61,20 @@ def rooms() -> dict[str, set[str]]:
 
 
 def beyond(room: str, graph: dict[str, set[str]], path: tuple[str, ...] = ()) -> set[str]:
-    """All that a room imports, directly or not. Raises ValueError where imports go in a circle."""
+    """All rooms that a room imports, directly or not. Raises ValueError if imports form a cycle."""
     if room in path:
-        raise ValueError(f"rooms import each other in a circle: {' -> '.join([*path, room])}")
+        raise ValueError(f"rooms import each other in a cycle: {' -> '.join([*path, room])}")
     direct = graph.get(room, set())
     return direct.union(*(beyond(other, graph, (*path, room)) for other in direct))
 
 
 def identifier(room: str) -> str:
-    """A room's name as Mermaid takes it."""
+    """The Mermaid identifier of a room."""
     return room.replace(".", "_")
 
 
 def draw() -> str:
-    """The drawing as Mermaid's text."""
+    """The drawing in Mermaid's syntax."""
     graph = rooms()
     lines = ["graph TD"]
     for package in ("launch", "train"):

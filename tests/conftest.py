@@ -1,15 +1,16 @@
-"""The lanes of the tests, and how they are shared out between processes (``pytest -n 2``).
+"""Assigns tests to lanes and to the processes of ``pytest -n 2``.
 
 ``fast``
-    starts no process: ``make test-fast``. Every test is one unless it is seen to start a process
-    (``starts_a_process``), or is marked ``process``. A fast test that starts a process fails.
+    ``make test-fast``: tests that start no process. The default, unless ``starts_a_process`` finds
+    that a test starts one or the test is marked ``process``. A fast test that starts a process
+    fails.
 ``normal``
-    is left to ``make test``, since it starts a process, or is marked since it takes seconds.
+    ``make test``: tests that start a process, or that are marked because they take seconds.
 ``slow``
-    is left to ``make test-all``: full matrices, of which ``make test`` has what covers each value,
-    and long runs. Set by hand.
+    ``make test-all``: long runs, and full matrices of which ``make test`` runs a part that covers
+    each value. Marked by hand.
 ``servers``
-    needs an engine, a cluster or network namespaces, so ``make test-all`` as well: all of tests/real.
+    ``make test-all``: all of tests/real, which needs an engine, a cluster or network namespaces.
 """
 
 import importlib
@@ -23,7 +24,7 @@ import pytest
 
 from tests.support.fork_client import STARTS
 
-# These take longest; whoever begins with them is not waited for at the end.
+# These take longest, so they start first: otherwise one process works on them alone at the end.
 LONGEST = (
     "invariants/test_strategies.py",
     "strategies/test_options.py",
@@ -38,7 +39,7 @@ STARTERS = ("subprocess", "multiprocessing", "tests.support.fork_client")
 
 
 def names_of(code):
-    """The global and attribute names that code uses, that of inner functions included."""
+    """The global and attribute names that code uses, including those of inner functions."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -47,8 +48,8 @@ def names_of(code):
 
 
 def starts_a_process(function, seen):
-    """Whether it uses something that starts processes, by itself or by way of functions and classes
-    of the tests; those of the product are not looked into."""
+    """Whether a function uses something that starts processes, directly or through functions and
+    classes of the tests. Functions of ``train`` and ``launch`` are not followed."""
     function = getattr(function, "__wrapped__", function)
     if isinstance(function, MethodType):
         function = function.__func__
@@ -78,8 +79,8 @@ def fixtures_of(item):
 
 
 def group(item):
-    """The tests of a file stay together, since they share what they have set up; so do those of a
-    directory under real/, which start an engine or a cluster."""
+    """The xdist group of a test. Tests of one file share a group because they share fixtures; so do
+    those of a directory under real/, which start an engine or a cluster."""
     path = item.path.relative_to(Path(__file__).parent)
     return str(path.parent if path.parts[0] == "real" and len(path.parts) > 2 else path)
 
@@ -106,12 +107,12 @@ def pytest_collection_modifyitems(items):
     )
 
 
-fast = None  # the fast test that runs now
+fast = None  # the fast test that is running
 
 
 def refuse_processes(event, arguments):
-    """An audit hook: what a fast test starts, fails; all but git, which says at once what it is asked
-    wherever the code's version is noted."""
+    """An audit hook that fails a fast test when it starts a process. git is allowed: it is fast,
+    and runs record the version of the code with it."""
     if fast is None or event not in STARTING or os.getpid() != this_process:
         return
     if event == "subprocess.Popen" and Path(arguments[0]).name == "git":
@@ -134,9 +135,9 @@ def pytest_runtest_protocol(item):
 
 
 def pytest_runtest_setup(item):
-    """Where all tests together have a time limit, ISORUN_TESTS_UNTIL (seconds since the epoch), what
-    is left after it fails: a test that did not run proves nothing. ISORUN_TESTS_MAY_SKIP=1 lets
-    those that need servers, which come last, be skipped instead."""
+    """Applies the time limit of the whole test run, ISORUN_TESTS_UNTIL (seconds since the epoch).
+    Tests that have not started by then fail, because a test that did not run proves nothing. With
+    ISORUN_TESTS_MAY_SKIP=1, those that need servers (the last ones) are skipped instead."""
     until = os.environ.get("ISORUN_TESTS_UNTIL")
     if until and time.time() > float(until):
         late = "the time for all tests together is used up (ISORUN_TESTS_UNTIL)"

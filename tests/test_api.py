@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
     return fit(directory, "evaluate.every_steps=3", "checkpoint.every_steps=3")
 
 
-def test_a_run_gives_a_result_and_its_directory_to_look_at(finished):
+def test_a_run_returns_its_result_and_a_view_of_its_directory(finished):
     assert (finished.exit, finished.step) == (train.Exit.DONE, 6)
     run = finished.run
     assert run.finished["metrics"] == finished.metrics
@@ -50,19 +50,19 @@ def test_a_run_gives_a_result_and_its_directory_to_look_at(finished):
     assert [attempt["attempt"] for attempt in run.attempts] == [1]
 
 
-def test_a_finished_run_gives_the_same_result_again(finished):
+def test_a_finished_run_returns_the_same_result_again(finished):
     again = fit(finished.directory, "evaluate.every_steps=3", "checkpoint.every_steps=3")
     assert again == finished
 
 
-def test_evaluate_gives_the_metrics_of_a_checkpoint(finished):
+def test_evaluate_returns_the_metrics_of_a_checkpoint(finished):
     where = [*QUICK, f"run.dir={finished.directory}"]
     assert train.evaluate(*where) == pytest.approx(finished.metrics)
     first = finished.run.checkpoints[0]
     assert train.evaluate(*where, checkpoint=3) == pytest.approx(dict(first.metrics))
 
 
-def test_runs_of_one_process_do_not_touch_each_other_or_the_process(finished, tmp_path):
+def test_runs_in_one_process_affect_neither_each_other_nor_the_process(finished, tmp_path):
     def mine():
         root = logging.getLogger()
         return (
@@ -77,7 +77,7 @@ def test_runs_of_one_process_do_not_touch_each_other_or_the_process(finished, tm
     assert mine() == before
     assert same.metrics == finished.metrics != other.metrics
     log = (tmp_path / "bf16" / "logs" / "rank-0.log").read_text()
-    assert str(same.run.id) not in log, "each has a log file of its own"
+    assert str(same.run.id) not in log, "each run must have its own log file"
 
 
 def test_files_and_overrides_come_in_any_order(tmp_path):
@@ -100,10 +100,10 @@ def test_errors_are_exceptions_with_the_text_of_the_command_line(finished, capfd
         fit(finished.directory, task=TinyTask(None))
     with pytest.raises(train.RunError, match="There is no run in"):
         train.Run(finished.directory / "logs")
-    assert "error" not in capfd.readouterr().err, "they are not printed as well"
+    assert "error" not in capfd.readouterr().err, "errors must be raised, not printed"
 
 
-def test_an_error_of_the_task_is_raised_as_it_is_and_in_the_log(tmp_path, monkeypatch):
+def test_an_error_of_the_task_is_raised_unchanged_and_logged(tmp_path, monkeypatch):
     def fail(self):
         raise ZeroDivisionError("in the task")
 
@@ -114,7 +114,7 @@ def test_an_error_of_the_task_is_raised_as_it_is_and_in_the_log(tmp_path, monkey
     assert "in the task" in log
     assert "Traceback" in log
     monkeypatch.setattr(TinyTask, "misbehave", lambda self: None)
-    assert fit(tmp_path).exit == train.Exit.DONE, "the directory is free again"
+    assert fit(tmp_path).exit == train.Exit.DONE, "the directory is still locked"
 
 
 def has_taken_a_step(directory):
@@ -123,7 +123,7 @@ def has_taken_a_step(directory):
 
 
 def interrupt(directory, times):
-    """Ctrl-C once the run has taken a step, and again while it still computes."""
+    """Sends Ctrl-C ``times`` times, the first time once the run has taken a step."""
 
     def work():
         while not has_taken_a_step(directory):
@@ -139,7 +139,8 @@ def interrupt(directory, times):
 
 @pytest.fixture
 def own_handler():
-    """Python's own handler of SIGINT; TorchX's local scheduler, in another test, installs its."""
+    """Installs Python's default SIGINT handler: TorchX's local scheduler, in another test, replaces
+    it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -158,7 +159,7 @@ def test_ctrl_c_saves_and_the_same_call_resumes(tmp_path, capfd):
     assert stopped.run.checkpoints[-1].step == stopped.step
     assert "Stopped on request" in capfd.readouterr().out
     with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)  # Python's own handler is back
+        signal.raise_signal(signal.SIGINT)  # Python's default handler is restored
     done = call(0.0)
     assert (done.exit, done.step) == (train.Exit.DONE, 30)
     assert done.run.attempts[1]["resumed_from_step"] == stopped.step
@@ -226,7 +227,9 @@ def module(name, **attributes):
         (module("__main__"), "__main__:TinyTask"),
     ],
 )
-def test_a_class_of_a_script_has_the_name_that_the_command_line_finds(main, expected, monkeypatch):
+def test_a_class_of_a_script_gets_the_name_that_the_command_line_resolves(
+    main, expected, monkeypatch
+):
     mine = type("TinyTask", (TinyTask,), {"__module__": "__main__"})
     monkeypatch.setitem(sys.modules, "__main__", main)
     assert reference_of(mine) == expected
@@ -237,13 +240,15 @@ def notebook_task(monkeypatch):
     return type("CellTask", (TinyTask,), {"__module__": "__main__"})
 
 
-def test_a_class_of_a_notebook_trains_but_only_here(tmp_path, monkeypatch):
+def test_a_class_of_a_notebook_trains_only_in_the_notebook(tmp_path, monkeypatch):
     task = notebook_task(monkeypatch)
     where = [*QUICK, f"run.dir={tmp_path}"]
     done = train.fit(*where, "loader.workers=1", task=task)
     assert done.run.config["task"]["use"] == "__main__:CellTask"
     log = (tmp_path / "logs" / "rank-0.log").read_text()
-    assert "call train.fit again" in log, "a command line could not find the class"
+    assert "call train.fit again" in log, (
+        "the log must not suggest a command, which could not import the class"
+    )
     assert train.evaluate(*where, task=task) == pytest.approx(done.metrics)
     with pytest.raises(UsageError, match=r"cannot import the\s+task"):
         train.fit(*where, "loader.workers=1", "loader.multiprocessing_context=spawn", task=task)
@@ -253,7 +258,7 @@ def test_a_class_of_a_notebook_trains_but_only_here(tmp_path, monkeypatch):
         train.load_config(*where, "task.use=__main__:CellTask")
 
 
-def test_a_view_of_a_damaged_directory_shows_what_is_whole(tmp_path):
+def test_a_view_of_a_damaged_directory_shows_what_is_intact(tmp_path):
     identity = {"id": "r-1", "name": "r", "wandb_id": "r-1", "created": 1.0}
     (tmp_path / "run.json").write_text(json.dumps(identity))
     rows = '{"step": 1, "a": 2.0}\nno row\n{"step": 2, "a": null, "b": 1}\n{"step": 3, "a'
@@ -294,7 +299,7 @@ if __name__ == "__main__":
 
 
 def launch(tmp_path, *overrides):
-    """A script that launches two processes, from another directory than its own."""
+    """Starts a script that launches two processes, from a directory other than its own."""
     (tmp_path / "two.py").write_text(SCRIPT)
     arguments = [*QUICK, f"run.dir={tmp_path / 'run'}", *overrides, "2"]
     return subprocess.Popen(
@@ -305,7 +310,7 @@ def launch(tmp_path, *overrides):
 
 
 @pytest.mark.slow
-def test_a_script_launches_several_processes_and_ctrl_c_reaches_them_once(tmp_path):
+def test_a_script_launches_several_processes_and_forwards_ctrl_c_once(tmp_path):
     process = launch(tmp_path, "length.steps=200", "task.sleep=0.05")
     while not has_taken_a_step(tmp_path / "run"):
         assert process.poll() is None, process.communicate()
@@ -340,9 +345,9 @@ def test_launch_checks_before_it_starts_anything(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_strategies_follow_each_other_in_one_process(finished, tmp_path):
-    """DeepSpeed and Accelerate remember the process groups of their first run, and tell each other
-    of a launcher by environment variables."""
+def test_runs_with_different_strategies_in_one_process(finished, tmp_path):
+    """DeepSpeed and Accelerate keep the process groups of their first run, and set environment
+    variables that later runs take for those of a launcher."""
     before = dict(os.environ)
     for number, strategy in enumerate(("zero1", "zero3", "zero1", "auto", "ddp", "fsdp2")):
         done = fit(tmp_path / str(number), f"strategy={strategy}")

@@ -1,4 +1,4 @@
-"""The drawing of the rooms is that of the imports."""
+"""The drawing in docs/architecture.md matches the imports."""
 
 import runpy
 
@@ -8,7 +8,7 @@ from tests.support.runs import ROOT
 def test_the_drawing_is_current():
     rooms = runpy.run_path(str(ROOT / "docs" / "rooms.py"))
     drawn = rooms["BLOCK"].search((ROOT / "docs" / "architecture.md").read_text())
-    assert drawn, "the page has no drawing"
+    assert drawn, "docs/architecture.md has no drawing"
     assert drawn[0] == rooms["draw"](), "run `python docs/rooms.py`"
 
 

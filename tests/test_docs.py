@@ -1,9 +1,9 @@
-"""The documentation is true: its commands run, and its names, links and tables are the code's.
+"""The documentation matches the code: commands run, and names, links and tables are correct.
 
-Each page's ``sh`` blocks are run from top to bottom in one fresh directory, in which ``configs`` and
-``k8s`` are linked. A block of another kind whose first line is a comment with a file name is first
-written to that file. A line that is indented, or follows one that ends in a backslash, belongs to the
-command above it; ``# exit 64`` at the end says which exit code is expected.
+The ``sh`` blocks of a page are run from top to bottom in one new directory, which links to
+``configs`` and ``k8s``. A block of another kind is first written to a file if its first line is a
+comment with a file name. A line that is indented, or that follows a line ending in a backslash,
+continues the command above it. ``# exit 64`` at the end of a command is its expected exit code.
 """
 
 import functools
@@ -29,7 +29,7 @@ TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = {str(path.relative_to(ROOT)): path for path in (*(ROOT / name for name in TOP), *DOCS)}
 
-# Commands that cannot be run here, word for word, each with the reason.
+# Commands that cannot run here, exactly as written in the page, each with the reason.
 NOT_RUN = {
     "python -m tensorboard.main --logdir runs": "it serves until it is stopped",
     "wandb sync runs/tracked/wandb/offline-run-*": "it needs an account and the network",
@@ -53,7 +53,7 @@ def commands(text):
             elif line.strip() and not line.startswith("#"):
                 found.append(line)
             else:
-                found.append("")  # a gap: nothing belongs to what stands before it
+                found.append("")  # ends the command above
     pairs = []
     for command in filter(None, found):
         code = re.search(r"# exit (\d+)$", command)
@@ -66,12 +66,12 @@ def without_comment(command):
 
 
 class Shell:
-    """Runs commands one after another as a person would, the working directory kept. ``programs``:
-    a directory whose programs go before those of the environment."""
+    """Runs commands one after another and keeps the working directory, like an interactive shell.
+    ``programs`` is a directory that comes first in PATH."""
 
     def __init__(self, directory, programs=None, **variables):
         self.home = self.here = directory
-        self.environment = environment() | {"HOME": str(directory)}  # no account of a person's
+        self.environment = environment() | {"HOME": str(directory)}  # no user credentials
         for name in list(self.environment):
             if name.startswith(("WANDB_", "ISORUN_")):
                 del self.environment[name]
@@ -92,14 +92,14 @@ class Shell:
 
 
 def run_page(path, directory, programs=None):
-    """Everything that a page tells its reader to do; returns what was said."""
+    """Runs all commands of a page; returns their output."""
     text = path.read_text()
     for _, block in BLOCK.findall(text):
         if name := NAMED.match(block):
             (directory / name[1]).write_text(block)
     for name in ("configs", "k8s"):
         (directory / name).symlink_to(ROOT / name)
-    # W&B costs each run a second: only pages that speak of its files have them.
+    # W&B adds a second to each run: it is enabled only for pages that describe its files.
     variables = {} if "wandb" in text else {"WANDB_MODE": "disabled"}
     if programs:
         variables |= quick_programs(programs)
@@ -115,8 +115,8 @@ def run_page(path, directory, programs=None):
 
 @pytest.fixture(scope="session")
 def directory_of(tmp_path_factory):
-    """What a page's commands leave behind; each page is run once, its programs forked after the
-    slow imports."""
+    """Returns a function that runs a page once and returns the directory with the files it left.
+    Programs are forked after the slow imports."""
     made = {}
 
     def of(page):
@@ -129,13 +129,13 @@ def directory_of(tmp_path_factory):
     return of
 
 
-# Tests look at what the commands of these leave behind, so one process runs them.
+# Later tests examine the files of these pages, so one process runs them.
 LOOKED_AT = ["docs/run-directory.md", "docs/tasks.md", "docs/tracking.md"]
 IN_TEST = ["README.md", *LOOKED_AT]
 
 
 def pages():
-    """Pages with commands; ``make test`` runs some, ``make test-all`` all."""
+    """The pages with commands, as parameters: ``make test`` runs some, ``make test-all`` all."""
     for page, path in PAGES.items():
         if commands(path.read_text()):
             group = "looked-at" if page in LOOKED_AT else page
@@ -149,29 +149,29 @@ def test_every_command_of_a_page_works(directory_of, page):
 
 
 @pytest.mark.slow
-def test_the_readme_s_commands_work_without_our_help(tmp_path):
-    """With the programs of the environment, from a new interpreter each."""
+def test_the_commands_of_the_readme_work_without_the_fork_server(tmp_path):
+    """Runs them with the programs of the environment, each in a new interpreter."""
     run_page(PAGES["README.md"], tmp_path)
 
 
-def test_what_is_not_run_is_still_there():
+def test_commands_that_are_not_run_are_still_in_the_docs():
     there = {without_comment(c) for path in PAGES.values() for c, _ in commands(path.read_text())}
     assert set(NOT_RUN) <= there
 
 
 def prose(path):
-    """A page without its blocks."""
+    """The text of a page without its code blocks."""
     return BLOCK.sub("", path.read_text())
 
 
 @functools.cache
 def keys():
-    """Every key of the config with either built-in task."""
+    """Every config key, with each of the built-in tasks."""
     return {key for name in BUILT_IN for key in known_keys(config_class(find_task(name, "test")))}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_field_that_is_named_exists(page):
+def test_every_config_field_in_the_text_exists(page):
     known, sections = keys(), "|".join(Config.model_fields)
     files = r"(?:json|jsonl|md|py|yaml|bin|safetensors|pt2)"
     pattern = rf"`((?:{sections})(?:\.[a-z_]+)+)(?:=[^`]*)?`"
@@ -185,7 +185,7 @@ def test_the_config_page_shows_every_section():
     assert rows == list(Config.model_fields)
 
 
-def test_the_table_of_exit_codes_is_that_of_the_code():
+def test_the_table_of_exit_codes_matches_the_code():
     row = r"^\| (\d+) \| `([A-Z_]+)` \| .* \| (.*) \|$"
     rows = re.findall(row, PAGES["docs/running.md"].read_text().replace("`logs/`", "logs/"), re.M)
     told = [
@@ -201,7 +201,7 @@ def test_exit_codes_in_the_text_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_link_leads_somewhere(page):
+def test_every_link_has_a_target(page):
     path = PAGES[page]
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
         if link.startswith(("https://", "http://")):
@@ -215,7 +215,7 @@ def test_every_link_leads_somewhere(page):
 
 
 def slug(heading):
-    """The anchor that a heading gets."""
+    """The anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -225,16 +225,16 @@ def test_every_page_is_in_the_index():
 
 
 def named_files():
-    """The names in the first column of the tables of files."""
+    """The file names in the first column of the page's tables."""
     rows = re.findall(r"^\| (`.+?`) \|", PAGES["docs/run-directory.md"].read_text(), re.MULTILINE)
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
 
 
 @pytest.mark.xdist_group("docs looked-at")
-def test_every_file_of_the_run_directory_is_one(directory_of):
+def test_every_file_of_a_run_directory_is_in_the_docs(directory_of):
     directory = directory_of("docs/run-directory.md")
     run = directory / "runs" / "shown"
-    # The page's run is a good one, but some files are only there after a fault.
+    # The run of this page succeeds; some files exist only after a fault.
     with (max((run / "checkpoints").glob("step-*")) / "__0_0.distcp").open("ab") as file:
         file.write(b"x")
     with (run / "metrics.jsonl").open("a") as file:
@@ -246,17 +246,21 @@ def test_every_file_of_the_run_directory_is_one(directory_of):
     missing = [name for name in named_files() if not any(run.glob(name))]
     assert missing == []
     tops = {path.relative_to(run).parts[0] for name in named_files() for path in run.glob(name)}
-    assert {path.name for path in run.iterdir()} == tops, "the page leaves something out"
+    assert {path.name for path in run.iterdir()} == tops, "files are missing from the page"
 
 
 @pytest.mark.xdist_group("docs looked-at")
-def test_the_names_of_all_metrics_are_told(directory_of):
+def test_every_metric_is_in_the_docs(directory_of):
     rows = re.findall(r"^\| (`.+?`) \|", PAGES["docs/tracking.md"].read_text(), re.MULTILINE)
     told = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     measured = set()
     for page in ("docs/tracking.md", "docs/tasks.md"):
         for path in directory_of(page).rglob("metrics.jsonl"):
             measured |= {name for line in path.open() for name in json.loads(line)}
-    assert "eval/perplexity" in measured, "the text task was not among these runs"
-    assert measured - told == {"eval/f1"}, "which a page's own task defines"
-    assert told - measured == {"speed/mfu", "memory/device_peak_gib"}, "on a GPU only"
+    assert "eval/perplexity" in measured, "no run used the text task"
+    assert measured - told == {"eval/f1"}, (
+        "only eval/f1, which a page's task defines, may be missing from the table"
+    )
+    assert told - measured == {"speed/mfu", "memory/device_peak_gib"}, (
+        "only metrics of a GPU may be missing from these runs"
+    )

@@ -1,4 +1,4 @@
-"""Each extension point takes a class or function from outside the package, by dotted path."""
+"""Each extension point accepts a class or function from outside the package, by dotted path."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ QUICK = [*TINY, "length.steps=4", "schedule.warmup_steps=2", "track.console=quie
 
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
-    """Writes a module into the working directory, which nothing else knows; returns its name."""
+    """Writes a new module into the working directory; returns its name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     name = f"outside_{abs(hash(str(tmp_path)))}"
@@ -113,7 +113,7 @@ def test_a_schedule(tmp_path, outside):
         "schedule.warmup_steps=1",
     )
     rates = list(curve(tmp_path / "run", "train/learning_rate").values())
-    assert rates == pytest.approx([0.01, 0.0, 0.005, 0.005]), "its own warm-up comes first"
+    assert rates == pytest.approx([0.01, 0.0, 0.005, 0.005]), "warm-up must come first"
 
 
 def test_a_schedule_is_checked_before_the_first_step(outside):
@@ -179,7 +179,7 @@ def test_a_loss(tmp_path, outside):
     assert losses["smooth"] != losses["cross_entropy"]
 
 
-def test_a_loss_is_a_sum_or_one_value_per_unit_and_sees_no_padding(outside):
+def test_a_loss_is_a_sum_or_one_value_per_unit_and_excludes_padding(outside):
     module = outside(LOSS)
     logits, targets = torch.randn(6, 3), torch.tensor([0, 1, 2, -100, 0, -100])
     expected = Loss("cross_entropy").sum(logits, targets)
@@ -193,7 +193,7 @@ def test_a_loss_is_a_sum_or_one_value_per_unit_and_sees_no_padding(outside):
         load(*DIGITS, "task.loss=cross_entrop")
 
 
-def test_the_text_task_reports_bits_of_the_cross_entropy_whatever_the_loss(outside):
+def test_the_text_task_reports_the_cross_entropy_in_bits_with_any_loss(outside):
     module = outside(LOSS)
     from train.tasks.text.task import TextTask
 
@@ -320,7 +320,7 @@ def test_a_hook_is_called_at_each_point(tmp_path, outside):
     ]  # fmt: skip
 
 
-def test_a_hook_is_told_of_every_checkpoint_that_is_written_beside_the_training(tmp_path, outside):
+def test_a_hook_is_called_for_every_checkpoint_that_is_written_asynchronously(tmp_path, outside):
     module = outside(HOOK)
     fit(tmp_path, "checkpoint.every_steps=1", "checkpoint.keep_last=9", f"hooks=[{module}:Diary]")
     lines = (tmp_path / "run" / "diary.txt").read_text().splitlines()
@@ -328,7 +328,9 @@ def test_a_hook_is_told_of_every_checkpoint_that_is_written_beside_the_training(
     assert told == ["01", "02", "03", "04"]
 
 
-def test_a_hook_draws_random_numbers_without_effect_and_is_named(tmp_path, outside, capfd):
+def test_a_hook_that_draws_random_numbers_is_named_and_does_not_change_the_run(
+    tmp_path, outside, capfd
+):
     module = outside(HOOK)
     fit(tmp_path / "with", f"hooks=[{module}:Random]", "model.dropout=0.5")
     fit(tmp_path / "without", "model.dropout=0.5")
@@ -346,7 +348,7 @@ def hooks(tmp_path, name, rank=0, **options):
     return Hooks([Plugin(use=name, options=options)], facts(tmp_path, rank))
 
 
-def test_a_hook_that_changes_what_it_must_not_ends_the_run(tmp_path, outside):
+def test_a_hook_that_changes_protected_state_ends_the_run(tmp_path, outside):
     module = outside(HOOK)
     careless = hooks(tmp_path, f"{module}:Careless")
     try:
@@ -369,7 +371,7 @@ def test_other_ranks_call_only_collective_hooks(tmp_path, outside):
     assert (tmp_path / "diary.txt").read_text() == "start 0 10\n"
 
 
-def test_a_hook_is_checked_before_anything_is_started(tmp_path, outside):
+def test_a_hook_is_checked_before_the_run_starts(tmp_path, outside):
     module = outside(HOOK)
     with pytest.raises(UsageError, match=r"hooks \(command line\) names .*did you mean Diary"):
         fit(tmp_path, f"hooks=[{module}:Diry]")
@@ -393,7 +395,7 @@ def test_a_hook_is_checked_before_anything_is_started(tmp_path, outside):
         ({"task": {"use": "text", "loss": "mean"}}, False),
     ],
 )
-def test_editors_know_both_forms(values, valid):
+def test_the_json_schema_accepts_both_forms(values, valid):
     required = {
         "task": {"use": "text"}, "batch": {"global_batch_size": 1}, "length": {"steps": 1}
     }  # fmt: skip
@@ -428,7 +430,7 @@ print(resource(h="big_outside").cpu)
 
 
 def test_a_scheduler_and_a_named_resource_of_torchx(tmp_path):
-    """By the entry points of a distribution that is installed beside isorun."""
+    """Registered by the entry points of another installed distribution."""
     info = tmp_path / "outside-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")

@@ -1,4 +1,4 @@
-"""Durable file writes: all of the new content, or all of the old."""
+"""Durable file writes: a failure leaves either all of the new content or all of the old."""
 
 import json
 from io import FileIO

@@ -1,8 +1,8 @@
-"""What version 0.1.0 left behind opens, verifies, resumes and can be read.
+"""Run directories of version 0.1.0 open, verify, resume and can be read.
 
-``tests/data/run-0.1.0`` was written by that version: a run of one process and one of two ranks,
-both of 40 steps and stopped by their ``stop`` file in the evaluation of step 16; what they log
-where nothing stops them; and the ledger of a launch.
+``tests/data/run-0.1.0`` was written by that version. It holds a run of one process and a run of two
+ranks, both of 40 steps and stopped by their ``stop`` file during the evaluation at step 16; the
+metrics of the same runs without a stop; and the ledger of a launch.
 """
 
 import json
@@ -21,7 +21,7 @@ TWO_RANKS = [*KEPT, "run.name=two-ranks", "strategy=fsdp2"]
 
 
 def uninterrupted(name, key):
-    """Step to value, as version 0.1.0 logged it in such a run that nothing stopped."""
+    """Maps steps to the values that version 0.1.0 logged in the same run without a stop."""
     found = json.loads((DATA / "uninterrupted.json").read_text())[name][key]
     return {int(step): value for step, value in found.items()}
 
@@ -37,9 +37,9 @@ def two_ranks(tmp_path):
 
 
 def check_finished(directory):
-    """That each step was logged once, with the loss that the former version would have had."""
+    """Checks that each step was logged once, with the loss that version 0.1.0 logged."""
     assert [row["step"] for row in metrics(directory)] == list(range(1, 41))
-    # The second attempt adds the evaluation that the first did not finish.
+    # The second attempt adds the evaluation that the first attempt did not finish.
     assert [row["attempt"] for row in metrics(directory)] == [1] * 15 + [2] * 25
     assert curve(directory) == pytest.approx(uninterrupted(directory.name, "train/loss"), rel=1e-4)
     finished = json.loads((directory / "finished.json").read_text())
@@ -56,7 +56,7 @@ def test_a_run_verifies_and_its_checkpoint_evaluates(single):
     assert found["loss"] == pytest.approx(uninterrupted("single", "eval/loss")[16], rel=1e-4)
 
 
-def test_a_run_resumes_to_its_end(single):
+def test_a_run_resumes_and_finishes(single):
     said = run("fit", single, *SINGLE).stdout
     assert "attempt 2" in said
     check_finished(single)
@@ -77,7 +77,7 @@ def test_a_run_of_two_ranks_resumes_on_two(two_ranks):
     check_finished(two_ranks)
 
 
-def test_another_config_is_still_refused(single):
+def test_a_changed_config_is_still_refused(single):
     done = run("fit", single, *SINGLE, "optim.lr=0.02", expect=76)
     assert "optim.lr: 0.01 -> 0.02 (command line)" in done.stderr
     assert checkpoints(single) == [10, 16]

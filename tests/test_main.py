@@ -1,4 +1,4 @@
-"""How the process ends."""
+"""How a process ends."""
 
 import os
 import subprocess

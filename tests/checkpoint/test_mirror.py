@@ -155,7 +155,7 @@ def test_a_damaged_copy_is_reported_and_an_older_one_is_restored(config, store, 
 def test_a_url_belongs_to_one_run(config, store):
     mirror = Mirror(config)
     mirror.claim("mine")
-    mirror.claim("other")  # nothing is there yet that could be lost
+    mirror.claim("other")  # nothing there could be lost
     mirror.upload(store, 10, always)
     Mirror(config).claim("other")
     with pytest.raises(ResumeRefusedError, match=r"holds the checkpoints of the run\s+other"):

@@ -40,7 +40,7 @@ def test_training_may_change_tensors_during_the_write(store):
     gate = threading.Event()
     assert saver.save(held(tensors), request(1, before_commit=gate.wait)) is None
     assert saver.in_flight
-    tensors["a"].fill_(7.0)  # the training goes on
+    tensors["a"].fill_(7.0)  # training continues
     assert store.steps() == []
     gate.set()
     assert saver.wait() is None

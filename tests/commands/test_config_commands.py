@@ -1,4 +1,4 @@
-"""``show-config`` says where every value comes from; ``schema`` describes what may be said."""
+"""``show-config`` prints the origin of every value; ``schema`` describes all valid configs."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_each_value_has_its_origin(tmp_path):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_plain_output_can_be_given_back(config, tmp_path):
+def test_plain_output_is_a_valid_config(config, tmp_path):
     changed = ["optim.lr=1.0e-05", "optim.options={a: [1, null]}", "run.name=a b", "ema.decay=0.5"]
     first = command("show-config", "--config", config, *changed, "--plain").stdout
     (tmp_path / "resolved.yaml").write_text(first)
@@ -50,7 +50,7 @@ def schema(*words):
 
 
 def section(schema, *keys):
-    """The schema of a dotted key; references and optional sections are followed."""
+    """The schema of a dotted key; resolves references and optional sections."""
     here = schema
     for key in [*keys, None]:
         while "$ref" in here or "anyOf" in here or "allOf" in here:
@@ -76,7 +76,7 @@ def leaves(values, keys=()):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_the_schema_knows_every_key_of_our_configs(config):
+def test_the_schema_has_every_key_of_our_configs(config):
     found = schema("--config", config)
     assert found["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     values = yaml.safe_load(config.read_text())
@@ -89,14 +89,14 @@ def test_the_schema_knows_every_key_of_our_configs(config):
     assert set(found["required"]) >= {"task", "batch", "length"}
 
 
-def test_every_field_is_described():
+def test_every_field_has_a_description():
     found = schema("task.use=text")
     for name, definition in found["$defs"].items():
         for field, entry in definition.get("properties", {}).items():
             assert entry.get("description") or "$ref" in entry, f"{name}.{field}"
 
 
-def test_validation_by_an_editor_s_own_means(tmp_path):
+def test_a_json_schema_validator_accepts_our_configs(tmp_path):
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     for config in CONFIGS:
         found, values = schema("--config", config), yaml.safe_load(config.read_text())
@@ -106,7 +106,7 @@ def test_validation_by_an_editor_s_own_means(tmp_path):
             jsonschema.validate(values, found)
 
 
-def test_the_schema_is_that_of_the_task():
+def test_the_schema_includes_the_sections_of_the_task():
     assert "channels" in section(schema("task.use=digits"), "model")["properties"]
     tiny = schema("task.use=tests.support.tiny:TinyTask")
     assert "hidden" in section(tiny, "model")["properties"]

@@ -1,4 +1,4 @@
-"""``evaluate`` gives what the run itself gave, for any checkpoint, on any number of processes."""
+"""``evaluate`` gives the run's own metrics for any checkpoint, on any number of processes."""
 
 import json
 import shutil
@@ -23,14 +23,14 @@ def evaluate(directory, *words, **kwargs):
     return json.loads(run("evaluate", directory, *BASE, "--json", *words, **kwargs).stdout)
 
 
-def test_the_newest_is_the_run_s_final_evaluation_to_the_last_bit(finished):
+def test_the_newest_checkpoint_matches_the_final_evaluation_bitwise(finished):
     found = evaluate(finished)
     assert found["loss"] == json.loads((finished / "finished.json").read_text())["metrics"]["loss"]
     assert found["checkpoint"] == str(finished / "checkpoints/step-000000000040")
     assert evaluate(finished, "--checkpoint", "newest") == found
 
 
-def test_best_a_step_and_a_path(finished):
+def test_a_checkpoint_by_best_by_step_and_by_path(finished):
     losses = curve(finished, "eval/loss")
     best = min(losses, key=losses.get)
     assert best != 40
@@ -39,12 +39,12 @@ def test_best_a_step_and_a_path(finished):
     path = finished / "checkpoints/step-000000000020"
     assert evaluate(finished, "--checkpoint", path)["loss"] == losses[20]
     assert evaluate(finished, "--checkpoint", f"{path}/")["loss"] == losses[20]
-    # A path needs no run of its own, and no directory: "." is one, too.
+    # A path does not depend on the run directory in the config.
     here = run("evaluate", finished, *BASE, "--json", "--checkpoint", path, "run.name=other")
     assert json.loads(here.stdout)["loss"] == losses[20]
 
 
-def test_without_json_it_is_for_people(finished):
+def test_without_json_the_output_is_a_readable_table(finished):
     lines = run("evaluate", finished, *BASE).stdout.splitlines()
     assert lines[0] == f"{finished / 'checkpoints/step-000000000040'} on 37 samples"
     assert lines[1].split() == ["loss", f"{curve(finished, 'eval/loss')[40]:.6g}"]
@@ -58,7 +58,7 @@ def test_without_json_it_is_for_people(finished):
         ("/nowhere/at/all", 64, "or the path of a checkpoint"),
     ],
 )
-def test_a_checkpoint_that_is_not_there(finished, which, code, expected):
+def test_a_checkpoint_that_does_not_exist(finished, which, code, expected):
     done = run("evaluate", finished, *BASE, "--checkpoint", which, expect=code)
     (line,) = done.stderr.splitlines()
     assert expected in line
@@ -75,15 +75,15 @@ def test_best_needs_a_metric_that_was_evaluated(finished):
     assert "evaluation with the metric 'accuracy'" in done.stderr
 
 
-def test_where_there_is_no_run(tmp_path):
+def test_a_run_that_does_not_exist(tmp_path):
     done = run("evaluate", tmp_path / "none", expect=64)
     (line,) = done.stderr.splitlines()
     assert f"There is no checkpoint in {tmp_path / 'none/checkpoints'}" in line
     assert "-m train fit" in line
-    assert not (tmp_path / "none").exists(), "looking creates nothing"
+    assert not (tmp_path / "none").exists(), "evaluate created the directory"
 
 
-def test_a_damaged_checkpoint_is_not_used(finished, tmp_path):
+def test_a_damaged_checkpoint_is_refused(finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "run")
     path = copy / "checkpoints/step-000000000040/__0_0.distcp"
     path.write_bytes(path.read_bytes()[:-7])
@@ -92,18 +92,18 @@ def test_a_damaged_checkpoint_is_not_used(finished, tmp_path):
     assert "is damaged: " in line
     assert "__0_0.distcp has" in line
     assert evaluate(copy, "--checkpoint", "35")["loss"] == curve(finished, "eval/loss")[35]
-    assert path.parent.exists(), "only a run sets it aside"
+    assert path.parent.exists(), "only fit may rename a damaged checkpoint"
 
 
-def test_two_processes_give_the_same(finished):
+def test_two_processes_give_the_same_metrics(finished):
     done = quick_run("evaluate", finished, *BASE, "--json", processes=2)
     (line,) = [item for item in done.stdout.splitlines() if item.startswith("{")]
     assert json.loads(line)["loss"] == pytest.approx(evaluate(finished)["loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 5, 37])
-def test_micro_batches_do_not_matter(finished, micro_batch_size):
-    """On three ranks some of them have nothing to do in the last round."""
+def test_the_micro_batch_size_does_not_change_the_metrics(finished, micro_batch_size):
+    """Some of the three ranks have no samples in the last round."""
     rule = f"evaluate.micro_batch_size={micro_batch_size}"
     first, *others = run_ranks(3, "evaluate", finished, *BASE, rule, "--json")
     assert json.loads(first.stdout)["loss"] == pytest.approx(evaluate(finished)["loss"], rel=1e-6)

@@ -1,4 +1,4 @@
-"""``export`` saves in both classical ways; both are loaded in a fresh process and agree."""
+"""``export`` writes parameters and a program; both load in a new process and agree."""
 
 import json
 import os
@@ -45,7 +45,7 @@ for name in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Name of a task to the run's directory and the export's."""
+    """Maps the name of a task to the directories of its run and its export."""
     import torch
 
     from train.config.load import load_config
@@ -69,7 +69,7 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_both_forms_in_a_fresh_process(exported):
+def test_both_forms_load_in_a_new_process(exported):
     import torch
 
     directories = [str(to) for _, to in exported.values()]
@@ -86,7 +86,7 @@ def test_both_forms_in_a_fresh_process(exported):
         "same",
         "export-text",
     ]
-    # And they are the outputs of the trained weights, not of some others.
+    # The outputs are those of the trained weights.
     from train.config.load import load_config
 
     directory, to = exported["digits"]
@@ -99,7 +99,7 @@ def test_both_forms_in_a_fresh_process(exported):
     assert torch.equal(torch.load(to / "outputs.pt"), expected)
 
 
-def test_a_tied_weight_is_stored_once_and_tied_again(exported):
+def test_a_tied_weight_is_stored_once_and_tied_again_when_loaded(exported):
     import train
 
     _, to = exported["text"]
@@ -109,7 +109,7 @@ def test_a_tied_weight_is_stored_once_and_tied_again(exported):
     assert len(names) == len(unique) + 1
 
 
-def test_it_says_where_it_comes_from(exported):
+def test_an_export_names_its_run_step_and_config(exported):
     directory, to = exported["digits"]
     description = json.loads((to / "export.json").read_text())
     identity = json.loads((directory / "run.json").read_text())
@@ -120,7 +120,7 @@ def test_it_says_where_it_comes_from(exported):
     assert set(description["metrics"]) == {"loss", "accuracy"}
 
 
-def test_the_default_place_and_one_form_only(exported):
+def test_the_default_directory_and_a_single_form(exported):
     directory, _ = exported["tiny"]
     run("export", directory, "--form", "parameters")
     default = directory / "exports/step-40"
@@ -129,7 +129,7 @@ def test_the_default_place_and_one_form_only(exported):
     assert sorted(os.listdir(directory / "program")) == ["export.json", "model.pt2"]
 
 
-def test_an_earlier_checkpoint(tmp_path):
+def test_an_earlier_checkpoint_is_exported(tmp_path):
     from safetensors.torch import load_file
 
     run("fit", tmp_path / "run", "checkpoint.every_steps=30")
@@ -149,7 +149,7 @@ def test_an_earlier_checkpoint(tmp_path):
     assert json.loads((tmp_path / "to/export.json").read_text())["step"] == 30
 
 
-def test_what_is_no_export_is_told(exported, tmp_path):
+def test_load_refuses_what_is_not_a_valid_export(exported, tmp_path):
     import train
     from train.exits import DataError, UsageError
 

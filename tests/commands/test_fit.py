@@ -1,4 +1,4 @@
-"""What ``fit`` does with the options that say how long, when to save and what to keep."""
+"""``fit`` with the options for the length of a run, for checkpoints and for retention."""
 
 import json
 
@@ -23,15 +23,16 @@ def finished(directory):
     ("epochs", "steps"), [("2.0", 18), ("0.5", 5), ("0.001", 1), ("2.9126213592233010", 25)]
 )
 def test_length_in_epochs(tmp_path, epochs, steps):
-    """103 samples, 12 a step; the last step may run over. 2.91262... epochs are 300 samples."""
+    """103 samples, 12 a step; the last step may exceed the length. 2.91262... epochs are 300
+    samples."""
     run("fit", tmp_path, "length.steps=null", f"length.epochs={epochs}", "schedule.warmup_steps=0")
     assert finished(tmp_path)["step"] == steps
     assert finished(tmp_path)["position"] == 12 * steps
     last = curve(tmp_path, "train/learning_rate")[steps]
-    assert last < 1e-4 or steps == 1, "the schedule has the length that was computed"
+    assert last < 1e-4 or steps == 1, "the schedule must end with the run"
 
 
-def test_a_warmup_longer_than_the_epochs_is_told_once_the_data_is_known(tmp_path):
+def test_a_warmup_longer_than_the_epochs_is_refused_once_the_data_is_loaded(tmp_path):
     rules = ["length.steps=null", "length.epochs=0.5", "schedule.warmup_steps=6"]
     done = run("fit", tmp_path, *rules, expect=64)
     (line,) = done.stderr.splitlines()
@@ -39,7 +40,7 @@ def test_a_warmup_longer_than_the_epochs_is_told_once_the_data_is_known(tmp_path
 
 
 def test_retention(undisturbed, tmp_path):
-    """The two newest, every twentieth, and the one with the best evaluation."""
+    """Keeps the two newest, every twentieth step, and the one with the best evaluation."""
     run(
         "fit", tmp_path, "evaluate.every_steps=5", "checkpoint.every_steps=5",
         "checkpoint.keep_last=2", "checkpoint.keep_every_steps=20",
@@ -47,12 +48,12 @@ def test_retention(undisturbed, tmp_path):
     )  # fmt: skip
     losses = curve(tmp_path, "eval/loss")
     best = min(losses, key=losses.get)
-    assert best not in (20, 35, 40), "so that it shows"
+    assert best not in (20, 35, 40), "the best step must not be kept by another rule"
     assert checkpoints(tmp_path) == sorted({20, 35, 40, best})
     assert_same_bits(tensors(undisturbed), tensors(tmp_path))
 
 
-def test_the_best_are_kept_through_a_restart(tmp_path):
+def test_the_best_checkpoints_are_kept_after_a_restart(tmp_path):
     rules = [
         "evaluate.every_steps=5", "checkpoint.every_steps=5", "checkpoint.keep_last=1",
         "checkpoint.keep_best.mode=min", "checkpoint.keep_best.keep=2",
@@ -61,11 +62,11 @@ def test_the_best_are_kept_through_a_restart(tmp_path):
     run("fit", tmp_path, *rules)
     losses = curve(tmp_path, "eval/loss")
     best = sorted(losses, key=losses.get)[:2]
-    assert max(best) < 23, "so that it shows"
+    assert max(best) < 23, "both best steps must be before the restart"
     assert checkpoints(tmp_path) == sorted({40, *best})
 
 
-def test_saving_while_training_waits_gives_the_same(undisturbed, tmp_path):
+def test_synchronous_saving_gives_the_same_run(undisturbed, tmp_path):
     run("fit", tmp_path, "evaluate.every_steps=5", "checkpoint.every_steps=3",
         "checkpoint.asynchronous=false", "checkpoint.keep_last=99")  # fmt: skip
     assert checkpoints(tmp_path) == [*range(3, 40, 3), 40]
@@ -73,8 +74,8 @@ def test_saving_while_training_waits_gives_the_same(undisturbed, tmp_path):
     assert curve(undisturbed) == curve(tmp_path)
 
 
-def test_checkpoints_by_the_clock(undisturbed, tmp_path):
-    """Every 0.1 s, in steps of 20 ms: neither each step nor never."""
+def test_checkpoints_by_minutes(undisturbed, tmp_path):
+    """Every 0.1 s with steps of 20 ms: more than once, but not at each step."""
     rules = [
         "evaluate.every_steps=5",
         f"checkpoint.every_minutes={0.1 / 60}",
@@ -91,8 +92,8 @@ def test_evaluation_by_epochs_and_at_the_start(tmp_path):
     assert list(curve(tmp_path, "eval/loss")) == [0, 5, 9, 13, 18, 20]
 
 
-def test_a_longer_run_is_another_run_unless_asked_for(undisturbed, tmp_path):
-    """A finished run goes on if the length is changed and that is allowed."""
+def test_a_longer_run_is_refused_without_allow_changes(undisturbed, tmp_path):
+    """With --allow-changes, a finished run continues to the new length."""
     constant = ["schedule.use=constant", "schedule.warmup_steps=0"]
     run("fit", tmp_path, *constant, "length.steps=20")
     refused = run("fit", tmp_path, *constant, expect=76)
@@ -103,7 +104,7 @@ def test_a_longer_run_is_another_run_unless_asked_for(undisturbed, tmp_path):
     assert "all well" in run("verify", tmp_path).stdout
 
 
-def test_progress_is_a_plain_line_where_there_is_no_terminal(tmp_path):
+def test_progress_is_in_plain_lines_without_a_terminal(tmp_path):
     done = run("fit", tmp_path)
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
@@ -118,8 +119,8 @@ def test_progress_is_a_plain_line_where_there_is_no_terminal(tmp_path):
     assert state(tmp_path)["progress"]["position"] == 480
 
 
-def test_data_of_another_length_is_refused_unless_asked_for(tmp_path):
-    """The config alone does not tell: the files behind it have changed."""
+def test_a_changed_number_of_samples_is_refused_without_allow_changes(tmp_path):
+    """The config is the same, but the data behind it has changed."""
     half = ["length.steps=20", "schedule.use=constant", "schedule.warmup_steps=0"]
     run("fit", tmp_path, *half)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -131,7 +132,7 @@ def test_data_of_another_length_is_refused_unless_asked_for(tmp_path):
     run("fit", tmp_path, *half, "data.size=90", "--allow-changes")
 
 
-def test_only_rank_0_speaks(tmp_path):
+def test_only_rank_0_prints(tmp_path):
     done = quick_run("fit", tmp_path, "length.steps=10", processes=2)
     assert done.stdout.count("Finished: 10 steps") == 1
     assert done.stdout.count("step 10/10  loss ") == 1

@@ -1,4 +1,4 @@
-"""Help and mistakes on the command line: quick, friendly, and without the heavy libraries."""
+"""Help and errors on the command line, without heavy imports."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ HEAVY = {"torch", "accelerate", "sklearn", "tensorboard", "wandb", "tokenizers",
 
 
 def light(*words, package="train", before=""):
-    """A command in a fresh interpreter that fails if something heavy was imported."""
+    """Runs a command in a new interpreter that fails if something heavy was imported."""
     script = (
         f"import sys\n{before}\nfrom {package}.cli import main\n"
         "try: code = main(sys.argv[1:])\nexcept SystemExit as end: code = end.code\n"
@@ -35,7 +35,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("package", ["train", "launch"])
-def test_a_missing_dependency_is_one_sentence_that_says_what_to_install(package):
+def test_a_missing_dependency_is_one_sentence_with_the_remedy(package):
     done = light("fit", package=package, before="sys.modules['pydantic'] = None")
     assert done.returncode == 64
     (line,) = done.stderr.splitlines()
@@ -43,7 +43,7 @@ def test_a_missing_dependency_is_one_sentence_that_says_what_to_install(package)
     assert "`pip install isorun`" in line
 
 
-def test_python_m_train_is_the_command():
+def test_usage_names_python_m_train():
     done = subprocess.run(
         [sys.executable, "-m", "train", "--help"],
         cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
@@ -64,7 +64,7 @@ def test_python_m_train_is_the_command():
         ("new", ["NAME", "data, network, loss, metrics"]),
     ],
 )
-def test_each_command_explains_itself(name, said):
+def test_every_command_has_help(name, said):
     done = command(name, "--help")
     assert done.stdout.startswith(f"usage: python -m train {name} ")
     for text in said:
@@ -82,7 +82,7 @@ def test_each_command_explains_itself(name, said):
     ],
 )
 @pytest.mark.parametrize("package", ["train", "launch"])
-def test_what_only_reads_imports_nothing_heavy(package, words):
+def test_commands_that_only_read_import_nothing_heavy(package, words):
     done = light(*words, package=package)
     assert done.returncode in (0, 64), done.stderr
 
@@ -104,7 +104,7 @@ def test_what_only_reads_imports_nothing_heavy(package, words):
         (["fit", "--config", "nowhere.yaml"], "'nowhere.yaml' given by --config does not exist"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_and_64(words, expected):
+def test_a_usage_error_is_one_line_with_exit_code_64(words, expected):
     done = command(*words, expect=64)
     (line,) = done.stderr.splitlines()
     assert line.startswith("isorun: error: ")
@@ -112,7 +112,7 @@ def test_a_mistake_is_one_line_and_64(words, expected):
     assert done.stdout == ""
 
 
-def test_flags_and_overrides_may_stand_in_any_order():
+def test_flags_and_overrides_are_accepted_in_any_order():
     plain = command("show-config", "--config", "configs/text.yaml", "optim.lr=1.5", "--plain")
     mixed = command("show-config", "optim.lr=1.5", "--plain", "--config", "configs/text.yaml")
     assert plain.stdout == mixed.stdout

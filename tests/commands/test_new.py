@@ -1,4 +1,4 @@
-"""``new`` leaves a project that works as it is."""
+"""``new`` writes a project that works without changes."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from train.commands.new import next_steps
 
 
 def in_project(directory, *words):
-    """A Python command as a person would type it there, with nothing else set."""
+    """Runs a Python command in the project, without further environment variables."""
     env = {k: v for k, v in environment().items() if k != "PYTHONPATH"}
     return subprocess.run(
         [sys.executable, "-m", *words], cwd=directory, env=env,
@@ -28,17 +28,18 @@ def in_project(directory, *words):
 
 @pytest.fixture
 def shell(tmp_path):
-    """Runs commands with an environment of one's own, in which isorun is installed, activated."""
+    """Returns a function that runs commands in a new, activated environment with isorun
+    installed."""
     there = tmp_path / "an environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(there)], check=True)
     (folder,) = there.glob("lib/python*/site-packages")
-    # What is installed for this Python counts as installed there, too.
+    # Packages of this interpreter count as installed in the new environment as well.
     (folder / "tests.pth").write_text(
         f"import site; site.addsitedir({site.getsitepackages()[0]!r})\n"
     )
     env = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
     env["PATH"] = f"{there / 'bin'}{os.pathsep}{env['PATH']}"
-    env["PIP_NO_BUILD_ISOLATION"] = "0"  # pip reads it as "isolation: no"; nothing is downloaded
+    env["PIP_NO_BUILD_ISOLATION"] = "0"  # disables build isolation: nothing is downloaded
     env["WANDB_MODE"] = "disabled"
 
     def run(script):
@@ -70,7 +71,7 @@ def test_the_printed_steps_work_as_printed(shell, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
     assert (project / "runs/my project/finished.json").exists()
-    # The README's own command for two processes, on a few steps.
+    # The README's own command for two processes, with few steps.
     words = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "train", "fit"]
     rules = ["length.epochs=0.5", "schedule.warmup_steps=0", "track.wandb=disabled", "run.dir=two"]
     done = in_project(project, *words, "--config", "config.yaml", *rules)
@@ -102,17 +103,17 @@ def test_the_config_of_a_project_resolves(tmp_path, name):
 @pytest.mark.parametrize(
     "name", ["1st", "", "a/", "class", "train", "tests", "!", "torch", "json", "sklearn", "x:y"]
 )
-def test_names_of_which_no_project_can_be_made(tmp_path, name):
+def test_invalid_project_names_are_refused(tmp_path, name):
     if name == "a/":
         (tmp_path / "a").write_text("a file")
     before = sorted(tmp_path.iterdir())
     done = command("new", name, expect=64, cwd=tmp_path)
     (line,) = done.stderr.splitlines()
     assert line.startswith("isorun: error: ")
-    assert sorted(tmp_path.iterdir()) == before, "nothing is created"
+    assert sorted(tmp_path.iterdir()) == before, "files were created"
 
 
-def test_what_is_there_is_never_overwritten(tmp_path):
+def test_existing_files_are_never_overwritten(tmp_path):
     (tmp_path / "mine").mkdir()
     command("new", "mine", cwd=tmp_path)
     config = tmp_path / "mine/config.yaml"
@@ -134,8 +135,8 @@ def test_pip_accepts_the_name_of_the_distribution(tmp_path, monkeypatch, name, d
     assert (tmp_path / name / package / "task.py").exists()
 
 
-def test_steps_name_the_python_that_no_shell_finds(tmp_path, monkeypatch):
-    """Without an activated environment ``python`` is another one, or none."""
+def test_next_steps_use_the_path_of_python_if_it_is_not_in_path(tmp_path, monkeypatch):
+    """Without an activated environment ``python`` is missing or another interpreter."""
     monkeypatch.setenv("PATH", "/nowhere")
     cd, install, *_ = next_steps(Path("a b"))
     assert cd == "cd 'a b'"

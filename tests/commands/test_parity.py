@@ -1,4 +1,4 @@
-"""``parity``: two tasks on every placement, and that it sees a difference where there is one."""
+"""``parity``: two tasks on every placement, and detection of a difference."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ RUNS = {
     ],
     ids=["digits", "text", "digits on all", "text on all"],
 )
-def test_every_placement_is_the_same_run(tmp_path, task, placements):
+def test_every_placement_gives_the_same_run(tmp_path, task, placements):
     config, *overrides = RUNS[task]
     done = parity("--config", config, "--out", tmp_path, *placements, *overrides)
     for row in rows(done, placements[1:]).values():
@@ -55,8 +55,8 @@ def test_every_placement_is_the_same_run(tmp_path, task, placements):
     assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_two_ranks_differ_in_no_bit(tmp_path):
-    """Two summands have one sum, whichever way round."""
+def test_two_ranks_are_bitwise_equal_to_one(tmp_path):
+    """The sum of two values does not depend on their order."""
     names = ["2:ddp", "2:fsdp2", "2:zero1", "2:zero2"]
     tiny = ["task.use=tests.support.tiny:TinyTask", "batch.global_batch_size=12", "length.steps=9"]
     done = parity("--out", tmp_path, "1", *names, *tiny, "optim.clip_norm=1.0")
@@ -64,12 +64,12 @@ def test_two_ranks_differ_in_no_bit(tmp_path):
         name: [float(word) for word in row.split()[1:4]] for name, row in rows(done, names).items()
     }
     assert found["2:ddp"] == found["2:fsdp2"] == [0, 0, 0]
-    # The optimiser's kernel rounds the rest of a vector otherwise, and ZeRO cuts elsewhere.
+    # ZeRO shards at other offsets, where the optimiser's vectorised kernel rounds differently.
     assert max(found["2:zero1"] + found["2:zero2"]) < 1e-7
 
 
-def test_another_seed_is_another_run(tmp_path):
-    """The reference has been run; beside it lies a run that is not the same."""
+def test_another_seed_is_not_the_same_run(tmp_path):
+    """Compares the reference run with a run that has another seed."""
     tiny = ["task.use=tests.support.tiny:TinyTask", "batch.global_batch_size=12", "length.steps=9"]
     done = parity("--steps", 10, "--out", tmp_path, "1", "2", *tiny, "batch.micro_batch_size=6")
     assert rows(done, ["2"])["2"].endswith("same")
@@ -106,7 +106,7 @@ def test_bad_placements(tmp_path, words, expected):
     assert expected in done.stderr
 
 
-def test_a_run_that_fails_is_told(tmp_path):
+def test_a_failed_run_is_reported(tmp_path):
     task = ["task.use=tests.support.tiny:TinyTask", "batch.global_batch_size=12", "data.fail_at=3"]
     done = parity("--steps", 20, "--out", tmp_path, "1", "2", *task, "length.steps=9", expect=65)
     assert "The run on 1 ended with exit code 65: The dataset Noisy failed at" in done.stderr

@@ -1,4 +1,4 @@
-"""``verify`` finds what is wrong with a run, and nothing where all is well."""
+"""``verify`` finds any damage of a run, and reports none for an intact run."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def flip(path, at):
     path.write_bytes(data)
 
 
-def test_all_is_well(finished):
+def test_an_intact_run(finished):
     assert run("verify", finished).stdout.splitlines() == [
         "checkpoint step 30: ok",
         "checkpoint step 40: ok",
@@ -54,7 +54,7 @@ def test_a_single_flipped_bit_in_the_ledger_is_found(finished):
     run("verify", finished)
 
 
-def test_it_changes_nothing(finished):
+def test_verify_changes_nothing(finished):
     def state():
         return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in finished.rglob("*")}
 
@@ -64,7 +64,7 @@ def test_it_changes_nothing(finished):
     assert state() == before
 
 
-def test_a_run_under_way_and_one_that_never_was(tmp_path):
+def test_a_killed_run_and_a_run_that_does_not_exist(tmp_path):
     run("fit", tmp_path / "killed", "task.kill_at_step=5", expect=-9)
     done = run("verify", tmp_path / "killed")
     assert "checkpoints: none yet" in done.stdout
@@ -75,7 +75,7 @@ def test_a_run_under_way_and_one_that_never_was(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_finished_run_without_its_last_checkpoint(finished):
+def test_a_finished_run_without_its_last_checkpoint_is_reported(finished):
     shutil.rmtree(finished / "checkpoints/step-000000000040")
     done = run("verify", finished, expect=65)
     assert "checkpoint step 40: missing, but the run finished at this step" in done.stdout

@@ -1,4 +1,4 @@
-"""Files and overrides become values, and every value knows where it came from."""
+"""Files and overrides are merged into values, and each value has a known origin."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def write(path, text):
     return str(path)
 
 
-def test_later_files_and_overrides_win_and_origins_follow(tmp_path):
+def test_later_files_and_overrides_win_and_set_the_origin(tmp_path):
     first = write(tmp_path / "a.yaml", "optim:\n  lr: 0.1\n  use: sgd\nrun:\n  name: x\n")
     second = write(tmp_path / "b.yaml", "# a comment\noptim:\n  use: adamw\n")
     composed = compose([first, second], ["run.name=y"])
@@ -55,14 +55,14 @@ def test_overrides_are_yaml(override, value):
         ("run:\n  name: x\nrun:\n  name: y\n", "duplicate key"),
     ],
 )
-def test_bad_files_are_told_in_one_sentence(tmp_path, text, expected):
+def test_invalid_files_are_reported_in_one_sentence(tmp_path, text, expected):
     with pytest.raises(UsageError) as error:
         compose([write(tmp_path / "a.yaml", text)], [])
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_an_empty_file_is_no_error(tmp_path):
+def test_an_empty_file_is_valid(tmp_path):
     assert compose([write(tmp_path / "a.yaml", "# nothing yet\n")], []).values == {}
 
 
@@ -72,12 +72,12 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("override", ["lr", "=3", "a b=3", "a.=3", "a={1"])
-def test_malformed_overrides(override):
+def test_malformed_overrides_are_refused(override):
     with pytest.raises(UsageError, match="command line"):
         compose([], [override])
 
 
-def test_a_sibling_lends_no_origin(tmp_path):
+def test_a_key_does_not_take_the_origin_of_a_sibling(tmp_path):
     file = write(tmp_path / "a.yaml", "optim:\n  lr: 0.1\n  betas: [0.9, 0.95]\n")
     composed = compose([file], ["model={layers: 2}"])
     assert composed.origin("optim.eps") == "default"

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a config: one sentence per key, which names key, value and origin."""
+"""Errors of a config are one sentence per key, with the key, the value and its origin."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SENTENCES = [
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The values with one more, at a dotted key."""
+    """A copy of the values with one more value at a dotted key."""
     result = copy.deepcopy(values)
     inside, parts = result, key.split(".")
     for part in parts[:-1]:
@@ -53,7 +53,7 @@ def put(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 def origins(values: Any, prefix: str = "") -> list[str]:
-    """Every dotted key of these values, as ``compose`` finds them in a file."""
+    """The origin of every dotted key of these values, as ``compose`` finds them in a file."""
     if not isinstance(values, Mapping):
         return []
     keys = [f"{prefix}{key}" for key in values]
@@ -61,7 +61,7 @@ def origins(values: Any, prefix: str = "") -> list[str]:
 
 
 def problems(model: type[Section], values: dict[str, Any]) -> str:
-    """What a user reads of a config, empty where it is valid."""
+    """The error text for a config; empty if the config is valid."""
     composed = Composed(values, {key: f"line {n}" for n, key in enumerate(origins(values), 1)})
     try:
         model.model_validate(values)
@@ -71,7 +71,7 @@ def problems(model: type[Section], values: dict[str, Any]) -> str:
 
 
 def at(values: Any, key: str) -> Any:
-    """The value at a dotted key; raises KeyError where there is none."""
+    """The value at a dotted key; raises KeyError if there is none."""
     for part in key.split("."):
         if isinstance(values, Mapping):
             values = {str(name): value for name, value in values.items()}[part]
@@ -83,7 +83,8 @@ def at(values: Any, key: str) -> Any:
 
 
 def check(text: str, values: dict[str, Any]) -> None:
-    """That each line is a sentence about a key that the user wrote, or one that is missing."""
+    """Checks that each line is a sentence about a key that the values contain, or that is
+    missing."""
     seen = set()
     for line in text.splitlines():
         match = next(filter(None, (re.fullmatch(s, line) for s in SENTENCES)), None)
@@ -106,7 +107,7 @@ def check(text: str, values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("use", BUILT_IN)
-def test_each_field_of_the_built_in_tasks_with_each_kind_of_value(use: str) -> None:
+def test_every_field_of_the_built_in_tasks_with_every_kind_of_value(use: str) -> None:
     model = config_class(find_task(use, "test"))
     good = {"task": {"use": use}, "batch": {"global_batch_size": 8}, "length": {"steps": 3}}
     refused = set()
@@ -121,7 +122,7 @@ def test_each_field_of_the_built_in_tasks_with_each_kind_of_value(use: str) -> N
             check(text, values)
             refused |= {key} & {re.split(r"[ :]", line)[0] for line in text.splitlines()}
     free = {"optim.options", "checkpoint.mirror.options", "zero.config"}
-    assert set(known_keys(model)) - refused <= free, "a field that takes everything"
+    assert set(known_keys(model)) - refused <= free, "fields that accept every value"
 
 
 class Stage(Section):
@@ -132,14 +133,14 @@ class Stage(Section):
 
 
 class Warm(Section):
-    """A member of a union told apart by a key."""
+    """A member of a discriminated union."""
 
     kind: Literal["warm"]
     steps: int = 1
 
 
 class Cool(Section):
-    """Another."""
+    """Another member."""
 
     kind: Literal["cool"]
     ratio: float = Field(0.5, le=1.0)
@@ -206,7 +207,7 @@ def test_unions_and_nested_models(key: str, value: Any, text: str) -> None:
     assert len(found.splitlines()) == (2 if key == "stage.nam" else 1), found
 
 
-def test_a_mapping_that_a_check_refuses_is_not_shown() -> None:
+def test_a_refused_mapping_is_not_printed() -> None:
     values = {"mirror": {"url": "s3://x", "options": {"secret": "abc"}}}
     model = config_class(find_task("digits", "test"))
     values = put({"task": {"use": "digits"}}, "checkpoint", values)
@@ -217,7 +218,7 @@ def test_a_mapping_that_a_check_refuses_is_not_shown() -> None:
 
 
 def test_generated_types() -> None:
-    """Fields of random types, fed with random values: no tag of a union shows in a key."""
+    """Fields of random types with random values: keys never contain the tag of a union member."""
     draw = random.Random(5)
     refused = 0
     for _ in range(150):

@@ -1,4 +1,4 @@
-"""A wrong config is refused in one clear sentence, before anything heavy is imported."""
+"""An invalid config is refused in one clear sentence, before anything heavy is imported."""
 
 import os
 import subprocess
@@ -58,47 +58,47 @@ def load(tmp_path, *overrides):
         ("run.seed=-1", "run.seed must be at least 0"),
     ],
 )
-def test_bad_values(tmp_path, override, expected):
+def test_invalid_values_are_refused(tmp_path, override, expected):
     with pytest.raises(UsageError) as error:
         load(tmp_path, override)
     assert expected in str(error.value)
-    assert "\n" not in str(error.value), "one sentence, and only about this"
+    assert "\n" not in str(error.value), "the error must be one sentence about one value"
 
 
-def test_a_good_config_is_complete(tmp_path):
+def test_a_valid_config_has_defaults_for_all_values(tmp_path):
     loaded = load(tmp_path, "optim.lr=3e-4")
     assert loaded.config.optim.lr == 3e-4
     assert loaded.values()["task"]["use"] == "digits"
     assert str(loaded.run_directory) == f"{tmp_path}/run"
 
 
-def test_what_is_required_is_named(tmp_path):
+def test_missing_required_keys_are_named(tmp_path):
     with pytest.raises(UsageError) as error:
         load_config([], ["task.use=digits"])
     assert "batch is required" in str(error.value)
     assert "length is required" in str(error.value)
 
 
-def test_a_directory_that_cannot_be_written_to(tmp_path):
+def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"run.dir is .*file/run' \(from command line\)"):
         load_config([], [*GOOD, f"run.dir={tmp_path}/file/run"])
 
 
-def test_a_read_only_directory(tmp_path):
-    # Root may write anywhere, except where the file system itself has no such thing.
+def test_a_read_only_directory_is_refused(tmp_path):
+    # /proc refuses writes even for root.
     with pytest.raises(UsageError, match="run.dir is '/proc/isorun'"):
         load_config([], [*GOOD, "run.dir=/proc/isorun"])
     del tmp_path
 
 
-def test_a_world_that_the_batch_cannot_feed(tmp_path, monkeypatch):
+def test_a_batch_too_small_for_the_world_size_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(UsageError, match="batch.global_batch_size"):
         load(tmp_path, "batch.global_batch_size=4", "batch.micro_batch_size=1")
 
 
-def test_nothing_heavy_is_imported_to_judge_a_config(tmp_path):
+def test_a_config_is_checked_without_heavy_imports(tmp_path):
     code = (
         "import sys\n"
         "from train.cli import main\n"
@@ -111,10 +111,10 @@ def test_nothing_heavy_is_imported_to_judge_a_config(tmp_path):
     assert done.returncode == 64, done.stderr
     assert done.stderr.count("\n") == 1
     assert "did you mean optim.lr?" in done.stderr
-    assert not os.path.exists(tmp_path / "run"), "nothing is created for a bad config"
+    assert not os.path.exists(tmp_path / "run"), "the run directory was created"
 
 
-def test_differences_know_what_changes_results(tmp_path):
+def test_differences_tell_which_keys_change_results(tmp_path):
     before = load(tmp_path, "optim.lr=0.1").config.model_dump(mode="json")
     now = load(tmp_path, "optim.lr=0.2", "track.log_every_steps=3", "loader.workers=2").config
     found = {d.key: d.changes_results for d in differences(now, before)}

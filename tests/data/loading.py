@@ -1,4 +1,4 @@
-"""A dataset that records process and random numbers of each sample, and loaders for it."""
+"""A dataset that records the process and the random numbers of each sample, and its loaders."""
 
 import os
 import random

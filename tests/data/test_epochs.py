@@ -1,4 +1,4 @@
-"""Epochs become steps by exact arithmetic."""
+"""Exact conversion of epochs to steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GRID = [(epochs, size, batch) for epochs in EPOCHS for size in SIZES for batch i
 
 
 def typed(epochs: float) -> Fraction:
-    """The number that a user writes in a config, by counting its decimals."""
+    """The number that a user writes in a config, as an exact decimal."""
     return Fraction(round(epochs * 10**10), 10**10)
 
 
@@ -23,14 +23,14 @@ def typed(epochs: float) -> Fraction:
     ("text", "fraction"),
     [("0.55", Fraction(11, 20)), ("1e-7", Fraction(1, 10**7)), ("1e+16", 10**16), ("3", 3)],
 )
-def test_a_number_means_what_is_typed(text: str, fraction: Fraction) -> None:
+def test_a_number_has_the_exact_decimal_value(text: str, fraction: Fraction) -> None:
     assert samples_in(float(text), 700) == fraction * 700
 
 
 @pytest.mark.parametrize(
     ("samples", "size"), [(300, 103), (500, 600), (83_200, 10_000_019), (1, 3), (5, 6)]
 )
-def test_a_computed_ratio_means_that_many_samples(samples: int, size: int) -> None:
+def test_a_computed_ratio_gives_back_the_number_of_samples(samples: int, size: int) -> None:
     assert samples_in(samples / size, size) == samples
     assert samples_in(samples / size, 6 * size) == 6 * samples
 
@@ -41,7 +41,7 @@ def test_a_run_has_the_fewest_steps_that_complete_its_epochs() -> None:
         assert steps * batch >= samples > (steps - 1) * batch, (epochs, size, batch)
 
 
-def test_steps_that_complete_epochs_are_those_of_a_brute_force() -> None:
+def test_steps_that_complete_epochs_match_a_direct_computation() -> None:
     for epochs, size, batch in GRID:
         period = typed(epochs) * size
         if period <= batch:

@@ -121,7 +121,7 @@ def test_zeros_at_the_end_are_removed(path):
     path.write_bytes(content[: -3 * 44] + bytes(3 * 44))
     assert "6 steps" in str(verify(path))
     Ledger(path).close()
-    assert path.read_bytes() == content[: -3 * 44], "all of it is cut off"
+    assert path.read_bytes() == content[: -3 * 44], "all zeros must be removed"
     ledger = begin(path, resume=6, attempt=2)
     ledger.append_steps([record(7)])
     ledger.close()

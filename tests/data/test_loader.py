@@ -29,7 +29,9 @@ def by_position(batches):
 def test_samples_do_not_depend_on_workers(world, micro, workers):
     expected = by_position(load(Numbers()))
     assert sorted(expected) == list(range(48))
-    assert len({noise for _, noise in expected.values()}) == 48, "each epoch has its own"
+    assert len({noise for _, noise in expected.values()}) == 48, (
+        "every epoch must draw other numbers"
+    )
     found = {}
     for rank in range(world):
         found |= by_position(load(Numbers(), world=world, rank=rank, micro=micro, workers=workers))
@@ -51,7 +53,7 @@ def test_ranks_together_load_each_step_exactly_once(world, micro, workers, start
         )
         for rank in range(world)
     ]
-    assert len({len(rank) for rank in ranks}) == 1, "all compute equally many forward passes"
+    assert len({len(rank) for rank in ranks}) == 1, "ranks differ in their number of forward passes"
     accumulation = len(ranks[0]) // steps
     for step in range(steps):
         cells = [c for rank in ranks for c in rank[step * accumulation :][:accumulation]]
@@ -81,7 +83,7 @@ def test_loading_can_start_at_any_position():
     assert far.positions.tolist() == list(range(6 * 10**12, 6 * 10**12 + 6))
 
 
-def test_a_sample_draws_what_its_seed_gives():
+def test_the_random_numbers_of_a_sample_follow_from_its_seed():
     """Must not change: a resumed run must augment samples as before."""
     ((index, noise), *_) = by_position(load(Numbers(), start=4, steps=1)).values()
     seed = sample_seed(1, 1, index)
@@ -133,8 +135,8 @@ def test_random_numbers_in_collate_do_not_depend_on_workers():
     ],
 )
 def test_the_global_generators_are_not_changed(dataset, collate, workers):
-    torch.rand(3), random.random()  # away from where an earlier load may have left them
-    np.random.randn()  # half a pair: the other half is part of the state
+    torch.rand(3), random.random()  # a state that no earlier load can have left
+    np.random.randn()  # numpy draws pairs and keeps the other half in its state
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     half = np.random.get_state()[3:]
     load(dataset, collate=collate, workers=workers)
@@ -179,7 +181,9 @@ def test_evaluation_sees_each_sample_once_on_any_number_of_ranks(world):
     assert len(rounds) == 1
     assert len(set(noise.values())) == 23
     assert not set(noise.values()) & {n for _, n in training}
-    assert noise[7][1] == random.Random(sample_seed(1, -1, 7)).random(), "each time the same"
+    assert noise[7][1] == random.Random(sample_seed(1, -1, 7)).random(), (
+        "every evaluation must draw the same numbers"
+    )
 
 
 @pytest.mark.normal
@@ -192,7 +196,7 @@ def test_workers_end_on_close():
 
 
 @pytest.mark.normal
-def test_persistent_workers_persist_until_closed():
+def test_persistent_workers_live_until_close():
     batches = evaluate(Numbers(), workers=2, persistent_workers=True)
     pids, samples = [], []
     for _ in range(2):

@@ -54,7 +54,9 @@ def test_a_sample_that_raises_is_named(workers):
         f"The dataset Broken failed at index 5 in epoch 0 (position {position} of the stream) "
         "with ValueError: the file is broken; fix or remove this sample."
     )
-    assert "in fail" in "".join(traceback.format_exception(error.value)), "for the log"
+    assert "in fail" in "".join(traceback.format_exception(error.value)), (
+        "the traceback for the log is lost"
+    )
 
 
 @pytest.mark.normal
@@ -149,7 +151,7 @@ def test_a_worker_timeout_is_a_retry_error():
     started = time.monotonic()
     with pytest.raises(RetryError, match=r"loader\.timeout \(now 0\.5 s\)"):
         load(Stuck(), workers=2, timeout=0.5)
-    assert time.monotonic() - started < 5, "stuck workers are not waited for"
+    assert time.monotonic() - started < 5, "it waited for stuck workers"
     assert not multiprocessing.active_children()
 
 
@@ -164,7 +166,7 @@ def test_a_stuck_worker_is_killed_on_close():
         pid = int(next(batches).batch["pid"][0])
         assert stuck.wait(20)
         started = time.monotonic()
-    assert time.monotonic() - started < 5, "it is not waited for"
+    assert time.monotonic() - started < 5, "it waited for the stuck worker"
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -176,7 +178,7 @@ def test_a_dead_worker_raises_only_where_batches_are_fetched():
     with make(Numbers(), workers=1, steps=1000) as batches:
         os.kill(int(next(batches).batch["pid"][0]), signal.SIGKILL)
         deadline = time.monotonic() + 0.3
-        while time.monotonic() < deadline:  # a forward pass, say
+        while time.monotonic() < deadline:  # such as a forward pass
             torch.ones(3).sum()
         with pytest.raises(RetryError, match="killed by signal"):
             list(batches)

@@ -38,7 +38,7 @@ def chain(*words):
 
 
 def scalar_index(seed, size, position):
-    """The order once more, one position at a time, in plain integers."""
+    """The same order for a single position, in plain integers."""
     epoch, value = divmod(position, size)
     half = max(3, math.ceil((size - 1).bit_length() / 2))
     key = mix(chain(1, seed) ^ mix(epoch * 0x9E3779B97F4A7C15 & MASK))
@@ -63,7 +63,7 @@ def test_each_epoch_is_a_permutation(seed, size, epoch):
 
 @given(SEEDS, st.integers(1, 3000), st.integers(0, 10**12), st.integers(1, 200))
 @settings(max_examples=60, deadline=None)
-def test_windows_need_not_begin_where_epochs_do(seed, size, epoch, cut):
+def test_a_window_can_begin_anywhere(seed, size, epoch, cut):
     cut = cut % size
     order, start = SampleOrder(seed, size), epoch * size
     epochs, indices = order.keys(np.arange(start + cut, start + cut + 2 * size))
@@ -104,13 +104,13 @@ def test_it_agrees_with_a_scalar_version(seed, size, position):
     ],
 )
 def test_known_answers(seed, size, position, expected):
-    """Fixed for ever: another order would change every run that is resumed."""
+    """Must not change: another order would change every run that is resumed."""
     positions = range(position, position + 6)
     assert SampleOrder(seed, size).keys(np.array(positions))[1].tolist() == expected
     assert [scalar_index(seed, size, p) for p in positions] == expected
 
 
-def test_any_part_of_the_stream_can_be_asked_for():
+def test_any_part_of_the_stream_can_be_computed():
     order = SampleOrder(3, 97)
     whole = order.keys(np.arange(1000))[1]
     for start, stop in ((0, 1), (90, 110), (500, 777)):
@@ -120,8 +120,8 @@ def test_any_part_of_the_stream_can_be_asked_for():
 
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
-def test_a_position_without_dimensions(size):
-    """Once an endless loop."""
+def test_a_position_may_be_a_scalar(size):
+    """A regression test: this was an endless loop."""
     order = SampleOrder(2, size)
     for position in range(20):
         epoch, index = order.keys(np.asarray(position))
@@ -158,8 +158,8 @@ def test_all_permutations_of_a_few_samples_are_equally_frequent(size):
 
 
 @pytest.mark.normal
-def test_seeds_give_all_permutations_equally_often():
-    """As above, in the first epoch of many runs."""
+def test_all_permutations_are_equally_frequent_over_seeds():
+    """The first epoch of many runs."""
     rows = [SampleOrder(seed, 3).keys(np.arange(3))[1] for seed in range(300)]
     counts = Counter(tuple(row.tolist()) for row in rows)
     statistic = sum((count - 50) ** 2 / 50 for count in counts.values())
@@ -167,7 +167,7 @@ def test_seeds_give_all_permutations_equally_often():
     assert chi2.sf(statistic, 5) > 1e-4
 
 
-def test_each_sample_is_equally_often_at_each_place():
+def test_each_sample_is_equally_frequent_at_each_place():
     size, epochs = 100, 5000
     rows = SampleOrder(6, size).keys(np.arange(size * epochs))[1].reshape(-1, size)
     cells = np.stack([np.bincount(rows[:, place], minlength=size) for place in range(size)])
@@ -175,7 +175,7 @@ def test_each_sample_is_equally_often_at_each_place():
     assert 1e-4 < chi2.sf(statistic, (size - 1) ** 2) < 1 - 1e-4
 
 
-def test_neighbours_are_not_related():
+def test_neighbouring_indices_are_not_correlated():
     indices = SampleOrder(7, 10_000).keys(np.arange(10_000))[1].astype(float)
     assert abs(np.corrcoef(indices[:-1], indices[1:])[0, 1]) < 0.04
     assert abs(np.corrcoef(indices, np.arange(10_000))[0, 1]) < 0.04
@@ -185,23 +185,23 @@ def test_without_shuffling_epochs_repeat_in_order():
     assert SampleOrder(0, 3, shuffle=False).keys(np.arange(7))[1].tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_a_single_sample_is_no_special_case():
+def test_a_dataset_of_one_sample():
     epochs, indices = SampleOrder(0, 1).keys(np.arange(3))
     assert (epochs.tolist(), indices.tolist()) == ([0, 1, 2], [0, 0, 0])
 
 
 @pytest.mark.parametrize("size", [0, -1, 2**48 + 1])
-def test_impossible_sizes(size):
+def test_sizes_out_of_range_are_refused(size):
     with pytest.raises(ValueError, match="from 1 to 2"):
         SampleOrder(0, size)
 
 
-def test_negative_positions():
+def test_negative_positions_are_refused():
     with pytest.raises(ValueError, match="must not be negative, but one is -3"):
         SampleOrder(0, 5).keys(np.array([4, -3]))
 
 
-def test_seeds_of_different_purposes_never_meet():
+def test_seeds_of_different_purposes_are_distinct():
     seeds = {
         sample_seed(seed, epoch, index)
         for seed in range(10)
@@ -232,5 +232,5 @@ def test_seeds_of_different_purposes_never_meet():
     ],
 )
 def test_known_seeds(found, words, expected):
-    """Fixed, as the order is: augmentation, dropout and initial values follow from them."""
+    """Must not change: augmentation, dropout and initial values follow from them."""
     assert found == chain(*words) == expected

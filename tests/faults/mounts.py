@@ -1,4 +1,4 @@
-"""Small file systems that can be full or read-only, where this machine lets us mount."""
+"""Small file systems that can be full or read-only. Skips the test if mounting is not permitted."""
 
 import os
 import subprocess
@@ -13,9 +13,9 @@ def _mount(*arguments):
             ["mount", *map(str, arguments)], capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        pytest.skip("there is no mount command here")
+        pytest.skip("there is no mount command")
     if done.returncode != 0:
-        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+        pytest.skip(f"mounting is not permitted: {done.stderr.strip()}")
 
 
 @contextmanager
@@ -29,25 +29,25 @@ def _mounted(path, *arguments):
 
 
 def small_disk(path, options):
-    """A file system in memory, such as with ``size=1m``; gone at the end."""
+    """A tmpfs with mount options such as ``size=1m``; unmounted at the end."""
     return _mounted(path, "-t", "tmpfs", "-o", options, "tmpfs")
 
 
 def resize(path, size):
-    """Gives it another size."""
+    """Changes the size of the tmpfs."""
     _mount("-o", f"remount,size={size}", path)
 
 
 @contextmanager
 def read_only(path):
-    """The directory, not to be written to."""
+    """Makes a directory read-only."""
     with _mounted(path, "--bind", path):
         _mount("-o", "remount,bind,ro", path)
         yield
 
 
 def fill(path):
-    """A file that takes up the last byte of the file system."""
+    """Fills the file system to the last byte; returns the file that does."""
     filler = path / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (1 << 16, 1 << 12, 1):

@@ -1,4 +1,4 @@
-"""Tasks that go wrong, or that users may write, each in one way."""
+"""Tasks for tests: each has one fault, or one feature that a user's task may have."""
 
 import hashlib
 import os
@@ -16,7 +16,8 @@ from train.section import non_semantic
 
 
 class OneRankNan(TinyTask):
-    """The loss of rank 1 alone is NaN at some steps; each rank leaves a digest of its weights."""
+    """At some steps the loss of rank 1, and of no other rank, is NaN. Each rank writes a digest of
+    its weights."""
 
     class Options(TinyTask.Options):
         nan_on_rank_1: list[int] = non_semantic([])
@@ -42,7 +43,7 @@ class Stream(IterableDataset):
 
 
 class OfStream(TinyTask):
-    """Its dataset cannot be asked for a sample by number."""
+    """Its dataset has no access by index."""
 
     def train_dataset(self):
         return Stream()
@@ -54,7 +55,7 @@ class WithoutEvaluation(TinyTask):
 
 
 class Crashing(TinyTask):
-    """Raises what nobody expects, in the first attempt only."""
+    """Raises an unexpected exception, in the first attempt only."""
 
     def loss(self, model, batch):
         ratio = super().loss(model, batch)
@@ -65,8 +66,8 @@ class Crashing(TinyTask):
 
 
 class WithTorchmetrics(TinyTask):
-    """Metrics of every kind of state: sums, moments, and lists of all values. The objects live as
-    long as the task, as users write it."""
+    """Metrics with every kind of state: sums, moments, and lists of all values. The task keeps the
+    metric objects, as users' tasks do."""
 
     class Data(TinyTask.Data):
         eval_size: int = 37
@@ -97,18 +98,18 @@ class WithTorchmetrics(TinyTask):
 
 
 class BadMeasure(TinyTask):
-    """Forgets the count."""
+    """measure() returns no count."""
 
     def measure(self, model, batch):
         return {"loss": torch.zeros(())}
 
 
 class StopsOneRank(TinyTask):
-    """Rank 1 alone gets a SIGTERM, in its forward pass."""
+    """Rank 1 sends itself SIGTERM in its forward pass."""
 
     class Options(TinyTask.Options):
         stop_rank_1_at: int | None = non_semantic(None)
-        """In which forward pass."""
+        """The forward pass."""
 
     def loss(self, model, batch):
         ratio = super().loss(model, batch)
@@ -118,7 +119,7 @@ class StopsOneRank(TinyTask):
 
 
 class WithBatchNorm(StopsOneRank):
-    """Has buffers that change in each step, on each rank in its own way."""
+    """Has buffers that change in each step, differently on each rank."""
 
     def build_model(self):
         return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4))
@@ -154,7 +155,7 @@ class DistanceOptimizer(torch.optim.SGD):
 
 
 class DiesInSave(TinyTask):
-    """Rank 1 dies in the middle of a save, in the first attempt only."""
+    """Rank 1 dies during a save, in the first attempt only."""
 
     def report(self, model, device):
         from train.checkpoint import saver
@@ -166,14 +167,14 @@ class DiesInSave(TinyTask):
 
 
 class BrokenReport(TinyTask):
-    """Its report meets a closed pipe of its own."""
+    """Its report writes to a closed pipe."""
 
     def report(self, model, device):
         raise BrokenPipeError(32, "Broken pipe")
 
 
 class StopsInEvaluation(TinyTask):
-    """Gets a SIGTERM in the middle of its first evaluation, in the first attempt only."""
+    """Sends itself SIGTERM during its first evaluation, in the first attempt only."""
 
     def measure(self, model, batch):
         first = len(Path(self.config.run.dir, "attempts.jsonl").read_text().splitlines()) == 1
@@ -183,13 +184,13 @@ class StopsInEvaluation(TinyTask):
 
 
 class Hangs(TinyTask):
-    """One rank never comes back from the forward pass of a step, in the first attempt only."""
+    """One rank hangs in the forward pass of a step, in the first attempt only."""
 
     class Options(TinyTask.Options):
         hang_at: int = non_semantic(5)
-        """In which forward pass."""
+        """The forward pass."""
         hang_rank: str = non_semantic("0")
-        """Which rank."""
+        """The rank."""
 
     def loss(self, model, batch):
         ratio = super().loss(model, batch)
@@ -205,7 +206,7 @@ class Hangs(TinyTask):
 
 
 class OneRankIsSlow(TinyTask):
-    """Rank 1 takes its time."""
+    """Each step of rank 1 takes 0.1 s longer."""
 
     def loss(self, model, batch):
         if model.training and os.environ.get("RANK") == "1":
@@ -214,7 +215,7 @@ class OneRankIsSlow(TinyTask):
 
 
 class TooLarge(TinyTask):
-    """Its forward pass asks for more memory than there is anywhere."""
+    """Its forward pass allocates more memory than any machine has."""
 
     def loss(self, model, batch):
         torch.empty(2**60)
@@ -222,15 +223,15 @@ class TooLarge(TinyTask):
 
 
 class SmallMemory(TinyTask):
-    """Its forward pass runs out of memory above some size of the micro-batch."""
+    """Its forward pass runs out of memory above a micro-batch size."""
 
     class Options(TinyTask.Options):
         room: int = non_semantic(3)
         """Samples that fit."""
         room_of_rank_1: int | None = non_semantic(None)
-        """Those of rank 1, where it is another."""
+        """The number for rank 1, if it differs."""
         kill_above: int | None = non_semantic(None)
-        """Die by SIGKILL instead, as on a host whose memory is full, above this size."""
+        """Above this size die by SIGKILL instead, as on a host without free memory."""
 
     def loss(self, model, batch):
         options = self.config.task
@@ -245,18 +246,18 @@ class SmallMemory(TinyTask):
         return total
 
     def misbehave(self):
-        """Not asked for here: trials take steps before there is an attempt."""
+        """Not used: trials take steps before there is an attempt."""
 
 
 class Hungry(TinyTask):
-    """Needs more memory than there is anywhere for more than six samples at once."""
+    """Allocates more memory than any machine has for more than six samples at once."""
 
     def loss(self, model, batch):
         torch.empty(2**60 if len(batch["x"]) > 6 else 1)
         return super().loss(model, batch)
 
     def misbehave(self):
-        """Not asked for here."""
+        """Not used."""
 
 
 class Tied(nn.Module):
@@ -279,7 +280,7 @@ class Tied(nn.Module):
 
 
 class ByModule(TinyTask):
-    """Draws its initial weights a module at a time."""
+    """Draws its initial weights module by module."""
 
     def build_model(self):
         return Tied(self.config.model.hidden)
@@ -293,7 +294,7 @@ class ByModule(TinyTask):
 
 
 class ByModuleWithValues(ByModule):
-    """Its build_model gives a value where there is no memory."""
+    """build_model assigns values to a tensor that has no storage yet."""
 
     def build_model(self):
         model = super().build_model()
@@ -302,7 +303,7 @@ class ByModuleWithValues(ByModule):
 
 
 class ByModuleUnknown(TinyTask):
-    """Has a module that nobody can initialise."""
+    """Has a module that init_module does not initialise."""
 
     def init_module(self, module, name):
         super().init_module(module, name)
@@ -314,7 +315,7 @@ class ByModuleUnknown(TinyTask):
 
 
 class SharedBlocks(TinyTask):
-    """Two of its blocks have the same weight; its weights are drawn as usual."""
+    """Two of its blocks share a weight; build_model initialises it."""
 
     def build_model(self):
         model = Tied(self.config.model.hidden)
@@ -323,13 +324,13 @@ class SharedBlocks(TinyTask):
 
 
 class HitOnce(TinyTask):
-    """Rank 1 gets a signal in some phase of the run, once in its life."""
+    """Rank 1 sends itself a signal in a phase of the run, in one attempt only."""
 
     class Options(TinyTask.Options):
         phase: str = non_semantic("")
         """start-up, step, save, evaluation or loading data."""
         number: int = non_semantic(0)
-        """Of the signal."""
+        """The signal's number."""
 
     def hit(self, phase):
         options, once = self.config.task, Path(self.config.run.dir, "hit")
@@ -370,7 +371,7 @@ class HitOnce(TinyTask):
 
 
 class SlowToBuild(TinyTask):
-    """Takes its time to build the model, and says so."""
+    """Takes 2 s to build the model, and writes a file when it starts."""
 
     def build_model(self):
         Path(self.config.run.dir, "building").touch()
@@ -379,7 +380,7 @@ class SlowToBuild(TinyTask):
 
 
 class BreaksWhenStopped(TinyTask):
-    """A signal to the group of processes kills what the step depends on, too."""
+    """A SIGTERM that also ends a process on which the step depends."""
 
     def loss(self, model, batch):
         if self.calls == 10:

@@ -1,4 +1,4 @@
-"""A wrong command line, a wrong corpus or a wrong dataset: one sentence, the right exit code."""
+"""Errors on the command line, in the corpus or in the dataset: one sentence and its exit code."""
 
 import json
 import os
@@ -18,7 +18,7 @@ TEXT = [
 
 
 def only_line(done):
-    """The one sentence on stderr."""
+    """The single line on stderr."""
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("isorun: error: ")
@@ -35,21 +35,21 @@ def only_line(done):
         ("--resume", "nknown argument '--resume'"),
     ],
 )
-def test_a_misspelt_or_mistyped_value(tmp_path, override, expected):
+def test_a_misspelt_key_or_an_invalid_value(tmp_path, override, expected):
     done = run("fit", tmp_path / "run", override, expect=64)
     assert expected in only_line(done)
     assert done.stdout == ""
-    assert list(tmp_path.iterdir()) == [], "nothing is created"
+    assert list(tmp_path.iterdir()) == [], "files were created"
 
 
-def test_each_problem_has_its_line(tmp_path):
+def test_each_problem_is_one_line(tmp_path):
     done = run("fit", tmp_path / "run", "optim.lrr=1", "precision=fp8", expect=64)
     first, second = done.stderr.splitlines()
     assert "optim.lrr" in first
     assert "precision must be one of fp32, bf16, fp16" in second
 
 
-def test_a_wrong_value_is_told_before_anything_heavy_is_imported(tmp_path):
+def test_an_invalid_value_is_reported_before_anything_heavy_is_imported(tmp_path):
     script = (
         "import sys; from train.cli import main; code = main(sys.argv[1:]);"
         "heavy = {'torch', 'accelerate', 'sklearn', 'wandb'} & set(sys.modules);"
@@ -74,13 +74,13 @@ def test_a_wrong_value_is_told_before_anything_heavy_is_imported(tmp_path):
         ([], "matches no file"),
     ],
 )  # fmt: skip
-def test_a_bad_corpus(tmp_path, content, expected):
+def test_an_invalid_corpus(tmp_path, content, expected):
     for number, data in enumerate(content):
         (tmp_path / f"{number}.txt").write_bytes(data)
     files = f"data.files=[{tmp_path}/*.txt]"
     done = run("fit", tmp_path / "run", files, base=TEXT, expect=65)
     assert expected in only_line(done)
-    # Repaired, the same command works: nothing of the failure is left in the way.
+    # With a valid corpus the same command works: the failure left nothing behind.
     for number in range(2):
         (tmp_path / f"{number}.txt").write_text(f"document {number} " * 99)
     run("fit", tmp_path / "run", files, base=TEXT)
@@ -88,12 +88,12 @@ def test_a_bad_corpus(tmp_path, content, expected):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataset_that_raises_names_index_and_epoch(tmp_path, workers):
-    """All 12 samples are in each step, so step 5 is epoch 4, to where the first attempt comes."""
+    """Each step uses all 12 samples, so step 5 is epoch 4, where the first attempt ends."""
     base = [
         "data.size=12",
         "length.steps=8",
         "checkpoint.every_steps=4",
-        "checkpoint.asynchronous=false",  # it is there before the kill, however slow the disk
+        "checkpoint.asynchronous=false",  # so that it exists before the kill
         f"loader.workers={workers}",
     ]
     run("fit", tmp_path / "run", *base, "task.kill_at_step=5", "task.sleep=0.05", expect=-9)
@@ -108,7 +108,7 @@ def test_a_dataset_that_raises_names_index_and_epoch(tmp_path, workers):
     assert_same_bits(tensors(tmp_path / "run"), tensors(tmp_path / "straight"))
 
 
-def test_a_count_that_is_not_the_loss_s(tmp_path):
+def test_a_wrong_count_is_refused(tmp_path):
     line = only_line(run("fit", tmp_path, "task.wrong_count=true", expect=64))
     assert "returned a count of" in line
     assert "count(batch) returns" in line
@@ -120,7 +120,7 @@ def test_an_iterable_dataset_is_refused_with_what_is_supported(tmp_path):
     assert "__getitem__(index)" in line
 
 
-def test_a_measure_without_a_count(tmp_path):
+def test_a_measure_without_a_count_is_refused(tmp_path):
     line = only_line(run("fit", tmp_path, "task.use=tests.faults.tasks:BadMeasure", expect=64))
     assert "measure() returned Tensor for 'loss'" in line
 
@@ -148,7 +148,7 @@ def test_an_unexpected_exception_shows_its_traceback(tmp_path):
 
 
 def test_a_task_from_any_directory(tmp_path):
-    """By dotted path from the working directory, with nothing else set."""
+    """By dotted path from the working directory, without further environment variables."""
     (tmp_path / "mine").mkdir()
     source = (ROOT / "tests/support/tiny.py").read_text()
     (tmp_path / "mine/task.py").write_text(source)
@@ -177,11 +177,11 @@ def test_a_task_from_any_directory(tmp_path):
         ),
     ],
 )
-def test_more_wrong_values(tmp_path, overrides, expected):
+def test_invalid_values_that_need_the_task(tmp_path, overrides, expected):
     assert expected in only_line(run("fit", tmp_path, *overrides, expect=64))
 
 
 @pytest.mark.parametrize("key", ["evaluate.every_epochs=0.5", "evaluate.at_start=true"])
-def test_every_wish_to_evaluate_needs_data(tmp_path, key):
+def test_every_evaluation_rule_needs_data(tmp_path, key):
     done = run("fit", tmp_path, "task.use=tests.faults.tasks:WithoutEvaluation", key, expect=65)
     assert f"but {key.partition('=')[0]} asks for evaluation" in only_line(done)

@@ -1,4 +1,4 @@
-"""Files of the run directory that are not what was written."""
+"""Damaged and lost files of the run directory."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ BASE = [
     "checkpoint.every_steps=10", "checkpoint.keep_last=99", "evaluate.every_steps=10",
     "early_stop.patience=30", "ema.decay=0.9",
 ]  # fmt: skip
-RECORD = 44  # bytes of a ledger's record, after 16 that open the file
+RECORD = 44  # bytes of a record in the ledger; the header has 16
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def assert_finished_as(undisturbed, directory):
     assert "all well" in run("verify", directory).stdout
 
 
-def test_where_all_are_damaged_it_starts_from_the_beginning_and_says_so(undisturbed, killed):
+def test_without_a_valid_checkpoint_the_run_starts_from_the_beginning(undisturbed, killed):
     for step in (10, 20, 30):
         flip_a_bit(checkpoint(killed, step) / "__0_0.distcp")
     done = run("fit", killed, *BASE)
@@ -105,7 +105,7 @@ def test_where_all_are_damaged_it_starts_from_the_beginning_and_says_so(undistur
     assert_finished_as(undisturbed, killed)
 
 
-def test_what_interrupted_writers_left_behind_is_swept(undisturbed, killed):
+def test_incomplete_checkpoints_are_removed(undisturbed, killed):
     for name in (".writing-000000000040-0123abcd", ".writing-removing-000000000005-0123abcd"):
         left = killed / "checkpoints" / name
         left.mkdir()
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_another_model_is_refused(undisturbed, killed):
     (line,) = done.stderr.splitlines()
     assert "step-000000000030 does not match the model" in line
     assert "has shape (16, 8) in the checkpoint and (32, 8) in the model" in line
-    assert (killed / "config.json").read_text() == before, "nothing was changed by trying"
+    assert (killed / "config.json").read_text() == before, "the refused run changed the config"
     done = run("fit", killed, *BASE[:-1], "--allow-changes", expect=76)
     assert "ema.0.weight is only in the checkpoint" in done.stderr
     run("fit", killed, *BASE)
@@ -135,7 +135,7 @@ def test_a_damaged_identity_or_config_is_refused_by_name(killed, name, content):
     (killed / name).write_bytes(content)
     done = run("fit", killed, *BASE, expect=76)
     assert "Traceback" not in done.stderr
-    if (name, content) == ("config.json", b"{}"):  # whole, but of another run
+    if (name, content) == ("config.json", b"{}"):  # a valid file, but of another run
         assert "these differences change its results" in done.stderr
     else:
         assert f"{killed / name} is damaged (" in done.stderr.splitlines()[-1]
@@ -148,16 +148,16 @@ def test_a_lost_identity_is_not_replaced_by_a_new_one(killed):
     assert not (killed / "run.json").exists()
 
 
-def test_a_damaged_record_of_attempts_costs_only_itself(undisturbed, killed):
+def test_a_damaged_line_in_attempts_does_not_affect_the_run(undisturbed, killed):
     path = killed / "attempts.jsonl"
     path.write_bytes(path.read_bytes() + b'\xff\xfe garbage\n[1]\n{"attempt": 3, "ti')
     run("fit", killed, *BASE)
     last = path.read_text(errors="replace").splitlines()[-1]
-    assert json.loads(last)["attempt"] == 5, "a number of its own, whatever became of the others"
+    assert json.loads(last)["attempt"] == 5, "the attempt must have a new number"
     assert_finished_as(undisturbed, killed)
 
 
-def test_damaged_metrics_are_told_and_moved_away(undisturbed, killed):
+def test_damaged_metrics_are_reported_and_moved(undisturbed, killed):
     path = killed / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     assert json.loads(lines[4])["step"] == 5
@@ -167,18 +167,20 @@ def test_damaged_metrics_are_told_and_moved_away(undisturbed, killed):
     assert "1 line(s) of" in done.stderr
     assert (killed / "metrics.jsonl.damaged").read_bytes() == lines[4]
     steps = [row["step"] for row in metrics(killed)]
-    assert steps == [step for step in range(1, 41) if step != 5], "only what was damaged is lost"
+    assert steps == [step for step in range(1, 41) if step != 5], (
+        "more than the damaged line is lost"
+    )
     assert_same_bits(tensors(undisturbed), tensors(killed))
 
 
-def test_a_torn_ledger_is_mended(undisturbed, killed):
+def test_an_incomplete_record_of_the_ledger_is_removed(undisturbed, killed):
     path = killed / "ledger.bin"
     path.write_bytes(path.read_bytes() + path.read_bytes()[-RECORD:-5])
     run("fit", killed, *BASE)
     assert_finished_as(undisturbed, killed)
 
 
-def test_a_ledger_damaged_in_the_middle_is_refused_by_name_and_byte(killed):
+def test_a_ledger_damaged_in_the_middle_is_refused_with_file_and_byte(killed):
     path = killed / "ledger.bin"
     flip_a_bit(path, at=16 + 4 * RECORD + 9)
     done = run("fit", killed, *BASE, expect=65)
@@ -193,8 +195,8 @@ def test_a_ledger_damaged_in_the_middle_is_refused_by_name_and_byte(killed):
     ("kept", "said"),
     [(None, "does not exist"), (1, "step 1 is missing"), (11, "step 11 is missing")],
 )
-def test_a_ledger_that_lost_its_end_proves_nothing(undisturbed, killed, kept, said):
-    """The training can go on, since checkpoints hold all it needs; verify is not deceived."""
+def test_a_truncated_ledger_fails_verification(undisturbed, killed, kept, said):
+    """Training continues, since checkpoints have all that it needs; verify reports the gap."""
     path = killed / "ledger.bin"
     if kept is None:
         path.unlink()
@@ -207,8 +209,8 @@ def test_a_ledger_that_lost_its_end_proves_nothing(undisturbed, killed, kept, sa
     assert ("step 1 is missing" if kept is None else said) in done.stdout
 
 
-def test_a_ledger_with_another_history_is_found_out(undisturbed, tmp_path):
-    """Records whose CRC was made to fit: a gap, a repeat, and samples of another order."""
+def test_a_forged_ledger_fails_verification(undisturbed, tmp_path):
+    """Records with a valid CRC: a gap, a repeat, and samples in another order."""
 
     def forge(number, **changes):
         directory = tmp_path / f"{number}-{sum(changes.values())}-{'-'.join(changes)}"
@@ -237,7 +239,7 @@ def test_a_ledger_with_another_history_is_found_out(undisturbed, tmp_path):
     assert "step 10 is missing: step 11 follows 9" in forge(10, step=+1)
 
 
-def test_a_damaged_mark_of_the_end(undisturbed, tmp_path):
+def test_a_damaged_finished_json_is_refused(undisturbed, tmp_path):
     directory = shutil.copytree(undisturbed, tmp_path / "run")
     (directory / "finished.json").write_text('{"st')
     done = run("fit", directory, *BASE, expect=76)

@@ -1,4 +1,4 @@
-"""A disk that is full, or that cannot be written to."""
+"""A disk that is full or read-only."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.faults.mounts import fill, read_only, resize, small_disk
 from tests.support.forked import Command, run, start, wait_for
 from tests.support.runs import assert_same_bits, checkpoints, curve, metrics, tensors
 
-# 31 thousand parameters: a checkpoint takes some 380 KB.
+# 31 thousand parameters: a checkpoint takes about 380 KB.
 WIDE = ["model.hidden=2048", "checkpoint.every_steps=10", "evaluate.every_steps=10"]
 
 
@@ -22,13 +22,13 @@ def assert_as_undisturbed(undisturbed, directory):
     for key in ("train/loss", "train/gradient_norm", "eval/loss"):
         assert curve(directory, key) == curve(undisturbed, key)
     steps = [row["step"] for row in metrics(directory)]
-    assert steps == sorted(set(steps)), "no step is missing or there twice"
+    assert steps == sorted(set(steps)), "a step is missing or repeated"
     assert "all well" in run("verify", directory).stdout
     assert not [p for p in (directory / "checkpoints").iterdir() if p.name.startswith(".")]
 
 
-def test_a_full_disk_is_told_and_later_made_up_for(undisturbed, tmp_path):
-    """There is room for two checkpoints, but the third is written before the first is removed."""
+def test_a_full_disk_is_reported_and_the_run_resumes_with_more_space(undisturbed, tmp_path):
+    """There is space for two checkpoints, but the third is written before the first is removed."""
     with small_disk(tmp_path / "disk", "size=1000k") as disk:
         directory = disk / "run"
         done = run("fit", directory, *WIDE, expect=75)
@@ -37,32 +37,32 @@ def test_a_full_disk_is_told_and_later_made_up_for(undisturbed, tmp_path):
         assert "Training continues" in done.stderr
         assert "free some space, then rerun" in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
-        assert "step 40/40" in done.stdout, "it went on"
+        assert "step 40/40" in done.stdout, "training must continue"
         assert checkpoints(directory) == [10, 20]
-        assert "all well" in run("verify", directory).stdout, "the older ones are intact"
+        assert "all well" in run("verify", directory).stdout, "the older checkpoints must be valid"
         resize(disk, "8m")
         done = run("fit", directory, *WIDE)
         assert "resumes at step 20" in done.stdout
         assert_as_undisturbed(undisturbed, directory)
 
 
-def test_a_full_disk_ends_the_run_where_that_is_asked_for(undisturbed, tmp_path):
+def test_with_on_error_stop_a_full_disk_ends_the_run(undisturbed, tmp_path):
     with small_disk(tmp_path / "disk", "size=1000k") as disk:
         directory, rule = disk / "run", "checkpoint.on_error=stop"
         done = run("fit", directory, *WIDE, rule, "task.sleep=0.02", expect=75)
         (line,) = done.stderr.splitlines()
         assert "No space left on device" in line
         assert "checkpoint.on_error is stop" in line
-        assert "step 38/40" not in done.stdout, "it ends soon, not at the next checkpoint"
+        assert "step 38/40" not in done.stdout, "the run must end before the next checkpoint"
         assert checkpoints(directory) == [10, 20]
         resize(disk, "8m")
         run("fit", directory, *WIDE, rule)
         assert_as_undisturbed(undisturbed, directory)
 
 
-def test_room_that_comes_back_in_time_costs_nothing(undisturbed, tmp_path):
-    """While the disk is full to the last byte not even a line of metrics can be written; once
-    there is room again the run writes what it owes."""
+def test_a_run_completes_if_space_is_freed_in_time(undisturbed, tmp_path):
+    """On a full disk not even a line of metrics can be written; once space is free, the run writes
+    what it has kept in memory."""
     with small_disk(tmp_path / "disk", "size=4m") as disk:
         directory = disk / "run"
         process = start("fit", directory, *WIDE, "task.sleep=0.05")
@@ -77,7 +77,7 @@ def test_room_that_comes_back_in_time_costs_nothing(undisturbed, tmp_path):
         assert_as_undisturbed(undisturbed, directory)
 
 
-def test_a_run_that_finds_the_disk_full_asks_to_be_tried_again(undisturbed, tmp_path):
+def test_a_run_that_starts_on_a_full_disk_exits_with_75(undisturbed, tmp_path):
     with small_disk(tmp_path / "disk", "size=4m") as disk:
         directory = disk / "run"
         run("fit", directory, *WIDE, "task.kill_at_step=25", "task.sleep=0.02", expect=-9)
@@ -90,7 +90,7 @@ def test_a_run_that_finds_the_disk_full_asks_to_be_tried_again(undisturbed, tmp_
         assert_as_undisturbed(undisturbed, directory)
 
 
-def test_no_room_for_even_a_directory(tmp_path):
+def test_a_disk_without_space_for_a_directory(tmp_path):
     with small_disk(tmp_path / "disk", "size=1m,nr_inodes=1") as disk:
         (line,) = run("fit", disk / "run", expect=75).stderr.splitlines()
         assert "No space left on device" in line
@@ -104,7 +104,7 @@ def test_a_read_only_run_directory(tmp_path):
         (line,) = run("fit", directory, expect=64).stderr.splitlines()
         assert f"run.dir is {str(directory)!r} (from command line)" in line
         assert "Read-only file system" in line
-        # What only looks still works.
+        # Commands that only read still work.
         assert "all well" in run("verify", directory).stdout
         assert "on 37 samples" in run("evaluate", directory).stdout
         (line,) = run("export", directory, expect=64).stderr.splitlines()
@@ -113,7 +113,7 @@ def test_a_read_only_run_directory(tmp_path):
     run("fit", directory, "checkpoint.every_steps=10")
 
 
-def test_a_read_only_parent(tmp_path):
+def test_a_read_only_parent_directory(tmp_path):
     parent = tmp_path / "parent"
     parent.mkdir()
     with read_only(parent):

@@ -1,4 +1,4 @@
-"""A run that hangs is ended, and a report says which rank, where, and in which line."""
+"""A run that hangs is ended, and a report names the rank, the phase and the line of code."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def report(directory, attempt=1):
     return (directory / f"hangs/attempt-{attempt}/report.txt").read_text()
 
 
-def test_a_process_that_hangs_alone(tmp_path):
+def test_a_single_process_that_hangs(tmp_path):
     done = run("fit", tmp_path, TASK, *SHORT, expect=75)
     assert (
         "No progress for 3 s: the process made no progress in computing a micro-batch of step 5"
@@ -34,7 +34,7 @@ def test_a_process_that_hangs_alone(tmp_path):
 
 
 @pytest.mark.parametrize("culprit", ["0", "1"])
-def test_of_two_ranks_the_one_behind_is_named(tmp_path, culprit):
+def test_the_rank_that_is_behind_is_named(tmp_path, culprit):
     done = run_ranks(2, "fit", tmp_path, TASK, *SHORT, f"task.hang_rank='{culprit}'", expect=75)
     text = report(tmp_path)
     first = text.splitlines()[0]
@@ -62,19 +62,19 @@ def test_a_frozen_rank_is_named_by_the_other(tmp_path):
     run_ranks(2, "fit", tmp_path, *SHORT)
 
 
-def test_a_slow_step_within_the_limit_is_no_hang(tmp_path):
+def test_a_slow_step_within_the_limit_is_not_a_hang(tmp_path):
     run("fit", tmp_path, "task.sleep=0.5", "watchdog.timeout=2", "length.steps=6")
     assert not (tmp_path / "hangs").exists()
     assert not (tmp_path / "heartbeats").exists()
 
 
-def test_the_first_step_has_a_limit_of_its_own(tmp_path):
+def test_the_first_step_has_its_own_limit(tmp_path):
     base = ["task.hang_at=1", "length.steps=6", "watchdog.timeout=null"]
     done = run("fit", tmp_path, TASK, *base, "watchdog.first_timeout=1", expect=75)
     assert "No progress for 1 s" in done.stderr
 
 
-def test_what_a_report_says():
+def test_the_text_of_a_report():
     now = time.time()
     beat = {"host": "a", "phase": "saving", "step": 4, "time": now, "silent": 9.0}
     both = [{"rank": 0, "beats": 7, **beat}, {"rank": 1, "beats": 7, **beat}]
@@ -95,27 +95,27 @@ def test_a_straggler_is_named_once(tmp_path):
     assert "Rank 0 (" not in done[0].stderr
 
 
-def test_out_of_memory_has_advice(tmp_path):
+def test_out_of_memory_is_reported_with_advice(tmp_path):
     done = run("fit", tmp_path, "task.use=tests.faults.tasks:TooLarge", expect=71)
     assert "isorun: error: Out of memory (" in done.stderr
     assert "lower batch.micro_batch_size" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_stop_file_stops_as_a_signal_does(tmp_path):
+def test_a_stop_file_has_the_effect_of_a_signal(tmp_path):
     process = start("fit", tmp_path, "task.sleep=0.05")
     wait_for(process, lambda: os.path.exists(tmp_path / "metrics.jsonl") and curve(tmp_path))
     (tmp_path / "stop").touch()
     assert process.wait().returncode == 143
     saved = checkpoints(tmp_path)[-1]
     assert 0 < saved < 40
-    run("fit", tmp_path)  # the file was for the earlier attempt
+    run("fit", tmp_path)  # the file applied to the earlier attempt
     assert not (tmp_path / "stop").exists()
     last = json.loads((tmp_path / "attempts.jsonl").read_text().splitlines()[-1])
     assert last["resumed_from_step"] == saved
 
 
-def test_a_step_that_will_not_end_before_the_deadline(tmp_path):
+def test_a_step_that_does_not_end_before_the_deadline(tmp_path):
     slow = ["stop.deadline=2", "stop.margin=1", "checkpoint.every_steps=2"]
     process = start("fit", tmp_path, TASK, "task.hang_at=6", *slow, "checkpoint.asynchronous=false")
     wait_for(process, lambda: 4 in checkpoints(tmp_path))
@@ -131,7 +131,7 @@ def test_a_step_that_will_not_end_before_the_deadline(tmp_path):
 
 
 def test_a_stop_between_two_micro_batches(tmp_path):
-    """A step of many micro-batches is given up; its samples are used again."""
+    """A step with many micro-batches is abandoned; the next attempt uses its samples."""
     many = ["batch.micro_batch_size=1", "task.sleep=0.2"]
     ranks = start_ranks(2, "fit", tmp_path, *many)
     wait_for(ranks[0], lambda: os.path.exists(tmp_path / "ledger.bin"))

@@ -1,4 +1,4 @@
-"""A loss that is not finite: the step never happened for the weights, and all ranks agree."""
+"""A loss that is not finite: the step does not change the weights, and all ranks agree."""
 
 import json
 
@@ -30,8 +30,9 @@ def finished(directory):
     ],
     ids=["fused", "host", "sgd"],
 )
-def test_a_step_that_is_not_finite_leaves_everything_as_it_was(tmp_path, optimizer):
-    """Weights, optimiser state (Adam's own step count too) and average: bit for bit."""
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_state(tmp_path, optimizer):
+    """Weights, optimiser state (including Adam's step count) and averaged weights keep every
+    bit."""
     run("fit", tmp_path, *EVERY_STEP, *optimizer, "task.nan_at_steps=[4,7]")
     for step in range(2, 9):
         before, after = tensors(tmp_path, step - 1), tensors(tmp_path, step)
@@ -39,18 +40,18 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(tmp_path, optimiz
             assert_same_bits(before, after)
         else:
             changed = {name for name in after if not before[name].equal(after[name])}
-            assert changed == set(after), "every weight and every state moves in a good step"
+            assert changed == set(after), "a finite step must change every tensor"
     assert finished(tmp_path)["skipped_steps"] == 2
     counted = curve(tmp_path, "train/skipped_steps")
     assert list(counted.values()) == [0, 0, 0, 1, 1, 1, 2, 2]
     assert [s for s, loss in curve(tmp_path).items() if loss is None] == [4, 7]
-    assert verify(tmp_path / "ledger.bin", last_step=8).ok, "its samples were used all the same"
+    assert verify(tmp_path / "ledger.bin", last_step=8).ok, "a skipped step must use its samples"
 
 
 @pytest.mark.parametrize(
     "optimizer", [["optim.use=adamw"], ["optim.use=sgd", "optim.momentum=0.9"]]
 )
-def test_the_very_first_steps_may_be_skipped(tmp_path, optimizer):
+def test_the_first_steps_can_be_skipped(tmp_path, optimizer):
     rules = ["evaluate.at_start=true", "evaluate.every_steps=1"]
     run("fit", tmp_path, *EVERY_STEP, *rules, *optimizer, "task.nan_at_steps=[1,2]")
     evaluated = list(curve(tmp_path, "eval/loss").values())
@@ -58,14 +59,14 @@ def test_the_very_first_steps_may_be_skipped(tmp_path, optimizer):
     assert all(value == value for value in evaluated)
 
 
-def test_as_many_in_a_row_as_allowed_are_survived(tmp_path):
+def test_up_to_max_skipped_steps_in_a_row_are_skipped(tmp_path):
     rules = ["optim.max_skipped_steps=3", "length.steps=12"]
     run("fit", tmp_path, *rules, "task.nan_at_steps=[2,3,4,6,7,8]")
     assert finished(tmp_path)["skipped_steps"] == 6
 
 
 @pytest.mark.parametrize("log_every_steps", [1, 100])
-def test_one_more_in_a_row_ends_the_run(tmp_path, log_every_steps):
+def test_more_than_max_skipped_steps_in_a_row_end_the_run(tmp_path, log_every_steps):
     done = run(
         "fit", tmp_path, "optim.max_skipped_steps=3", "task.nan_at_steps=[3,6,7,8,9]",
         f"track.log_every_steps={log_every_steps}", "checkpoint.every_steps=6", expect=78,
@@ -75,13 +76,13 @@ def test_one_more_in_a_row_ends_the_run(tmp_path, log_every_steps):
     assert "optim.max_skipped_steps is 3" in line
     assert "lower optim.lr" in line
     assert not (tmp_path / "finished.json").exists()
-    assert state(tmp_path)["progress"]["step"] == 6, "the last checkpoint is there to go on from"
+    assert state(tmp_path)["progress"]["step"] == 6, "the last checkpoint must be kept"
 
 
-def test_a_row_of_skipped_steps_goes_on_through_a_restart(tmp_path):
-    """Steps 3 and 4 are in the checkpoint, 5 and 6 come after it."""
+def test_skipped_steps_in_a_row_are_counted_across_a_restart(tmp_path):
+    """Steps 3 and 4 are in the checkpoint; 5 and 6 come after it."""
     rules = ["optim.max_skipped_steps=3", "checkpoint.every_steps=4"]
-    rules += ["checkpoint.asynchronous=false"]  # it is there before the kill
+    rules += ["checkpoint.asynchronous=false"]  # so that it exists before the kill
     run("fit", tmp_path, *rules, "task.nan_at_steps=[3,4]", "task.kill_at_step=5", "task.sleep=0.05",
         expect=-9)  # fmt: skip
     assert state(tmp_path)["progress"]["skipped_in_a_row"] == 2
@@ -96,13 +97,13 @@ ONE_RANK = [
 ]
 
 
-def test_ranks_skip_alike_where_one_alone_is_not_finite(tmp_path):
-    """Rank 1's second micro-batch of step 3, and its first of step 6."""
+def test_all_ranks_skip_a_step_that_is_not_finite_on_one(tmp_path):
+    """NaN in rank 1's second micro-batch of step 3 and its first of step 6."""
     run_ranks(2, "fit", tmp_path / "two", *ONE_RANK, "length.steps=8", "task.nan_on_rank_1=[6,11]")
     assert finished(tmp_path / "two")["skipped_steps"] == 2
     of_rank_0, of_rank_1 = ((tmp_path / f"two/weights-of-rank-{r}").read_text() for r in (0, 1))
     assert of_rank_0 == of_rank_1
-    # One process has four micro-batches a step; NaN in the same two steps.
+    # One process has four micro-batches in a step; NaN in the same two steps.
     run("fit", tmp_path / "one", *ONE_RANK, "length.steps=8", "task.nan_at_steps=[10,22]")
     one, two = (curve(tmp_path / name, "eval/loss") for name in ("one", "two"))
     assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
@@ -114,14 +115,14 @@ def test_ranks_skip_alike_where_one_alone_is_not_finite(tmp_path):
     ]
 
 
-def test_all_ranks_end_with_the_same_code(tmp_path):
+def test_all_ranks_exit_with_the_same_code(tmp_path):
     rules = ["optim.max_skipped_steps=1", "task.nan_on_rank_1=[3,4,5,6]"]
     for rank in run_ranks(2, "fit", tmp_path, *ONE_RANK, *rules, expect=78):
         assert "the last of them step 3" in rank.stderr
 
 
-def test_under_torchrun_the_sentence_is_seen(tmp_path):
-    """torchrun flattens the code to 1, so the sentence must do."""
+def test_the_error_is_printed_under_torchrun(tmp_path):
+    """torchrun replaces the exit code with 1, so only the sentence names the cause."""
     rules = ["optim.max_skipped_steps=0", "task.nan_on_rank_1=[4]"]
     done = quick_run("fit", tmp_path, *ONE_RANK, *rules, processes=2, expect=1)
     assert (
@@ -129,8 +130,8 @@ def test_under_torchrun_the_sentence_is_seen(tmp_path):
     )
 
 
-def test_a_step_without_anything_to_count_is_skipped(tmp_path):
-    """All its targets are masked: there is no mean to take."""
+def test_a_step_without_targets_is_skipped(tmp_path):
+    """All targets are masked, so the mean loss is undefined."""
     run("fit", tmp_path, "task.use=tests.faults.tasks:NothingToCount", "length.steps=10")
     skipped = curve(tmp_path, "train/skipped_steps")
     assert [skipped[step] for step in range(1, 6)] == [0, 0, 1, 1, 1]

@@ -1,4 +1,4 @@
-"""A rank that dies, or is asked to stop, in each phase of a run, under torchrun's restarts."""
+"""A rank is killed, or gets SIGTERM, in each phase of a run, under torchrun's restarts."""
 
 import json
 import signal
@@ -49,7 +49,7 @@ def assert_as_undisturbed(undisturbed, directory):
 @pytest.mark.parametrize(
     "phase", thinned(["start-up", "step", "save", "evaluation"], kept=["start-up", "save"])
 )
-def test_killed(undisturbed, tmp_path, phase):
+def test_a_killed_rank(undisturbed, tmp_path, phase):
     done = torchrun(tmp_path, f"task.phase={phase}", f"task.number={signal.SIGKILL}", restarts=1)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "hit").read_text() == phase
@@ -64,8 +64,8 @@ def test_killed(undisturbed, tmp_path, phase):
         kept=["evaluation", "loading data"],
     ),
 )
-def test_asked_to_stop(undisturbed, tmp_path, phase):
-    """One rank is asked; both agree, save and leave, within the default deadline."""
+def test_a_stop_request_to_one_rank(undisturbed, tmp_path, phase):
+    """One rank gets SIGTERM; both agree, save and exit within the default deadline."""
     done = torchrun(tmp_path, f"task.phase={phase}", f"task.number={signal.SIGTERM}")
     assert (tmp_path / "hit").read_text() == phase
     assert done.stderr.count("exitcode  : 143") == 2, done.stderr

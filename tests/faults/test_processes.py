@@ -1,4 +1,4 @@
-"""Two processes on one run, killed ones, and data workers."""
+"""Two processes on one run directory, killed processes, and data workers."""
 
 import json
 import os
@@ -18,13 +18,13 @@ def undisturbed(tmp_path_factory):
     return directory
 
 
-def test_a_second_process_refuses_and_names_the_first(undisturbed, tmp_path):
+def test_a_second_process_is_refused_and_the_first_is_named(undisturbed, tmp_path):
     first = start("fit", tmp_path, "task.sleep=0.05")
     wait_for(first, (tmp_path / "ledger.bin").exists)
     second = run("fit", tmp_path, expect=76)
     (line,) = second.stderr.splitlines()
     assert f"{tmp_path} is in use by process {first.pid} on {socket.gethostname()} since " in line
-    # Its own way of refusing does not depend on what it would have refused otherwise.
+    # The same error comes before any other reason to refuse.
     assert "is in use by" in run("fit", tmp_path, "optim.lr=0.5", expect=76).stderr
     done = first.wait()
     assert done.returncode == 0, done.stderr
@@ -35,8 +35,8 @@ def test_a_second_process_refuses_and_names_the_first(undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_one_can_be_started_again_at_once(undisturbed, tmp_path, workers):
-    """Data workers outlive their killed parent by seconds, but they do not hold the lock."""
+def test_a_killed_run_can_be_restarted_at_once(undisturbed, tmp_path, workers):
+    """Data workers live seconds longer than their killed parent, but do not hold the lock."""
     base = [f"loader.workers={workers}", "checkpoint.every_steps=10"]
     process = start("fit", tmp_path, *base, "task.sleep=0.03")
     wait_for(process, lambda: checkpoints(tmp_path))
@@ -47,12 +47,12 @@ def test_a_killed_one_can_be_started_again_at_once(undisturbed, tmp_path, worker
 
 
 @pytest.mark.parametrize("context", ["spawn", "forkserver"])
-def test_workers_may_be_started_in_any_way(undisturbed, tmp_path, context):
+def test_workers_can_use_any_start_method(undisturbed, tmp_path, context):
     run("fit", tmp_path, "loader.workers=1", f"loader.multiprocessing_context={context}")
     assert_same_bits(tensors(undisturbed), tensors(tmp_path))
 
 
-def test_a_killed_worker_asks_for_another_try(undisturbed, tmp_path):
+def test_a_killed_worker_ends_the_run_with_75(undisturbed, tmp_path):
     process = start(
         "fit", tmp_path, "loader.workers=1", "task.sleep=0.05", "checkpoint.every_steps=5"
     )
@@ -72,8 +72,8 @@ def a_worker_of(pid):
         return int(file.read().split()[0])
 
 
-def test_one_rank_alone_is_asked_to_stop(tmp_path):
-    """Covered for one process elsewhere; here all ranks agree, save and can go on as one."""
+def test_a_stop_request_to_one_rank_stops_all(tmp_path):
+    """All ranks agree, save and resume together; other tests cover a single process."""
     base = ["batch.micro_batch_size=3", "checkpoint.every_steps=1000"]
     run("fit", tmp_path / "one", *base)
     run_ranks(2, "fit", tmp_path / "two", *base, "task.stop_rank_1_at=10",

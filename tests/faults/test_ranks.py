@@ -1,4 +1,4 @@
-"""Several ranks, of which one fails: the others neither hang nor hide why."""
+"""One of several ranks fails: the others do not hang and do not hide the cause."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tests.support.runs import assert_same_bits, checkpoints, tensors
 TASKS = "tests.faults.tasks"
 
 
-def test_a_lost_rank_asks_the_others_for_another_try(tmp_path):
+def test_the_other_ranks_exit_with_75_when_a_rank_is_lost(tmp_path):
     ranks = start_ranks(2, "fit", tmp_path, "task.sleep=0.05", "checkpoint.every_steps=5")
     wait_for(ranks[0], lambda: checkpoints(tmp_path))
     ranks[1].signal(signal.SIGKILL)
@@ -25,7 +25,7 @@ def test_a_lost_rank_asks_the_others_for_another_try(tmp_path):
     run_ranks(2, "fit", tmp_path)
 
 
-def test_the_rank_that_failed_says_why_and_the_others_that_it_did(tmp_path):
+def test_the_failed_rank_reports_the_cause_and_the_others_its_loss(tmp_path):
     done = run_ranks(2, "fit", tmp_path, "data.fail_at=50", expect=None)
     codes = sorted(result.returncode for result in done)
     assert codes == [65, 75]
@@ -46,7 +46,7 @@ def test_all_ranks_refuse_a_directory_that_is_in_use(tmp_path):
 
 
 def test_a_rank_lost_during_the_last_save_leaves_no_finished_run(tmp_path):
-    """The save was never committed, so the run is not complete, whatever else there is."""
+    """The save was not committed, so the run is not complete."""
     task = [f"task.use={TASKS}:DiesInSave", "length.steps=10"]
     ranks = start_ranks(2, "fit", tmp_path, *task)
     assert ranks[1].wait().returncode == -signal.SIGKILL
@@ -59,8 +59,8 @@ def test_a_rank_lost_during_the_last_save_leaves_no_finished_run(tmp_path):
     assert checkpoints(tmp_path) == [10]
 
 
-def test_buffers_that_differ_between_ranks_resume_to_the_same_bits(tmp_path):
-    """A BatchNorm's statistics are each rank's own; rank 0's are those that count."""
+def test_buffers_that_differ_between_ranks_resume_bitwise_equal(tmp_path):
+    """Each rank has its own BatchNorm statistics; those of rank 0 are saved."""
     base = [f"task.use={TASKS}:WithBatchNorm", "checkpoint.every_steps=10", "length.steps=30"]
     base += ["checkpoint.keep_last=9", "model.dropout=0.0"]
     run_ranks(2, "fit", tmp_path / "one", *base)
@@ -73,8 +73,8 @@ def test_buffers_that_differ_between_ranks_resume_to_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
 @pytest.mark.parametrize("forward_pass", [9, 10], ids=["between micro-batches", "before a step"])
-def test_a_step_that_is_given_up_leaves_nothing_behind(tmp_path, strategy, forward_pass):
-    """A forward pass changes a BatchNorm's statistics and may gather parameters."""
+def test_an_abandoned_step_has_no_effect(tmp_path, strategy, forward_pass):
+    """Its forward pass changes the BatchNorm statistics and may gather parameters."""
     base = [f"task.use={TASKS}:WithBatchNorm", "batch.micro_batch_size=3", "length.steps=8"]
     base += [f"strategy={strategy}", "model.dropout=0.0"]
     run_ranks(2, "fit", tmp_path / "one", *base)
@@ -93,7 +93,7 @@ def test_unused_parameters_are_named(tmp_path, strategy):
 
 
 @pytest.mark.parametrize("option", ["ddp.find_unused_parameters=true", "strategy=fsdp2"])
-def test_unused_parameters_are_as_good_as_frozen_where_that_is_possible(tmp_path, option):
+def test_unused_parameters_stay_unchanged_with_strategies_that_allow_them(tmp_path, option):
     task = [f"task.use={TASKS}:UnusedParameter", "optim.weight_decay=0.1"]
     run("fit", tmp_path / "one", *task, "batch.micro_batch_size=6")
     run_ranks(2, "fit", tmp_path / "two", *task, option)
@@ -104,7 +104,7 @@ def test_unused_parameters_are_as_good_as_frozen_where_that_is_possible(tmp_path
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_evaluation_data_smaller_than_the_ranks(tmp_path):
+def test_evaluation_data_with_fewer_samples_than_ranks_is_refused(tmp_path):
     done = run_ranks(
         2, "fit", tmp_path, f"task.use={TASKS}:WithTorchmetrics", "data.eval_size=1",
         "length.steps=6", expect=64,

@@ -1,4 +1,4 @@
-"""The start of a run of several ranks: some do not come, or come from another life."""
+"""The start of a run of several ranks: some do not join, or belong to an earlier start."""
 
 import signal
 import threading
@@ -21,7 +21,7 @@ def place(rank, world_size):
 
 
 def a_rank_alone(rank, directory, *overrides):
-    """One of two; the other never comes."""
+    """Starts one of two ranks; the other one is never started."""
     env = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank),
@@ -30,7 +30,7 @@ def a_rank_alone(rank, directory, *overrides):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stop_is_heard_while_waiting_for_the_others(tmp_path, rank):
+def test_a_stop_request_while_waiting_for_other_ranks(tmp_path, rank):
     process = a_rank_alone(rank, tmp_path)
     time.sleep(3)  # by now it waits inside torch
     process.signal(signal.SIGTERM)
@@ -40,14 +40,14 @@ def test_a_stop_is_heard_while_waiting_for_the_others(tmp_path, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_ranks_that_do_not_come_are_not_waited_for_for_ever(tmp_path, rank):
+def test_waiting_for_other_ranks_has_a_time_limit(tmp_path, rank):
     done = a_rank_alone(rank, tmp_path, "watchdog.first_timeout=4").wait(60)
     assert done.returncode == 75
     assert "Not all ranks joined within watchdog.first_timeout (4 s)" in done.stderr
-    assert "process_group.py" in done.stderr, "its stack"
+    assert "process_group.py" in done.stderr, "the stack must be printed"
 
 
-def test_a_stop_is_heard_in_an_exchange_with_a_frozen_rank(tmp_path):
+def test_a_stop_request_during_a_collective_with_a_frozen_rank(tmp_path):
     options = ["checkpoint.every_steps=5", "stop.deadline=4", "stop.margin=1", "task.sleep=0.02"]
     ranks = start_ranks(2, "fit", tmp_path, *options)
     wait_for(ranks[0], lambda: checkpoints(tmp_path))
@@ -67,7 +67,7 @@ def store():
 
 
 def met(store, ranks, timeout=20.0):
-    """The names that each of these ranks of three comes back with; ranks start one by one."""
+    """The name of the rendezvous on each of these ranks of three, which start one by one."""
     names, threads = {}, []
 
     def start(rank):
@@ -83,15 +83,15 @@ def met(store, ranks, timeout=20.0):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
-def test_ranks_meet_under_a_name_that_is_new_each_time(store, order):
-    """The store remembers earlier lives, with names, greetings and welcomes."""
+def test_ranks_join_under_a_new_name_each_time(store, order):
+    """The store still has the keys of earlier starts."""
     first, second = met(store, order), met(store, order)
     assert len(first) == len(second) == 3
     assert len(set(first.values())) == len(set(second.values())) == 1
     assert first[0] != second[0]
 
 
-def test_a_name_of_a_dead_rank_is_never_taken(store):
+def test_the_name_of_a_dead_rank_is_not_reused(store):
     store.set("isorun", "dead")
     store.set("dead/from-1", '["token", ""]')
     names = met(store, (1, 2, 0))

@@ -1,4 +1,4 @@
-"""A stop under torchrun, which takes it for a failure; and a stop that comes early or breaks things."""
+"""A stop request under torchrun (which restarts ranks), during start-up, or causing an error."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def wait_until(condition, process, seconds=90):
 
 
 @pytest.mark.slow
-def test_torchruns_restarts_do_not_undo_a_stop(tmp_path):
+def test_torchruns_restarts_do_not_resume_a_stopped_run(tmp_path):
     options = ["length.steps=2000", "task.sleep=0.02", "batch.micro_batch_size=6"]
     words = command("fit", tmp_path, *options, processes=2)
     at = words.index("--nproc-per-node")
@@ -50,8 +50,11 @@ def test_torchruns_restarts_do_not_undo_a_stop(tmp_path):
     ("launch", "restarts", "refused"),
     [("a", 1, True), ("a", 0, False), ("b", 1, False), (None, 0, False)],
 )
-def test_which_start_undoes_a_stop(tmp_path, monkeypatch, launch, restarts, refused):
-    """Nodes that come or go are no restart by torchrun's count; nor is another torchrun."""
+def test_only_a_restart_by_torchrun_keeps_a_run_stopped(
+    tmp_path, monkeypatch, launch, restarts, refused
+):
+    """A rendezvous after a change of nodes does not increase torchrun's restart count; another
+    torchrun has another run id."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     RunDirectory(tmp_path).mark_stopped()
@@ -69,7 +72,7 @@ def test_which_start_undoes_a_stop(tmp_path, monkeypatch, launch, restarts, refu
 
 
 @pytest.mark.slow
-def test_a_stop_file_that_comes_while_the_run_starts(tmp_path):
+def test_a_stop_file_written_during_start_up(tmp_path):
     process = start("fit", tmp_path, "task.use=tests.faults.tasks:SlowToBuild")
     wait_until((tmp_path / "building").exists, process)
     (tmp_path / "stop").touch()
@@ -79,7 +82,7 @@ def test_a_stop_file_that_comes_while_the_run_starts(tmp_path):
     run("fit", tmp_path, "task.use=tests.faults.tasks:SlowToBuild")
 
 
-def test_what_breaks_because_of_a_stop_is_tried_again(tmp_path):
+def test_an_error_caused_by_a_stop_request_exits_with_75(tmp_path):
     process = subprocess.run(
         [sys.executable, "-m", "train", "fit", *TINY, f"run.dir={tmp_path}",
          "task.use=tests.faults.tasks:BreaksWhenStopped"],

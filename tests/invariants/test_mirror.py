@@ -1,4 +1,4 @@
-"""I3 and I4 where the machine with the run directory is lost: what the mirror has, goes on."""
+"""I3 and I4 if the machine with the run directory is lost: the run resumes from the mirror."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def identity(directory):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_lost_run_directory_comes_back(undisturbed, tmp_path, mirror, ranks):
+def test_a_lost_run_directory_is_restored(undisturbed, tmp_path, mirror, ranks):
     options, directory = with_mirror(tmp_path), tmp_path / "run"
     process = start("fit", directory, *options, "task.sleep=0.05")
     wait_for(process, mirror.steps)
@@ -56,10 +56,10 @@ def test_a_lost_run_directory_comes_back(undisturbed, tmp_path, mirror, ranks):
     assert_same_bits(tensors(undisturbed), tensors(directory))
     for key in ("train/loss", "eval/loss"):
         assert curve(undisturbed, key) == curve(directory, key)
-    assert mirror.steps()[-1] == 40, "the end waits for it"
+    assert mirror.steps()[-1] == 40, "the run ended before the last upload"
 
 
-def test_a_changed_config_is_refused_after_it_came_back(tmp_path):
+def test_a_changed_config_is_refused_after_a_restore(tmp_path):
     options, directory = with_mirror(tmp_path), tmp_path / "run"
     run("fit", directory, *options, "length.steps=10")
     shutil.rmtree(directory)
@@ -70,7 +70,7 @@ def test_a_changed_config_is_refused_after_it_came_back(tmp_path):
         assert "optim.lr: 0.01 -> 0.5 (command line)" in result.stderr
 
 
-def test_a_new_run_is_not_begun_over_another_s_copies(tmp_path):
+def test_a_new_run_is_refused_if_the_mirror_has_copies_of_another_run(tmp_path):
     options = [*with_mirror(tmp_path), "length.steps=10"]
     run("fit", tmp_path / "run", *options)
     run("fit", tmp_path / "other", *BASE, "length.steps=5")
@@ -80,7 +80,8 @@ def test_a_new_run_is_not_begun_over_another_s_copies(tmp_path):
 
 @pytest.mark.slow
 def test_a_stop_does_not_wait_for_the_mirror(tmp_path):
-    """An address that nobody answers at: the run goes on, stops and says what is missing."""
+    """The mirror's address does not respond: the run continues, stops and reports the missing
+    uploads."""
     mirror = [
         "checkpoint.mirror.url=s3://bucket/run", "stop.deadline=6", "stop.margin=1",
         "checkpoint.mirror.options={endpoint_url: 'http://127.0.0.1:9', anon: true}",

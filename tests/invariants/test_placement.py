@@ -1,4 +1,4 @@
-"""I1 and I2: the same samples in the same order and the same curve, on one process or two."""
+"""I1 and I2: the same samples in the same order and the same curve, on one process and on two."""
 
 import json
 
@@ -27,7 +27,7 @@ def alone(tmp_path_factory):
     ],
 )
 def test_the_same_curve_even_with_dropout(alone, tmp_path, processes, overrides):
-    """Counts differ between ranks here, and random numbers are drawn by data and model."""
+    """The counts differ between ranks, and both the data and the model draw random numbers."""
     run("fit", tmp_path, *BASE, *overrides, processes=processes)
     for key in ("train/loss", "train/gradient_norm", "eval/loss"):
         one, other = curve(alone, key), curve(tmp_path, key)
@@ -39,7 +39,8 @@ def test_the_same_curve_even_with_dropout(alone, tmp_path, processes, overrides)
 
 
 def test_uneven_shares_are_exact(tmp_path):
-    """12 samples over 5 cells: sums and counts make up for unequal micro-batches."""
+    """11 samples on two ranks in micro-batches of up to 2: sums and counts are exact for any
+    sizes."""
     quiet = ["model.dropout=0.0", "batch.global_batch_size=11"]
     run("fit", tmp_path / "one", *quiet)
     run("fit", tmp_path / "two", *quiet, "batch.micro_batch_size=2", processes=2)
@@ -48,7 +49,7 @@ def test_uneven_shares_are_exact(tmp_path):
     assert records(tmp_path / "one") == records(tmp_path / "two")
 
 
-def test_workers_change_nothing(alone, tmp_path):
+def test_workers_do_not_change_the_run(alone, tmp_path):
     run("fit", tmp_path, *BASE, "batch.micro_batch_size=3", "loader.workers=2")
     assert_same_bits(tensors(alone), tensors(tmp_path))
 
@@ -67,7 +68,7 @@ def test_a_run_moves_from_one_process_to_two_and_back(alone, tmp_path):
 
 
 def records(directory):
-    """The ledger without its attempts: what was used at which step."""
+    """The ledger without its attempts: the samples of each step."""
     from train.data.ledger import read_steps
 
     return read_steps(directory / "ledger.bin")

@@ -1,4 +1,4 @@
-"""I3: a step is committed or it never happened; a resumed run is the run that never stopped."""
+"""I3: a step is committed or did not happen; a resumed run equals an uninterrupted one."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.support.runs import (
 EVERYTHING = [
     "checkpoint.every_steps=7",
     "checkpoint.keep_last=99",
-    "checkpoint.asynchronous=false",  # these steps are over before a write beside them would be
+    "checkpoint.asynchronous=false",  # otherwise the next steps run during a write
     "evaluate.every_steps=5",
     "ema.decay=0.9",
     "early_stop.patience=30",
@@ -48,7 +48,7 @@ def same_result(one, other):
 
 
 @pytest.mark.parametrize("step", [1, 8, 20, 40])
-def test_killed_at_any_step_and_resumed_is_bit_identical(undisturbed, tmp_path, step):
+def test_a_run_killed_at_any_step_resumes_bitwise_equal(undisturbed, tmp_path, step):
     run("fit", tmp_path, *EVERYTHING, f"task.kill_at_step={step * 3}", expect=-signal.SIGKILL)
     run("fit", tmp_path, *EVERYTHING)
     resumed = [json.loads(line) for line in (tmp_path / "attempts.jsonl").open()][-1]
@@ -74,7 +74,7 @@ def test_no_step_appears_twice_in_the_metrics(tmp_path):
     assert {r["attempt"] for r in rows} == {1, 2}
 
 
-def test_stopped_by_a_signal_it_saves_and_goes_on(undisturbed, tmp_path):
+def test_a_run_stopped_by_a_signal_saves_and_resumes(undisturbed, tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         before = max(checkpoints(tmp_path), default=0)
         process = start("fit", tmp_path, *EVERYTHING, "task.sleep=0.02")
@@ -105,7 +105,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert checkpoints(tmp_path) == []
 
 
-def test_a_finished_run_says_so(undisturbed):
+def test_a_finished_run_is_reported_and_not_changed(undisturbed):
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != "lock"}
     started = time.monotonic()
     done = run("fit", undisturbed, *EVERYTHING)
@@ -114,7 +114,7 @@ def test_a_finished_run_says_so(undisturbed):
     assert time.monotonic() - started < 30
 
 
-def test_another_config_is_refused_unless_asked_for(tmp_path):
+def test_a_changed_config_is_refused_without_allow_changes(tmp_path):
     run("fit", tmp_path, "task.kill_at_step=20", "checkpoint.every_steps=5", expect=-9)
     refused = run("fit", tmp_path, "optim.lr=0.5", "track.log_every_steps=2", expect=76)
     assert "optim.lr: 0.01 -> 0.5 (command line)" in refused.stderr
@@ -128,7 +128,8 @@ def test_another_config_is_refused_unless_asked_for(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kill_9_at_random_moments(tmp_path, workers):
-    """At least twenty kills in all, half of them while a checkpoint is being written."""
+    """Up to twelve kills for each number of workers, every second one while a checkpoint is being
+    written."""
     import random
 
     base = [
@@ -183,13 +184,13 @@ def wait_for(process, condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "it took too long"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.002)
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_where_the_reader_is_gone_as_well(tmp_path, times):
-    """As with ``fit 2>&1 | tee log``, whose tee dies of the same Ctrl-C."""
+def test_ctrl_c_when_the_output_pipe_is_closed(tmp_path, times):
+    """As with ``fit 2>&1 | tee log``: the same Ctrl-C ends tee."""
     process = start("fit", tmp_path, "task.sleep=0.05")
     wait_for(process, (tmp_path / "ledger.bin").exists)
     time.sleep(0.5)
@@ -203,7 +204,7 @@ def test_ctrl_c_where_the_reader_is_gone_as_well(tmp_path, times):
     assert bool(checkpoints(tmp_path)) == (times == 1)
 
 
-def test_a_broken_pipe_of_the_task_s_own_is_no_end_of_the_run(tmp_path):
+def test_a_broken_pipe_in_the_task_is_reported_as_an_error(tmp_path):
     done = run("fit", tmp_path, "task.use=tests.faults.tasks:BrokenReport", expect=70)
     assert "BrokenPipeError" in done.stderr
     assert not (tmp_path / "finished.json").exists()

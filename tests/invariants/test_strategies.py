@@ -1,5 +1,6 @@
-"""I1, I2 and I3 on every strategy: the same ledger, the same curve, and checkpoints that know
-nothing of what wrote them."""
+"""I1, I2 and I3 with every strategy: the same ledger, the same curve, and checkpoints that do not
+depend on the placement that wrote them.
+"""
 
 import itertools
 import json
@@ -15,14 +16,14 @@ from train.data.ledger import read_steps
 from train.parity.compare import curve, largest_difference
 
 STRATEGIES = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
-# Equal micro-batches everywhere, so that even dropout is the same.
+# The same micro-batches on every placement, so that even dropout is the same.
 BASE = ["batch.micro_batch_size=3", "optim.weight_decay=0.1", "ema.decay=0.9", "length.steps=50"]
 BASE += ["checkpoint.keep_last=9", "checkpoint.every_steps=25", "evaluate.every_steps=25"]
 MIDDLE, END = 25, 50
 
 
 def placed(placement, directory, *overrides, **kwargs):
-    """A run on a placement such as ``2 fsdp2``, or ``1`` for one process."""
+    """Runs on a placement such as ``2 fsdp2``, or ``1`` for one process."""
     count, _, strategy = placement.partition(" ")
     if count == "1" and not strategy:
         return run("fit", directory, *BASE, *overrides, **kwargs)
@@ -40,7 +41,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Runs on placements, each made once."""
+    """Returns a function that gives the run on a placement; each runs once."""
     made = {}
 
     def of(placement):
@@ -69,7 +70,7 @@ PLACEMENTS += ["1 fsdp2", "1 zero2", "4 ddp", "4 fsdp2"]
 
 
 @pytest.mark.parametrize("placement", thinned(PLACEMENTS, kept=lambda p: p[0] != "4"))
-def test_the_same_run(alone, finished, placement):
+def test_every_placement_gives_the_same_run(alone, finished, placement):
     assert_same_run(alone, finished(placement))
 
 
@@ -91,13 +92,14 @@ def uneven(tmp_path_factory):
     ),
 )
 def test_uneven_micro_batches(uneven, tmp_path, placement):
-    """11 samples on several ranks, with token counts that differ; no dropout then."""
+    """11 samples on several ranks, with different token counts. No dropout, as its masks would
+    differ."""
     placed(placement, tmp_path, *UNEVEN)
     assert_same_run(uneven, tmp_path)
 
 
 ANYWHERE = ["1", *PLACEMENTS[:5]]
-# Each of them before and after another, and those that cut parameters after themselves.
+# Each placement before and after another one, and the sharding strategies before themselves.
 CYCLE = list(zip(ANYWHERE, ANYWHERE[1:] + ANYWHERE[:1], strict=True))
 CYCLE += [("2 fsdp2", "2 fsdp2"), ("2 zero3", "2 zero3")]
 
@@ -105,8 +107,8 @@ CYCLE += [("2 fsdp2", "2 fsdp2"), ("2 zero3", "2 zero3")]
 @pytest.mark.parametrize(
     ("before", "after"), thinned(list(itertools.product(ANYWHERE, ANYWHERE)), kept=CYCLE)
 )
-def test_a_checkpoint_resumes_anywhere(alone, finished, tmp_path, before, after):
-    """In the middle of an epoch, with the average of weights and Adam's state."""
+def test_a_checkpoint_resumes_on_any_placement(alone, finished, tmp_path, before, after):
+    """In the middle of an epoch, with averaged weights (EMA) and Adam's state."""
     moved = interrupted(finished(before), tmp_path / "moved")
     placed(after, moved)
     assert (
@@ -130,15 +132,15 @@ def test_a_checkpoint_resumes_anywhere(alone, finished, tmp_path, before, after)
         kept=[("2 fsdp2", "4 fsdp2"), ("2 zero3", "4 ddp")],
     ),
 )
-def test_and_on_any_number_of_ranks(alone, finished, tmp_path, before, after):
+def test_a_checkpoint_resumes_on_another_number_of_ranks(alone, finished, tmp_path, before, after):
     moved = interrupted(finished(before), tmp_path / "moved")
     placed(after, moved)
     assert_same_run(alone, moved)
 
 
 @pytest.mark.slow
-def test_by_way_of_three_ranks(tmp_path):
-    """They cut the samples of a step otherwise, so there is no dropout."""
+def test_a_run_moves_to_three_ranks_and_back(tmp_path):
+    """Three ranks split a step into other micro-batches, so there is no dropout."""
     still = "model.dropout=0.0"
     placed("1", tmp_path / "alone", still)
     placed("2 zero2", tmp_path / "0", still)
@@ -149,7 +151,7 @@ def test_by_way_of_three_ranks(tmp_path):
 
 
 def interrupted(directory, copy):
-    """A copy of a finished run as it was in the middle."""
+    """A copy of a finished run, reset to the middle."""
     shutil.copytree(directory, copy)
     (copy / "finished.json").unlink()
     for step in checkpoints(copy):
@@ -169,7 +171,7 @@ def skipping(tmp_path_factory):
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS[:5])
-def test_a_skipped_step_is_skipped_alike(skipping, tmp_path, placement):
+def test_a_skipped_step_is_skipped_on_every_placement(skipping, tmp_path, placement):
     placed(placement, tmp_path, *SKIPPING)
     assert max(curve(tmp_path, "train/skipped_steps").values()) == 2
     assert_same_run(skipping, tmp_path)
@@ -186,7 +188,7 @@ def in_bf16(tmp_path_factory):
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS[:5])
-def test_bf16_within_its_precision(in_bf16, tmp_path, placement):
+def test_bf16_curves_agree_within_its_precision(in_bf16, tmp_path, placement):
     placed(placement, tmp_path, *BF16)
     expected, found = (curve(directory, "train/loss") for directory in (in_bf16, tmp_path))
     assert largest_difference(expected, found) <= 0.05

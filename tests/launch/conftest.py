@@ -1,4 +1,4 @@
-"""A user of their own for each test, so that none meets the ledger or the resources of a person."""
+"""Gives each test its own home directory, without the user's launch log and resources."""
 
 import pytest
 

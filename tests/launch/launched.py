@@ -1,4 +1,4 @@
-"""Launches as the ledger has them, and what ``python -m launch`` says of them."""
+"""Recorded launches, and the output of ``python -m launch`` for them."""
 
 import json
 
@@ -9,7 +9,7 @@ from tests.support.runs import TINY
 
 
 def submit(job="x1", scheduler="slurm", *words, **changes):
-    """A launch as the ledger has it."""
+    """Records a launch; returns its handle and its run id."""
     made = app("isorun.fit", "-j", "2x1", *TINY, *words)
     handle = f"{scheduler}://torchx/{job}"
     launch_log.record_start(handle, scheduler, made, "the request")

@@ -1,27 +1,27 @@
-"""Asks TorchX what it would start, as its command does, without starting it."""
+"""Asks TorchX, as its command does, what it would start, without starting it."""
 
 import torchx
 from torchx.runner import get_runner
 
 from tests.support.runs import TINY
 
-NIGHTLY = not torchx.__version__.startswith("0.")  # its versions are dates
+NIGHTLY = not torchx.__version__.startswith("0.")  # versions of the nightly are dates
 
 
 def dryrun(component, *words, scheduler="local_cwd", **cfg):
-    """TorchX's answer."""
+    """TorchX's dry-run information."""
     with get_runner() as runner:
         return runner.dryrun_component(component, list(words), scheduler, cfg=cfg)
 
 
 def app(component, *words, **kwargs):
-    """The app as it is handed to the scheduler."""
+    """The app that is given to the scheduler."""
     info = dryrun(component, *words, **kwargs)
     return getattr(info, "app", None) or info._app
 
 
 def role(component, *words, **kwargs):
-    """Its only role."""
+    """The only role of the app."""
     (only,) = app(component, *words, **kwargs).roles
     return only
 

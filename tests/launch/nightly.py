@@ -1,4 +1,4 @@
-"""TorchX's nightly in a directory of its own, which goes before the installed version."""
+"""TorchX's nightly in a separate directory that precedes the installed version in the path."""
 
 import os
 import subprocess
@@ -11,12 +11,12 @@ VERSION = "torchx-nightly==2026.10.26"
 
 
 def directory():
-    """Where it is. What it depends on is what the installed version depends on."""
+    """The directory of the nightly. Its dependencies are those of the installed version."""
     return installed(VERSION, "--no-deps")
 
 
 def run(*command, cwd, expect=0, **environ):
-    """A command of Python's with the nightly in place of the installed version."""
+    """Runs a Python command with the nightly instead of the installed version."""
     done = subprocess.run(
         [sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=500,
         env={**os.environ, "PYTHONPATH": str(directory()), **environ},
@@ -26,5 +26,5 @@ def run(*command, cwd, expect=0, **environ):
 
 
 def torchx(*words, cwd, **kwargs):
-    """TorchX's own command."""
+    """Runs TorchX's own command."""
     return run(str(Path(sys.executable).with_name("torchx")), *words, cwd=cwd, **kwargs)

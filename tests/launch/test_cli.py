@@ -56,9 +56,9 @@ def test_the_script_shows_the_version():
         (["agent"], "such as `isorun agent --nproc-per-node 2 -- python -m train fit"),
     ],
 )
-def test_a_mistake_is_one_line_and_64(monkeypatch, capfd, words, expected):
-    monkeypatch.setattr("os._exit", sys.exit)  # the doctor's end
-    monkeypatch.setattr("signal.signal", lambda *_: None)  # the agent's handlers
+def test_a_usage_error_is_one_line_with_exit_code_64(monkeypatch, capfd, words, expected):
+    monkeypatch.setattr("os._exit", sys.exit)  # called by the doctor
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # called by the agent
     try:
         code = main(words)
     except SystemExit as end:
@@ -71,7 +71,7 @@ def test_a_mistake_is_one_line_and_64(monkeypatch, capfd, words, expected):
     assert out == ""
 
 
-def test_an_unexpected_error_is_a_traceback_and_70(monkeypatch, capsys):
+def test_an_unexpected_error_is_a_traceback_with_exit_code_70(monkeypatch, capsys):
     def fails(*_):
         raise KeyError("no such thing")
 
@@ -82,7 +82,7 @@ def test_an_unexpected_error_is_a_traceback_and_70(monkeypatch, capsys):
 
 @pytest.fixture
 def with_train_py(tmp_path):
-    """A directory with a user's own train.py and launch.py, and a task."""
+    """A directory with a task, and a train.py and a launch.py of the user."""
     for name in ("train.py", "launch.py"):
         (tmp_path / name).write_text("raise SystemExit('the file of the user ran')\n")
     (tmp_path / "own.py").write_text(
@@ -103,5 +103,7 @@ def test_an_agent_and_its_preflight_never_run_a_train_py_of_the_user(with_train_
     assert "Preflight (quick): 1 node, 2 processes" in done.stdout
     assert "Placement: 2 x cpu" in done.stdout
     assert "Finished: 6 steps" in done.stdout
-    assert " -P -m train verify " in done.stdout, "as a command to copy"
+    assert " -P -m train verify " in done.stdout, (
+        "the output must have a command that can be copied"
+    )
     assert "is already finished" in isorun(directory, *fit).stdout

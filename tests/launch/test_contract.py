@@ -10,7 +10,7 @@ HEAVY = ("pydantic", "omegaconf", "numpy", "torch", "rich")
 
 
 def test_importing_it_imports_nothing_heavy():
-    """Every launcher and every agent does so."""
+    """Every launcher and every agent imports it."""
     code = f"import sys, launch.contract; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
@@ -23,7 +23,7 @@ def test_every_name_can_be_imported(name):
     assert getattr(contract, name) is not None
 
 
-def test_a_name_that_is_not_there():
+def test_an_unknown_name():
     with pytest.raises(AttributeError, match="has no attribute 'load_confg'"):
         _ = contract.load_confg
 
@@ -32,4 +32,6 @@ def test_the_config_of_a_training_command_is_found():
     words = ["python", "-m", "train", "fit", *TINY, "run.dir=/runs/x"]
     assert str(contract.run_directory(words)) == "/runs/x"
     assert contract.run_directory(["python", "prepare.py"]) is None
-    assert contract.run_directory([*words, "optim.lrr=1"]) is None, "its error is train's to report"
+    assert contract.run_directory([*words, "optim.lrr=1"]) is None, (
+        "the launcher must leave the error to train"
+    )

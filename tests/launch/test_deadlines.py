@@ -1,4 +1,4 @@
-"""The times of a stop: one rule, and the same numbers in the templates and the batch file."""
+"""The times of a stop follow one rule; templates and batch file have the same numbers."""
 
 import re
 
@@ -33,13 +33,13 @@ def test_the_agent_and_the_checks_of_a_pod_use_the_same_deadline(timeout):
         check([pod(120, PET_SHUTDOWN_TIMEOUT=timeout)], options.stop_deadline + 0.1)
 
 
-def test_an_option_of_the_agent_wins_over_its_variable():
+def test_an_option_of_the_agent_takes_precedence_over_its_variable():
     check([pod(120, "--shutdown-timeout=110", PET_SHUTDOWN_TIMEOUT="200")])
     with pytest.raises(UsageError, match="kills them after 200 s"):
         check([pod(120, "--shutdown-timeout", "200", PET_SHUTDOWN_TIMEOUT="110")])
 
 
-def test_a_timeout_that_is_no_number_is_a_usage_error():
+def test_a_timeout_that_is_not_a_number_is_a_usage_error():
     with pytest.raises(UsageError, match="'soon' .environment variable PET_SHUTDOWN_TIMEOUT."):
         check([pod(120, PET_SHUTDOWN_TIMEOUT="soon")])
 

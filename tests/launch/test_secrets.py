@@ -22,7 +22,7 @@ SECRET = "s3cr3t-value"
         ("KEYS", False), ("TOKENIZERS_PARALLELISM", False), ("NCCL_DEBUG", False), ("MONKEY", False),
     ],
 )  # fmt: skip
-def test_which_variables_hold_secrets(name, secret):
+def test_variables_that_hold_secrets(name, secret):
     assert secrets.is_secret(name) is secret
 
 
@@ -30,7 +30,7 @@ def test_which_variables_hold_secrets(name, secret):
 @pytest.mark.parametrize(
     ("scheduler", "instead"), [("slurm", "`export` it"), ("kubernetes", "Secret")]
 )
-def test_a_remote_scheduler_is_given_no_secret(component, scheduler, instead):
+def test_a_secret_for_a_remote_scheduler_is_refused(component, scheduler, instead):
     cfg = {"queue": "q"} if scheduler == "kubernetes" else {}
     with pytest.raises(UsageError, match="--env gives WANDB_API_KEY in plain text") as refused:
         dryrun(component, "--env", f"WANDB_API_KEY={SECRET}", *TINY, scheduler=scheduler, **cfg)
@@ -39,18 +39,18 @@ def test_a_remote_scheduler_is_given_no_secret(component, scheduler, instead):
 
 
 @pytest.mark.normal
-def test_what_is_no_secret_passes():
+def test_other_variables_are_passed_on():
     dryrun("isorun.fit", "--env", "NCCL_DEBUG=INFO,KEYS=2", *TINY, scheduler="slurm")
 
 
-def test_a_job_on_this_machine_gets_it():
+def test_a_local_job_gets_its_secrets():
     info = dryrun("isorun.fit", "--env", f"WANDB_API_KEY={SECRET}", *TINY)
     assert info.request.role_params["fit"][0].env["WANDB_API_KEY"] == SECRET
 
 
 @pytest.mark.normal
-def test_a_scheduler_that_nobody_watches_gets_a_placeholder():
-    """Such as one of another package, or one that TorchX found in another way."""
+def test_a_secret_is_replaced_by_a_placeholder_if_the_scheduler_is_not_checked():
+    """Such as a scheduler of another package, or one that TorchX found in another way."""
     from torchx.components.dist import ddp  # noqa: F401 - TorchX's components are loaded
     from torchx.schedulers.slurm_scheduler import create_scheduler
     from torchx.specs import materialize_appdef
@@ -64,7 +64,7 @@ def test_a_scheduler_that_nobody_watches_gets_a_placeholder():
     assert "withheld-by-isorun" in made.roles[0].env["WANDB_API_KEY"]
 
 
-def test_an_app_that_was_changed_afterwards_is_refused_as_well():
+def test_a_secret_that_was_added_to_an_app_later_is_refused():
     made = app("isorun.fit", *TINY)
     made.roles[0].env["HF_TOKEN"] = SECRET
     with get_runner() as runner, pytest.raises(UsageError, match="--env gives HF_TOKEN"):
@@ -72,16 +72,16 @@ def test_an_app_that_was_changed_afterwards_is_refused_as_well():
 
 
 @pytest.mark.normal
-def test_what_is_not_isoruns_is_none_of_our_business():
+def test_components_of_others_are_not_checked():
     dryrun("utils.echo", scheduler="slurm")
     dryrun("dist.ddp", "--script", "x.py", "--env", "SOME_KEY=1", scheduler="slurm")
 
 
-def test_local_means_local():
+def test_only_local_schedulers_count_as_local():
     assert set(LOCAL) == {name for name in SCHEDULERS if name.startswith("local")}
 
 
-def test_the_ledger_holds_no_secret_that_docker_copies(monkeypatch):
+def test_the_launch_log_holds_no_secret_that_docker_copies(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     info = dryrun("isorun.fit", *TINY, scheduler="local_docker", copy_env=["WANDB_*"])
     assert SECRET in str(info)
@@ -90,7 +90,7 @@ def test_the_ledger_holds_no_secret_that_docker_copies(monkeypatch):
     assert SECRET not in launch_log.path().read_text()
 
 
-def test_the_ledger_holds_no_secret():
+def test_the_launch_log_holds_no_secret():
     info = dryrun("isorun.fit", "--env", f"WANDB_API_KEY={SECRET}", *TINY)
     made = getattr(info, "app", None) or info._app
     assert made.roles[0].env["WANDB_API_KEY"] == SECRET

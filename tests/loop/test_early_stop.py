@@ -1,4 +1,4 @@
-"""Early stopping: what counts as better, and that a restart changes nothing."""
+"""Early stopping: what counts as an improvement, and that a restart does not change it."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def watch(values, **rules):
-    """How many evaluations it takes to stop; None where it does not."""
+    """The number of evaluations before it stops; None if it does not stop."""
     early_stop = EarlyStop(EarlyStopConfig(**rules))
     for number, value in enumerate(values, start=1):
         early_stop.update({"loss": value, "other": 0.0})
@@ -41,11 +41,11 @@ def watch(values, **rules):
         ([-INF, 5, 4], {"patience": 2}, None),
     ],
 )
-def test_when_it_stops(values, rules, expected):
+def test_the_number_of_evaluations_before_a_stop(values, rules, expected):
     assert watch(values, **rules) == expected
 
 
-def test_a_metric_that_is_not_reported():
+def test_a_metric_that_is_not_reported_is_refused():
     with pytest.raises(UsageError) as error:
         EarlyStop(EarlyStopConfig(metric="accurracy")).update({"loss": 1.0, "accuracy": 0.5})
     assert str(error.value) == (
@@ -54,7 +54,7 @@ def test_a_metric_that_is_not_reported():
     )
 
 
-def test_its_state_survives_as_json():
+def test_its_state_can_be_saved_as_json():
     first = EarlyStop(EarlyStopConfig(patience=3))
     for value in (5, 6, 7):
         first.update({"loss": value})
@@ -65,7 +65,7 @@ def test_its_state_survives_as_json():
     assert second.stopped
 
 
-# The first evaluation is the best: no later one is better by a million.
+# The first evaluation stays the best: no later one improves by a million.
 RULES = ["evaluate.every_steps=5", "early_stop.patience=3", "early_stop.min_delta=1e6"]
 
 
@@ -77,7 +77,7 @@ def stopped(tmp_path_factory):
     return directory
 
 
-def test_it_ends_a_run(stopped):
+def test_early_stopping_ends_a_run(stopped):
     finished = json.loads((stopped / "finished.json").read_text())
     assert finished["early_stopped"]
     assert finished["step"] == 20
@@ -89,7 +89,7 @@ def test_it_ends_a_run(stopped):
 
 @pytest.mark.parametrize("step", [7, 13, 18])
 def test_a_restart_changes_nothing(stopped, tmp_path, step):
-    """Killed with 0, 1 and 2 of the 3 evaluations waited."""
+    """Killed after 0, 1 and 2 of the 3 evaluations without improvement."""
     base = [*RULES, "checkpoint.every_steps=5"]
     killed = [f"task.kill_at_step={step}", "checkpoint.asynchronous=false"]
     run("fit", tmp_path, *base, *killed, expect=-9)
@@ -100,14 +100,14 @@ def test_a_restart_changes_nothing(stopped, tmp_path, step):
     assert state(tmp_path)["early_stop"] == state(stopped)["early_stop"]
 
 
-def test_a_metric_nobody_reports_ends_a_run_with_a_sentence(tmp_path):
+def test_a_run_with_a_metric_that_is_not_reported_ends_with_one_sentence(tmp_path):
     done = run("fit", tmp_path, *RULES, "early_stop.metric=accuracy", expect=64)
     (line,) = done.stderr.splitlines()
     assert "early_stop.metric is 'accuracy', but the task's evaluation reports only loss" in line
 
 
 def test_an_evaluation_at_the_start_counts_once(tmp_path):
-    """Stopped right after it, the run does not judge the same weights again."""
+    """If the run stops right after it, the resumed run does not count the same weights again."""
     base = ["evaluate.at_start=true", "early_stop.metric=loss", "early_stop.mode=min"]
     base += ["early_stop.patience=1"]
     process = start("fit", tmp_path, *base, "task.sleep=0.2")
@@ -120,8 +120,9 @@ def test_an_evaluation_at_the_start_counts_once(tmp_path):
     assert json.loads((tmp_path / "finished.json").read_text())["step"] == 40
 
 
-def test_an_evaluation_made_up_for_belongs_to_its_checkpoint(tmp_path):
-    """Given up at step 10 to stop, made after the restart: step 10 may still be the best."""
+def test_an_evaluation_after_a_restart_belongs_to_its_checkpoint(tmp_path):
+    """A stop interrupts the evaluation at step 10. It runs after the restart, and step 10 can be
+    the best."""
     base = ["evaluate.every_steps=10", "checkpoint.every_steps=10", "checkpoint.keep_last=9"]
     task = ["task.use=tests.faults.tasks:StopsInEvaluation"]
     run("fit", tmp_path, *base, *task, expect=143)

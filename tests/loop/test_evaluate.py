@@ -1,4 +1,4 @@
-"""Metrics over a whole dataset are those of one big batch, however it is cut."""
+"""Metrics over a dataset equal those of one large batch, with any micro-batch size."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ class Samples:
 
 
 class Task(TinyTask):
-    """A weighted mean and, from torchmetrics, a maximum, which is no ratio of sums."""
+    """A weighted mean and, from torchmetrics, a maximum, which is not a ratio of sums."""
 
     def __init__(self):
         pass
@@ -60,7 +60,7 @@ def evaluate(task, batches, model=None, **options):
 
 
 @pytest.mark.parametrize("micro", [1, 4, 37, 100])
-def test_any_micro_batch_gives_the_whole(micro):
+def test_any_micro_batch_size_gives_the_metrics_of_the_dataset(micro):
     data = Samples(37)
     weights = 1 + torch.arange(37) % 3
     expected = ((data.values.double() * weights).sum() / weights.sum()).item()
@@ -72,7 +72,7 @@ def test_any_micro_batch_gives_the_whole(micro):
 
 
 def test_rounds_that_only_keep_ranks_in_step_do_not_count():
-    """The last of three ranks has nothing of its own in the second round."""
+    """The last of three ranks has no samples in the second round."""
     data, seen = Samples(7), []
 
     class Watching(Task):
@@ -84,7 +84,7 @@ def test_rounds_that_only_keep_ranks_in_step_do_not_count():
     for rank in range(3):
         with batches(7, 2, rank, 3) as loaded:
             found.append(evaluate(Watching(), loaded))
-    assert len(seen) == 6, "every rank computes equally often"
+    assert len(seen) == 6, "every rank must compute in every round"
     plan = EvalPlan(7, 2, 3)
     for rank in range(3):
         bounds = [plan.bounds(rank, number) for number in range(plan.rounds)]
@@ -94,7 +94,7 @@ def test_rounds_that_only_keep_ranks_in_step_do_not_count():
         assert found[rank]["loss"] == pytest.approx(expected, nan_ok=True)
 
 
-def test_the_model_is_evaluated_and_then_trained_again():
+def test_the_model_is_in_eval_mode_and_then_in_train_mode_again():
     model, modes = torch.nn.Linear(1, 1), []
 
     class Watching(Task):
@@ -108,7 +108,7 @@ def test_the_model_is_evaluated_and_then_trained_again():
     assert model.training
 
 
-def test_a_stop_ends_it_between_two_batches():
+def test_a_stop_request_ends_it_between_two_batches():
     asked = iter([False, False, True])
     model = torch.nn.Linear(1, 1)
     with pytest.raises(EvaluationStoppedError), batches(9, 1) as loaded:
@@ -116,7 +116,7 @@ def test_a_stop_ends_it_between_two_batches():
     assert model.training
 
 
-def test_what_measure_must_return_is_told():
+def test_a_wrong_return_value_of_measure_is_reported():
     class Wrong(Task):
         def measure(self, model, batch):
             return {"loss": batch["x"].mean()}
@@ -125,8 +125,8 @@ def test_what_measure_must_return_is_told():
         evaluate(Wrong(), loaded)
 
 
-def test_two_processes_measure_what_one_does(tmp_path):
-    """37 samples in micro-batches of 18: the second rank has nothing of its own at the end."""
+def test_two_processes_measure_the_same_as_one(tmp_path):
+    """37 samples in micro-batches of 18: the second rank has no samples in the last round."""
     import json
 
     rules = ["length.steps=2", "schedule.warmup_steps=0", "evaluate.micro_batch_size=18"]

@@ -1,4 +1,4 @@
-"""Peak speeds of devices, by the names that CUDA reports."""
+"""Peak FLOP/s of devices, by the names that CUDA reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CUDA = torch.device("cuda", 0)
         ("NVIDIA L4", 121e12, 30.3e12),
         ("Tesla T4", 65e12, 8.1e12),
         ("Tesla V100-SXM2-16GB", 125e12, 15.7e12),
-        # Not in the table, although the name of one that is begins alike.
+        # Not in the table, although names in the table start in the same way.
         ("NVIDIA L40", None, None),
         ("NVIDIA T400 4GB", None, None),
         ("NVIDIA GeForce RTX 4090", None, None),

@@ -1,4 +1,4 @@
-"""When a run logs, evaluates and saves."""
+"""The steps at which a run logs, evaluates and saves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def steps(rule: Any, total: int = 60) -> list[int]:
 
 
 def test_epochs_are_exact_decimal_fractions() -> None:
-    # 8 times 0.55 epochs are 440 samples, the end of step 55; 8 * (0.55 * 100) is less in floats.
+    # 100 samples, 8 a step: 8 times 0.55 epochs are 440 samples, the end of step 55 (in floats:
+    # 56).
     found = steps(triggers(evaluate={"every_epochs": 0.55}).evaluate)
     assert found == [7, 14, 21, 28, 35, 42, 49, 55]
 
@@ -45,7 +46,7 @@ def test_a_period_shorter_than_a_step_is_due_at_each_step() -> None:
     assert steps(triggers(evaluate={"every_epochs": 0.01}).evaluate, 5) == [1, 2, 3, 4, 5]
 
 
-def test_evaluation_by_steps_epochs_and_at_the_end_are_joined() -> None:
+def test_evaluation_by_steps_by_epochs_and_at_the_end_are_combined() -> None:
     rules = {"every_steps": 20, "every_epochs": 2.0, "at_end": True}
     found = steps(triggers(evaluate=rules, total_steps=59).evaluate, 59)
     assert found == [20, 25, 40, 50, 59]
@@ -59,7 +60,7 @@ def test_logs_at_the_first_and_the_last_step_too() -> None:
     assert steps(triggers(track={"log_every_steps": 25}).log) == [1, 25, 50, 60]
 
 
-def test_histograms_only_by_their_own_rule() -> None:
+def test_histograms_have_a_rule_of_their_own() -> None:
     assert steps(triggers().histograms) == []
     assert steps(triggers(track={"histograms_every_steps": 30}).histograms) == [30, 60]
 
@@ -68,7 +69,9 @@ def test_the_last_step_is_left_to_the_end_of_the_run_to_save() -> None:
     assert steps(triggers(checkpoint={"every_steps": 20}).save) == [20, 40]
 
 
-def test_saves_by_the_clock_since_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_by_minutes_count_from_the_last_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     rules = triggers(checkpoint={"every_minutes": 2.0})
@@ -82,7 +85,7 @@ def test_saves_by_the_clock_since_the_last_checkpoint(monkeypatch: pytest.Monkey
     assert rules.time_to_save()
 
 
-def test_no_clock_without_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_is_not_used_without_a_rule_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = triggers(checkpoint={"every_minutes": None})
     monkeypatch.setattr("time.monotonic", lambda: float("inf"))
     assert not rules.time_to_save()

@@ -1,4 +1,4 @@
-"""The sdist can run its own tests; the wheel has what the packages read, and no tests."""
+"""The sdist can run its own tests; the wheel has all files that the packages read, and no tests."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def python(*words, cwd, env=None):
 def sources(tmp_path_factory):
     """The unpacked sdist."""
     home = tmp_path_factory.mktemp("sdist")
-    # Of a clone: what git ignores is not to be packed by accident.
+    # Built from a clone, so that files that git ignores are not included by accident.
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(home / "clone")], check=True)
     python("setup.py", "-q", "sdist", "--dist-dir", home, cwd=home / "clone")
     (packed,) = home.glob("*.tar.gz")
@@ -47,7 +47,7 @@ def installed(sources, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_sdist_is_the_repository(sources):
+def test_the_sdist_has_the_files_of_the_repository(sources):
     there = {str(p.relative_to(sources)) for p in sources.rglob("*") if p.is_file()}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
     assert set(tracked.splitlines()) - there <= {".gitignore"}

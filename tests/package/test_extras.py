@@ -1,4 +1,4 @@
-"""Without a library of an extra, one sentence says which extra to install; the rest works."""
+"""Without a library of an extra, one sentence names the extra to install, and the rest works."""
 
 import sys
 import tomllib
@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 @pytest.fixture
 def without(monkeypatch):
-    """Makes libraries look as if they were not installed."""
+    """Makes imports of the given libraries fail."""
 
     def hide(*libraries):
         for name in list(sys.modules):
@@ -45,7 +45,7 @@ def parity(tmp_path):
     from train.cli import main
 
     code = main(["parity", *TINY, "--out", str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists(), "no run starts"
+    assert not (tmp_path / "out").exists(), "a run was started"
     return code
 
 
@@ -65,7 +65,7 @@ def mirror(tmp_path):
     from train.checkpoint.checkpoint_config import MirrorConfig
     from train.checkpoint.mirror import Mirror
 
-    # fsspec keeps the classes that it has imported, for another test for instance.
+    # fsspec caches the classes that it has imported, for example in another test.
     for name in ("s3", "s3a"):
         _registry.pop(name, None)
     Mirror(MirrorConfig(url="s3://bucket/folder"))
@@ -99,7 +99,7 @@ def test_the_error_says_what_works_without_it(without):
         zero(None)
 
 
-def test_the_main_job_needs_no_extra(without):
+def test_the_core_needs_no_extra(without):
     from train.config.load import load_config
 
     without("sklearn", "matplotlib", "tokenizers", "deepspeed", "torchx", "kubernetes", "s3fs")
@@ -109,7 +109,7 @@ def test_the_main_job_needs_no_extra(without):
     assert task.build_model() is not None
 
 
-def test_all_is_every_extra_that_a_user_may_want():
+def test_all_has_every_extra_for_users():
     extras = PROJECT["optional-dependencies"]
     (line,) = extras["all"]
     named = set(line.removeprefix("isorun[").removesuffix("]").split(","))

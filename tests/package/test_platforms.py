@@ -1,5 +1,7 @@
-"""Nothing fails where functions of Linux do not exist. No other system is at hand: this simulates
-one by removing them."""
+"""Nothing fails on systems without the functions of Linux.
+
+Other systems are simulated by removing these functions.
+"""
 
 import os
 import socket
@@ -15,7 +17,7 @@ from tests.support.runs import TINY
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """A system without Linux's own functions, and without /proc."""
+    """Simulates a system without Linux's own functions and without /proc."""
     for module, name in (
         (os, "sched_getaffinity"),
         (os, "posix_fadvise"),
@@ -43,7 +45,7 @@ def test_all_cores_count(elsewhere):
     assert usable_cores() == os.cpu_count()
 
 
-@pytest.mark.process  # git says which code it is
+@pytest.mark.process  # runs git for the version of the code
 def test_a_run_is_trained(elsewhere, tmp_path):
     done = train.fit(*TINY, f"run.dir={tmp_path}", "length.steps=6", "track.console=quiet")
     assert done.exit == train.Exit.DONE
@@ -61,7 +63,7 @@ def test_the_doctor_measures_storage_and_reads_limits(elsewhere, monkeypatch, tm
     assert environment.cores() == os.cpu_count()
 
 
-def test_connections_are_left_alone(elsewhere):
+def test_connections_are_not_changed(elsewhere):
     from launch.agent.keepalive import set_keepalive
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -72,8 +74,8 @@ def test_connections_are_left_alone(elsewhere):
 
 
 @pytest.mark.parametrize(("command", "state"), [("torchx run", "RUNNING"), ("vim", "LOST")])
-def test_a_local_launch_is_looked_for(elsewhere, monkeypatch, command, state):
-    """It ends with the `torchx run` that started it."""
+def test_a_local_launch_is_found(elsewhere, monkeypatch, command, state):
+    """It ends together with the `torchx run` that started it."""
     monkeypatch.setattr("psutil.Process.cmdline", lambda process: command.split())
     line = {"scheduler": "local_cwd", "host": socket.gethostname(), "pid": os.getpid()}
     assert Launch(line).refresh() == state

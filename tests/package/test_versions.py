@@ -1,4 +1,4 @@
-"""The bounds of the dependencies in pyproject.toml are versions that were tried."""
+"""The bounds of the dependencies in pyproject.toml are versions that were tested."""
 
 import tomllib
 
@@ -12,7 +12,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 
 
 def requirements(*extras):
-    """The direct requirements, without those on isorun's own extras."""
+    """The direct requirements, without isorun's own extras."""
     lines = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
     return [r for r in map(Requirement, lines) if r.name != "isorun"]
 
@@ -26,7 +26,7 @@ def test_every_dependency_has_a_lower_bound():
 
 
 def test_the_pinned_versions_are_within_the_bounds():
-    """And every direct dependency is pinned."""
+    """Every direct dependency is pinned."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     pinned = {canonicalize_name(name): number for name, number in pinned.items()}

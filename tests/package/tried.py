@@ -1,6 +1,6 @@
-"""What ``.ci/versions`` tries with the lowest and the newest dependencies, besides other tests.
+"""Tests that ``.ci/versions`` runs with the lowest and the newest dependencies, besides others.
 
-pytest does not collect it by itself: with the pinned versions, other tests show all this.
+pytest does not collect this file by default: with the pinned versions, other tests cover it.
 """
 
 import json
@@ -24,8 +24,8 @@ RUN = ["batch.micro_batch_size=3", "length.steps=12", "checkpoint.every_steps=6"
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"bench"}))
-def test_the_versions_are_those_to_be_tried(extra):
-    """Another dependency may ask for more than a lower bound says: then that was not tried."""
+def test_the_installed_versions_are_the_requested_ones(extra):
+    """If another dependency requires a newer version, the lower bound was not tested."""
     for requirement in requirements(extra):
         installed = Version(version(requirement.name))
         assert requirement.specifier.contains(installed.base_version), requirement
@@ -42,7 +42,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero1", "zero3"])
-def test_two_ranks_do_what_one_process_does(alone, tmp_path, strategy):
+def test_two_ranks_give_the_result_of_one_process(alone, tmp_path, strategy):
     run_ranks(2, "fit", tmp_path, *RUN, f"strategy={strategy}")
     assert read_steps(tmp_path / "ledger.bin") == read_steps(alone / "ledger.bin")
     for key in ("train/loss", "train/gradient_norm"):
@@ -74,7 +74,7 @@ def test_a_run_is_tracked_offline_and_exported(tmp_path):
 
 
 def test_google_storage_is_found():
-    """There is no such server here: no more than this is tried."""
+    """Only that the library loads: the tests have no such server."""
     import fsspec
 
     system, path = fsspec.core.url_to_fs("gs://bucket/folder", token="anon")

@@ -1,4 +1,4 @@
-"""Two hosts, and what a long run would be without disturbance."""
+"""Two hosts, and a long run without faults."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A run that lasts long enough to lose hosts and take them in, and how far it has come."""
+"""A run that is long enough to lose and add hosts, and its progress."""
 
 import json
 import time
@@ -18,7 +18,8 @@ def attempts(directory):
 
 
 def going_on_with(directory, world_size, after=0):
-    """Whether the newest attempt, later than ``after``, has so many ranks and has taken steps."""
+    """Whether the newest attempt, if later than ``after``, has this world size and has taken
+    steps."""
     newest = attempts(directory)[-1] if len(attempts(directory)) > after else None
     return (
         newest is not None
@@ -28,12 +29,12 @@ def going_on_with(directory, world_size, after=0):
 
 
 def wait_until(condition, agents=(), seconds=120):
-    """Returns how long it took; the agents must live meanwhile."""
+    """Waits for a condition; returns the seconds. Fails if an agent ends."""
     started = time.monotonic()
     while not condition():
         for agent in agents:
             assert agent.poll() is None, agent.communicate()
-        assert time.monotonic() - started < seconds, "it took too long"
+        assert time.monotonic() - started < seconds, "timed out"
         time.sleep(0.05)
     return time.monotonic() - started
 

@@ -1,4 +1,4 @@
-"""Agents on two hosts made of network namespaces: they meet, fail, stop, leave and come back."""
+"""Agents on two hosts made of network namespaces: they join, fail, stop, leave and return."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def node(hosts, host, command, *options, nnodes="2", env=()):
 
 
 def end(agents, timeout=180):
-    """Exit codes and standard errors."""
+    """Waits for the agents; returns their exit codes and standard errors."""
     try:
         errors = [agent.communicate(timeout=timeout)[1] for agent in agents]
     finally:
@@ -44,7 +44,7 @@ def end(agents, timeout=180):
 
 @pytest.fixture
 def names(hosts):
-    """Each host's own /etc/hosts, empty at first."""
+    """An /etc/hosts file for each host, without the names of the hosts."""
     folders = [Path("/etc/netns") / name for name in hosts.names]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -54,7 +54,7 @@ def names(hosts):
         shutil.rmtree(folder)
 
 
-def test_a_name_that_comes_late(hosts, names, tmp_path):
+def test_a_host_name_that_resolves_only_later(hosts, names, tmp_path):
     command = fit(tmp_path / "two", "batch.micro_batch_size=6")
     agents = [
         hosts.start_node_agent(
@@ -76,7 +76,7 @@ def test_a_name_that_comes_late(hosts, names, tmp_path):
     assert read_steps(tmp_path / "one/ledger.bin") == read_steps(tmp_path / "two/ledger.bin")
 
 
-def test_a_name_that_nobody_knows(hosts, tmp_path):
+def test_an_unresolvable_host_name(hosts, tmp_path):
     agent = hosts.start_node_agent(
         1, fit(tmp_path), "--nnodes", "2", "--rdzv-endpoint", "nowhere.isorun.test",
         "--rdzv-timeout", "3",
@@ -87,7 +87,7 @@ def test_a_name_that_nobody_knows(hosts, tmp_path):
     assert "Check its spelling" in error
 
 
-def test_a_node_that_was_never_started(hosts, tmp_path):
+def test_a_node_that_is_never_started(hosts, tmp_path):
     codes, errors = end([node(hosts, 1, fit(tmp_path), "--rdzv-timeout", "3")])
     assert codes == [75]
     assert f"node 0 to listen at {hosts.subnet}.1:29400" in errors[0]
@@ -96,13 +96,13 @@ def test_a_node_that_was_never_started(hosts, tmp_path):
     assert f"waiting for 2 nodes at the rendezvous {hosts.subnet}.1:29400" in errors[0]
 
 
-@pytest.mark.skipif(shutil.which("iptables") is None, reason="there is no iptables")
+@pytest.mark.skipif(shutil.which("iptables") is None, reason="iptables is not installed")
 def test_a_blocked_port(hosts, tmp_path):
     rule = ["INPUT", "-p", "tcp", "--dport", "29400", "!", "-i", "lo", "-j", "DROP"]
     iptables = ["ip", "netns", "exec", hosts.names[0], "iptables"]
     made = subprocess.run([*iptables, "-A", *rule], capture_output=True, text=True)
     if made.returncode:
-        pytest.skip(f"iptables cannot be used here ({made.stderr.strip()})")
+        pytest.skip(f"iptables cannot be used ({made.stderr.strip()})")
     try:
         codes, errors = end(both(hosts, fit(tmp_path), "--rdzv-timeout", "6"))
     finally:
@@ -112,7 +112,8 @@ def test_a_blocked_port(hosts, tmp_path):
 
 
 def test_all_agents_name_the_same_rank(hosts, tmp_path):
-    """The ranks of the other host lose their peer, which is worth a retry; the cause is not."""
+    """The ranks of the other host lose their peer, which is worth a retry; the original failure is
+    not."""
     script = (
         "import os, socket, sys, time; rank = int(os.environ['RANK']); "
         "time.sleep(2 if rank else 1); sys.exit(75 if rank == 0 else 65)"
@@ -126,7 +127,7 @@ def test_all_agents_name_the_same_rank(hosts, tmp_path):
         assert "Restarting the ranks" not in error
 
 
-def test_ranks_that_wait_for_a_failed_one_are_ended(hosts):
+def test_ranks_that_wait_for_a_failed_rank_are_ended(hosts):
     script = "import os, sys, time; time.sleep(1); os.environ['RANK'] == '1' and sys.exit(70); time.sleep(600)"
     started = time.monotonic()
     codes, errors = end(both(hosts, ["python", "-c", script]))
@@ -134,7 +135,7 @@ def test_ranks_that_wait_for_a_failed_one_are_ended(hosts):
     assert time.monotonic() - started < 60
 
 
-def test_both_start_again(hosts, tmp_path):
+def test_both_nodes_restart_their_ranks(hosts, tmp_path):
     script = (
         "import os, sys, time; path = os.environ['SEEN'] + os.environ['RANK']; "
         "first = not os.path.exists(path); open(path, 'w'); "
@@ -147,15 +148,15 @@ def test_both_start_again(hosts, tmp_path):
     assert all("Restarting the ranks (restart 1 of 1)" in error for error in errors)
 
 
-def test_a_node_that_finished_tells_of_one_that_failed_then(hosts):
+def test_a_finished_node_reports_a_later_failure_of_another(hosts):
     script = "import os, sys, time; rank = int(os.environ['RANK']); time.sleep(2 * rank); sys.exit(75 * rank)"
     codes, errors = end(both(hosts, ["python", "-c", script], "--max-restarts", "1"))
     assert codes == [75, 75], errors
     assert "Rank 1 on" in errors[0]
 
 
-def test_a_failure_is_told_while_a_rank_beside_it_hangs(hosts):
-    """Else the other host would give up waiting, and take bad data for a lost machine."""
+def test_a_failure_is_reported_while_another_rank_of_the_node_hangs(hosts):
+    """Otherwise the other host would time out and report a lost node instead of invalid data."""
     script = (
         "import os, signal, sys, time; rank = int(os.environ['RANK']); "
         "rank == 1 and signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -167,14 +168,14 @@ def test_a_failure_is_told_while_a_rank_beside_it_hangs(hosts):
 
 
 @pytest.mark.parametrize("early", [0, 1])
-def test_a_node_that_finishes_early_leaves_the_other_alone(hosts, early):
-    """Above all with the store: longer than a lost node would be waited for."""
+def test_a_node_that_finishes_early_does_not_end_the_other(hosts, early):
+    """Also the node with the store, and for longer than the timeout for a lost node."""
     script = f"import os, time; time.sleep(1 if os.environ['RANK'] == '{early}' else 40)"
     codes, errors = end(both(hosts, ["python", "-c", script]))
     assert codes == [0, 0], errors
 
 
-def test_a_node_that_comes_late_is_looked_at_and_taken_in(hosts):
+def test_a_node_that_joins_later_is_checked_and_added(hosts):
     script = "import os, sys, time; os.environ['WORLD_SIZE'] == '2' or time.sleep(600)"
     command = ["python", "-c", f"print('started', flush=True); {script}"]
     options = ("--preflight", "quick")
@@ -186,8 +187,8 @@ def test_a_node_that_comes_late_is_looked_at_and_taken_in(hosts):
     assert "this node is checked alone" in errors[1]
 
 
-def test_a_host_that_falls_silent(hosts):
-    """As after a loss of power: no connection is closed, there is only no answer."""
+def test_a_host_that_does_not_respond(hosts):
+    """As after a power failure: no connection is closed, but there is no response."""
     agents = both(
         hosts, ["python", "-c", "print('started', flush=True); import time; time.sleep(600)"]
     )
@@ -205,7 +206,7 @@ def test_a_host_that_falls_silent(hosts):
         hosts.mend()
 
 
-def test_a_stop_of_one_node_stops_and_saves_all(hosts, tmp_path, undisturbed):
+def test_a_stop_request_to_one_node_saves_and_stops_all(hosts, tmp_path, undisturbed):
     agents = both(hosts, fit(tmp_path, *LONG))
     wait_until(lambda: going_on_with(tmp_path, 2), agents)
     agents[1].send_signal(signal.SIGTERM)
@@ -229,7 +230,7 @@ def test_a_lost_node_ends_a_run_of_fixed_size(hosts, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["killed", "asked to leave"])
-def test_an_elastic_run_goes_on_and_takes_a_node_in(hosts, tmp_path, undisturbed, how):
+def test_an_elastic_run_continues_and_adds_a_node(hosts, tmp_path, undisturbed, how):
     options = ("--max-restarts", "3" if how == "killed" else "0")
     agents = both(hosts, fit(tmp_path, *LONG), *options, nnodes="1:2")
     try:

@@ -1,4 +1,4 @@
-"""Hosts that are lost, and hosts that come back, while torchrun keeps the run going."""
+"""Hosts are lost and come back while torchrun restarts the run."""
 
 import pytest
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 @pytest.mark.parametrize("how", ["killed", "cut off"])
-def test_a_host_is_lost_and_another_comes(hosts, tmp_path, undisturbed, how):
+def test_a_host_is_lost_and_another_joins(hosts, tmp_path, undisturbed, how):
     agents = [hosts.start_agent(host, tmp_path, *LONG) for host in (0, 1)]
     try:
         wait_until(lambda: going_on_with(tmp_path, 2) and checkpoints(tmp_path), agents[:1])
@@ -24,7 +24,7 @@ def test_a_host_is_lost_and_another_comes(hosts, tmp_path, undisturbed, how):
         hosts.mend()
         agents.append(hosts.start_agent(1, tmp_path, *LONG))
         joined = wait_until(lambda: going_on_with(tmp_path, 2), agents[:1])
-        print(f"{how}: the other goes on alone after {alone:.1f} s; both after {joined:.1f} s")
+        print(f"{how}: the other continues alone after {alone:.1f} s, both after {joined:.1f} s")
         outputs = [agent.communicate(timeout=120) for agent in (agents[0], agents[2])]
         assert [agents[0].returncode, agents[2].returncode] == [0, 0], outputs
     finally:

@@ -1,4 +1,4 @@
-"""``torchx run -s local_cwd``: real training by agents on this machine, through TorchX's own command."""
+"""``torchx run -s local_cwd``: agents on this machine train, started by TorchX's own command."""
 
 import json
 import os
@@ -20,12 +20,12 @@ TORCHX = str(Path(sys.executable).with_name("torchx"))
 
 
 class User:
-    """Somebody at a terminal, with a home of their own."""
+    """A user with a separate home directory."""
 
     def __init__(self, home):
         self.home = home
         self.environment = {**environment(), "XDG_STATE_HOME": str(home / "state")}
-        # TorchX and isorun are found by where they are, not by an active virtual environment.
+        # TorchX and isorun are found by their location; no virtual environment is active.
         self.environment["PATH"] = os.defpath
 
     def start(self, *words, command=TORCHX):
@@ -56,14 +56,14 @@ def user(tmp_path):
 
 
 def ended(process, expect=0):
-    """Waits for it; returns its standard output and error."""
+    """Waits for the process; returns its standard output and error."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
     return out, err
 
 
 def processes_with(text):
-    """Every process, of whatever depth, that has this in its command line."""
+    """All processes with this text in their command line."""
     found = {}
     for directory in Path("/proc").glob("[0-9]*"):
         try:
@@ -79,7 +79,7 @@ def wait_until(condition, process, seconds=120):
     started = time.monotonic()
     while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() - started < seconds, "it took too long"
+        assert time.monotonic() - started < seconds, "timed out"
         time.sleep(0.05)
 
 
@@ -89,14 +89,14 @@ def identity(directory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The same run without any launcher."""
+    """The same run without a launcher."""
     directory = tmp_path_factory.mktemp("alone")
     run("fit", directory, "batch.micro_batch_size=6")
     return directory
 
 
 @pytest.mark.parametrize(("j", "hosts"), [("1x2", 1), ("2x1", 2)])
-def test_two_processes_train_as_one_does(user, tmp_path, alone, j, hosts):
+def test_two_processes_give_the_result_of_one(user, tmp_path, alone, j, hosts):
     directory = tmp_path / "run"
     out, err = ended(user.fit(j, directory))
     assert "Placement: 2 x cpu" in err
@@ -119,7 +119,7 @@ def test_two_processes_train_as_one_does(user, tmp_path, alone, j, hosts):
     assert str(directory) in user.launch("show", submitted["run_id"])
 
 
-def test_two_launches_at_once_do_not_meet(user, tmp_path):
+def test_two_simultaneous_launches_use_separate_rendezvous(user, tmp_path):
     directories = [tmp_path / "one", tmp_path / "other"]
     processes = [user.fit("2x1", directory, "task.sleep=0.02") for directory in directories]
     for process in processes:
@@ -131,7 +131,7 @@ def test_two_launches_at_once_do_not_meet(user, tmp_path):
     assert identity(directories[0])["id"] != identity(directories[1])["id"]
 
 
-def test_the_exit_code_is_that_of_the_rank_and_the_reason_is_kept(user, tmp_path):
+def test_the_exit_code_of_the_rank_is_returned_and_why_reports_the_cause(user, tmp_path):
     directory = tmp_path / "run"
     process = user.fit(
         "1x2", directory, "task.nan_at_steps=[2,3,4,5,6,7]", "optim.max_skipped_steps=2"
@@ -146,23 +146,23 @@ def test_the_exit_code_is_that_of_the_rank_and_the_reason_is_kept(user, tmp_path
 
 
 @pytest.mark.parametrize(("j", "number"), [("1x2", signal.SIGTERM), ("2x1", signal.SIGINT)])
-def test_a_cancelled_launch_is_saved_and_leaves_nothing_behind(user, tmp_path, j, number):
+def test_a_cancelled_launch_saves_and_leaves_no_process(user, tmp_path, j, number):
     directory = tmp_path / "run"
     process = user.fit(j, directory, "task.sleep=0.05", "length.steps=10000", "loader.workers=1")
     wait_until(lambda: (directory / "metrics.jsonl").exists() and metrics(directory), process)
-    # The launcher; an agent per node, a rank and its loader's worker for each of two processes.
+    # The launcher, an agent per node, and for each of two processes a rank and its data worker.
     assert len(processes_with(str(directory))) >= 1 + int(j[0]) + 2 + 2
     process.send_signal(number)
     _, err = ended(process, expect=143)
     assert "Traceback" not in err
     assert f"isorun: stopped by {number.name}: {user.ledger()[0]['handle']} is CANCELLED." in err
     assert processes_with(str(directory)) == {}
-    assert checkpoints(directory), "the ranks had the time to save"
+    assert checkpoints(directory), "the ranks did not save"
     assert user.ledger()[-1]["state"] == "CANCELLED"
     assert "CANCELLED" in user.launch("history")
 
 
-def test_not_even_what_has_left_for_a_session_of_its_own_stays_behind(user):
+def test_a_process_in_a_new_session_is_ended_as_well(user):
     code = (
         "import subprocess, time; subprocess.Popen(['sleep', '98765.4'], start_new_session=True); "
         "print('it sleeps'); time.sleep(9999)"
@@ -176,7 +176,7 @@ def test_not_even_what_has_left_for_a_session_of_its_own_stays_behind(user):
     assert user.ledger()[-1]["state"] == "CANCELLED"
 
 
-def test_an_agent_that_is_killed_takes_its_ranks_along(user, tmp_path):
+def test_the_ranks_of_a_killed_agent_end(user, tmp_path):
     directory = tmp_path / "run"
     process = user.fit("1x2", directory, "task.sleep=0.05", "length.steps=10000")
     wait_until(lambda: (directory / "metrics.jsonl").exists() and metrics(directory), process)
@@ -188,7 +188,7 @@ def test_an_agent_that_is_killed_takes_its_ranks_along(user, tmp_path):
     assert processes_with(str(directory)) == {}
 
 
-def test_the_launcher_that_is_killed_is_noticed(user, tmp_path):
+def test_a_killed_launcher_is_detected(user, tmp_path):
     directory = tmp_path / "run"
     process = user.fit("1x1", directory, "task.sleep=0.05", "length.steps=10000")
     wait_until((directory / "metrics.jsonl").exists, process)
@@ -203,7 +203,7 @@ def test_the_launcher_that_is_killed_is_noticed(user, tmp_path):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_submitted_again_it_is_the_same_run(user, tmp_path):
+def test_a_second_submission_continues_the_same_run(user, tmp_path):
     directory = tmp_path / "run"
     ended(user.fit("1x1", directory))
     born = identity(directory)
@@ -249,14 +249,14 @@ def torchx(user, *words, expect=0):
     return out + err
 
 
-def test_status_log_list_and_cancel_know_a_job_of_another_command(user, tmp_path):
+def test_status_log_list_and_cancel_work_for_a_job_of_another_command(user, tmp_path):
     directory = tmp_path / "run"
     process = user.fit("1x2", directory, "task.sleep=0.05", "length.steps=10000")
     wait_until(lambda: (directory / "metrics.jsonl").exists() and metrics(directory), process)
     handle = user.ledger()[0]["handle"]
     assert "RUNNING" in torchx(user, "status", handle)
     assert re.search(rf"{handle} +RUNNING", torchx(user, "list", "-s", "local_cwd"))
-    log = user.start("log", handle)  # follows it
+    log = user.start("log", handle)  # follows the log
     torchx(user, "cancel", handle)
     ended(process, expect=143)
     out, err = ended(log)
@@ -268,8 +268,8 @@ def test_status_log_list_and_cancel_know_a_job_of_another_command(user, tmp_path
     assert re.search(rf"{handle} +CANCELLED", torchx(user, "list", "-s", "local_cwd"))
 
 
-def test_status_log_and_list_of_a_job_that_is_over(user):
-    """TorchX keeps no local job beyond its command; the ledger does."""
+def test_status_log_and_list_of_a_job_that_has_ended(user):
+    """TorchX forgets local jobs when their command ends; the launch log keeps them."""
     command = ("isorun.run", "--", "python", "-c", "print('it ran')")
     ended(user.start("run", "-s", "local_cwd", *command))
     kept = user.home / "logs"
@@ -287,7 +287,7 @@ def test_status_log_and_list_of_a_job_that_is_over(user):
     assert "SUCCEEDED" in user.launch("history")
 
 
-def test_status_log_and_list_where_there_is_no_such_job(user):
+def test_status_log_and_list_of_an_unknown_job(user):
     unknown = "local_cwd://torchx/x"
     assert "does not exist" in torchx(user, "status", unknown, expect=1)
     for name in (unknown, f"{unknown}/fit/0"):

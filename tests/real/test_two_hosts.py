@@ -1,4 +1,4 @@
-"""Two hosts, made of network namespaces that are joined by a cable (a veth pair)."""
+"""One run on two hosts made of network namespaces that a veth pair connects."""
 
 import signal
 import time
@@ -34,7 +34,7 @@ def test_the_same_run_on_two_hosts(hosts, tmp_path, base, strategy):
         assert largest_difference(curve(one, key), curve(two, key)) <= 1e-5
 
 
-def test_a_cut_cable_ends_both_and_they_go_on_afterwards(hosts, tmp_path):
+def test_a_broken_connection_ends_both_ranks_and_they_resume_later(hosts, tmp_path):
     base = ["checkpoint.every_steps=5", "checkpoint.asynchronous=false", "watchdog.timeout=4"]
     ranks = hosts.start(tmp_path, *base, "task.sleep=0.05")
     deadline = time.monotonic() + 60

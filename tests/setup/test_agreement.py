@@ -1,4 +1,4 @@
-"""Ranks that are not in the same run say so before anything happens."""
+"""Ranks that do not belong to the same run are refused before the run directory changes."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.support.runs import ROOT
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_another_config_on_one_rank(tmp_path, count):
+def test_a_different_config_on_one_rank(tmp_path, count):
     ranks = start_ranks(count, "fit", tmp_path, own={1: ["optim.lr=0.5"]})
     for done in [rank.wait() for rank in ranks]:
         assert done.returncode == 64
@@ -17,7 +17,8 @@ def test_another_config_on_one_rank(tmp_path, count):
 
 
 def test_a_run_directory_that_is_not_shared(tmp_path):
-    """Relative to working directories that differ, as on hosts without a shared filesystem."""
+    """The path is relative to different working directories, as on hosts without a shared file
+    system."""
     for rank in range(2):
         (tmp_path / str(rank)).mkdir()
         (tmp_path / str(rank) / "tests").symlink_to(ROOT / "tests")
@@ -29,6 +30,6 @@ def test_a_run_directory_that_is_not_shared(tmp_path):
     assert not (tmp_path / "1/here/ledger.bin").exists()
 
 
-def test_no_token_is_left(tmp_path):
+def test_no_token_file_remains(tmp_path):
     run_ranks(2, "fit", tmp_path, "length.steps=6")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".seen")]

@@ -1,4 +1,4 @@
-"""The largest micro-batch that fits, found by trying."""
+"""The batch-size finder: the largest micro-batch size that fits, found by trials."""
 
 import json
 import signal
@@ -26,7 +26,9 @@ def kept(directory):
         (2, 2, {"12": "too large", "6": "too large", "3": "too large", "2": "fits"}),
     ],
 )
-def test_the_largest_that_fits_is_found_and_leaves_no_trace(tmp_path, room, largest, tried):
+def test_the_largest_size_that_fits_is_found_without_effect_on_the_run(
+    tmp_path, room, largest, tried
+):
     found = run("fit", tmp_path / "found", *SMALL, f"task.room={room}")
     assert f"micro-batch {largest} x accumulation {-(-12 // largest)} x" in found.stdout
     assert kept(tmp_path / "found") == tried
@@ -36,7 +38,8 @@ def test_the_largest_that_fits_is_found_and_leaves_no_trace(tmp_path, room, larg
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
 def test_on_two_ranks(tmp_path, strategy):
-    """Whatever running out of memory leaves behind, in the strategy as well."""
+    """State that an out-of-memory error leaves behind, also in the strategy, has no effect on the
+    run."""
     options = [*SMALL, f"strategy={strategy}", "task.room=2"]
     done = run_ranks(2, "fit", tmp_path / "found", *options)
     assert "micro-batch 2 x accumulation 3 x ranks 2 = global batch 12" in done[0].stdout
@@ -44,13 +47,13 @@ def test_on_two_ranks(tmp_path, strategy):
     assert_same_bits(tensors(tmp_path / "told"), tensors(tmp_path / "found"))
 
 
-def test_what_fits_on_one_rank_only_does_not_fit(tmp_path):
+def test_a_size_must_fit_on_every_rank(tmp_path):
     done = run_ranks(2, "fit", tmp_path, *SMALL, "task.room=6", "task.room_of_rank_1=3")
     assert "micro-batch 3 x accumulation 2 x ranks 2 = global batch 12" in done[0].stdout
 
 
-def test_ranks_that_disagree_in_an_exchange_start_again(tmp_path):
-    """Nobody can call rank 0 back from the exchange that it waits in."""
+def test_ranks_that_disagree_during_a_collective_restart(tmp_path):
+    """Rank 0 waits in a collective that cannot be cancelled."""
     options = [*SMALL, "strategy=fsdp2", "task.room=6", "task.room_of_rank_1=3"]
     run_ranks(2, "fit", tmp_path, *options, "watchdog.first_timeout=6", expect=75)
     assert "trying micro-batches of 6" in (tmp_path / "hangs/attempt-1/report.txt").read_text()
@@ -58,7 +61,7 @@ def test_ranks_that_disagree_in_an_exchange_start_again(tmp_path):
     assert "micro-batch 3 x accumulation 2 x ranks 2 = global batch 12" in done[0].stdout
 
 
-def test_a_run_that_is_started_again_tries_nothing(tmp_path):
+def test_a_resumed_run_makes_no_trials(tmp_path):
     run("fit", tmp_path, *SMALL, "length.steps=10")
     before = (tmp_path / "micro_batches.json").stat().st_mtime_ns
     done = run("fit", tmp_path, *SMALL, "length.steps=20", "--allow-changes")
@@ -66,22 +69,22 @@ def test_a_run_that_is_started_again_tries_nothing(tmp_path):
     assert (tmp_path / "micro_batches.json").stat().st_mtime_ns == before
 
 
-def test_a_trial_that_ended_the_process_counts_as_too_large(tmp_path):
+def test_a_size_whose_trial_ended_the_process_counts_as_too_large(tmp_path):
     run("fit", tmp_path, *SMALL, "task.kill_above=6", expect=-signal.SIGKILL)
     run("fit", tmp_path, *SMALL, "task.kill_above=6")
     assert kept(tmp_path)["12"] == "too large"
     assert "did not end the last time" in (tmp_path / "logs/rank-0.log").read_text()
 
 
-def test_where_nothing_fits_it_says_so(tmp_path):
+def test_an_error_is_reported_if_no_size_fits(tmp_path):
     done = run("fit", tmp_path, "task.use=tests.faults.tasks:TooLarge", "batch.try_out=true",
                expect=71)  # fmt: skip
     assert "Out of memory with one sample per rank and micro-batch" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_real_memory_that_runs_out(tmp_path):
-    """Not raised by a task: the allocator refuses."""
+def test_an_out_of_memory_error_of_the_allocator(tmp_path):
+    """Raised by the allocator, not by the task."""
     done = run("fit", tmp_path, "task.use=tests.faults.tasks:Hungry", "batch.try_out=true")
     assert "micro-batch 6 x accumulation 2" in done.stdout
     assert torch.isfinite(tensors(tmp_path)["model.0.weight"]).all()

@@ -1,4 +1,4 @@
-"""torch.compile may change the speed of a run, never its gradients."""
+"""torch.compile may change the speed of a run, but not its gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""One optimiser step: clipping, and skipping where something is not finite."""
+"""One optimiser step: clipping, and skipping if a value is not finite."""
 
 import copy
 from dataclasses import replace
@@ -50,8 +50,8 @@ def state(strategy):
 
 @pytest.mark.parametrize("on_device", [True, False], ids=["device", "host"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_step_that_is_not_finite_changes_no_bit(on_device, bad):
-    """Neither of the weights nor of the optimiser's state, its step count included."""
+def test_a_step_that_is_not_finite_changes_nothing(on_device, bad):
+    """The weights and the optimiser state, including the step count, keep every bit."""
     strategy = prepared(on_device)
     assert step(strategy).skipped.item() == 0.0
     before = weights(strategy), state(strategy)
@@ -61,7 +61,7 @@ def test_a_step_that_is_not_finite_changes_no_bit(on_device, bad):
     assert_same_bits(before[1], state(strategy))
 
 
-def test_skipping_on_the_device_and_on_the_host_come_to_the_same():
+def test_skipping_on_the_device_and_on_the_host_are_equivalent():
     both = [prepared(on_device) for on_device in (True, False)]
     for strategy in both:
         for factor in (1.0, float("nan"), 2.0, float("inf"), 0.5):
@@ -72,8 +72,8 @@ def test_skipping_on_the_device_and_on_the_host_come_to_the_same():
     assert state(first)["0.weight.step"] == 3
 
 
-def test_a_first_step_that_is_skipped_leaves_no_trace():
-    """The optimiser has no state yet; momentum must not be born from a NaN."""
+def test_a_skipped_first_step_has_no_effect():
+    """The optimiser has no state yet; its momentum must not start from a NaN."""
     strategy = prepared(False, use="sgd", momentum=0.9)
     step(strategy, float("nan"))
     step(strategy)
@@ -83,7 +83,7 @@ def test_a_first_step_that_is_skipped_leaves_no_trace():
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.05, 1e6])
-def test_clipping_is_torchs(clip_norm):
+def test_clipping_matches_torch(clip_norm):
     strategy = prepared(False)
     module = copy.deepcopy(strategy.bare_model)
     result = step(strategy, clip_norm=clip_norm)
@@ -96,7 +96,7 @@ def test_clipping_is_torchs(clip_norm):
         torch.testing.assert_close(got.grad, expected.grad)
 
 
-def test_seeding_is_that_of_the_libraries():
+def test_seeding_matches_the_libraries():
     import random
 
     import numpy as np
@@ -112,13 +112,13 @@ def test_seeding_is_that_of_the_libraries():
 
 def test_fp16_without_a_gpu_is_refused():
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+        pytest.skip("a GPU is available")
     with pytest.raises(UsageError, match=r"precision is 'fp16'.*bf16 or fp32"):
         strategies.engine(precision="fp16")
 
 
-def test_a_world_that_is_not_there_is_noticed():
-    """As when a launcher says two, but Accelerate was told nothing of it."""
+def test_missing_processes_are_detected():
+    """For example, the launcher sets WORLD_SIZE to 2, but Accelerate is not configured for it."""
     with pytest.raises(RetryError, match=r"WORLD_SIZE is 2.*found 1 process"):
         strategies.engine(replace(strategies.ALONE, world_size=2))
 

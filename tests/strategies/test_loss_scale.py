@@ -1,4 +1,4 @@
-"""The dynamic loss scale of fp16: which value each step has, and what a checkpoint keeps of it."""
+"""The dynamic loss scale of fp16: its value at each step, and what a checkpoint stores."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def take(scale: LossScale, steps: int, *, skipped: bool = False) -> None:
         scale.update(skipped=skipped)
 
 
-def test_it_starts_at_65536_and_halves_with_each_skipped_step() -> None:
+def test_the_scale_starts_at_65536_and_halves_with_each_skipped_step() -> None:
     scale = LossScale()
     assert scale.value == 65536
     take(scale, 3, skipped=True)
     assert scale.value == 8192
 
 
-def test_it_doubles_after_2000_finite_steps_in_a_row() -> None:
+def test_the_scale_doubles_after_2000_finite_steps_in_a_row() -> None:
     scale = LossScale()
     take(scale, INTERVAL - 1)
     assert scale.value == 65536
@@ -36,7 +36,7 @@ def test_it_doubles_after_2000_finite_steps_in_a_row() -> None:
     assert scale.value == 262144
 
 
-def test_a_skipped_step_begins_the_count_again() -> None:
+def test_a_skipped_step_resets_the_count_of_finite_steps() -> None:
     scale = LossScale()
     take(scale, INTERVAL - 1)
     take(scale, 1, skipped=True)
@@ -47,7 +47,7 @@ def test_a_skipped_step_begins_the_count_again() -> None:
 
 
 @given(st.lists(st.booleans(), max_size=40), st.integers(0, 40), st.integers(0, INTERVAL - 1))
-def test_a_resumed_run_goes_on_with_the_same_values(
+def test_a_resumed_run_continues_with_the_same_values(
     skipped: list[bool], cut: int, before: int
 ) -> None:
     whole, first, second = LossScale(), LossScale(), LossScale()

@@ -1,4 +1,4 @@
-"""Initial weights that are drawn a module at a time."""
+"""Initial weights that are drawn module by module."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from train.strategies.meta_init import build_model
 TASK = ["task.use=tests.faults.tasks:ByModule", "batch.micro_batch_size=6"]
 
 
-def test_values_depend_on_seed_and_name_alone():
+def test_values_depend_only_on_seed_and_name():
     model, initial = build_model(ByModule(tiny_config()), seed=3)
     assert all(tensor.is_meta for tensor in model.parameters())
     drawn = {name: module for name, module in initial.modules() if name}
@@ -53,7 +53,7 @@ def test_every_strategy_starts_from_the_same_weights(alone, tmp_path, options):
         assert_same_bits(one, two)
 
 
-def test_it_resumes_elsewhere(alone, tmp_path):
+def test_it_resumes_on_other_placements(alone, tmp_path):
     run_ranks(2, "fit", tmp_path, *TASK, "strategy=zero3", "length.steps=20")
     run("fit", tmp_path, *TASK, "--allow-changes")
     assert tensors(tmp_path).keys() == tensors(alone).keys()
@@ -64,7 +64,7 @@ def test_it_resumes_elsewhere(alone, tmp_path):
     [("ByModuleWithValues", "must not assign values to tensors, but table has values"),
      ("ByModuleUnknown", "init_module does not initialise the Sequential '(the model itself)'")],
 )  # fmt: skip
-def test_what_cannot_be_drawn_is_told(tmp_path, task, said):
+def test_models_that_cannot_be_initialised_this_way_are_refused(tmp_path, task, said):
     done = run("fit", tmp_path, f"task.use=tests.faults.tasks:{task}", expect=64)
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Each option of each strategy changes speed or memory, never the run; what cannot be is told."""
+"""The options of each strategy change speed or memory but not the run; invalid ones are refused."""
 
 import json
 import shutil
@@ -57,21 +57,21 @@ OPTIONS = [
 ]
 
 
-# What is recomputed, exchanged, gathered and reduced; what is offloaded takes longest.
+# One case each for recomputation, communication, gathering and reduction; offload is the slowest.
 IN_TEST = [OPTIONS[n] for n in (0, 2, 5, 9)]
 
 
 @pytest.mark.parametrize(
     ("ranks", "options"), thinned(OPTIONS, kept=IN_TEST), ids=lambda v: str(v).replace("=", "-")
 )
-def test_it_is_the_same_run_and_resumes(plain, tmp_path, ranks, options):
+def test_options_do_not_change_the_run_and_it_resumes(plain, tmp_path, ranks, options):
     run_ranks(ranks, "fit", tmp_path, *options, base=TEXT)
     found = compare(plain, tmp_path)
     assert found.same_ledger
     assert found.loss < 1e-5
     assert found.norm < 1e-4
     assert found.weights < 1e-5
-    # Once more from the middle.
+    # Resume from the middle.
     (tmp_path / "finished.json").unlink()
     assert checkpoints(tmp_path)[-1] == 20
     shutil.rmtree(tmp_path / "checkpoints/step-000000000020")
@@ -97,13 +97,13 @@ def test_it_is_the_same_run_and_resumes(plain, tmp_path, ranks, options):
         (["strategy=fdsp2"], "strategy must be"),
     ],
 )
-def test_what_cannot_be_is_told(tmp_path, overrides, expected):
+def test_invalid_options_are_refused(tmp_path, overrides, expected):
     for done in run_ranks(2, "fit", tmp_path, *overrides, base=TEXT, expect=64):
         assert expected in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_a_model_without_blocks_has_no_activations_to_forget(tmp_path):
+def test_activation_checkpointing_needs_blocks(tmp_path):
     done = run("fit", tmp_path, "activation_checkpointing=true", expect=64)
     assert "the model has no blocks" in done.stderr
 
@@ -113,7 +113,7 @@ def generated(*overrides, stage=2, ranks=2):
     return deepspeed_config(config.zero, stage, BatchPlan.from_config(config.batch, ranks))
 
 
-def test_deepspeed_s_config_is_written_in_full(tmp_path):
+def test_deepspeed_s_config_is_written_without_auto_values(tmp_path):
     run_ranks(2, "fit", tmp_path, "strategy=zero2", "length.steps=6")
     written = json.loads((tmp_path / "deepspeed.json").read_text())
     assert written == generated("strategy=zero2", "length.steps=6")
@@ -122,14 +122,14 @@ def test_deepspeed_s_config_is_written_in_full(tmp_path):
 
 
 @pytest.mark.parametrize(("micro", "accumulation"), [("auto", 1), ("3", 2), ("1", 6)])
-def test_its_batch_sizes_agree(micro, accumulation):
+def test_deepspeed_s_batch_sizes_agree_with_the_plan(micro, accumulation):
     settings = generated(f"batch.micro_batch_size={micro}")
     assert settings["gradient_accumulation_steps"] == accumulation
     per_rank = settings["train_micro_batch_size_per_gpu"] * accumulation
     assert settings["train_batch_size"] == 2 * per_rank == 12
 
 
-def test_own_keys_are_merged_in():
+def test_keys_of_zero_config_are_merged_in():
     settings = generated(
         "zero.config={zero_optimization: {stage3_module_granularity_threshold: 5}, dump_state: true}",
         stage=3,
@@ -159,14 +159,14 @@ def test_own_keys_are_merged_in():
         ("{scheduler: {type: WarmupLR}}", "isorun decides it by schedule"),
     ],
 )
-def test_contradictions_are_errors(own, expected):
+def test_contradictory_keys_of_zero_config_are_refused(own, expected):
     with pytest.raises(UsageError) as error:
         generated(f"zero.config={own}")
     assert expected in str(error.value)
 
 
-def test_parameters_that_blocks_share_stay_shared(tmp_path):
-    """torch would cut each block's own copy, and train them apart."""
+def test_parameters_shared_between_blocks_stay_shared(tmp_path):
+    """fully_shard would shard a copy for each block, which would then train separately."""
     task = ["task.use=tests.faults.tasks:SharedBlocks", "batch.micro_batch_size=6"]
     run("fit", tmp_path / "one", *task)
     run_ranks(2, "fit", tmp_path / "two", *task, "strategy=fsdp2")
@@ -176,7 +176,7 @@ def test_parameters_that_blocks_share_stay_shared(tmp_path):
 @pytest.mark.parametrize(
     "strategy", thinned(["ddp", "fsdp2", "zero1", "zero2", "zero3"], kept=["ddp"])
 )
-def test_a_compiled_model_is_the_same_run(alone_undropped, tmp_path, strategy):
+def test_a_compiled_model_gives_the_same_run(alone_undropped, tmp_path, strategy):
     run_ranks(2, "fit", tmp_path, *UNDROPPED, f"strategy={strategy}", "compile=true")
     apart = largest_difference(curve(alone_undropped, "train/loss"), curve(tmp_path, "train/loss"))
     assert apart <= 1e-5
@@ -192,7 +192,7 @@ def alone_undropped(tmp_path_factory):
     return directory
 
 
-def test_what_deepspeed_does_not_take_is_told(tmp_path):
+def test_keys_that_deepspeed_does_not_accept_are_refused(tmp_path):
     done = run(
         "fit", tmp_path, "strategy=zero2", "zero.config={zero_optimization: {no_such_key: 1}}",
         expect=64,
@@ -202,8 +202,8 @@ def test_what_deepspeed_does_not_take_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", thinned(["zero2", "zero3"], kept=["zero3"]))
-def test_one_process_needs_no_launcher(tmp_path, strategy):
-    """In a process of its own, without any of a launcher's variables."""
+def test_zero_on_one_process_needs_no_launcher(tmp_path, strategy):
+    """In a new process, without the environment variables of a launcher."""
     words = [sys.executable, "-m", "train", "fit", *TINY, f"run.dir={tmp_path}"]
     clean = {k: v for k, v in environment().items() if k not in ("LOCAL_RANK", "RANK")}
     done = subprocess.run(
@@ -217,7 +217,9 @@ def test_one_process_needs_no_launcher(tmp_path, strategy):
     ("text", "found"),
     [('{"zero_optimization": {"stage": 3}}', "zero3"), ("{}", "ddp"), ("{", None)],
 )
-def test_the_stage_in_a_deepspeed_config_that_accelerate_names(tmp_path, monkeypatch, text, found):
+def test_strategy_auto_reads_the_stage_from_accelerate_s_deepspeed_config(
+    tmp_path, monkeypatch, text, found
+):
     file = tmp_path / "ds.json"
     file.write_text(text)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")

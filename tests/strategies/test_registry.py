@@ -37,7 +37,7 @@ def fit(project, *overrides, expect=0):
     return command(*words, cwd=project, expect=expect)
 
 
-def test_it_trains_as_a_built_in_one(project):
+def test_an_outside_strategy_trains_like_a_built_in_one(project):
     done = fit(project, "strategy=own_strategy:Noted", "strategy_options.note=mine")
     assert "own_strategy:Noted" in done.stdout
     assert json.loads((project / "here/note.json").read_text()) == {"note": "mine", "ranks": 1}

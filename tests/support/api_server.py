@@ -1,5 +1,8 @@
-"""The small Kubernetes of tests/support/cluster.py as an HTTP server: the few requests that clients of
-ours and kubectl make. Nothing is watched, everything is polled; there is no security."""
+"""The small Kubernetes of tests/support/cluster.py as an HTTP server.
+
+It answers the few requests that our clients and kubectl make. Clients poll; there are no watches
+and no access control.
+"""
 
 import json
 import threading
@@ -58,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server:
-    """A cluster on a port of the loopback interface, and a kubeconfig that names it."""
+    """A cluster on a port of the loopback interface, and a kubeconfig for it."""
 
     def __init__(self, cluster, folder, namespace="ml"):
         self.cluster = cluster

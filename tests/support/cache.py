@@ -1,4 +1,4 @@
-"""What the tests fetched or made and keep for the next time, outside the repository."""
+"""Downloads and installations that tests keep between sessions, outside the repository."""
 
 import os
 import subprocess
@@ -15,7 +15,8 @@ CACHE = Path(
 
 
 def cached(name, make):
-    """CACHE/name, made by ``make(directory)`` where it is not there yet; never half of it."""
+    """The directory CACHE/name. ``make(directory)`` fills it if it does not exist; it appears only
+    when it is complete."""
     path = CACHE / name
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -25,14 +26,14 @@ def cached(name, make):
             make(made)
             try:
                 made.rename(path)
-            except OSError:  # another session was faster
+            except OSError:  # another session created it first
                 assert path.exists()
     return path
 
 
 def installed(package, *options):
-    """A directory for PYTHONPATH with a package of which nothing else may depend: ``name==version``
-    and what it needs. Skips the test where pip cannot fetch it."""
+    """A directory for PYTHONPATH with ``name==version`` and its dependencies, separate from the
+    environment. Skips the test if pip cannot fetch it."""
 
     def install(directory):
         done = subprocess.run(

@@ -1,8 +1,8 @@
-"""Runs under random faults, each started again until it has finished, as a scheduler would.
+"""Runs under random faults, each restarted until it has finished, as a scheduler would do.
 
-``python -m tests.support.chaos --runs 200 --seed 1`` prints a table of what was injected and what
-happened. A run's faults are a function of its seed alone (their moments are not: the machine's
-speed decides what a process is doing when it is hit), so that a failure can be tried again.
+``python -m tests.support.chaos --runs 200 --seed 1`` prints a table of the injected faults and
+their effects. The faults of a run are a function of its seed alone, so a failure can be repeated.
+Their timing is not: it depends on the speed of the machine.
 """
 
 import argparse
@@ -40,21 +40,21 @@ FAULTS = [
     "kill a rank", "kill all ranks", "SIGTERM to a rank", "SIGTERM to all ranks",
     "freeze a rank", "flip a bit", "fill the disk", "cut the network", "kill the agent",
 ]  # fmt: skip
-# What a process may end with, whatever is done to it: done, try again, stopped, or by the signal
+# The exit codes that a process may have after any fault: done, try again, stopped, or the signal
 # itself. Never 70 (a bug), 76 (refused) or an abort.
 ALLOWED = {0, 75, 143, -signal.SIGKILL, -signal.SIGTERM}
-GRACE = 12.0  # seconds that a scheduler leaves the other ranks when one has ended
-PATIENCE = 180.0  # seconds until an attempt counts as hanging: frozen before it had a watchdog
+GRACE = 12.0  # seconds between the end of one rank and SIGTERM to the others
+PATIENCE = 180.0  # seconds before an attempt counts as hanging
 MOST_ATTEMPTS = 12
 
 
 class ChaosError(AssertionError):
-    """Something that must not happen; the text says what, after which faults."""
+    """A violated invariant; the text names it and the faults before it."""
 
 
 @dataclass
 class Attempt:
-    """One start of the run: where, what was done to it, and how it ended."""
+    """One start of the run: the placement, the fault and the exit codes."""
 
     ranks: int
     strategy: str
@@ -72,7 +72,7 @@ class Attempt:
 
 
 def undisturbed(directory):
-    """The run that all others must equal."""
+    """The run without faults that all others must equal."""
     run("fit", directory, *OPTIONS, "task.sleep=0")
     return directory
 
@@ -104,16 +104,16 @@ class Chaos:
         return f"seed {self.seed}: " + "; ".join(str(attempt) for attempt in self.attempts)
 
     def run(self):
-        """Starts it until it has finished; ChaosError where an invariant does not hold."""
+        """Restarts the run until it has finished. Raises ChaosError if an invariant is violated."""
         with ExitStack() as stack:
-            # The first fault is the seed's, so that a row of seeds has each of them.
+            # The first fault follows from the seed, so that consecutive seeds cover all faults.
             planned = [self.faults[self.seed % len(self.faults)]]
             planned += self.chance.choices(self.faults, k=self.chance.randint(0, 2))
             if "fill the disk" in planned:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_disk(self.directory))
             while not (self.directory / "finished.json").exists():
-                self._check(len(self.attempts) < MOST_ATTEMPTS, "it does not come to its end")
+                self._check(len(self.attempts) < MOST_ATTEMPTS, "the run does not finish")
                 before = self._whole()
                 fault = planned.pop(0) if planned else "none"
                 attempt = self._place(fault)
@@ -122,7 +122,7 @@ class Chaos:
                 self._free()
                 after = self._whole()
                 attempt.saved = max(after, default=0)
-                self._check(set(attempt.codes) <= ALLOWED, "an exit code that must not be")
+                self._check(set(attempt.codes) <= ALLOWED, "an exit code that is not allowed")
                 self._check(
                     max(after, default=0) >= max(before, default=0), "a committed step was lost"
                 )
@@ -145,15 +145,16 @@ class Chaos:
         if fault == "cut the network":
             ranks = 2
         if fault == "freeze a rank":
-            ranks = max(ranks, 2)  # alone it would be the supervisor's to notice
+            ranks = max(ranks, 2)  # only a supervisor notices when a single rank is frozen
         if ranks > 1 and strategy == "auto":
             strategy = "ddp"
         return Attempt(ranks, strategy, fault)
 
     def _start(self, attempt):
-        """Starts the run, does to it what is planned, and returns the exit codes."""
+        """Starts the run, injects the fault, and returns the exit codes."""
         options = [*OPTIONS, f"strategy={attempt.strategy}"]
-        # Half of them by the clock, mostly in start-up, and half once so many more are committed.
+        # Half of the faults come at a random time, mostly in start-up; the others after ``more``
+        # commits.
         by_clock, more = self.chance.random() < 0.5, self.chance.randint(1, 5)
         delay = self.chance.random() * (2.5 if by_clock else 0.3)
         victim = self.chance.randrange(attempt.ranks)
@@ -176,7 +177,7 @@ class Chaos:
 
     def _inject(self, fault, processes, victim, hosts):
         numbers = {"kill": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "freeze": signal.SIGSTOP}
-        numbers["flip"] = signal.SIGKILL  # so that the damaged one is gone on from
+        numbers["flip"] = signal.SIGKILL  # so that the run resumes from the damaged checkpoint
         if number := numbers.get(fault.split()[0]):
             all_of_them = fault.endswith("all ranks") or fault == "flip a bit"
             for process in processes if all_of_them else [processes[victim]]:
@@ -190,7 +191,7 @@ class Chaos:
             hosts.cut()
 
     def _see_out(self, processes):
-        """Waits as a scheduler does: when one has ended, the others have a grace time."""
+        """Waits as a scheduler does: when one process ends, the others get a grace period."""
         deadline = time.monotonic() + PATIENCE
         first_end = None
         while _running(processes) and time.monotonic() < deadline:
@@ -206,7 +207,7 @@ class Chaos:
             wait = time.monotonic() + GRACE
             while _running(processes) and time.monotonic() < wait:
                 time.sleep(0.01)
-        self._check(not hangs, f"nobody has ended within {PATIENCE:g} s")
+        self._check(not hangs, f"no process ended within {PATIENCE:g} s")
         done = [process.wait() for process in processes]
         self.said = [result.stderr for result in done]
         codes = [result.returncode for result in done]
@@ -215,21 +216,21 @@ class Chaos:
         return codes
 
     def _with_agent(self, attempt, options, more, delay):
-        """torchrun, of which the agent is killed: its workers are orphans, and nobody's."""
+        """Starts the run with torchrun and kills the agent, which orphans its workers."""
         agent = subprocess.Popen(
             _torchrun(attempt.ranks, self.directory, options),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         started, wanted = time.monotonic(), max(self._whole(), default=0) + 4 * more
         while max(self._whole(), default=0) < wanted and agent.poll() is None:
-            self._check(time.monotonic() < started + PATIENCE, "the agent gets nowhere")
+            self._check(time.monotonic() < started + PATIENCE, "the agent makes no progress")
             time.sleep(0.01)
         time.sleep(delay)
         attempt.moment = time.monotonic() - started
         workers = _children(agent.pid)
         agent.kill()
         codes = [agent.wait()]
-        # A container ends with its first process; here that is done by hand.
+        # In a container all processes end with the first one; here they are killed explicitly.
         for pid in workers:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -253,20 +254,20 @@ class Chaos:
     def _free(self):
         (self.directory / "filler").unlink(missing_ok=True)
 
-    # -- what must hold at the end -----------------------------------------------------------
+    # -- invariants at the end ---------------------------------------------------------------
 
     def _compare(self):
         verified = run("verify", self.directory, *OPTIONS)
-        self._check("all well" in verified.stdout, f"verify says {verified.stdout}")
+        self._check("all well" in verified.stdout, f"verify printed {verified.stdout}")
         self._check(
             read_steps(self.directory / "ledger.bin") == read_steps(self.expected / "ledger.bin"),
-            "other samples were used",
+            "different samples were used",
         )
         for key in ("train/loss", "train/gradient_norm", "train/learning_rate", "eval/loss"):
             mine, theirs = curve(self.directory, key), curve(self.expected, key)
-            self._check(list(mine) == list(theirs), f"{key} has other steps")
+            self._check(list(mine) == list(theirs), f"{key} has different steps")
             apart = largest_difference(theirs, mine)
-            self._check(apart <= 1e-4, f"{key} is {apart:.2g} apart")
+            self._check(apart <= 1e-4, f"{key} differs by {apart:.2g}")
 
 
 def _running(processes):
@@ -304,7 +305,7 @@ def _children(pid):
 
 
 class _disk:  # noqa: N801  a context manager that reads as a function
-    """A file system of its own, in memory, over a directory."""
+    """A tmpfs mounted over a directory."""
 
     def __init__(self, path):
         self.path = path
@@ -322,7 +323,7 @@ class _disk:  # noqa: N801  a context manager that reads as a function
 
 
 def run_many(seeds, directory, at_once=3, report=lambda _: None):
-    """Runs of all seeds, some side by side; returns the failures."""
+    """Runs all seeds, some in parallel; returns the failures."""
     expected = undisturbed(Path(directory) / "undisturbed")
     faults = [fault for fault in FAULTS if why_not(fault) is None]
 
@@ -333,7 +334,7 @@ def run_many(seeds, directory, at_once=3, report=lambda _: None):
             chaos.run()
         except Exception as error:
             failure = error
-        report(f"{'FAILED' if failure else 'well'} {time.monotonic() - started:5.1f} s  {chaos}")
+        report(f"{'FAILED' if failure else 'ok'} {time.monotonic() - started:5.1f} s  {chaos}")
         return failure
 
     with ThreadPoolExecutor(at_once) as pool:
@@ -348,13 +349,15 @@ def main():
     arguments = parser.parse_args()
     for fault in FAULTS:
         if reason := why_not(fault):
-            print(f"left out: {fault}, since {reason}")
+            print(f"skipped fault: {fault}: {reason}")
     directory = tempfile.mkdtemp(prefix="chaos-")
     first = arguments.seed
     print(f"{arguments.runs} runs from seed {first} in {directory}", flush=True)
     report = lambda line: print(line, flush=True)  # noqa: E731
     failures = run_many(range(first, first + arguments.runs), directory, report=report)
-    print(f"{arguments.runs - len(failures)} of {arguments.runs} runs ended as if undisturbed")
+    print(
+        f"{arguments.runs - len(failures)} of {arguments.runs} runs ended like the run without faults"
+    )
     for failure in failures:
         print(failure)
     if not failures:

@@ -1,8 +1,8 @@
-"""A small Kubernetes: what it keeps, and the parts of the Indexed Job's and JobSet's controllers that
-clients of ours rely on. tests/support/api_server.py puts it on a port.
+"""A small Kubernetes: its objects, and the parts of the Indexed Job and JobSet controllers that our
+clients rely on. tests/support/api_server.py serves it on a port.
 
-Pods do what a test tells them (``end``, ``say``), or are processes of this machine
-(tests/support/kubelet.py). Nothing is watched, everything is polled; there is no security.
+Pods either do what a test specifies (``end``, ``say``) or are processes of this machine
+(tests/support/kubelet.py). Clients poll; there are no watches and no access control.
 """
 
 import copy
@@ -36,7 +36,7 @@ PATH = re.compile(
 
 
 class Refused(Exception):
-    """An answer other than success."""
+    """A response with an error status."""
 
     def __init__(self, code, reason, message):
         super().__init__(message)
@@ -47,7 +47,7 @@ class Refused(Exception):
 
 
 class Cluster(Controllers):
-    """What is in it, and what its controllers do about that."""
+    """The objects of the cluster, and what its controllers do with them."""
 
     def __init__(self, *, jobsets=True, starts_pods=True):
         self.objects = {}  # (plural, namespace, name) -> object
@@ -56,16 +56,16 @@ class Cluster(Controllers):
         self.changed = threading.Condition(self.lock)
         self.starts_pods = starts_pods
         self.refuse = {}  # (method, plural) -> Refused, for one request
-        self.cut_after = None  # lines after which the next log that is followed breaks off
+        self.cut_after = None  # lines after which the next followed log breaks off
         self.requests = []
         self.kubelet = None
         self._ages = itertools.count()
         self._groups = {k: v for k, v in PLURALS.items() if jobsets or "jobset" not in k}
 
-    # ------------------------------------------------------------------ what a test says
+    # ------------------------------------------------------------------ called by tests
 
     def pods(self, instance=None):
-        """Those that are there, the oldest first."""
+        """The existing pods, the oldest first."""
         with self.lock:
             found = [o for (plural, *_), o in self.objects.items() if plural == "pods"]
             if instance:
@@ -75,17 +75,17 @@ class Cluster(Controllers):
             return sorted(found, key=lambda p: p["age"])
 
     def pod(self, index, instance=None):
-        """The newest of a number."""
+        """The newest pod with a completion index."""
         return [p for p in self.pods(instance) if labels(p).get(INDEX) == str(index)][-1]
 
     def say(self, pod, *lines):
-        """A pod writes lines."""
+        """Appends lines to the log of a pod."""
         with self.changed:
             self.logs[pod["metadata"]["uid"]] += [(now(), line) for line in lines]
             self.changed.notify_all()
 
     def start(self, pod):
-        """A pending pod gets a node, and runs."""
+        """Assigns a pending pod to a node and starts it."""
         with self.changed:
             pod["spec"]["nodeName"] = f"node-{labels(pod).get(INDEX, 0)}"
             pod["status"] = {"phase": "Running", "podIP": "127.0.0.1"}
@@ -95,7 +95,7 @@ class Cluster(Controllers):
             self.kubelet.start(pod)
 
     def end(self, pod, code=0, message="", *, disrupted=False):
-        """A pod's container ends."""
+        """Ends the container of a pod."""
         with self.changed:
             if pod["status"]["phase"] in ("Succeeded", "Failed"):
                 return
@@ -115,7 +115,7 @@ class Cluster(Controllers):
         name = pod["spec"]["containers"][0]["name"]
         pod["status"]["containerStatuses"] = [{"name": name, "state": state, "restartCount": 0}]
 
-    # ------------------------------------------------------------------ the API's verbs
+    # ------------------------------------------------------------------ verbs of the API
 
     def _find(self, plural, namespace, name):
         return self.objects.get((plural, namespace, name))
@@ -163,7 +163,7 @@ class Cluster(Controllers):
         return made
 
     def _admit(self, namespace, pod):
-        """Pod security, as far as a pod that says nothing at all of it."""
+        """Pod security: refuses a pod without any security settings."""
         where = self._find("namespaces", None, namespace)
         level = labels(where).get("pod-security.kubernetes.io/enforce") if where else None
         if level == "restricted" and not pod["spec"].get("securityContext"):
@@ -205,7 +205,7 @@ class Cluster(Controllers):
         return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
 
     def discovery(self, path):
-        """What kubectl asks first."""
+        """The discovery documents, which kubectl requests first."""
         if path == "/api":
             return {"kind": "APIVersions", "versions": ["v1"]}
         if path == "/apis":
@@ -235,7 +235,7 @@ class Cluster(Controllers):
         }  # fmt: skip
 
     def _validates(self, group):
-        """That the server itself looks for unknown fields, which kubectl wants to know."""
+        """Declares that the server validates unknown fields, which kubectl checks."""
         name, _, version = group.rpartition("/")
         parameter = {"name": "fieldValidation", "in": "query"}
         paths = {}
@@ -246,7 +246,7 @@ class Cluster(Controllers):
         return {"openapi": "3.0.0", "info": {}, "paths": paths}
 
     def answer(self, method, path, query, body):
-        """One request; logs are the server's."""
+        """Answers one request; log requests are handled by the server (api_server.py)."""
         with self.changed:
             self.requests.append((method, path))
             if path == "/version":
@@ -278,7 +278,7 @@ class Cluster(Controllers):
             return {"kind": f"{kind}List", "apiVersion": group, "metadata": {}, "items": items}
 
     def log(self, namespace, name, query):
-        """The lines of a pod, and more as they come."""
+        """The lines of a pod's log; with ``follow``, further lines as they are written."""
         with self.lock:
             pod = self._get("pods", namespace, name)
             if pod["status"]["phase"] == "Pending":

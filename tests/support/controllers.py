@@ -1,11 +1,11 @@
-"""What the Indexed Job's and the JobSet's controllers do, as far as clients of ours rely on it."""
+"""The Indexed Job and JobSet controllers, as far as our clients rely on them."""
 
 import copy
 import re
 import secrets
 from datetime import UTC, datetime
 
-# Of a pod, how often its number has failed before: counted by the Job's limit, and not counted.
+# Annotations of a pod: earlier failures of its index that the Job's limit counts, and ignores.
 COUNTED = "batch.kubernetes.io/job-index-failure-count"
 IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"
 INDEX, JOB = "batch.kubernetes.io/job-completion-index", "batch.kubernetes.io/job-name"
@@ -44,7 +44,7 @@ def policy_action(spec, pod, code, disrupted):
 
 
 class Controllers:
-    """A part of tests.support.cluster.Cluster, which keeps the objects."""
+    """A mixin of tests.support.cluster.Cluster, which holds the objects."""
 
     def _made(self, plural, made):
         if plural == "jobs":
@@ -62,7 +62,7 @@ class Controllers:
             self._make_pod(job, index)
 
     def _make_pod(self, job, index, after=None):
-        """``after`` are the failures of this number, counted and ignored, that a pod knows of."""
+        """``after``: the earlier failures of this index, counted and ignored."""
         template = copy.deepcopy(job["spec"]["template"])
         name, metadata = job["metadata"]["name"], template.setdefault("metadata", {})
         metadata.setdefault("labels", {}).update({INDEX: str(index), JOB: name})
@@ -190,7 +190,7 @@ class Controllers:
                 self._delete_pod(pod)
 
     def _delete_pod(self, pod, *, disrupted=False):
-        """SIGTERM; a pod that is no process has saved at once."""
+        """Sends SIGTERM; a pod without a process ends at once."""
         if pod["status"]["phase"] in ("Succeeded", "Failed"):
             return
         pod["metadata"]["deletionTimestamp"] = now()

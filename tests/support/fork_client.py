@@ -1,8 +1,8 @@
-"""Asks the fork server (fork_server.py) to run a Python program; imports nothing that is slow.
+"""Asks the fork server (fork_server.py) to run a Python program; imports nothing slow.
 
-As a program it stands in for ``python`` (see ``quick_python`` in forked.py): what the server can run
-is run there, with this process's arguments, environment, working directory and open files; signals
-and the exit code are passed on. Everything else is handed to the real interpreter.
+As a program it replaces ``python`` (see ``quick_python`` in forked.py). It passes what the server
+can run to the server, with this process's arguments, environment, working directory and open files,
+and forwards signals and the exit code. Everything else it passes to the real interpreter.
 """
 
 import itertools
@@ -23,7 +23,7 @@ PASSED_ON = [
 
 
 class Forked:
-    """A program that runs in a process which the server has forked."""
+    """A program in a process that the server has forked."""
 
     def __init__(self, address, program, files, *, cwd, env, netns=None):
         sys.audit(STARTS)
@@ -35,11 +35,11 @@ class Forked:
         self._code = None
 
     def signal(self, number):
-        """Sends it a signal; ProcessLookupError where it has ended."""
+        """Sends it a signal; raises ProcessLookupError if it has ended."""
         os.kill(self.pid, number)
 
     def wait(self, seconds=None):
-        """Its exit code, negative for a signal; None where it still runs after so long."""
+        """Its exit code, negative for a signal; None if it is still running after ``seconds``."""
         if self._code is None:
             self._socket.settimeout(seconds)
             try:
@@ -51,7 +51,7 @@ class Forked:
 
 
 def program_of(words):
-    """What the server is asked to run for a command line of Python; None where it cannot."""
+    """The request to the server for a command line of Python; None if the server cannot run it."""
     options = list(itertools.takewhile(("-u", "-P").__contains__, words))
     kept = {"unbuffered": "-u" in options, "safe_path": "-P" in options}
     words = words[len(options) :]
@@ -63,15 +63,15 @@ def program_of(words):
 
 
 def _served():
-    """Whether the server's interpreter is as this program's would be: torch has read the number of
-    threads, and no file of the user's has run at its start."""
+    """Whether the server can run this program: the number of threads, which torch has read, is the
+    same, and no sitecustomize of the user applies."""
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     changed = any(os.path.exists(os.path.join(p, "sitecustomize.py")) for p in path if p)
     return os.environ.get("OMP_NUM_THREADS") == "1" and not changed
 
 
 def main(python, name, entry, words):
-    """Stands in for ``python``, or for the console script ``name`` with that entry point."""
+    """Replaces ``python``, or the console script ``name`` with that entry point."""
     program = {"entry": entry, "name": name, "words": words} if entry else program_of(words)
     address = os.environ.get(SERVER)
     if program is None or address is None or not _served():

@@ -35,7 +35,7 @@ PRELOADED = [
     "train.tasks.digits.task",
     "train.tasks.text.task",
 ]
-# What DeepSpeed imports as late as it sets up ZeRO.
+# Modules that DeepSpeed imports only when it sets up ZeRO.
 DEEPSPEED = [
     "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",
@@ -44,9 +44,9 @@ DEEPSPEED = [
 
 
 def preload():
-    """Imports what is slow; it must start no thread, which a fork would lose."""
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else a pool of processes and its thread
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a look at CUDA itself forbids it to forks
+    """Imports the slow modules. It must start no thread, because threads are lost in a fork."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # prevents a pool of processes and its thread
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # checks CUDA without initialising it
     for name in PRELOADED:
         importlib.import_module(name)
     import torch
@@ -69,12 +69,12 @@ class Server:
         self._listener.bind(path)
         self._listener.listen(64)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        # Whoever has started the server holds the other end, so it ends with them.
+        # Standard input ends when the process that started the server ends.
         self._selector.register(0, selectors.EVENT_READ, self._close)
         self._clients = {}
 
     def serve(self):
-        """Returns in each forked process, with the request that it is for."""
+        """Accepts connections; returns the request in each forked process."""
         while True:
             for key, _ in self._selector.select():
                 request = key.data(key.fileobj)
@@ -105,10 +105,10 @@ class Server:
         return None
 
     def _gone(self, client):
-        if client not in self._clients:  # its program has just ended as well
+        if client not in self._clients:  # the program has just ended as well
             return
         self._selector.unregister(client)
-        os.kill(self._clients[client][0], signal.SIGKILL)  # not reaped yet, so it is still its own
+        os.kill(self._clients[client][0], signal.SIGKILL)  # not reaped: the id is still valid
 
     def _ended(self, process):
         pid, client = self._clients.pop(process)
@@ -118,12 +118,12 @@ class Server:
         _, status = os.waitpid(pid, 0)
         if client in self._selector.get_map():
             self._selector.unregister(client)
-        with suppress(OSError):  # it may be gone as well
+        with suppress(OSError):  # the client may be gone
             client.send(str(os.waitstatus_to_exitcode(status)).encode())
         client.close()
 
     def _leave(self):
-        """In a forked process: nothing of the server's stays open."""
+        """In a forked process: closes the server's files."""
         self._selector.close()
         self._listener.close()
         for item in self._clients:
@@ -131,7 +131,7 @@ class Server:
 
 
 def become(request, path):
-    """Makes this process what a new interpreter would be."""
+    """Gives this process the state of a new interpreter."""
     for descriptor, file in enumerate(request["files"]):
         os.dup2(file, descriptor)
         os.close(file)
@@ -163,7 +163,7 @@ def become(request, path):
 
 
 def _enter(netns):
-    """Moves this process into a network namespace (os.setns comes with Python 3.12)."""
+    """Moves this process into a network namespace (os.setns needs Python 3.12)."""
     libc = ctypes.CDLL(None, use_errno=True)
     with open(f"/run/netns/{netns}") as file:
         if libc.setns(file.fileno(), 0x40000000):
@@ -195,20 +195,21 @@ def execute(program):
 
 
 def end(code):
-    """Threads and exit hooks as ever; only the interpreter is not taken down, which takes long."""
+    """Waits for threads and runs exit hooks, but skips the slow teardown of the interpreter."""
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
-            if not stream.closed:  # as json.tool does
+            if not stream.closed:  # json.tool closes them
                 stream.flush()
         except OSError:
-            code = code or 120  # Python's own code for this
+            code = code or 120  # the interpreter's own code for this
     os._exit(code & 0xFF)
 
 
 def main():
-    """Loads, says so, and serves; a forked process comes out of it with its program."""
+    """Imports, prints "ready" and serves. Each forked process returns from serve() and runs its
+    program."""
     path = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
     preload()
     server = Server(sys.argv[1])

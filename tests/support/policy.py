@@ -1,5 +1,6 @@
-"""checkov, the scanner of container policies, from a directory of its own: its pins conflict with
-everybody else's."""
+"""checkov, a scanner of container policies, in a separate directory: its pins conflict with those
+of other packages.
+"""
 
 import json
 import os
@@ -12,8 +13,8 @@ VERSION = "3.3.30"
 
 
 def checkov(*arguments):
-    """Runs it; returns how many checks ``passed`` and the findings that ``failed``, as it tells
-    them. Skips the test where it cannot be installed."""
+    """Runs checkov. Returns how many checks ``passed``, and its findings for those that ``failed``.
+    Skips the test if checkov cannot be installed."""
     done = subprocess.run(
         [sys.executable, "-m", "checkov.main", "--quiet", "--compact", "--skip-download",
          "--output", "json", *map(str, arguments)],

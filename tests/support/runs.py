@@ -1,4 +1,4 @@
-"""Starts runs as a user would, and looks at what they leave behind."""
+"""Starts runs from the command line and reads their run directories."""
 
 import json
 import os
@@ -40,12 +40,12 @@ def command(name, directory, *overrides, processes=None, base=TINY):
 
 
 def tiny_config(*overrides):
-    """The tiny task's config, as a run would have it."""
+    """The config of the tiny task, as loaded for a run."""
     return load_config([], [*TINY, *overrides], runs=False).config
 
 
 def start(*args, **kwargs):
-    """A run in the background."""
+    """Starts a run in the background."""
     return subprocess.Popen(
         command(*args, **kwargs), cwd=ROOT, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -53,7 +53,7 @@ def start(*args, **kwargs):
 
 
 def run(*args, expect=0, **kwargs):
-    """A run to its end; checks its exit code."""
+    """Runs a run to its end; checks its exit code."""
     done = subprocess.run(
         command(*args, **kwargs), cwd=ROOT, env=environment(),
         capture_output=True, text=True, timeout=300,
@@ -63,7 +63,7 @@ def run(*args, expect=0, **kwargs):
 
 
 def environment():
-    """This process's, with one thread: on equal terms everywhere, and bit for bit."""
+    """This process's environment with one thread, so that results are bitwise equal everywhere."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -81,7 +81,7 @@ def checkpoints(directory):
 
 
 def tensors(directory, step=None):
-    """All tensors of a checkpoint, of the newest by default."""
+    """All tensors of a checkpoint, by default the newest."""
     from train.checkpoint import dcp
     from train.checkpoint.store import CheckpointStore
 
@@ -106,7 +106,7 @@ def metrics(directory):
 
 
 def curve(directory, key="train/loss"):
-    """Step to value of one metric."""
+    """Maps steps to the values of one metric."""
     return {row["step"]: row[key] for row in metrics(directory) if key in row}
 
 

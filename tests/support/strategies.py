@@ -1,4 +1,4 @@
-"""An engine and a strategy in this process, without a run around them."""
+"""An engine and a strategy in this process, without a run."""
 
 from datetime import timedelta
 

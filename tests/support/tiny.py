@@ -1,5 +1,6 @@
-"""A task that is over in seconds and has all that could go wrong with reproducibility:
-random augmentation from three libraries, dropout, and a count that differs between samples."""
+"""A task that takes seconds and uses all that can break reproducibility: random augmentation from
+three libraries, dropout, and sample counts that differ.
+"""
 
 import os
 import random
@@ -93,7 +94,8 @@ class TinyTask(Task):
         return Ratio(total, batch["mask"].sum())
 
     def misbehave(self):
-        """Counts forward passes in training, which are steps where nothing is accumulated."""
+        """Counts the forward passes in training, which are steps if nothing is accumulated, and
+        fails as configured."""
         import time
 
         self.calls += 1

@@ -33,7 +33,7 @@ def small_text_task(
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Such small models gain nothing from threads, which wait for each other on a busy machine."""
+    """Threads do not speed up such small models, and wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -108,7 +108,7 @@ def test_the_picture_shows_the_errors_first_and_repeats() -> None:
     assert torch.equal(task.report(model, torch.device("cpu"))["least_probable"], picture)
 
 
-def test_a_wrong_label_is_red_and_a_right_one_green() -> None:
+def test_wrong_labels_are_red_and_right_ones_green() -> None:
     picture = draw(
         torch.zeros(2, 1, 8, 8), torch.tensor([1, 7]), torch.tensor([1, 2]), columns=2, scale=1
     )

@@ -77,7 +77,7 @@ def test_bytes_of_all_samples_add_up_to_the_files(
     assert total == sum(path.stat().st_size for path in find_files(corpus))
 
 
-def test_many_samples_at_once_are_the_same_samples(
+def test_samples_loaded_together_equal_single_ones(
     make_text_task: MakeTask, corpus: list[str]
 ) -> None:
     dataset = make_text_task({"files": corpus}).train_dataset()
@@ -140,7 +140,7 @@ def test_the_split_is_the_same_on_every_machine() -> None:
     ]
 
 
-def test_equal_documents_stay_on_one_side() -> None:
+def test_equal_documents_are_in_the_same_part() -> None:
     documents = ["same"] * 5 + [f"other {n}" for n in range(5)]
     for seed in range(20):
         train, held_out = split_documents(documents, 3, seed)
@@ -187,7 +187,7 @@ def test_the_default_corpus_needs_no_file() -> None:
         (b"a|b", {"tokenizer": "t.txt"}, ["t.txt", "data.tokenizer"]),
     ],
 )
-def test_bad_data_is_named(
+def test_invalid_data_is_reported_by_name(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     make_text_task: MakeTask,
@@ -256,7 +256,7 @@ def test_the_tokenizers_own_end_of_document_can_be_named(tokenizer_json: str) ->
         make_tokenizer(Data(tokenizer=tokenizer_json, end_of_document="<eos>"))
 
 
-def test_bytes_are_counted_though_the_tokenizer_drops_and_splits_characters(
+def test_bytes_are_counted_even_if_the_tokenizer_drops_or_splits_characters(
     tmp_path: Path,
 ) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -273,5 +273,5 @@ def test_bytes_are_counted_though_the_tokenizer_drops_and_splits_characters(
     assert sum(sizes) == len(text.encode())
 
 
-def test_a_token_that_a_tokenizer_inserts_stands_for_no_byte() -> None:
+def test_a_token_that_a_tokenizer_inserts_counts_no_byte() -> None:
     assert byte_counts("aéb", [(0, 2), (0, 0), (2, 3)]).tolist() == [3, 0, 1]

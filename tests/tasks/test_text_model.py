@@ -33,7 +33,7 @@ def random_tokens(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=lambda f: "-".join(f.values()))
-def test_a_later_token_changes_no_earlier_logits(fields: dict[str, str]) -> None:
+def test_a_later_token_does_not_change_earlier_logits(fields: dict[str, str]) -> None:
     model, tokens = build(**fields), random_tokens(2, CONTEXT)
     changed = tokens.clone()
     changed[:, 10] = (changed[:, 10] + 1) % VOCABULARY
@@ -108,7 +108,7 @@ def test_bfloat16_autocast_gives_float32_logits_near_the_exact_ones() -> None:
 
 @pytest.mark.normal
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
-def test_an_exported_program_takes_any_batch_size(positions: str) -> None:
+def test_an_exported_program_accepts_any_batch_size(positions: str) -> None:
     model = build(positions=positions)
     batch = torch.export.Dim("batch")
     program = torch.export.export(
@@ -134,14 +134,14 @@ def test_the_traced_model_is_one_graph() -> None:
         ({"width": 8, "heads": 2, "context": 9}, ["model.context (9)", "model.positions"]),
     ],
 )
-def test_impossible_shapes_are_named(fields: dict[str, int], names: list[str]) -> None:
+def test_invalid_shapes_are_reported_by_name(fields: dict[str, int], names: list[str]) -> None:
     with pytest.raises(ValidationError) as caught:
         TextTask.Model(**fields)
     for name in names:
         assert name in str(caught.value)
 
 
-def test_flops_follow_palm_and_leave_the_lookup_out() -> None:
+def test_flops_follow_palm_and_exclude_the_lookup() -> None:
     width, layers = 32, 3
     block = 4 * width**2 + 8 * width**2
     multiplied = layers * block + VOCABULARY * width

@@ -56,7 +56,7 @@ def on_terminal(directory, kind="auto", columns=80, term="xterm"):
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         os.chdir(ROOT)
-        # Given whole: readline, which pytest imports, puts COLUMNS into the process's own.
+        # Set explicitly: readline, which pytest imports, sets COLUMNS in this process.
         env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
         env |= {"TERM": term, "OMP_NUM_THREADS": "1"}
         os.execve(sys.executable, [sys.executable, "-c", SAID, str(directory), kind], env)
@@ -64,7 +64,7 @@ def on_terminal(directory, kind="auto", columns=80, term="xterm"):
     while True:
         try:
             part = os.read(terminal, 65536)
-        except OSError:  # how a pty says that the other end is closed
+        except OSError:  # a pty raises this when the other end is closed
             break
         if not part:
             break
@@ -105,16 +105,18 @@ def test_a_terminal_has_a_bar(shown):
     frames = [
         ESCAPE.sub("", f).strip() for f in re.split(r"[\r\n]+", text) if "━" in ESCAPE.sub("", f)
     ]
-    assert len(frames) > 3, "it is redrawn"
+    assert len(frames) > 3, "the bar is not redrawn"
     too_long = [frame for frame in frames if len(frame) > columns]
-    assert too_long == [], "it never needs a second line"
+    assert too_long == [], "frames are wider than the terminal"
     middle = frames[len(frames) // 2]
     assert re.match(r"\d+/40 ", middle)
     assert re.search(r"loss \d+\.\d+ lr 3\.0e-04 1\.2k samples/s", middle)
     assert re.search(r"\d:\d\d eta \d:\d\d$", middle)
-    assert ("56.8k tokens/s" in middle) == (columns == 80), "what has no room is left out,"
+    assert ("56.8k tokens/s" in middle) == (columns == 80), "values that do not fit must be omitted"
     drawn = ESCAPE.sub("", text).splitlines()
-    assert all("━" in line for line in drawn if "tokens" in line), "not put below"
+    assert all("━" in line for line in drawn if "tokens" in line), (
+        "the bar continues on a second line"
+    )
     assert "40/40" in frames[-1]
     assert "loss 2.5" in frames[-1]
 
@@ -137,7 +139,7 @@ def test_texts_are_printed_above_the_bar_and_complete(shown):
     assert worried.startswith("warning: ")
     assert not [line for line in kept if "unimportant" in line or "at length" in line]
     (bar,) = [number for number, line in enumerate(kept) if "━" in line]
-    assert places[-2] < bar < places[-1], "only the last state of the bar stays"
+    assert places[-2] < bar < places[-1], "only the last state of the bar must stay"
 
 
 def test_the_cursor_is_shown_again(shown):
@@ -145,7 +147,7 @@ def test_the_cursor_is_shown_again(shown):
 
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "dumb terminal"])
-def test_elsewhere_there_are_plain_lines(tmp_path, terminal):
+def test_without_a_terminal_there_are_plain_lines(tmp_path, terminal):
     if terminal:
         out = on_terminal(tmp_path, term="dumb").replace("\r\n", "\n")
     else:
@@ -161,7 +163,9 @@ def test_elsewhere_there_are_plain_lines(tmp_path, terminal):
     assert out[0] == "the run begins"
     assert out[-1] == "the run ends"
     numbers = "lr 3.0e-04  1.2k samples/s  56.8k tokens/s"
-    assert f"step 11/40  loss 9.0909  {numbers}" in out, "there is no pace yet"
+    assert f"step 11/40  loss 9.0909  {numbers}" in out, (
+        "there must be no eta before the speed is known"
+    )
     assert any(
         re.fullmatch(rf"step 25/40  loss 4.0000  {numbers}  eta 0:0\d", line) for line in out
     )

@@ -37,7 +37,7 @@ def wandb_steps(path):
 
 
 def wandb_has_written(directory):
-    """More than the header; afterwards it is written every second."""
+    """Whether more than the header is written; from then on it is written every second."""
     return any(path.stat().st_size > 7 for path in offline_files(directory))
 
 
@@ -72,7 +72,7 @@ def test_metrics_have_each_step_once(killed_and_resumed):
     assert list(curve(directory, "eval/loss")) == list(range(50, 401, 50))
 
 
-def test_tensorboard_shows_what_the_metrics_say(killed_and_resumed):
+def test_tensorboard_matches_metrics_jsonl(killed_and_resumed):
     """Each step occurs once, and the kill loses no step that a checkpoint covers."""
     directory, _, _ = killed_and_resumed
     events = tensorboard(directory)
@@ -94,7 +94,7 @@ def test_wandb_has_one_run(killed_and_resumed):
         assert file.config["code"] == attempt["code"]
     before = wandb_steps(first)
     assert before == list(range(1, len(before) + 1))
-    assert len(before) >= 50, "what was logged more than a second before the kill is there"
+    assert len(before) >= 50, "rows older than a second are lost"
     assert wandb_steps(second) == list(range(resumed + 1, 401))
     assert WandbFile(second).summary["final/loss"] == curve(directory, "eval/loss")[400]
 
@@ -118,7 +118,7 @@ def test_ctrl_c_on_a_terminal_stops_the_run(tmp_path):
     while True:
         try:
             part = os.read(terminal, 65536)
-        except OSError:  # how a pty says that the other end is closed
+        except OSError:  # a pty raises this when the other end is closed
             break
         if not part:
             break
@@ -141,4 +141,4 @@ def test_ctrl_c_on_a_terminal_stops_the_run(tmp_path):
     assert WandbFile(path).exit_code == [0]
     events = tensorboard(tmp_path).Scalars("train/loss")
     assert [event.step for event in events] == list(range(1, last + 1))
-    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor is shown again"
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor must be shown again"

@@ -45,7 +45,7 @@ def test_pythons_warnings_are_captured(tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(False)
-        logging.captureWarnings(True)  # pytest has its own in between
+        logging.captureWarnings(True)  # replaces the handler of pytest
         warnings.warn("worried", UserWarning, stacklevel=1)
     assert "UserWarning: worried" in text(tmp_path)
     assert re.fullmatch(r"warning: .*UserWarning: worried\n", capsys.readouterr().err)
@@ -82,7 +82,9 @@ def test_the_file_is_kept_across_attempts_and_rotated(tmp_path, monkeypatch):
     for attempt in (1, 2):
         setup_logging(tmp_path, 0, attempt, "INFO")
         logging.getLogger("train").info("hello")
-    assert text(tmp_path).count("hello") == 2, "one handler, and nothing overwritten"
+    assert text(tmp_path).count("hello") == 2, (
+        "there must be one handler, and the file must be kept"
+    )
     for number in range(200):
         logging.getLogger("train").info("line %d", number)
     names = sorted(path.name for path in (tmp_path / "logs").iterdir())

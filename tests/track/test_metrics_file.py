@@ -47,7 +47,7 @@ def test_metrics_of_one_step_are_one_row(path):
     }  # fmt: skip
     assert second["train/loss"] is None
     assert second["train/gradient_norm"] is None
-    assert "NaN" not in path.read_text(), "which is not JSON"
+    assert "NaN" not in path.read_text(), "NaN must not be written, as it is not valid JSON"
 
 
 def test_a_row_is_written_when_the_next_step_is_done(path):
@@ -124,7 +124,7 @@ def test_an_incomplete_last_line_is_removed(path):
     with path.open("a") as file:
         file.write('{"step": 3, "att')
     file = MetricsFile(path, start_step=5, attempt=2)
-    assert file.damaged == 0, "a crash is nothing to be told of"
+    assert file.damaged == 0, "an incomplete line must not count as damage"
     file.log(3, {"train/loss": 3.0})
     file.close()
     assert steps(path) == [1, 2, 3]
@@ -158,7 +158,7 @@ def test_an_evaluation_of_the_next_attempt_is_merged_into_its_row(path, start_st
     write(path, start_step)
     file = MetricsFile(path, start_step=start_step, attempt=2)
     file.log(start_step, {"eval/loss": 0.5})
-    assert steps(path) == [start_step], "the old row is not given up before the new one is there"
+    assert steps(path) == [start_step], "the old row must be kept until the new one is written"
     file.log(start_step + 1, {"train/loss": 1.0})
     file.close()
     first, second = rows(path)

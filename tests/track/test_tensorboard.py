@@ -43,7 +43,9 @@ def test_everything_can_be_read_back(tmp_path, track):
     assert scalars(events, "eval/accuracy") == [(2, 0.25)]
     (text,) = events.Tensors("sample/text_summary")
     shown = tensor_util.make_ndarray(text.tensor_proto).item().decode()
-    assert shown == "    <b>not bold</b>\n      indented", "a code block in Markdown"
+    assert shown == "    <b>not bold</b>\n      indented", (
+        "the text must be a code block in Markdown"
+    )
     (drawn,) = events.Images("drawn")
     assert (drawn.step, drawn.width, drawn.height) == (2, 6, 4)
     (histogram,) = events.Histograms("weights/0.weight")

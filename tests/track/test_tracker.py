@@ -65,7 +65,9 @@ def test_a_sink_that_raises_is_dropped_with_one_warning(track, tmp_path, capfd, 
 
     broken, good = Recorder(behave), Recorder()
     drive(track([broken, good]))
-    assert [call[0] for call in broken.calls][-2:] == [where, "abandon"], "no more is asked of it"
+    assert [call[0] for call in broken.calls][-2:] == [where, "abandon"], (
+        "a dropped sink is called again"
+    )
     assert len(broken.called(where)) == 1
     assert [call[0] for call in good.calls][-2:] == ["summary", "close"]
     assert len(good.called("log")) == 3
@@ -73,7 +75,7 @@ def test_a_sink_that_raises_is_dropped_with_one_warning(track, tmp_path, capfd, 
     (line,) = capfd.readouterr().err.splitlines()
     assert "the test's sink failed" in line
     assert "it broke" in line
-    assert "Traceback" in log(tmp_path), "the log file has the details"
+    assert "Traceback" in log(tmp_path), "the log file must have the details"
 
 
 def test_the_message_of_open_is_printed(track, capfd):
@@ -142,11 +144,13 @@ def test_a_slow_sink_loses_histograms_first(track, capfd, monkeypatch):
         tracker.log(step, {"train/loss": 1.0})
         if 10 <= step < 14:
             tracker.histograms(step, {"w": np.ones(3)})
-    assert "are too slow" in capfd.readouterr().err, "told at once"
+    assert "are too slow" in capfd.readouterr().err, "there is no immediate warning"
     let_go.set()
     tracker.close()
     assert sink.called("histograms") == []
-    assert [step for step, _ in sink.called("log")] == list(range(5, 25)), "then the oldest rows"
+    assert [step for step, _ in sink.called("log")] == list(range(5, 25)), (
+        "the oldest rows must be dropped next"
+    )
     assert "too slow; 4 x histograms, 5 x log dropped" in capfd.readouterr().err
 
 

@@ -114,7 +114,7 @@ def test_the_config_and_the_version_are_logged(files):
     assert files[0].config["code"] == {"isorun": "0.1.0"}
 
 
-def test_rows_have_our_own_step(files):
+def test_rows_have_the_step_of_the_run(files):
     def rows(file):
         return [
             (r["step"], r["attempt"], r["train/loss"]) for r in file.history if "train/loss" in r
@@ -122,7 +122,7 @@ def test_rows_have_our_own_step(files):
 
     assert rows(files[0]) == [(step, 1, 1.0 / step) for step in (1, 2, 3)]
     assert rows(files[1]) == [(step, 2, 1.0 / step) for step in (3, 4, 5)]
-    assert files[1].history[0]["_step"] == 0, "W&B's own begins anew; nothing may rely on it"
+    assert files[1].history[0]["_step"] == 0, "W&B's own step restarts at 0"
 
 
 def test_step_is_the_x_axis_of_every_metric(files):
@@ -162,7 +162,7 @@ def test_no_file_is_written_outside_the_run_directory(twice):
     assert list((twice[0] / "home").rglob("*")) == []
 
 
-def test_what_is_in_the_directory(twice):
+def test_the_entries_of_the_wandb_directory(twice):
     """A directory per attempt, and one for the cache."""
     names = {path.name for path in (twice[0] / "wandb").iterdir()}
     runs = {path.parent.name for path in offline_files(twice[0])}

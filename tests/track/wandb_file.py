@@ -31,7 +31,7 @@ def records(path):
         checksum, length, kind = _HEADER.unpack_from(data, at)
         start = at + _HEADER.size
         part = data[start : start + length]
-        assert len(part) == length, "the file is cut off"
+        assert len(part) == length, "the file ends within a record"
         assert checksum == zlib.crc32(bytes([kind]) + part)
         joined = part if kind in (_WHOLE, _FIRST) else joined + part
         if kind in (_WHOLE, _LAST):

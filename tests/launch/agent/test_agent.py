@@ -1,4 +1,4 @@
-"""One node's agent and its ranks, as processes."""
+"""The agent of one node and its ranks, as processes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.support.runs import ROOT, TINY, checkpoints, environment, run
 
 
 def start(*options, script=None, command=None, env=()):
-    """The agent with a command, or with a small program as its ranks."""
+    """Starts the agent with a command, or with ``script`` as its ranks."""
     command = ["python", "-c", script] if command is None else command
     return subprocess.Popen(
         [sys.executable, "-m", "launch.agent", *options, "--", *command],
@@ -31,7 +31,7 @@ def end(agent, timeout=120):
 def wait_for(path, seconds=60):
     deadline = time.monotonic() + seconds
     while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
+        assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.02)
 
 
@@ -48,13 +48,13 @@ FIT = ["python", "-m", "train", "fit", *TINY]
 
 
 @pytest.mark.parametrize("code", [0, 1, 64, 78, 143])
-def test_the_exit_code_comes_back(code):
+def test_the_exit_code_of_the_ranks_is_returned(code):
     found, _, err = end(start("--nproc-per-node", "2", script=f"import sys; sys.exit({code})"))
     assert found == code
     assert ("ended first" in err) == (code != 0)
 
 
-def test_a_signal_comes_back():
+def test_a_signal_is_returned_as_an_exit_code():
     script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     code, _, err = end(start(script=script))
     assert code == 128 + signal.SIGKILL
@@ -62,7 +62,7 @@ def test_a_signal_comes_back():
 
 
 @pytest.mark.parametrize(("code", "starts"), [(75, 3), (137, 3), (64, 1), (70, 1), (143, 1)])
-def test_only_what_may_help_is_started_again(tmp_path, code, starts):
+def test_only_failures_worth_a_retry_are_restarted(tmp_path, code, starts):
     end_with = "os.kill(os.getpid(), 9)" if code == 137 else f"sys.exit({code})"
     script = f"import os, sys; open({str(tmp_path / 'starts')!r}, 'a').write('x'); {end_with}"
     found, _, err = end(start("--max-restarts", "2", script=script))
@@ -71,7 +71,7 @@ def test_only_what_may_help_is_started_again(tmp_path, code, starts):
     assert err.count("Restarting the ranks") == starts - 1
 
 
-def test_a_restart_can_end_well(tmp_path):
+def test_a_restart_can_succeed(tmp_path):
     script = (
         "import os, sys; path = os.environ['SEEN']; first = not os.path.exists(path); "
         "open(path, 'w'); sys.exit(75 * first)"
@@ -113,7 +113,7 @@ def test_a_stop_reaches_each_rank_once(tmp_path, number):
         time.sleep(0.2)
     code, out, _ = end(agent)
     assert code == 143
-    assert out.split() == ["35", "35"]  # the grace period is passed on, less a margin
+    assert out.split() == ["35", "35"]  # the grace period less a margin
     for rank in range(2):
         assert (tmp_path / f"seen{rank}").read_text().split() == [number.name]
 
@@ -135,7 +135,7 @@ def test_ranks_that_do_not_end_in_time_are_killed(tmp_path):
     assert "1 s (--shutdown-timeout)" in err
 
 
-def test_ranks_are_told_when_their_agent_is_killed(tmp_path):
+def test_ranks_get_sigterm_when_their_agent_is_killed(tmp_path):
     agent = listening(tmp_path, takes=0)
     children = subprocess.run(
         ["ps", "--ppid", str(agent.pid), "-o", "pid="], capture_output=True, text=True, check=True
@@ -150,17 +150,17 @@ def test_ranks_are_told_when_their_agent_is_killed(tmp_path):
     assert (tmp_path / "seen1").read_text().split() == ["SIGTERM"]
 
 
-def test_a_signal_before_there_are_ranks_ends_it_at_once(tmp_path):
+def test_a_signal_before_the_ranks_start_ends_the_agent_at_once(tmp_path):
     agent = start("--nnodes", "2", "--rdzv-endpoint", "127.0.0.1:0", "--node-rank", "0",
                   "--preflight", "off", script="")  # fmt: skip
-    time.sleep(4)  # it waits for the second node, which never comes
+    time.sleep(4)  # it waits for the second node, which is never started
     agent.send_signal(signal.SIGTERM)
     code, _, err = end(agent, timeout=20)
     assert code == 143
     assert "nothing is lost" in err
 
 
-def test_a_command_that_is_not_there():
+def test_a_command_that_does_not_exist():
     code, _, err = end(start(command=["no-such-program"]))
     assert code == 64
     assert "'no-such-program' cannot be started" in err
@@ -178,8 +178,8 @@ def test_a_stop_while_ranks_start():
 
 
 @pytest.mark.slow
-def test_a_rank_that_has_saved_does_not_cut_short_one_that_still_copies(tmp_path):
-    """Longer than ranks get that cannot continue."""
+def test_a_rank_that_has_saved_does_not_end_one_that_still_copies(tmp_path):
+    """Copying takes longer than the time for ranks that cannot continue."""
     script = (
         "import os, signal, sys, time; rank = int(os.environ['RANK']); "
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -223,7 +223,7 @@ def test_the_first_error_of_a_run_is_kept(tmp_path):
     assert "no such thing" in told
 
 
-def test_a_stop_saves_and_the_same_command_goes_on(tmp_path):
+def test_a_stopped_run_saves_and_the_same_command_resumes(tmp_path):
     command = [*FIT, f"run.dir={tmp_path}", "task.sleep=0.05", "batch.micro_batch_size=6"]
     agent = start("--nproc-per-node", "2", command=command)
     wait_for(tmp_path / "metrics.jsonl")

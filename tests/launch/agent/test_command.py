@@ -1,4 +1,4 @@
-"""What the agent starts as ranks, from which working directory."""
+"""The command and the working directory of the ranks."""
 
 import sys
 
@@ -29,12 +29,12 @@ def test_training_is_started_without_the_working_directory_on_the_path(
     assert rank_command(command) == started
 
 
-def test_the_source_directory_stays_on_the_path_as_it_may_not_be_installed(monkeypatch):
+def test_the_source_directory_stays_on_the_path_if_isorun_is_not_installed(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert rank_command(["python", "-m", "train"]) == ["python", "-m", "train"]
 
 
-def test_the_doctor_checks_for_the_training(monkeypatch, tmp_path):
+def test_the_doctor_gets_the_training_command(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     doctor = [sys.executable, "-P", "-m", "launch.doctor", "--level", "full"]
     assert doctor_command("full", []) == doctor

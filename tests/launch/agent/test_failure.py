@@ -1,4 +1,4 @@
-"""Which rank failed first, and what is written about it."""
+"""Which rank failed first, and the record of the failure."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_the_failure_that_explains_the_others_comes_first(failures, first):
     assert first_failure(failures[::-1]).rank == first
 
 
-def test_what_is_worth_another_try():
+def test_exit_codes_worth_a_retry():
     assert {code for code in Exit if is_worth_retrying(code)} == {Exit.RETRY, Exit.PREEMPTED}
     assert is_worth_retrying(shell_code(-9))
     assert is_worth_retrying(-11)
@@ -71,7 +71,7 @@ def test_a_paragraph_names_rank_host_error_and_what_to_do():
     assert ADVICE[Exit.NOT_FINITE] in said
 
 
-def test_lines_are_shown_of_a_rank_that_left_no_error():
+def test_the_log_is_shown_for_a_rank_without_an_error_file():
     first = failure(0, 137, log=["before", "the last one"])
     said = Outcome(first, [first], [1]).paragraph()
     assert "killed by SIGKILL" in said
@@ -95,7 +95,7 @@ def test_records_are_numbered_and_never_replaced(tmp_path):
         failure(0, 70, "long " * 5000),
     ],
 )
-def test_a_termination_message_fits(tmp_path, first):
+def test_a_termination_message_has_a_limited_size(tmp_path, first):
     path = tmp_path / "termination-log"
     others = [failure(rank, 75) for rank in range(1, 600)]
     write_termination(path, Outcome(first, [first, *others], []).record(command=["x"] * 10))

@@ -1,4 +1,4 @@
-"""What the agent is told, and what it refuses."""
+"""The options of the agent, and those that it refuses."""
 
 import pytest
 
@@ -18,23 +18,25 @@ def refused(*words, command=RUN, **environ):
     return str(caught.value)
 
 
-def test_one_node_meets_nobody_and_takes_any_port():
+def test_one_node_needs_no_endpoint_and_uses_any_port():
     alone = options()
     assert (alone.host, alone.port, alone.min_nodes, alone.max_nodes) == ("localhost", 0, 1, 1)
-    assert alone.local_addr == "127.0.0.1", "its name may be unknown, as in a container"
+    assert alone.local_addr == "127.0.0.1", (
+        "the address must not need the host name, which may not resolve in a container"
+    )
     assert alone.preflight == "off"
     told = options("--rdzv-endpoint", "node0:4000", PET_RDZV_PORT="4001")
     assert (told.host, told.port) == ("localhost", 0)
     assert alone.command[1:] == ("-m", "train", "fit")
 
 
-def test_one_of_many_jobs_with_one_node_each_meets_itself():
-    """Of a sweep, say: the launcher counts them, but none waits for another."""
+def test_one_node_of_many_jobs_uses_its_own_rendezvous():
+    """Such as a sweep: the launcher numbers the jobs, but they do not wait for each other."""
     assert options(JOB_COMPLETION_INDEX="3").node_rank == 0
     assert options("--nnodes", "4", "--rdzv-endpoint", "a", JOB_COMPLETION_INDEX="3").node_rank == 3
 
 
-def test_several_nodes_are_looked_at_before_the_run():
+def test_several_nodes_have_a_preflight():
     assert options("--nnodes", "2", "--rdzv-endpoint", "a").preflight == "quick"
     assert options("--nnodes", "2", "--rdzv-endpoint", "a").local_addr is None
     assert options("--nnodes", "2", "--rdzv-endpoint", "a", "--preflight", "off").preflight == "off"
@@ -56,14 +58,14 @@ def test_endpoints(endpoint, found):
     assert (made.host, made.port) == found
 
 
-def test_the_environment_stands_in_and_the_command_line_wins():
+def test_environment_variables_are_defaults_of_options():
     environ = {"PET_NNODES": "1:3", "PET_RDZV_ENDPOINT": "a:1", "PET_NPROC_PER_NODE": "2"}
     made = options("--rdzv-endpoint", "b:2", **environ)
     assert (made.min_nodes, made.max_nodes, made.elastic) == (1, 3, True)
     assert (made.host, made.port, made.processes) == ("b", 2, 2)
 
 
-def test_several_nodes_never_meet_on_localhost_by_default():
+def test_localhost_is_never_the_default_endpoint_of_several_nodes():
     assert "no rendezvous endpoint" in refused("--nnodes", "2")
     told = refused("--nnodes", "2", "--rdzv-host-env", "TORCHX_RANK0_HOST")
     assert "TORCHX_RANK0_HOST" in told
@@ -72,7 +74,7 @@ def test_several_nodes_never_meet_on_localhost_by_default():
     assert "FIRST" in told
 
 
-def test_the_first_host_is_found_in_a_list_of_slurms():
+def test_the_first_host_is_found_in_a_slurm_node_list():
     made = options("--nnodes", "2", "--rdzv-host-env", "NODES", NODES="gpu[03-05],login")
     assert made.host == "gpu03"
 
@@ -107,14 +109,14 @@ def test_the_first_host_is_found_in_a_list_of_slurms():
         (["--nodes", "2"], {}, "--nodes"),
     ],
 )
-def test_mistakes_are_named(words, environ, told):
+def test_errors_name_the_option_or_variable(words, environ, told):
     assert told in refused(*words, **environ)
 
 
-def test_there_must_be_something_to_run():
+def test_a_command_is_required():
     assert "nothing to run" in refused(command=[])
 
 
-def test_ranks_are_given_less_time_than_they_have():
+def test_ranks_get_less_time_than_the_agent():
     made = options("--shutdown-timeout", "60")
     assert made.stop_deadline < made.shutdown_timeout == 60

@@ -1,4 +1,4 @@
-"""Starts the doctor as an agent would, one process for each of several nodes."""
+"""Starts the doctor as an agent does, with one process per node."""
 
 import json
 import os
@@ -13,7 +13,7 @@ FIT = ["--", "python", "-m", "train", "fit", *TINY]
 
 @dataclass
 class Told:
-    """What a preflight said and left."""
+    """The exit codes, the output and the report of a preflight."""
 
     codes: list[int]
     output: list[str]
@@ -34,15 +34,15 @@ class Told:
 
 
 def clean():
-    """No settings of whoever runs the tests."""
+    """An environment without settings of the person who runs the tests."""
     prefixes = ("WANDB_", "GLOO_", "NCCL_", "ISORUN_", "http", "HTTP", "no_proxy", "NO_PROXY")
     return {k: v for k, v in environment().items() if not k.startswith(prefixes)}
 
 
 def doctor(tmp_path, *arguments, nodes=1, command=None, env=None, each=None, before=None,
            only=None, expect=0, module=("-m", "launch.doctor")):  # fmt: skip
-    """``each``: further variables of each node; ``before``: the words before the command, of each
-    node; ``command``: the training's, or of each node; ``only``: the ranks that are started."""
+    """``each``: further variables per node; ``before``: words before the command per node;
+    ``command``: the training command, or one per node; ``only``: the ranks to start."""
     file = tmp_path / "report.json"
     file.unlink(missing_ok=True)
     command = FIT if command is None else command
@@ -76,7 +76,7 @@ def doctor(tmp_path, *arguments, nodes=1, command=None, env=None, each=None, bef
 
 
 def in_mount_namespace(script):
-    """Words before a command that let it see mounts of its own, made by the script."""
+    """Words that start a command in a new mount namespace, which the script prepares."""
     return ["unshare", "--mount", "sh", "-c", f'{script} && exec "$@"', "sh"]
 
 
@@ -85,12 +85,12 @@ def why_no_mount_namespace():
         words = in_mount_namespace("mount -t tmpfs tmpfs /mnt")
         done = subprocess.run([*words, "true"], capture_output=True, text=True)
     except FileNotFoundError:
-        return "there is no `unshare` (util-linux)"
-    return f"mounts cannot be made here ({done.stderr.strip()})" if done.returncode else None
+        return "`unshare` is not installed (util-linux)"
+    return f"mounts cannot be created ({done.stderr.strip()})" if done.returncode else None
 
 
 def with_sitecustomize(directory, code):
-    """The variable that lets Python run ``code`` at its start."""
+    """The variable that makes Python run ``code`` at its start."""
     directory.mkdir(exist_ok=True)
     (directory / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])}

@@ -1,4 +1,4 @@
-"""The doctor in one process: what a node can know of itself."""
+"""The doctor in one process: the checks that need no other node."""
 
 import http.server
 import subprocess
@@ -21,14 +21,14 @@ from tests.support.runs import ROOT, free_port
 DIGITS = ["--", "python", "-m", "train", "fit", "--config", "configs/digits.yaml"]
 
 
-def test_a_healthy_node_has_a_row_for_each_check_and_leaves_no_trace(tmp_path):
+def test_a_healthy_node_has_a_row_for_each_check_and_no_files_are_left(tmp_path):
     told = doctor(tmp_path, command=[*FIT, f"run.dir={tmp_path}/run"])
     lines = told.output[0].splitlines()
     assert lines[0].startswith("Preflight (quick): 1 node, 1 process, ")
     assert lines[-1].endswith("the run can start (exit 0)")
     rows = [line for line in lines[1:-1] if not line.startswith(" ")]
     assert len(rows) == len(told.report["findings"])
-    assert "\x1b" not in told.output[0], "no colours where nobody sees them"
+    assert "\x1b" not in told.output[0], "there must be no colours without a terminal"
     for check in ("devices", "threads", "limits", "memory", "versions", "run directory"):
         assert told.only(check, "ok")["node"] == told.report["nodes"][0]
     assert told.only("shared memory", "ok")["text"] == "not needed: loader.workers is 0"
@@ -36,20 +36,20 @@ def test_a_healthy_node_has_a_row_for_each_check_and_leaves_no_trace(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
-def test_without_a_training_command_it_checks_what_needs_no_config(tmp_path):
+def test_without_a_training_command_only_checks_without_config_run(tmp_path):
     told = doctor(tmp_path, command=[])
     assert told.only("versions", "ok")
     assert not told.found("run directory")
     assert not told.found("W&B")
 
 
-def test_another_command_than_a_training_is_not_read(tmp_path):
+def test_a_command_other_than_a_training_is_not_parsed(tmp_path):
     told = doctor(tmp_path, command=["--", "python", "other.py", "--nonsense"])
     assert told.only("versions", "ok")
     assert not told.found("config")
 
 
-def test_a_mistake_in_the_config_is_a_finding_beside_the_others(tmp_path):
+def test_a_config_error_is_a_finding_beside_others(tmp_path):
     told = doctor(tmp_path, command=[*FIT, "optim.lrr=3e-4"], expect=64)
     failed = told.only("config", "failed")
     assert "optim.lrr is not a known key" in failed["text"]
@@ -73,7 +73,7 @@ def test_a_run_directory_that_cannot_be_written(tmp_path):
     assert "run.dir is '/proc/isorun' (from command line)" in failed["text"]
 
 
-def test_a_full_disk_is_the_machine_s_fault(tmp_path):
+def test_a_full_disk_is_an_infrastructure_failure(tmp_path):
     with small_disk(tmp_path / "disk", "size=1m") as disk:
         fill(disk)
         told = doctor(tmp_path, command=[*FIT, f"run.dir={disk}/run"], expect=75)
@@ -81,7 +81,7 @@ def test_a_full_disk_is_the_machine_s_fault(tmp_path):
     assert told.only("run directory", "failed")["advice"].startswith("free space")
 
 
-def test_too_little_room_for_the_checkpoints_by_the_model_s_parameters(tmp_path):
+def test_too_little_space_for_checkpoints_by_the_number_of_parameters(tmp_path):
     with small_disk(tmp_path / "disk", "size=4m") as disk:
         command = [*DIGITS, f"run.dir={disk}/run"]
         assert doctor(tmp_path, command=command).only("free space", "skipped")
@@ -91,7 +91,7 @@ def test_too_little_room_for_the_checkpoints_by_the_model_s_parameters(tmp_path)
 
 
 @pytest.mark.slow
-def test_the_estimate_is_the_size_that_a_checkpoint_really_has(tmp_path):
+def test_the_estimated_size_of_a_checkpoint_is_close_to_its_actual_size(tmp_path):
     command = [*DIGITS, f"run.dir={tmp_path}/run", "length.epochs=1"]
     told = doctor(tmp_path, "--level", "full", command=command)
     estimated = told.only("free space", "ok")["values"]["checkpoint_bytes"]
@@ -107,7 +107,7 @@ def test_full_measures_the_disk_and_a_sample(tmp_path):
     told = doctor(tmp_path, "--level", "full", command=command)
     speed = told.only("disk speed", told.found("disk speed")[0]["status"])["values"]
     assert min(speed["write_bytes_per_second"], speed["read_bytes_per_second"]) > 0
-    # The tiny task's sample: 8 + 4 + 4 floats.
+    # A sample of the tiny task has 8 + 4 + 4 floats.
     assert "12 samples of 64 B (measured)" in told.only("shared memory", "ok")["text"]
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
@@ -116,9 +116,9 @@ def test_full_measures_the_disk_and_a_sample(tmp_path):
 @pytest.mark.parametrize(
     ("size", "level", "status", "code"),
     [
-        ("16k", "quick", "failed", 64),  # not even a page for each micro-batch
-        ("4m", "quick", "warning", 0),  # too small for images, which these may be
-        ("4m", "full", "ok", 0),  # but they are not
+        ("16k", "quick", "failed", 64),  # less than a page for each micro-batch
+        ("4m", "quick", "warning", 0),  # too small for image samples
+        ("4m", "full", "ok", 0),  # enough for the measured samples
     ],
 )
 def test_shared_memory_against_data_workers(tmp_path, size, level, status, code):
@@ -132,7 +132,7 @@ def test_shared_memory_against_data_workers(tmp_path, size, level, status, code)
     assert status == "ok" or "--shm-size" in found["advice"]
 
 
-def test_wandb_that_cannot_be_reached_is_never_fatal(tmp_path):
+def test_an_unreachable_wandb_is_only_a_warning(tmp_path):
     command = [*FIT, f"run.dir={tmp_path}/run", "track.wandb=online"]
     url = f"http://127.0.0.1:{free_port()}"
     told = doctor(tmp_path, command=command, env={"WANDB_BASE_URL": url})
@@ -140,10 +140,10 @@ def test_wandb_that_cannot_be_reached_is_never_fatal(tmp_path):
     assert "offline" in told.only("W&B", "warning")["advice"]
 
 
-def test_wandb_that_answers(tmp_path):
+def test_a_wandb_server_that_answers(tmp_path):
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), http.server.BaseHTTPRequestHandler
-    )  # which answers 501
+    )  # it answers 501
     threading.Thread(target=server.serve_forever, daemon=True).start()
     command = [*FIT, f"run.dir={tmp_path}/run", "track.wandb=online"]
     env = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}
@@ -173,7 +173,7 @@ def test_too_few_open_files(tmp_path):
         (["--jsn", "x"], "--jsn"),
     ],
 )
-def test_a_wrong_argument_is_one_sentence(words, said):
+def test_an_invalid_argument_is_one_sentence(words, said):
     done = subprocess.run(
         [sys.executable, "-m", "launch.doctor", *words],
         cwd=ROOT, env=clean(), capture_output=True, text=True,
@@ -186,4 +186,4 @@ def test_a_wrong_argument_is_one_sentence(words, said):
 def test_a_report_that_cannot_be_written(tmp_path):
     told = doctor(tmp_path, "--json", str(tmp_path / "no" / "folder.json"), expect=64)
     assert "--json is" in told.errors[0]
-    assert "the run can start" in told.output[0], "the table is printed all the same"
+    assert "the run can start" in told.output[0], "the table is not printed"

@@ -1,4 +1,4 @@
-"""The doctor on two real hosts, made of network namespaces."""
+"""The doctor on two hosts made of network namespaces."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def hosts():
 
 
 def examine(hosts, tmp_path, names, expect=0):
-    """``names``: the interface that gloo is told to use, of each host."""
+    """``names``: the interface for gloo on each host."""
     return doctor(
         tmp_path, nodes=2, command=[*FIT, f"run.dir={tmp_path}/run"], expect=expect,
         env={"MASTER_ADDR": f"{hosts.subnet}.1", "MASTER_PORT": "29500"},
@@ -31,16 +31,18 @@ def test_two_hosts_that_reach_each_other(hosts, tmp_path):
     assert told.only("all-reduce", "ok")
 
 
-def test_a_host_whose_name_is_its_loopback_address(hosts, tmp_path):
+def test_a_host_name_that_resolves_to_a_loopback_address(hosts, tmp_path):
     told = examine(hosts, tmp_path, [hosts.cables[0], None], expect=64)
     failed = told.only("network", "failed")
     assert failed["node"] == told.report["nodes"][1]
     assert "an address that only it can use" in failed["text"]
     assert "set GLOO_SOCKET_IFNAME" in failed["advice"]
-    assert told.only("all-reduce", "skipped"), "which would time out"
+    assert told.only("all-reduce", "skipped"), (
+        "the all-reduce must be skipped, as it would time out"
+    )
 
 
-def test_a_host_that_cannot_be_reached_at_the_address_that_it_tells(hosts, tmp_path):
+def test_a_host_that_cannot_be_reached_at_its_published_address(hosts, tmp_path):
     far = f"{hosts.cables[1]}x"
     ip("-n", hosts.names[1], "link", "add", far, "type", "veth", "peer", "name", f"{far}y")
     ip("-n", hosts.names[1], "addr", "add", f"10.214.{hosts.subnet.split('.')[2]}.2/24", "dev", far)

@@ -1,4 +1,4 @@
-"""What the doctor makes of what was measured."""
+"""The doctor's findings from given measurements."""
 
 import threading
 import time
@@ -47,16 +47,16 @@ def place(*, local_world_size=1, level="quick", **environ):
     return Place(world, level, None, environ)
 
 
-# -- all of it -----------------------------------------------------------------------------------
+# -- all findings --------------------------------------------------------------------------------
 
 
-def test_a_wrong_setting_wins_over_a_failed_machine_and_a_warning_fails_nothing():
+def test_a_wrong_setting_takes_precedence_over_a_failure_and_warnings_do_not_fail():
     assert exit_code([ok("x", ""), warning("x", "", "")]) == 0
     assert exit_code([ok("x", ""), infrastructure_failure("x", "", "")]) == 75
     assert exit_code([infrastructure_failure("x", "", ""), misconfigured("x", "", "")]) == 64
 
 
-def test_what_nodes_say_alike_is_one_row():
+def test_equal_findings_of_several_nodes_are_one_row():
     same = [ok("x", "well", node=node) for node in ALL]
     odd = infrastructure_failure("x", "ill", "", node="b")
     rows = merged(
@@ -75,7 +75,7 @@ def test_what_nodes_say_alike_is_one_row():
     ]
 
 
-def test_of_many_nodes_that_are_well_one_is_shown_but_each_that_is_not():
+def test_of_many_healthy_nodes_one_row_is_shown_and_every_failure():
     rows = [ok("x", f"{n} GiB", node=str(n)) for n in range(9)] + [
         infrastructure_failure("x", "0 GiB", "", node="z")
     ]
@@ -84,7 +84,7 @@ def test_of_many_nodes_that_are_well_one_is_shown_but_each_that_is_not():
     assert "and 8 more nodes passed" in shown[0].text
 
 
-def test_a_check_that_hangs_or_raises_is_a_finding_and_holds_up_no_other():
+def test_a_check_that_hangs_or_raises_is_a_finding_and_does_not_delay_others():
     def raises():
         raise ValueError("no such thing")
 
@@ -122,7 +122,7 @@ def test_a_rank_that_did_not_answer_is_not_waited_for_again():
 # -- versions and devices ------------------------------------------------------------------------
 
 
-def test_the_odd_one_out_is_named_even_if_it_is_the_first():
+def test_the_node_that_differs_is_named_even_if_it_is_the_first():
     nodes = {"a": {"torch": "2.1"}, "b": {"torch": "2.2"}, "c": {"torch": "2.2", "more": "1"}}
     found = versions.compare(nodes)
     assert [(f.node, f.text) for f in found] == [
@@ -159,7 +159,7 @@ def test_processes_and_devices(processes, change, code, said):
     assert said in found.text
 
 
-def test_devices_that_the_user_has_hidden_are_no_fault():
+def test_devices_hidden_by_the_user_are_not_a_failure():
     (found,) = devices.check(place(CUDA_VISIBLE_DEVICES=""), {**GPUS, "count": 0})
     assert found.status is Status.OK
     assert "CUDA_VISIBLE_DEVICES is ''" in found.text
@@ -184,18 +184,18 @@ THERE = {"lo": ["127.0.0.1"], "eth0": ["10.0.0.1"], "eth1": ["10.0.1.1"], "ib0":
         ("NCCL_SOCKET_IFNAME", "eno1", []),
     ],
 )
-def test_the_interfaces_that_a_variable_means(variable, value, chosen):
+def test_the_interfaces_selected_by_a_variable(variable, value, chosen):
     assert interfaces.choose(variable, value, THERE) == chosen
 
 
-def test_cores_are_those_of_the_container(tmp_path):
+def test_the_cpu_limit_of_a_container_counts(tmp_path):
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     assert environment.cores(tmp_path) == 0.5
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert environment.cores(tmp_path) >= 1
 
 
-def test_several_processes_without_a_number_of_threads(monkeypatch):
+def test_several_processes_without_omp_num_threads(monkeypatch):
     monkeypatch.setattr(environment, "cores", lambda: 8.0)
     (found,) = environment.threads(place(local_world_size=4))
     assert found.status is Status.WARNING
@@ -224,7 +224,7 @@ def test_the_memory_limit_of_a_container(tmp_path, names):
 
 
 def tried(failing=(), **changes):
-    """Three nodes; ``failing``: pairs (source, target)."""
+    """What three nodes measured; ``failing``: pairs (source, target)."""
     return {
         s: {
             t: Reached("refused", "10.0.0.9:1", **changes) if (s, t) in failing else Reached()
@@ -235,25 +235,25 @@ def tried(failing=(), **changes):
     }
 
 
-def test_the_node_that_nobody_reaches_is_named():
+def test_a_node_that_no_other_node_reaches_is_named():
     (found,) = network.ports(tried([(0, 2), (1, 2)]), label)
     assert found.node == "c"
     assert found.text == "cannot be reached at 10.0.0.9:1 from a, b (refused)"
     assert int(found.code) == 75
 
 
-def test_the_node_that_reaches_nobody_is_named():
+def test_a_node_that_reaches_no_other_node_is_named():
     (found,) = network.ports(tried([(1, 0), (1, 2)]), label)
     assert found.node == "b"
     assert found.text.startswith("reaches no other node")
 
 
-def test_one_pair_alone():
+def test_a_single_failing_pair():
     (found,) = network.ports(tried([(1, 2)]), label)
     assert (found.node, "from b (" in found.text) == ("c", True)
 
 
-def test_an_address_that_only_the_node_itself_can_use_is_a_setting():
+def test_an_address_that_only_its_node_can_use_is_a_wrong_setting():
     (found,) = network.ports(tried([(0, 2), (1, 2)], loopback=True), label)
     assert int(found.code) == 64
     assert "GLOO_SOCKET_IFNAME" in found.advice
@@ -269,11 +269,11 @@ def test_names_that_do_not_resolve_are_a_warning():
 
 
 def clock(*, others):
-    """Node 0, as the others see it: seconds that its clock is ahead of theirs."""
+    """Measurements of node 0's clock by others: by how many seconds it is ahead of theirs."""
     return {0: {}, **{n: {0: Reached(ahead=-s, round_trip=0.01)} for n, s in others.items()}}
 
 
-def test_the_clock_that_is_off_is_named_even_if_it_is_node_0():
+def test_the_wrong_clock_is_named_even_if_it_is_that_of_node_0():
     assert clocks.compare(clock(others={1: 0.2, 2: -0.2}), label)[0].status is Status.OK
     (found,) = clocks.compare(clock(others={1: 20.0, 2: 20.1}), label)
     assert (found.node, found.text) == ("a", "the clock is 20.0 s behind most others'")
@@ -281,7 +281,7 @@ def test_the_clock_that_is_off_is_named_even_if_it_is_node_0():
     assert (found.node, int(found.code)) == ("c", 75)
 
 
-def test_a_slow_answer_is_not_taken_for_a_wrong_clock():
+def test_a_slow_answer_does_not_count_as_a_wrong_clock():
     slow = {0: {}, 1: {0: Reached(ahead=2.0, round_trip=3.0)}}
     assert clocks.compare(slow, label)[0].status is Status.OK
 
@@ -299,7 +299,7 @@ def test_an_offset_is_measured_without_the_round_trip():
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7, 8])
-def test_every_pair_meets_once_and_no_node_has_two_partners(count):
+def test_every_pair_is_tested_once_with_one_partner_at_a_time(count):
     ranks = [10 * n for n in range(count)]
     met = []
     for round_ in collectives.rounds(ranks):
@@ -309,7 +309,7 @@ def test_every_pair_meets_once_and_no_node_has_two_partners(count):
     assert len(met) == 2 * len(set(met))
 
 
-def test_the_slow_node_is_named():
+def test_a_slow_node_is_named():
     rates = {0: 9e9, 1: 10e9, 2: 2e9}
     (found,) = collectives.slow_nodes(rates, "computes", "GFLOP/s", label, "")
     assert found.node == "c"
@@ -330,7 +330,7 @@ def cannot(_):
     raise RuntimeError("it needs a file")
 
 
-def test_a_sample_that_cannot_be_loaded_is_assumed(full, tmp_path):
+def test_an_assumed_sample_size_is_used_if_no_sample_can_be_loaded(full, tmp_path):
     (found,) = memory.shared_memory(full, cannot, tmp_path)
     assert (
         "588 KiB (assumed, as the check itself failed: RuntimeError: it needs a file)" in found.text
@@ -338,13 +338,13 @@ def test_a_sample_that_cannot_be_loaded_is_assumed(full, tmp_path):
     assert found.status is not Status.FAILED
 
 
-def test_a_model_that_cannot_be_built_without_memory_skips_the_check(full):
+def test_a_model_that_cannot_be_built_on_meta_skips_the_check(full):
     (found,) = storage.room(full, cannot)
     assert found.status is Status.SKIPPED
     assert "it needs a file" in found.text
 
 
-def test_more_samples_than_shared_memory_has_room_for(full, tmp_path):
+def test_samples_larger_than_shared_memory(full, tmp_path):
     (found,) = memory.shared_memory(full, lambda _: 1 << 50, tmp_path)
     assert int(found.code) == 64
     assert found.values["needed_bytes"] == 6 * 12 << 50

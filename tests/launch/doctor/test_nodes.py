@@ -1,4 +1,4 @@
-"""The doctor on two nodes, played by two processes: what only a comparison shows."""
+"""The doctor on two nodes, simulated by two processes: the checks that compare nodes."""
 
 import json
 import re
@@ -30,12 +30,14 @@ def two(tmp_path, **kwargs):
 def test_two_healthy_nodes(tmp_path):
     told = doctor(**two(tmp_path))
     assert told.report["world_size"] == 2
-    assert all("(node " in node for node in told.report["nodes"]), "two on one host"
+    assert all("(node " in node for node in told.report["nodes"]), (
+        "nodes on one host must be numbered"
+    )
     for check in ("versions", "network", "shared directory", "all-reduce", "clocks"):
         assert told.only(check, "ok")["node"] == "all nodes"
     assert told.only("clocks", "ok")["values"]["most_seconds"] < 0.5
     assert told.output[0].startswith("Preflight (quick): 2 nodes, 2 processes")
-    assert told.output[1] == "", "only rank 0 speaks"
+    assert told.output[1] == "", "only rank 0 may print"
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
@@ -62,7 +64,7 @@ def test_under_torchrun(tmp_path):
     assert "micro-batch 6 x accumulation 1, global batch 12" in done.stdout
 
 
-def test_a_node_with_another_version(tmp_path):
+def test_a_node_with_a_different_version(tmp_path):
     fake = tmp_path / "fake" / "accelerate-9.9.9.dist-info"
     fake.mkdir(parents=True)
     (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: accelerate\nVersion: 9.9.9\n")
@@ -98,7 +100,7 @@ def test_a_directory_that_is_not_shared(tmp_path):
     assert list(shared.iterdir()) == []
 
 
-def test_another_config_and_run_directory_on_one_node(tmp_path):
+def test_a_different_config_and_run_directory_on_one_node(tmp_path):
     commands = [[*FIT, f"run.dir={tmp_path}/{name}"] for name in "ab"]
     told = doctor(tmp_path, nodes=2, command=commands, expect=64)
     assert told.only("config", "failed")["node"] == told.report["nodes"][1]
@@ -117,7 +119,7 @@ def test_a_config_that_only_one_node_cannot_read(tmp_path):
     failed = told.only("config", "failed")
     assert failed["node"] == told.report["nodes"][1]
     assert "missing.yaml" in failed["text"]
-    assert told.only("all-reduce", "ok"), "what does not need the config goes on"
+    assert told.only("all-reduce", "ok"), "checks that need no config must run"
 
 
 def test_a_batch_that_cannot_be_divided(tmp_path):
@@ -138,7 +140,7 @@ def test_a_rank_that_never_joins(tmp_path):
     failed = told.only("ranks", "failed")
     assert failed["text"] == "1 of 2 ranks did not join within 4 s: 1"
     assert told.only("all-reduce", "skipped")["text"] == "skipped because 1 rank(s) are missing"
-    assert told.only("memory", "ok"), "node 0 is examined all the same"
+    assert told.only("memory", "ok"), "node 0 must be checked"
 
 
 def test_rank_0_that_never_joins(tmp_path):
@@ -148,7 +150,7 @@ def test_rank_0_that_never_joins(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_node_that_dies_in_the_middle(tmp_path):
+def test_a_node_that_dies_during_the_checks(tmp_path):
     code = (
         "import socket, os\n"
         "def die(*args, **kwargs): os._exit(0)\n"
@@ -160,7 +162,7 @@ def test_a_node_that_dies_in_the_middle(tmp_path):
     assert "rank 1 stopped answering" in failed["text"]
 
 
-def test_sums_that_are_wrong(tmp_path):
+def test_wrong_sums(tmp_path):
     code = (
         "import sys, os, torch.distributed as dist\n"
         "right = dist.all_reduce\n"
@@ -179,8 +181,8 @@ def test_sums_that_are_wrong(tmp_path):
     assert failed["node"] == told.report["nodes"][1]
 
 
-def test_nothing_waits_for_a_store_that_was_left_by_another_start(tmp_path):
-    """The names of an earlier preflight in the same store are not taken for this one's."""
+def test_keys_of_an_earlier_start_in_the_store_are_ignored(tmp_path):
+    """Two preflights in the same store."""
     import threading
 
     from torch.distributed import HashStore
@@ -208,7 +210,7 @@ def test_nothing_waits_for_a_store_that_was_left_by_another_start(tmp_path):
 
 
 @pytest.mark.slow
-def test_rank_0_that_dies_in_the_middle(tmp_path):
+def test_rank_0_dies_during_the_checks(tmp_path):
     code = (
         "import socket, os\n"
         "def die(*args, **kwargs): os._exit(0)\n"

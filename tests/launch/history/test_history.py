@@ -18,7 +18,7 @@ from tests.support.runs import ROOT, TINY
 from train.exits import UsageError
 
 
-def test_a_launch_is_recorded_with_all_that_says_what_ran(monkeypatch):
+def test_a_launch_is_recorded_with_command_request_image_and_commit(monkeypatch):
     handle, run_id = submit()
     (line,) = launch_log.read()
     assert line["handle"] == handle
@@ -31,17 +31,17 @@ def test_a_launch_is_recorded_with_all_that_says_what_ran(monkeypatch):
         commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
         assert line["git"]["commit"] == commit
         assert isinstance(line["git"]["dirty"], bool)
-    assert launch_log.path().stat().st_mode & 0o077 == 0, "for its owner alone"
+    assert launch_log.path().stat().st_mode & 0o077 == 0, "others can read the launch log"
 
 
-def test_an_image_that_is_named_by_its_digest_is_recorded_so():
+def test_an_image_that_is_named_by_its_digest_is_recorded_with_it():
     digest = "sha256:" + "0" * 64
     made = app("isorun.fit", "--image", f"reg/isorun@{digest}", *TINY)
     launch_log.record_start("kubernetes://torchx/x", "kubernetes", made, "")
     assert next(launch_log.read())["image_digest"] == digest
 
 
-def test_nothing_is_ever_changed(home):
+def test_the_launch_log_is_append_only(home):
     submit("a")
     before = launch_log.path().read_bytes()
     submit("b")
@@ -50,7 +50,7 @@ def test_nothing_is_ever_changed(home):
     assert len(list(launch_log.read())) == 3
 
 
-def test_an_end_is_recorded_once_and_only_of_what_was_launched():
+def test_an_end_is_recorded_once_and_only_for_recorded_launches():
     handle, _ = submit()
     launch_log.record_end(handle, "SUCCEEDED", [0, 0])
     launch_log.record_end(handle, "FAILED", [1])
@@ -59,7 +59,7 @@ def test_an_end_is_recorded_once_and_only_of_what_was_launched():
     assert len(list(launch_log.read())) == 2
 
 
-def test_a_torn_line_hides_no_other():
+def test_an_incomplete_line_does_not_hide_others():
     submit("a")
     with launch_log.path().open("a") as file:
         file.write('{"event": "subm\n')
@@ -76,8 +76,8 @@ def test_a_launch_log_that_cannot_be_written_does_not_prevent_a_launch(home, mon
 
 
 @pytest.mark.normal
-def test_the_scheduler_that_is_asked_writes_the_end_down(monkeypatch):
-    """Whoever asks: `torchx status`, `torchx run --wait`, or `history`."""
+def test_the_end_is_recorded_when_the_scheduler_is_asked(monkeypatch):
+    """By any command: `torchx status`, `torchx run --wait` or `history`."""
     from torchx.schedulers.api import DescribeAppResponse
     from torchx.schedulers.slurm_scheduler import SlurmScheduler
 
@@ -96,7 +96,7 @@ def test_the_scheduler_that_is_asked_writes_the_end_down(monkeypatch):
     assert len(list(launch_log.read())) == 2
 
 
-def test_history_is_a_table_of_the_newest(capsys):
+def test_history_is_a_table_of_the_newest_launches(capsys):
     handles = [submit(str(number))[0] for number in range(3)]
     launch_log.record_end(handles[1], "FAILED", [143, 75])
     launch_log.record_end(handles[2], "SUCCEEDED", [0, 0])
@@ -107,19 +107,19 @@ def test_history_is_a_table_of_the_newest(capsys):
     assert re.search(r"slurm +2 +SUCCEEDED +slurm://torchx/2$", lines[2])
 
 
-def test_history_without_any(capsys, home):
+def test_history_without_launches(capsys, home):
     assert said(capsys, "history") == f"No launches recorded in {launch_log.path()}.\n"
 
 
 @pytest.mark.normal
-def test_a_scheduler_that_cannot_be_asked_is_told(capsys, monkeypatch, home):
+def test_a_scheduler_that_cannot_be_asked_is_reported(capsys, monkeypatch, home):
     monkeypatch.setenv("PATH", str(home))  # no squeue, no sacct
     submit("5")
     assert re.search(r"UNKNOWN|GONE", said(capsys, "history"))
     assert "scheduler" in said(capsys, "show", "5")
 
 
-def test_show_says_all_and_why_needs_a_known_run(capsys):
+def test_show_prints_all_and_why_needs_a_known_run(capsys):
     handle, run_id = submit("9", "slurm", "run.dir=/shared/runs/nine")
     launch_log.record_end(handle, "SUCCEEDED", [0])
     for name in (run_id, handle, "9", run_id[:-2]):
@@ -131,14 +131,14 @@ def test_show_says_all_and_why_needs_a_known_run(capsys):
     assert f"{run_id!r}"[1:-1] in said(capsys, "why", f"{run_id}x", expect=64)
 
 
-def test_an_ambiguous_beginning_is_refused():
+def test_an_ambiguous_prefix_is_refused():
     _, first = submit("1", "slurm", "run.name=mine-a")
     _, second = submit("2", "slurm", "run.name=mine-b")
     with pytest.raises(UsageError, match=f"'mine' matches {first}, {second}; give one"):
         find_launch("mine")
 
 
-def test_a_local_launch_whose_command_is_gone_is_lost(capsys):
+def test_a_local_launch_without_its_process_is_lost(capsys):
     submit("4", "local_cwd", pid=2**22 + 1)
     assert "LOST" in said(capsys, "history")
     submit("5", "local_cwd", host="elsewhere", pid=os.getpid())
@@ -147,7 +147,7 @@ def test_a_local_launch_whose_command_is_gone_is_lost(capsys):
 
 
 @pytest.mark.normal
-def test_torchx_lists_local_jobs_from_the_ledger(monkeypatch, home):
+def test_torchx_lists_local_jobs_from_the_launch_log(monkeypatch, home):
     handle, _ = submit("4", "local_cwd", pid=2**22 + 1)
     other, _ = submit("5", "local_cwd")
     launch_log.record_end(other, "FAILED", [75])
@@ -158,7 +158,7 @@ def test_torchx_lists_local_jobs_from_the_ledger(monkeypatch, home):
         assert runner.list("slurm") == []
 
 
-def test_the_command_line_is_told_in_sentences(capsys):
+def test_usage_errors_are_sentences(capsys):
     assert "did you mean history?" in said(capsys, "histroy", expect=64)
     assert "see `isorun show --help`" in said(capsys, "show", expect=64)
     assert "-n must be at least 1, but is 0" in said(capsys, "history", "-n", "0", expect=64)

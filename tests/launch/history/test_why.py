@@ -1,4 +1,4 @@
-"""``python -m launch why``: the failure that is told, and where its parts come from."""
+"""``python -m launch why``: the failure that it reports, and the sources of its parts."""
 
 import json
 import time
@@ -36,7 +36,7 @@ def failure(directory, code, *, rank=1, ago=0, others=(), error="", log=(), numb
         (137, "may succeed", "find out what killed it"),
     ],
 )
-def test_why_names_the_rank_the_reason_and_what_to_do(capsys, tmp_path, code, again, what_to_do):
+def test_why_names_the_rank_the_error_and_the_remedy(capsys, tmp_path, code, again, what_to_do):
     handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
     other = {"rank": 0, "host": "near", "exit_code": 75}
     failure(tmp_path, code, error="The loss was not finite.", others=[other])
@@ -51,7 +51,7 @@ def test_why_names_the_rank_the_reason_and_what_to_do(capsys, tmp_path, code, ag
 
 
 @pytest.mark.normal
-def test_why_is_not_misled_by_an_earlier_launch_of_the_same_run(capsys, tmp_path):
+def test_why_ignores_an_earlier_launch_of_the_same_run(capsys, tmp_path):
     failure(tmp_path, 71, ago=3600)
     handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
     launch_log.record_end(handle, "FAILED", [64])
@@ -61,8 +61,8 @@ def test_why_is_not_misled_by_an_earlier_launch_of_the_same_run(capsys, tmp_path
     assert "correct what the message names" in told
 
 
-def test_all_that_is_told_is_of_one_failure(capsys, tmp_path):
-    """The ranks were killed, started again, and then the disk was full."""
+def test_the_report_is_about_a_single_failure(capsys, tmp_path):
+    """The ranks were killed and restarted; then the disk was full."""
     handle, _ = submit("3", "slurm", f"run.dir={tmp_path}", time=time.time() - 60)
     others = [{"rank": rank, "host": "near", "exit_code": 137} for rank in (2, 3, 4)]
     failure(tmp_path, 137, ago=5, others=others, number=0)
@@ -75,8 +75,8 @@ def test_all_that_is_told_is_of_one_failure(capsys, tmp_path):
     assert "exit code 137" not in told
 
 
-def test_of_several_agents_words_on_one_failure_that_of_its_cause_is_told(capsys, tmp_path):
-    """A node that did not hear of it in time takes itself for one that lost the others."""
+def test_of_several_records_of_a_failure_the_one_with_its_cause_is_reported(capsys, tmp_path):
+    """A node that was not informed in time reports that it lost the other nodes."""
     handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
     failure(tmp_path, 78, rank=7, error="The loss was not finite.")
     failure(tmp_path, 75, others=[{"rank": 0, "host": "near", "exit_code": 75}])
@@ -88,7 +88,7 @@ def test_of_several_agents_words_on_one_failure_that_of_its_cause_is_told(capsys
 
 
 @pytest.mark.normal
-def test_what_the_scheduler_said_is_kept(capsys, monkeypatch, home):
+def test_the_message_of_the_scheduler_is_kept(capsys, monkeypatch, home):
     submit("17")
     replicas = [ReplicaStatus(0, AppState.FAILED, "fit", "node1")]
     monkeypatch.setattr(
@@ -100,7 +100,7 @@ def test_what_the_scheduler_said_is_kept(capsys, monkeypatch, home):
         ),
     )  # fmt: skip
     create("slurm", "torchx").describe("17")
-    monkeypatch.setenv("PATH", str(home))  # and Slurm has forgotten it
+    monkeypatch.setenv("PATH", str(home))  # Slurm does not know the job any more
     told = said(capsys, "why", "17")
     assert "NODE_FAIL" in told
     assert "fit/0: FAILED on node1" in told
@@ -108,7 +108,7 @@ def test_what_the_scheduler_said_is_kept(capsys, monkeypatch, home):
 
 
 @pytest.mark.normal
-def test_an_end_that_was_recorded_without_words_is_told_as_well(capsys):
+def test_an_end_recorded_without_a_message_is_reported(capsys):
     handle, _ = submit("9")
     launch_log.record_end(handle, "FAILED", [75])
     lines = [json.loads(line) for line in launch_log.path().open()]
@@ -117,8 +117,10 @@ def test_an_end_that_was_recorded_without_words_is_told_as_well(capsys):
     assert "FAILED, exit code 75" in said(capsys, "why", "9")
 
 
-def test_agents_that_write_at_once_do_not_replace_each_others_words(tmp_path, monkeypatch):
-    """Each has looked for the next number before the other wrote."""
+def test_agents_that_write_at_the_same_time_do_not_replace_each_other_s_records(
+    tmp_path, monkeypatch
+):
+    """Both have read the next number before one of them writes."""
     monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
     for agent in ("one", "other"):
         write_record(tmp_path, {"agent": agent})

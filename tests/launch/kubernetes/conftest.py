@@ -5,7 +5,6 @@ from tests.support.kubectl import kubectl
 
 @pytest.fixture(autouse=True)
 def _kubectl(monkeypatch):
-    """Rendering in this process finds the kubectl that the tests have; no file of the user's
-    says which cluster there is."""
+    """Rendering in this process uses the kubectl of the tests, and no kubeconfig of the user."""
     monkeypatch.setenv("ISORUN_KUSTOMIZE", kubectl())
     monkeypatch.setenv("KUBECONFIG", "/nonexistent/kubeconfig")

@@ -1,4 +1,4 @@
-"""The objects of the overlays, as kustomize makes them, and ways to look into them."""
+"""The objects of the overlays as kustomize builds them, and functions that examine them."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ from tests.support.runs import ROOT
 K8S = ROOT / "k8s"
 OVERLAYS = sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml"))
 COMPONENTS = sorted(path.parent.name for path in K8S.glob("components/*/kustomization.yaml"))
-# With what the components ask for that no overlay has: each is rendered with some overlay.
+# Values that components require and no overlay sets; each component is rendered with an overlay.
 VALUES = {
     "queue": "training", "queuePriority": "research", "topology": "example.com/rack",
     "priorityClass": "research", "efaDevices": "4", "minNodes": "1", "trials": "3",
@@ -31,7 +31,7 @@ def _built(folder):
 
 
 def built(overlay):
-    """What `kubectl kustomize` makes of an overlay."""
+    """The output of `kubectl kustomize` for an overlay."""
     return copy.deepcopy(_built(K8S / "overlays" / overlay))
 
 
@@ -44,7 +44,7 @@ def one(objects, kind, api="batch/v1"):
 
 
 def templates(values):
-    """Every pod template in an object, however deep."""
+    """Every pod template in an object, at any depth."""
     if isinstance(values, dict):
         if "containers" in values.get("spec", {}):
             return [values]
@@ -55,7 +55,7 @@ def templates(values):
 
 
 def environment_with_kubectl():
-    """For commands that look for kubectl themselves."""
+    """An environment for commands that search for kubectl themselves."""
     return {**os.environ, "ISORUN_KUSTOMIZE": kubectl()}
 
 

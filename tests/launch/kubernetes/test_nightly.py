@@ -1,4 +1,4 @@
-"""The scheduler on TorchX's nightly, in an environment of its own that is kept for next time."""
+"""The scheduler on TorchX's nightly, in a separate directory that is cached."""
 
 import json
 import os

@@ -1,5 +1,8 @@
-"""Pod security `restricted`, control by control, from the published standard (Kubernetes' Pod
-Security Standards, baseline and restricted); pods that break it are not let into such a namespace."""
+"""Pod security `restricted`, control by control.
+
+The controls are those of Kubernetes' Pod Security Standards, baseline and restricted. Namespaces
+with this level refuse pods that violate it.
+"""
 
 import pytest
 
@@ -19,12 +22,12 @@ VOLUMES = {
     "projected", "secret",
 }  # fmt: skip
 SELINUX = {None, "", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
-# The components that say of themselves that they loosen it, and what.
+# Components that document what they loosen.
 LOOSENED = {"rdma-ib": ["train: capabilities.add IPC_LOCK"]}
 
 
 def violations(template):
-    """What the standard refuses in a pod template."""
+    """The violations of the standard in a pod template."""
     pod, metadata = template["spec"], template.get("metadata", {})
     context = pod.get("securityContext", {})
     found = [f"host namespaces: {k}" for k in ("hostNetwork", "hostPID", "hostIPC") if pod.get(k)]
@@ -72,7 +75,7 @@ def _container(container, pod):
 
 
 def _both(context):
-    """Controls that a pod's context and a container's have in common."""
+    """Controls that the security contexts of pods and containers have in common."""
     found = []
     selinux = context.get("seLinuxOptions", {})
     if selinux.get("type") not in SELINUX or selinux.get("user") or selinux.get("role"):
@@ -100,7 +103,7 @@ def test_an_overlay_is_restricted(overlay):
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_a_component_is_restricted_or_says_what_it_loosens(component):
+def test_a_component_is_restricted_or_documents_what_it_loosens(component):
     values = parse([f"{k}={VALUES[k]}" for k in wanted(component)])
     made = render(RenderRequest(OVERLAY_FOR.get(component, "cpu-demo"), values, [component]))
     assert all_violations(made.objects) == LOOSENED.get(component, [])
@@ -120,7 +123,7 @@ BREACHES = {
 
 
 @pytest.mark.parametrize("told", BREACHES)
-def test_a_breach_is_seen(told):
+def test_a_violation_is_detected(told):
     (template,) = [t for o in built("cpu-demo") for t in templates(o)]
     BREACHES[told](template["spec"], template["spec"]["containers"][0])
     assert any(told in violation for violation in violations(template))

@@ -1,5 +1,5 @@
-"""The tests of tests/real/kubernetes, where there is no cluster: against the small Kubernetes, whose
-pods are processes of this machine that really train."""
+"""The tests of tests/real/kubernetes, with processes of this machine instead of pods in a
+cluster."""
 
 import os
 import subprocess
@@ -21,19 +21,19 @@ CLASS = {
         "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
     },
 }
-# The others do the same with more waiting; they run where there is a cluster.
+# The other tests cover the same with more waiting; they run only on a real cluster.
 TESTS = [
     "test_runs.py::test_a_config_error_fails_the_job_at_once",
-    "test_runs.py::test_the_namespace_is_restricted_and_the_policy_in_place",
-    "test_runs.py::test_delete_leaves_a_checkpoint_from_which_the_same_run_goes_on",
+    "test_runs.py::test_the_namespace_is_restricted_and_has_the_network_policy",
+    "test_runs.py::test_delete_leaves_a_checkpoint_from_which_the_same_run_resumes",
     "test_torchx.py::test_a_run_from_submission_to_its_end",
-    "test_torchx.py::test_a_config_error_that_only_the_image_sees_fails_the_job_at_once",
+    "test_torchx.py::test_a_config_error_found_only_in_the_image_fails_the_job_at_once",
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_what_is_meant_for_real_clusters_works_on_a_pretended_one(tmp_path):
+def test_the_tests_for_real_clusters_pass_on_the_small_kubernetes(tmp_path):
     cluster = Cluster()
     kubelet = Kubelet(cluster, tmp_path)
     cluster.objects["storageclasses", None, "standard"] = CLASS

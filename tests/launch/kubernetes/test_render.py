@@ -1,4 +1,4 @@
-"""`python -m launch render`: what it prints, and how it tells mistakes."""
+"""`python -m launch render`: its output and its errors."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def _here(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_the_command_prints_objects_and_warns_apart_from_them():
+def test_objects_are_printed_on_stdout_and_warnings_on_stderr():
     done = subprocess.run(
         [sys.executable, "-m", "launch", "render", "cpu-demo", "--set", "nodes=3"],
         cwd=ROOT, env=environment_with_kubectl(), capture_output=True, text=True,
@@ -33,7 +33,7 @@ def test_the_command_prints_objects_and_warns_apart_from_them():
     assert "isorun:cpu has no digest" in done.stderr
 
 
-def test_a_mistake_is_one_sentence_and_exit_64():
+def test_an_error_is_one_sentence_with_exit_code_64():
     done = subprocess.run(
         [sys.executable, "-m", "launch", "render", "cpu-dmo"],
         cwd=ROOT, env=environment_with_kubectl(), capture_output=True, text=True,
@@ -47,7 +47,7 @@ def test_a_mistake_is_one_sentence_and_exit_64():
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_without_changes_it_is_what_kubectl_makes(overlay):
+def test_without_changes_the_output_is_that_of_kubectl(overlay):
     assert render_words([overlay]).objects == built(overlay)
 
 
@@ -69,7 +69,7 @@ def test_values_environment_command_and_namespace():
     assert {"name": "NCCL_DEBUG", "value": "INFO"} in container["env"]
 
 
-def test_a_longer_deadline_makes_all_that_wait_for_it_longer():
+def test_a_longer_stop_deadline_extends_all_later_deadlines():
     job = one(render_words(["cpu-demo", "--set", "stopDeadline=600"]).objects, "Job")
     pod = job["spec"]["template"]["spec"]
     env = {e["name"]: e.get("value") for e in pod["containers"][0]["env"]}
@@ -77,7 +77,7 @@ def test_a_longer_deadline_makes_all_that_wait_for_it_longer():
     assert pod["terminationGracePeriodSeconds"] > int(env["PET_SHUTDOWN_TIMEOUT"]) > 600
 
 
-def test_a_component_may_be_left_out():
+def test_a_component_can_be_left_out():
     kinds = {o["kind"] for o in render_words(["cpu-demo", "--without", "pvc"]).objects}
     assert "PersistentVolumeClaim" not in kinds
 
@@ -123,7 +123,7 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         ("cpu-demo --nodes 2", "Unrecognized arguments|expected"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_before_anybody_gets_the_objects(words, said):
+def test_errors_are_reported_before_any_object_is_printed(words, said):
     with pytest.raises(UsageError, match=said):
         render_words(words.split())
 
@@ -134,11 +134,11 @@ def test_fewer_trials_than_files():
     )
 
 
-def test_a_name_that_just_fits():
+def test_a_name_of_the_maximum_length():
     assert render_words(["cpu-demo", "--set", f"name={LONG[:61]}"]).objects
 
 
-def test_without_kubectl_it_says_how_to_get_it(monkeypatch):
+def test_a_missing_kubectl_is_reported_with_how_to_install_it(monkeypatch):
     monkeypatch.delenv("ISORUN_KUSTOMIZE")
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(
@@ -150,7 +150,7 @@ def test_without_kubectl_it_says_how_to_get_it(monkeypatch):
         kustomize.command()
 
 
-def test_what_kustomize_says_is_passed_on(tmp_path):
+def test_the_error_of_kustomize_is_passed_on(tmp_path):
     (tmp_path / "kustomization.yaml").write_text("resources: [missing.yaml]\n")
     with pytest.raises(UsageError, match=r"could not build the manifests: .*missing\.yaml"):
         kustomize.build(tmp_path)

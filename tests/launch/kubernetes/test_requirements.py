@@ -1,4 +1,4 @@
-"""What the manifests promise, field by field, in every overlay."""
+"""The requirements that the manifests document, field by field, in every overlay."""
 
 import re
 
@@ -22,7 +22,7 @@ from train.exits import Exit, is_worth_retrying
 
 HOPELESS = sorted(int(e) for e in Exit if e and not is_worth_retrying(e))
 RETRIED = sorted(int(e) for e in Exit if is_worth_retrying(e))
-JOBS = ["cpu-demo", "single-gpu", "multi-node", "elastic"]  # gangs that are plain Jobs
+JOBS = ["cpu-demo", "single-gpu", "multi-node", "elastic"]  # overlays with a plain Job
 SETS = {"jobset": "JobSet", "trainjob": "TrainingRuntime"}
 
 
@@ -31,7 +31,7 @@ def pods(overlay):
 
 
 def rules(spec):
-    """Exit code or condition -> what becomes of the Job."""
+    """Maps an exit code or a condition to the action of the Job."""
     found = {}
     for rule in spec["podFailurePolicy"]["rules"]:
         for code in rule.get("onExitCodes", {}).get("values", []):
@@ -42,20 +42,20 @@ def rules(spec):
     return found
 
 
-def test_the_table_has_what_the_manifests_speak_of():
+def test_the_exit_codes_named_in_the_manifests():
     assert {64, 65, 78} <= set(HOPELESS)
     assert RETRIED == [75, 143]
 
 
 @pytest.mark.parametrize("overlay", JOBS)
-def test_a_job_fails_and_retries_by_the_exit_code_table(overlay):
+def test_a_job_fails_or_retries_by_the_exit_code_table(overlay):
     spec = one(built(overlay), "Job")["spec"]
     expected = {**dict.fromkeys(HOPELESS, "FailJob"), **dict.fromkeys(RETRIED, "Ignore")}
     assert rules(spec) == {**expected, "DisruptionTarget": "Ignore"}
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
 
 
-def test_trials_of_a_sweep_fail_alone():
+def test_trials_of_a_sweep_fail_independently():
     spec = one(built("sweep"), "Job")["spec"]
     assert {rules(spec)[code] for code in HOPELESS} == {"FailIndex"}
     assert {rules(spec)[code] for code in (*RETRIED, "DisruptionTarget")} == {"Ignore"}
@@ -77,13 +77,13 @@ def child_job(overlay):
 
 
 @pytest.mark.parametrize("overlay", SETS)
-def test_a_set_restarts_as_a_whole_by_the_exit_code_table(overlay):
-    """Plays what the controller does: the first failure ends the Job, the first rule that fits
-    its reason and message says whether the set goes on."""
+def test_a_set_restarts_together_by_the_exit_code_table(overlay):
+    """Simulates the controller: the first failure ends the Job; the first rule that matches its
+    reason and message decides whether the set restarts."""
     spec = child_job(overlay)
     assert spec["backoffLimit"] == 0
     kinds = {code: rules(spec)[code] for code in (*HOPELESS, *RETRIED, "DisruptionTarget")}
-    assert set(kinds.values()) == {"FailJob"}  # which tells the set that it was by this policy
+    assert set(kinds.values()) == {"FailJob"}  # tells the set that this policy ended the Job
 
     def action(reason, message):
         for rule in failure_policy(overlay)["rules"]:
@@ -111,7 +111,7 @@ def test_a_set_restarts_as_a_whole_by_the_exit_code_table(overlay):
     assert spec["activeDeadlineSeconds"] > 0  # of one attempt
 
 
-def test_a_volcano_job_goes_by_the_exit_code_table():
+def test_a_volcano_job_follows_the_exit_code_table():
     policies = one(built("volcano"), "Job", "batch.volcano.sh/v1alpha1")["spec"]["policies"]
     by_code = {p["exitCode"]: p["action"] for p in policies if "exitCode" in p}
     assert by_code == dict.fromkeys(HOPELESS, "TerminateJob")
@@ -121,14 +121,14 @@ def test_a_volcano_job_goes_by_the_exit_code_table():
 
 
 @pytest.mark.parametrize("overlay", JOBS)
-def test_an_indexed_job_and_its_service_find_each_other(overlay):
+def test_an_indexed_job_and_its_service_match(overlay):
     objects = built(overlay)
     job, service = one(objects, "Job"), one(objects, "Service")
     spec, name = job["spec"], job["metadata"]["name"]
     assert spec["completionMode"] == "Indexed"
     assert spec["completions"] == spec["parallelism"]
     assert spec["podReplacementPolicy"] == "Failed"
-    assert spec["backoffLimitPerIndex"] == 3  # incidents of the gang, however many nodes it has
+    assert spec["backoffLimitPerIndex"] == 3  # failures of the gang, for any number of nodes
     assert spec["ttlSecondsAfterFinished"] > 0
     assert spec["activeDeadlineSeconds"] > 0
     pod = spec["template"]["spec"]
@@ -139,7 +139,7 @@ def test_an_indexed_job_and_its_service_find_each_other(overlay):
     assert pod["subdomain"] == service["metadata"]["name"] == name
 
 
-def test_a_gang_gives_up_together_and_an_elastic_one_does_not():
+def test_a_gang_fails_together_and_an_elastic_one_does_not():
     assert one(built("multi-node"), "Job")["spec"]["maxFailedIndexes"] == 0
     elastic = one(built("elastic"), "Job")["spec"]
     assert "maxFailedIndexes" not in elastic
@@ -163,7 +163,8 @@ def test_pods_run_the_agent(overlay):
 
 
 def expanded(container, job_name, labels, extra=()):
-    """The command line as the kubelet makes it: a variable sees those that stand above it."""
+    """The command line after the kubelet's substitution: a variable can refer to those before
+    it."""
     values = {}
     for item in container["env"]:
         if "value" in item:
@@ -192,7 +193,7 @@ def expanded(container, job_name, labels, extra=()):
         ("volcano", {"volcano.sh/job-name": "text"}, "text-node-0.text"),
     ],
 )
-def test_the_agent_understands_what_a_pod_tells_it(overlay, labels, head):
+def test_the_agent_accepts_the_variables_of_a_pod(overlay, labels, head):
     from launch.agent.options import parse
 
     (pod,) = pods(overlay)
@@ -207,8 +208,8 @@ def test_the_agent_understands_what_a_pod_tells_it(overlay, labels, head):
     assert options.command[1:] == ("-m", "train", "fit", "--config", "configs/text.yaml")
 
 
-def test_the_agent_understands_what_kubeflow_tells_it():
-    """PET_* as the trainer sets them, with nothing else of ours in the way."""
+def test_the_agent_accepts_the_variables_of_kubeflow():
+    """PET_* as the trainer sets them, without variables of the manifest that override them."""
     from launch.agent.options import parse
 
     (pod,) = pods("trainjob")
@@ -231,7 +232,7 @@ def test_the_agent_understands_what_kubeflow_tells_it():
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_stop_has_time_for_a_checkpoint(overlay):
+def test_the_grace_period_is_long_enough_for_a_checkpoint(overlay):
     for pod in pods(overlay):
         env = variables(main_container(pod))
         ranks, agent = int(env["ISORUN_STOP_DEADLINE"]), int(env["PET_SHUTDOWN_TIMEOUT"])
@@ -239,7 +240,7 @@ def test_a_stop_has_time_for_a_checkpoint(overlay):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_memory_and_disk_are_accounted_for(overlay):
+def test_memory_and_disk_have_limits_that_cover_their_volumes(overlay):
     for pod in pods(overlay):
         container = main_container(pod)
         assert container["resources"]["requests"] == container["resources"]["limits"]
@@ -259,7 +260,7 @@ def test_memory_and_disk_are_accounted_for(overlay):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_pods_can_do_little(overlay):
+def test_pods_have_minimal_rights(overlay):
     objects = built(overlay)
     assert one(objects, "ServiceAccount")["automountServiceAccountToken"] is False
     assert not [o for o in objects if "Role" in o["kind"]]
@@ -274,10 +275,10 @@ def test_pods_can_do_little(overlay):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_only_pods_of_one_run_may_come_in(overlay):
+def test_only_pods_of_the_same_run_can_connect(overlay):
     objects = built(overlay)
     (policy,) = [o for o in objects if o["kind"] == "NetworkPolicy"] or [None]
-    assert policy, "every overlay has the component"
+    assert policy, "the overlay lacks the component"
     spec, name = policy["spec"], policy["metadata"]["name"]
     mine = {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": name}}}
     assert spec["podSelector"] == mine["podSelector"]
@@ -294,13 +295,13 @@ def test_only_pods_of_one_run_may_come_in(overlay):
         assert pod["metadata"]["labels"]["app.kubernetes.io/instance"] == name
 
 
-# In the first, what it patches is added after it.
+# In the first case, the component that it patches is added after it.
 @pytest.mark.parametrize(
     "words",
     ["cpu-demo --without network-policy openshift network-policy wandb-offline-sync",
      "jobset openshift", "trainjob openshift"],
 )  # fmt: skip
-def test_openshift_may_choose_the_numbers_and_finds_names(words):
+def test_openshift_can_assign_ids_and_dns_ports(words):
     objects = render_words(words.split()).objects
     found = [t for o in objects for t in templates(o)]
     assert found
@@ -325,7 +326,7 @@ def test_the_templates_name_no_namespace():
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_what_a_run_is_stands_in_one_place(overlay):
+def test_each_value_of_a_run_is_in_one_file(overlay):
     """No value of run.yaml is repeated in another file of the overlay."""
     folder = K8S / "overlays" / overlay
     run = yaml.safe_load((folder / "run.yaml").read_text())
@@ -341,6 +342,6 @@ def test_the_page_names_every_overlay_and_component():
     assert {n for n in (*OVERLAYS, *COMPONENTS) if f"`{n}`" not in rows} == {"run"}
 
 
-def test_every_kustomization_says_what_it_is_for():
+def test_every_kustomization_has_a_comment():
     for path in K8S.glob("*/*/kustomization.yaml"):
         assert path.read_text().startswith("# "), path

@@ -1,4 +1,4 @@
-"""`kubectl kustomize` of an overlay and the TorchX rendering of the same run give the same objects."""
+"""`kubectl kustomize` of an overlay and TorchX's rendering of the same run give equal objects."""
 
 import difflib
 import math
@@ -11,8 +11,8 @@ from launch.kubernetes.values import number
 from launch.torchx.components import fit, run
 from tests.launch.kubernetes.objects import K8S, OVERLAYS, built
 
-# What must differ: names, which each launch has anew; the role that TorchX asks for; and who the
-# run is, which a launcher hands down and manifests leave to the run directory.
+# Expected differences: names, which are new for each launch; the role label, which TorchX needs;
+# and the identity of the run, which a launcher sets and manifests leave to the run directory.
 IDENTITY = {"ISORUN_RUN_ID", "WANDB_RUN_ID", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"}
 
 
@@ -21,13 +21,13 @@ def spec_of(overlay):
 
 
 def cfg_of(overlay):
-    """What only an option of the scheduler can say: TorchX's cores are whole."""
+    """Options that only the scheduler has: TorchX counts whole cores."""
     cpu = spec_of(overlay)["cpu"]
     return {"cpu": cpu} if number(cpu) % 1 else {}
 
 
 def app_of(overlay):
-    """The same run, asked for in TorchX's words."""
+    """The same run as a TorchX app."""
     spec = spec_of(overlay)
     nodes = f"{spec['minNodes']}:{spec['nodes']}" if "minNodes" in spec else spec["nodes"]
     words = {
@@ -38,7 +38,7 @@ def app_of(overlay):
         "image": spec["image"],
         "max_retries": spec["retries"],
     }
-    if overlay == "sweep":  # whose pods are numbered trials of any command
+    if overlay == "sweep":  # its pods are numbered trials of any command
         from torchx.specs import macros
 
         app = run(*spec["command"][:-1], preflight="auto", **words)
@@ -49,7 +49,8 @@ def app_of(overlay):
 
 
 def plain(objects, name):
-    """Without what must differ; and without the order of variables, as none makes use of another."""
+    """Removes the expected differences and the order of variables, which do not refer to each
+    other."""
     made = _renamed(sorted(objects, key=lambda o: (o["kind"], o["metadata"]["name"])), name)
     for item in made:
         item["metadata"].pop("namespace", None)
@@ -80,7 +81,7 @@ def _walk(values):
 
 
 def difference(left, right):
-    """In lines, as `diff -u` has it."""
+    """A unified diff."""
     lines = [yaml.safe_dump_all(o, sort_keys=True).splitlines() for o in (left, right)]
     return "\n".join(difflib.unified_diff(*lines, "kubectl kustomize", "TorchX", lineterm=""))
 
@@ -97,17 +98,17 @@ def same(overlay, rendered, name):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kustomize_and_torchx_give_equal_objects(overlay, monkeypatch):
-    monkeypatch.chdir(K8S.parent)  # where configs/ is
+    monkeypatch.chdir(K8S.parent)  # contains configs/
     scheduler = create_scheduler("test")
     cfg = {"overlay": overlay, "namespace": "ml", **cfg_of(overlay)}
     info = scheduler.submit_dryrun(app_of(overlay), cfg)
     difference = same(overlay, info.request.rendered.objects, info.request.name)
     assert not difference, difference
-    assert str(info)  # what `torchx run --dryrun` prints: the very objects
+    assert str(info)  # printed by `torchx run --dryrun`
     assert list(yaml.safe_load_all(str(info))) == info.request.rendered.objects
 
 
-def test_a_difference_would_be_seen():
+def test_a_difference_is_detected():
     objects = built("cpu-demo")
     job = next(o for o in objects if o["kind"] == "Job")
     job["spec"]["template"]["spec"]["containers"][0]["env"][4]["value"] = "3"

@@ -1,4 +1,4 @@
-"""The scheduler kubernetes_job against a small Kubernetes of the tests' own."""
+"""The scheduler kubernetes_job with the small Kubernetes of the tests."""
 
 import json
 import threading
@@ -50,32 +50,32 @@ def told(scheduler, app_id):
     return found.state, [r.state for r in found.roles_statuses[0].replicas]
 
 
-def test_submit_makes_all_objects_and_they_go_together(cluster, scheduler):
+def test_submit_creates_all_objects_and_delete_removes_them(cluster, scheduler):
     app_id = scheduler.submit(app(), CFG)
-    assert app_id.startswith("ml:")  # of the kubeconfig's context
+    assert app_id.startswith("ml:")  # from the context of the kubeconfig
     assert kinds(cluster) == sorted(
         ["ServiceAccount", "PersistentVolumeClaim", "Service", "NetworkPolicy", "Job", "Pod", "Pod"]
     )
     scheduler.delete(app_id)
-    # What the namespace's runs share stays, the volume above all.
+    # Objects that the runs of a namespace share stay, such as the volume.
     assert kinds(cluster) == ["PersistentVolumeClaim", "ServiceAccount"]
     assert scheduler.describe(app_id) is None
-    scheduler.cancel(app_id)  # nothing happens
-    assert scheduler.submit(app(), CFG) != app_id  # and what is there already is no obstacle
+    scheduler.cancel(app_id)  # has no effect
+    assert scheduler.submit(app(), CFG) != app_id  # existing objects are not an error
 
 
 @pytest.mark.parametrize("more", [{"overlay": "sweep"}, {"components": ["wandb-offline-sync"]}])
-def test_what_two_runs_share_is_made_once_and_outlives_both(cluster, scheduler, more):
+def test_objects_shared_by_two_runs_are_created_once_and_outlive_both(cluster, scheduler, more):
     made = run("true", j="1x1") if more.get("overlay") == "sweep" else app()
     first, second = (scheduler.submit(made, {**CFG, **more}) for _ in range(2))
     (shared,) = (o for o in cluster.objects.values() if o["kind"] in ("ConfigMap", "CronJob"))
     scheduler.delete(first)
-    assert shared in cluster.objects.values(), "the second run still needs it"
+    assert shared in cluster.objects.values(), "an object that the second run needs must stay"
     scheduler.delete(second)
     assert kinds(cluster) == sorted(["PersistentVolumeClaim", "ServiceAccount", shared["kind"]])
 
 
-def test_states_of_a_run_that_goes_well(cluster, scheduler):
+def test_states_of_a_successful_run(cluster, scheduler):
     cluster.starts_pods = False
     app_id = scheduler.submit(app(), CFG)
     assert told(scheduler, app_id) == (AppState.PENDING, [ReplicaState.PENDING] * 2)
@@ -108,7 +108,7 @@ RECORD = Outcome(FIRST, [FIRST], []).record(run_id="x")
         ),
     ],
 )
-def test_a_config_error_fails_the_run_at_once_and_says_why(cluster, scheduler, message, told):
+def test_a_config_error_fails_the_run_at_once_and_is_reported(cluster, scheduler, message, told):
     app_id = scheduler.submit(app(), CFG)
     cluster.end(cluster.pod(1), 64, message)
     found = scheduler.describe(app_id)
@@ -116,12 +116,14 @@ def test_a_config_error_fails_the_run_at_once_and_says_why(cluster, scheduler, m
     assert "PodFailurePolicy" in found.msg
     assert f"(exit 64): {told}" in found.msg
     status = AppStatus(found.state, roles=found.roles_statuses, msg=found.msg)
-    assert told in " ".join(status.format().split()), "what `torchx status` prints"
+    assert told in " ".join(status.format().split()), "`torchx status` must print the cause"
     assert len([p for p in cluster.pods() if p["status"]["phase"] == "Running"]) == 0
     assert scheduler.exit_codes(app_id)[-1] == 64
 
 
-def test_the_machines_faults_are_retried_for_ever_and_others_as_often_as_asked(cluster, scheduler):
+def test_infrastructure_failures_are_retried_without_limit_and_others_up_to_max_retries(
+    cluster, scheduler
+):
     app_id = scheduler.submit(app(max_retries=1), CFG)
     for code in (75, 143, 75, 143, 75):
         cluster.end(cluster.pod(0), code)
@@ -133,7 +135,7 @@ def test_the_machines_faults_are_retried_for_ever_and_others_as_often_as_asked(c
     assert scheduler.describe(app_id).state == AppState.FAILED
 
 
-def test_a_pod_that_cannot_be_placed_or_pulled_is_told(cluster, scheduler):
+def test_a_pod_that_cannot_be_scheduled_or_pulled_is_reported(cluster, scheduler):
     cluster.starts_pods = False
     app_id = scheduler.submit(app(), CFG)
     first, second = cluster.pods()
@@ -155,7 +157,7 @@ def test_cancel_stops_the_pods_and_keeps_the_job(cluster, scheduler):
     scheduler.cancel(app_id)
     assert scheduler.describe(app_id).state == AppState.CANCELLED
     assert cluster.pods() == []
-    scheduler.cancel(app_id)  # once more does no harm
+    scheduler.cancel(app_id)  # a second time has no effect
 
 
 def test_a_run_in_a_queue_waits_and_is_deleted_when_cancelled(cluster, scheduler):
@@ -169,7 +171,7 @@ def test_a_run_in_a_queue_waits_and_is_deleted_when_cancelled(cluster, scheduler
     assert scheduler.describe(app_id) is None
 
 
-def test_list_shows_ours_and_their_states(cluster, scheduler):
+def test_list_shows_the_jobs_of_isorun_and_their_states(cluster, scheduler):
     cluster.create("jobs", "ml", {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "other"},
                                   "spec": {"suspend": True}})  # fmt: skip
     first = scheduler.submit(app(), CFG)
@@ -177,15 +179,15 @@ def test_list_shows_ours_and_their_states(cluster, scheduler):
     cluster.end(cluster.pod(0, first.split(":")[1]), 65)
     listed = {a.app_id: a.state for a in scheduler.list()}
     assert listed == {first: AppState.FAILED, second: AppState.PENDING}
-    assert len(scheduler.list()) == 2, "the JobSet's own Job is not one of ours"
+    assert len(scheduler.list()) == 2, "the Job of the JobSet must not be listed"
 
 
-def test_a_jobset_does_all_the_same(cluster, scheduler):
+def test_a_jobset_has_the_same_operations(cluster, scheduler):
     app_id = scheduler.submit(app(max_retries=1), {"overlay": "jobset"})
     name = app_id.split(":")[1]
     assert "Service" not in kinds(cluster)
     assert told(scheduler, app_id) == (AppState.RUNNING, [ReplicaState.RUNNING] * 2)
-    cluster.end(cluster.pod(1), 75)  # the whole gang starts again, and it does not count
+    cluster.end(cluster.pod(1), 75)  # the whole gang restarts, and the failure is not counted
     assert scheduler.describe(app_id).num_restarts == 1
     cluster.end(cluster.pod(0), 1)
     assert scheduler.describe(app_id).num_restarts == 2
@@ -199,7 +201,7 @@ def test_a_jobset_does_all_the_same(cluster, scheduler):
     assert ("jobsets", "ml", name) not in cluster.objects
 
 
-def test_a_sweeps_nodes_do_not_need_each_other(cluster, scheduler):
+def test_nodes_of_a_sweep_are_independent(cluster, scheduler):
     made = sweep_component("optim.lr=1e-3,3e-3", config=["configs/text.yaml"], j="2x1")
     app_id = scheduler.submit(made, CFG)
     cluster.end(cluster.pod(0), 64)
@@ -212,7 +214,7 @@ def test_a_sweeps_nodes_do_not_need_each_other(cluster, scheduler):
 # ---------------------------------------------------------------------------------------- logs
 
 
-def test_a_log_is_the_nodes_own(cluster, scheduler):
+def test_a_log_contains_the_lines_of_its_node(cluster, scheduler):
     app_id = scheduler.submit(app(), CFG)
     for index in (0, 1):
         cluster.say(cluster.pod(index), f"step 1 of node {index}", "", "  indented")
@@ -224,7 +226,7 @@ def test_a_log_is_the_nodes_own(cluster, scheduler):
     assert list(scheduler.log_iter(app_id, "fit", 0, regex="step")) == ["step 1 of node 0\n"]
 
 
-def test_following_goes_on_through_restarts_to_the_end(cluster, scheduler):
+def test_following_continues_after_restarts_until_the_end(cluster, scheduler):
     app_id = scheduler.submit(app(), CFG)
     seen, done = [], threading.Event()
 
@@ -237,7 +239,7 @@ def test_following_goes_on_through_restarts_to_the_end(cluster, scheduler):
     cluster.end(cluster.pod(0), 75)
     again = cluster.pod(0)
     cluster.say(again, "second")
-    assert not done.wait(0.2), "the run goes on"
+    assert not done.wait(0.2), "following must not end while the run continues"
     cluster.end(again)
     cluster.end(cluster.pod(1))
     assert done.wait(30)
@@ -245,7 +247,7 @@ def test_following_goes_on_through_restarts_to_the_end(cluster, scheduler):
     assert seen == ["first\n", f"isorun: restarted as pod {name} on node-0\n", "second\n"]
 
 
-def test_following_survives_a_connection_that_breaks(cluster, scheduler):
+def test_following_continues_after_a_broken_connection(cluster, scheduler):
     app_id = scheduler.submit(app(), CFG)
     pod = cluster.pod(0)
     cluster.cut_after = 2
@@ -264,19 +266,22 @@ def test_following_survives_a_connection_that_breaks(cluster, scheduler):
     cluster.end(pod)
     cluster.end(cluster.pod(1))
     assert done.wait(60)
-    assert seen == [*(f"line {n}\n" for n in range(5)), "last\n"], "each once, in order"
-    assert cluster.cut_after is None, "the connection did break"
+    assert seen == [*(f"line {n}\n" for n in range(5)), "last\n"], (
+        "each line must appear once, in order"
+    )
+    assert cluster.cut_after is None, "the connection was not broken"
 
 
 def stamps(*seconds, zone=UTC):
-    """Times that a node writes, so many seconds ago, as long as the kubelet's."""
+    """Timestamps in the kubelet's format, so many seconds ago."""
     moments = [datetime.now(zone) - timedelta(seconds=ago) for ago in seconds]
     return [m.isoformat(timespec="microseconds").replace(m.strftime("%f"), m.strftime("%f000"))
             for m in moments]  # fmt: skip
 
 
-def test_lines_out_of_order_are_lines_as_well(cluster, scheduler):
-    """Two streams of a container are written down in an order that is not quite that of time."""
+def test_lines_with_unordered_timestamps_are_all_returned(cluster, scheduler):
+    """Two streams of a container are written in an order that can differ from that of their
+    timestamps."""
     app_id = scheduler.submit(app(), CFG)
     log = cluster.logs[cluster.pod(0)["metadata"]["uid"]]
     log += zip(stamps(3, 1, 2, 2), ["first", "third", "second", "second"], strict=True)
@@ -286,9 +291,9 @@ def test_lines_out_of_order_are_lines_as_well(cluster, scheduler):
 
 @pytest.mark.parametrize("hours", [-5, 0, 9])
 @pytest.mark.parametrize("gone", [0, 2])
-def test_after_a_break_no_line_is_lost_or_told_twice(cluster, scheduler, hours, gone):
-    """Lines of a while ago, from a node whose clock is set to some zone; the connection breaks
-    between two that are out of order, or when the log has been rotated away."""
+def test_after_a_broken_connection_no_line_is_lost_or_repeated(cluster, scheduler, hours, gone):
+    """Older lines, from a node with any time zone. The connection breaks between two lines with
+    unordered timestamps, or when the log has been rotated."""
     app_id = scheduler.submit(app(), CFG)
     pod = cluster.pod(0)
     log = cluster.logs[pod["metadata"]["uid"]]
@@ -304,17 +309,17 @@ def test_after_a_break_no_line_is_lost_or_told_twice(cluster, scheduler, hours, 
     cluster.end(pod)
     cluster.end(cluster.pod(1))
     assert [*seen, *lines] == ["a\n", "c\n", "b\n", "d\n", "last\n"]
-    assert cluster.cut_after is None, "the connection did break"
+    assert cluster.cut_after is None, "the connection was not broken"
 
 
-def test_what_the_cluster_itself_says_has_no_time(cluster, scheduler, monkeypatch):
+def test_messages_of_the_cluster_have_no_timestamp(cluster, scheduler, monkeypatch):
     app_id = scheduler.submit(app(), CFG)
     said = "unable to retrieve container logs for containerd://4f1\n"
     monkeypatch.setattr(Cluster, "_follow", lambda *_: iter([said]))
     assert list(scheduler.log_iter(app_id, "fit", 0)) == [said]
 
 
-def test_following_waits_for_a_pod_that_is_not_there_yet(cluster, scheduler):
+def test_following_waits_for_a_pod_that_has_not_started(cluster, scheduler):
     cluster.starts_pods = False
     app_id = scheduler.submit(app(), CFG)
     lines = scheduler.log_iter(app_id, "fit", 0, should_tail=True)
@@ -323,7 +328,7 @@ def test_following_waits_for_a_pod_that_is_not_there_yet(cluster, scheduler):
     assert next(iter(lines)) == "here\n"
 
 
-def test_since_leaves_out_what_is_older(cluster, scheduler):
+def test_since_omits_older_lines(cluster, scheduler):
     app_id = scheduler.submit(app(), CFG)
     pod = cluster.pod(0)
     cluster.say(pod, "old", "new")
@@ -333,7 +338,7 @@ def test_since_leaves_out_what_is_older(cluster, scheduler):
     assert list(scheduler.log_iter(app_id, "fit", 0, since=since)) == ["new\n"]
 
 
-def test_what_logs_cannot_do_is_said(scheduler, cluster):
+def test_unsupported_log_options_are_reported(scheduler, cluster):
     app_id = scheduler.submit(app(), CFG)
     with pytest.raises(UsageError, match="until"):
         scheduler.log_iter(app_id, "fit", 0, until=datetime.now())
@@ -344,7 +349,7 @@ def test_what_logs_cannot_do_is_said(scheduler, cluster):
 # -------------------------------------------------------------------------------------- errors
 
 
-def test_a_refusal_is_told_and_leaves_nothing_behind(cluster, scheduler):
+def test_a_refusal_is_reported_and_the_created_objects_are_removed(cluster, scheduler):
     cluster.refuse["POST", "services"] = Refused(403, "Forbidden", "services is forbidden")
     with pytest.raises(
         UsageError, match=r"refused to create the Service .*: services is forbidden"
@@ -353,7 +358,7 @@ def test_a_refusal_is_told_and_leaves_nothing_behind(cluster, scheduler):
     assert kinds(cluster) == ["PersistentVolumeClaim", "ServiceAccount"]
 
 
-def test_a_cluster_that_is_not_well_is_worth_a_retry(cluster, scheduler):
+def test_a_server_error_is_worth_a_retry(cluster, scheduler):
     cluster.refuse["POST", "jobs"] = Refused(503, "ServiceUnavailable", "etcd leader changed")
     with pytest.raises(RetryError, match="etcd leader changed"):
         scheduler.submit(app(), CFG)
@@ -371,7 +376,7 @@ def test_no_controller_for_jobsets(tmp_path, monkeypatch):
         assert scheduler.list() == []
 
 
-def test_no_cluster(monkeypatch, tmp_path):
+def test_no_cluster_is_configured(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(UsageError, match="No cluster is configured.*KUBECONFIG"):
         create_scheduler("test").list()
@@ -385,7 +390,7 @@ def test_a_cluster_that_cannot_be_reached(tmp_path, monkeypatch):
         create_scheduler("test").list()
 
 
-def test_what_can_only_be_rendered_is_not_submitted(cluster, scheduler):
+def test_an_overlay_that_can_only_be_rendered_is_not_submitted(cluster, scheduler):
     with pytest.raises(
         UsageError, match="submits Jobs and JobSets only, but the overlay makes a TrainJob"
     ):
@@ -399,7 +404,7 @@ def test_a_dry_run_needs_no_cluster(monkeypatch, tmp_path):
     assert "kind: Job" in str(create_scheduler("test").submit_dryrun(app(), CFG))
 
 
-# --------------------------------------------------------------------- what an app may ask for
+# --------------------------------------------------------------------- options of an app
 
 
 def job_of(made, **cfg):
@@ -429,7 +434,7 @@ def test_agent_options_reach_the_agent():
 
 
 @pytest.mark.usefixtures("here")
-def test_the_doctor_alone():
+def test_the_doctor_without_a_training():
     from launch.agent.options import parse
     from launch.torchx.components import doctor
 
@@ -442,7 +447,7 @@ def test_the_doctor_alone():
 
 
 @pytest.mark.usefixtures("here")
-def test_mounts_take_the_place_of_the_volume_or_stand_beside_it():
+def test_mounts_replace_the_volume_or_are_added():
     mounts = [
         "type=volume",
         "src=team",
@@ -454,7 +459,9 @@ def test_mounts_take_the_place_of_the_volume_or_stand_beside_it():
     ]
     info = create_scheduler("test").submit_dryrun(app(mounts=mounts), CFG)
     objects = info.request.rendered.objects
-    assert "PersistentVolumeClaim" not in {o["kind"] for o in objects}, "nobody would use it"
+    assert "PersistentVolumeClaim" not in {o["kind"] for o in objects}, (
+        "a claim that nothing uses must not be created"
+    )
     pod = info.request.rendered.workload["spec"]["template"]["spec"]
     volumes = {v["name"]: v for v in pod["volumes"]}
     assert volumes["runs"] == {"name": "runs", "persistentVolumeClaim": {"claimName": "team"}}
@@ -465,13 +472,13 @@ def test_mounts_take_the_place_of_the_volume_or_stand_beside_it():
 
 
 @pytest.mark.usefixtures("here")
-def test_a_dollar_is_one_and_only_the_nodes_number_is_replaced():
+def test_only_the_node_number_is_substituted_in_a_command():
     made = run("echo", "$(POD_IP)", "$HOME", "${x}", j="1x1")
     assert container_of(job_of(made))["args"] == ["echo", "$$(POD_IP)", "$HOME", "${x}"]
 
 
 @pytest.mark.usefixtures("here")
-def test_options_of_the_scheduler_that_name_a_component():
+def test_scheduler_options_that_add_a_component():
     job = job_of(
         app(), priority_class="research", queue="q", queue_priority="high", stop_deadline=300
     )
@@ -502,17 +509,17 @@ def test_options_of_the_scheduler_that_name_a_component():
         ),
     ],
 )
-def test_what_cannot_be_is_said(words, cfg, said):
+def test_invalid_options_are_reported(words, cfg, said):
     with pytest.raises(UsageError, match=said):
         job_of(app(**words), **cfg)
 
 
-def test_an_id_that_is_none(scheduler):
+def test_an_invalid_id(scheduler):
     with pytest.raises(UsageError, match="is not the id of a kubernetes_job job"):
         scheduler.describe("text-123")
 
 
-def test_a_pod_without_a_container_state_is_no_error():
+def test_a_pod_without_a_container_state_is_valid():
     pod = {"metadata": {"name": "x"}, "spec": {"containers": [{"name": "train"}]}, "status": {}}
     assert state.exit_code(pod) is None
     assert not state.has_started(pod)

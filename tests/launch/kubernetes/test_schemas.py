@@ -1,4 +1,4 @@
-"""Every object is one by the schemas: Kubernetes' own, of several versions, and those of CRDs."""
+"""Every object matches its schema: of Kubernetes, in several versions, or of a CRD."""
 
 import functools
 import json
@@ -23,12 +23,12 @@ from tests.launch.kubernetes.objects import (
 )
 from tests.support.runs import ROOT
 
-# It reads megabytes anew for each object.
+# It reads megabytes again for each object.
 utils.schema_contents = functools.cache(utils.schema_contents)
 OLDEST = Version("1.31")
 VERSIONS = [v for v in utils.all_versions() if Version(v) >= OLDEST]
 DATA = ROOT / "tests" / "data" / "kubernetes"
-# A component needs an overlay whose Job it fits.
+# Components that need a certain overlay.
 OVERLAY_FOR = {"sweep": "sweep", "independent": "sweep"}
 
 
@@ -42,7 +42,7 @@ def crds():
 
 
 def problems(made, version):
-    """What is wrong with an object, in words."""
+    """The schema violations of an object, as text."""
     schema = crds().get((made["apiVersion"], made["kind"]))
     found = []
     if schema is None:
@@ -50,7 +50,7 @@ def problems(made, version):
     else:
         found = [f"{e.json_path}: {e.message}" for e in
                  jsonschema.Draft202012Validator(schema).iter_errors(made)]  # fmt: skip
-        # Its pods and Jobs are core types again.
+        # Pods and Jobs inside it are core types.
         core = [{"apiVersion": "v1", "kind": "PodTemplate", "template": t} for t in templates(made)]
         core += [
             {"apiVersion": "batch/v1", "kind": "Job", "spec": spec} for spec in job_specs(made)
@@ -83,7 +83,7 @@ def test_every_object_of_an_overlay_is_valid(overlay, version):
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_every_component_makes_valid_objects(component):
+def test_every_component_has_valid_objects(component):
     values = [f"{k}={VALUES[k]}" for k in wanted(component)]
     rendered = render(
         RenderRequest(OVERLAY_FOR.get(component, "cpu-demo"), parse(values), [component])
@@ -119,20 +119,20 @@ def misspell_pod(jobset):
 
 
 @pytest.mark.parametrize("misspell", [misspell_policy, misspell_job, misspell_pod])
-def test_the_schemas_see_mistakes_at_every_depth(misspell):
+def test_the_schemas_detect_errors_at_every_depth(misspell):
     jobset = one(built("jobset"), "JobSet")
     assert problems(jobset, VERSIONS[-1]) == []
     misspell(jobset)
     assert "was unexpected" in " ".join(problems(jobset, VERSIONS[-1]))
 
 
-def test_the_schema_of_volcano_sees_mistakes():
+def test_the_schema_of_volcano_detects_errors():
     vcjob = one(built("volcano"), "Job", "batch.volcano.sh/v1alpha1")
     vcjob["spec"]["policies"][0]["action"] = "RestartAll"
     assert "RestartAll" in " ".join(problems(vcjob, VERSIONS[-1]))
 
 
-def test_each_crd_schema_says_where_it_comes_from():
+def test_each_crd_schema_names_its_source():
     for path in DATA.glob("*.json"):
         comment = json.loads(path.read_text())["$comment"]
         assert comment.startswith(("Made from", "Written by hand")), path.name

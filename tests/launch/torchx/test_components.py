@@ -9,7 +9,7 @@ from train.exits import UsageError
 
 
 def agent(made, **environ):
-    """What the agent would make of its arguments on one of the nodes."""
+    """The options that the agent parses from these arguments on one of the nodes."""
     words = [w.replace("${rank0_env}", "NODE0").replace("${replica_id}", "0") for w in made.args]
     assert words[:2] == ["-m", "launch.agent"]
     return parse(words[2:], {"NODE0": "first", **environ})
@@ -50,20 +50,20 @@ def test_j(j, nodes, least, processes):
     assert options.processes == processes
 
 
-def test_auto_is_as_many_processes_as_the_resource_has_gpus():
+def test_auto_starts_a_process_per_gpu_of_the_resource():
     made = fit("-h", "gpu_l4_4")
     assert made.args[5] == "4"
     assert fit().args[5] == "auto"
 
 
 @pytest.mark.parametrize("j", ["0x1", "1x0", "2:1x1", "x2", "2x", "two", "1:2", "", "-1x2"])
-def test_a_j_that_means_nothing_is_told(j):
+def test_an_invalid_j_is_reported(j):
     with pytest.raises(UsageError, match=r"-j is .*, but must be NODESxPROCESSES"):
         app("isorun.fit", f"-j={j}", *TINY)
 
 
-def test_memory_is_enough_to_import_torch():
-    """TorchX's own default is 1024 MB, in which a rank is killed while it starts."""
+def test_the_default_memory_is_enough_to_import_torch():
+    """TorchX's default is 1024 MB, with which a rank is killed at its start."""
     assert fit("-j", "1x2").resource.memMB == 2 * 8192
     assert fit("-j", "1x2").resource.cpu == 4
     assert fit("-j", "1x2", "--gpu", "2").resource.memMB == 2 * 16384
@@ -95,7 +95,7 @@ def test_memory_is_enough_to_import_torch():
         (("--mounts", "src=/a,dst=/b"), "type must be specified first; write type=bind"),
     ],
 )
-def test_a_mistake_in_the_placement_is_told_in_a_sentence(words, said):
+def test_an_invalid_placement_is_reported_in_one_sentence(words, said):
     with pytest.raises(UsageError, match=re.escape(said)):
         app("isorun.fit", *words, *TINY)
 
@@ -117,17 +117,17 @@ def test_a_mistake_in_the_placement_is_told_in_a_sentence(words, said):
     ],
 )
 @pytest.mark.parametrize("component", ["isorun.fit", "isorun.doctor"])
-def test_a_mistake_in_the_config_does_not_reach_the_cluster(component, words, said):
+def test_a_config_error_is_reported_before_submission(component, words, said):
     with pytest.raises(UsageError, match=re.escape(said)):
         app(component, *words, scheduler="slurm")
 
 
-def test_unchecked_files_may_be_in_the_image_alone():
+def test_unchecked_config_files_can_exist_only_in_the_image():
     made = role("isorun.fit", "--check", "False", "--config", "/app/x.yaml", "run.name=far")
     assert made.args[-3:] == ["--config", "/app/x.yaml", "run.name=far"]
 
 
-def test_what_is_handed_on(home):
+def test_options_are_passed_to_the_app(home):
     made = app(
         "isorun.fit", "--image", "mine:1", "--env", "A=1,B=2", "--max_retries", "4",
         "--metadata", "team=us", "--name", "My Job!", "--allow_changes", "True",
@@ -142,8 +142,8 @@ def test_what_is_handed_on(home):
     assert "--allow-changes" in only.args
 
 
-def test_a_dollar_in_an_override_is_the_configs_own():
-    """TorchX would take $$ and ${app_id} for its own."""
+def test_a_dollar_in_an_override_is_passed_to_the_config():
+    """TorchX would replace $$ and ${app_id}."""
     info = dryrun("isorun.fit", *TINY, "run.name=x-${length.steps}", "track.wandb_tags=['$$5']")
     (node,) = info.request.role_params["fit"]
     assert node.args[-2:] == ["run.name=x-${length.steps}", "track.wandb_tags=['$$5']"]
@@ -154,12 +154,12 @@ def test_the_name_of_the_job_is_that_of_the_run():
     assert app("isorun.fit", *TINY, "run.name=7b").name == "run-7b"
 
 
-def test_the_image_is_that_which_the_hardware_needs():
+def test_the_default_image_follows_the_hardware():
     assert fit().image == "isorun:cpu"
     assert fit("-h", "gpu_t4_1").image == "isorun:cuda"
 
 
-def test_doctor_looks_and_trains_nothing():
+def test_doctor_checks_nodes_without_training():
     made = role("isorun.doctor", "-j", "2x1", "--level", "quick", *TINY)
     options = agent(made)
     assert options.preflight_only
@@ -174,7 +174,7 @@ def test_run_takes_any_command():
         role("isorun.run")
 
 
-def test_a_component_is_found_by_its_path_too():
+def test_a_component_is_found_by_its_path():
     words = ("-j", "1x2", *TINY)
     by_path = app(f"{ROOT}/launch/torchx/components.py:fit", *words)
     assert by_path.roles[0].args == app("isorun.fit", *words).roles[0].args

@@ -1,4 +1,4 @@
-"""All of it with TorchX's nightly: the same tests once more, and what only the nightly has."""
+"""The tests of tests/launch with TorchX's nightly, and features that only the nightly has."""
 
 import re
 
@@ -12,16 +12,16 @@ from tests.support.runs import ROOT, TINY
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(NIGHTLY, reason="these tests themselves run with the nightly"),
+    pytest.mark.skipif(NIGHTLY, reason="this test run itself uses the nightly"),
 ]
 NAMESPACES_ONLY = {"TORCHX_PLUGINS_SOURCE": "1"}
 
 
-def test_it_is_the_nightly(tmp_path):
+def test_the_nightly_is_installed(tmp_path):
     assert "torchx-2" in nightly.torchx("--version", cwd=tmp_path).stdout
 
 
-def test_all_tests_pass_with_it():
+def test_all_tests_pass_with_the_nightly():
     done = nightly.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/launch",
                        "--ignore", "tests/launch/agent", "--ignore", "tests/launch/kubernetes",
                        "--ignore", "tests/launch/doctor", cwd=ROOT)  # fmt: skip
@@ -29,7 +29,7 @@ def test_all_tests_pass_with_it():
 
 
 @pytest.mark.parametrize("environ", [{}, NAMESPACES_ONLY], ids=["entry points", "namespaces"])
-def test_resources_are_found_without_a_word_of_doubles(tmp_path, environ):
+def test_resources_are_found_without_warnings_about_duplicates(tmp_path, environ):
     own = tmp_path / "own.yaml"
     own.write_text("ours: {cpu: 3, memMB: 1000}\n")
     code = "import torchx.specs as s; print([s.resource(h=n).cpu for n in {!r}])"
@@ -41,7 +41,7 @@ def test_resources_are_found_without_a_word_of_doubles(tmp_path, environ):
     assert "registered via both" not in done.stderr
 
 
-def test_own_resources_serve_all_components(tmp_path):
+def test_user_resources_are_available_to_all_components(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("ours: {cpu: 3, memMB: 1234}\n")
     done = nightly.torchx("run", "--dryrun", "dist.ddp", "-h", "ours", "--script", "x.py",
@@ -49,7 +49,7 @@ def test_own_resources_serve_all_components(tmp_path):
     assert "'memMB': 1234" in done.stdout
 
 
-def test_a_faulty_file_of_resources_hides_no_built_in_one(tmp_path):
+def test_an_invalid_resources_file_does_not_hide_built_in_resources(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("ours: [")
     done = nightly.torchx("run", "--dryrun", "dist.ddp", "-h", "gpu_h100_1", "--script", "x.py",
@@ -58,7 +58,7 @@ def test_a_faulty_file_of_resources_hides_no_built_in_one(tmp_path):
     assert "not valid YAML" in done.stderr
 
 
-def test_schedulers_are_watched_however_they_are_found(tmp_path):
+def test_schedulers_are_watched_in_both_ways_of_discovery(tmp_path):
     said = nightly.torchx("run", "--help", cwd=tmp_path, **NAMESPACES_ONLY).stdout
     listed = re.search(r"-s \{([^}]+)\}", re.sub(r"\s+", "", said).replace("-s{", "-s {"))[1]
     assert (
@@ -78,7 +78,7 @@ def test_the_default_scheduler_is_a_local_one(tmp_path):
         assert "role_params" in done.stdout
 
 
-def test_it_trains(tmp_path):
+def test_a_run_trains_with_the_nightly(tmp_path):
     nightly.torchx("run", "-s", "local_cwd", "isorun.fit", "-j", "1x2", *TINY,
                    f"run.dir={tmp_path / 'run'}", cwd=ROOT, OMP_NUM_THREADS="1",
                    XDG_STATE_HOME=str(tmp_path))  # fmt: skip

@@ -21,14 +21,14 @@ def test_torchx_knows_every_built_in_name(name):
     assert found.cpu >= 2
 
 
-def test_no_name_is_registered_or_left_out_by_mistake():
+def test_entry_points_match_the_built_in_names():
     registered = {p.name: p.value for p in entry_points(group="torchx.named_resources")}
     assert {n: f"launch.torchx.resources:{n}" for n in resources.BUILT_IN} == registered
     assert set(NAMES) == set(resources.BUILT_IN)
 
 
-def test_each_call_gives_a_resource_of_its_own():
-    """Schedulers change what they are given."""
+def test_each_call_returns_a_new_resource():
+    """Schedulers modify the resources that they get."""
     resources.find_resource("gpu_h100_8").capabilities["x"] = 1
     assert "x" not in resources.find_resource("gpu_h100_8").capabilities
 
@@ -44,7 +44,7 @@ def own(home, monkeypatch):
     return write
 
 
-def test_own_resources_work_by_name_and_win(own):
+def test_user_resources_are_found_by_name_and_override_built_in_ones(own):
     own(
         "ours:\n  cpu: 60\n  memMB: 500000\n  gpu: 8\n"
         "  capabilities: {node.kubernetes.io/instance-type: big}\n  devices: {fast/net: 4}\n"
@@ -58,7 +58,7 @@ def test_own_resources_work_by_name_and_win(own):
     assert fit("-h", "cpu_small").resource.memMB == 100
 
 
-def test_they_are_looked_for_in_the_config_directory(home, monkeypatch):
+def test_user_resources_are_read_from_the_config_directory(home, monkeypatch):
     (home / ".config/isorun").mkdir(parents=True)
     (home / ".config/isorun/resources.yaml").write_text("ours: {cpu: 1, memMB: 100}\n")
     assert resources.find_resource("ours").cpu == 1
@@ -67,7 +67,7 @@ def test_they_are_looked_for_in_the_config_directory(home, monkeypatch):
         resources.find_resource("ours")
 
 
-def test_an_empty_file_is_fine(own):
+def test_an_empty_file_is_valid(own):
     own("# none yet\n")
     assert resources.user_resources() == {}
 
@@ -85,13 +85,13 @@ def test_an_empty_file_is_fine(own):
         ("a: [1,", "not valid YAML in line 1"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_with_its_file(own, text, said):
+def test_an_error_names_the_file(own, text, said):
     path = own(text)
     with pytest.raises(UsageError, match=re.escape(said.format(path=path))):
         dryrun("isorun.fit", "-h", "cpu_small", "task.use=digits")
 
 
-def test_a_file_that_is_named_must_be_there(monkeypatch):
+def test_a_named_file_must_exist(monkeypatch):
     monkeypatch.setenv("ISORUN_RESOURCES", "/nowhere.yaml")
     with pytest.raises(
         UsageError, match=r"ISORUN_RESOURCES is '/nowhere\.yaml', but this file does not"
@@ -99,7 +99,7 @@ def test_a_file_that_is_named_must_be_there(monkeypatch):
         resources.user_resources()
 
 
-def test_torchxs_own_names_work_too():
+def test_torchx_s_own_names_work():
     assert (
         fit("-h", "aws_t3.medium").resource.capabilities["node.kubernetes.io/instance-type"]
         == "t3.medium"

@@ -10,7 +10,7 @@ def handed_down(made):
     return {k: v for k, v in made.env.items() if k.startswith(("ISORUN_", "WANDB_"))}
 
 
-def test_a_new_run_gets_an_id_that_is_handed_to_all():
+def test_a_new_run_gets_an_id_that_all_nodes_share():
     env = handed_down(fit("-j", "2x1", overrides=["run.name=mine"]))
     assert re.fullmatch(r"mine-\d{8}-\d{6}-[0-9a-f]{6}", env["ISORUN_RUN_ID"])
     assert env["WANDB_RUN_ID"] == env["ISORUN_RUN_ID"]
@@ -20,20 +20,20 @@ def test_a_new_run_gets_an_id_that_is_handed_to_all():
     assert again["ISORUN_RUN_ID"] != env["ISORUN_RUN_ID"]
 
 
-def test_a_run_that_is_there_keeps_its_identity(tmp_path):
+def test_an_existing_run_keeps_its_identity(tmp_path):
     born = {"id": "old", "name": "mine", "wandb_id": "w1", "created": 1.0}
     (tmp_path / "run.json").write_text(json.dumps(born))
     env = handed_down(fit(overrides=[f"run.dir={tmp_path}"]))
     assert (env["ISORUN_RUN_ID"], env["WANDB_RUN_ID"]) == ("old", "w1")
 
 
-def test_a_damaged_identity_is_left_to_train_to_refuse(tmp_path):
+def test_a_damaged_identity_is_left_for_train_to_refuse(tmp_path):
     for text in ("{", "[]", "{}", '{"id": "x"}'):
         (tmp_path / "run.json").write_text(text)
         assert ids_of_run("mine", "fit", tmp_path).run_id.startswith("mine-")
 
 
-def test_an_identity_of_the_users_wins():
+def test_an_identity_set_by_the_user_takes_precedence():
     env = handed_down(fit("--env", "ISORUN_RUN_ID=theirs,WANDB_RUN_GROUP=paper"))
     assert (env["ISORUN_RUN_ID"], env["WANDB_RUN_GROUP"]) == ("theirs", "paper")
 
@@ -44,8 +44,8 @@ def test_ids_work_as_file_names():
     assert len({new_run_id("x") for _ in range(100)}) == 100
 
 
-def test_train_groups_a_run_as_it_was_told(tmp_path, monkeypatch):
-    """The same group for all runs of a name, however often each of them is started."""
+def test_train_uses_the_given_group(tmp_path, monkeypatch):
+    """All runs of a name have the same group, in every attempt."""
     from tests.support.runs import run
 
     monkeypatch.setenv("WANDB_RUN_GROUP", "paper")

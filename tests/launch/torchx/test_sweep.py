@@ -24,7 +24,7 @@ def given(made):
         ("a={b: [1,2], c: 3},null", ["{b: [1,2], c: 3}", "null"]),
     ],
 )
-def test_commas_divide_values_but_not_within_one(word, found):
+def test_commas_separate_values_except_within_a_value(word, found):
     assert values(word) == found
 
 
@@ -34,7 +34,7 @@ def test_the_last_override_varies_fastest():
     ]  # fmt: skip
 
 
-def test_each_run_has_a_name_and_a_directory_of_its_own():
+def test_each_run_has_its_own_name_and_directory():
     words = [word for word in TINY if not word.startswith("optim.lr=")]
     made = role("isorun.sweep", "-j", "3x2", *words, "run.dir=/runs/s", "optim.lr=0.1,0.2")
     assert made.num_replicas == 3
@@ -63,11 +63,11 @@ def test_each_run_has_a_name_and_a_directory_of_its_own():
         ),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_submitted(words, said):
+def test_errors_are_reported_before_submission(words, said):
     with pytest.raises(UsageError, match=re.escape(said)):
         role("isorun.sweep", *TINY, *words, scheduler="slurm")
 
 
-def test_the_nodes_of_a_sweep_do_not_come_and_go():
+def test_an_elastic_sweep_is_refused():
     with pytest.raises(UsageError, match="a sweep cannot be elastic"):
         role("isorun.sweep", "-j", "1:2x1", *TINY, "run.seed=1,2")

@@ -1,6 +1,8 @@
-"""What TorchX does of itself, and what is done about it: one test per trap, each of which fails
-without the remedy. Those of names and defaults run TorchX's own command, away from the project's
-``.torchxconfig``."""
+"""Problematic defaults of TorchX: each test fails without our remedy.
+
+Tests of names and defaults run TorchX's own command outside the repository, without its
+``.torchxconfig``.
+"""
 
 import configparser
 import os
@@ -35,7 +37,7 @@ def test_one_registered_component_would_hide_the_built_in_ones(tmp_path):
     found = set(re.findall(r"\d+\. (\S+)", torchx("builtins", cwd=tmp_path).stdout))
     assert {f"isorun.{name}" for name in ("fit", "doctor", "sweep", "run")} <= found
     assert {"dist.ddp", "dist.spmd", "utils.echo", "utils.sh"} <= found
-    assert ("metrics.tensorboard" in found) is not NIGHTLY, "as TorchX itself has them"
+    assert ("metrics.tensorboard" in found) is not NIGHTLY, "components of TorchX must be unchanged"
     assert not [name for name in found if name.startswith("isorun.") and "_" in name]
 
 
@@ -43,9 +45,9 @@ def test_one_registered_scheduler_would_hide_the_built_in_ones_and_become_the_de
     said = torchx("run", "--help", cwd=tmp_path).stdout
     listed = re.search(r"-s \{([^}]+)\}", re.sub(r"\s+", "", said).replace("-s{", "-s {"))[1]
     assert set(listed.split(",")) == set(SCHEDULERS)
-    # No configuration here: the default is still this machine.
+    # Without configuration the default is the local scheduler.
     done = torchx("run", "--dryrun", "utils.echo", "--msg", "hi", cwd=tmp_path)
-    assert "role_params" in done.stdout, "the request of a local scheduler"
+    assert "role_params" in done.stdout, "the default must be a local scheduler"
 
 
 def test_a_configured_default_scheduler_is_respected(tmp_path):
@@ -54,7 +56,7 @@ def test_a_configured_default_scheduler_is_respected(tmp_path):
     assert "#SBATCH" in done.stdout
 
 
-def test_the_projects_own_configuration_names_a_local_scheduler_and_builds_nothing():
+def test_the_project_s_configuration_names_a_local_scheduler_and_builds_nothing():
     config = configparser.ConfigParser()
     config.read(ROOT / ".torchxconfig")
     assert config["cli:run"]["scheduler"] == "local_cwd"
@@ -69,7 +71,7 @@ def test_runopts_would_end_in_a_traceback_without_ray(tmp_path):
     assert "slurm" in done.stdout
 
 
-def test_a_scheduler_that_cannot_be_used_is_told_in_a_sentence(tmp_path):
+def test_an_unavailable_scheduler_is_reported_in_one_sentence(tmp_path):
     done = torchx("run", "-s", "ray", "--dryrun", "utils.echo", cwd=tmp_path, expect=64)
     assert done.stderr.strip().splitlines()[-1].startswith("isorun: error: The scheduler ray")
     assert "Traceback" not in done.stderr
@@ -82,12 +84,12 @@ def test_a_job_without_image_never_runs_a_train_py_of_the_working_directory(
 ):
     monkeypatch.chdir(tmp_path)
     assert fit(scheduler=scheduler).args[:3] == ["-P", "-m", "launch.agent"]
-    monkeypatch.chdir(ROOT)  # which need not be installed
+    monkeypatch.chdir(ROOT)  # the source directory, since isorun may not be installed
     assert fit(scheduler=scheduler).args[:2] == ["-m", "launch.agent"]
 
 
 def test_a_missing_rendezvous_variable_would_become_localhost():
-    """As in TorchX's own component, which two nodes then take for two runs of one node."""
+    """As in TorchX's own component, where two nodes would run two independent runs."""
     theirs = ddp("x", script="x.py", j="2x1", h=None).roles[0]
     assert ":=localhost" in theirs.args[1]
     ours = fit("-j", "2x1")
@@ -98,7 +100,7 @@ def test_a_missing_rendezvous_variable_would_become_localhost():
     assert parse(words[2:], {"NODE0": "first"}).host == "first"
 
 
-def test_two_nodes_on_one_machine_meet_on_a_port_of_their_own_and_share_its_cores(monkeypatch):
+def test_two_nodes_on_one_machine_use_their_own_port_and_share_its_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     requests = [dryrun("isorun.fit", "-j", "2x2", *TINY).request for _ in range(2)]
@@ -132,22 +134,22 @@ def test_threads_are_left_to_the_agent_unless_nodes_share_the_machine(monkeypatc
     assert {node.env.get("OMP_NUM_THREADS") for node in nodes} == {threads}
 
 
-def test_a_port_that_is_asked_for_is_taken():
+def test_a_requested_port_is_used():
     (node,) = set(map(tuple, (n.args for n in dryrun(
         "isorun.fit", "-j", "2x1", "--rdzv_port", "4321", *TINY
     ).request.role_params["fit"][:1])))  # fmt: skip
     assert node[node.index("--rdzv-port") + 1] == "4321"
 
 
-def test_gpus_of_this_machine_are_not_counted_where_there_is_no_nvidia_smi(monkeypatch, tmp_path):
-    """TorchX starts it without looking, and ends in FileNotFoundError."""
+def test_gpus_are_not_counted_without_nvidia_smi(monkeypatch, tmp_path):
+    """TorchX runs nvidia-smi without a check and raises FileNotFoundError."""
     monkeypatch.setenv("PATH", str(tmp_path))
     info = dryrun("isorun.fit", "-h", "gpu_t4_2", *TINY, auto_set_cuda_visible_devices=True)
     assert len(info.request.role_params["fit"]) == 1
 
 
 @pytest.mark.normal
-def test_the_python_is_that_of_torchx_though_its_environment_is_not_active(monkeypatch):
+def test_ranks_use_the_python_of_torchx_even_if_its_environment_is_not_active(monkeypatch):
     monkeypatch.setenv("PATH", os.defpath)
     for scheduler in ("local_cwd", "slurm"):
         info = dryrun("isorun.fit", *TINY, scheduler=scheduler)
@@ -159,14 +161,14 @@ def test_the_python_is_that_of_torchx_though_its_environment_is_not_active(monke
         assert env["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
 
 
-def test_slurms_list_of_variables_cannot_hold_a_comma():
+def test_a_comma_in_a_variable_for_slurm_is_refused():
     with pytest.raises(UsageError, match=r"LIST is '1,2' in the environment of the job, but Slurm"):
         dryrun("isorun.fit", "--env", "LIST=1,2,B=3", *TINY, scheduler="slurm")
     dryrun("isorun.fit", "--env", "LIST=1,2,B=3", *TINY, scheduler="local_cwd")
 
 
 @pytest.mark.normal
-def test_the_nodes_of_a_slurm_job_know_where_node_0_is():
+def test_the_nodes_of_a_slurm_job_get_the_host_of_node_0():
     script = repr(dryrun("isorun.fit", "-j", "2x1", *TINY, scheduler="slurm").request)
     assert script.count("--rdzv-host-env SLURM_JOB_NODELIST_HET_GROUP_0") == 2
     assert re.findall(r"--node-rank (\d)", script) == ["0", "1"]
@@ -177,8 +179,9 @@ def test_the_nodes_of_a_slurm_job_know_where_node_0_is():
     [(0, False), (64, False), (65, False), (70, False), (76, False), (78, False), (130, False),
      (75, True), (137, True), (143, True)],
 )  # fmt: skip
-def test_a_slurm_job_is_requeued_only_where_that_makes_sense(tmp_path, code, requeued):
-    """TorchX's batch script, run with a srun that ends so; left alone it requeues after any."""
+def test_a_slurm_job_is_requeued_only_after_failures_worth_a_retry(tmp_path, code, requeued):
+    """TorchX's batch script with a replaced srun; without our change it requeues after any exit
+    code."""
     info = dryrun("isorun.fit", "--max_retries", "1", *TINY, scheduler="slurm")
     for name, text in (("srun", f"exit {code}"), ("scontrol", f"echo $@ >> {tmp_path}/said")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -193,17 +196,17 @@ def test_a_slurm_job_is_requeued_only_where_that_makes_sense(tmp_path, code, req
     environ["SLURM_RESTART_COUNT"] = "1"
     (tmp_path / "said").unlink(missing_ok=True)
     subprocess.run(script, env=environ, cwd=tmp_path, capture_output=True)
-    # No more often than was asked for; a stop on request is no failure.
+    # At most as often as configured; a stop on request does not count as a failure.
     assert (tmp_path / "said").exists() is (code == 143)
 
 
-def test_the_projects_configuration_passes_wandbs_credentials_to_containers_here():
+def test_the_project_s_configuration_passes_wandb_s_credentials_to_local_containers():
     done = torchx("run", "-s", "local_docker", "--dryrun", "isorun.fit", *TINY, cwd=ROOT,
                   WANDB_BASE_URL="http://here")  # fmt: skip
     assert "WANDB_BASE_URL: http://here" in done.stdout
 
 
-def test_containers_do_not_ask_for_more_cores_than_there_are(monkeypatch):
+def test_containers_do_not_request_more_cores_than_exist(monkeypatch):
     from torchx.schedulers.docker_scheduler import DockerScheduler
 
     class Engine:
@@ -215,7 +218,7 @@ def test_containers_do_not_ask_for_more_cores_than_there_are(monkeypatch):
     assert info.request.containers[0].kwargs["nano_cpus"] == 2e9
 
 
-def test_a_mistake_is_one_sentence_and_an_exit_code(tmp_path):
+def test_an_error_is_one_sentence_with_its_exit_code(tmp_path):
     done = torchx(
         "run", "-s", "slurm", "isorun.fit", "-j", "2x1", *TINY, "optim.lrr=3e-4",
         cwd=tmp_path, expect=64,
@@ -227,7 +230,7 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(tmp_path):
     ]
 
 
-def test_help_says_what_every_argument_is(tmp_path):
+def test_help_describes_every_argument(tmp_path):
     for name in ("fit", "doctor", "sweep", "run"):
         said = torchx("run", f"isorun.{name}", "--help", cwd=tmp_path).stdout
         described = re.sub(r"\s+", " ", said)

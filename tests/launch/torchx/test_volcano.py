@@ -1,5 +1,7 @@
-"""TorchX's own scheduler for Volcano takes isorun's component: its objects, compared with stored
-ones. To store them anew, delete the file and run this test twice."""
+"""TorchX's own scheduler for Volcano accepts isorun's component.
+
+Compares its objects with stored ones. To store them again, delete the file and run this test twice.
+"""
 
 import re
 from pathlib import Path
@@ -22,19 +24,19 @@ def objects():
     text = str(info)
     text = re.sub(r"demo-\d{8}-\d{6}-[0-9a-f]{6}", "RUN-ID", text)
     text = re.sub(r"demo-[a-z0-9]{8,}", "APP-ID", text)
-    text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}", "SESSION-ID", text)  # the nightly's
+    text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}", "SESSION-ID", text)  # nightly
     return yaml.safe_load(re.sub(r"(torchx.pytorch.org/version:) \S+", r"\1 VERSION", text))
 
 
-def test_volcanos_objects_are_as_stored():
+def test_volcano_objects_match_the_stored_ones():
     found = objects()
     if not GOLDEN.exists():
         GOLDEN.write_text(yaml.safe_dump(found))
-        raise AssertionError(f"{GOLDEN} was written; look at it and run this test again.")
+        raise AssertionError(f"{GOLDEN} was written; check it and run this test again.")
     assert found == yaml.safe_load(GOLDEN.read_text())
 
 
-def test_node_1_finds_node_0_by_volcanos_variable_and_node_0_by_name():
+def test_node_1_gets_node_0_from_volcano_s_variable():
     tasks = objects()["spec"]["tasks"]
     containers = [task["template"]["spec"]["containers"][0] for task in tasks]
     named = [c["command"][c["command"].index("--rdzv-host-env") + 1] for c in containers]

@@ -1,5 +1,6 @@
-"""What the image is built from where no registry can be reached: a base made by debootstrap, and
-the wheels that this machine's pip finds. Both are kept in a cache outside the repository."""
+"""The inputs of an image build without a registry: a base made by debootstrap, and wheels from this
+machine's pip. Both are cached outside the repository.
+"""
 
 import hashlib
 import re
@@ -14,18 +15,18 @@ from tests.real.docker.engine import UnavailableError, git
 from tests.support.cache import cached
 from tests.support.runs import ROOT
 
-# Which Debian has this very Python, for which this machine's pip makes wheels.
+# The Debian release with this Python version, for which this machine's pip builds wheels.
 RELEASES = {(3, 11): "bookworm", (3, 13): "trixie"}
 
 
 def make_base(directory):
-    """A small Debian with Python, as a tar."""
+    """Builds a small Debian with Python, as a tar file."""
     release = RELEASES.get(sys.version_info[:2])
     if release is None:
         raise UnavailableError(f"no Debian release has Python {sys.version_info[:2]}")
     program = shutil.which("debootstrap") or shutil.which("debootstrap", path="/usr/sbin")
     if program is None:
-        raise UnavailableError("there is no debootstrap to make a base image with")
+        raise UnavailableError("debootstrap is not installed; it builds the base image")
     root = directory / "root"
     done = subprocess.run(
         [program, "--variant=minbase", "--include=python3,python3-venv,ca-certificates", release,
@@ -42,12 +43,12 @@ def make_base(directory):
 
 
 def extras():
-    """The Dockerfile's default."""
+    """The default of EXTRAS in the Dockerfile."""
     return re.search(r"^ARG EXTRAS=(.+)$", (ROOT / "docker/Dockerfile").read_text(), re.M)[1]
 
 
 def wheels():
-    """A directory of all that the image installs, as wheels."""
+    """A directory of wheels with everything that the image installs."""
     with tempfile.TemporaryDirectory() as directory:
         words = [sys.executable, "docker/requirements.py", "pyproject.toml", extras()]
         subprocess.run([*words, directory], cwd=ROOT, check=True)
@@ -68,7 +69,8 @@ def wheels():
 
 
 class Builder:
-    """Builds the project's Dockerfile; ``context`` is a copy of the project to change at will."""
+    """Builds the project's Dockerfile. ``context`` is a copy of the project that tests may
+    change."""
 
     def __init__(self, docker, directory):
         self.docker, self.directory = docker, directory
@@ -82,12 +84,12 @@ class Builder:
             self.wheels = pool.submit(wheels).result()
             docker.import_directory(self.wheels, "isorun-test-wheels")
             docker("import", base.result() / "base.tar", "isorun-test-base")
-        # The private settings of pip go in as a user's would: as a secret that leaves no trace.
+        # The settings of pip are passed as a user would pass private ones: as a build secret.
         self.pip_conf = directory / "pip.conf"
         self.pip_conf.write_text("[global]\nno-index = true\nfind-links = /mnt/wheels\n")
 
     def build(self, tag, *options, target="cpu"):
-        """Builds; returns what the build said."""
+        """Builds an image; returns the output of the build."""
         done = self.docker(
             "build", "--progress", "plain", "--network", "host", "--target", target,
             "--file", self.context / "docker" / "Dockerfile", "--tag", tag,

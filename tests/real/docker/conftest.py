@@ -12,7 +12,7 @@ def docker():
     """The client of a working engine."""
     candidates = clients()
     if not candidates:
-        pytest.skip("there is no docker client")
+        pytest.skip("no docker client is installed")
     engine = None
     try:
         found = connect(candidates)
@@ -28,7 +28,7 @@ def docker():
 
 @pytest.fixture(scope="session")
 def builder(docker, tmp_path_factory):
-    """The project's Dockerfile with all that it needs."""
+    """A builder with all inputs of the project's Dockerfile."""
     try:
         return Builder(docker, tmp_path_factory.mktemp("build"))
     except UnavailableError as error:
@@ -37,14 +37,14 @@ def builder(docker, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def image(builder):
-    """The image for CPUs."""
+    """The CPU image."""
     builder.build("isorun-test:cpu")
     return "isorun-test:cpu"
 
 
 @pytest.fixture
 def nodes(docker, image, tmp_path):
-    """Containers on a network of their own, with a run directory that they share."""
+    """Containers on a separate network that share a run directory."""
     made = Nodes(docker, image, tmp_path)
     yield made
     made.close()

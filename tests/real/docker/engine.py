@@ -1,7 +1,7 @@
-"""A Docker engine for the tests: the one that answers, or one of their own.
+"""A Docker engine for the tests: the running one, or a separate one.
 
-Their own engine has no business with the machine's firewall and makes no network but those that
-a test asks for; when the tests end it is gone, and all that was in it.
+The separate engine does not change the machine's firewall and creates no networks except those that
+a test requests. When the tests end, it is stopped and all its data is removed.
 """
 
 import os
@@ -16,11 +16,12 @@ from tests.support.runs import ROOT
 
 
 class UnavailableError(Exception):
-    """Why there is no engine, in words."""
+    """The reason why no engine can be used."""
 
 
 class Docker:
-    """The client; ``docker("run", ...)`` is the command, and raises what it said if it fails."""
+    """The Docker client. ``docker("run", ...)`` runs a command; if it fails, the error contains its
+    output."""
 
     def __init__(self, client, host=None):
         self.client = client
@@ -46,14 +47,15 @@ class Docker:
         return self(*words, check=False, **kwargs).returncode == 0
 
     def import_directory(self, directory, tag):
-        """An image that holds a directory's files and nothing else."""
+        """Imports an image that contains only a directory's files."""
         tar = subprocess.Popen(["tar", "-C", directory, "-c", "."], stdout=subprocess.PIPE)
         self("import", "-", tag, stdin=tar.stdout)
         assert tar.wait() == 0
 
 
 def clients():
-    """All clients there are: the first may lack what the engine's own package brings."""
+    """All Docker clients in PATH: the first one may lack plugins that the engine's package
+    installs."""
     folders = [*os.get_exec_path(), "/usr/bin"]
     found = [shutil.which("docker", path=folder) for folder in folders]
     return list(dict.fromkeys(filter(None, found)))
@@ -65,26 +67,26 @@ def connect(candidates, host=None):
     reaching = [docker for docker in (Docker(client, host) for client in candidates)
                 if docker.works("version")]  # fmt: skip
     for docker in reaching:
-        # Only a real build tells; the smallest there is takes a moment.
+        # Only a build shows whether BuildKit works; a minimal one is fast.
         if docker.works("build", "--quiet", "-", input="FROM scratch\nLABEL isorun.test=1\n"):
             return docker
     if reaching:
         raise UnavailableError(
-            f"the Docker engine answers, but no client of {', '.join(candidates)} can build with "
+            f"the Docker engine responds, but none of {', '.join(candidates)} can build with "
             "BuildKit; install docker-buildx, or the engine's own client"
         )
     return None
 
 
 class Engine:
-    """Their own ``dockerd``, in a temporary directory; ``docker`` is the client to use."""
+    """A ``dockerd`` in a temporary directory; ``docker`` is its client."""
 
     def __init__(self, candidates):
         daemon = shutil.which("dockerd") or shutil.which("dockerd", path="/usr/sbin")
         if daemon is None:
-            raise UnavailableError("no Docker engine answers, and there is no dockerd to start")
+            raise UnavailableError("no Docker engine responds, and dockerd is not installed")
         if os.geteuid() != 0:
-            raise UnavailableError("no Docker engine answers, and only root can start one")
+            raise UnavailableError("no Docker engine responds, and only root can start one")
         self.directory = Path(tempfile.mkdtemp(prefix="isorun-docker-"))
         host = f"unix://{self.directory}/socket"
         with (self.directory / "log").open("wb") as log:
@@ -108,10 +110,10 @@ class Engine:
                 return docker
             time.sleep(0.3)
         last = (self.directory / "log").read_text(errors="replace").splitlines()[-3:]
-        raise UnavailableError(f"dockerd does not start here: {' | '.join(last)}")
+        raise UnavailableError(f"dockerd does not start: {' | '.join(last)}")
 
     def close(self):
-        """Ends it, and removes all that it had."""
+        """Stops the engine and removes its data."""
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(timeout=60)
@@ -122,6 +124,6 @@ class Engine:
 
 
 def git(*words):
-    """What git says of the project; empty where it is no repository."""
+    """The output of git in the project; empty if it is not a repository."""
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -10,20 +10,20 @@ _number = count()
 
 
 class Nodes:
-    """Containers of the image on a private network. They are hardened as docs/docker.md has it;
-    ``runs`` is the host's side of /runs."""
+    """Containers of the image on a private network, hardened as in docs/docker.md. ``runs`` is the
+    directory of the host that they mount as /runs."""
 
     def __init__(self, docker, image, directory):
         self.docker, self.image = docker, image
         self.name = f"isorun-test-{os.getpid()}-{next(_number)}"
         self.runs = directory / "runs"
         self.runs.mkdir()
-        self.runs.chmod(0o1777)  # the image's user is not this one
+        self.runs.chmod(0o1777)  # the user id in the image is a different one
         self.started = []
         docker("network", "create", "--internal", self.name)
 
     def hardened(self):
-        """The options that a careful user gives."""
+        """The options for a hardened container."""
         return [
             "--read-only", "--tmpfs", "/scratch", "--cap-drop", "ALL",
             "--security-opt", "no-new-privileges", "--network", self.name,
@@ -31,7 +31,7 @@ class Nodes:
         ]  # fmt: skip
 
     def start(self, name, *command, options=()):
-        """A container in the background, known to the others by its name."""
+        """Starts a container in the background; others reach it by its name."""
         full = f"{self.name}-{name}"
         self.docker(
             "run", "--detach", "--name", full, "--hostname", name, "--network-alias", name,
@@ -41,7 +41,8 @@ class Nodes:
         return full
 
     def start_agents(self, run, *overrides, base=TINY, options=(), agent=()):
-        """An agent on each of two nodes; the test task is mounted where the image has none."""
+        """Starts an agent on each of two nodes. Mounts the test task, which the image does not
+        contain."""
         return [
             self.start(
                 f"node{rank}", "python", "-m", "launch.agent", "--nnodes", "2",
@@ -53,7 +54,7 @@ class Nodes:
         ]  # fmt: skip
 
     def finish(self, names, timeout=300):
-        """Waits for containers; returns their exit codes and takes their names back."""
+        """Waits for containers and removes them; returns their exit codes."""
         codes = [int(self.docker("wait", name, timeout=timeout).stdout) for name in names]
         self.said = "\n".join(f"== {name}\n{self.logs(name)}" for name in names)
         for name in names:
@@ -62,7 +63,7 @@ class Nodes:
         return codes
 
     def run_agents(self, *args, expect=0, **kwargs):
-        """Starts both and sees them to their end; returns what they said."""
+        """Starts both nodes and waits until they end; returns their output."""
         codes = self.finish(self.start_agents(*args, **kwargs))
         assert codes == [expect, expect], self.said
         return self.said
@@ -72,7 +73,7 @@ class Nodes:
         return done.stdout + done.stderr
 
     def wait_for_checkpoint(self, run, names):
-        """Until the run has saved something; fails at once when a node is gone."""
+        """Waits until the run has a checkpoint; fails at once if a node has ended."""
         deadline = time.monotonic() + 300
         while not (self.runs / run / "checkpoints").exists() or not checkpoints(self.runs / run):
             running = self.docker("ps", "--quiet", "--filter", f"name={self.name}-").stdout.split()
@@ -81,7 +82,7 @@ class Nodes:
             time.sleep(0.1)
 
     def close(self):
-        """Leaves neither container nor network behind."""
+        """Removes all containers and the network."""
         for name in self.started:
             self.docker("rm", "--force", name, check=False)
         self.docker("network", "rm", self.name, check=False)

@@ -8,19 +8,19 @@ import pytest
 
 from tests.support.runs import ROOT
 
-# The first test of all waits for the image to be built.
+# The first test waits until the image is built.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
 def compose(docker, image):
-    """The command `docker compose`, or its older self, with a project of the test's own."""
+    """The command `docker compose` or `docker-compose`, with a separate project name."""
     if docker.works("compose", "version"):
         command = [docker.client, "compose"]
     elif shutil.which("docker-compose"):
         command = ["docker-compose"]
     else:
-        pytest.skip("there is neither `docker compose` nor docker-compose")
+        pytest.skip("neither `docker compose` nor docker-compose is installed")
     project = f"isorun-test-{os.getpid()}"
     environment = docker.environment | {"ISORUN_IMAGE": image}
 
@@ -46,7 +46,7 @@ def test_one_command_trains_text_on_both_nodes(docker, image, compose):
     assert "2 x cpu" in said
     assert "Finished: 6 steps" in said
     assert said.count("exited with code 0") == 2, said
-    # The text is that of the image's Python, so the ledger is checked there.
+    # The text is that of the Python in the image, so verify runs there.
     verified = docker(
         "run", "--rm", "--network", "none", "--volume", f"{compose.volume}:/runs", image,
         "python", "-m", "train", "verify", *arguments.split(),

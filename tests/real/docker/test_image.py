@@ -1,4 +1,4 @@
-"""The image: who runs in it, where it can write, what is in it and what is not."""
+"""The image: its user, where it can write, and what it contains."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.runs import ROOT, curve, run
 
-# The first test of all waits for the image to be built.
+# The first test waits until the image is built.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 DIGITS = [
@@ -18,7 +18,7 @@ DIGITS = [
 
 
 def inside(docker, image, *command, options=(), **kwargs):
-    """What a command in a fresh container says."""
+    """Runs a command in a new container."""
     words = ["run", "--rm", "--network", "none", "--env", "OMP_NUM_THREADS=1", *options]
     return docker(*words, image, *command, **kwargs)
 
@@ -27,7 +27,7 @@ def python(docker, image, code, **kwargs):
     return inside(docker, image, "python", "-c", code, **kwargs).stdout.strip()
 
 
-def test_it_runs_as_a_number_that_is_not_root(docker, image):
+def test_the_user_is_a_number_other_than_root(docker, image):
     assert docker("inspect", "-f", "{{.Config.User}}", image).stdout.strip() == "1000:1000"
     assert inside(docker, image, "id", "-u").stdout.strip() == "1000"
 
@@ -37,8 +37,8 @@ READ_ONLY = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privi
 
 
 @pytest.mark.parametrize("user", ["1000:1000", "1000680000:0", "54321:54321"])
-def test_it_trains_on_a_read_only_root_as_anybody(docker, image, user):
-    # Everything that likes to write somewhere: W&B's files, TensorBoard, matplotlib's cache.
+def test_it_trains_on_a_read_only_root_with_any_user_id(docker, image, user):
+    # Covers everything that writes files: W&B, TensorBoard, the cache of matplotlib.
     said = inside(
         docker, image, "sh", "-c",
         "python -m train fit $* && python -m train verify $* && ls /runs/digits && "
@@ -51,8 +51,8 @@ def test_it_trains_on_a_read_only_root_as_anybody(docker, image, user):
     assert {"wandb", "tensorboard", "ledger.bin"} <= set(said.stdout.split())
 
 
-def test_without_scratch_on_a_read_only_root_nothing_is_hidden(docker, image):
-    """The same without the mounts, to know that it is they that make it work."""
+def test_a_read_only_root_without_mounts_is_reported(docker, image):
+    """Shows that the mounts in the test above are needed."""
     said = inside(docker, image, "python", "-m", "train", "fit", *DIGITS,
                   options=["--read-only"], check=False)  # fmt: skip
     assert said.returncode == 64
@@ -60,8 +60,8 @@ def test_without_scratch_on_a_read_only_root_nothing_is_hidden(docker, image):
     assert "Traceback" not in said.stderr
 
 
-def test_deepspeed_needs_no_operators_of_its_own(docker, image):
-    """zero3 trains where nothing can be compiled."""
+def test_deepspeed_needs_no_compiled_operators(docker, image):
+    """zero3 trains without a compiler."""
     said = inside(
         docker, image, "python", "-m", "launch.agent", "--", "python", "-m", "train", "fit",
         *DIGITS, "strategy=zero3", options=READ_ONLY, check=False,
@@ -71,7 +71,7 @@ def test_deepspeed_needs_no_operators_of_its_own(docker, image):
     assert "Finished: 30 steps" in said.stdout
 
 
-def test_there_is_nothing_to_build_with_and_nothing_secret(docker, image, builder):
+def test_the_image_contains_no_build_tools_and_no_secrets(docker, image, builder):
     tools = "gcc cc g++ c++ make cmake git nvcc ld"
     assert inside(docker, image, "which", *tools.split(), check=False).stdout == ""
     history = docker("history", "--no-trunc", image).stdout
@@ -82,13 +82,13 @@ def test_there_is_nothing_to_build_with_and_nothing_secret(docker, image, builde
     assert found == ""
 
 
-def test_what_pip_downloaded_is_not_in_it(docker, image):
-    """The mount's empty directory may be."""
+def test_downloads_of_pip_are_not_in_the_image(docker, image):
+    """The empty mount point may be."""
     find = "find /root/.cache /var/cache/pip /scratch -type f 2> /dev/null || true"
     assert inside(docker, image, "sh", "-c", find, options=["--user", "0"]).stdout == ""
 
 
-def test_labels_say_what_it_is_made_of(docker, image):
+def test_labels_name_the_base_the_source_and_the_revision(docker, image):
     labels = json.loads(docker("inspect", "-f", "{{json .Config.Labels}}", image).stdout)
     assert labels["org.opencontainers.image.base.name"] == "isorun-test-base"
     assert re.fullmatch("[0-9a-f]{40}|unknown", labels["org.opencontainers.image.revision"])
@@ -122,7 +122,7 @@ def test_orphans_are_reaped(docker, image):
     assert python(docker, image, ORPHAN) == "tini 0"
 
 
-def test_a_signal_is_passed_on_once_and_the_exit_code_back(docker, nodes):
+def test_a_signal_is_forwarded_once_and_the_exit_code_is_returned(docker, nodes):
     name = nodes.start("signals", "python", "-c", COUNT)
     while "ready" not in nodes.logs(name):
         pass
@@ -134,11 +134,11 @@ def layers(docker, image):
     return json.loads(docker("inspect", "-f", "{{json .RootFS.Layers}}", image).stdout)
 
 
-def test_a_change_of_code_costs_kilobytes(docker, builder, image, capsys):
+def test_a_change_of_code_adds_a_small_layer(docker, builder, image, capsys):
     before = layers(docker, image)
     changed = builder.context / "train" / "version_of_a_test.py"
     changed.write_text("CHANGED = True\n")
-    # What is told of the project changes as well, and names no dependency.
+    # A change of pyproject.toml that does not change the dependencies.
     project = builder.context / "pyproject.toml"
     original = project.read_text()
     project.write_text(original.replace("line-length = 100", "line-length = 101"))
@@ -161,22 +161,22 @@ def test_a_change_of_code_costs_kilobytes(docker, builder, image, capsys):
     with capsys.disabled():
         print("\n" + "\n".join(f"{size:>8}  {by[:90]}" for size, by in rows))
     assert rows[0][1].startswith("COPY")
-    # A registry is sent the layer packed; it is what /app holds.
+    # A registry receives the layer compressed; its content is /app.
     packed = inside(docker, "isorun-test:changed", "sh", "-c", "tar -C /app -cz . | wc -c").stdout
     with capsys.disabled():
-        print(f"{int(packed) / 1000:6.0f}kB  the uppermost, packed")
+        print(f"{int(packed) / 1000:6.0f}kB  the top layer, compressed")
     assert int(packed) < 1_000_000
 
 
-def test_a_newer_source_laid_on_top_is_the_one_that_runs(docker, image):
-    """What is compiled in the image must not hide it: TorchX copies a workspace over /app."""
+def test_a_newer_source_on_top_of_the_image_is_used(docker, image):
+    """Compiled files in the image must not hide it: TorchX copies a workspace over /app."""
     dockerfile = f"FROM {image}\nUSER 0\nRUN echo 'NEW = True' >> /app/train/exits.py\nUSER 1000\n"
     docker("build", "--network", "host", "--tag", "isorun-test:newer", "-", input=dockerfile)
     assert python(docker, "isorun-test:newer", "import train.exits as e; print(e.NEW)") == "True"
 
 
-def test_own_dependencies_go_on_top(docker, builder, image):
-    """As docs/docker.md has it; the wheels stand in for the index."""
+def test_own_dependencies_can_be_added_on_top(docker, builder, image):
+    """As in docs/docker.md, with wheels instead of an index."""
     dockerfile = (
         f"FROM {image}\nUSER 0\n"
         "RUN --mount=type=bind,from=isorun-test-wheels,target=/mnt "
@@ -186,7 +186,7 @@ def test_own_dependencies_go_on_top(docker, builder, image):
     assert inside(docker, "isorun-test:own", "cyclonedx-py", "--version").returncode == 0
 
 
-def test_the_bill_of_materials_names_what_is_in_it(docker, builder, image, tmp_path):
+def test_the_sbom_lists_all_packages_of_the_image(docker, builder, image, tmp_path):
     options = f"--volume {builder.wheels}:/mnt:ro --env PIP_NO_INDEX=1 --env PIP_FIND_LINKS=/mnt"
     done = subprocess.run(
         ["make", "sbom", f"DOCKER={docker.client}", f"IMAGE={image}",
@@ -202,8 +202,8 @@ def test_the_bill_of_materials_names_what_is_in_it(docker, builder, image, tmp_p
     assert listed == {part["name"]: part["version"] for part in there}
 
 
-def test_the_curve_is_that_of_the_host(nodes):
-    """The same config in the image and outside it, on one process."""
+def test_the_curve_matches_that_of_the_host(nodes):
+    """The same config in the image and on the host, on one process."""
     name = nodes.start("one", "python", "-m", "train", "fit", *DIGITS, "run.dir=/runs/one")
     assert nodes.finish([name]) == [0], nodes.said
     run("fit", nodes.runs / "host", base=DIGITS)

@@ -1,5 +1,4 @@
-"""``torchx run -s local_docker``: two containers that TorchX starts, and what the launch log
-says of them."""
+"""``torchx run -s local_docker``: two containers that TorchX starts, and their launch log."""
 
 import json
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 
 from tests.support.runs import ROOT, checkpoints, curve, environment, run
 
-# The first test of all waits for the image to be built.
+# The first test waits until the image is built.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TORCHX = str(Path(sys.executable).with_name("torchx"))
@@ -24,11 +23,11 @@ DIGITS = [
 
 
 class User:
-    """Somebody who submits; ``runs`` is their directory of runs, in the containers /runs."""
+    """A user who submits jobs; ``runs`` is mounted as /runs in the containers."""
 
     def __init__(self, docker, image, directory):
         self.docker = docker
-        # By its digest: TorchX looks for names in a registry first.
+        # By id, because TorchX looks for names in a registry first.
         self.image = docker("inspect", "--format", "{{.Id}}", image).stdout.strip()
         self.runs = directory / "runs"
         self.runs.mkdir()
@@ -52,7 +51,7 @@ class User:
         )  # fmt: skip
 
     def containers(self):
-        """The ids of those that this user's jobs have, running or ended."""
+        """The ids of the containers of this user's jobs, running or ended."""
         return self._names("ps", "-aq", "--filter", NAMED) - self.before
 
     def exit_codes(self):
@@ -90,7 +89,7 @@ def ended(process):
     return process.returncode, out + err
 
 
-def test_two_containers_train_and_a_killed_one_is_made_good(docker, user):
+def test_two_containers_train_and_resume_after_one_was_killed(docker, user):
     process = user.start()
     deadline = time.monotonic() + 300
     while not (user.runs / "two/checkpoints").exists() or not checkpoints(user.runs / "two"):
@@ -104,7 +103,7 @@ def test_two_containers_train_and_a_killed_one_is_made_good(docker, user):
         ).stdout
         for c in user.containers()
     }
-    assert len(addresses) == 2, "each has an address of its own"
+    assert len(addresses) == 2, "each container must have its own address"
     names = {docker("inspect", "-f", "{{.Name}}", c).stdout.strip(): c for c in user.containers()}
     docker("kill", next(c for name, c in names.items() if name.endswith("-1")))
     code, said = ended(process)
@@ -119,7 +118,7 @@ def test_two_containers_train_and_a_killed_one_is_made_good(docker, user):
     assert user.ledger()[-1]["exit_codes"] == [0, 0]
     first = user.ledger()[0]
     identity = json.loads((user.runs / "two" / "run.json").read_text())
-    assert identity["id"] == first["run_id"], "it is still the run that was launched first"
+    assert identity["id"] == first["run_id"], "the id must be that of the first launch"
 
     base = ["--config", "configs/digits.yaml", *DIGITS]
     assert "all well" in run("verify", user.runs / "two", base=base).stdout

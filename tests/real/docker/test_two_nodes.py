@@ -1,4 +1,4 @@
-"""Two containers on a network as two nodes of one run, each with an address of its own."""
+"""Two containers on a network as two nodes of one run, each with its own address."""
 
 import json
 
@@ -7,10 +7,10 @@ import pytest
 from tests.support.runs import checkpoints, curve, run
 from train.data.ledger import read_steps
 
-# The first test of all waits for the image to be built.
+# The first test waits until the image is built.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-# The first test has the look at the nodes that comes before a run; the others are quicker without.
+# Only the first test runs the preflight; the others are faster without it.
 UNSEEN = ["--preflight", "off"]
 SAVING = ["checkpoint.every_steps=5", "checkpoint.asynchronous=false", "batch.micro_batch_size=6"]
 
@@ -36,17 +36,17 @@ def verify(nodes, name):
     assert "all well" in run("verify", nodes.runs / name).stdout
 
 
-def test_the_same_run_as_on_the_host(nodes, undisturbed):
+def test_the_run_is_the_same_as_on_the_host(nodes, undisturbed):
     said = nodes.run_agents("two", *SAVING)
     assert "2 x cpu" in said
     verify(nodes, "two")
     same(undisturbed(), nodes.runs / "two")
-    # Each had its own container.
+    # Each node had its own container.
     attempt = json.loads((nodes.runs / "two" / "attempts.jsonl").read_text().splitlines()[0])
     assert attempt["hosts"] == ["node0", "node1"]
 
 
-def test_a_stop_saves_and_gives_143_and_the_run_goes_on(docker, nodes, undisturbed):
+def test_a_stopped_run_saves_exits_with_143_and_resumes(docker, nodes, undisturbed):
     names = nodes.start_agents("two", *SAVING, "task.sleep=0.1", agent=UNSEEN)
     nodes.wait_for_checkpoint("two", names)
     docker("stop", "--time", "60", *names)
@@ -65,13 +65,13 @@ def test_a_killed_container_ends_the_run_with_75_and_it_resumes(docker, nodes, u
     assert nodes.finish(names) == [75, 137], nodes.said
     nodes.run_agents("two", *SAVING, agent=UNSEEN)
     attempts = (nodes.runs / "two" / "attempts.jsonl").read_text().splitlines()
-    assert json.loads(attempts[1])["resumed_from_step"] > 0, "it began anew"
+    assert json.loads(attempts[1])["resumed_from_step"] > 0, "the run started from the beginning"
     verify(nodes, "two")
     same(undisturbed(), nodes.runs / "two")
 
 
-def test_too_little_shared_memory_is_told_before_training(nodes):
-    """Two ranks' workers would need about 2 MB each for the batches that they keep ready."""
+def test_too_little_shared_memory_is_reported_before_training(nodes):
+    """The workers of two ranks need about 2 MB each for their prefetched batches."""
     base = ["--config", "configs/digits.yaml", "batch.global_batch_size=1400", "loader.workers=4"]
     said = nodes.run_agents(
         "two", base=base, options=["--shm-size", "1m"], agent=["--preflight", "full"], expect=64
@@ -81,6 +81,6 @@ def test_too_little_shared_memory_is_told_before_training(nodes):
     assert not (nodes.runs / "two" / "attempts.jsonl").exists()
 
 
-def test_a_config_error_ends_both_with_64(nodes):
+def test_a_config_error_ends_both_nodes_with_64(nodes):
     said = nodes.run_agents("two", "optim.lrr=3", agent=UNSEEN, expect=64)
     assert "did you mean optim.lr" in said

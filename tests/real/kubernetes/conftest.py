@@ -17,12 +17,12 @@ RESTRICTED = {
 
 @pytest.fixture(scope="session")
 def kube():
-    """The cluster, with an empty namespace that lets restricted pods in, and a volume for runs."""
+    """The cluster, with an empty namespace of level `restricted` and a volume for runs."""
     if not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG names no cluster")
+        pytest.skip("KUBECONFIG is not set")
     image = os.environ.get("ISORUN_TEST_IMAGE")
     if not image:
-        pytest.skip("ISORUN_TEST_IMAGE does not say which image the cluster's nodes have")
+        pytest.skip("ISORUN_TEST_IMAGE is not set; name an image on the cluster's nodes")
     made = Kube(f"isorun-test-{secrets.token_hex(3)}", image)
     namespace = {
         "apiVersion": "v1",
@@ -38,7 +38,7 @@ def kube():
 
 
 class volume:  # noqa: N801
-    """Where a cluster provides no volumes by itself: a folder of one of its hosts."""
+    """A volume for clusters that provision none: a directory of one node."""
 
     def __init__(self, kube):
         self._kube, self._name = kube, f"{kube.namespace}-runs"
@@ -71,8 +71,8 @@ class volume:  # noqa: N801
         self._kube.run("create", "-f", "-", given=yaml.safe_dump(made), namespace=False)
 
     def _prepare(self, path, hostname):
-        """Kubernetes makes such a folder for root alone; runs belong to somebody else. This takes a
-        pod that may do so, in a namespace of its own."""
+        """Kubernetes creates the directory for root, but runs have another user. A privileged pod
+        in a separate namespace changes its permissions."""
         helper = Kube(f"{self._kube.namespace}-setup", self._kube.image)
         namespace = {
             "apiVersion": "v1",

@@ -1,4 +1,4 @@
-"""A cluster as its user sees it, through kubectl; what fails says what the cluster says."""
+"""A cluster through kubectl; errors contain the state of the cluster."""
 
 import json
 import os
@@ -12,18 +12,18 @@ import yaml
 from tests.support.kubectl import kubectl
 from tests.support.runs import ROOT
 
-# Patience for slow machines: nothing waits as long as this unless it fails.
+# Timeouts for slow machines; waiting takes this long only in a failing test.
 PLACED, SECONDS = 300, 900
 
 
 class Kube:
-    """One namespace of it."""
+    """A namespace of the cluster."""
 
     def __init__(self, namespace, image):
         self.namespace, self.image = namespace, image
 
     def run(self, *words, given=None, check=True, namespace=True):
-        """A kubectl command; its standard output."""
+        """Runs a kubectl command; returns its standard output."""
         where = ["-n", self.namespace] if namespace else []
         done = subprocess.run(
             [kubectl(), *where, *words], input=given, capture_output=True, text=True, timeout=600
@@ -33,7 +33,7 @@ class Kube:
         return done.stdout if check else done.stdout + done.stderr
 
     def get(self, kind, name=None, selector=None, **how):
-        """Objects, as dictionaries; one if there is a name."""
+        """Objects as dictionaries; a single one if ``name`` is given."""
         words = ["get", kind, *([name] if name else []), *(["-l", selector] if selector else [])]
         found = json.loads(self.run(*words, "-o", "json", **how))
         return found if name else found["items"]
@@ -44,8 +44,8 @@ class Kube:
     # -------------------------------------------------------------------------------- runs
 
     def objects(self, name, command, *, nodes=2, overlay="cpu-demo", spoil=None):
-        """What `python -m launch render` makes of a run; ``spoil`` adds a word to its command that
-        no renderer would let pass."""
+        """The objects that `python -m launch render` makes for a run. ``spoil`` adds an argument to
+        its command that the renderer would refuse."""
         done = subprocess.run(
             [sys.executable, "-m", "launch", "render", overlay, "--set", f"name={name}",
              "--set", f"image={self.image}", "--set", f"nodes={nodes}", "--", *command],
@@ -63,7 +63,7 @@ class Kube:
         return self.get("job", name)
 
     def pods(self, name):
-        """Of a run, the oldest first."""
+        """The pods of a run, the oldest first."""
         found = self.get("pods", selector=f"app.kubernetes.io/instance={name}")
         return sorted(found, key=lambda p: p["metadata"]["creationTimestamp"])
 
@@ -71,12 +71,13 @@ class Kube:
         return self.run("logs", pod["metadata"]["name"], check=False)
 
     def logs(self, name):
-        """What all pods of a run have said, the oldest pod first. Any of them may be the one that
-        speaks for the run: torch's rendezvous gives rank 0 to one of its choice."""
+        """The logs of all pods of a run, the oldest pod first. Any pod can have rank 0, because
+        torch's rendezvous assigns the ranks."""
         return "".join(self.log(pod) for pod in self.pods(name))
 
     def until(self, what, condition, name, seconds=SECONDS):
-        """Waits for a condition; its value. Fails with all that is known of the run."""
+        """Waits for a condition and returns its value. A failure shows everything known about the
+        run."""
         deadline = time.monotonic() + seconds
         while True:
             if found := condition():
@@ -84,17 +85,17 @@ class Kube:
             if time.monotonic() > deadline or self._over(name):
                 if found := condition():
                     return found
-                raise AssertionError(f"{what} did not come about.\n{self.report(name)}")
+                raise AssertionError(f"{what} was not reached.\n{self.report(name)}")
             time.sleep(1)
 
     def evict(self, pod):
-        """As a node is drained."""
+        """Evicts a pod, as when a node is drained."""
         body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/eviction"
         self.run("create", "--raw", path, "-f", "-", given=json.dumps(body), namespace=False)
 
     def finished(self, name, seconds=SECONDS):
-        """Waits for the end of a run; (Complete or Failed, the reason)."""
+        """Waits for the end of a run; returns (Complete or Failed, the reason)."""
 
         def ended():
             return self._over(name)
@@ -103,7 +104,7 @@ class Kube:
         return condition["type"], condition.get("reason", "")
 
     def at_step(self, name, step):
-        """Waits until the run has come this far."""
+        """Waits until the run has reached a step."""
         return self.until(f"step {step} of {name}", lambda: self.step(name) >= step, name)
 
     def step(self, name):
@@ -118,7 +119,7 @@ class Kube:
         return None
 
     def verify(self, name, command):
-        """That the ledger is clean, in a pod of its own; that pod's log."""
+        """Verifies the ledger in a separate pod; returns the pod's log."""
         check = f"{name}-verify"
         self.apply(self.objects(check, command, nodes=1))
         kind, reason = self.finished(check)
@@ -127,7 +128,7 @@ class Kube:
         return log
 
     def report(self, name):
-        """Everything that could explain a failure."""
+        """The state and the logs, to explain a failure."""
         parts = [f"--- {' '.join(words)}\n{self.run(*words, check=False)}" for words in (
             ("get", "jobs,pods,pvc,svc", "-o", "wide"),
             ("describe", "job", name),

@@ -1,7 +1,7 @@
-"""Runs in a real cluster: to the end, through losses, and not beyond a mistake.
+"""Runs in a real cluster: complete runs, lost pods and config errors.
 
-Needs KUBECONFIG and ISORUN_TEST_IMAGE, see tests/real/kubernetes/conftest.py. The images' nodes need
-two cores between them.
+Needs KUBECONFIG and ISORUN_TEST_IMAGE, see tests/real/kubernetes/conftest.py. The cluster's nodes
+need two cores in total.
 """
 
 import re
@@ -12,18 +12,18 @@ import pytest
 from tests.real.kubernetes.kube import PLACED, exit_code, number
 from tests.support.controllers import COUNTED, IGNORED
 
-# More than all of a test's waiting (SECONDS), so that it ends with what the cluster says.
+# More than the timeouts within a test (SECONDS), so that a failure shows the cluster's state.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-# `text`, but smaller: a step takes some 6 ms or more.
+# `text`, but smaller: a step takes about 6 ms or more.
 SMALL = [
     "--config", "configs/text.yaml", "model.layers=1", "model.width=32", "model.heads=2",
     "data.context=32", "evaluate.every_steps=500", "checkpoint.every_steps=20",
     "track.log_every_steps=5", "track.wandb=disabled", "schedule.warmup_steps=5",
 ]  # fmt: skip
-# Of runs that are disturbed at step 40: what is done to them must come before their end.
+# For runs with a fault at step 40, which must come before their end.
 STEPS = 1500
-# Of those that are stopped: where they go on can be explained by nothing but what they save then.
+# For stopped runs: they can resume only from the checkpoint of the stop.
 NEVER = "checkpoint.every_steps=100000"
 
 
@@ -55,11 +55,11 @@ def test_two_pods_train_to_the_end(kube, name):
     kube.apply(kube.objects(name, fit(name, 40)))
     completed(kube, name)
     pods = kube.pods(name)
-    assert sorted(number(p) for p in pods) == [0, 1], "nobody was started twice"
+    assert sorted(number(p) for p in pods) == [0, 1], "a pod was started twice"
     log = kube.logs(name)
     assert "Placement: 2 x cpu" in log, log
     assert "Finished: 40 steps" in log, log
-    # With all pods' logs in one, the number of each is told by its name.
+    # --prefix shows the pod of each line.
     selector = f"app.kubernetes.io/instance={name}"
     together = kube.run("logs", "-l", selector, "--prefix", "--tail=-1")
     assert re.search(rf"^\[pod/{name}-[01]-\w+/train\] Finished: 40 steps", together, re.M), (
@@ -69,7 +69,7 @@ def test_two_pods_train_to_the_end(kube, name):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_pod_is_deleted_in_the_middle(kube, name, victim):
+def test_a_pod_is_deleted_during_the_run(kube, name, victim):
     kube.apply(kube.objects(name, fit(name, STEPS)))
     kube.at_step(name, 40)
     pod = next(p for p in kube.pods(name) if number(p) == victim)
@@ -89,10 +89,10 @@ def test_a_pod_is_evicted(kube, name):
 
 
 def goes_on(kube, job):
-    """The pods that came later did not begin anew, and the earlier ones' end was not counted."""
+    """Later pods resumed the run, and the end of earlier ones did not count as a failure."""
     step = resumed(kube.logs(job))
     assert step is not None, f"no second attempt\n{kube.report(job)}"
-    assert step > 0, f"began anew\n{kube.report(job)}"
+    assert step > 0, f"started from the beginning\n{kube.report(job)}"
     pods = kube.pods(job)
     newest = {number(pod): pod["metadata"].get("annotations", {}) for pod in pods}
     assert {index: found.get(COUNTED) for index, found in newest.items()} == {0: "0", 1: "0"}, (
@@ -103,7 +103,7 @@ def goes_on(kube, job):
 
 
 def resumed(log):
-    """The step from which a later attempt went on."""
+    """The step from which a later attempt resumed."""
     found = re.search(r"resumes at step (\d+) \(attempt [2-9]", log)
     return int(found[1]) if found else None
 
@@ -121,7 +121,7 @@ def test_a_config_error_fails_the_job_at_once(kube, name):
     assert any("optim.lrr is not a known key" in text for text in said), said
 
 
-def test_delete_leaves_a_checkpoint_from_which_the_same_run_goes_on(kube, name):
+def test_delete_leaves_a_checkpoint_from_which_the_same_run_resumes(kube, name):
     kube.apply(kube.objects(name, fit(name, STEPS, NEVER)))
     kube.at_step(name, 40)
     kube.run("delete", "job", name, "--wait=false")
@@ -133,7 +133,7 @@ def test_delete_leaves_a_checkpoint_from_which_the_same_run_goes_on(kube, name):
     verify(kube, name, STEPS, NEVER)
 
 
-def test_the_namespace_is_restricted_and_the_policy_in_place(kube, name):
+def test_the_namespace_is_restricted_and_has_the_network_policy(kube, name):
     labels = kube.get("namespace", kube.namespace, namespace=False)["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
     root = (
@@ -146,4 +146,4 @@ def test_the_namespace_is_restricted_and_the_policy_in_place(kube, name):
     (policy,) = kube.get("networkpolicies", selector=f"app.kubernetes.io/instance={name}")
     mine = {"app.kubernetes.io/instance": name}
     assert policy["spec"]["podSelector"]["matchLabels"] == mine
-    completed(kube, name)  # the pods of one run could talk to each other
+    completed(kube, name)  # so the policy lets the pods of a run connect

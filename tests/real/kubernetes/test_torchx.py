@@ -1,4 +1,4 @@
-"""The same by TorchX: `torchx run -s kubernetes_job isorun.fit`."""
+"""Runs in a real cluster by TorchX: `torchx run -s kubernetes_job isorun.fit`."""
 
 import os
 import re
@@ -29,13 +29,13 @@ CONFIG = SMALL[SMALL.index("--config") + 1]
 @pytest.fixture(autouse=True)
 def _installed():
     if "kubernetes_job" not in {p.name for p in entry_points(group="torchx.schedulers")}:
-        pytest.skip("isorun's entry points for TorchX are not installed here")
+        pytest.skip("isorun's entry points for TorchX are not installed")
 
 
 @pytest.fixture
 def torchx(kube, tmp_path):
-    """A command of TorchX's, or of another module; its output."""
-    # With the namespace of the tests as its own, since `torchx list` has no option for that.
+    """Runs a command of TorchX, or of another module; returns its output."""
+    # The kubeconfig names the namespace, because `torchx list` has no option for it.
     kubeconfig = tmp_path / "kubeconfig"
     view = ["config", "view", "--raw", "--minify", "--flatten"]
     kubeconfig.write_text(kube.run(*view, namespace=False))
@@ -62,10 +62,10 @@ def torchx(kube, tmp_path):
 
 
 def submit(torchx, kube, name, steps, *more, options=(), **how):  # noqa: F811
-    """The job's handle."""
+    """Submits a run; returns the handle of the job."""
     said = torchx(
         "run", "-s", "kubernetes_job", "--workspace", "",
-        # Half a core to a pod: with what the cluster itself needs, two fit on two cores.
+        # Half a core per pod: together with the cluster's own pods, two fit on two cores.
         "-cfg", "overlay=cpu-demo,shared_memory=256Mi,cpu=500m",
         "isorun.fit", "-j", "2x1", "--cpu", "1", "--memMB", "1536", "--image", kube.image,
         "--max_retries", "2", *options, "--config", CONFIG,
@@ -110,7 +110,7 @@ def test_cancel_saves_and_a_new_launch_is_the_same_run(kube, torchx, name):  # n
 
 
 @pytest.mark.parametrize("how", ["deleted", "evicted"])
-def test_a_pod_is_lost_in_the_middle(kube, torchx, name, how):  # noqa: F811
+def test_a_pod_is_lost_during_the_run(kube, torchx, name, how):  # noqa: F811
     handle = submit(torchx, kube, name, STEPS)
     job = job_name(handle)
     kube.at_step(job, 40)
@@ -125,7 +125,7 @@ def test_a_pod_is_lost_in_the_middle(kube, torchx, name, how):  # noqa: F811
     verify(kube, name, STEPS)
 
 
-def test_a_config_error_is_told_before_anything_is_made(kube, torchx, name):  # noqa: F811
+def test_a_config_error_is_reported_before_any_object_is_created(kube, torchx, name):  # noqa: F811
     said = torchx(
         "run", "-s", "kubernetes_job", "--workspace", "", "isorun.fit",
         "--config", CONFIG, f"run.name={name}", "optim.lrr=1", code=64,
@@ -135,10 +135,10 @@ def test_a_config_error_is_told_before_anything_is_made(kube, torchx, name):  # 
     assert not [job for job in made if job.startswith(name)], made
 
 
-def test_a_config_error_that_only_the_image_sees_fails_the_job_at_once(
+def test_a_config_error_found_only_in_the_image_fails_the_job_at_once(
     kube, torchx, name, tmp_path  # noqa: F811
 ):  # fmt: skip
-    """From where the config file is not, so that it cannot be checked."""
+    """Submitted from a directory without the config file, so that it cannot be checked before."""
     handle = submit(torchx, kube, name, 40, "optim.lrr=1", options=["--check", "False"],
                     directory=tmp_path)  # fmt: skip
     job = job_name(handle)

@@ -1,7 +1,7 @@
-"""A Slurm of its own on this machine: munged, slurmctld, and a slurmd for each virtual node.
+"""A separate Slurm on this machine: munged, slurmctld, and a slurmd for each virtual node.
 
-Each slurmd has a host name and an /etc/hosts of its own (UTS and mount namespaces), in which nodes
-are loopback addresses: jobs find two hosts, and nothing leaves the machine or changes on it.
+Each slurmd has its own host name and /etc/hosts (UTS and mount namespaces), in which nodes have
+loopback addresses. Jobs see two hosts; the machine itself is not changed.
 """
 
 import os
@@ -17,28 +17,28 @@ from tests.support.runs import free_port
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES = ("node1", "node2")
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-_PATIENCE = 60.0  # seconds for a daemon to come up, on a busy machine
+_PATIENCE = 60.0  # seconds for a daemon to start, on a busy machine
 
 
 def why_not():
-    """Why there can be no Slurm here, or None."""
+    """Why Slurm cannot run on this machine, or None."""
     path = f"{os.environ['PATH']}:{_SBIN}"
     missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
     if missing:
-        return f"there is no {', '.join(missing)} (Debian: apt-get install slurm-wlm munge)"
+        return f"{', '.join(missing)}: not installed (Debian: apt-get install slurm-wlm munge)"
     if os.geteuid() != 0:
-        return "nodes with names of their own need root"
+        return "nodes with their own host names need root"
     tried = subprocess.run(
         ["unshare", "--mount", "--uts", "sh", "-c", "mount --bind /etc/hosts /etc/hosts"],
         capture_output=True, text=True,
     )  # fmt: skip
     if tried.returncode:
-        return f"mount and UTS namespaces cannot be made here ({tried.stderr.strip()})"
+        return f"mount and UTS namespaces cannot be created ({tried.stderr.strip()})"
     return None
 
 
 class Cluster:
-    """Two nodes of two cores; partition ``low`` gives way to ``high``. ``close`` ends it all."""
+    """Two nodes of two cores; jobs of partition ``high`` preempt those of ``low``."""
 
     def __init__(self, directory):
         self.directory = Path(directory)
@@ -133,12 +133,12 @@ PartitionName=high Nodes={",".join(NODES)} PriorityTier=2
         deadline = time.monotonic() + _PATIENCE
         while not condition():
             said = "\n".join(p.read_text() for p in sorted(self.directory.glob("*.out")))
-            assert all(d.poll() is None for d in self._daemons), f"a daemon has ended:\n{said}"
-            assert time.monotonic() < deadline, f"{what} does not come up:\n{said}"
+            assert all(d.poll() is None for d in self._daemons), f"a daemon ended:\n{said}"
+            assert time.monotonic() < deadline, f"{what} does not start:\n{said}"
             time.sleep(0.1)
 
     def empty(self):
-        """Ends all jobs that are left, at once."""
+        """Ends all remaining jobs at once."""
         self.run("scontrol", "update", "partition=low", "state=drain")
         self.run("scancel", "--signal=KILL", "--full", "--user=root", "--state=running")
         self.run("scancel", "--user=root")
@@ -146,7 +146,7 @@ PartitionName=high Nodes={",".join(NODES)} PriorityTier=2
         self.run("scontrol", "update", "partition=low", "state=up")
 
     def close(self):
-        """Ends jobs and daemons, the last started first."""
+        """Ends all jobs, then the daemons in reverse order of their start."""
         if len(self._daemons) > 1:
             with suppress(OSError, subprocess.TimeoutExpired, AssertionError):
                 self.empty()
@@ -158,13 +158,13 @@ PartitionName=high Nodes={",".join(NODES)} PriorityTier=2
                 daemon.kill()
                 daemon.wait()
 
-    # -- using it ------------------------------------------------------------------------------
+    # -- commands -------------------------------------------------------------------------------
 
     def run(self, *command, timeout=60, **kwargs):
-        """A command of Slurm's, as a user of the cluster."""
+        """Runs a Slurm command."""
         kwargs.setdefault("env", self.environment)
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **kwargs)
 
     def tool(self, *command):
-        """What it says."""
+        """The output of a Slurm command."""
         return self.run(*command).stdout.strip()

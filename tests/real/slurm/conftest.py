@@ -1,4 +1,4 @@
-"""One Slurm for all tests of this directory, and jobs in it."""
+"""One Slurm for all tests of this directory, and its jobs."""
 
 import contextlib
 import json
@@ -15,19 +15,19 @@ from tests.real.slurm.cluster import Cluster, why_not
 from tests.support.runs import ROOT, TINY, checkpoints, environment, metrics
 
 SBATCH = "configs/slurm/fit.sbatch"
-PATIENCE = 300.0  # seconds for a job to get somewhere, on a busy machine
+PATIENCE = 300.0  # seconds until a job makes progress, on a busy machine
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 
 def wait_until(condition, what=lambda: ""):
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"it took too long\n{what()}"
+        assert time.monotonic() < deadline, f"timed out\n{what()}"
         time.sleep(0.1)
 
 
 class User:
-    """Somebody with a shell on the cluster."""
+    """A user of the cluster."""
 
     def __init__(self, cluster, home):
         self.cluster, self.home = cluster, Path(home)
@@ -36,11 +36,11 @@ class User:
             **environment(), **cluster.environment, "HOME": str(home),
             "XDG_STATE_HOME": f"{home}/state", "PYTHONPATH": str(ROOT),
             "PATH": f"{python}:{cluster.environment['PATH']}",
-            "PET_PREFLIGHT": "off",  # it takes as long as these runs; one test turns it on
+            "PET_PREFLIGHT": "off",  # it takes as long as these runs; only one test turns it on
         }  # fmt: skip
 
     def run(self, *command, **kwargs):
-        """A command to its end."""
+        """Runs a command to its end."""
         return self.cluster.run(
             *command, **{"env": self.environment, "cwd": ROOT, "timeout": PATIENCE, **kwargs}
         )
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def facts(self):
-        """What Slurm says of it."""
+        """The fields of `scontrol show job`."""
         said = self.user.cluster.tool("scontrol", "--oneliner", "show", "job", self.number)
         return dict(re.findall(r"(\w+)=(\S*)", said))
 
@@ -81,13 +81,13 @@ class Job:
         wait_until(condition, lambda: f"{self.facts}\n{self.log}")
 
     def end(self):
-        """Waits; returns its last state and its exit code."""
+        """Waits for the end of the job; returns its state and its exit code."""
         self.wait_for(lambda: self.facts["JobState"] in OVER)
         facts = self.facts
         return facts["JobState"], int(facts["ExitCode"].split(":")[0])
 
     def trains(self, directory):
-        """Waits until it has taken a step."""
+        """Waits until the run has taken a step."""
         file = Path(directory) / "metrics.jsonl"
         self.wait_for(lambda: file.exists() and metrics(directory))
 
@@ -104,7 +104,7 @@ def attempts(directory):
 def cluster():
     if reason := why_not():
         pytest.skip(reason)
-    # Not below pytest's directory: the paths of sockets must be short.
+    # Not in pytest's directory, because paths of sockets must be short.
     with tempfile.TemporaryDirectory(prefix="slurm-") as directory:
         os.chmod(directory, 0o755)
         made = Cluster(directory)
@@ -118,5 +118,5 @@ def cluster():
 def user(cluster, tmp_path):
     yield User(cluster, tmp_path)
     cluster.empty()
-    for file in ROOT.glob("isorun-*.failures"):  # where jobs are submitted, like their output
+    for file in ROOT.glob("isorun-*.failures"):  # in the directory of sbatch
         file.unlink()

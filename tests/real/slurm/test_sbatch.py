@@ -1,4 +1,4 @@
-"""``configs/slurm/fit.sbatch`` on a real Slurm: jobs train, are stopped, and go on."""
+"""``configs/slurm/fit.sbatch`` on a real Slurm: jobs train, stop and resume."""
 
 import json
 
@@ -23,7 +23,7 @@ def undisturbed(tmp_path_factory):
 
 
 def assert_undisturbed(directory, undisturbed):
-    """The run has come to its end, as if nothing had happened to it."""
+    """The run is complete and equals the run without faults."""
     assert max(row["step"] for row in metrics(directory)) == 100
     assert "all well" in run("verify", directory, *LONG).stdout
     key = "train/loss"
@@ -44,8 +44,8 @@ def test_two_nodes_train_to_the_end(user, tmp_path):
     assert job.restarts == 0
 
 
-def test_a_failure_of_the_machine_is_tried_again(user, tmp_path):
-    """A rank is killed, once."""
+def test_an_infrastructure_failure_is_requeued(user, tmp_path):
+    """A rank is killed in the first attempt."""
     job = user.fit(tmp_path / "run", KILLED)
     assert job.end() == ("COMPLETED", 0), job.log
     assert job.restarts == 1
@@ -55,7 +55,7 @@ def test_a_failure_of_the_machine_is_tried_again(user, tmp_path):
     assert "all well" in run("verify", tmp_path / "run", KILLED).stdout
 
 
-def test_what_would_only_fail_again_is_not(user, tmp_path):
+def test_a_failure_that_would_repeat_is_not_requeued(user, tmp_path):
     wrong = {
         64: ("optim.lrr=1",),
         65: ("data.fail_at=20",),
@@ -67,7 +67,7 @@ def test_what_would_only_fail_again_is_not(user, tmp_path):
         assert job.restarts == 0
 
 
-def test_a_job_that_is_asked_to_stop_saves_and_another_goes_on(user, tmp_path, undisturbed):
+def test_a_stopped_job_saves_and_another_job_resumes(user, tmp_path, undisturbed):
     directory = tmp_path / "run"
     job = user.fit(directory, *LONG, options=(*TWO, "--no-requeue"))
     job.trains(directory)
@@ -82,7 +82,7 @@ def test_a_job_that_is_asked_to_stop_saves_and_another_goes_on(user, tmp_path, u
     assert_undisturbed(directory, undisturbed)
 
 
-def test_a_cancelled_job_has_saved_and_does_not_come_back(user, tmp_path):
+def test_a_cancelled_job_saves_and_is_not_requeued(user, tmp_path):
     directory = tmp_path / "run"
     job = user.fit(directory, *LONG, options=TWO)
     job.trains(directory)
@@ -93,7 +93,7 @@ def test_a_cancelled_job_has_saved_and_does_not_come_back(user, tmp_path):
     assert job.restarts == 0
 
 
-def test_a_preempted_job_goes_on_later(user, tmp_path, undisturbed):
+def test_a_preempted_job_resumes_later(user, tmp_path, undisturbed):
     directory = tmp_path / "run"
     job = user.fit(directory, *LONG, options=(*TWO, "--partition=low"))
     job.trains(directory)
@@ -109,7 +109,7 @@ def test_before_the_time_limit_a_checkpoint_is_saved(user, tmp_path):
     directory = tmp_path / "run"
     job = user.fit(directory, *LONG, "length.steps=100000", options=TWO)
     job.trains(directory)
-    # As if so much of it were over: less than the two minutes that --signal leaves are left.
+    # Lowers the time limit so that less time is left than the two minutes of --signal.
     user.run("scontrol", "update", f"jobid={job.number}", f"timelimit={minutes(job) + 2}")
     job.wait_for(lambda: job.restarts == 1)
     saved = max(checkpoints(directory))

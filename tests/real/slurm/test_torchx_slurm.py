@@ -1,4 +1,5 @@
-"""``torchx run -s slurm`` on a real Slurm, one without accounting, as TorchX by itself cannot use."""
+"""``torchx run -s slurm`` on a real Slurm without accounting, which plain TorchX does not
+support."""
 
 import json
 import re
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def torchx(user):
-    """TorchX's command, in a directory where logs may lie."""
+    """Runs TorchX's command in a directory for its logs."""
 
     def call(*words):
         done = user.run("torchx", *words, cwd=user.home)
@@ -32,7 +33,7 @@ def submit(torchx, user, directory, *overrides, options=()):
 
 
 def history(user):
-    """As told by ``python -m launch history``."""
+    """The output of ``python -m launch history``."""
     done = user.run("python", "-m", "launch", "history")
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -59,20 +60,20 @@ def test_two_nodes_train_to_the_end(torchx, user, tmp_path):
     assert "Finished: 40 steps" in torchx("log", "--streams", "stdout", f"{handle}/fit/0")
     assert re.search(rf"{handle} +SUCCEEDED", torchx("list", "-s", "slurm"))
     assert re.search(rf"slurm +2 +SUCCEEDED +{handle}", history(user))
-    # Each agent has the cores that the job has, and a port that other jobs hardly have.
+    # Each agent has the cores of the job, and a port derived from the job's id.
     script = ledger(user)[0]["request"]
     assert script.count("--cpus-per-task=2") == 4
     assert re.search(r"PET_RDZV_PORT=[12]\d{4}\b", script)
 
 
-def test_what_may_help_is_tried_again(torchx, user, tmp_path):
+def test_a_failure_worth_a_retry_is_requeued(torchx, user, tmp_path):
     killed = submit(
         torchx, user, tmp_path / "run", "task.kill_at_step=5", options=("--max_retries", "1")
     )
-    killed.wait_for(lambda: killed.restarts == 1)  # Slurm takes its time to start it again
+    killed.wait_for(lambda: killed.restarts == 1)  # Slurm waits before it restarts a job
 
 
-def test_what_would_only_fail_again_is_not(torchx, user, tmp_path):
+def test_a_failure_that_would_repeat_is_not_requeued(torchx, user, tmp_path):
     broken = submit(
         torchx, user, tmp_path / "run", "data.fail_at=20", options=("--max_retries", "1")
     )

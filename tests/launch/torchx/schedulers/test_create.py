@@ -12,15 +12,15 @@ from launch.torchx import schedulers
 from launch.torchx.schedulers import SCHEDULERS, NotInstalledError, create
 from launch.torchx.schedulers.watched import Watched
 
-NEED_MORE = {"ray", "gcp_batch", "aws_sagemaker"}  # packages
-# The nightly of TorchX has removed some.
+NEED_MORE = {"ray", "gcp_batch", "aws_sagemaker"}  # they need more packages
+# TorchX's nightly has removed some.
 USABLE = sorted(
     name for name, (module, _) in SCHEDULERS.items() if name not in NEED_MORE and find_spec(module)
 )
 
 
 @pytest.mark.parametrize("name", USABLE)
-def test_every_scheduler_is_watched_and_known_by_its_name(name):
+def test_every_scheduler_is_watched_and_has_its_name(name):
     scheduler = create(name, "session")
     assert isinstance(scheduler, Watched)
     assert scheduler.handle("job") == f"{name}://session/job"
@@ -39,7 +39,7 @@ def test_torchx_sees_what_a_scheduler_supports():
     assert not isinstance(create("kubernetes_job", "session"), WorkspaceMixin)
 
 
-def test_each_scheduler_takes_its_own_parameters_out_of_all():
+def test_each_scheduler_ignores_parameters_of_others():
     parameters = {"cache_size": 0, "client": object(), "unknown": 1}
     create("slurm", "session", **parameters)
     create("kubernetes_job", "session", **parameters)
@@ -48,8 +48,8 @@ def test_each_scheduler_takes_its_own_parameters_out_of_all():
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_an_entry_point_is_a_factory_after_all_modules_were_imported(name):
-    """A module with the name of a scheduler would take its place."""
+def test_an_entry_point_stays_a_factory_after_all_modules_were_imported(name):
+    """Importing a module with the name of a scheduler would replace the factory."""
     create("local_docker", "session")
     create("slurm", "session")
     assert callable(getattr(schedulers, name))

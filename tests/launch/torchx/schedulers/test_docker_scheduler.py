@@ -1,4 +1,4 @@
-"""Jobs of ``local_docker``, with an engine that only remembers what it was asked."""
+"""Jobs of ``local_docker``, with an engine that only records its calls."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ JOB = "run-x1"
 
 
 class Container:
-    """One that saves for a while when it is asked to stop, and then ends with 143."""
+    """A container that takes a moment to save when it is stopped, and then exits with 143."""
 
     def __init__(self, number, *env):
         self.status, self.name, self.timeout = "running", f"{JOB}-{number}", None
@@ -33,9 +33,9 @@ class Container:
 
     def stop(self, timeout=10):
         self.timeout = timeout
-        self.together.wait(10)  # broken, unless all are asked at once
+        self.together.wait(10)  # raises unless all containers are stopped at the same time
         self.status, self.attrs["State"]["ExitCode"] = "exited", 143
-        create("local_docker", "torchx").describe(JOB)  # so does whoever waits for the job
+        create("local_docker", "torchx").describe(JOB)  # as does a process that waits for the job
 
     def wait(self, timeout):
         return {"StatusCode": self.attrs["State"]["ExitCode"]}
@@ -43,7 +43,7 @@ class Container:
 
 @pytest.fixture
 def engine(monkeypatch):
-    """The containers that there are."""
+    """The containers of the engine."""
     found = [Container(0), Container(1, "PET_SHUTDOWN_TIMEOUT=100")]
     together = threading.Barrier(len(found))
     for container in found:
@@ -59,7 +59,7 @@ def engine(monkeypatch):
     return found
 
 
-def test_a_cancelled_job_has_the_time_to_save_and_has_not_failed(engine, capsys):
+def test_a_cancelled_job_has_time_to_save_and_does_not_count_as_failed(engine, capsys):
     handle, _ = submit(JOB, "local_docker")
     scheduler = create("local_docker", "torchx")
     scheduler.cancel(JOB)
@@ -71,7 +71,7 @@ def test_a_cancelled_job_has_the_time_to_save_and_has_not_failed(engine, capsys)
     assert "it was cancelled" in said(capsys, "why", JOB)
 
 
-def test_a_job_that_failed_has_failed(engine):
+def test_a_failed_job_is_reported_as_failed(engine):
     submit(JOB, "local_docker")
     for container in engine:
         container.status, container.attrs["State"]["ExitCode"] = "exited", 75
@@ -79,14 +79,14 @@ def test_a_job_that_failed_has_failed(engine):
     assert find_launch(JOB).end["exit_codes"] == [75, 75]
 
 
-def test_a_job_whose_containers_were_removed_has_not_succeeded(engine):
+def test_a_job_without_its_containers_has_not_succeeded(engine):
     submit(JOB, "local_docker")
     engine.clear()
     assert create("local_docker", "torchx").describe(JOB) is None
     assert find_launch(JOB).refresh() == "GONE"
 
 
-def test_docker_starts_nothing_again_since_it_knows_no_codes(engine, capsys):
+def test_docker_does_not_restart_containers_since_it_ignores_exit_codes(engine, capsys):
     info = dryrun("isorun.fit", "-j", "2x1", "--max_retries", "3", *TINY, scheduler="local_docker")
     assert "restart_policy" not in json.dumps([c.kwargs for c in info.request.containers])
     assert "isorun: warning: --max_retries 3 is ignored" in capsys.readouterr().err
@@ -94,7 +94,7 @@ def test_docker_starts_nothing_again_since_it_knows_no_codes(engine, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
-def test_a_config_file_that_the_container_hardly_has_is_told(engine, capsys, tmp_path):
+def test_a_config_file_outside_the_mounts_is_reported(engine, capsys, tmp_path):
     mine = tmp_path / "mine.yaml"
     mounted = ("--mounts", f"type=bind,src={tmp_path},dst={tmp_path},readonly")
     here = "configs/digits.yaml"

@@ -12,7 +12,7 @@ def test_an_agent_gets_its_own_timeout_and_a_margin_to_stop():
     assert seconds_to_stop({"PET_SHUTDOWN_TIMEOUT": "soon"}) == 45
 
 
-def test_the_log_of_another_commands_job_is_found_by_the_launch_log(tmp_path):
+def test_the_log_of_a_job_of_another_command_is_found_by_the_launch_log(tmp_path):
     submit("1", "local_cwd", log_directory=str(tmp_path), pid=2**22 + 1)
     with pytest.raises(UsageError, match=f"LOST: .* left its log in {tmp_path}"):
         log_directory("1")

@@ -1,4 +1,4 @@
-"""The batch file's judgement of exit codes, in a world where srun and scontrol are shell scripts."""
+"""The batch file requeues by exit code, tested with shell scripts for srun and scontrol."""
 
 import os
 import subprocess
@@ -16,7 +16,8 @@ CODES = sorted({*Exit, 1, 2, 128, 129, 134, 137, 139})
 
 
 def starts_again(directory, script, code, **environ):
-    """Whether a batch script asks for another start when srun ends like this; its exit code."""
+    """Whether a batch script requeues the job when srun exits with this code, and the script's own
+    exit code."""
     for name, text in {
         "srun": f'echo "$@" > {directory}/srun.said; exit {code}',
         "scontrol": f"echo $@ > {directory}/scontrol.said; exit ${{REFUSED:-0}}",
@@ -40,7 +41,7 @@ FILE = ROOT / "configs/slurm/fit.sbatch"
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_only_what_may_help_is_tried_again(tmp_path, code):
+def test_only_failures_worth_a_retry_are_requeued(tmp_path, code):
     again = is_worth_retrying(code)
     assert starts_again(tmp_path, FILE, code) == (again, 0 if again else code)
 
@@ -49,8 +50,8 @@ def failures(directory):
     return (directory / "isorun-20007.failures").read_text().splitlines()
 
 
-def test_failures_of_machines_are_not_tried_for_ever(tmp_path):
-    """Being preempted and out of time are none, as often as they come."""
+def test_infrastructure_failures_have_a_limit(tmp_path):
+    """Preemption and time limits do not count as failures."""
     assert starts_again(tmp_path, FILE, 75) == (True, 0)
     for count in ("1", "2", "400"):
         assert starts_again(tmp_path, FILE, 143, SLURM_RESTART_COUNT=count) == (True, 0)
@@ -65,23 +66,23 @@ def test_failures_of_machines_are_not_tried_for_ever(tmp_path):
     assert starts_again(tmp_path, FILE, 143, SLURM_RESTART_COUNT="403") == (True, 0)
 
 
-def test_failures_of_an_older_job_of_the_same_number_do_not_count(tmp_path):
+def test_failures_of_an_earlier_job_with_the_same_id_do_not_count(tmp_path):
     (tmp_path / "isorun-20007.failures").write_text("old\n" * 20)
     assert starts_again(tmp_path, FILE, 75) == (True, 0)
     assert len(failures(tmp_path)) == 1
 
 
-def test_where_failures_cannot_be_counted_each_start_counts(tmp_path):
+def test_if_failures_cannot_be_counted_each_start_counts(tmp_path):
     (tmp_path / "isorun-20007.failures").mkdir()
     assert starts_again(tmp_path, FILE, 75, SLURM_RESTART_COUNT="19") == (True, 0)
     assert starts_again(tmp_path, FILE, 75, SLURM_RESTART_COUNT="20") == (False, 75)
 
 
-def test_where_starting_again_is_refused_the_code_is_the_agents(tmp_path):
+def test_if_requeue_is_refused_the_agent_s_exit_code_is_returned(tmp_path):
     assert starts_again(tmp_path, FILE, 143, REFUSED="1") == (True, 143)
 
 
-def test_what_the_agents_are_told(tmp_path):
+def test_the_arguments_of_the_agents(tmp_path):
     starts_again(tmp_path, FILE, 0, SLURM_CPUS_PER_TASK="7")
     said = (tmp_path / "srun.said").read_text()
     assert "--rdzv-port 10007 " in said
@@ -90,8 +91,8 @@ def test_what_the_agents_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_so_it_is_with_torchx(tmp_path, code):
-    """Whose own script would start anything again."""
+def test_torchx_jobs_requeue_by_exit_code(tmp_path, code):
+    """TorchX's own script would requeue after any exit code."""
     request = dryrun("isorun.fit", "--max_retries", "2", *TINY, scheduler="slurm").request
     script = tmp_path / "script"
     script.write_text(request.materialize())
@@ -99,4 +100,4 @@ def test_so_it_is_with_torchx(tmp_path, code):
     assert starts_again(tmp_path, script, code) == (again, code)
     for _ in range(2):
         again = again and starts_again(tmp_path, script, code, SLURM_RESTART_COUNT="9")[0]
-    assert again == (code == Exit.PREEMPTED), "two retries after failures, and no more"
+    assert again == (code == Exit.PREEMPTED), "there must be two retries after failures"
