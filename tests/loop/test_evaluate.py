@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.support.forked import quick_run as run
+from tests.support.ranks import on_ranks
 from tests.support.strategies import engine
 from tests.support.tiny import TinyTask
 from train.data.loader import evaluation_batches
@@ -54,9 +55,10 @@ def batches(size, micro, rank=0, world=1):
     )  # fmt: skip
 
 
-def evaluate(task, batches, model=None, **options):
-    model = model or torch.nn.Linear(1, 1)
-    return loop_evaluate(engine(), model, task, batches, **options)
+def evaluate(task, batches, model=None, collectives=None, **options):
+    model, own = model or torch.nn.Linear(1, 1), engine()
+    own.collectives = collectives or own.collectives
+    return loop_evaluate(own, model, task, batches, **options)
 
 
 @pytest.mark.parametrize("micro", [1, 4, 37, 100])
@@ -114,6 +116,32 @@ def test_a_stop_request_ends_it_between_two_batches():
     with pytest.raises(EvaluationStoppedError), batches(9, 1) as loaded:
         evaluate(Task(), loaded, model, stop=lambda: next(asked))
     assert model.training
+
+
+def test_metrics_that_only_some_ranks_have_are_merged_by_name():
+    """One metric per class of the batch; with one sample per micro-batch, no rank has all."""
+
+    class ByClass(Task):
+        def metrics(self):
+            return {}
+
+        def measure(self, model, batch):
+            found = {}
+            for weight, x in zip(batch["weight"].tolist(), batch["x"], strict=True):
+                total, count = found.get(f"class {weight:g}", (0, 0))
+                found[f"class {weight:g}"] = Ratio(total + x, count + 1)
+            return found
+
+        def derive(self, totals):
+            return {"classes": len(totals)}
+
+    def measured(collectives):
+        with batches(7, 1, collectives.rank, collectives.world_size) as loaded:
+            return evaluate(ByClass(), loaded, collectives=collectives)
+
+    [alone], three = on_ranks(1, measured), on_ranks(3, measured)
+    assert alone.keys() == {"class 1", "class 2", "class 3", "classes"}
+    assert three == [pytest.approx(alone, rel=1e-6)] * 3
 
 
 def test_a_wrong_return_value_of_measure_is_reported():

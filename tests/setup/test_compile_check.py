@@ -4,9 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.ranks import on_ranks
+from train.distributed.collectives import Collectives
 from train.exits import UsageError
 from train.setup.compile_check import check_compiled
 from train.tasks.base import Ratio, Task
+
+ALONE = Collectives(rank=0, world_size=1)
 
 
 class Squares(Task):
@@ -50,7 +54,7 @@ def test_correct_gradients_pass_and_leave_the_model_unchanged(dropout):
         return lambda *arguments: calls.append(1) or module(*arguments)
 
     model = compiled(dropout, backend=counted)
-    check_compiled(Squares(None), model, torch.randn(5, 3), "fp32")
+    check_compiled(Squares(None), model, torch.randn(5, 3), "fp32", ALONE)
     assert model.training
     assert all(p.grad is None for p in model.parameters())
     calls.clear()
@@ -66,7 +70,7 @@ def test_a_silently_wrong_gradient_is_refused(dropout):
         UsageError, match=r"a different gradient of layers\.0\.weight.*set compile=false"
     ):
         check_compiled(
-            Squares(None), compiled(dropout, detach_first_layer), torch.randn(5, 3), "fp32"
+            Squares(None), compiled(dropout, detach_first_layer), torch.randn(5, 3), "fp32", ALONE
         )
 
 
@@ -74,7 +78,7 @@ def test_a_silently_wrong_gradient_is_refused(dropout):
 def test_the_real_compiler_agrees_on_a_linear_model():
     model = Model(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     model.compile()
-    check_compiled(Squares(None), model, torch.randn(5, 3), "fp32")
+    check_compiled(Squares(None), model, torch.randn(5, 3), "fp32", ALONE)
 
 
 @pytest.mark.normal
@@ -82,6 +86,24 @@ def test_running_statistics_are_unchanged():
     model = Model(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model.compile(backend="eager")
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    check_compiled(Squares(None), model, torch.randn(5, 3), "fp32")
+    check_compiled(Squares(None), model, torch.randn(5, 3), "fp32", ALONE)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name]), name
+
+
+def test_a_fault_on_one_rank_is_refused_on_all():
+    """The ranks also agree on evaluation mode: only rank 1 sees a random gradient."""
+    modes = []
+
+    def check(collectives):
+        faulty = collectives.rank == 0
+        model = Model(nn.Linear(3, 4), nn.Dropout(0.0 if faulty else 0.5), nn.Linear(4, 2))
+        model.register_forward_hook(lambda *_: modes.append((collectives.rank, model.training)))
+        if faulty:
+            model._compiled_call_impl = lambda batch: model.layers(batch.detach() * 2)
+        check_compiled(Squares(None), model, torch.randn(5, 3), "fp32", collectives)
+
+    errors = on_ranks(2, check)
+    assert [type(error) for error in errors] == [UsageError, UsageError]
+    assert str(errors[0]) == str(errors[1])
+    assert modes.count((0, False)) == modes.count((1, False)) == 1

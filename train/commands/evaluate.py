@@ -48,10 +48,16 @@ class Evaluated(NamedTuple):
 def evaluate_checkpoint(loaded: LoadedConfig, which: str) -> Evaluated:
     """Evaluates the checkpoint that ``which`` names on all evaluation data; collective."""
     checkpoint = find_checkpoint(loaded, which)
-    from train.data.loader import check_dataset
+    from train.checkpoint.run_directory import RunDirectory
     from train.data.plan import BatchPlan
     from train.loop.evaluate import evaluate
-    from train.setup.build import build_engine, build_evaluation_batches, choose_strategy
+    from train.setup.build import (
+        build_engine,
+        build_evaluation_batches,
+        choose_strategy,
+        evaluation_data,
+    )
+    from train.strategies.meta_init import build_full_model
 
     config = loaded.config
     engine = build_engine(config, choose_strategy(loaded))
@@ -59,17 +65,19 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str) -> Evaluated:
         # While the run is training, ranks may see different newest checkpoints.
         checkpoint = engine.collectives.broadcast_object(checkpoint)
         task = loaded.task(config)
-        dataset = task.eval_dataset()
+        dataset = evaluation_data(task, config.run.seed, engine.device)
         if dataset is None:
             raise UsageError(
                 f"The task {config.task.use!r} has no evaluation data; implement eval_dataset()."
             )
-        check_dataset(dataset, "eval_dataset")
-        model = task.build_model()
+        model = build_full_model(task, config.run.seed)
         load_weights(model, checkpoint, loaded)
         model = engine.on_device(model)
         plan = BatchPlan.from_config(config.batch, engine.world_size)
-        with build_evaluation_batches(config, task, dataset, plan, engine) as batches:
+        # The run may have found that less fits into memory than this rank's share of a batch.
+        of_run = RunDirectory(loaded.run_directory).last_attempt().get("micro_batch_size")
+        size = min(plan.largest_micro_batch, of_run or plan.largest_micro_batch)
+        with build_evaluation_batches(config, task, dataset, size, engine) as batches:
             metrics = evaluate(engine, model, task, batches)
         return Evaluated(checkpoint, len(dataset), metrics, engine.is_main)
     finally:

@@ -37,10 +37,11 @@ def run(arguments: argparse.Namespace) -> Exit:
     loaded = load_config(arguments.config, arguments.overrides, runs=False)
     checkpoint = find_checkpoint(loaded, arguments.checkpoint)
     from train.export.module import export_parameters, export_program, write_description
+    from train.strategies.meta_init import build_full_model
 
     manifest = Manifest.read(checkpoint)
     task = loaded.task(loaded.config)
-    model = task.build_model()
+    model = build_full_model(task, loaded.config.run.seed)
     load_weights(model, checkpoint, loaded)
     model.eval()
     directory = Path(arguments.to or loaded.run_directory / "exports" / f"step-{manifest.step}")

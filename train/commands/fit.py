@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     return start(loaded, stop, allow_changes=arguments.allow_changes).exit
 
 
-class Outcome(NamedTuple):
+class FitOutcome(NamedTuple):
     """How an attempt at a run ended."""
 
     exit: Exit
@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
     """The newest evaluation."""
 
 
-def start(loaded: LoadedConfig, stop: StopRequest, *, allow_changes: bool = False) -> Outcome:
+def start(loaded: LoadedConfig, stop: StopRequest, *, allow_changes: bool = False) -> FitOutcome:
     """Starts the run of a config, or resumes it, and trains to its end or until a stop."""
     directory = RunDirectory(loaded.run_directory)
     world = this_world()
@@ -61,14 +61,14 @@ def start(loaded: LoadedConfig, stop: StopRequest, *, allow_changes: bool = Fals
                     f"The run in {directory.path} is already finished, at step "
                     f"{finished['step']}; for another run, set another run.name or run.dir."
                 )
-            return Outcome(Exit.DONE, finished["step"], finished.get("metrics", {}))
+            return FitOutcome(Exit.DONE, finished["step"], finished.get("metrics", {}))
         from train.loop.fit import fit
         from train.loop.open_run import open_run
 
         with open_run(loaded, directory, changes, stop, allow_changes=allow_changes) as opened:
             try:
                 code = fit(opened)
-                return Outcome(code, opened.progress.step, dict(opened.progress.evaluated))
+                return FitOutcome(code, opened.progress.step, dict(opened.progress.evaluated))
             except RunError:
                 raise
             except Exception as error:

@@ -26,7 +26,7 @@ _ADMISSION = 2.0  # seconds until a rank looks for a newer name
 
 
 @dataclass(frozen=True)
-class Joined:
+class Members:
     """The ranks that started together."""
 
     name: str
@@ -72,7 +72,7 @@ def join(
     topic: str = "isorun",
     greeting: str = "",
     grace: float = 0.0,
-) -> Joined:
+) -> Members:
     """Joins the ranks that start now, and returns when rank 0 has admitted this rank.
 
     Rank 0 stores a new name, waits up to ``seconds`` for a greeting of each other rank under that
@@ -93,7 +93,7 @@ def join(
         store.set(f"{name}/from-{world.rank}", json.dumps([token, greeting]))
         last = deadline + grace
         if wait_for_key(store, f"{name}/to-{token}", min(time.monotonic() + _ADMISSION, last)):
-            return Joined(name, {})
+            return Members(name, {})
         if time.monotonic() > last:
             raise RetryError(
                 f"Timed out after {seconds + grace:g} s waiting for rank 0 to admit rank "
@@ -105,7 +105,7 @@ def join(
     )
 
 
-def _admit(store: Store, world_size: int, seconds: float, topic: str, greeting: str) -> Joined:
+def _admit(store: Store, world_size: int, seconds: float, topic: str, greeting: str) -> Members:
     """Rank 0's side."""
     deadline = time.monotonic() + seconds
     name = f"{topic}/{uuid.uuid4().hex}"
@@ -116,7 +116,7 @@ def _admit(store: Store, world_size: int, seconds: float, topic: str, greeting: 
         if wait_for_key(store, key, deadline):
             token, greetings[rank] = json.loads(store.get(key))
             store.set(f"{name}/to-{token}", "")
-    return Joined(name, greetings)
+    return Members(name, greetings)
 
 
 def wait_for_key(store: Store, key: str, deadline: float) -> bool:

@@ -77,6 +77,9 @@ def load(path: str | Path) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
+    from train.distributed.randomness import GlobalRngState
+    from train.strategies.meta_init import build_full_model
+
     directory = Path(path)
     try:
         description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
@@ -86,7 +89,12 @@ def load(path: str | Path) -> nn.Module:
             f"{directory} is not an export of isorun ({DESCRIPTION}: {error}); "
             "name a directory that `python -m train export` wrote."
         ) from None
-    model = task_config(values, f"{directory / DESCRIPTION}").build_model()
+    task = task_config(values, f"{directory / DESCRIPTION}")
+    generators = GlobalRngState(cuda=True)  # the caller's
+    try:
+        model = build_full_model(task, values["run"]["seed"])
+    finally:
+        generators.restore()
     try:
         load_model(model, str(directory / PARAMETERS))
     except (OSError, RuntimeError, SafetensorError) as error:

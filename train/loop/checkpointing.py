@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,8 @@ class Checkpointing:
         self._saver.reserve(collect_state(self._strategy, self._ema)[0])
 
     def start(self, progress: Progress, metrics: StepMetrics, early_stop: EarlyStop | None) -> bool:
-        """Starts a checkpoint of the present step. Returns False where there is one already."""
-        self._report(self._saver.wait())
+        """Starts a checkpoint of the present step, after ``wait``. Returns False where there is
+        one already."""
         if self.last_step == progress.step:
             return False
         strategy = self._strategy
@@ -139,16 +140,19 @@ class Checkpointing:
 
     def wait(self) -> None:
         """Returns when the checkpoint in flight is committed or has failed."""
-        self._report(self._saver.wait())
+        started = time.perf_counter()
+        error = self._saver.wait()
+        self._report(error, waited=time.perf_counter() - started)
 
     def close(self) -> None:
         """At the end of the process: waits for the checkpoint in flight, without a report."""
         self._saver.wait()
 
-    def _report(self, error: str | None) -> None:
-        """Reports a failed write; it ends the run only with checkpoint.on_error=stop."""
+    def _report(self, error: str | None, waited: float = 0.0) -> None:
+        """Reports a failed write; it ends the run only with checkpoint.on_error=stop.
+        ``waited``: seconds for which training waited for the write."""
         if error is None:
-            self._log_timing()
+            self._log_timing(waited)
             return
         text = (
             f"A checkpoint could not be written ({error}); the earlier ones in "
@@ -158,15 +162,15 @@ class Checkpointing:
             raise RetryError(f"{text} The run ends because checkpoint.on_error is stop.")
         self._tracker.warn(f"{text} Training continues and tries again at the next checkpoint.")
 
-    def _log_timing(self) -> None:
+    def _log_timing(self, waited: float) -> None:
         """Logs how long the newest checkpoint took, once."""
         step, timing = self.last_step, self._saver.last_timing
         if timing is not self._logged_timing:
             self._logged_timing = timing
             _log.info(
-                "checkpoint of step %d: training waited %.3f s for the copy and %.3f s for the "
-                "checkpoint before; written, hashed and committed in %.3f s",
-                *(step, timing.copy, timing.wait, timing.write),
+                "checkpoint of step %d: written, hashed and committed in %.3f s; training waited "
+                "%.3f s for the copy and %.3f s for the write",
+                *(step, timing.write, timing.copy, waited),
             )
 
     def _write_records(self, records: list[StepRecord], step: int) -> Callable[[], None]:
@@ -199,7 +203,7 @@ class Checkpointing:
 
 def _evaluation_state(progress: Progress, early_stop: EarlyStop | None) -> dict[str, Any]:
     return {
-        "progress": vars(progress).copy(),
+        "progress": progress.state_dict(),
         "early_stop": early_stop.state_dict() if early_stop else None,
     }
 

@@ -65,13 +65,20 @@ def evaluate(
                         [torch.as_tensor(part, device=engine.device).double() for part in value]
                     )
     model.train(was_training)
+    # A rank's samples may lack a metric, such as that of a class.
+    by_rank = collectives.all_gather_object(names)
+    names = list(dict.fromkeys(name for own in by_rank for name in own))
     if objects and collectives.all_reduce_ints([int(updated)])[0] < engine.world_size:
         raise UsageError(
             f"The evaluation data has fewer samples than there are ranks ({engine.world_size}), "
             f"which the torchmetrics objects of the task's metrics() ({', '.join(objects)}) do not "
             "support; use fewer ranks, or more samples."
         )
-    summed = {name: tuple(collectives.all_reduce(totals[name]).tolist()) for name in sorted(names)}
+    nothing = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    summed = {
+        name: tuple(collectives.all_reduce(totals.get(name, nothing.clone())).tolist())
+        for name in names
+    }
     metrics = {name: _ratio(*summed[name]) for name in names}
     metrics |= {name: float(metric.compute()) for name, metric in objects.items()}
     return metrics | task.derive(summed)

@@ -50,12 +50,12 @@ class Evaluation:
             return self._stop()
 
         strategy.sync_buffers()
-        try:
-            with self._ema.applied() if self._ema else nullcontext(), self._batches as batches:
+        with self._ema.applied() if self._ema else nullcontext(), self._batches as batches:
+            try:
                 metrics = evaluate(engine, strategy.model, self._task, batches, stop=stop)
-                self._beat("reporting")
-                seed_everything(report_seed(self._seed), engine.device)
-                report = self._task.report(strategy.bare_model, engine.device)
-        except EvaluationStoppedError:
-            return None
+            except EvaluationStoppedError:
+                return None
+            self._beat("reporting")
+            seed_everything(report_seed(self._seed), engine.device)
+            report = self._task.report(strategy.bare_model, engine.device)
         return EvaluationResult(metrics, report)

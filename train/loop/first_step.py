@@ -27,7 +27,8 @@ class FirstStepChecks:
         """Compares the gradients of the compiled model with those of the model as written.
         ``batch`` is on the device."""
         if self._compiled:
-            check_compiled(self._task, model, batch, self._precision)
+            collectives = self._strategy.collectives
+            check_compiled(self._task, model, batch, self._precision, collectives)
 
     def after_micro_batch(self, batch: Any, count: object) -> None:
         """Checks that ``count``, which the loss returned, is the task's count of the batch (on

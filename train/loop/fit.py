@@ -126,7 +126,9 @@ def save(run: OpenRun) -> None:
     """Starts a checkpoint, which includes the metrics that are still on the device."""
     run.beat("saving")
     read_metrics(run)
-    wait_for_checkpoint(run)  # the one before
+    with run.metrics.timed("checkpoint"):
+        run.checkpointing.wait()  # for the one before
+    run.hooks.checkpoint(run.checkpointing.last_path)
     if run.checkpointing.start(run.progress, run.metrics, run.early_stop):
         run.triggers.checkpoint_started()
 

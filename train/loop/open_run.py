@@ -79,6 +79,8 @@ def _open(
 
     task = loaded.task(config)
     data = build_data(loaded, task, engine.device)
+    # What a user's own code can refuse comes before anything is recorded.
+    schedule = learning_rate_factor(config.schedule, data.total_steps)
     plan = _plan(loaded, task, data, joined, directory, beat)
     model = build_trainable(loaded, task, engine, joined.choice, plan)
     metrics = _step_metrics(loaded, task, data, joined)
@@ -94,11 +96,13 @@ def _open(
             samples=data.order.size,
             allow_changes=allow_changes,
         )
-        vars(progress).update(state["progress"])
+        progress.load_state_dict(state["progress"])
         metrics.load_state_dict(state["window"])
         if early_stop and state["early_stop"]:
             early_stop.load_state_dict(state["early_stop"])
     tracker = _open_tracker(stack, loaded, directory, joined, task, data, plan, model, progress)
+    resumed_from = None if attempt.resume_step is None else store.path(attempt.resume_step)
+    hooks = _hooks(loaded, directory, joined, data, tracker, resumed_from)
     records = _open_records(
         stack, loaded, directory, joined, data, plan, model, progress, tracker, beat
     )
@@ -144,7 +148,7 @@ def _open(
         early_stop=early_stop,
         tracker=tracker,
         checkpointing=checkpointing,
-        hooks=_hooks(loaded, directory, joined, data, tracker, checkpointing.last_path),
+        hooks=hooks,
         evaluation=_open_evaluation(stack, loaded, task, data, plan, model, joined, beat),
         first_step=FirstStepChecks(
             task, model.strategy, compiled=config.compile, precision=config.precision
@@ -153,7 +157,7 @@ def _open(
             task,
             model.strategy,
             optim=config.optim,
-            schedule=learning_rate_factor(config.schedule, data.total_steps),
+            schedule=schedule,
             seed=config.run.seed,
             ema=model.ema,
             agreement=StepAgreement(engine.collectives, stop, triggers, checkpointing, beat),
@@ -330,7 +334,9 @@ def _open_evaluation(
     if data.evaluation is None:
         return None
     config, engine = loaded.config, joined.engine
-    batches = build_evaluation_batches(config, task, data.evaluation, plan, engine)
+    batches = build_evaluation_batches(
+        config, task, data.evaluation, plan.largest_micro_batch, engine
+    )
     stack.callback(batches.close)
     return Evaluation(
         task,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from train.exits import NotFiniteError
 
@@ -25,6 +26,15 @@ class Progress:
     """The step of the newest evaluation."""
     evaluation_due: bool = False
     """An evaluation was started at this step but not completed, because of a stop request."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters, for a checkpoint."""
+        return vars(self).copy()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Loads the counters of a checkpoint. Those that it does not have keep their values."""
+        for name in vars(self).keys() & state.keys():
+            setattr(self, name, state[name])
 
     def advance(self, samples: int) -> None:
         """Counts a step over ``samples`` samples."""

@@ -68,7 +68,10 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """A context manager that replaces the model's weights by the averages; collective."""
+        """A context manager that replaces the model's weights by the averages; collective.
+
+        After an error, what ``sync_weights`` copies to still holds the averages.
+        """
         import torch
 
         weights = self._weights()
@@ -77,6 +80,8 @@ class Ema:
         self.strategy.sync_weights()
         try:
             yield
-        finally:
-            torch._foreach_copy_(weights, saved)
-            self.strategy.sync_weights()
+        except BaseException:
+            torch._foreach_copy_(weights, saved)  # other ranks may not have failed
+            raise
+        torch._foreach_copy_(weights, saved)
+        self.strategy.sync_weights()

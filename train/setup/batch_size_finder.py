@@ -189,17 +189,22 @@ class _Trial:
         plan: BatchPlan,
     ) -> None:
         self._config, self._task, self._build, self._plan = config, task, build, plan
-        # The first samples, on every rank alike.
-        size = plan.largest_micro_batch
-        self._batch = task.collate([data[index % len(data)] for index in range(size)])
+        self._data = data
 
     def alone(self) -> None:
         """Computes one micro-batch and keeps its gradients."""
+        # The first samples, on every rank alike.
+        samples = range(self._plan.largest_micro_batch)
+        self._batch = self._task.collate([self._data[i % len(self._data)] for i in samples])
         self._model = self._build()
         strategy = self._model.strategy
         if self._config.compile:
             batch = strategy.engine.to_device(self._batch)
-            check_compiled(self._task, strategy.bare_model, batch, self._config.precision)
+            alone = Collectives(rank=0, world_size=1)
+            collectives = strategy.collectives if strategy.shards_parameters else alone
+            check_compiled(
+                self._task, strategy.bare_model, batch, self._config.precision, collectives
+            )
         strategy.zero_grad()
         self._micro_batch(last=False)
 

@@ -86,10 +86,8 @@ def build_data(loaded: LoadedConfig, task: Task, device: torch.device) -> RunDat
     seed_everything(dataset_seed(config.run.seed), device)
     train = task.train_dataset()
     check_dataset(train, "train_dataset")
-    evaluation = task.eval_dataset()
-    if evaluation is not None:
-        check_dataset(evaluation, "eval_dataset")
-    elif asked := _asks_for_evaluation(config):
+    evaluation = evaluation_data(task, config.run.seed, device)
+    if evaluation is None and (asked := _asks_for_evaluation(config)):
         raise DataError(
             f"The task {config.task.use!r} has no evaluation data, but {asked} asks for "
             f"evaluation; implement eval_dataset(), or unset {asked}."
@@ -100,6 +98,16 @@ def build_data(loaded: LoadedConfig, task: Task, device: torch.device) -> RunDat
         steps = steps_in(config.length.epochs, len(train), config.batch.global_batch_size)
     check_length(config, loaded.composed, steps)
     return RunData(train, evaluation, SampleOrder(config.run.seed, len(train)), steps)
+
+
+def evaluation_data(task: Task, seed: int, device: torch.device) -> Any | None:
+    """The dataset for evaluation, None where the task has none. The generators start as for the
+    training dataset: a random split that both functions draw is the same."""
+    seed_everything(dataset_seed(seed), device)
+    dataset = task.eval_dataset()
+    if dataset is not None:
+        check_dataset(dataset, "eval_dataset")
+    return dataset
 
 
 def _asks_for_evaluation(config: Config) -> str | None:
@@ -146,6 +154,7 @@ def build_trainable(
         checkpoint_activations(blocks)
     if initial and not choice.cls.shards_parameters:
         initial.fill(model, torch.device("cpu"))
+        initial = None
     strategy = choice.cls(
         StrategySetup(
             engine=engine,
@@ -165,11 +174,11 @@ def build_trainable(
 
 
 def build_evaluation_batches(
-    config: Config, task: Task, dataset: Any, plan: BatchPlan, engine: Engine
+    config: Config, task: Task, dataset: Any, default_size: int, engine: Engine
 ) -> Batches:
     """This rank's micro-batches of one pass over the evaluation data ``dataset``; their size is
-    ``evaluate.micro_batch_size``, by default that of the training ``plan``."""
-    micro_batch_size = config.evaluate.micro_batch_size or plan.largest_micro_batch
+    ``evaluate.micro_batch_size``, by default ``default_size``, that of training."""
+    micro_batch_size = config.evaluate.micro_batch_size or default_size
     return evaluation_batches(
         dataset,
         EvalPlan(len(dataset), micro_batch_size, engine.world_size),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from train.distributed.collectives import Collectives
 from train.distributed.randomness import seed_everything
 from train.exits import UsageError
 from train.tasks.base import Task
@@ -24,8 +25,11 @@ from train.tasks.base import Task
 _TOLERANCE = {"fp32": 0.01, "bf16": 0.2, "fp16": 0.2}
 
 
-def check_compiled(task: Task, model: nn.Module, batch: Any, precision: str) -> None:
-    """Raises UsageError where the compiled model's gradients differ from the uncompiled ones.
+def check_compiled(
+    task: Task, model: nn.Module, batch: Any, precision: str, collectives: Collectives
+) -> None:
+    """Raises UsageError on all ranks where the compiled model's gradients differ from the
+    uncompiled ones on any rank; collective.
 
     ``model`` is the bare model, compiled in place, and ``batch`` is on its device. Where the loss
     depends on random numbers (dropout), both are computed in evaluation mode, because compiled
@@ -36,26 +40,41 @@ def check_compiled(task: Task, model: nn.Module, batch: Any, precision: str) -> 
     with _as_written(model):
         written = _gradients(task, model, batch, seed=0)
         again = _gradients(task, model, batch, seed=1)
-        if not all(torch.equal(written[name], again[name]) for name in written):
+        is_random = not all(torch.equal(written[name], again[name]) for name in written)
+        if any(collectives.all_reduce_ints([is_random])):
             written = _gradients(task, model.eval(), batch, seed=0)
     compiled = _gradients(task, model, batch, seed=0)
     model.train(was_training)
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)  # the passes have updated a BatchNorm's statistics
-    largest = max(float(gradient.abs().max()) for gradient in written.values() if gradient.numel())
+    sizes = [float(gradient.abs().max()) for gradient in written.values() if gradient.numel()]
+    by_rank = collectives.all_gather_floats([max(sizes, default=0.0)])
+    largest = max(size for [size] in by_rank)
+    wrong = _first_difference(written, compiled, _TOLERANCE[precision] * largest)
+    found = next((each for each in collectives.all_gather_object(wrong) if each), None)
+    if found:
+        name, difference = found
+        raise UsageError(
+            f"compile is true, but the compiled model computes a different gradient of {name} "
+            f"than the uncompiled one (they differ by {difference:.3g}, where the largest "
+            f"gradient is {largest:.3g}), which is a fault of torch.compile "
+            f"{torch.__version__} with this model; set compile=false."
+        )
+
+
+def _first_difference(
+    written: dict[str, Tensor], compiled: dict[str, Tensor], tolerance: float
+) -> tuple[str, float] | None:
+    """The first gradient that differs by more than ``tolerance``, and by how much."""
     for name, expected in written.items():
         if not expected.numel():  # it belongs to other ranks
             continue
         actual = compiled.get(name, torch.zeros_like(expected))
         difference = float((actual - expected).abs().max())
-        if not difference <= _TOLERANCE[precision] * largest:
-            raise UsageError(
-                f"compile is true, but the compiled model computes a different gradient of {name} "
-                f"than the uncompiled one (they differ by {difference:.3g}, where the largest "
-                f"gradient is {largest:.3g}), which is a fault of torch.compile "
-                f"{torch.__version__} with this model; set compile=false."
-            )
+        if not difference <= tolerance:
+            return name, difference
+    return None
 
 
 def _gradients(task: Task, model: nn.Module, batch: Any, seed: int) -> dict[str, Tensor]:

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from train.distributed.collectives import Collectives
 
 
+class _Buffer(NamedTuple):
+    """A buffer as it was at the last ``sync``."""
+
+    module: nn.Module
+    name: str
+    tensor: Tensor
+
+
 class BufferSync:
-    """Copies the persistent buffers of rank 0 to all ranks, one exchange per dtype."""
+    """Copies the persistent buffers of rank 0 to all ranks, one exchange per dtype.
+
+    A forward pass may assign other tensors to the buffers (``self.mean = ...``), so the tensors
+    are looked up each time.
+    """
 
     def __init__(self, model: nn.Module, collectives: Collectives) -> None:
         self._collectives = collectives
-        persistent = model.state_dict(keep_vars=True)
-        self._by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for name, buffer in model.named_buffers():
-            if name in persistent:
-                self._by_dtype.setdefault(buffer.dtype, []).append(buffer.detach())
-        self._synced: list[tuple[Tensor, list[Tensor]]] = []
+        self._places = [
+            (module, name)
+            for module in model.modules()
+            for name in module._buffers
+            if name not in module._non_persistent_buffers_set
+        ]
+        self._synced: list[tuple[Tensor, list[_Buffer]]] = []
 
     def sync(self) -> None:
         """Gives all ranks the buffers of rank 0; collective."""
+        by_dtype: dict[torch.dtype, list[_Buffer]] = {}
+        seen = set()
+        for module, name in self._places:
+            tensor = module._buffers[name]
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                by_dtype.setdefault(tensor.dtype, []).append(_Buffer(module, name, tensor))
         self._synced = []
-        for buffers in self._by_dtype.values():
-            joined = torch.cat([buffer.flatten() for buffer in buffers])
+        for buffers in by_dtype.values():
+            joined = torch.cat([buffer.tensor.detach().flatten() for buffer in buffers])
             self._synced.append((joined, buffers))
             if self._collectives.world_size > 1:
                 self._collectives.broadcast(joined)
@@ -34,10 +56,12 @@ class BufferSync:
         """Gives the buffers the values that they had after the last ``sync``."""
         for joined, buffers in self._synced:
             _split_into(buffers, joined)
+            for module, name, tensor in buffers:
+                module._buffers[name] = tensor
 
 
-def _split_into(tensors: list[Tensor], joined: Tensor) -> None:
-    """Overwrites ``tensors`` with the parts of ``joined``, the concatenation of such tensors."""
-    parts = torch.split(joined, [tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view_as(tensor))
+def _split_into(buffers: list[_Buffer], joined: Tensor) -> None:
+    """Overwrites the tensors with the parts of ``joined``, the concatenation of such tensors."""
+    parts = torch.split(joined, [buffer.tensor.numel() for buffer in buffers])
+    for buffer, part in zip(buffers, parts, strict=True):
+        buffer.tensor.detach().copy_(part.view_as(buffer.tensor))

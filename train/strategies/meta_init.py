@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from train.data.order import module_seed
+from train.data.order import initial_seed, module_seed
 from train.distributed.randomness import seed_everything
 from train.distributed.shard import Shard
 from train.exits import UsageError
@@ -34,6 +34,16 @@ def build_model(task: Task, seed: int) -> tuple[nn.Module, Initial | None]:
             f"assign values to tensors, but {on_device[0]} has values; set them in init_module."
         )
     return model, Initial(model, task, seed)
+
+
+def build_full_model(task: Task, seed: int) -> nn.Module:
+    """The task's model with the initial values that a run of this seed starts from, on the CPU.
+    What a checkpoint does not hold, such as a non-persistent buffer, keeps them."""
+    seed_everything(initial_seed(seed))
+    model, initial = build_model(task, seed)
+    if initial:
+        initial.fill(model, torch.device("cpu"))
+    return model
 
 
 class Initial:

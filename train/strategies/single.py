@@ -6,15 +6,22 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
+from train.exits import UsageError
 from train.strategies.base import BuildOptimizer
 from train.strategies.torch_native import TorchStrategy
 
 
 class SingleStrategy(TorchStrategy):
-    """The model on this rank's device; ranks exchange nothing."""
+    """The model on this rank's device; for one rank."""
 
     def prepare(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
-        """Moves the model to the device and builds the optimiser."""
+        """Moves the model to the device and builds the optimiser. Raises UsageError on several
+        ranks, each of which would train a model of its own."""
+        if self.engine.world_size > 1:
+            raise UsageError(
+                f"strategy is {self.setup.name!r}, which exchanges no gradients, but there are "
+                f"{self.engine.world_size} ranks; set strategy=ddp or another that does."
+            )
         self.model = self.bare_model = self.engine.on_device(model)
         self._build(build_optimizer)
 
