@@ -385,6 +385,23 @@ def test_a_hook_is_checked_before_the_run_starts(tmp_path, outside):
 
 
 @pytest.mark.parametrize(
+    ("override", "said"),
+    [("schedule.use=nosuch:function", "nosuch"), ("hooks=[{module}:Broken]", "no such diary")],
+)
+def test_what_is_refused_leaves_the_run_as_it_was(tmp_path, outside, override, said):
+    module = outside(
+        f"{HOOK}\nclass Broken(Hook):\n    def __init__(self):\n        open('no such diary')\n"
+    )
+    before = fit(tmp_path)
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(train.RunError, match=said):
+        fit(tmp_path, "length.steps=5", override.format(module=module), allow_changes=True)
+    for name in ("config.json", "attempts.jsonl", "finished.json", "ledger.bin", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == files[tmp_path / "run" / name], name
+    assert fit(tmp_path) == before
+
+
+@pytest.mark.parametrize(
     ("values", "valid"),
     [
         ({"schedule": {"use": "cosine"}, "hooks": ["mine:Hook"]}, True),

@@ -249,6 +249,15 @@ class SmallMemory(TinyTask):
         """Not used: trials take steps before there is an attempt."""
 
 
+class SmallCollate(SmallMemory):
+    """Its memory is too small to collate more samples."""
+
+    def collate(self, samples):
+        if len(samples) > self.config.task.room:
+            raise MemoryError
+        return super().collate(samples)
+
+
 class Hungry(TinyTask):
     """Allocates more memory than any machine has for more than six samples at once."""
 

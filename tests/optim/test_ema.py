@@ -80,6 +80,18 @@ def test_weights_are_restored_bitwise_even_after_an_error():
     assert_same_bits(averages, locals_of(ema))
 
 
+def test_after_an_error_no_rank_waits_for_the_others(monkeypatch):
+    """Only this rank may have failed, so that nothing collective may follow."""
+    ema, calls = averaging(model()), []
+    monkeypatch.setattr(ema.strategy, "sync_weights", lambda: calls.append(1))
+    with ema.applied():
+        assert calls == [1]
+    assert calls == [1, 1]
+    with pytest.raises(ZeroDivisionError), ema.applied():
+        raise ZeroDivisionError
+    assert calls == [1, 1, 1]
+
+
 @pytest.fixture(scope="module")
 def averaged(tmp_path_factory):
     directory = tmp_path_factory.mktemp("averaged")

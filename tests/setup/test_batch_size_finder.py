@@ -61,6 +61,16 @@ def test_ranks_that_disagree_during_a_collective_restart(tmp_path):
     assert "micro-batch 3 x accumulation 2 x ranks 2 = global batch 12" in done[0].stdout
 
 
+def test_memory_for_collating_counts_and_evaluate_uses_what_fits(tmp_path):
+    words = [*SMALL, "task.use=tests.faults.tasks:SmallCollate", "task.room=4"]
+    run("fit", tmp_path, *words)
+    assert kept(tmp_path)["4"] == "fits"
+    assert kept(tmp_path)["6"] == "too large"
+    finished = json.loads((tmp_path / "finished.json").read_text())
+    evaluated = json.loads(run("evaluate", tmp_path, *words, "--json").stdout)
+    assert evaluated["loss"] == finished["metrics"]["loss"]
+
+
 def test_a_resumed_run_makes_no_trials(tmp_path):
     run("fit", tmp_path, *SMALL, "length.steps=10")
     before = (tmp_path / "micro_batches.json").stat().st_mtime_ns

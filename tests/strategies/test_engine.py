@@ -2,17 +2,22 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from tests.support import strategies
+from tests.support.ranks import on_ranks
 from tests.support.runs import assert_same_bits
+from train.data.plan import BatchPlan
 from train.distributed.randomness import seed_everything
 from train.exits import RetryError, UsageError
 from train.optim.optimizer import OptimConfig, build_optimizer
 from train.setup.model_summary import model_summary
+from train.strategies.base import StrategySetup
+from train.strategies.single import SingleStrategy
 
 
 def model():
@@ -115,6 +120,21 @@ def test_fp16_without_a_gpu_is_refused():
         pytest.skip("a GPU is available")
     with pytest.raises(UsageError, match=r"precision is 'fp16'.*bf16 or fp32"):
         strategies.engine(precision="fp16")
+
+
+def test_single_is_refused_on_several_ranks():
+    def prepare(collectives):
+        setup = StrategySetup(
+            engine=SimpleNamespace(world_size=2, collectives=collectives), name="mine:Single",
+            options=None, precision="fp32", optimizer_name="adamw",
+            plan=BatchPlan(12, None, 2), blocks=[],
+        )  # fmt: skip
+        SingleStrategy(setup).prepare(torch.nn.Linear(1, 1), None)
+
+    errors = on_ranks(2, prepare)
+    for error in errors:
+        assert isinstance(error, UsageError)
+        assert "'mine:Single', which exchanges no gradients, but there are 2 ranks" in str(error)
 
 
 def test_missing_processes_are_detected():
