@@ -8,6 +8,7 @@ as when it is killed, takes its program with it.
 
 import atexit
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -58,6 +59,9 @@ def preload():
         for name in DEEPSPEED:
             importlib.import_module(name)
     assert threading.active_count() == 1, threading.enumerate()
+    # Else each collection in a forked process walks over all of these modules, and so copies them.
+    gc.collect()
+    gc.freeze()
 
 
 class Server:
