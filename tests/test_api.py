@@ -398,6 +398,19 @@ def test_launch_checks_before_it_starts_anything(tmp_path, monkeypatch):
     assert not Path(tmp_path / "run").exists()
 
 
+def test_launch_returns_a_result_when_stopped_before_there_is_a_run(tmp_path, monkeypatch):
+    called = []
+
+    def stopped(words, processes, *, grace):
+        called.append((words[0], processes, grace))
+        return train.Exit.PREEMPTED
+
+    monkeypatch.setattr("train.api.run_ranks", stopped)
+    result = train.launch(*QUICK, f"run.dir={tmp_path}/run", "stop.deadline=7", processes=2)
+    assert result == train.Result(train.Exit.PREEMPTED, tmp_path / "run", 0, {})
+    assert called == [("fit", 2, 7.0)]
+
+
 @pytest.mark.slow
 def test_runs_with_different_strategies_in_one_process(finished, tmp_path):
     """DeepSpeed and Accelerate keep the process groups of their first run, and set environment

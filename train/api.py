@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.run_view import Run
 from train.commands.evaluate import evaluate_checkpoint
 from train.commands.fit import start
@@ -30,7 +31,7 @@ from train.imports import importing
 from train.process.diagnose import as_run_error, is_lost_peer
 from train.process.error_file import write_error_file
 from train.process.local_ranks import run_ranks
-from train.process.stop import StopRequest
+from train.process.stop import StopRequest, stop_deadline
 from train.session import environment_restored, logging_restored, torch_restored
 from train.tasks.base import Task
 
@@ -140,7 +141,9 @@ def launch(
     for file in loaded.files:
         words += ["--config", file]
     words += [*loaded.overrides, *(["--allow-changes"] if allow_changes else [])]
-    code = run_ranks(words, processes)
+    code = run_ranks(words, processes, grace=stop_deadline(loaded.config.stop))
+    if code == Exit.PREEMPTED and not RunDirectory(loaded.run_directory).exists:
+        return Result(code, loaded.run_directory, 0, {})  # stopped before the ranks had joined
     run = Run(loaded.run_directory)
     saved = run.checkpoints[-1] if run.checkpoints else None
     end: dict[str, Any] = run.finished or {}

@@ -53,7 +53,7 @@ class StopRequest:
         self._listening = False
         self._interrupts = 0  # calls of the Python handler for SIGINT
         self._stop_at_once = self._raised = self._woken = False
-        self._deadline = _deadline(config)
+        self._deadline = stop_deadline(config)
         self._file: Path | None = None
         self._checked = 0.0
         self._timer: threading.Timer | None = None
@@ -193,7 +193,8 @@ def _forget_signals() -> None:
         signal.set_wakeup_fd(-1)
 
 
-def _deadline(config: StopConfig) -> float | None:
+def stop_deadline(config: StopConfig) -> float | None:
+    """Seconds from SIGTERM to the end of the process; None for no deadline."""
     text = os.environ.get("ISORUN_STOP_DEADLINE", "").strip()
     try:
         return float(text) if text else config.deadline
