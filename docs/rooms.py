@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BLOCK = re.compile(r"(?<=```mermaid\n).*?(?=```\n)", re.DOTALL)
 
 # Files directly in a package that belong neither to the base (train) nor form a room (launch).
-FRONT = {"__main__", "api", "cli", "command_line", "commands"}
+FRONT = {"__main__", "api", "cli", "command_line", "commands", "session"}
 # A file that forms a room, above the base.
 ALONE = {"hooks"}
 

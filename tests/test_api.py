@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import types
 import warnings
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,9 @@ import torch.distributed as dist
 import train
 from tests.support.runs import ROOT, TINY, environment
 from tests.support.tiny import TinyTask
+from train.distributed.world import this_world
 from train.exits import ResumeRefusedError, UsageError
+from train.session import environment_restored, torch_restored
 from train.tasks.registry import reference_of
 
 QUICK = [*TINY, "length.steps=6", "track.console=quiet"]
@@ -62,15 +66,20 @@ def test_evaluate_returns_the_metrics_of_a_checkpoint(finished):
     assert train.evaluate(*where, checkpoint=3) == pytest.approx(dict(first.metrics))
 
 
-def test_runs_in_one_process_affect_neither_each_other_nor_the_process(finished, tmp_path):
+def test_runs_in_one_process_affect_neither_each_other_nor_the_process(finished, tmp_path, request):
     def mine():
         root = logging.getLogger()
         return (
             [*root.handlers], root.level, warnings.showwarning,
             [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
             torch.are_deterministic_algorithms_enabled(), dist.is_initialized(),
+            torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_num_threads(),
+            torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(),
         )  # fmt: skip
 
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    torch.rand(1), np.random.rand(), random.random()  # no longer as a run leaves them
     before = mine()
     other = fit(tmp_path / "bf16", "precision=bf16", "deterministic=true")
     same = fit(tmp_path / "same", "evaluate.every_steps=3")
@@ -78,6 +87,51 @@ def test_runs_in_one_process_affect_neither_each_other_nor_the_process(finished,
     assert same.metrics == finished.metrics != other.metrics
     log = (tmp_path / "bf16" / "logs" / "rank-0.log").read_text()
     assert str(same.run.id) not in log, "each run must have its own log file"
+
+
+def test_settings_of_torch_are_restored_also_after_a_failed_run():
+    settings = {
+        "float32 matmul precision": torch.get_float32_matmul_precision,
+        "number of threads": torch.get_num_threads,
+        "default device": torch.get_default_device,
+    }
+    before = {name: read() for name, read in settings.items()}
+
+    def fail():
+        with torch_restored():
+            torch.set_float32_matmul_precision("medium")
+            torch.set_num_threads(before["number of threads"] + 1)
+            torch.set_default_device("meta")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert {name: read() for name, read in settings.items()} == before
+
+
+def test_a_run_starts_after_one_that_failed_to_start(finished, tmp_path, monkeypatch):
+    """The process group of the failed start must not be taken for the caller's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(accelerate, "Accelerator", lambda **_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(tmp_path, "strategy=ddp")
+    assert fit(tmp_path, "strategy=ddp").metrics == pytest.approx(finished.metrics)
+
+
+def test_variables_of_torch_from_srun_stay_after_a_run(monkeypatch):
+    """They are read once for all runs of the process."""
+    srun = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "1"}
+    monkeypatch.setattr(os, "environ", {**os.environ, **srun})
+    this_world.cache_clear()
+    try:
+        for _ in range(2):
+            with environment_restored():
+                assert this_world().world_size == 2
+                assert os.environ["WORLD_SIZE"] == "2"
+                os.environ["OF_THE_RUN"] = "1"
+            assert "OF_THE_RUN" not in os.environ
+    finally:
+        this_world.cache_clear()
 
 
 def test_files_and_overrides_come_in_any_order(tmp_path):
@@ -342,6 +396,19 @@ def test_launch_checks_before_it_starts_anything(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="batch.global_batch_size"):
         train.launch(*where, processes=13)
     assert not Path(tmp_path / "run").exists()
+
+
+def test_launch_returns_a_result_when_stopped_before_there_is_a_run(tmp_path, monkeypatch):
+    called = []
+
+    def stopped(words, processes, *, grace):
+        called.append((words[0], processes, grace))
+        return train.Exit.PREEMPTED
+
+    monkeypatch.setattr("train.api.run_ranks", stopped)
+    result = train.launch(*QUICK, f"run.dir={tmp_path}/run", "stop.deadline=7", processes=2)
+    assert result == train.Result(train.Exit.PREEMPTED, tmp_path / "run", 0, {})
+    assert called == [("fit", 2, 7.0)]
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from train.exits import UsageError
 from train.hooks import Facts, Hooks
 from train.optim.schedule import ScheduleConfig, learning_rate_factor
 from train.plugins import Plugin
+from train.session import torch_restored
 from train.tasks.losses import Loss
 from train.tasks.registry import find_task
 
@@ -298,8 +299,11 @@ class Random(Hook):
         torch.rand(3), np.random.rand(), random.random()
 
 class Careless(Hook):
+    def __init__(self, change):
+        self.change = change
+
     def on_step_end(self, facts):
-        torch.set_grad_enabled(False)
+        eval(self.change, {"torch": torch})
 
 class Curious(Hook):
     def on_step_end(self, facts):
@@ -348,18 +352,36 @@ def hooks(tmp_path, name, rank=0, **options):
     return Hooks([Plugin(use=name, options=options)], facts(tmp_path, rank))
 
 
-def test_a_hook_that_changes_protected_state_ends_the_run(tmp_path, outside):
-    module = outside(HOOK)
-    careless = hooks(tmp_path, f"{module}:Careless")
-    try:
-        with pytest.raises(UsageError, match="Careless' changed a setting of torch in on_step_end"):
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("torch.set_grad_enabled(False)", "gradient mode"),
+        ("torch.set_float32_matmul_precision('medium')", "float32 matmul precision"),
+        ("setattr(torch.backends.cudnn, 'benchmark', True)", "cudnn.benchmark"),
+        ("setattr(torch.backends.cudnn, 'allow_tf32', False)", "cudnn.allow_tf32"),
+        ("setattr(torch.backends.mkldnn.conv, 'fp32_precision', 'bf16')", "mkldnn.conv"),
+        ("torch.set_default_device('meta')", "default device"),
+        (
+            "torch.use_deterministic_algorithms(True, warn_only=True)",
+            "deterministic algorithms",
+        ),
+    ],
+)
+def test_a_hook_that_changes_a_setting_of_torch_ends_the_run(tmp_path, outside, change, named):
+    careless = hooks(tmp_path, f"{outside(HOOK)}:Careless", change=change)
+    with torch_restored():
+        torch.use_deterministic_algorithms(True)
+        with pytest.raises(
+            UsageError, match=rf"Careless' changed a setting of torch in on_step_end \({named}"
+        ):
             careless.step_end(1, 12)
-    finally:
-        torch.set_grad_enabled(True)
+
+
+def test_a_hook_that_changes_its_facts_ends_the_run(tmp_path, outside):
     with pytest.raises(
         train.RunError, match=r"Curious' failed in on_step_end at step 1 \(TypeError"
     ) as caught:
-        hooks(tmp_path, f"{module}:Curious").step_end(1, 12)
+        hooks(tmp_path, f"{outside(HOOK)}:Curious").step_end(1, 12)
     assert caught.value.code == 70
 
 

@@ -7,10 +7,8 @@ order. Errors are exceptions with the text of the command line, of the class Run
 
 from __future__ import annotations
 
-import importlib
 import logging
 import multiprocessing
-import os
 import re
 import sys
 import threading
@@ -21,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.run_view import Run
 from train.commands.evaluate import evaluate_checkpoint
 from train.commands.fit import start
@@ -32,7 +31,8 @@ from train.imports import importing
 from train.process.diagnose import as_run_error, is_lost_peer
 from train.process.error_file import write_error_file
 from train.process.local_ranks import run_ranks
-from train.process.stop import StopRequest
+from train.process.stop import StopRequest, stop_deadline
+from train.session import environment_restored, logging_restored, torch_restored
 from train.tasks.base import Task
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
@@ -89,7 +89,8 @@ def fit(*config: str | Path, task: type[Task] | None = None, allow_changes: bool
                 stacklevel=4,
             )
         stop = StopRequest(loaded.config.stop, in_session=True)
-        outcome = start(loaded, stop, allow_changes=allow_changes)
+        with torch_restored():
+            outcome = start(loaded, stop, allow_changes=allow_changes)
     return Result(outcome.exit, loaded.run_directory, outcome.step, outcome.metrics)
 
 
@@ -103,7 +104,8 @@ def evaluate(
     with _one_run("evaluate"):
         loaded = _load(config, task, runs=False)
         _check_workers(loaded)
-        return evaluate_checkpoint(loaded, str(checkpoint)).metrics
+        with torch_restored():
+            return evaluate_checkpoint(loaded, str(checkpoint)).metrics
 
 
 def launch(
@@ -139,7 +141,9 @@ def launch(
     for file in loaded.files:
         words += ["--config", file]
     words += [*loaded.overrides, *(["--allow-changes"] if allow_changes else [])]
-    code = run_ranks(words, processes)
+    code = run_ranks(words, processes, grace=stop_deadline(loaded.config.stop))
+    if code == Exit.PREEMPTED and not RunDirectory(loaded.run_directory).exists:
+        return Result(code, loaded.run_directory, 0, {})  # stopped before the ranks had joined
     run = Run(loaded.run_directory)
     saved = run.checkpoints[-1] if run.checkpoints else None
     end: dict[str, Any] = run.finished or {}
@@ -188,7 +192,7 @@ def _one_run(name: str) -> Iterator[None]:
         )
     try:
         _check_process_group(name)
-        with _environment_restored(), _logging_restored(), _torch_restored():
+        with environment_restored(), logging_restored():
             try:
                 yield
             except Exception as error:
@@ -211,69 +215,3 @@ def _check_process_group(name: str) -> None:
             f"torch.distributed is initialised in this process, but train.{name} starts the "
             "process group itself; call it before init_process_group, or destroy the group first."
         )
-
-
-@contextmanager
-def _environment_restored() -> Iterator[None]:
-    """Restores the environment variables. A run and its libraries set some for themselves: with
-    LOCAL_RANK, which DeepSpeed needs, every later run would be taken for one of several ranks, and
-    with WANDB_CACHE_DIR it would write into the directory of the first."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
-
-
-@contextmanager
-def _logging_restored() -> Iterator[None]:
-    """Restores the root logger, which a run configures and which belongs to the caller."""
-    root, showwarning = logging.getLogger(), warnings.showwarning
-    before = root.handlers[:], root.level, _log.level
-    quiet = logging.NullHandler()
-    _log.addHandler(quiet)  # errors are raised, not printed
-    try:
-        yield
-    finally:
-        for handler in [h for h in root.handlers if h not in before[0]]:
-            root.removeHandler(handler)
-            handler.close()
-        root.setLevel(before[1])
-        _log.setLevel(before[2])
-        _log.removeHandler(quiet)
-        if warnings.showwarning is not showwarning:
-            logging.captureWarnings(False)
-
-
-@contextmanager
-def _torch_restored() -> Iterator[None]:
-    """Restores the settings of torch that a run changes; libraries forget its process group."""
-    torch = sys.modules.get("torch")
-    before = _torch_settings(torch) if torch is not None else None
-    try:
-        yield
-    finally:
-        torch = sys.modules.get("torch")
-        if torch is not None:
-            deterministic, benchmark = before or (False, False)
-            torch.use_deterministic_algorithms(deterministic)
-            torch.backends.cudnn.benchmark = benchmark
-        _forget_process_groups()
-
-
-def _forget_process_groups() -> None:
-    """Accelerate and DeepSpeed keep the groups of their first run, which are destroyed now."""
-    if "accelerate.state" in sys.modules:
-        from accelerate.state import AcceleratorState, GradientState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-    if groups := sys.modules.get("deepspeed.utils.groups"):
-        importlib.reload(groups)
-        sys.modules["deepspeed.comm.comm"].cdb = None  # type: ignore[attr-defined]
-
-
-def _torch_settings(torch: Any) -> tuple[bool, bool]:
-    return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark

@@ -97,6 +97,16 @@ class NotFiniteError(RunError):
     code = Exit.NOT_FINITE
 
 
+def error_of_code(code: int, text: str) -> RunError:
+    """The error of a process that ended with this exit code, of the class with the same code."""
+    for cls in RunError.__subclasses__():
+        if cls.code == code:
+            return cls(text)
+    error = RunError(text)
+    error.code = Exit(code) if code in set(Exit) else Exit.INTERNAL
+    return error
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without the final full stop, to embed in a sentence."""
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

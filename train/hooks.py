@@ -141,8 +141,9 @@ class Hooks:
 
     def _call_one(self, name: str, hook: Hook, method: str) -> None:
         from train.distributed.randomness import GlobalRngState
+        from train.distributed.torch_settings import TorchSettings
 
-        generators, settings = GlobalRngState(cuda=True), _settings()
+        generators, settings = GlobalRngState(cuda=True), TorchSettings()
         try:
             getattr(hook, method)(self._facts)
         except Exception as error:
@@ -155,11 +156,10 @@ class Hooks:
                     f"The hook {name!r} drew random numbers from a global generator in {method}; "
                     "the generator was put back. Use a generator of the hook's own."
                 )
-        if settings != _settings():
+        if changed := settings.changed():
             raise UsageError(
-                f"The hook {name!r} changed a setting of torch in {method} (gradient mode, default "
-                "dtype, deterministic algorithms or number of threads), which can change the "
-                "result; restore it before the method returns."
+                f"The hook {name!r} changed a setting of torch in {method} ({', '.join(changed)}), "
+                "which can change the result; restore it before the method returns."
             )
 
 
@@ -170,18 +170,6 @@ def _failed(name: str, where: str, error: Exception) -> RunError:
     return RunError(
         f"The hook {name!r} failed in {where} ({type(error).__name__}: {first_line(error)}); fix "
         "it, or remove it from hooks."
-    )
-
-
-def _settings() -> tuple[Any, ...]:
-    """Settings of torch on which the result may depend."""
-    import torch
-
-    return (
-        torch.is_grad_enabled(),
-        torch.get_default_dtype(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_num_threads(),
     )
 
 

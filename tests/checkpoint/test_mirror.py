@@ -1,6 +1,7 @@
 """The mirror: upload, interruption, damage and restore."""
 
 import json
+import queue
 import time
 
 import fsspec
@@ -233,6 +234,22 @@ def test_the_end_of_the_run_waits_only_for_the_timeout(config, store, monkeypatc
     warnings = []
     Mirroring(Mirror(config), store, "mine", warnings.append).close(0.5)
     assert "Not all checkpoints are in" in warnings[-1]
+
+
+def test_an_interrupted_end_abandons_the_upload(tmp_path, store, monkeypatch):
+    going = queue.Queue()
+    monkeypatch.setattr(Mirror, "upload", lambda self, store_, step, is_going: going.put(is_going))
+    mirroring = Mirroring(Mirror(MirrorConfig(url=f"file://{tmp_path}/m")), store, "mine", print)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    is_going = going.get(timeout=60)
+    assert is_going()
+    monkeypatch.setattr(mirroring._thread, "is_alive", lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        mirroring.close(60, beat=interrupted)
+    assert not is_going()
 
 
 def test_an_unreadable_mirror_is_not_an_empty_mirror(tmp_path, monkeypatch):

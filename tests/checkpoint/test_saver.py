@@ -1,6 +1,8 @@
 """The saver: training waits only for the copy, and failed writes are reported."""
 
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -51,12 +53,72 @@ def test_training_may_change_tensors_during_the_write(store):
 
 def test_only_one_checkpoint_is_in_flight(store):
     saver = CheckpointSaver(store, CheckpointConfig(keep_last=5), ALONE)
+    committed_before = []
     for step in range(1, 5):
-        assert saver.save(held({"a": torch.full((10,), float(step))}), request(step)) is None
-        assert len([t for t in threading.enumerate() if t.name == "checkpoint"]) <= 1
+        asked = request(step, lambda: committed_before.append(store.steps()))
+        assert saver.save(held({"a": torch.full((10,), float(step))}), asked) is None
     saver.wait()
+    assert committed_before == [[], [1], [1, 2], [1, 2, 3]]
     assert store.steps() == [1, 2, 3, 4]
     assert stored(store, 3, {"a": torch.zeros(10)})["a"][0] == 3.0
+
+
+@pytest.fixture
+def interrupt():
+    """Raises KeyboardInterrupt in the main thread, also while it waits."""
+
+    def raise_it(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR2, raise_it)
+    yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, before)
+
+
+def later(*calls):
+    """Makes the calls in another thread, after this one has begun to wait."""
+
+    def work():
+        for call in calls:
+            time.sleep(0.1)
+            call()
+
+    threading.Thread(target=work).start()
+
+
+def test_an_interrupted_wait_leaves_the_checkpoint_in_flight(store, interrupt):
+    saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
+    gate = threading.Event()
+    saver.save(held({"a": torch.ones(3)}), request(1, before_commit=gate.wait))
+    later(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        saver.wait()
+    assert saver.in_flight
+    later(interrupt, gate.set)
+    with pytest.raises(KeyboardInterrupt):
+        saver.close()
+    assert store.steps() == [1], "close must not return before the writing thread has ended"
+    assert not saver.in_flight
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_an_interrupted_start_of_the_writing_thread(store, monkeypatch, begins):
+    """KeyboardInterrupt may come before the thread has begun or after it."""
+    saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
+    start, writing = threading.Thread.start, threading.Event()
+
+    def interrupted(thread):
+        if begins:
+            start(thread)
+            assert writing.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        saver.save(held({"a": torch.ones(3)}), request(1, before_commit=writing.set))
+    saver.close()
+    assert not saver.in_flight
+    assert store.steps() == ([1] if begins else [])
 
 
 def test_blocking_mode_returns_with_the_checkpoint_committed(store):

@@ -9,6 +9,7 @@ import pytest
 from train.config.changes import differences
 from train.config.load import load_config
 from train.config.schema import config_class
+from train.distributed.world import this_world
 from train.exits import UsageError
 from train.tasks.registry import find_task
 
@@ -92,10 +93,41 @@ def test_a_read_only_directory_is_refused(tmp_path):
     del tmp_path
 
 
-def test_a_batch_too_small_for_the_world_size_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "5")
-    with pytest.raises(UsageError, match="batch.global_batch_size"):
+@pytest.fixture
+def launched(monkeypatch):
+    """Sets the variables of a launcher for this test."""
+
+    def launched(**variables):
+        this_world.cache_clear()
+        rendezvous = {"MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+        for name, value in {**rendezvous, **variables}.items():
+            monkeypatch.setenv(name, value)
+
+    # A copy, because this_world adds variables to it and removes blank ones.
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    yield launched
+    this_world.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "0", "WORLD_SIZE": "5"},
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "5"},
+    ],
+)
+def test_a_batch_too_small_for_the_world_size_is_refused(tmp_path, launched, variables):
+    launched(**variables)
+    with pytest.raises(UsageError, match=r"batch.global_batch_size.* 5 "):
         load(tmp_path, "batch.global_batch_size=4", "batch.micro_batch_size=1")
+
+
+def test_variables_of_a_launcher_are_read_as_the_run_reads_them(tmp_path, launched):
+    launched(RANK="", WORLD_SIZE=" ")
+    load(tmp_path)
+    launched(RANK="0", WORLD_SIZE="two")
+    with pytest.raises(UsageError, match="WORLD_SIZE must be a whole number"):
+        load(tmp_path)
 
 
 def test_a_config_is_checked_without_heavy_imports(tmp_path):

@@ -30,6 +30,14 @@ def test_torch_variables(more, launcher, local):
     assert world.local_world_size == local
 
 
+def test_blank_variables_count_as_not_set():
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    environ = dict.fromkeys(names, " ")
+    assert find_world(environ) == find_world({})
+    assert environ == {}, "torch and Accelerate must not read blank values"
+    assert find_world({**SLURM, **dict.fromkeys(names, "")}).launcher == "srun"
+
+
 SLURM = {
     "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "7",
     "SLURM_STEP_TASKS_PER_NODE": "4,3", "SLURM_STEP_NODELIST": "gpu[07-08],login",

@@ -1,8 +1,11 @@
 """A stop request under torchrun (which restarts ranks), during start-up, or causing an error."""
 
+import hashlib
 import json
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from tests.support.runs import TINY, checkpoints, command, environment, metrics, run, start
 from train.checkpoint.run_directory import RunDirectory
 from train.exits import StoppedError
+from train.process.stop import StopConfig, StopRequest
 
 
 def attempts(directory):
@@ -92,3 +96,53 @@ def test_an_error_caused_by_a_stop_request_exits_with_75(tmp_path):
     assert "asked to stop (SIGTERM)" in process.stderr
     assert "the compiler died" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+@pytest.fixture
+def in_session():
+    """A stop request of train.fit, in a run that has started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with StopRequest(StopConfig(), in_session=True) as stop:
+        stop.ranks_joined()
+        yield stop
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_during_one_call_of_c_code_stops_at_once(in_session):
+    """Python calls the handler once, after the C code."""
+
+    def press_twice():
+        for _ in range(2):
+            time.sleep(0.1)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    thread = threading.Thread(target=press_twice)
+
+    def compute():
+        thread.start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)
+        thread.join()
+
+    with pytest.raises(KeyboardInterrupt):
+        compute()
+    thread.join()
+
+
+def test_a_second_ctrl_c_that_comes_before_the_first_is_read_stops_at_once(in_session):
+    """C code that holds Python's lock delays the thread that reads the signals."""
+
+    def arrive():
+        in_session._raise_interrupt(signal.SIGINT, None)
+        in_session._writer.send(bytes([signal.SIGINT, signal.SIGINT]))
+        time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        arrive()
+    time.sleep(0.2)  # it is raised once
+
+
+def test_ctrl_c_after_another_request_stops_at_once_only_when_repeated(in_session):
+    in_session._handle(signal.SIGUSR1)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

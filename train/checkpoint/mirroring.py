@@ -74,10 +74,12 @@ class Mirroring:
             self._ending = True
             self._changed.notify()
         until = time.monotonic() + seconds
-        while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
-            self._thread.join(min(left, 1.0))
-            beat()
-        self._abandoned = True
+        try:
+            while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
+                self._thread.join(min(left, 1.0))
+                beat()
+        finally:  # also after KeyboardInterrupt: another run may use this process next
+            self._abandoned = True
         if self._thread.is_alive() or self._pending:
             self._warn(
                 f"Not all checkpoints are in {self._mirror.url} yet; the next start of this run "

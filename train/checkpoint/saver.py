@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,9 +54,13 @@ class SaveTiming:
 class _Job:
     request: SaveRequest
     timing: SaveTiming
-    thread: threading.Thread | None = None
     error: str | None = "it did not finish"
     """Why it failed; None once it is committed."""
+    claim: threading.Lock = field(default_factory=threading.Lock)
+    """Taken by the writing thread when it begins."""
+    done: threading.Event = field(default_factory=threading.Event)
+    """Set when nothing is written any more. Unlike ``Thread.join``, a wait for it can be repeated
+    after KeyboardInterrupt."""
 
 
 class CheckpointSaver:
@@ -97,10 +101,16 @@ class CheckpointSaver:
         started = time.perf_counter()
         copies = self._copy(shards)
         timing.copy = time.perf_counter() - started
-        self._job = job = _Job(request, timing)
+        job = _Job(request, timing)
         # Not a daemon thread: the process finishes the write even if it ends by an exception.
-        job.thread = threading.Thread(target=self._write, args=(job, copies), name="checkpoint")
-        job.thread.start()
+        thread = threading.Thread(target=self._run, args=(job, copies), name="checkpoint")
+        self._job = job
+        try:
+            thread.start()
+        except BaseException:  # also KeyboardInterrupt, before or after the thread has begun
+            if job.claim.acquire(blocking=False):  # it has not, and now never will
+                job.done.set()
+            raise
         if not self.config.asynchronous:
             error = self.wait() or error
         return error
@@ -108,13 +118,26 @@ class CheckpointSaver:
     def wait(self) -> str | None:
         """Waits for the checkpoint in flight; returns why it failed, else None. Equal on all
         ranks."""
-        job, self._job = self._job, None
-        if job is None or job.thread is None:
+        job = self._job
+        if job is None:
             return None
-        job.thread.join()
+        job.done.wait()  # KeyboardInterrupt, if raised, leaves the job in flight
+        self._job = None
         if job.error is None:
             self.last_step, self.last_timing = job.request.step, job.timing
         return job.error
+
+    def close(self) -> None:
+        """Waits for the checkpoint in flight. Raises KeyboardInterrupt only after the wait: what
+        the writing thread uses, such as the ledger, is closed next."""
+        interrupt: KeyboardInterrupt | None = None
+        while self._job is not None:
+            try:
+                self.wait()
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     @property
     def failed(self) -> bool:
@@ -130,9 +153,7 @@ class CheckpointSaver:
     @property
     def in_flight(self) -> bool:
         """Whether a checkpoint is being written. Ranks may briefly differ."""
-        return (
-            self._job is not None and self._job.thread is not None and self._job.thread.is_alive()
-        )
+        return self._job is not None and not self._job.done.is_set()
 
     def reserve(self, shards: Mapping[str, Shard]) -> None:
         """Allocates the host buffers for these shards in a background thread, so that the first
@@ -163,6 +184,14 @@ class CheckpointSaver:
         if _on_gpu(shards):
             torch.cuda.synchronize()
         return {name: shard.with_local(self._buffers[name]) for name, shard in shards.items()}
+
+    def _run(self, job: _Job, copies: dict[str, Shard]) -> None:
+        """The writing thread."""
+        if job.claim.acquire(blocking=False):
+            try:
+                self._write(job, copies)
+            finally:
+                job.done.set()
 
     def _write(self, job: _Job, copies: dict[str, Shard]) -> None:
         started = time.perf_counter()

@@ -18,7 +18,7 @@ from pathlib import Path
 from train.command_line import python_module
 from train.commands.arguments import add_config_arguments
 from train.config.load import LoadedConfig, load_config
-from train.exits import Exit, RunError, UsageError
+from train.exits import Exit, UsageError, error_of_code
 from train.imports import import_extra
 from train.strategies.registry import CHOICES
 
@@ -155,9 +155,9 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
         # torchrun exits with 1; its report has the exit code of the rank.
         codes = [int(code) for code in re.findall(r"exitcode +: (\d+)", log.read_text("utf-8"))]
         code = codes[-1] if codes else done.returncode
-        failed = RunError(f"The run on {placement} ended with exit code {code}{why}; see {log}.")
-        failed.code = Exit(code) if code in set(Exit) else Exit.INTERNAL
-        raise failed
+        raise error_of_code(
+            code, f"The run on {placement} ended with exit code {code}{why}; see {log}."
+        )
 
 
 def _report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shlex
 import shutil
 import sys
@@ -19,6 +18,7 @@ from train.config.compose import Composed, compose
 from train.config.explain import explain
 from train.config.schema import Config, TaskConfig, config_class
 from train.data.plan import BatchPlan
+from train.distributed.world import this_world
 from train.exits import RetryError, UsageError
 from train.hooks import find_hooks
 from train.tasks.base import Task
@@ -88,7 +88,7 @@ def load_config(
     config = _validate(config_class(task), composed, composed.values)
     if runs:
         check(config, composed)
-        if os.environ.get("RANK", "0") == "0":
+        if this_world().rank == 0:
             _check_writable(Path(config.run.dir or Path("runs") / config.run.name), composed)
     assert isinstance(general, Config)
     assert isinstance(config, Config)
@@ -122,9 +122,8 @@ def _validate(model: Any, composed: Composed, values: Any, prefix: str = "") -> 
 
 
 def check(config: Config, composed: Composed, world_size: int | None = None) -> None:
-    """Checks what depends on several sections. ``world_size``: by default WORLD_SIZE of the
-    environment."""
-    world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    """Checks what depends on several sections. ``world_size``: by default that of this process."""
+    world_size = world_size or this_world().world_size
     find_hooks(config.hooks, composed.origin("hooks"))
     find_sinks(config.track.sinks, composed.origin("track.sinks"))
     BatchPlan.from_config(config.batch, world_size)

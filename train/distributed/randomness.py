@@ -29,13 +29,14 @@ class GlobalRngState:
     with ``cuda``, also of the current CUDA device, where CUDA is in use."""
 
     def __init__(self, *, cuda: bool = False) -> None:
-        self._cuda = cuda and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+        in_use = cuda and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self._cuda = torch.cuda.current_device() if in_use else None
         self._torch, self._numpy, self._random = self._states()
 
     def _states(self) -> tuple[list[Tensor], Any, Any]:
         generators = [torch.default_generator.get_state()]
-        if self._cuda:
-            generators.append(torch.cuda.get_rng_state())
+        if self._cuda is not None:
+            generators.append(torch.cuda.get_rng_state(self._cuda))
         return generators, np.random.get_state(), random.getstate()
 
     def changed(self) -> bool:
@@ -50,8 +51,8 @@ class GlobalRngState:
     def restore(self) -> None:
         """Gives the generators their states back."""
         torch.default_generator.set_state(self._torch[0])
-        if self._cuda:
-            torch.cuda.set_rng_state(self._torch[1])
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._torch[1], self._cuda)
         np.random.set_state(self._numpy)
         random.setstate(self._random)
 

@@ -18,6 +18,12 @@ from pathlib import Path
 
 from train.exits import UsageError
 
+# What torch and Accelerate read as well; they fail on a blank value.
+_VARIABLES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR",
+    "MASTER_PORT",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class World:
@@ -38,10 +44,14 @@ class World:
 
 
 def find_world(environ: MutableMapping[str, str]) -> World:
-    """Reads torch's variables from ``environ``; adds them to it if only Slurm's are set.
+    """Reads torch's variables from ``environ``; adds them to it if only Slurm's are set, and
+    removes blank ones, which count as not set.
 
     Raises UsageError if a variable is missing or contradicts another.
     """
+    for name in _VARIABLES:
+        if name in environ and not environ[name].strip():
+            del environ[name]
     if "RANK" not in environ and "WORLD_SIZE" not in environ and _started_by_srun(environ):
         environ.update(_from_slurm(environ))
         launcher = "srun"
@@ -132,7 +142,7 @@ def _launcher(environ: Mapping[str, str]) -> str:
 
 def _number(environ: Mapping[str, str], name: str, default: int, *, at_least: int = 0) -> int:
     text = environ.get(name)
-    if text is None or not text.strip():
+    if text is None:
         return default
     if not text.strip().isdigit() or int(text) < at_least:
         raise UsageError(

@@ -146,7 +146,7 @@ class Checkpointing:
 
     def close(self) -> None:
         """At the end of the process: waits for the checkpoint in flight, without a report."""
-        self._saver.wait()
+        self._saver.close()
 
     def _report(self, error: str | None, waited: float = 0.0) -> None:
         """Reports a failed write; it ends the run only with checkpoint.on_error=stop.

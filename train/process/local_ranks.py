@@ -11,22 +11,27 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from train.exits import Exit, RetryError, RunError
+from train.exits import Exit, RetryError, error_of_code
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _POLL = 0.05
-_GRACE = 10.0
-"""Seconds that the other ranks have to end by themselves once one has failed."""
+_LAST_LINES = 5.0
+"""Seconds that the output of the ranks may take to arrive once they have ended."""
+# What an agent of torchrun has set for the calling process; these ranks have no such agent.
+_OF_TORCHRUN = ("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE")
 
 # Not `python -m train`, which would run a train.py of the working directory. What the calling
-# process can import, the ranks can.
+# process can import, the ranks can. Until the command handles SIGINT, it ends the rank without a
+# traceback; it is blocked until here, because Python exits with 1 when it comes earlier.
 _RANK = """
-import json, os, runpy, sys
+import json, os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 sys.path += [path for path in json.loads(os.environ["ISORUN_PATH"]) if path not in sys.path]
 runpy.run_module("train", run_name="__main__", alter_sys=True)
 """
@@ -36,65 +41,88 @@ class _Rank(NamedTuple):
     number: int
     process: subprocess.Popen[Any]
     error_file: Path
+    relays: list[threading.Thread]
 
 
-def run_ranks(arguments: Sequence[str], processes: int) -> Exit:
+def run_ranks(arguments: Sequence[str], processes: int, *, grace: float | None) -> Exit:
     """Runs a command of ``python -m train`` on so many ranks of this machine, over gloo or NCCL.
 
     Returns Exit.DONE, or Exit.PREEMPTED where the run was stopped on request. Raises the error of
-    the rank that failed first, as the class of its exit code. SIGINT, SIGTERM and SIGUSR1 that
-    this process gets go to the ranks; KeyboardInterrupt after a second SIGINT.
+    the rank that failed first, as the class of its exit code; the others have ``grace`` seconds
+    (None: any time) to end by themselves then, such as to finish a checkpoint. SIGINT, SIGTERM and
+    SIGUSR1 that this process gets go to the ranks; KeyboardInterrupt after a second SIGINT.
     """
     with tempfile.TemporaryDirectory(prefix="isorun-") as folder:
         ranks: list[_Rank] = []
         try:
-            with _forwarding(ranks):
+            with _received_signals() as received:
+                port = _free_port()
                 for number in range(processes):
                     error_file = Path(folder, f"{number}.json")
-                    if number == 0:
-                        port = _free_port()
-                    process = _start(arguments, number, processes, port, error_file)
-                    ranks.append(_Rank(number, process, error_file))
-                failed = _wait(ranks)
+                    environment = rank_environment(os.environ, number, processes, port, error_file)
+                    ranks.append(_start(arguments, number, environment, error_file))
+                failed = _wait(ranks, received, grace)
         finally:
             for rank in ranks:
                 if rank.process.poll() is None:
                     rank.process.kill()
                 rank.process.wait()
+            last = time.monotonic() + _LAST_LINES
+            for relay in [relay for rank in ranks for relay in rank.relays]:
+                relay.join(max(0.0, last - time.monotonic()))
         if failed:
-            raise _error_of(_first(failed))
-    stopped = any(rank.process.returncode == Exit.PREEMPTED for rank in ranks)
+            raise error_of_rank(_first(failed))
+    stopped = any(rank.process.returncode != Exit.DONE for rank in ranks)
     return Exit.PREEMPTED if stopped else Exit.DONE
 
 
-def _start(
-    arguments: Sequence[str], number: int, processes: int, port: int, error_file: Path
-) -> subprocess.Popen[Any]:
+def rank_environment(
+    inherited: Mapping[str, str], number: int, processes: int, port: int, error_file: Path
+) -> dict[str, str]:
+    """The environment of one rank of a process with the environment ``inherited``."""
     path = [str(Path(entry or ".").resolve()) for entry in sys.path]
     threads = max(1, (os.cpu_count() or 1) // processes)
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if not name.startswith("TORCHELASTIC_") and name not in _OF_TORCHRUN
+    }
+    return {"OMP_NUM_THREADS": str(threads)} | kept | {
         "RANK": str(number), "LOCAL_RANK": str(number),
         "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "ISORUN_LAUNCHER": "train.launch", "ISORUN_PATH": json.dumps(path),
         "TORCHELASTIC_ERROR_FILE": str(error_file),
     }  # fmt: skip
+
+
+def _start(
+    arguments: Sequence[str], number: int, environment: Mapping[str, str], error_file: Path
+) -> _Rank:
     pipes = [None if _is_own(stream) else subprocess.PIPE for stream in (sys.stdout, sys.stderr)]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _RANK, *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=pipes[0],
-        stderr=pipes[1],
-        text=True,
-        errors="replace",
-        # A group of its own: each signal reaches a rank once, by way of this process.
-        start_new_session=True,
-    )
-    for source, stream in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-        if source is not None:
-            threading.Thread(target=_relay, args=(source, stream), daemon=True).start()
-    return process
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the rank inherits it
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _RANK, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=pipes[0],
+            stderr=pipes[1],
+            text=True,
+            errors="replace",
+            # A group of its own: each signal reaches a rank once, by way of this process.
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    relays = [
+        threading.Thread(target=_relay, args=(source, stream), daemon=True)
+        for source, stream in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+        if source is not None
+    ]
+    for relay in relays:
+        relay.start()
+    return _Rank(number, process, error_file, relays)
 
 
 def _is_own(stream: Any) -> bool:
@@ -110,48 +138,53 @@ def _relay(source: IO[str], stream: Any) -> None:
 
 
 @contextmanager
-def _forwarding(ranks: list[_Rank]) -> Iterator[None]:
-    """Signals go to the ranks meanwhile. In another thread than the main one there are none."""
+def _received_signals() -> Iterator[list[int]]:
+    """The signals that this process gets meanwhile. In another thread than the main one there are
+    none."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
-    interrupts = 0
 
-    def forward(number: int, _frame: object) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        for rank in ranks:
-            if rank.process.poll() is None:
-                rank.process.send_signal(number)
-        if interrupts > 1:
-            raise KeyboardInterrupt
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
 
-    previous = {number: signal.signal(number, forward) for number in _SIGNALS}
+    previous = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _wait(ranks: Sequence[_Rank]) -> list[_Rank]:
-    """Waits for all ranks. Returns those that failed by themselves, in the order seen."""
+def _wait(ranks: Sequence[_Rank], received: Sequence[int], grace: float | None) -> list[_Rank]:
+    """Waits for all ranks, and passes on the signals. Returns the ranks that failed by themselves,
+    in the order seen. Raises KeyboardInterrupt after a second SIGINT."""
     failed: list[_Rank] = []
+    passed_on = 0
     deadline: float | None = None
     while running := [rank for rank in ranks if rank.process.poll() is None]:
-        failed += [rank for rank in ranks if _has_failed(rank) and rank not in failed]
-        if failed and deadline is None:
-            deadline = time.monotonic() + _GRACE
+        while passed_on < len(received):
+            for rank in running:
+                rank.process.send_signal(received[passed_on])
+            passed_on += 1
+        if received.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
+        failed += [rank for rank in ranks if _has_failed(rank, received) and rank not in failed]
+        if failed and deadline is None and grace is not None:
+            deadline = time.monotonic() + grace
         if deadline is not None and time.monotonic() > deadline:
             for rank in running:
                 rank.process.kill()
             return failed
         time.sleep(_POLL)
-    return failed + [rank for rank in ranks if _has_failed(rank) and rank not in failed]
+    return failed + [rank for rank in ranks if _has_failed(rank, received) and rank not in failed]
 
 
-def _has_failed(rank: _Rank) -> bool:
-    return rank.process.poll() not in (None, Exit.DONE, Exit.PREEMPTED)
+def _has_failed(rank: _Rank, received: Sequence[int]) -> bool:
+    code = rank.process.poll()
+    # Before a rank handles a signal that was passed on, it dies of it: it was stopped.
+    return code not in (None, Exit.DONE, Exit.PREEMPTED) and -code not in received
 
 
 def _first(failed: Sequence[_Rank]) -> _Rank:
@@ -160,24 +193,23 @@ def _first(failed: Sequence[_Rank]) -> _Rank:
     return min(reported, key=lambda rank: rank.error_file.stat().st_mtime_ns, default=failed[0])
 
 
-def _error_of(rank: _Rank) -> BaseException:
+def error_of_rank(rank: _Rank) -> BaseException:
+    """The error of a rank that failed, as the class of its exit code."""
     code = rank.process.returncode
     if code == Exit.STOPPED_AT_ONCE:
         return KeyboardInterrupt()
     if code < 0:
         name = signal.Signals(-code).name
         return RetryError(f"Rank {rank.number} was ended by {name}; fix the cause, then rerun.")
+    ended = f"Rank {rank.number} ended with exit code {code}"
     try:
         message = json.loads(rank.error_file.read_text(encoding="utf-8"))["message"]
         kind, _, text = message["message"].partition(": ")
     except (OSError, ValueError, KeyError):
-        kind, text = "", f"see the output of rank {rank.number}"
-    classes = {cls.__name__: cls for cls in RunError.__subclasses__()}
-    if kind in classes:
-        return classes[kind](text)
-    failed = RunError(f"Rank {rank.number} ended with exit code {code} ({kind}: {text}).")
-    failed.code = Exit(code) if code in set(Exit) else Exit.INTERNAL
-    return failed
+        return error_of_code(code, f"{ended}; see its output.")
+    error = error_of_code(code, text)
+    is_own = type(error).__name__ == kind
+    return error if is_own else error_of_code(code, f"{ended} ({kind}: {text}).")
 
 
 def _free_port() -> int:

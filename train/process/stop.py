@@ -51,8 +51,9 @@ class StopRequest:
         self._resume_point: Callable[[], str] = lambda: ""
         self._config, self._in_session = config, in_session
         self._listening = False
-        self._interrupts = 0
-        self._deadline = _deadline(config)
+        self._interrupts = 0  # calls of the Python handler for SIGINT
+        self._stop_at_once = self._raised = self._woken = False
+        self._deadline = stop_deadline(config)
         self._file: Path | None = None
         self._checked = 0.0
         self._timer: threading.Timer | None = None
@@ -109,6 +110,7 @@ class StopRequest:
             return
         if self._timer:
             self._timer.cancel()
+        self._raised = True  # the thread must not wake the main thread any more
         for number, handler in self._previous.items():
             # After a request, ignore repeated signals: a launcher that repeats its signal while
             # other ranks end must not turn this exit into a death by signal.
@@ -120,11 +122,23 @@ class StopRequest:
         self._reader.close()
 
     def _raise_interrupt(self, number: int, _frame: object) -> None:
-        """The Python signal handler. It runs in the main thread, while that is not inside torch."""
-        if self._in_session and number == signal.SIGINT:
-            self._interrupts += 1
-            if self._starting or self._interrupts > 1:
-                raise KeyboardInterrupt
+        """The Python signal handler. It runs in the main thread, while that is not inside torch;
+        signals that arrive meanwhile cause one call."""
+        if not self._in_session or number != signal.SIGINT:
+            return
+        if self._raised and self._woken:
+            self._woken = False  # the call that _wake_main_thread has caused is not needed
+            return
+        self._interrupts += 1
+        if self._starting or self._stop_at_once or self._interrupts > 1:
+            self._raised = True
+            raise KeyboardInterrupt
+
+    def _wake_main_thread(self) -> None:
+        """Causes another call of the handler, which may have run between two signals."""
+        if not self._raised:
+            self._woken = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def _listen(self) -> None:
         while received := self._reader.recv(16):
@@ -135,12 +149,16 @@ class StopRequest:
     def _handle(self, number: signal.Signals) -> None:
         # os._exit in both cases: nothing may block after this. Incomplete files have temporary
         # names and are removed at the next start.
-        if self._in_session and number == signal.SIGINT and (self._starting or self.signal):
+        second = number == signal.SIGINT and self.signal == "SIGINT"
+        if self._in_session and number == signal.SIGINT and (self._starting or second):
+            if second and not self._stop_at_once:
+                self._stop_at_once = True
+                self._wake_main_thread()
             return  # _raise_interrupt raises
         if self._starting:
             write_stderr("stopped on request before the first step; no work is lost.")
             os._exit(Exit.PREEMPTED)
-        if number == signal.SIGINT and self.signal == "SIGINT":
+        if second:
             write_stderr("stopped without saving.")
             os._exit(Exit.STOPPED_AT_ONCE)
         self.signal = number.name
@@ -175,7 +193,8 @@ def _forget_signals() -> None:
         signal.set_wakeup_fd(-1)
 
 
-def _deadline(config: StopConfig) -> float | None:
+def stop_deadline(config: StopConfig) -> float | None:
+    """Seconds from SIGTERM to the end of the process; None for no deadline."""
     text = os.environ.get("ISORUN_STOP_DEADLINE", "").strip()
     try:
         return float(text) if text else config.deadline
