@@ -24,10 +24,7 @@ from train.distributed.endpoint import wait_for_name, wait_for_port
 from train.distributed.world import World, first_host, this_world
 from train.exits import (
     ADVICE,
-    DataError,
     Exit,
-    OutOfMemoryError,
-    ResumeRefusedError,
     RetryError,
     RunError,
     UsageError,
@@ -35,6 +32,7 @@ from train.exits import (
     is_worth_retrying,
 )
 from train.imports import import_extra
+from train.numeric_text import finite_number, seconds_in, whole_number
 from train.process.error_file import write_error_file
 from train.suggest import did_you_mean
 
@@ -70,12 +68,9 @@ __all__ = [
     "BatchPlan",
     "CheckpointStore",
     "Commands",
-    "DataError",
     "Exit",
     "LoadedConfig",
-    "OutOfMemoryError",
     "Parser",
-    "ResumeRefusedError",
     "RetryError",
     "RunError",
     "UsageError",
@@ -85,6 +80,7 @@ __all__ = [
     "code_version",
     "did_you_mean",
     "exit_code_of",
+    "finite_number",
     "first_host",
     "first_line",
     "import_extra",
@@ -98,6 +94,7 @@ __all__ = [
     "run_directory",
     "run_train",
     "safe_path_options",
+    "seconds_in",
     "slug",
     "this_world",
     "train_arguments",
@@ -108,6 +105,7 @@ __all__ = [
     "wait_for_name",
     "wait_for_port",
     "wandb_mode",
+    "whole_number",
     "write_error_file",
 ]
 

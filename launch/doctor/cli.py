@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -66,8 +67,10 @@ def parse(argv: Sequence[str], prog: str = "python -m launch.doctor") -> argpars
     )  # fmt: skip
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.wait <= 0:
-        raise UsageError(f"--wait is {arguments.wait:g} (command line), but must be above 0.")
+    if not 0 < arguments.wait < math.inf:
+        raise UsageError(
+            f"--wait is {arguments.wait:g} (command line), but must be finite and above 0."
+        )
     if arguments.command[:1] == ["--"]:  # torchrun removes it
         del arguments.command[0]
     return arguments

@@ -11,7 +11,7 @@ from typing import Any
 
 from launch import deadlines
 from launch.agent_command import options_of, variable
-from launch.contract import STOP_DEADLINE, UsageError
+from launch.contract import STOP_DEADLINE, UsageError, seconds_in, whole_number
 from launch.kubernetes.values import number
 from launch.secrets import is_secret
 
@@ -70,12 +70,12 @@ def _files(words: Sequence[str]) -> list[str]:
 
 def seconds(value: Any, what: str) -> int:
     """A whole number of seconds of at least 1. Raises UsageError."""
-    text = str(value)
-    if not text.isdigit() or int(text) < 1:
+    number = whole_number(str(value))
+    if not number:
         raise UsageError(
-            f"{what} must be a whole number of seconds of at least 1, but is {text!r}."
+            f"{what} must be a whole number of seconds of at least 1, but is {str(value)!r}."
         )
-    return int(text)
+    return number
 
 
 def pods(objects: Sequence[Object]) -> Iterator[tuple[Object, dict[str, Any]]]:
@@ -152,7 +152,9 @@ def _grace(pod: dict[str, Any], asked: float | None) -> None:
         return
     pod_seconds = float(pod.get("terminationGracePeriodSeconds", 30))
     agent = options.seconds("shutdown-timeout")
-    ranks = float(env.get(STOP_DEADLINE) or deadlines.stop_deadline(agent))
+    ranks = seconds_in(env, STOP_DEADLINE, "the pods' environment")
+    if ranks is None:
+        ranks = deadlines.stop_deadline(agent)
     if asked is not None and asked > ranks:
         raise UsageError(
             f"The run's config has stop.deadline={asked:g}, but in the pods {STOP_DEADLINE} sets "

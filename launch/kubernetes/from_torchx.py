@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from launch.agent_command import AGENT, agent_arguments, variable
-from launch.contract import UsageError
+from launch.contract import UsageError, whole_number
 from launch.kubernetes import manifests
 from launch.kubernetes.rendering import RenderRequest
 from launch.kubernetes.values import Change, Changes, number
@@ -123,9 +123,10 @@ def _agent_job(role: Role) -> _ConvertedRole:
             least, _, most = str(value).partition(":")
             if most:
                 job.add.append("elastic")
-                job.spec["minNodes"] = int(least)
+                job.spec["minNodes"] = least
         elif key == "nproc_per_node":
-            job.spec["processes"] = int(value) if str(value).isdigit() else value
+            number = whole_number(str(value))
+            job.spec["processes"] = value if number is None else number
         else:
             job.env[variable(key)] = "1" if value is True else str(value)
     job.spec["command"] = job.command

@@ -118,7 +118,7 @@ def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
 def _scalar(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2001-13-45
         return text
 
 
@@ -167,9 +167,13 @@ _POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
 def number(quantity: str | int) -> float:
-    """A Kubernetes quantity in bytes or cores."""
+    """A Kubernetes quantity in bytes or cores. Raises UsageError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(m|([kKMGTP]?)(i?))", str(quantity))
-    assert match, quantity
+    if not match:
+        raise UsageError(
+            f"The quantity {str(quantity)!r} is not a number with a unit such as 500m, 16Gi or 1G; "
+            "correct it in the overlay."
+        )
     if match[2] == "m":
         return float(match[1]) / 1000
     base = 1024.0 if match[4] else 1000.0

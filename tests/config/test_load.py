@@ -98,6 +98,12 @@ def test_a_batch_too_small_for_the_world_size_is_refused(tmp_path, monkeypatch):
         load(tmp_path, "batch.global_batch_size=4", "batch.micro_batch_size=1")
 
 
+def test_a_world_size_that_is_not_a_number_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    with pytest.raises(UsageError, match="WORLD_SIZE must be a whole number .* 'abc'"):
+        load(tmp_path)
+
+
 def test_a_config_is_checked_without_heavy_imports(tmp_path):
     code = (
         "import sys\n"

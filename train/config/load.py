@@ -21,6 +21,7 @@ from train.config.schema import Config, TaskConfig, config_class
 from train.data.plan import BatchPlan
 from train.exits import RetryError, UsageError
 from train.hooks import find_hooks
+from train.numeric_text import whole_number_in
 from train.tasks.base import Task
 from train.tasks.registry import find_task, reference_of
 from train.track.sinks import find_sinks
@@ -124,7 +125,7 @@ def _validate(model: Any, composed: Composed, values: Any, prefix: str = "") -> 
 def check(config: Config, composed: Composed, world_size: int | None = None) -> None:
     """Checks what depends on several sections. ``world_size``: by default WORLD_SIZE of the
     environment."""
-    world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = world_size or whole_number_in(os.environ, "WORLD_SIZE", 1, at_least=1)
     find_hooks(config.hooks, composed.origin("hooks"))
     find_sinks(config.track.sinks, composed.origin("track.sinks"))
     BatchPlan.from_config(config.batch, world_size)
