@@ -55,6 +55,11 @@ def test_the_error_is_read_from_torchs_format():
     assert error_of("torn") == ("torn", None)
 
 
+@pytest.mark.parametrize("info", [{"timestamp": "soon"}, {"timestamp": None}, "none", None, {}])
+def test_an_error_file_of_another_program_may_have_no_time(info):
+    assert error_of({"message": "it broke", "extraInfo": info}) == ("it broke", None)
+
+
 def test_the_last_lines_of_a_log(tmp_path):
     log = tmp_path / "stderr.log"
     log.write_bytes(b"x" * 50000 + b"\n" + b"\n".join(b"line %d" % n for n in range(100)) + b"\n\n")
