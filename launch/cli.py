@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "isorun") -> int:
 
     from launch.contract import exit_code_of
 
-    return exit_code_of(lambda: _run(argv, prog))
+    return exit_code_of(lambda: _run(argv, prog), prints=True)
 
 
 def _run(argv: Sequence[str], prog: str) -> int:

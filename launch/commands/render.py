@@ -8,9 +8,8 @@ kubernetes_job would submit. Warnings go to standard error.
 from __future__ import annotations
 
 import argparse
-import sys
 
-from launch.contract import Exit
+from launch.contract import Exit, log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +30,6 @@ def run(arguments: argparse.Namespace) -> Exit:
 
     rendered = render_words(arguments.names)
     for warning in rendered.warnings:
-        print(f"isorun: warning: {warning}", file=sys.stderr)
+        log(f"warning: {warning}")
     print(as_yaml(rendered.objects), end="")
     return Exit.DONE

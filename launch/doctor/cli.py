@@ -22,6 +22,7 @@ from launch.contract import (
     UsageError,
     exit_code_of,
     first_line,
+    log,
     this_world,
     training_config,
     write_error_file,
@@ -88,7 +89,7 @@ def _unexpected(error: Exception) -> int | None:
         return None
     # Such as a store whose node is gone.
     text = f"The preflight failed ({type(error).__name__}: {first_line(error)})"
-    print(f"isorun: error: {text}. Fix the cause, then rerun.", file=sys.stderr)
+    log(f"error: {text}. Fix the cause, then rerun.")
     return Exit.RETRY
 
 
@@ -125,7 +126,8 @@ def _main(arguments: argparse.Namespace) -> Exit:
     findings = merged(examination.findings, rendezvous.nodes)
     code = exit_code(findings)
     seconds = time.monotonic() - started
-    show(_title(place, rendezvous, seconds), findings)
+    with suppress(BrokenPipeError):  # the reader of the table, such as head, has closed it
+        show(_title(place, rendezvous, seconds), findings)
     if arguments.json is not None:
         code = _write(arguments.json, place, rendezvous, findings, seconds) or code
     failures = [f"{f.check} on {f.node}: {f.text}" for f in findings if f.code]
@@ -211,10 +213,9 @@ def _write(
     try:
         path.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        print(
-            f"isorun: error: --json is {str(path)!r}, which cannot be written: {error.strerror}; "
-            "name another file.",
-            file=sys.stderr,
+        log(
+            f"error: --json is {str(path)!r}, which cannot be written: {error.strerror}; name "
+            "another file."
         )
         return Exit.USAGE
     return None

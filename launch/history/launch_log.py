@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.contract import RUN_ID, WANDB_ID, Exit, code_version
+from launch.contract import RUN_ID, WANDB_ID, Exit, code_version, log
 from launch.fields import Fields, has_fields
 from launch.history.image import image_digest
 from launch.secrets import hide, is_secret
@@ -207,8 +206,7 @@ def _append(values: dict[str, Any]) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        print(
-            f"isorun: warning: the launch log {file} cannot be written ({error.strerror}); this "
-            "launch is not recorded.",
-            file=sys.stderr,
+        log(
+            f"warning: the launch log {file} cannot be written ({error.strerror}); this launch is "
+            "not recorded."
         )

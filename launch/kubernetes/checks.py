@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +49,17 @@ def name(given: str) -> None:
 def training(command: Sequence[str], world_size: int | None) -> float | None:
     """Checks the config of a training command, unless its files exist only in the image. Returns
     the stop.deadline in the config, if it is set. Raises UsageError."""
-    from launch.contract import check_config, train_arguments, training_config
+    from launch.contract import check_config, config_arguments, load_config
 
-    if not all(Path(word).is_file() for word in _files(command)):
+    arguments = config_arguments(command)
+    if arguments is None or not all(Path(file).is_file() for file in arguments.config):
         return None
-    loaded = training_config(command)
-    if loaded is None:
-        return None
-    if (train_arguments(command) or ("",))[0] == "fit":  # other commands do not divide the batch
+    loaded = load_config(arguments.config, arguments.overrides, runs=False)
+    if arguments.command == "fit":  # other commands do not divide the batch
         check_config(loaded.config, loaded.composed, world_size or 1)
     given = loaded.composed.values.get("stop")
     asked = given.get("deadline") if isinstance(given, dict) else None
     return float(asked) if asked is not None else None
-
-
-def _files(words: Sequence[str]) -> list[str]:
-    return [after for word, after in pairwise(words) if word == "--config"]
 
 
 def seconds(value: Any, what: str) -> int:

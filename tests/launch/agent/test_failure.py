@@ -1,6 +1,8 @@
 """Which rank failed first, and the record of the failure."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,8 @@ from launch.agent.failure import (
     write_record,
     write_termination,
 )
+from launch.agent.main import _write
+from tests.support.runs import TINY
 from train.exits import ADVICE, Exit, is_worth_retrying
 
 
@@ -91,6 +95,19 @@ def test_records_are_numbered_and_never_replaced(tmp_path):
     assert sorted(p.name for p in (tmp_path / "failures").iterdir()) == ["0001.json", "0002.json"]
     record = json.loads((tmp_path / "failures/0001.json").read_text())
     assert (record["exit_code"], record["retry"], record["first"]["rank"]) == (75, True, 0)
+
+
+def test_each_record_is_written_whatever_else_cannot_be(tmp_path, monkeypatch, unread):
+    """Neither the log, nor the termination message, nor the task's module."""
+    monkeypatch.setattr(sys, "stderr", unread)
+    directory = tmp_path / "run"
+    directory.mkdir()
+    first = failure(0, 75)
+    command = ["python", "-m", "train", "fit", *TINY, f"run.dir={directory}", "task.use=gone:Task"]
+    options = SimpleNamespace(termination_log=tmp_path / "gone" / "termination-log")
+    _write(options, command, Outcome(first, [first], []), 0, in_run_directory=True)
+    record = json.loads((directory / "failures/0001.json").read_text())
+    assert record["exit_code"] == 75
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from launch.kubernetes import kustomize
+from launch.kubernetes import checks, kustomize
 from launch.kubernetes.command_line import render_words
 from launch.kubernetes.values import number
 from tests.launch.kubernetes.objects import OVERLAYS, built, environment_with_kubectl, one
@@ -80,6 +80,13 @@ def test_a_longer_stop_deadline_extends_all_later_deadlines():
 def test_a_component_can_be_left_out():
     kinds = {o["kind"] for o in render_words(["cpu-demo", "--without", "pvc"]).objects}
     assert "PersistentVolumeClaim" not in kinds
+
+
+def test_config_files_may_exist_in_the_image_only(capsys):
+    """Then the config is not checked, however the command names them."""
+    for words in ("--config /only/in/the/image.yaml", "--config=/only/in/the/image.yaml", "--help"):
+        assert checks.training(["python", "-m", "train", "fit", *words.split()], None) is None
+    assert capsys.readouterr().out == ""
 
 
 TRAIN = "-- python -m train fit --config configs/text.yaml"
