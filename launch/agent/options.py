@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch import deadlines
-from launch.agent.arguments import TERMINATION_LOG, Values, parser
+from launch.agent.arguments import PREFLIGHTS, TERMINATION_LOG, Values, parser
 from launch.contract import (
     RUN_ID,
     STOP_DEADLINE,
@@ -269,7 +269,7 @@ def _stop_deadline(timeout: float, environ: Mapping[str, str]) -> float:
 
 
 def _preflight(text: str, origin: str) -> str:
-    if text not in ("off", "quick", "full", "auto"):
+    if text not in PREFLIGHTS:
         raise UsageError(
             f"--preflight must be off, quick, full or auto, but is {text!r} ({origin})."
         )

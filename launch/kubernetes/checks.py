@@ -46,6 +46,16 @@ def name(given: str) -> None:
         )
 
 
+def namespace(given: str) -> None:
+    """Checks the namespace of a run's objects. Raises UsageError."""
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", given):
+        raise UsageError(
+            f"The namespace is {given!r}, but must have at most 63 lower-case letters, digits and "
+            "-, and start and end with a letter or a digit; correct -n (with TorchX: -cfg "
+            "namespace)."
+        )
+
+
 def training(command: Sequence[str], world_size: int | None) -> float | None:
     """Checks the config of a training command, unless its files exist only in the image. Returns
     the stop.deadline in the config, if it is set. Raises UsageError."""

@@ -3,7 +3,6 @@ no such value, patches of the Job."""
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,7 +76,9 @@ def render_request(app: AppDef, cfg: Mapping[str, Any], name: str) -> RenderRequ
         env=job.env,
         namespace=str(cfg["namespace"]),
         stop_deadline=(
-            Change(cfg["stop_deadline"], "-cfg stop_deadline") if cfg.get("stop_deadline") else None
+            Change(cfg["stop_deadline"], "-cfg stop_deadline")
+            if cfg.get("stop_deadline") is not None
+            else None
         ),
     )
     metadata = {"labels": {ROLE: role.name}, "annotations": dict(app.metadata) or None}
@@ -233,8 +234,3 @@ def _mounts(job: _ConvertedRole, role: Role) -> None:
 
 def _is_runs(path: str) -> bool:
     return path.rstrip("/") == "/runs"
-
-
-def is_namespace(text: str) -> bool:
-    """Whether the text is a valid name of a namespace."""
-    return re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text) is not None

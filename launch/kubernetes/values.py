@@ -98,7 +98,7 @@ def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
         if not equals or not key:
             raise UsageError(f"--set must be KEY=VALUE, such as nodes=4, but is {word!r}.")
         origin = f"--set {word}"
-        if key.startswith("env."):
+        if key.startswith("env.") and key != "env.":
             env[key.removeprefix("env.")] = text
         elif key in ("name", "stopDeadline"):
             top[key] = Change(_scalar(text) if key == "stopDeadline" else text, origin)
@@ -144,8 +144,9 @@ def apply(
         raise UsageError(
             f"minNodes is {checked.minNodes}, more than nodes, {checked.nodes}; decrease it."
         )
-    metadata = {**run["metadata"], "name": changes.name.value if changes.name else None}
-    metadata["name"] = metadata["name"] or run["metadata"]["name"]
+    metadata = dict(run["metadata"])
+    if changes.name:
+        metadata["name"] = changes.name.value
     values = checked.model_dump(exclude_none=True)
     return {**run, "metadata": metadata, "spec": {k: values[k] for k in values if k in wanted}}
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 import yaml
 
+from launch.cli import main
 from launch.kubernetes import checks, kustomize
 from launch.kubernetes.command_line import render_words
 from launch.kubernetes.values import number
@@ -55,6 +56,30 @@ def test_an_image_with_a_digest_needs_no_warning():
     assert render_words(["cpu-demo", "--set", f"image={DIGEST}"]).warnings == []
 
 
+def test_help_shows_all_options(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["render", "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "usage: isorun render OVERLAY",
+        "--set KEY=VALUE",
+        "--without",
+        "-n NAMESPACE",
+        "isorun.fit",
+    ):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    "words", ["-n ml cpu-demo --set nodes=3", "--set nodes=3 --namespace=ml cpu-demo"]
+)
+def test_options_may_precede_the_overlay(words):
+    made = render_words(words.split()).objects
+    assert {o["metadata"]["namespace"] for o in made} == {"ml"}
+    assert one(made, "Job")["spec"]["completions"] == 3
+
+
 def test_values_environment_command_and_namespace():
     command = ["python", "-m", "train", "verify", "--config", "configs/text.yaml", "run.name=x"]
     words = ["multi-node", "kueue", "--set", "nodes=4", "--set", "queue=training", "-n", "ml"]
@@ -98,6 +123,12 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         ("", "Nothing to render; .* or an overlay: cpu-demo, "),
         ("multinode", "'multinode' is not an overlay; did you mean multi-node?"),
         ("cpu-demo pcv", "'pcv' is not a component; did you mean pvc?"),
+        ("isorun.fit --cfg nope", "--cfg must be KEY=VALUE,..., .* but is 'nope'"),
+        ("isorun.fit --cfg stop_deadline=abc", "--cfg must be .* but is 'stop_deadline=abc'"),
+        ("isorun.fit --cfg=overlai=cpu-demo", "overlai is not an option; did you mean overlay?"),
+        ("isorun.fit --check False --config gone.yaml --cfg overlay=cpu-demo,stop_deadline=0", "stopDeadline .* must be a whole number of seconds of at least 1, but is '0'"),
+        ("isorun.fit --nope 1", "isorun.fit: unrecognized arguments: --nope; see `isorun render isorun.fit --help`"),
+        ("isorun.fit --check False --env X", "isorun.fit: .*X.*; see"),
         ("isorun.fitt", "'isorun.fitt' is not a component of isorun; did you mean isorun.fit?"),
         ("cpu-demo --set nodes=0", r"nodes must be a whole number of at least 1, but is 0 \(--set"),
         ("cpu-demo --set nodes=two", "nodes must be a whole number of at least 1, but is 'two'"),
@@ -108,6 +139,9 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         ("cpu-demo --set nodes", "--set must be KEY=VALUE"),
         ("cpu-demo --set gpus=1", "gpus is 1 .* no component of the overlay cpu-demo reads it"),
         ("cpu-demo kueue", "queue is required by a component; add --set queue=VALUE"),
+        ("cpu-demo --set name=", "The name of the run is ''"),
+        ("cpu-demo --set env.=x", "env. is not a key"),
+        ("cpu-demo -n A_B", "The namespace is 'A_B', but must have at most 63 lower-case letters"),
         ("cpu-demo --set name=Text_1", "The name of the run is 'Text_1', but a name in a cluster"),
         (f"cpu-demo --set name={LONG}", "with 64 characters, but host names have at most 63; .* shorter by 1"),
         (f"jobset --set name={LONG[:55]}", "a-node-0-1. with 64 characters"),
