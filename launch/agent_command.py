@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from launch.agent.arguments import Values, parser
+from launch.agent.arguments import PREFLIGHTS, Values, parser, variable
 from launch.contract import UsageError
 
 AGENT = ("-m", "launch.agent")
 """The arguments of Python that start the agent."""
-PREFLIGHTS = ("auto", "off", "quick", "full")
 
-
-def variable(option: str) -> str:
-    """The environment variable for an option of the agent: ``--rdzv-port`` is PET_RDZV_PORT."""
-    return f"PET_{option.removeprefix('--').replace('-', '_').upper()}"
+__all__ = [
+    "AGENT",
+    "agent_arguments",
+    "max_restarts_option",
+    "options_of",
+    "preflight_option",
+    "variable",
+]
 
 
 def preflight_option(preflight: str) -> list[str]:

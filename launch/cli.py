@@ -12,15 +12,15 @@ COMMANDS = {
     "history": "list this user's launches and how they ended",
     "show": "print everything recorded about one launch",
     "why": "explain why a launch failed and what to do",
-    "render": "print the Kubernetes objects of a run",
 }
 """Commands that are modules of ``launch.commands``."""
 
 PROGRAMS = {
+    "render": "print the Kubernetes objects of a run",
     "doctor": "check machines and network before a training starts",
     "agent": "start the ranks of one node, with exit codes and restarts",
 }
-"""Commands with a package of their own."""
+"""Commands with a parser of their own, since a command of the user's follows their options."""
 
 _DESCRIPTION = "Distributed training whose result does not depend on where it runs."
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "isorun") -> int:
 
     from launch.contract import exit_code_of
 
-    return exit_code_of(lambda: _run(argv, prog))
+    return exit_code_of(lambda: _run(argv, prog), prints=True)
 
 
 def _run(argv: Sequence[str], prog: str) -> int:
@@ -50,6 +50,10 @@ def _run(argv: Sequence[str], prog: str) -> int:
     if not argv or argv[0].startswith("-"):
         _general(argv, prog)
     check_command(argv[0], [*TRAIN_COMMANDS, *COMMANDS, *PROGRAMS])
+    if argv[0] == "render":
+        from launch.kubernetes.command_line import main as render
+
+        return int(render(argv[1:], f"{prog} render"))
     commands = Commands("launch.commands", COMMANDS, _DESCRIPTION)
     arguments = commands.parse(argv, prog)
     return int(arguments.run(arguments))

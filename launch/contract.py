@@ -13,8 +13,11 @@ omegaconf or more are imported when one of their names is used for the first tim
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +27,7 @@ from train.distributed.endpoint import wait_for_name, wait_for_port
 from train.distributed.world import World, first_host, this_world
 from train.exits import (
     ADVICE,
-    DataError,
     Exit,
-    OutOfMemoryError,
-    ResumeRefusedError,
     RetryError,
     RunError,
     UsageError,
@@ -35,6 +35,7 @@ from train.exits import (
     is_worth_retrying,
 )
 from train.imports import import_extra
+from train.numeric_text import finite_number, seconds_in, whole_number
 from train.process.error_file import write_error_file
 from train.suggest import did_you_mean
 
@@ -47,8 +48,10 @@ if TYPE_CHECKING:
         check_command,
         exit_code_of,
         key_value,
+        log,
         python_module,
         safe_path_options,
+        say,
     )
     from train.config.load import LoadedConfig, load_config
     from train.config.load import check as check_config
@@ -70,12 +73,9 @@ __all__ = [
     "BatchPlan",
     "CheckpointStore",
     "Commands",
-    "DataError",
     "Exit",
     "LoadedConfig",
-    "OutOfMemoryError",
     "Parser",
-    "ResumeRefusedError",
     "RetryError",
     "RunError",
     "UsageError",
@@ -83,8 +83,10 @@ __all__ = [
     "check_command",
     "check_config",
     "code_version",
+    "config_arguments",
     "did_you_mean",
     "exit_code_of",
+    "finite_number",
     "first_host",
     "first_line",
     "import_extra",
@@ -92,12 +94,15 @@ __all__ = [
     "join_ranks",
     "key_value",
     "load_config",
+    "log",
     "new_run_id",
     "open_store",
     "python_module",
     "run_directory",
     "run_train",
     "safe_path_options",
+    "say",
+    "seconds_in",
     "slug",
     "this_world",
     "train_arguments",
@@ -108,6 +113,7 @@ __all__ = [
     "wait_for_name",
     "wait_for_port",
     "wandb_mode",
+    "whole_number",
     "write_error_file",
 ]
 
@@ -124,10 +130,12 @@ _IMPORTED_WHEN_USED = {
     "join_ranks": ("train.distributed.rendezvous", "join"),
     "key_value": ("train.command_line", "key_value"),
     "load_config": ("train.config.load", "load_config"),
+    "log": ("train.command_line", "log"),
     "new_run_id": ("train.checkpoint.run_directory", "new_run_id"),
     "slug": ("train.checkpoint.run_directory", "slug"),
     "open_store": ("train.distributed.rendezvous", "open_store"),
     "python_module": ("train.command_line", "python_module"),
+    "say": ("train.command_line", "say"),
     "safe_path_options": ("train.command_line", "safe_path_options"),
     "wait_for_key": ("train.distributed.rendezvous", "wait_for_key"),
     "wandb_mode": ("train.track.wandb_sink", "wandb_mode"),
@@ -166,28 +174,42 @@ def train_arguments(command: Sequence[str]) -> Sequence[str] | None:
     return None
 
 
-def training_config(command: Sequence[str]) -> LoadedConfig | None:
-    """The config of a training command (``python -m train fit --config ...``); None for any other
-    command. Raises UsageError if its arguments or its config are wrong."""
+def config_arguments(command: Sequence[str]) -> argparse.Namespace | None:
+    """The parsed arguments of a training command, with its config files (``config``) and
+    ``overrides``; None for any other command, and for one that prints its help. Raises
+    UsageError."""
     words = train_arguments(command)
     if words is None:
         return None
     from train.cli import parse
+
+    with suppress(SystemExit), redirect_stdout(StringIO()):  # the parser prints --help and exits
+        arguments = parse(words)
+        return arguments if hasattr(arguments, "config") else None
+    return None
+
+
+def training_config(command: Sequence[str]) -> LoadedConfig | None:
+    """The config of a training command (``python -m train fit --config ...``); None for any other
+    command. Raises UsageError if its arguments or its config are wrong."""
     from train.config.load import load_config
 
-    arguments = parse(words)
-    if not hasattr(arguments, "config"):
+    arguments = config_arguments(command)
+    if arguments is None:
         return None
     return load_config(arguments.config, arguments.overrides, runs=False)
 
 
 def run_directory(command: Sequence[str]) -> Path | None:
-    """The run directory of a training command; None if its config cannot be read."""
+    """The run directory of a training command; None if its config cannot be read. The task's
+    module, which may be what has failed, is not imported."""
+    from train.config.load import find_run_directory
+
     try:
-        loaded = training_config(command)
-    except RunError:
+        arguments = config_arguments(command)
+        return find_run_directory(arguments.config, arguments.overrides) if arguments else None
+    except (RunError, OSError):
         return None
-    return loaded.run_directory if loaded else None
 
 
 # -- environment ----------------------------------------------------------------------------------

@@ -10,6 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from launch.fields import Fields, has_fields
+
+_FIELDS: Fields = {
+    "time": (int, float), "exit_code": int, "what": str, "retry": bool, "first": dict,
+    "others": list, "lost_nodes": list,
+}  # fmt: skip
+_FIRST: Fields = {"rank": int, "host": str, "error": str, "log": list}
+_OTHER: Fields = {"rank": int, "exit_code": int}
+
+
+def is_complete(record: object) -> bool:
+    """Whether a value read from a file of ``failures/`` is a record with all of its fields."""
+    return (
+        isinstance(record, dict)
+        and has_fields(record, _FIELDS)
+        and has_fields(record["first"], _FIRST)
+        and all(has_fields(other, _OTHER) for other in record["others"])
+    )
+
 
 def headline(record: Mapping[str, Any]) -> str:
     """The rank that failed first, and its exit code in words; no full stop. Raises KeyError or

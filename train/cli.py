@@ -6,10 +6,9 @@ import argparse
 import logging
 import re
 import sys
-import traceback
 from collections.abc import Sequence
 
-from train.command_line import Commands, exit_code_of
+from train.command_line import Commands, exit_code_of, log, print_traceback
 from train.commands import COMMANDS
 from train.exits import Exit
 from train.process.diagnose import as_run_error, is_lost_peer
@@ -18,6 +17,8 @@ from train.process.error_file import write_error_file
 _COMMANDS = Commands(
     "train.commands", COMMANDS, "Trains a task; the result does not depend on where it runs."
 )
+
+_PRINTING = [[name] for name in ("show-config", "schema", "new")]
 
 
 def parse(argv: Sequence[str], prog: str = "python -m train") -> argparse.Namespace:
@@ -31,28 +32,24 @@ def parse(argv: Sequence[str], prog: str = "python -m train") -> argparse.Namesp
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m train") -> int:
     """Runs a command and returns the exit code; a user's mistake never shows a traceback."""
-    command = ""
-
-    def run() -> int:
-        nonlocal command
-        arguments = parse(sys.argv[1:] if argv is None else argv, prog)
-        command = arguments.command
-        return int(arguments.run(arguments))
-
-    return exit_code_of(run, lambda error: _unexpected(error, command))
+    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_code_of(lambda: _run(words, prog), _unexpected, prints=words[:1] in _PRINTING)
 
 
-def _unexpected(error: Exception, command: str) -> int:
+def _run(words: Sequence[str], prog: str) -> int:
+    arguments = parse(words, prog)
+    return int(arguments.run(arguments))
+
+
+def _unexpected(error: Exception) -> int:
     """The exit code of an error that is not a RunError."""
-    log = logging.getLogger("train")
-    if isinstance(error, BrokenPipeError) and command != "fit":
-        return Exit.DONE  # the reader of the output has closed it, such as head
+    logger = logging.getLogger("train")
     if not is_lost_peer(error):
         write_error_file(error)
     if known := as_run_error(error):
-        print(f"isorun: error: {known}", file=sys.stderr)
-        log.error("%s", known, exc_info=error)
+        log(f"error: {known}")
+        logger.error("%s", known, exc_info=error)
         return known.code
-    traceback.print_exception(error)
-    log.error("unexpected error", exc_info=error)
+    print_traceback(error)
+    logger.error("unexpected error", exc_info=error)
     return Exit.INTERNAL

@@ -12,11 +12,13 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from train.exits import Exit, RunError, UsageError
+from train.exits import Exit, RetryError, RunError, UsageError
+from train.process.emergency_output import silence
 from train.process.error_file import write_error_file
 from train.suggest import did_you_mean
 
@@ -127,45 +129,94 @@ def safe_path_options() -> list[str]:
 
 
 def exit_code_of(
-    command: Callable[[], int], unexpected: Callable[[Exception], int | None] | None = None
+    command: Callable[[], int],
+    unexpected: Callable[[Exception], int | None] | None = None,
+    *,
+    prints: bool = False,
 ) -> int:
     """Calls a command and returns its exit code.
 
     A RunError becomes one line per sentence on standard error, without a traceback. ``unexpected``
     may handle any other error and return its code; otherwise it is printed with a traceback, and
-    the code is 70.
+    the code is 70. With ``prints`` the purpose of the command is its output, so it is done if the
+    reader of the output, such as ``head``, has closed it.
     """
     logging.getLogger("train").addHandler(logging.NullHandler())  # report prints the error
+    try:
+        code = _code(command, unexpected, prints)
+    finally:
+        lost = _flush()
+    return code or (report(lost) if lost else Exit.DONE)
+
+
+def _code(
+    command: Callable[[], int], unexpected: Callable[[Exception], int | None] | None, prints: bool
+) -> int:
     try:
         return int(command())
     except RunError as error:
         return report(error)
     except KeyboardInterrupt:
-        print("isorun: stopped.", file=sys.stderr)
+        log("stopped.")
         return Exit.STOPPED_AT_ONCE
     except Exception as error:
-        if missing := _missing_dependency(error):
-            return report(missing)
-        code = unexpected(error) if unexpected else None
-        return _internal(error) if code is None else code
+        if prints and isinstance(error, BrokenPipeError):
+            return Exit.DONE
+        return _unexpected_code(error, unexpected)
+
+
+def _unexpected_code(error: Exception, unexpected: Callable[[Exception], int | None] | None) -> int:
+    if missing := _missing_dependency(error):
+        return report(missing)
+    code = unexpected(error) if unexpected else None
+    if code is None:
+        print_traceback(error)
+    return Exit.INTERNAL if code is None else code
+
+
+def print_traceback(error: Exception) -> None:
+    """Prints an error that is a bug on standard error. The command goes on if that fails."""
+    with suppress(OSError):
+        traceback.print_exception(error)
 
 
 def report(error: RunError) -> int:
     """Prints the error, and leaves it where launchers look for it. Returns its exit code."""
     write_error_file(error)
     for line in str(error).splitlines():
-        print(f"isorun: error: {line}", file=sys.stderr)
+        log(f"error: {line}")
     # The traceback of the cause is for the log file only.
     logging.getLogger("train").error("%s", error, exc_info=error.__cause__)
     return error.code
 
 
-def _internal(error: Exception) -> int:
-    if isinstance(error, BrokenPipeError):  # the reader of the output has closed it, such as head
-        sys.stderr.close()
-        return Exit.DONE
-    traceback.print_exception(error)
-    return Exit.INTERNAL
+def _flush() -> RetryError | None:
+    """Flushes the output, or else Python does and exits with 120 if that fails. Returns an error
+    for standard output that is lost, unless its reader has closed it."""
+    lost = None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            silence(stream)
+            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+                lost = RetryError(
+                    f"Standard output cannot be written: {error.strerror}. Fix the cause, then "
+                    "rerun."
+                )
+    return lost
+
+
+def say(text: str) -> None:
+    """Prints a line on standard output. The command goes on if the reader has closed it."""
+    with suppress(BrokenPipeError):
+        print(text, flush=True)
+
+
+def log(text: str) -> None:
+    """Prints a line for people on standard error. The command goes on if that fails."""
+    with suppress(OSError):
+        print(f"isorun: {text}", file=sys.stderr, flush=True)
 
 
 def _missing_dependency(error: Exception) -> UsageError | None:

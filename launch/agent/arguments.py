@@ -13,6 +13,9 @@ from launch.ports import DEFAULT_PORT
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
+PREFLIGHTS = ("auto", "off", "quick", "full")
+"""The values of ``--preflight``."""
+
 # Option, default, metavar, help. Each is also read from PET_<NAME>, as torchrun does.
 OPTIONS = [
     ("nnodes", "1", "N|MIN:MAX", "number of nodes; with a range, nodes may join and leave"),
@@ -34,8 +37,13 @@ OPTIONS = [
     ("monitor-interval", "0.1", "SECONDS", "between two checks of the ranks"),
     ("log-dir", "", "DIR", "keeps the ranks' standard error; default: a temporary directory"),
     ("termination-log", "", "FILE", f"failure record of at most 4096 bytes ({TERMINATION_LOG})"),
-    ("preflight", "auto", "off|quick|full|auto", "auto: quick with several nodes, else off"),
+    ("preflight", "auto", "|".join(PREFLIGHTS), "auto: quick with several nodes, else off"),
 ]  # fmt: skip
+
+
+def variable(option: str) -> str:
+    """The environment variable for an option of the agent: ``--rdzv-port`` is PET_RDZV_PORT."""
+    return f"PET_{option.removeprefix('--').replace('-', '_').upper()}"
 
 
 def parser(prog: str = "python -m launch.agent") -> argparse.ArgumentParser:
@@ -69,9 +77,8 @@ class Values:
         key = name.replace("-", "_")
         if self._arguments[key] is not None:
             return str(self._arguments[key]).strip(), f"--{name}"
-        variable = f"PET_{key.upper()}"
-        if text := self._environ.get(variable, "").strip():
-            return text, f"environment variable {variable}"
+        if text := self._environ.get(variable(name), "").strip():
+            return text, f"environment variable {variable(name)}"
         return next(default for n, default, *_ in OPTIONS if n == name), "default"
 
     def text(self, name: str) -> str:
@@ -80,8 +87,8 @@ class Values:
 
     def flag(self, name: str) -> bool:
         """Whether a flag is given, or its variable is 1."""
-        key = name.replace("-", "_")
-        return bool(self._arguments[key]) or self._environ.get(f"PET_{key.upper()}") == "1"
+        given = self._arguments[name.replace("-", "_")]
+        return bool(given) or self._environ.get(variable(name)) == "1"
 
     def whole(self, name: str, *, at_least: int) -> int:
         """The value as an integer. Raises UsageError."""

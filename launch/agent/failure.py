@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.contract import ADVICE, FAILURES, Exit, is_worth_retrying
+from launch.contract import ADVICE, FAILURES, Exit, finite_number, is_worth_retrying, whole_number
 from launch.failure_record import headline
 
 TERMINATION_BYTES = 4096  # Kubernetes' limit for termination messages
@@ -144,10 +144,10 @@ def advice(code: int) -> str:
 def error_of(message: Any) -> tuple[str, float | None]:
     """Error and time in a rank's error file, which has torch's format."""
     if isinstance(message, dict):
-        info = message.get("extraInfo") or {}
-        stamp = info.get("timestamp")
+        info = message.get("extraInfo")
+        stamp = finite_number(str(info.get("timestamp"))) if isinstance(info, dict) else None
         text = re.sub(r"^\w+(\.\w+)*Error: ", "", str(message.get("message", "")))
-        return text.strip(), float(stamp) if stamp else None
+        return text.strip(), stamp or None
     return str(message).strip(), None
 
 
@@ -171,7 +171,7 @@ def write_record(directory: Path, record: dict[str, Any]) -> Path:
     folder = directory / FAILURES
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**record, "time": time.time()}, indent=1)
-    number = 1 + max((int(p.stem) for p in folder.glob("*.json") if p.stem.isdigit()), default=0)
+    number = 1 + max((whole_number(p.stem) or 0 for p in folder.glob("*.json")), default=0)
     while True:
         path = folder / f"{number:04d}.json"
         try:

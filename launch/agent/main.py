@@ -35,6 +35,7 @@ from launch.contract import (
     RunError,
     UsageError,
     exit_code_of,
+    log,
     run_directory,
     wait_for_name,
     wait_for_port,
@@ -61,11 +62,6 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent"
             return Exit.STOPPED_AT_ONCE if stop.number == signal.SIGINT else Exit.PREEMPTED
 
     return exit_code_of(supervise)
-
-
-def log(text: str) -> None:
-    """Prints a line on standard error."""
-    print(f"isorun: {text}", file=sys.stderr, flush=True)
 
 
 def _supervise(options: AgentOptions, signals: Signals) -> int:
@@ -223,11 +219,14 @@ def _write(
         agent=socket.gethostname(),
         round=number,
     )
-    directory = run_directory(command) if in_run_directory else None
-    try:
-        if options.termination_log:
+    if options.termination_log:
+        try:
             write_termination(options.termination_log, record)
-        if directory and directory.is_dir():
+        except OSError as error:
+            log(f"Cannot write the termination message (--termination-log): {error}.")
+    directory = run_directory(command) if in_run_directory else None
+    if directory and directory.is_dir():
+        try:
             write_record(directory, record)
-    except OSError as error:
-        log(f"Cannot write the failure record: {error}.")
+        except OSError as error:
+            log(f"Cannot write the failure record: {error}.")

@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch import deadlines
-from launch.agent.arguments import TERMINATION_LOG, Values, parser
-from launch.contract import RUN_ID, STOP_DEADLINE, UsageError, first_host, key_value
+from launch.agent.arguments import PREFLIGHTS, TERMINATION_LOG, Values, parser
+from launch.contract import (
+    RUN_ID,
+    STOP_DEADLINE,
+    UsageError,
+    first_host,
+    key_value,
+    seconds_in,
+    whole_number,
+)
 from launch.cores import usable_cores
 from launch.ports import DEFAULT_PORT
 
@@ -81,6 +89,11 @@ def parse(
         raise UsageError(f"--rdzv-backend must be c10d, but is {text!r} ({origin}).")
     host, port = _endpoint(values, environ, max_nodes)
     timeout = values.seconds("shutdown-timeout")
+    if not timeout:
+        text, origin = values.find("shutdown-timeout")
+        raise UsageError(
+            f"--shutdown-timeout must be a number of seconds above 0, but is {text!r} ({origin})."
+        )
     preflight_only = values.flag("preflight-only")
     preflight = _preflight(*values.find("preflight"))
     if preflight == "auto":
@@ -145,8 +158,8 @@ def _nodes(text: str, origin: str) -> tuple[int, int]:
 
 
 def _processes(text: str, origin: str) -> int:
-    if text.isdigit() and int(text) >= 1:
-        return int(text)
+    if number := whole_number(text):
+        return number
     if text not in ("auto", "gpu", "cpu"):
         raise UsageError(
             f"--nproc-per-node must be a number of at least 1, or auto, gpu or cpu, but is "
@@ -171,15 +184,10 @@ def _endpoint(values: Values, environ: Mapping[str, str], max_nodes: int) -> tup
         host = match[1].strip("[]")  # an IPv6 address has brackets if a port follows
         if match[2] is not None:
             port_text, port_origin = match[2], origin
-    if port_text and not (port_text.isdigit() and int(port_text) < 65536):
-        raise UsageError(
-            f"The port of the rendezvous must be a number below 65536, but is {port_text!r} "
-            f"({port_origin})."
-        )
+    port = _port(port_text, port_origin)
     if max_nodes == 1:
         # No other node connects, but other runs on this machine may have the same port.
         return "localhost", 0
-    port = int(port_text) if port_text else DEFAULT_PORT
     if not host and (variable := values.text("rdzv-host-env")):
         host = first_host(environ.get(variable, "").strip())
         if not host:
@@ -189,14 +197,27 @@ def _endpoint(values: Values, environ: Mapping[str, str], max_nodes: int) -> tup
                 "the host by --rdzv-endpoint."
             )
     if not host and environ.get("MASTER_ADDR"):
-        host, port_text = environ["MASTER_ADDR"], port_text or environ.get("MASTER_PORT", "")
-        port = int(port_text) if port_text.isdigit() else port
+        host = environ["MASTER_ADDR"]
+        if not port_text:
+            port_text = environ.get("MASTER_PORT", "").strip()
+            port = _port(port_text, "environment variable MASTER_PORT")
     if not host:
         raise UsageError(
             f"The run has {max_nodes} nodes, but no rendezvous endpoint; give node 0's address by "
             "--rdzv-endpoint HOST[:PORT] or in PET_RDZV_ENDPOINT or MASTER_ADDR."
         )
     return host, port
+
+
+def _port(text: str, origin: str) -> int:
+    if not text:
+        return DEFAULT_PORT
+    port = whole_number(text)
+    if port is None or port > 65535:
+        raise UsageError(
+            f"The port of the rendezvous must be a number below 65536, but is {text!r} ({origin})."
+        )
+    return port
 
 
 _OWN_OPTIONS = ("backend", "endpoint", "run_id", "min_nodes", "max_nodes", "local_addr")
@@ -228,21 +249,16 @@ def _node_rank(values: Values, environ: Mapping[str, str]) -> int | None:
                 break
         else:
             return None
-    if not text.isdigit():
+    number = whole_number(text)
+    if number is None:
         raise UsageError(f"--node-rank must be a whole number, but is {text!r} ({origin}).")
-    return int(text)
+    return number
 
 
 def _stop_deadline(timeout: float, environ: Mapping[str, str]) -> float:
-    text = environ.get(STOP_DEADLINE, "").strip()
-    if not text:
+    deadline = seconds_in(environ, STOP_DEADLINE)
+    if deadline is None:
         return deadlines.stop_deadline(timeout)
-    try:
-        deadline = float(text)
-    except ValueError:
-        raise UsageError(
-            f"{STOP_DEADLINE} must be a number of seconds, but is {text!r} (environment)."
-        ) from None
     if deadline >= timeout:
         raise UsageError(
             f"{STOP_DEADLINE} is {deadline:g} s (environment), but ranks are killed after "
@@ -253,7 +269,7 @@ def _stop_deadline(timeout: float, environ: Mapping[str, str]) -> float:
 
 
 def _preflight(text: str, origin: str) -> str:
-    if text not in ("off", "quick", "full", "auto"):
+    if text not in PREFLIGHTS:
         raise UsageError(
             f"--preflight must be off, quick, full or auto, but is {text!r} ({origin})."
         )

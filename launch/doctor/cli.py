@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -21,6 +22,7 @@ from launch.contract import (
     UsageError,
     exit_code_of,
     first_line,
+    log,
     this_world,
     training_config,
     write_error_file,
@@ -66,8 +68,10 @@ def parse(argv: Sequence[str], prog: str = "python -m launch.doctor") -> argpars
     )  # fmt: skip
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.wait <= 0:
-        raise UsageError(f"--wait is {arguments.wait:g} (command line), but must be above 0.")
+    if not 0 < arguments.wait < math.inf:
+        raise UsageError(
+            f"--wait is {arguments.wait:g} (command line), but must be finite and above 0."
+        )
     if arguments.command[:1] == ["--"]:  # torchrun removes it
         del arguments.command[0]
     return arguments
@@ -85,7 +89,7 @@ def _unexpected(error: Exception) -> int | None:
         return None
     # Such as a store whose node is gone.
     text = f"The preflight failed ({type(error).__name__}: {first_line(error)})"
-    print(f"isorun: error: {text}. Fix the cause, then rerun.", file=sys.stderr)
+    log(f"error: {text}. Fix the cause, then rerun.")
     return Exit.RETRY
 
 
@@ -122,7 +126,8 @@ def _main(arguments: argparse.Namespace) -> Exit:
     findings = merged(examination.findings, rendezvous.nodes)
     code = exit_code(findings)
     seconds = time.monotonic() - started
-    show(_title(place, rendezvous, seconds), findings)
+    with suppress(BrokenPipeError):  # the reader of the table, such as head, has closed it
+        show(_title(place, rendezvous, seconds), findings)
     if arguments.json is not None:
         code = _write(arguments.json, place, rendezvous, findings, seconds) or code
     failures = [f"{f.check} on {f.node}: {f.text}" for f in findings if f.code]
@@ -208,10 +213,9 @@ def _write(
     try:
         path.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        print(
-            f"isorun: error: --json is {str(path)!r}, which cannot be written: {error.strerror}; "
-            "name another file.",
-            file=sys.stderr,
+        log(
+            f"error: --json is {str(path)!r}, which cannot be written: {error.strerror}; name "
+            "another file."
         )
         return Exit.USAGE
     return None

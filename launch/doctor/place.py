@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from launch.contract import World
+from launch.contract import World, whole_number
 
 if TYPE_CHECKING:
     from launch.contract import LoadedConfig
@@ -39,6 +39,7 @@ class Place:
     def node(self) -> int:
         """The launcher's number of the node, from 0."""
         for name in ("GROUP_RANK", "SLURM_NODEID"):
-            if self.environ.get(name, "").isdigit():
-                return int(self.environ[name])
+            number = whole_number(self.environ.get(name, ""))
+            if number is not None:
+                return number
         return self.world.rank // self.world.local_world_size

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.contract import RUN_ID, WANDB_ID, Exit, code_version
+from launch.contract import RUN_ID, WANDB_ID, Exit, code_version, log
+from launch.fields import Fields, has_fields
 from launch.history.image import image_digest
 from launch.secrets import hide, is_secret
 
@@ -26,6 +26,20 @@ if TYPE_CHECKING:
 
 FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 """TorchX's states of a job that has ended."""
+
+_NONE = type(None)
+_FIELDS: dict[str, Fields] = {
+    "submitted": {
+        "time": (int, float), "handle": str, "scheduler": str, "run_id": str,
+        "wandb_id": (str, _NONE), "name": str, "role": str, "nodes": int, "command": list,
+        "image": str, "image_digest": (str, _NONE), "git": (dict, _NONE), "directory": str,
+        "host": str, "pid": int, "request": str,
+    },
+    "cancelled": {"handle": str},
+    "ended": {"time": (int, float), "handle": str, "state": str, "exit_codes": list},
+}  # fmt: skip
+"""The fields that a line of each event has."""
+_GIT: Fields = {"commit": str, "dirty": bool}
 
 
 def path() -> Path:
@@ -40,8 +54,23 @@ def read() -> Iterator[dict[str, Any]]:
         for line in file:
             with suppress(ValueError):
                 values = json.loads(line)
-                if isinstance(values, dict):
+                if _is_complete(values):
                     yield values
+
+
+def _is_complete(line: object) -> bool:
+    """Whether the line has a known event and all fields that its readers need."""
+    event = line.get("event") if isinstance(line, dict) else None
+    return (
+        isinstance(line, dict)
+        and isinstance(event, str)
+        and event in _FIELDS
+        and has_fields(line, _FIELDS[event])
+        and (not line.get("git") or has_fields(line["git"], _GIT))
+        and (event != "ended" or all(isinstance(code, int) for code in line["exit_codes"]))
+        and isinstance(line.get("message", ""), str)  # older versions do not record these
+        and isinstance(line.get("replicas", []), list)
+    )
 
 
 def is_ours(app: AppDef) -> bool:
@@ -91,7 +120,7 @@ def record_cancel(handle: str) -> None:
 
 def was_cancelled(handle: str) -> bool:
     """Whether such a request was recorded."""
-    return any(line["event"] == "cancelled" and line.get("handle") == handle for line in read())
+    return any(line["event"] == "cancelled" and line["handle"] == handle for line in read())
 
 
 @dataclass(frozen=True)
@@ -122,7 +151,7 @@ def record_end(
     handle: str, state: str, exit_codes: list[int], status: StatusText | None = None
 ) -> None:
     """Adds the end of a job, once, if its launch is in the log."""
-    of_job = [line for line in read() if line.get("handle") == handle]
+    of_job = [line for line in read() if line["handle"] == handle]
     if of_job and not any(line["event"] == "ended" for line in of_job):
         _append(
             {
@@ -177,8 +206,7 @@ def _append(values: dict[str, Any]) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        print(
-            f"isorun: warning: the launch log {file} cannot be written ({error.strerror}); this "
-            "launch is not recorded.",
-            file=sys.stderr,
+        log(
+            f"warning: the launch log {file} cannot be written ({error.strerror}); this launch is "
+            "not recorded."
         )

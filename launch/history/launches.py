@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.contract import FAILURES, UsageError, did_you_mean, first_line, run_directory
+from launch.failure_record import is_complete
 from launch.history import launch_log
 from launch.history.quietly import quietly
 
@@ -77,12 +78,14 @@ class Launch:
             os.chdir(here)
 
     def failures(self) -> list[dict[str, Any]]:
-        """The failure records that agents wrote during this launch, the oldest first."""
+        """The complete failure records that agents wrote during this launch, the oldest first."""
         directory = self.run_directory()
         found = []
         for file in sorted((directory / FAILURES).glob("*.json")) if directory else []:
             with suppress(OSError, ValueError):
                 record = json.loads(file.read_text(encoding="utf-8"))
+                if not is_complete(record):
+                    continue
                 if self.line["time"] <= record["time"] <= (self.end or {}).get("time", time.time()):
                     found.append(record)
         return found
@@ -111,7 +114,7 @@ class Launch:
         if status.state.name in launch_log.FINAL:  # the scheduler has recorded it
             unknown = {"time": time.time(), "state": status.state.name, "exit_codes": []}
             ends = (x for x in launch_log.read() if x["event"] == "ended")
-            self.end = next((x for x in ends if x.get("handle") == self.handle), unknown)
+            self.end = next((x for x in ends if x["handle"] == self.handle), unknown)
         return str(status.state.name)
 
     def _local_state(self) -> str:
@@ -131,9 +134,9 @@ def all_launches() -> list[Launch]:
     """All launches, the oldest first."""
     found: dict[str, Launch] = {}
     for line in launch_log.read():
-        if line.get("event") == "submitted":
+        if line["event"] == "submitted":
             found[line["handle"]] = Launch(line)
-        elif line.get("event") == "ended" and line.get("handle") in found:
+        elif line["event"] == "ended" and line["handle"] in found:
             found[line["handle"]].end = line
     return list(found.values())
 

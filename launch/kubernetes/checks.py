@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from launch import deadlines
 from launch.agent_command import options_of, variable
-from launch.contract import STOP_DEADLINE, UsageError
+from launch.contract import STOP_DEADLINE, UsageError, seconds_in, whole_number
 from launch.kubernetes.values import number
 from launch.secrets import is_secret
 
@@ -47,35 +46,40 @@ def name(given: str) -> None:
         )
 
 
+def namespace(given: str) -> None:
+    """Checks the namespace of a run's objects. Raises UsageError."""
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", given):
+        raise UsageError(
+            f"The namespace is {given!r}, but must have at most 63 lower-case letters, digits and "
+            "-, and start and end with a letter or a digit; correct -n (with TorchX: -cfg "
+            "namespace)."
+        )
+
+
 def training(command: Sequence[str], world_size: int | None) -> float | None:
     """Checks the config of a training command, unless its files exist only in the image. Returns
     the stop.deadline in the config, if it is set. Raises UsageError."""
-    from launch.contract import check_config, train_arguments, training_config
+    from launch.contract import check_config, config_arguments, load_config
 
-    if not all(Path(word).is_file() for word in _files(command)):
+    arguments = config_arguments(command)
+    if arguments is None or not all(Path(file).is_file() for file in arguments.config):
         return None
-    loaded = training_config(command)
-    if loaded is None:
-        return None
-    if (train_arguments(command) or ("",))[0] == "fit":  # other commands do not divide the batch
+    loaded = load_config(arguments.config, arguments.overrides, runs=False)
+    if arguments.command == "fit":  # other commands do not divide the batch
         check_config(loaded.config, loaded.composed, world_size or 1)
     given = loaded.composed.values.get("stop")
     asked = given.get("deadline") if isinstance(given, dict) else None
     return float(asked) if asked is not None else None
 
 
-def _files(words: Sequence[str]) -> list[str]:
-    return [after for word, after in pairwise(words) if word == "--config"]
-
-
 def seconds(value: Any, what: str) -> int:
     """A whole number of seconds of at least 1. Raises UsageError."""
-    text = str(value)
-    if not text.isdigit() or int(text) < 1:
+    number = whole_number(str(value))
+    if not number:
         raise UsageError(
-            f"{what} must be a whole number of seconds of at least 1, but is {text!r}."
+            f"{what} must be a whole number of seconds of at least 1, but is {str(value)!r}."
         )
-    return int(text)
+    return number
 
 
 def pods(objects: Sequence[Object]) -> Iterator[tuple[Object, dict[str, Any]]]:
@@ -152,7 +156,9 @@ def _grace(pod: dict[str, Any], asked: float | None) -> None:
         return
     pod_seconds = float(pod.get("terminationGracePeriodSeconds", 30))
     agent = options.seconds("shutdown-timeout")
-    ranks = float(env.get(STOP_DEADLINE) or deadlines.stop_deadline(agent))
+    ranks = seconds_in(env, STOP_DEADLINE, "the pods' environment")
+    if ranks is None:
+        ranks = deadlines.stop_deadline(agent)
     if asked is not None and asked > ranks:
         raise UsageError(
             f"The run's config has stop.deadline={asked:g}, but in the pods {STOP_DEADLINE} sets "

@@ -3,14 +3,13 @@ no such value, patches of the Job."""
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from launch.agent_command import AGENT, agent_arguments, variable
-from launch.contract import UsageError
+from launch.contract import UsageError, whole_number
 from launch.kubernetes import manifests
 from launch.kubernetes.rendering import RenderRequest
 from launch.kubernetes.values import Change, Changes, number
@@ -77,7 +76,9 @@ def render_request(app: AppDef, cfg: Mapping[str, Any], name: str) -> RenderRequ
         env=job.env,
         namespace=str(cfg["namespace"]),
         stop_deadline=(
-            Change(cfg["stop_deadline"], "-cfg stop_deadline") if cfg.get("stop_deadline") else None
+            Change(cfg["stop_deadline"], "-cfg stop_deadline")
+            if cfg.get("stop_deadline") is not None
+            else None
         ),
     )
     metadata = {"labels": {ROLE: role.name}, "annotations": dict(app.metadata) or None}
@@ -123,9 +124,10 @@ def _agent_job(role: Role) -> _ConvertedRole:
             least, _, most = str(value).partition(":")
             if most:
                 job.add.append("elastic")
-                job.spec["minNodes"] = int(least)
+                job.spec["minNodes"] = least
         elif key == "nproc_per_node":
-            job.spec["processes"] = int(value) if str(value).isdigit() else value
+            number = whole_number(str(value))
+            job.spec["processes"] = value if number is None else number
         else:
             job.env[variable(key)] = "1" if value is True else str(value)
     job.spec["command"] = job.command
@@ -232,8 +234,3 @@ def _mounts(job: _ConvertedRole, role: Role) -> None:
 
 def _is_runs(path: str) -> bool:
     return path.rstrip("/") == "/runs"
-
-
-def is_namespace(text: str) -> bool:
-    """Whether the text is a valid name of a namespace."""
-    return re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text) is not None

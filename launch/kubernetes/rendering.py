@@ -67,6 +67,8 @@ def render(request: RenderRequest) -> Rendered:
     wanted = {key for component in components for key in manifests.needs(component)}
     run = apply(overlay.run, request.changes, wanted, overlay.name)
     checks.name(run["metadata"]["name"])
+    if request.changes.namespace is not None:
+        checks.namespace(request.changes.namespace)
     spec = run["spec"]
     if "trials" in spec:
         _check_trials(overlay, spec, request.changes)

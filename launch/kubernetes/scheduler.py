@@ -78,11 +78,6 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         """Renders the objects with kubectl or kustomize, without a cluster. Raises UsageError."""
         name = from_torchx.unique_name(app.name)
         namespace = cfg.get("namespace") or current_namespace()
-        if not from_torchx.is_namespace(namespace):
-            raise UsageError(
-                f"The namespace is {namespace!r} (-cfg namespace), but must have at most 63 "
-                "lower-case letters, digits and -; correct it."
-            )
         rendered = render(from_torchx.render_request(app, {**cfg, "namespace": namespace}, name))
         return AppDryRunInfo(Submission(rendered, name, namespace), str)
 

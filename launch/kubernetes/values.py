@@ -98,7 +98,7 @@ def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
         if not equals or not key:
             raise UsageError(f"--set must be KEY=VALUE, such as nodes=4, but is {word!r}.")
         origin = f"--set {word}"
-        if key.startswith("env."):
+        if key.startswith("env.") and key != "env.":
             env[key.removeprefix("env.")] = text
         elif key in ("name", "stopDeadline"):
             top[key] = Change(_scalar(text) if key == "stopDeadline" else text, origin)
@@ -118,7 +118,7 @@ def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
 def _scalar(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2001-13-45
         return text
 
 
@@ -144,8 +144,9 @@ def apply(
         raise UsageError(
             f"minNodes is {checked.minNodes}, more than nodes, {checked.nodes}; decrease it."
         )
-    metadata = {**run["metadata"], "name": changes.name.value if changes.name else None}
-    metadata["name"] = metadata["name"] or run["metadata"]["name"]
+    metadata = dict(run["metadata"])
+    if changes.name:
+        metadata["name"] = changes.name.value
     values = checked.model_dump(exclude_none=True)
     return {**run, "metadata": metadata, "spec": {k: values[k] for k in values if k in wanted}}
 
@@ -167,9 +168,13 @@ _POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
 def number(quantity: str | int) -> float:
-    """A Kubernetes quantity in bytes or cores."""
+    """A Kubernetes quantity in bytes or cores. Raises UsageError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(m|([kKMGTP]?)(i?))", str(quantity))
-    assert match, quantity
+    if not match:
+        raise UsageError(
+            f"The quantity {str(quantity)!r} is not a number with a unit such as 500m, 16Gi or 1G; "
+            "correct it in the overlay."
+        )
     if match[2] == "m":
         return float(match[1]) / 1000
     base = 1024.0 if match[4] else 1000.0

@@ -21,7 +21,7 @@ from torchx.runner import get_runner
 from torchx.runner.config import get_config
 from torchx.schedulers.local_scheduler import SignalException
 
-from launch.contract import RunError, UsageError
+from launch.contract import RunError, UsageError, log
 from launch.history import launch_log
 from launch.torchx.schedulers.local_scheduler import log_directory
 
@@ -80,7 +80,7 @@ class LogCommand(CmdLog):  # type: ignore[misc]
 
 def _exit_with(error: RunError) -> NoReturn:
     for line in str(error).splitlines():
-        print(f"isorun: error: {line}", file=sys.stderr)
+        log(f"error: {line}")
     sys.exit(int(error.code))
 
 
@@ -92,12 +92,11 @@ def _exit_after(number: signal.Signals) -> NoReturn:
             thread.join(max(0.0, deadline - time.monotonic()))
     handle, end = launch_log.of_this_process()
     if end:
-        print(f"isorun: stopped by {number.name}: {handle} is {end['state']}.", file=sys.stderr)
+        log(f"stopped by {number.name}: {handle} is {end['state']}.")
     elif handle:
-        print(
-            f"isorun: stopped by {number.name}, but {handle} keeps running; use this name with "
-            "`torchx status`, `torchx log` and `torchx cancel`.",
-            file=sys.stderr,
+        log(
+            f"stopped by {number.name}, but {handle} keeps running; use this name with `torchx "
+            "status`, `torchx log` and `torchx cancel`."
         )
     code = launch_log.first_failure_code(end["exit_codes"]) if end else None
     sys.exit(code or 128 + number)

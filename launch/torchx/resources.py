@@ -106,7 +106,7 @@ def user_resources() -> dict[str, NamedResource]:
                 "variable."
             ) from None
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2001-13-45
         raise UsageError(
             f"The named resources in {where} cannot be read: {error}; correct the file."
         ) from None

@@ -12,7 +12,7 @@ from launch.torchx.resources import find_resource
 if TYPE_CHECKING:
     from torchx.specs import Resource
 
-_J = re.compile(r"(?:(?:(\d+):)?(\d+)x)?(\d+|auto)")
+_J = re.compile(r"(?:(?:(\d+):)?(\d+)x)?(0*[1-9]\d*|auto)")
 
 # Cores and MiB of memory by default. A process imports torch and loads data; one with a GPU runs
 # several data loader workers.
@@ -54,7 +54,7 @@ def parse(j: str) -> Shape:
     low, nodes, processes = match.groups() if match else (None, None, None)
     nodes = nodes or "1"
     low = low or nodes
-    if not match or processes == "0" or not 1 <= int(low) <= int(nodes):
+    if not match or not 1 <= int(low) <= int(nodes):
         raise UsageError(
             f"-j is {j!r}, but must be NODESxPROCESSES such as 2x4, MIN:MAXxPROCESSES such as "
             "1:4x8, or PROCESSES, all at least 1; PROCESSES may be auto: one per GPU."

@@ -20,16 +20,8 @@ from launch.torchx.train_command import TrainCommand, train_command
 
 MODULE = "launch.torchx.sweep_node"
 _MAX_NAME = 100  # characters of a run's directory
+_MAX_BYTES = 128 * 1024 - 1  # of one argument of a process (MAX_ARG_STRLEN, with a final zero)
 _MAX_RUNS = 1000  # more combinations are most likely a typing error
-
-
-@dataclass(frozen=True)
-class SweepRun:
-    """One run of a sweep."""
-
-    name: str
-    """run.name"""
-    overrides: list[str]
 
 
 @dataclass(frozen=True)
@@ -38,16 +30,18 @@ class SweepPlan:
 
     name: str
     config_arguments: list[str]
-    runs: list[SweepRun]
+    runs: list[list[str]]
+    """The overrides of each run, with ``run.name`` and ``run.dir``."""
 
     def to_json(self, max_restarts: int) -> str:
         """The last argument of ``sweep_node``."""
         return json.dumps(
             {
                 "config": self.config_arguments,
-                "runs": [{"name": run.name, "overrides": run.overrides} for run in self.runs],
+                "runs": [{"overrides": run} for run in self.runs],
                 "max_restarts": max_restarts,
-            }
+            },
+            separators=(",", ":"),
         )
 
 
@@ -69,7 +63,7 @@ def plan(files: Sequence[str], overrides: Sequence[str], check: bool, shape: Sha
     varied = {word.partition("=")[0] for word in overrides if len(values(word)) > 1}
     runs = [_run(trial, varied, base, first.name) for trial in trials]
     for run in runs if check else ():
-        train_command(files, run.overrides, world_size=shape.processes)
+        train_command(files, run, world_size=shape.processes)
     return SweepPlan(first.name, first.config_arguments, runs)
 
 
@@ -121,10 +115,18 @@ def arguments(sweep: SweepPlan, shape: Shape, max_restarts: int) -> list[str]:
     from launch.torchx.app import literal
 
     max_restarts_option(max_restarts)  # checks the number
+    (listed,) = literal([sweep.to_json(max_restarts)])
+    size = len(listed.encode())
+    if size > _MAX_BYTES:
+        raise UsageError(
+            f"The sweep has {len(sweep.runs):,} runs, and the list of their overrides has {size:,} "
+            f"bytes, more than the {_MAX_BYTES:,} of one argument on Linux; vary fewer values, or "
+            "set constant values in a config file."
+        )
     return [
         "-m", MODULE, "--share", f"{macros.replica_id}/{shape.max_nodes}",
         "--nproc-per-node", str(shape.processes or "auto"),
-        *literal([sweep.to_json(max_restarts)]),
+        listed,
     ]  # fmt: skip
 
 
@@ -139,12 +141,12 @@ def _base(first: TrainCommand, overrides: Sequence[str]) -> str:
     return given[-1] if given else str(first.run_directory or Path("runs") / first.name)
 
 
-def _run(trial: list[str], varied: set[str], base: str, name: str) -> SweepRun:
-    """A run with the varied values in its name and its directory."""
+def _run(trial: list[str], varied: set[str], base: str, name: str) -> list[str]:
+    """The overrides of a run, with the varied values in its name and its directory."""
     assigned = "_".join(word for word in trial if word.partition("=")[0] in varied)
     text = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", assigned)
     if text != assigned or len(text) > _MAX_NAME:  # not unique then, so a digest is added
         text = f"{text[:_MAX_NAME]}-{hashlib.sha256(assigned.encode()).hexdigest()[:8]}"
     fixed = [word for word in trial if not word.startswith(("run.dir=", "run.name="))]
     run_name = re.sub(r"[=+]", "-", f"{name}_{text}")
-    return SweepRun(run_name, [*fixed, f"run.name={run_name}", f"run.dir={Path(base) / text}"])
+    return [*fixed, f"run.name={run_name}", f"run.dir={Path(base) / text}"]

@@ -11,6 +11,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -19,11 +21,19 @@ from launch.contract import (
     WANDB_ID,
     Exit,
     Parser,
+    UsageError,
     exit_code_of,
     is_worth_retrying,
+    log,
     python_module,
+    say,
     slug,
+    whole_number,
 )
+from launch.fields import Fields, has_fields
+
+_SWEEP: Fields = {"config": list, "runs": list, "max_restarts": int}
+_RUN: Fields = {"overrides": list}
 
 
 class _Runner:
@@ -49,13 +59,14 @@ class _Runner:
         for number in range(rank, len(runs), nodes):
             if self._stopped:
                 return Exit.PREEMPTED
-            name, overrides = runs[number]["name"], runs[number]["overrides"]
-            print(f"isorun: run {number + 1} of {len(runs)}: run.name={name}", flush=True)
+            overrides = runs[number]["overrides"]
+            name = _name(overrides)
+            say(f"isorun: run {number + 1} of {len(runs)}: run.name={name}")
             code = self._train(number, name, overrides)
             if self._stopped:
                 return code
             if code:
-                print(f"isorun: run {number + 1} ended with exit code {code}.", file=sys.stderr)
+                log(f"run {number + 1} ended with exit code {code}.")
                 codes.append(code)
         return next((code for code in codes if is_worth_retrying(code)), codes[0] if codes else 0)
 
@@ -88,9 +99,34 @@ def _main() -> int:
     parser.add_argument("--nproc-per-node", default="auto", metavar="N")
     parser.add_argument("sweep", metavar="JSON")
     parsed = parser.parse_args()
-    rank, _, nodes = parsed.share.partition("/")
-    runner = _Runner(json.loads(parsed.sweep), parsed.nproc_per_node)
-    return runner.run(int(rank), int(nodes))
+    rank, nodes = _share(parsed.share)
+    return _Runner(_sweep(parsed.sweep), parsed.nproc_per_node).run(rank, nodes)
+
+
+def _share(text: str) -> tuple[int, int]:
+    rank, nodes = (whole_number(part) for part in text.partition("/")[::2])
+    if rank is None or nodes is None or rank >= nodes:
+        raise UsageError(
+            "--share must be RANK/NODES, such as 0/2, with RANK less than NODES, but is "
+            f"{text!r} (command line)."
+        )
+    return rank, nodes
+
+
+def _sweep(text: str) -> dict[str, Any]:
+    with suppress(ValueError):
+        sweep = json.loads(text)
+        if has_fields(sweep, _SWEEP) and all(has_fields(run, _RUN) for run in sweep["runs"]):
+            return dict(sweep)
+    raise UsageError(
+        f"The list of runs is {text[:40]!r} ... (command line), which is not what `torchx run "
+        "isorun.sweep` writes; start the sweep with that command."
+    )
+
+
+def _name(overrides: Sequence[str]) -> str:
+    given = [word.partition("=")[2] for word in overrides if word.startswith("run.name=")]
+    return given[-1] if given else "run"
 
 
 if __name__ == "__main__":

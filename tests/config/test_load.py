@@ -126,7 +126,7 @@ def test_variables_of_a_launcher_are_read_as_the_run_reads_them(tmp_path, launch
     launched(RANK="", WORLD_SIZE=" ")
     load(tmp_path)
     launched(RANK="0", WORLD_SIZE="two")
-    with pytest.raises(UsageError, match="WORLD_SIZE must be a whole number"):
+    with pytest.raises(UsageError, match="WORLD_SIZE must be a whole number .* 'two'"):
         load(tmp_path)
 
 

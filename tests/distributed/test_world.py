@@ -97,6 +97,19 @@ def test_slurm_task_counts():
             "RANK must be less than WORLD_SIZE, 2, but is 2 (environment)",
         ),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "MASTER_ADDR is not set"),
+        *[
+            (
+                {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": port},
+                f"MASTER_PORT must be a port, 1 to 65535, but is {port!r} (environment)",
+            )
+            for port in ("abc", "0", "99999", "-1")
+        ],
+        (
+            {"RANK": "\N{SUPERSCRIPT TWO}", "WORLD_SIZE": "4", **RENDEZVOUS},
+            "RANK must be a whole number",
+        ),
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS must be a whole number"),
+        ({**SLURM, "SLURM_STEP_ID": "batch"}, "SLURM_STEP_ID must be a whole number"),
     ],
 )
 def test_contradictions_are_errors(environ, expected):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.runs import TINY, checkpoints, command, environment, metrics, run, start
 from train.checkpoint.run_directory import RunDirectory
-from train.exits import StoppedError
+from train.exits import StoppedError, UsageError
 from train.process.stop import StopConfig, StopRequest
 
 
@@ -26,6 +26,13 @@ def wait_until(condition, process, seconds=90):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("text", ["nan", "-1", "0", "soon"])
+def test_a_deadline_that_is_not_a_number_of_seconds_is_refused(monkeypatch, text):
+    monkeypatch.setenv("ISORUN_STOP_DEADLINE", text)
+    with pytest.raises(UsageError, match=f"ISORUN_STOP_DEADLINE must be .* but is '{text}'"):
+        StopRequest(StopConfig())
 
 
 @pytest.mark.slow

@@ -1,6 +1,20 @@
 """Gives each test its own home directory, without the user's launch log and resources."""
 
+import os
+from contextlib import suppress
+
 import pytest
+
+
+@pytest.fixture
+def unread():
+    """A pipe whose reader has closed it, as in ``2>&1 | head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    yield stream
+    with suppress(OSError):
+        stream.close()
 
 
 @pytest.fixture(autouse=True)

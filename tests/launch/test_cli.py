@@ -11,7 +11,9 @@ from launch.cli import main
 from tests.commands.test_help import light
 from tests.support.runs import ROOT, TINY, environment
 from train import __version__
+from train.command_line import exit_code_of, log, say
 from train.commands import COMMANDS
+from train.exits import DataError
 
 ISORUN = str(Path(sys.executable).with_name("isorun"))
 
@@ -78,6 +80,42 @@ def test_an_unexpected_error_is_a_traceback_with_exit_code_70(monkeypatch, capsy
     monkeypatch.setattr(launch.cli, "_run", fails)
     assert main(["history"]) == 70
     assert "KeyError: 'no such thing'" in capsys.readouterr().err
+
+
+def test_a_command_that_prints_is_done_when_its_reader_is_gone(monkeypatch, unread):
+    """As in ``isorun history | head -1``. The second text is still in the buffer at the end."""
+    for text in ("x" * 100_000, "x"):
+        monkeypatch.setattr(launch.cli, "_run", lambda *_, text=text: print(text) or 0)
+        monkeypatch.setattr(sys, "stdout", unread)
+        assert main(["history"]) == 0
+        unread.flush()  # or Python exits with 120
+
+
+def test_another_command_keeps_its_exit_code_when_nobody_reads_its_output(monkeypatch, unread):
+    def fails():
+        log("it failed")
+        say("it failed")
+        raise DataError("It failed.")
+
+    monkeypatch.setattr(sys, "stdout", unread)
+    monkeypatch.setattr(sys, "stderr", unread)
+    assert exit_code_of(fails) == 65
+    assert exit_code_of(lambda: 3) == 3
+
+
+def test_a_broken_pipe_of_another_command_is_an_error(capsys):
+    def fails():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert exit_code_of(fails) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written_is_an_error(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert exit_code_of(lambda: print("lost") or 0, prints=True) == 75
+    assert "Standard output cannot be written: No space left" in capsys.readouterr().err
 
 
 @pytest.fixture

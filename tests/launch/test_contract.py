@@ -28,6 +28,21 @@ def test_an_unknown_name():
         _ = contract.load_confg
 
 
+def test_the_run_directory_is_known_without_the_task(tmp_path, monkeypatch):
+    """The agent needs it when the task has failed, perhaps outside of a rank."""
+    (tmp_path / "failing_task.py").write_text("raise RuntimeError('not in a rank')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["python", "-m", "train", "fit", *TINY, "task.use=failing_task:Task", "run.dir=x"]
+    assert str(contract.run_directory(words)) == "x"
+
+
+def test_a_command_that_prints_its_help_has_no_config(capsys):
+    for option in ("--help", "-h"):
+        assert contract.training_config(["python", "-m", "train", "fit", option]) is None
+    assert capsys.readouterr().out == ""
+
+
 def test_the_config_of_a_training_command_is_found():
     words = ["python", "-m", "train", "fit", *TINY, "run.dir=/runs/x"]
     assert str(contract.run_directory(words)) == "/runs/x"

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from train.command_line import say
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments
 from train.commands.checkpoints import find_checkpoint, load_weights
 from train.config.load import LoadedConfig, load_config
@@ -28,11 +29,11 @@ def run(arguments: argparse.Namespace) -> Exit:
     loaded = load_config(arguments.config, arguments.overrides, runs=False)
     evaluated = evaluate_checkpoint(loaded, arguments.checkpoint)
     if evaluated.is_main and arguments.json:
-        print(json.dumps({"checkpoint": str(evaluated.checkpoint), **evaluated.metrics}))
+        say(json.dumps({"checkpoint": str(evaluated.checkpoint), **evaluated.metrics}))
     elif evaluated.is_main:
-        print(f"{evaluated.checkpoint} on {evaluated.samples:,} samples")
+        say(f"{evaluated.checkpoint} on {evaluated.samples:,} samples")
         for name, value in evaluated.metrics.items():
-            print(f"  {name:<20} {value:.6g}")
+            say(f"  {name:<20} {value:.6g}")
     return Exit.DONE
 
 

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from train.checkpoint.store import Manifest
+from train.command_line import say
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments
 from train.commands.checkpoints import find_checkpoint, load_weights
 from train.config.load import load_config
@@ -64,5 +65,5 @@ def run(arguments: argparse.Namespace) -> Exit:
             "directory."
         ) from None
     for path in written:
-        print(path)
+        say(str(path))
     return Exit.DONE

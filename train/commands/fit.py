@@ -10,6 +10,7 @@ import argparse
 from typing import NamedTuple
 
 from train.checkpoint.run_directory import RunDirectory
+from train.command_line import say
 from train.commands.arguments import add_config_arguments
 from train.config.changes import allowed_changes
 from train.config.load import LoadedConfig, load_config
@@ -57,7 +58,7 @@ def start(loaded: LoadedConfig, stop: StopRequest, *, allow_changes: bool = Fals
         finished = directory.finished()
         if finished and not any(change.changes_results for change in changes):
             if world.rank == 0:
-                print(
+                say(
                     f"The run in {directory.path} is already finished, at step "
                     f"{finished['step']}; for another run, set another run.name or run.dir."
                 )

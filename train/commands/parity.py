@@ -15,7 +15,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.command_line import python_module
+from train.command_line import python_module, say
 from train.commands.arguments import add_config_arguments
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, UsageError, error_of_code
@@ -120,7 +120,7 @@ def _micro_batch(loaded: LoadedConfig, placements: list[Placement]) -> list[str]
     if batch.micro_batch_size != "auto":
         return []
     if batch.global_batch_size % cells:
-        print(
+        say(
             f"batch.global_batch_size, {batch.global_batch_size}, is not a multiple of {cells}, so "
             "micro-batches differ between placements; a model with dropout will differ."
         )
@@ -140,7 +140,7 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
     command += [word for file in files for word in ("--config", file)]
     command += [*settings, f"run.dir={directory}", f"strategy={placement.strategy}"]
     log = directory.with_name(f"{directory.name}.log")
-    print(f"{placement}: {directory}", flush=True)
+    say(f"{placement}: {directory}")
     # One thread per process: equal arithmetic on every placement, no more threads than cores.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w", encoding="utf-8") as output:
@@ -169,20 +169,20 @@ def _report(
         arguments.loss_tolerance, arguments.norm_tolerance, arguments.weights_tolerance
     )
     reference, *others = directories
-    print(
+    say(
         f"\nMaximum relative difference from {reference} over {arguments.steps} steps "
         f"(tolerances: loss {tolerance.loss:g}, gradient norm {tolerance.norm:g}, "
         f"weights {tolerance.weights:g}):\n"
     )
     header = ("placement", "loss", "gradient norm", "weights", "learning rate", "ledger", "")
     line = "{:<12}{:>12}{:>15}{:>12}{:>15}{:>12}  {}"
-    print(line.format(*header))
+    say(line.format(*header))
     passed = True
     for name in others:
         found = compare(directories[reference], directories[name])
         within = found.within(tolerance)
         passed = passed and within
-        print(
+        say(
             line.format(
                 name, f"{found.loss:.1e}", f"{found.norm:.1e}", f"{found.weights:.1e}",
                 "identical" if found.rate == 0 else f"{found.rate:.1e}",
@@ -193,5 +193,5 @@ def _report(
         )  # fmt: skip
     picture = out / "parity.png"
     plot(directories, picture, f"{loaded.config.run.name} on {len(directories)} placements")
-    print(f"\ncurves: {picture}")
+    say(f"\ncurves: {picture}")
     return Exit.DONE if passed else Exit.DATA

@@ -10,6 +10,7 @@ import argparse
 
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
+from train.command_line import say
 from train.commands.arguments import add_config_arguments
 from train.config.load import load_config
 from train.data.ledger import verify
@@ -35,18 +36,18 @@ def run(arguments: argparse.Namespace) -> Exit:
     for step in store.steps():
         problems = store.problems(step)
         valid = valid and not problems
-        print(f"checkpoint step {step}: {'; '.join(problems) if problems else 'ok'}")
+        say(f"checkpoint step {step}: {'; '.join(problems) if problems else 'ok'}")
     if not store.steps():
-        print("checkpoints: none yet")
+        say("checkpoints: none yet")
     finished = directory.finished()
     if finished and finished["step"] not in store.steps():
         valid = False
-        print(f"checkpoint step {finished['step']}: missing, but the run finished at this step")
+        say(f"checkpoint step {finished['step']}: missing, but the run finished at this step")
     report = verify(
         directory.ledger,
         last_step=finished["step"] if finished else None,
         committed_step=max(store.steps(), default=0),
     )
-    print(f"ledger: {report}")
-    print("all well" if valid and report.ok else "NOT well")
+    say(f"ledger: {report}")
+    say("all well" if valid and report.ok else "NOT well")
     return Exit.DONE if valid and report.ok else Exit.DATA

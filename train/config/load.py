@@ -52,8 +52,7 @@ class LoadedConfig:
     @property
     def run_directory(self) -> Path:
         """The directory that holds all files of the run."""
-        run = self.config.run
-        return Path(run.dir or Path("runs") / run.name)
+        return _directory(self.config)
 
     def values(self) -> dict[str, Any]:
         """The resolved config as plain values, defaults included."""
@@ -89,10 +88,20 @@ def load_config(
     if runs:
         check(config, composed)
         if this_world().rank == 0:
-            _check_writable(Path(config.run.dir or Path("runs") / config.run.name), composed)
+            _check_writable(_directory(config), composed)
     assert isinstance(general, Config)
     assert isinstance(config, Config)
     return LoadedConfig(config, task, composed, tuple(files), tuple(overrides))
+
+
+def find_run_directory(files: Sequence[str], overrides: Sequence[str]) -> Path:
+    """The run directory of a config, without an import of its task's module. Raises UsageError."""
+    composed = compose(files, overrides)
+    return _directory(_validate(Config, composed, composed.values))
+
+
+def _directory(config: Config) -> Path:
+    return Path(config.run.dir or Path("runs") / config.run.name)
 
 
 def python() -> str:

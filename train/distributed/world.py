@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from train.exits import UsageError
+from train.numeric_text import port_number, whole_number, whole_number_in
 
 # What torch and Accelerate read as well; they fail on a blank value.
 _VARIABLES = (
@@ -63,8 +64,8 @@ def find_world(environ: MutableMapping[str, str]) -> World:
             f"{there} is set in the environment ({environ[there]!r}), but {missing} is not; start "
             f"the run with torchrun or accelerate launch, which set both, or unset {there}."
         )
-    world_size = _number(environ, "WORLD_SIZE", 1, at_least=1)
-    rank = _number(environ, "RANK", 0)
+    world_size = whole_number_in(environ, "WORLD_SIZE", 1, at_least=1)
+    rank = whole_number_in(environ, "RANK", 0)
     if rank >= world_size:
         raise UsageError(
             f"RANK must be less than WORLD_SIZE, {world_size}, but is {rank} (environment); ranks "
@@ -78,14 +79,19 @@ def find_world(environ: MutableMapping[str, str]) -> World:
                     "ranks cannot rendezvous; start the run with torchrun or accelerate launch, "
                     f"or set {name} to that of rank 0."
                 )
-    local_rank = _number(environ, "LOCAL_RANK", 0)
+        if port_number(environ["MASTER_PORT"].strip()) is None:
+            raise UsageError(
+                f"MASTER_PORT must be a port, 1 to 65535, but is {environ['MASTER_PORT']!r} "
+                "(environment); correct it, or start the run with torchrun."
+            )
+    local_rank = whole_number_in(environ, "LOCAL_RANK", 0)
     # DeepSpeed's launcher sets LOCAL_SIZE.
-    default = _number(environ, "LOCAL_SIZE", 1, at_least=1)
+    default = whole_number_in(environ, "LOCAL_SIZE", 1, at_least=1)
     return World(
         rank,
         world_size,
         local_rank,
-        _number(environ, "LOCAL_WORLD_SIZE", default, at_least=1),
+        whole_number_in(environ, "LOCAL_WORLD_SIZE", default, at_least=1),
         launcher,
         socket.gethostname(),
     )
@@ -140,29 +146,18 @@ def _launcher(environ: Mapping[str, str]) -> str:
     return "unknown" if "RANK" in environ else "python"
 
 
-def _number(environ: Mapping[str, str], name: str, default: int, *, at_least: int = 0) -> int:
-    text = environ.get(name)
-    if text is None:
-        return default
-    if not text.strip().isdigit() or int(text) < at_least:
-        raise UsageError(
-            f"{name} must be a whole number of at least {at_least}, but is {text!r} (environment); "
-            "correct it, or start the run with torchrun."
-        )
-    return int(text)
-
-
 def _started_by_srun(environ: Mapping[str, str]) -> bool:
     """Whether srun started this process; a batch script has most of Slurm's variables too."""
-    return "SLURM_PROCID" in environ and int(environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
+    tasks = whole_number_in(environ, "SLURM_STEP_NUM_TASKS", 1)
+    return "SLURM_PROCID" in environ and tasks > 1
 
 
 def _from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     """torch's variables from srun's; the port is a function of job id and step id."""
     hosts = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "localhost"
-    job, step = (int(environ.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    job, step = (whole_number_in(environ, n, 0) for n in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     per_node = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE") or "1")
-    node = int(environ.get("SLURM_NODEID") or 0)
+    node = whole_number_in(environ, "SLURM_NODEID", 0)
     return {
         "RANK": environ["SLURM_PROCID"],
         "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
@@ -199,7 +194,7 @@ def _accelerate_processes(parent: list[str]) -> int | None:
         with suppress(OSError):
             words = re.search(r"^num_processes:\s*(\d+)", Path(file).read_text(), re.MULTILINE)
             text = words[1] if words else None
-    return int(text) if text and text.isdigit() else None
+    return whole_number(text) if text else None
 
 
 def _option(words: list[str], name: str) -> str | None:

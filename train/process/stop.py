@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from train.exits import Exit, UsageError
+from train.exits import Exit
+from train.numeric_text import seconds_in
 from train.process.emergency_output import write_stderr
 from train.section import Section, non_semantic
 
@@ -195,10 +196,4 @@ def _forget_signals() -> None:
 
 def stop_deadline(config: StopConfig) -> float | None:
     """Seconds from SIGTERM to the end of the process; None for no deadline."""
-    text = os.environ.get("ISORUN_STOP_DEADLINE", "").strip()
-    try:
-        return float(text) if text else config.deadline
-    except ValueError:
-        raise UsageError(
-            f"ISORUN_STOP_DEADLINE must be a number of seconds, but is {text!r} (environment)."
-        ) from None
+    return seconds_in(os.environ, "ISORUN_STOP_DEADLINE") or config.deadline

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from train.process.emergency_output import silence
+
 _log = logging.getLogger("train")
 
 
@@ -195,7 +197,7 @@ class GuardedConsole:
             call(*arguments)
         except Exception as error:
             if isinstance(error, OSError):
-                _silence(sys.stdout)
+                silence(sys.stdout)
             self._console = QuietConsole()
             _log.warning("The console failed and is disabled: %r", error)
 
@@ -257,13 +259,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _silence(stream: Any) -> None:
-    """Redirects a stream to /dev/null; otherwise the interpreter's flush at exit fails."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-    except (OSError, ValueError):
-        pass

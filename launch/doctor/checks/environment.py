@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass
 
+from launch.contract import whole_number
 from launch.cores import usable_cores
 from launch.doctor.checks.interfaces import VARIABLES, choose, interfaces
 from launch.doctor.findings import Finding, misconfigured, ok, warning
@@ -63,7 +64,7 @@ def threads(place: Place) -> list[Finding]:
     """Whether the processes of the node have more threads than it has cores."""
     processes, there = place.world.local_world_size, cores()
     given = place.environ.get("OMP_NUM_THREADS", "")
-    if given and not (given.isdigit() and int(given) > 0):
+    if given and not whole_number(given):
         return [
             misconfigured(
                 "threads",

@@ -8,18 +8,18 @@ were removed as succeeded.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from torchx.schedulers import docker_scheduler as theirs
 from torchx.schedulers.docker_scheduler import create_scheduler
 
+from launch.agent_command import agent_arguments
+from launch.contract import TRAIN, UsageError, config_arguments, log
 from launch.history import launch_log
 from launch.torchx.schedulers.local_scheduler import seconds_to_stop
 from launch.torchx.schedulers.watched import Recorded
@@ -40,16 +40,17 @@ class LocalDockerScheduler(Recorded, theirs.DockerScheduler):  # type: ignore[mi
                 cores = int(self._docker_client.info()["NCPU"])
                 role.resource = replace(role.resource, cpu=min(role.resource.cpu, cores))
             if role.max_retries:
-                _warn(
-                    f"--max_retries {role.max_retries} is ignored: Docker restarts a container "
-                    "after any exit code, and without the other containers; use --max_restarts, "
-                    "with which the agents restart the ranks after retryable failures."
+                log(
+                    f"warning: --max_retries {role.max_retries} is ignored: Docker restarts a "
+                    "container after any exit code, and without the other containers; use "
+                    "--max_restarts, with which the agents restart the ranks after retryable "
+                    "failures."
                 )
                 role.max_retries = 0
             for file in _unmounted(role):
-                _warn(
-                    f"The config file {file} is not in a mount; unless the image contains it, add "
-                    f"--mounts type=bind,src={file},dst={file},readonly"
+                log(
+                    f"warning: The config file {file} is not in a mount; unless the image contains "
+                    f"it, add --mounts type=bind,src={file},dst={file},readonly"
                 )
         return super().submit_dryrun(app, cfg)
 
@@ -82,10 +83,6 @@ def _stop(container: Any) -> None:
     container.stop(timeout=round(seconds_to_stop(environ)))
 
 
-def _warn(text: str) -> None:
-    print(f"isorun: warning: {text}", file=sys.stderr)
-
-
 def _unmounted(role: Role) -> Iterator[str]:
     """Config files outside the working directory, of which the image has most likely a copy, and
     outside all mounts."""
@@ -97,10 +94,13 @@ def _unmounted(role: Role) -> Iterator[str]:
             yield file
 
 
-def _config_files(args: Sequence[str]) -> Iterator[str]:
-    words = list(args)
+def _config_files(args: Sequence[str]) -> Sequence[str]:
+    words = [word.replace("$$", "$") for word in args]
+    started = agent_arguments(words)
+    command = started[1] if started else words
     with suppress(ValueError, TypeError, KeyError, IndexError):  # only a sweep's args end in JSON
-        words += json.loads(words[-1].replace("$$", "$"))["config"]
-    for option, value in pairwise(words):
-        if option == "--config":
-            yield value
+        command = [*TRAIN, "fit", *json.loads(words[-1])["config"]]
+    with suppress(UsageError):  # reported by the run
+        if arguments := config_arguments(command):
+            return list(arguments.config)
+    return []

@@ -24,7 +24,7 @@ from torchx.schedulers.local_scheduler import create_scheduler
 from torchx.specs import AppState, Role
 
 from launch.agent_command import options_of, variable
-from launch.contract import UsageError
+from launch.contract import UsageError, finite_number, whole_number
 from launch.cores import usable_cores
 from launch.deadlines import grace_period
 from launch.history import launch_log
@@ -153,9 +153,8 @@ class LocalCwdScheduler(Recorded, theirs.LocalScheduler):  # type: ignore[misc]
 
 def seconds_to_stop(environ: Mapping[str, str]) -> float:
     """The grace period of an agent with this environment."""
-    with suppress(KeyError, ValueError):
-        return grace_period(float(environ[variable("shutdown-timeout")]))
-    return grace_period()
+    timeout = finite_number(environ.get(variable("shutdown-timeout"), ""))
+    return grace_period() if timeout is None else grace_period(timeout)
 
 
 def log_directory(app_id: str) -> Path:
@@ -230,7 +229,7 @@ def _processes_per_node(role: Role, devices: int) -> int:
     """The number of ranks that the role's agents start; 1 for a role without agents."""
     options = options_of(role.args, role.env)
     given = options.text("nproc-per-node") if options else _option(role.args, "--nproc-per-node")
-    return int(given) if given.isdigit() else max(1, devices)
+    return whole_number(given) or max(1, devices)
 
 
 def _option(words: Sequence[str], option: str) -> str:

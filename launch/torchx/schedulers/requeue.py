@@ -15,7 +15,16 @@ import sys
 import time
 from pathlib import Path
 
-from launch.contract import Exit, Parser, exit_code_of, is_worth_retrying
+from launch.contract import (
+    Exit,
+    Parser,
+    RetryError,
+    UsageError,
+    exit_code_of,
+    is_worth_retrying,
+    log,
+    whole_number,
+)
 
 
 def main() -> int:
@@ -34,37 +43,44 @@ def _requeue() -> int:
         "--most", type=int, required=True, metavar="N", help="maximum number of failures"
     )
     arguments = parser.parse_args()
-    code, job = arguments.code, os.environ["SLURM_JOB_ID"]
+    code, job = arguments.code, os.environ.get("SLURM_JOB_ID")
+    if not job:
+        raise UsageError(
+            "SLURM_JOB_ID is not set (environment), so there is no job to requeue; use this "
+            "command in a batch file of Slurm."
+        )
     if not is_worth_retrying(code):
         return 1
     # Preempted ranks have saved a checkpoint; that is not a failure.
     if code != Exit.PREEMPTED and (failures := _count(job, code)) > arguments.most:
-        _log(
+        log(
             f"exit code {code}; this is failure {failures} of this job and the limit is "
             f"{arguments.most}, so it is not requeued."
         )
         return 1
-    _log(f"exit code {code}; the job is requeued and resumes from the last checkpoint.")
-    return int(subprocess.run(["scontrol", "requeue", job], check=False).returncode != 0)
+    log(f"exit code {code}; the job is requeued and resumes from the last checkpoint.")
+    try:
+        return int(subprocess.run(["scontrol", "requeue", job], check=False).returncode != 0)
+    except OSError as error:
+        raise RetryError(
+            f"scontrol cannot be started ({error.strerror}), so job {job} is not requeued. Check "
+            "PATH on this node, then submit the job again."
+        ) from None
 
 
 def _count(job: str, code: int) -> int:
     """Records this failure, and returns the number of failures so far."""
-    starts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    starts = whole_number(os.environ.get("SLURM_RESTART_COUNT", "")) or 0
     file = Path(f"isorun-{job}.failures")
     nodes = os.environ.get("SLURM_JOB_NODELIST", "?")
     try:
         # On the first start a new file: Slurm may have used the job's number before.
-        with file.open("a" if starts else "w", encoding="utf-8") as log:
-            print(time.strftime("%Y-%m-%d %H:%M:%S"), f"exit code {code} on {nodes}", file=log)
+        with file.open("a" if starts else "w", encoding="utf-8") as lines:
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), f"exit code {code} on {nodes}", file=lines)
         return len(file.read_text(encoding="utf-8").splitlines())
     except OSError as error:
-        _log(f"{file} cannot be written ({error.strerror}), so every start counts as a failure.")
+        log(f"{file} cannot be written ({error.strerror}), so every start counts as a failure.")
         return starts + 1
-
-
-def _log(text: str) -> None:
-    print(f"isorun: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Which rank failed first, and the record of the failure."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,8 @@ from launch.agent.failure import (
     write_record,
     write_termination,
 )
+from launch.agent.main import _write
+from tests.support.runs import TINY
 from train.exits import ADVICE, Exit, is_worth_retrying
 
 
@@ -55,6 +59,11 @@ def test_the_error_is_read_from_torchs_format():
     assert error_of("torn") == ("torn", None)
 
 
+@pytest.mark.parametrize("info", [{"timestamp": "soon"}, {"timestamp": None}, "none", None, {}])
+def test_an_error_file_of_another_program_may_have_no_time(info):
+    assert error_of({"message": "it broke", "extraInfo": info}) == ("it broke", None)
+
+
 def test_the_last_lines_of_a_log(tmp_path):
     log = tmp_path / "stderr.log"
     log.write_bytes(b"x" * 50000 + b"\n" + b"\n".join(b"line %d" % n for n in range(100)) + b"\n\n")
@@ -86,6 +95,19 @@ def test_records_are_numbered_and_never_replaced(tmp_path):
     assert sorted(p.name for p in (tmp_path / "failures").iterdir()) == ["0001.json", "0002.json"]
     record = json.loads((tmp_path / "failures/0001.json").read_text())
     assert (record["exit_code"], record["retry"], record["first"]["rank"]) == (75, True, 0)
+
+
+def test_each_record_is_written_whatever_else_cannot_be(tmp_path, monkeypatch, unread):
+    """Neither the log, nor the termination message, nor the task's module."""
+    monkeypatch.setattr(sys, "stderr", unread)
+    directory = tmp_path / "run"
+    directory.mkdir()
+    first = failure(0, 75)
+    command = ["python", "-m", "train", "fit", *TINY, f"run.dir={directory}", "task.use=gone:Task"]
+    options = SimpleNamespace(termination_log=tmp_path / "gone" / "termination-log")
+    _write(options, command, Outcome(first, [first], []), 0, in_run_directory=True)
+    record = json.loads((directory / "failures/0001.json").read_text())
+    assert record["exit_code"] == 75
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,24 @@ def test_the_first_host_is_found_in_a_slurm_node_list():
             "JOB_COMPLETION_INDEX",
         ),
         (["--shutdown-timeout", "20"], {"ISORUN_STOP_DEADLINE": "25"}, "ISORUN_STOP_DEADLINE"),
+        (["--shutdown-timeout", "0"], {}, "must be a number of seconds above 0, but is '0'"),
+        *[
+            ([], {"ISORUN_STOP_DEADLINE": text}, f"seconds above 0, but is {text!r} (environment)")
+            for text in ("nan", "inf", "-1", "0", "soon")
+        ],
+        # str.isdigit is true for a superscript two, which int() refuses.
+        (["--nproc-per-node", "\N{SUPERSCRIPT TWO}"], {}, "--nproc-per-node must be a number"),
+        (["--rdzv-endpoint", "a:\N{SUPERSCRIPT TWO}"], {}, "must be a number below 65536"),
+        (
+            ["--nnodes", "2"],
+            {"MASTER_ADDR": "a", "MASTER_PORT": "abc"},
+            "but is 'abc' (environment variable MASTER_PORT)",
+        ),
+        (
+            ["--nnodes", "2", "--rdzv-endpoint", "a", "--node-rank", "\N{SUPERSCRIPT TWO}"],
+            {},
+            "--node-rank must be a whole number",
+        ),
         (["--nodes", "2"], {}, "--nodes"),
     ],
 )

@@ -170,6 +170,7 @@ def test_too_few_open_files(tmp_path):
     [
         (["--level", "deep"], "Argument --level: invalid choice: 'deep'"),
         (["--wait", "0"], "--wait is 0"),
+        (["--wait", "nan"], "--wait is nan"),
         (["--jsn", "x"], "--jsn"),
     ],
 )

@@ -1,10 +1,12 @@
 """The doctor's findings from given measurements."""
 
+import sys
 import threading
 import time
 
 import pytest
 
+from launch.doctor import cli, examination
 from launch.doctor.checks import (
     clocks,
     collectives,
@@ -54,6 +56,16 @@ def test_a_wrong_setting_takes_precedence_over_a_failure_and_warnings_do_not_fai
     assert exit_code([ok("x", ""), warning("x", "", "")]) == 0
     assert exit_code([ok("x", ""), infrastructure_failure("x", "", "")]) == 75
     assert exit_code([infrastructure_failure("x", "", ""), misconfigured("x", "", "")]) == 64
+
+
+def test_a_table_that_nobody_reads_does_not_change_the_exit_code(monkeypatch, unread):
+    """As in ``isorun doctor | head -1``."""
+    found = [ok("x", "")]
+    monkeypatch.setattr(sys, "stdout", unread)
+    monkeypatch.setattr(examination.Examination, "run", lambda self: self.note(found))
+    assert cli.main([]) == 0
+    found = [misconfigured("x", "", "")]
+    assert cli.main([]) == 64
 
 
 def test_equal_findings_of_several_nodes_are_one_row():

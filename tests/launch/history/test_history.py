@@ -63,8 +63,15 @@ def test_an_incomplete_line_does_not_hide_others():
     submit("a")
     with launch_log.path().open("a") as file:
         file.write('{"event": "subm\n')
+        file.write("1\n{}\n")
+        file.writelines(
+            f'{{"event": "{event}"}}\n' for event in ("submitted", "ended", "cancelled")
+        )
+        file.write('{"event": "ended", "time": 1, "handle": "x", "state": "y", "exit_codes": 1}\n')
     submit("b")
     assert len(all_launches()) == 2
+    assert not launch_log.was_cancelled("x")
+    assert launch_log.code_of_this_process() is None
 
 
 def test_a_launch_log_that_cannot_be_written_does_not_prevent_a_launch(home, monkeypatch, capsys):

@@ -50,6 +50,18 @@ def test_why_names_the_rank_the_error_and_the_remedy(capsys, tmp_path, code, aga
     assert again in told
 
 
+def test_incomplete_failure_records_are_ignored(capsys, tmp_path):
+    handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
+    failure(tmp_path, 75, error="The disk is full.")
+    complete = json.loads((tmp_path / "failures/0001.json").read_text())
+    for number, values in enumerate(
+        [{}, [1], {"time": time.time()}, {**complete, "first": {}}, {**complete, "others": [1]}]
+    ):
+        (tmp_path / f"failures/1{number}.json").write_text(json.dumps(values))
+    launch_log.record_end(handle, "FAILED", [75])
+    assert "The disk is full." in said(capsys, "why", "3")
+
+
 @pytest.mark.normal
 def test_why_ignores_an_earlier_launch_of_the_same_run(capsys, tmp_path):
     failure(tmp_path, 71, ago=3600)

@@ -6,7 +6,8 @@ import sys
 import pytest
 import yaml
 
-from launch.kubernetes import kustomize
+from launch.cli import main
+from launch.kubernetes import checks, kustomize
 from launch.kubernetes.command_line import render_words
 from launch.kubernetes.values import number
 from tests.launch.kubernetes.objects import OVERLAYS, built, environment_with_kubectl, one
@@ -55,6 +56,30 @@ def test_an_image_with_a_digest_needs_no_warning():
     assert render_words(["cpu-demo", "--set", f"image={DIGEST}"]).warnings == []
 
 
+def test_help_shows_all_options(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["render", "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "usage: isorun render OVERLAY",
+        "--set KEY=VALUE",
+        "--without",
+        "-n NAMESPACE",
+        "isorun.fit",
+    ):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    "words", ["-n ml cpu-demo --set nodes=3", "--set nodes=3 --namespace=ml cpu-demo"]
+)
+def test_options_may_precede_the_overlay(words):
+    made = render_words(words.split()).objects
+    assert {o["metadata"]["namespace"] for o in made} == {"ml"}
+    assert one(made, "Job")["spec"]["completions"] == 3
+
+
 def test_values_environment_command_and_namespace():
     command = ["python", "-m", "train", "verify", "--config", "configs/text.yaml", "run.name=x"]
     words = ["multi-node", "kueue", "--set", "nodes=4", "--set", "queue=training", "-n", "ml"]
@@ -82,6 +107,13 @@ def test_a_component_can_be_left_out():
     assert "PersistentVolumeClaim" not in kinds
 
 
+def test_config_files_may_exist_in_the_image_only(capsys):
+    """Then the config is not checked, however the command names them."""
+    for words in ("--config /only/in/the/image.yaml", "--config=/only/in/the/image.yaml", "--help"):
+        assert checks.training(["python", "-m", "train", "fit", *words.split()], None) is None
+    assert capsys.readouterr().out == ""
+
+
 TRAIN = "-- python -m train fit --config configs/text.yaml"
 
 
@@ -91,15 +123,25 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         ("", "Nothing to render; .* or an overlay: cpu-demo, "),
         ("multinode", "'multinode' is not an overlay; did you mean multi-node?"),
         ("cpu-demo pcv", "'pcv' is not a component; did you mean pvc?"),
+        ("isorun.fit --cfg nope", "--cfg must be KEY=VALUE,..., .* but is 'nope'"),
+        ("isorun.fit --cfg stop_deadline=abc", "--cfg must be .* but is 'stop_deadline=abc'"),
+        ("isorun.fit --cfg=overlai=cpu-demo", "overlai is not an option; did you mean overlay?"),
+        ("isorun.fit --check False --config gone.yaml --cfg overlay=cpu-demo,stop_deadline=0", "stopDeadline .* must be a whole number of seconds of at least 1, but is '0'"),
+        ("isorun.fit --nope 1", "isorun.fit: unrecognized arguments: --nope; see `isorun render isorun.fit --help`"),
+        ("isorun.fit --check False --env X", "isorun.fit: .*X.*; see"),
         ("isorun.fitt", "'isorun.fitt' is not a component of isorun; did you mean isorun.fit?"),
         ("cpu-demo --set nodes=0", r"nodes must be a whole number of at least 1, but is 0 \(--set"),
         ("cpu-demo --set nodes=two", "nodes must be a whole number of at least 1, but is 'two'"),
+        ("cpu-demo --set nodes=2001-13-45", "nodes must be a whole number of at least 1, but is '2001-13-45'"),
         ("cpu-demo --set memory=lots", "memory must be a quantity, such as 512Mi"),
         ("cpu-demo --set command=[]", "command must be a list with at least one word"),
         ("cpu-demo --set node=2", "node is not a key; did you mean nodes?"),
         ("cpu-demo --set nodes", "--set must be KEY=VALUE"),
         ("cpu-demo --set gpus=1", "gpus is 1 .* no component of the overlay cpu-demo reads it"),
         ("cpu-demo kueue", "queue is required by a component; add --set queue=VALUE"),
+        ("cpu-demo --set name=", "The name of the run is ''"),
+        ("cpu-demo --set env.=x", "env. is not a key"),
+        ("cpu-demo -n A_B", "The namespace is 'A_B', but must have at most 63 lower-case letters"),
         ("cpu-demo --set name=Text_1", "The name of the run is 'Text_1', but a name in a cluster"),
         (f"cpu-demo --set name={LONG}", "with 64 characters, but host names have at most 63; .* shorter by 1"),
         (f"jobset --set name={LONG[:55]}", "a-node-0-1. with 64 characters"),
@@ -115,8 +157,10 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         ("sweep --set nodes=3", r"nodes is 3 \(--set nodes=3\), but each trial of a sweep has one node"),
         ("cpu-demo --set env.WANDB_API_KEY=1", "WANDB_API_KEY would be in plain text in the Job"),
         ("cpu-demo --set env.ISORUN_STOP_DEADLINE=200", "must increase, but the ranks have 200 s"),
+        ("cpu-demo --set env.ISORUN_STOP_DEADLINE=abc", "ISORUN_STOP_DEADLINE must be a number of seconds above 0, but is 'abc' .the pods' environment"),
         ("cpu-demo --set env.PET_SHUTDOWN_TIMEOUT=500", "must increase, but .* kills them after 500 s"),
         (f"cpu-demo {TRAIN} stop.deadline=100", "config has stop.deadline=100, but in the pods ISORUN_STOP_DEADLINE sets 90 s"),
+        ("cpu-demo --set stopDeadline=\N{SUPERSCRIPT TWO}", "stopDeadline .* must be a whole number of seconds"),
         ("cpu-demo --set stopDeadline=soon", "stopDeadline .* must be a whole number of seconds"),
         ("cpu-demo --set sharedMemory=2Gi", "sharedMemory is 2Gi, but /dev/shm counts toward memory"),
         (f"cpu-demo {TRAIN} optim.lrr=1", "did you mean optim.lr?"),

@@ -56,7 +56,7 @@ def test_auto_starts_a_process_per_gpu_of_the_resource():
     assert fit().args[5] == "auto"
 
 
-@pytest.mark.parametrize("j", ["0x1", "1x0", "2:1x1", "x2", "2x", "two", "1:2", "", "-1x2"])
+@pytest.mark.parametrize("j", ["0x1", "1x0", "2:1x1", "x2", "2x", "two", "1:2", "", "-1x2", "1x00"])
 def test_an_invalid_j_is_reported(j):
     with pytest.raises(UsageError, match=r"-j is .*, but must be NODESxPROCESSES"):
         app("isorun.fit", f"-j={j}", *TINY)

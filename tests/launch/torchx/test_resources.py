@@ -83,6 +83,7 @@ def test_an_empty_file_is_valid(own):
         ("- a", "{path} (ISORUN_RESOURCES) must be a mapping from names"),
         ("a: 3", "a is 3 in {path}"),
         ("a: [1,", "not valid YAML in line 1"),
+        ("a: {cpu: 2001-13-45, memMB: 1}", "in {path} (ISORUN_RESOURCES) cannot be read: month must be in 1..12"),
     ],
 )  # fmt: skip
 def test_an_error_names_the_file(own, text, said):

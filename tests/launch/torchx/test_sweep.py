@@ -1,8 +1,10 @@
 import json
 import re
+import sys
 
 import pytest
 
+from launch.torchx import sweep_node
 from launch.torchx.sweep import combinations, values
 from tests.launch.launching import role
 from tests.support.runs import TINY
@@ -45,8 +47,8 @@ def test_each_run_has_its_own_name_and_directory():
         "run.dir=/runs/s/optim.lr=0.1",
         "run.dir=/runs/s/optim.lr=0.2",
     ]
-    assert len({run["name"] for run in runs}) == 2
-    assert all(f"run.name={run['name']}" in run["overrides"] for run in runs)
+    assert len({run["overrides"][-2] for run in runs}) == 2
+    assert all(run["overrides"][-2].startswith("run.name=") for run in runs)
     assert made.env["WANDB_JOB_TYPE"] == "sweep"
 
 
@@ -66,6 +68,53 @@ def test_each_run_has_its_own_name_and_directory():
 def test_errors_are_reported_before_submission(words, said):
     with pytest.raises(UsageError, match=re.escape(said)):
         role("isorun.sweep", *TINY, *words, scheduler="slurm")
+
+
+def test_the_largest_sweep_fits_into_one_argument_and_a_larger_one_is_refused():
+    """Linux limits one argument to 128 KiB, and local_cwd could not start the job."""
+    lots = [
+        "optim.lr=" + ",".join(map(str, range(1, 26))),
+        "run.seed=" + ",".join(map(str, range(40))),
+    ]
+    made = role("isorun.sweep", "--check", "False", "--config", "d.yaml", *lots)
+    assert len(given(made)["runs"]) == 1000
+    assert len(made.args[-1].encode()) < 128 * 1024
+    with pytest.raises(
+        UsageError, match=r"1,000 runs, and the list .* more than the 131,071 of one"
+    ):
+        role("isorun.sweep", "--check", "False", *lots, "data.files=/a/long/path/of/a/corpus.txt")
+
+
+RUNS = json.dumps({"config": [], "runs": [{"overrides": ["run.name=first"]}], "max_restarts": 0})
+
+
+@pytest.mark.parametrize(
+    ("share", "sweep", "expected"),
+    [
+        ("x/1", RUNS, "--share must be RANK/NODES"),
+        ("0", RUNS, "but is '0' (command line)"),
+        ("1/1", RUNS, "with RANK less than NODES"),
+        ("0/1", "{", "not what `torchx run isorun.sweep` writes"),
+        ("0/1", '{"runs": [1], "config": [], "max_restarts": 0}', "isorun.sweep` writes"),
+    ],
+)
+def test_a_wrong_command_line_of_a_node_is_one_sentence(
+    monkeypatch, capsys, share, sweep, expected
+):
+    monkeypatch.setattr(sys, "argv", ["sweep_node", "--share", share, sweep])
+    assert sweep_node.main() == 64
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+
+
+def test_a_node_goes_on_if_nobody_reads_its_output(monkeypatch, unread):
+    started = []
+    monkeypatch.setattr(sweep_node._Runner, "_train", lambda *run: started.append(run[2]) or 64)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["sweep_node", "--share", "0/1", RUNS])
+    monkeypatch.setattr(sys, "stdout", unread)
+    assert sweep_node.main() == 64
+    assert started == ["first"]
 
 
 def test_an_elastic_sweep_is_refused():

@@ -10,6 +10,7 @@ from torchx.schedulers.docker_scheduler import DockerScheduler
 from launch.history import launch_log
 from launch.history.launches import find_launch
 from launch.torchx.schedulers import create
+from launch.torchx.schedulers.docker_scheduler import _config_files
 from tests.launch.launched import said, submit
 from tests.launch.launching import dryrun
 from tests.support.runs import ROOT, TINY
@@ -92,6 +93,13 @@ def test_docker_does_not_restart_containers_since_it_ignores_exit_codes(engine, 
     assert "isorun: warning: --max_retries 3 is ignored" in capsys.readouterr().err
     dryrun("isorun.fit", *TINY, scheduler="local_docker")
     assert "warning" not in capsys.readouterr().err
+
+
+def test_config_files_are_found_however_the_command_names_them():
+    for words in (["--config", "/x"], ["--config=/x"], ["optim.lr=1", "--conf", "/x"]):
+        agent = ["-m", "launch.agent", "--nnodes", "2", "--", "python", "-m", "train", "fit"]
+        assert _config_files([*agent, *words]) == ["/x"]
+    assert _config_files(["-m", "launch.agent", "--", "python", "mine.py", "--config", "/x"]) == []
 
 
 def test_a_config_file_outside_the_mounts_is_reported(engine, capsys, tmp_path):

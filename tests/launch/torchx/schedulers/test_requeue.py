@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.torchx.schedulers import requeue
 from tests.launch.launching import dryrun
 from tests.support.runs import ROOT, TINY
 from train.exits import Exit, is_worth_retrying
@@ -44,6 +45,18 @@ FILE = ROOT / "configs/slurm/fit.sbatch"
 def test_only_failures_worth_a_retry_are_requeued(tmp_path, code):
     again = is_worth_retrying(code)
     assert starts_again(tmp_path, FILE, code) == (again, 0 if again else code)
+
+
+@pytest.mark.process
+def test_it_needs_a_job_and_scontrol(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["requeue", "143", "--most", "2"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert requeue.main() == 64
+    assert "error: SLURM_JOB_ID is not set (environment)" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert requeue.main() == 75
+    assert "scontrol cannot be started (No such file" in capsys.readouterr().err
 
 
 def failures(directory):
