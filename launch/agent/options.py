@@ -83,6 +83,12 @@ def parse(
     timeout = values.seconds("shutdown-timeout")
     preflight_only = values.flag("preflight-only")
     preflight = _preflight(*values.find("preflight"))
+    if preflight_only and preflight == "off":
+        origin = values.find("preflight")[1]
+        raise UsageError(
+            f"--preflight-only is given, but --preflight is off ({origin}), so there is nothing to "
+            "do; remove one of them."
+        )
     if preflight == "auto":
         preflight = "full" if preflight_only else ("quick" if max_nodes > 1 else "off")
     if not command and not preflight_only:
