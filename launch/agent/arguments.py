@@ -79,9 +79,13 @@ class Values:
         return self.find(name)[0]
 
     def flag(self, name: str) -> bool:
-        """Whether a flag is given, or its variable is 1."""
+        """Whether a flag is given, or its variable is set. Raises UsageError."""
         key = name.replace("-", "_")
-        return bool(self._arguments[key]) or self._environ.get(f"PET_{key.upper()}") == "1"
+        variable = f"PET_{key.upper()}"
+        text = self._environ.get(variable, "").strip()
+        if text.lower() not in ("", "0", "1", "false", "true"):
+            raise UsageError(f"{variable} must be 1, true, 0 or false, but is {text!r}.")
+        return bool(self._arguments[key]) or text.lower() in ("1", "true")
 
     def whole(self, name: str, *, at_least: int) -> int:
         """The value as an integer. Raises UsageError."""

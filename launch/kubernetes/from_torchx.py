@@ -116,8 +116,14 @@ def _agent_job(role: Role) -> _ConvertedRole:
 
     options, command = agent_arguments(role.args) or ([], [])
     job = _ConvertedRole(command=command)
-    for key, value in vars(parser().parse_args(options)).items():
-        if value is None or value is False or key in _BY_TEMPLATE:
+    given = vars(parser().parse_args(options))
+    if given.pop("preflight_only"):
+        raise UsageError(
+            f"The role {role.name} has the agent's option --preflight-only, but an older agent in "
+            "the image would ignore it and train; use the component isorun.doctor."
+        )
+    for key, value in given.items():
+        if value is None or key in _BY_TEMPLATE:
             continue
         if key == "nnodes":
             least, _, most = str(value).partition(":")
@@ -127,7 +133,7 @@ def _agent_job(role: Role) -> _ConvertedRole:
         elif key == "nproc_per_node":
             job.spec["processes"] = int(value) if str(value).isdigit() else value
         else:
-            job.env[variable(key)] = "1" if value is True else str(value)
+            job.env[variable(key)] = str(value)
     job.spec["command"] = job.command
     return job
 

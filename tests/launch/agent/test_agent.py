@@ -200,6 +200,14 @@ def test_settings_that_torch_rejects_are_reported(tmp_path):
         assert "Traceback" not in err
 
 
+def test_a_failed_doctor_leaves_no_failure_record_in_the_run(tmp_path):
+    training = [*FIT, f"run.dir={tmp_path}"]
+    doctor = ["python", "-m", "launch.doctor", "--level", "deep", "--", *training]
+    code, _, err = end(start(command=doctor))
+    assert code == 64, err
+    assert not (tmp_path / "failures").exists()
+
+
 @pytest.mark.slow
 def test_the_first_error_of_a_run_is_kept(tmp_path):
     termination = tmp_path / "termination"
