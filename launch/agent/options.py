@@ -15,8 +15,8 @@ from launch.contract import RUN_ID, STOP_DEADLINE, UsageError, first_host, key_v
 from launch.cores import usable_cores
 from launch.ports import DEFAULT_PORT
 
-# Where launchers put the number of this node: TorchX, Kubernetes' Indexed Jobs, Slurm.
-_NODE_RANKS = ("TORCHX_REPLICA_ID", "JOB_COMPLETION_INDEX", "SLURM_NODEID")
+# Where launchers put the number of this node: TorchX, Kubernetes' Indexed Jobs, Slurm, Volcano.
+_NODE_RANKS = ("TORCHX_REPLICA_ID", "JOB_COMPLETION_INDEX", "SLURM_NODEID", "VC_TASK_INDEX")
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def _plain_job(role: Role) -> _ConvertedRole:
     job = _ConvertedRole(command=words, spec={"processes": 1, "command": words})
     if any(_HEAD in text for text in (*role.args, *role.env.values())):
         # At the end of the list: a variable can refer to earlier ones only.
-        head = {"name": _HEAD, "value": "$(JOB_NAME)-0.$(SERVICE)"}
+        head = {"name": _HEAD, "value": "$(RDZV_HOST)"}
         place = "/spec/template/spec/containers/0/env/-"
         job.patches.append({"operations": [{"op": "add", "path": place, "value": head}]})
     else:
