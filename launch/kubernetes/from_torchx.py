@@ -90,7 +90,8 @@ def render_request(app: AppDef, cfg: Mapping[str, Any], name: str) -> RenderRequ
 
 
 def _starts_agent(role: Role) -> bool:
-    return role.entrypoint == "python" and tuple(role.args[: len(AGENT)]) == AGENT
+    words = role.args[1:] if role.args[:1] == ["-P"] else role.args
+    return role.entrypoint == "python" and tuple(words[: len(AGENT)]) == AGENT
 
 
 def _substituted(role: Role, app_id: str) -> Role:

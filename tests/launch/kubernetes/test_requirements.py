@@ -154,7 +154,7 @@ def test_pods_run_the_agent(overlay):
     for pod in pods(overlay):
         container = main_container(pod)
         command = container["command"]
-        assert command[:5] == ["tini", "--", "python", "-m", "launch.agent"]
+        assert command[:6] == ["tini", "--", "python", "-P", "-m", "launch.agent"]
         assert command[-1] == "--"
         assert container["args"][:4] == ["python", "-m", "train", "fit"]
         if overlay != "sweep":

@@ -434,6 +434,13 @@ def test_agent_options_reach_the_agent():
 
 
 @pytest.mark.usefixtures("here")
+def test_an_agent_is_recognised_with_and_without_p():
+    made, with_p = app(), app()
+    with_p.roles[0].args.insert(0, "-P")
+    assert container_of(job_of(with_p))["args"] == container_of(job_of(made))["args"]
+
+
+@pytest.mark.usefixtures("here")
 def test_the_doctor_never_trains_even_with_an_older_agent_in_the_image():
     """An older agent ignores variables that it does not know, so the command itself must not
     train."""

@@ -88,6 +88,11 @@ def test_a_job_without_image_never_runs_a_train_py_of_the_working_directory(
     assert fit(scheduler=scheduler).args[:2] == ["-m", "launch.agent"]
 
 
+def test_a_job_in_an_image_never_runs_a_launch_py_of_the_working_directory(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert fit(scheduler="local_docker").args[:3] == ["-P", "-m", "launch.agent"]
+
+
 def test_a_missing_rendezvous_variable_would_become_localhost():
     """As in TorchX's own component, where two nodes would run two independent runs."""
     theirs = ddp("x", script="x.py", j="2x1", h=None).roles[0]

@@ -46,6 +46,11 @@ def test_only_failures_worth_a_retry_are_requeued(tmp_path, code):
     assert starts_again(tmp_path, FILE, code) == (again, 0 if again else code)
 
 
+def test_a_launch_py_of_the_job_s_directory_is_not_run(tmp_path):
+    (tmp_path / "launch.py").write_text("print('mine')")
+    assert starts_again(tmp_path, FILE, 75) == (True, 0)
+
+
 def failures(directory):
     return (directory / "isorun-20007.failures").read_text().splitlines()
 
@@ -86,7 +91,7 @@ def test_the_arguments_of_the_agents(tmp_path):
     starts_again(tmp_path, FILE, 0, SLURM_CPUS_PER_TASK="7")
     said = (tmp_path / "srun.said").read_text()
     assert "--rdzv-port 10007 " in said
-    assert "--cpus-per-task 7 python -m launch.agent --nnodes 2 " in said
+    assert "--cpus-per-task 7 python -P -m launch.agent --nnodes 2 " in said
     assert said.endswith("-- python -m train fit --config my config.yaml\n")
 
 
