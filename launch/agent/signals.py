@@ -11,6 +11,13 @@ TERMINATING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 HANDLED = (*TERMINATING, signal.SIGINT, signal.SIGUSR1)
 
 
+def handled() -> tuple[signal.Signals, ...]:
+    """The signals that a program with ranks handles here: SIGHUP only if it is not ignored, as
+    nohup makes it."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in HANDLED if not (ignored and number == signal.SIGHUP))
+
+
 class StopSignal(Exception):  # noqa: N818 - a request, no error
     """A signal that arrived while there were no ranks to forward it to."""
 
@@ -35,8 +42,8 @@ class Signals:
         self._seen: set[signal.Signals] = set()
 
     def install(self) -> None:
-        """Installs the handlers."""
-        for number in HANDLED:
+        """Installs the handlers. A program that nohup started keeps running after SIGHUP."""
+        for number in handled():
             signal.signal(number, self._record)
 
     def _record(self, number: int, _: FrameType | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.agent.signals import HANDLED, Signals, StopSignal
 from tests.support.runs import ROOT, TINY, checkpoints, environment, run
 
 
@@ -103,6 +104,34 @@ def listening(tmp_path, *options, takes):
     for rank in range(2):
         wait_for(tmp_path / f"seenready{rank}")
     return agent
+
+
+@pytest.fixture
+def handlers():
+    """Restores the handlers of signals."""
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_an_agent_that_nohup_started_keeps_running_after_a_hangup():
+    signals = Signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals.install()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert signals.first is None
+    with pytest.raises(StopSignal, match="SIGTERM"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_hangup_is_otherwise_a_request_to_stop():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    Signals().install()
+    with pytest.raises(StopSignal, match="SIGTERM"):
+        os.kill(os.getpid(), signal.SIGHUP)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
