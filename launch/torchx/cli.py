@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from types import FrameType
 from typing import NoReturn
 
 from torchx.cli.cmd_log import CmdLog
@@ -40,6 +42,10 @@ class RunCommand(CmdRun):  # type: ignore[misc]
 
     def run(self, args: argparse.Namespace) -> None:
         """Submits, and waits for a local job."""
+        # By default a terminal that closes would end this process at once, and TorchX's handlers
+        # are for SIGTERM and SIGINT only; the nodes of a local job would keep running.
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, _raise_stop)
         try:
             super().run(args)
         except RunError as error:
@@ -78,6 +84,13 @@ class LogCommand(CmdLog):  # type: ignore[misc]
             _exit_with(error)
 
 
+def _raise_stop(number: int, _: FrameType | None) -> NoReturn:
+    stop = signal.Signals(number)
+    # The kernel and the shell may both send it; the second one must not end the wait for the nodes.
+    signal.signal(stop, signal.SIG_IGN)
+    raise SignalException(f"stopped by {stop.name}", sigval=stop)
+
+
 def _exit_with(error: RunError) -> NoReturn:
     for line in str(error).splitlines():
         print(f"isorun: error: {line}", file=sys.stderr)
@@ -91,13 +104,14 @@ def _exit_after(number: signal.Signals) -> NoReturn:
         if thread.daemon:  # TorchX's, which print the log
             thread.join(max(0.0, deadline - time.monotonic()))
     handle, end = launch_log.of_this_process()
-    if end:
-        print(f"isorun: stopped by {number.name}: {handle} is {end['state']}.", file=sys.stderr)
-    elif handle:
-        print(
-            f"isorun: stopped by {number.name}, but {handle} keeps running; use this name with "
-            "`torchx status`, `torchx log` and `torchx cancel`.",
-            file=sys.stderr,
-        )
+    with suppress(OSError):  # the terminal may be gone
+        if end:
+            print(f"isorun: stopped by {number.name}: {handle} is {end['state']}.", file=sys.stderr)
+        elif handle:
+            print(
+                f"isorun: stopped by {number.name}, but {handle} keeps running; use this name with "
+                "`torchx status`, `torchx log` and `torchx cancel`.",
+                file=sys.stderr,
+            )
     code = launch_log.first_failure_code(end["exit_codes"]) if end else None
     sys.exit(code or 128 + number)
