@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterable
 from types import FrameType
 
@@ -36,6 +37,8 @@ class Signals:
 
     def __init__(self) -> None:
         self.first: signal.Signals | None = None
+        self.stop_asked: float | None = None
+        """The monotonic time of the first SIGTERM; the launcher kills this agent a while later."""
         self.interruptible = True
         """Whether a signal may raise StopSignal in the main thread."""
         self._waiting: list[signal.Signals] = []
@@ -49,6 +52,8 @@ class Signals:
     def _record(self, number: int, _: FrameType | None) -> None:
         received = signal.Signals(number)
         forwarded = signal.SIGTERM if received in TERMINATING else received
+        if forwarded == signal.SIGTERM and self.stop_asked is None:
+            self.stop_asked = time.monotonic()
         if forwarded not in self._seen or forwarded == signal.SIGINT:
             self._seen.add(forwarded)
             self._waiting.append(forwarded)

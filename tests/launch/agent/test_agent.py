@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.agent.signals import HANDLED, Signals, StopSignal
-from tests.support.runs import ROOT, TINY, checkpoints, environment, run
+from tests.support.runs import ROOT, TINY, checkpoints, environment, free_port, run
 
 
 def start(*options, script=None, command=None, env=()):
@@ -162,6 +162,34 @@ def test_ranks_that_do_not_end_in_time_are_killed(tmp_path):
     code, _, err = end(agent, timeout=30)
     assert code == 137
     assert "1 s (--shutdown-timeout)" in err
+    assert "ended first: killed by the agent after --shutdown-timeout" in err
+
+
+@pytest.mark.slow
+def test_an_agent_that_was_asked_to_stop_reports_before_its_launcher_kills_it(tmp_path):
+    """Its ranks and those of the other node hang, and the other node was not asked to stop."""
+    script = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"open({str(tmp_path / 'ready')!r} + os.environ['RANK'], 'w'); time.sleep(600)"
+    )
+    port, logs = free_port(), [tmp_path / "node0", tmp_path / "node1"]
+    agents = [
+        start("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--node-rank", str(node),
+              "--preflight", "off", "--shutdown-timeout", "2", "--termination-log", str(log),
+              script=script)
+        for node, log in enumerate(logs)
+    ]  # fmt: skip
+    for rank in range(2):
+        wait_for(tmp_path / f"ready{rank}")
+    agents[1].send_signal(signal.SIGTERM)
+    wait_for(logs[1])
+    assert agents[1].poll() is None, "the record must be there before other nodes report"
+    code, _, err = end(agents[1])
+    assert code == 137
+    assert "Node 0 did not report" in err
+    assert json.loads(logs[1].read_text())["first"]["overdue"]
+    agents[0].send_signal(signal.SIGTERM)
+    assert end(agents[0])[0] == 137
 
 
 def test_ranks_get_sigterm_when_their_agent_is_killed(tmp_path):
