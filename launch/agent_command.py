@@ -9,6 +9,8 @@ from launch.contract import UsageError
 
 AGENT = ("-m", "launch.agent")
 """The arguments of Python that start the agent."""
+LEVELS = ("quick", "full")
+"""How much the doctor checks."""
 
 __all__ = [
     "AGENT",
@@ -27,6 +29,14 @@ def preflight_option(preflight: str) -> list[str]:
             f"--preflight is {preflight!r}, but must be one of {', '.join(PREFLIGHTS)}."
         )
     return ["--preflight", preflight]
+
+
+def doctor_command(level: str, training: Sequence[str]) -> list[str]:
+    """The command that checks for this training command, and never starts it. Raises
+    UsageError."""
+    if level not in LEVELS:
+        raise UsageError(f"--level is {level!r}, but must be one of {', '.join(LEVELS)}.")
+    return ["python", "-m", "launch.doctor", "--level", level, "--", *training]
 
 
 def max_restarts_option(max_restarts: int) -> list[str]:

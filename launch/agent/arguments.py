@@ -86,9 +86,11 @@ class Values:
         return self.find(name)[0]
 
     def flag(self, name: str) -> bool:
-        """Whether a flag is given, or its variable is 1."""
-        given = self._arguments[name.replace("-", "_")]
-        return bool(given) or self._environ.get(variable(name)) == "1"
+        """Whether a flag is given, or its variable is set. Raises UsageError."""
+        text = self._environ.get(variable(name), "").strip()
+        if text.lower() not in ("", "0", "1", "false", "true"):
+            raise UsageError(f"{variable(name)} must be 1, true, 0 or false, but is {text!r}.")
+        return bool(self._arguments[name.replace("-", "_")]) or text.lower() in ("1", "true")
 
     def whole(self, name: str, *, at_least: int) -> int:
         """The value as an integer. Raises UsageError."""

@@ -22,7 +22,16 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from launch.agent.failure import Outcome, RankFailure, error_of, first_failure, shell_code, tail
+from launch import deadlines
+from launch.agent.failure import (
+    Outcome,
+    RankFailure,
+    error_of,
+    first_failure,
+    shell_code,
+    tail,
+    write_termination,
+)
 from launch.agent.keepalive import set_keepalive
 from launch.agent.options import AgentOptions
 from launch.agent.reports import Report, Reports
@@ -32,7 +41,8 @@ from launch.contract import Exit
 _CHECK_OTHERS = 1.0  # seconds between two checks of the other nodes' reports
 _TO_NOTICE = 5.0  # seconds for ranks to detect by themselves that others are gone, and report it
 _TO_END = 10  # seconds for ranks to end after others have failed
-_TO_REPORT = 25.0  # seconds for other nodes to report: longer than the two above
+_TO_DIE = 3  # seconds for ranks to end after SIGKILL
+_TO_REPORT = 25.0  # seconds for other nodes to report: longer than _TO_NOTICE and _TO_END
 # How a rank ends after SIGTERM: by the signal, killed, with a checkpoint, or without its peers.
 _ENDS_OF_STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGKILL, Exit.PREEMPTED, Exit.RETRY)
 
@@ -62,6 +72,7 @@ class NodeAgent(LocalElasticAgent):
         self._options, self._signals, self._log = options, signals, log
         self._on_failure = on_failure
         self._reports: Reports | None = None
+        self._overdue: set[int] = set()
         self._checked = 0.0
         self._failed_elsewhere_at: float | None = None
 
@@ -73,7 +84,7 @@ class NodeAgent(LocalElasticAgent):
             raise StopSignal(self._signals.first)
         super()._rendezvous(worker_group)
         self._signals.interruptible = False
-        self.outcome, self._failed_elsewhere_at = None, None
+        self.outcome, self._failed_elsewhere_at, self._overdue = None, None, set()
         set_keepalive(self._options.port)
         node, nodes = self._place
         self._reports = Reports(cast("Any", worker_group.store), node, nodes)
@@ -116,9 +127,9 @@ class NodeAgent(LocalElasticAgent):
         the ranks, which agree on it. After SIGTERM the ranks have ``shutdown_timeout`` seconds."""
         while None in self._return_codes().values():
             self._heartbeat()
+            if self._signals.stop_asked is not None:
+                deadline = self._signals.stop_asked + self._options.shutdown_timeout
             for number in self._signals.take():
-                if number == signal.SIGTERM:
-                    deadline = time.monotonic() + self._options.shutdown_timeout
                 for handler in self._ranks.subprocess_handlers.values():
                     if handler.proc.poll() is None:
                         os.kill(handler.proc.pid, number)
@@ -128,7 +139,10 @@ class NodeAgent(LocalElasticAgent):
                     "(--shutdown-timeout) after the request to stop; the last committed checkpoint "
                     "is kept."
                 )
-                self._ranks.close(signal.SIGKILL, _TO_END)
+                self._overdue = {
+                    rank for rank, code in self._return_codes().items() if code is None
+                }
+                self._ranks.close(signal.SIGKILL, _TO_DIE)
                 break
             time.sleep(self._options.monitor_interval)
 
@@ -171,10 +185,13 @@ class NodeAgent(LocalElasticAgent):
         if not failures:
             failures = [self._stuck()]
 
+        # A launcher may kill this agent while it waits for the reports of other nodes.
+        self._write_termination(_outcome([self._own_report(failures)], []))
+
         def decisive(found: list[Report]) -> bool:
             return not _outcome(found, []).retry
 
-        reports, lost = self._report(failures, decisive, _TO_REPORT)
+        reports, lost = self._report(failures, decisive)
         self.outcome = outcome = _outcome(reports, lost)
         restart = self._restart(outcome, reports)
         self._on_failure(outcome, reports[0].node == self._place[0])
@@ -216,7 +233,7 @@ class NodeAgent(LocalElasticAgent):
             longest = self._options.shutdown_timeout if self._keeps_store else 0.0
             return time.monotonic() - asked >= longest
 
-        reports, lost = self._report([], enough, _TO_REPORT, while_alive=True)
+        reports, lost = self._report([], enough, while_alive=True)
         if any(report.failures for report in reports):
             self.outcome = _outcome(reports, lost)
             self._on_failure(self.outcome, reports[0].node == self._place[0])
@@ -224,21 +241,31 @@ class NodeAgent(LocalElasticAgent):
 
     def _finish(self, outcome: Outcome) -> None:
         assert self._reports is not None
-        self._reports.finish(
-            keeps_store=self._keeps_store, lost=outcome.lost_nodes, timeout=_TO_REPORT
-        )
+        self._reports.finish(keeps_store=self._keeps_store, lost=outcome.lost_nodes, due=self._due)
 
     def _report(
         self,
         failures: list[RankFailure],
         enough: Callable[[list[Report]], bool],
-        timeout: float,
         *,
         while_alive: bool = False,
     ) -> tuple[list[Report], list[int]]:
         assert self._reports is not None
-        own = Report(self._place[0], failures, leaving=self._signals.first is not None)
-        return self._reports.exchange(own, enough, timeout, while_alive=while_alive)
+        own = self._own_report(failures)
+        return self._reports.exchange(own, enough, self._due, while_alive=while_alive)
+
+    def _own_report(self, failures: list[RankFailure]) -> Report:
+        return Report(self._place[0], failures, leaving=self._signals.first is not None)
+
+    def _due(self, silent_since: float) -> float:
+        return deadlines.reports_due(
+            silent_since, self._signals.stop_asked, self._options.shutdown_timeout, _TO_REPORT
+        )
+
+    def _write_termination(self, outcome: Outcome) -> None:
+        if self._options.termination_log:
+            with suppress(OSError):  # reported when the complete record is written
+                write_termination(self._options.termination_log, outcome.record())
 
     def _failure(self, failure: ProcessFailure, ended: Collection[int]) -> RankFailure:
         local_rank = failure.local_rank
@@ -255,6 +282,7 @@ class NodeAgent(LocalElasticAgent):
             log=tail(self._ranks.stderrs[local_rank] or os.devnull),
             # A rank may have ended by itself after the last check.
             stopped=local_rank not in ended and shell_code(failure.exitcode) in _ENDS_OF_STOPPED,
+            overdue=local_rank in self._overdue and failure.exitcode == -signal.SIGKILL,
         )
 
     def _stuck(self) -> RankFailure:

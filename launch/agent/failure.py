@@ -38,10 +38,14 @@ class RankFailure:
     """The last lines of its standard error."""
     stopped: bool = False
     """Whether the agent ended it because other ranks had failed."""
+    overdue: bool = False
+    """Whether the agent killed it because it still ran long after a request to stop."""
 
     @property
     def what(self) -> str:
         """The exit code with its name."""
+        if self.overdue:
+            return "killed by the agent after --shutdown-timeout"
         if 128 < self.exit_code < 128 + 65:
             with suppress(ValueError):
                 name = signal.Signals(self.exit_code - 128).name
@@ -96,13 +100,18 @@ class Outcome:
         """Whether a restart may help."""
         return is_worth_retrying(self.exit_code)
 
+    @property
+    def advice(self) -> str:
+        """What to do."""
+        return advice(self.exit_code, overdue=self.first.overdue)
+
     def record(self, **more: Any) -> dict[str, Any]:
         """The failure record, for JSON."""
         return {
             "exit_code": self.exit_code,
             "what": self.first.what,
             "retry": self.retry,
-            "advice": advice(self.exit_code),
+            "advice": self.advice,
             "first": asdict(self.first),
             "others": [
                 {"rank": f.rank, "host": f.host, "exit_code": f.exit_code}
@@ -125,15 +134,21 @@ class Outcome:
             text += f" {others} other rank{'s' if others > 1 else ''} ended after it."
         if self.lost_nodes:
             text += f" Node {', '.join(map(str, self.lost_nodes))} did not report."
-        text += f" What to do: {advice(self.exit_code)}."
+        text += f" What to do: {self.advice}."
         if first.log and not first.error:
             lines = "\n".join(f"    {line}" for line in first.log[-5:])
             text += f"\n  last lines of its standard error:\n{lines}"
         return text
 
 
-def advice(code: int) -> str:
-    """What to do after an exit code, whether isorun's or not."""
+def advice(code: int, *, overdue: bool = False) -> str:
+    """What to do after an exit code, whether isorun's or not; ``overdue``: of a rank that the agent
+    killed because it did not stop."""
+    if overdue:
+        return (
+            "if the rank was saving, increase --shutdown-timeout, else find out why it did not "
+            "stop; then rerun"
+        )
     with suppress(ValueError):
         return ADVICE[Exit(code)]
     if is_worth_retrying(code):

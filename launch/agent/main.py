@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.agent.command import doctor_command, rank_command
+from launch.agent.command import doctor_command, is_doctor, rank_command
 from launch.agent.failure import Outcome, write_record, write_termination
 from launch.agent.options import AgentOptions, parse
 from launch.agent.rendezvous import (
@@ -178,7 +178,7 @@ def _run(
     )
 
     def on_failure(outcome: Outcome, writes_record: bool) -> None:
-        in_run = writes_record and not preflight
+        in_run = writes_record and not preflight and not is_doctor(command)
         _write(options, command, outcome, round_of(handler), in_run_directory=in_run)
 
     logs_specs = DefaultLogsSpecs(str(logs), tee=Std.ERR)

@@ -23,8 +23,8 @@ from launch.contract import (
 from launch.cores import usable_cores
 from launch.ports import DEFAULT_PORT
 
-# Where launchers put the number of this node: TorchX, Kubernetes' Indexed Jobs, Slurm.
-_NODE_RANKS = ("TORCHX_REPLICA_ID", "JOB_COMPLETION_INDEX", "SLURM_NODEID")
+# Where launchers put the number of this node: TorchX, Kubernetes' Indexed Jobs, Slurm, Volcano.
+_NODE_RANKS = ("TORCHX_REPLICA_ID", "JOB_COMPLETION_INDEX", "SLURM_NODEID", "VC_TASK_INDEX")
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,12 @@ def parse(
         )
     preflight_only = values.flag("preflight-only")
     preflight = _preflight(*values.find("preflight"))
+    if preflight_only and preflight == "off":
+        origin = values.find("preflight")[1]
+        raise UsageError(
+            f"--preflight-only is given, but --preflight is off ({origin}), so there is nothing to "
+            "do; remove one of them."
+        )
     if preflight == "auto":
         preflight = "full" if preflight_only else ("quick" if max_nodes > 1 else "off")
     if not command and not preflight_only:

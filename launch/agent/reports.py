@@ -69,15 +69,15 @@ class Reports:
         self,
         own: Report,
         is_enough: Callable[[list[Report]], bool],
-        timeout: float,
+        due: Callable[[float], float],
         *,
         while_alive: bool = False,
     ) -> tuple[list[Report], list[int]]:
         """Stores this node's report and waits for the others.
 
         Returns the reports as soon as they are all there or ``is_enough`` of them, and the nodes
-        that did not report within ``timeout`` seconds; with ``while_alive`` since their last
-        heartbeat.
+        that are lost. ``due`` gives the time when a node is lost that is silent since another time:
+        since this call, or with ``while_alive`` since its last heartbeat.
         """
         found, lost = {own.node: own}, []
         try:
@@ -103,7 +103,7 @@ class Reports:
                 if len(found) == self._nodes or is_enough(list(found.values())):
                     break
                 waiting = [other for other in self._others if other not in found]
-                if all(now - heard[other] > timeout for other in waiting):
+                if all(now > due(heard[other]) for other in waiting):
                     lost = waiting
                     break
                 time.sleep(_POLL)
@@ -111,14 +111,16 @@ class Reports:
             lost = [0] if self._node else []
         return [found[node] for node in sorted(found)], lost
 
-    def finish(self, *, keeps_store: bool, lost: Collection[int], timeout: float) -> None:
+    def finish(
+        self, *, keeps_store: bool, lost: Collection[int], due: Callable[[float], float]
+    ) -> None:
         """Notes that this node has read all reports. The node that keeps the store waits for the
         others, which need it to read, but not for ``lost`` ones."""
         try:
             self._store.set(f"{_key(self._node)}/read", "")
-            deadline = time.monotonic() + timeout
+            started = time.monotonic()
             waiting = [other for other in self._others if keeps_store and other not in lost]
-            while waiting and time.monotonic() < deadline:
+            while waiting and time.monotonic() < due(started):
                 time.sleep(_POLL)
                 waiting = [n for n in waiting if not self._store.check([f"{_key(n)}/read"])]
         except RuntimeError:

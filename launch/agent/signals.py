@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterable
 from types import FrameType
 
 # Requests to end. A terminal that closes sends SIGHUP.
 TERMINATING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 HANDLED = (*TERMINATING, signal.SIGINT, signal.SIGUSR1)
+
+
+def handled() -> tuple[signal.Signals, ...]:
+    """The signals that a program with ranks handles here: SIGHUP only if it is not ignored, as
+    nohup makes it."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in HANDLED if not (ignored and number == signal.SIGHUP))
 
 
 class StopSignal(Exception):  # noqa: N818 - a request, no error
@@ -29,19 +37,23 @@ class Signals:
 
     def __init__(self) -> None:
         self.first: signal.Signals | None = None
+        self.stop_asked: float | None = None
+        """The monotonic time of the first SIGTERM; the launcher kills this agent a while later."""
         self.interruptible = True
         """Whether a signal may raise StopSignal in the main thread."""
         self._waiting: list[signal.Signals] = []
         self._seen: set[signal.Signals] = set()
 
     def install(self) -> None:
-        """Installs the handlers."""
-        for number in HANDLED:
+        """Installs the handlers. A program that nohup started keeps running after SIGHUP."""
+        for number in handled():
             signal.signal(number, self._record)
 
     def _record(self, number: int, _: FrameType | None) -> None:
         received = signal.Signals(number)
         forwarded = signal.SIGTERM if received in TERMINATING else received
+        if forwarded == signal.SIGTERM and self.stop_asked is None:
+            self.stop_asked = time.monotonic()
         if forwarded not in self._seen or forwarded == signal.SIGINT:
             self._seen.add(forwarded)
             self._waiting.append(forwarded)

@@ -41,7 +41,10 @@ def run(arguments: argparse.Namespace) -> Exit:
     code = failure["exit_code"] if failure else launch.exit_code
     if code:
         again = "may succeed" if is_worth_retrying(code) else "would fail again"
-        print(f"What to do: {advice(code)}. Another launch of the same run {again}.")
+        overdue = bool(failure and failure["first"].get("overdue"))
+        print(
+            f"What to do: {advice(code, overdue=overdue)}. Another launch of the same run {again}."
+        )
     elif state == "LOST":
         print("What to do: launch it again; it resumes from the last checkpoint.")
     return Exit.DONE

@@ -165,11 +165,12 @@ def _grace(pod: dict[str, Any], asked: float | None) -> None:
             f"{ranks:g} s; add --set stopDeadline={math.ceil(asked)} (with TorchX: -cfg "
             f"stop_deadline={math.ceil(asked)})."
         )
-    if not pod_seconds > agent > ranks:
+    if not deadlines.adds_up(ranks, agent, pod_seconds):
         raise UsageError(
             f"The times for a stop must increase, but the ranks have {ranks:g} s to save a "
             f"checkpoint ({STOP_DEADLINE}), the agent kills them after {agent:g} s "
-            f"({variable('shutdown-timeout')}), and the pod is killed after {pod_seconds:g} s "
+            f"({variable('shutdown-timeout')}) and needs {deadlines.REPORTS_AFTER_AGENT:g} s to "
+            f"report, and the pod is killed after {pod_seconds:g} s "
             "(terminationGracePeriodSeconds); correct the one that is too short."
         )
 

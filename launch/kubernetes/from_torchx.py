@@ -91,7 +91,8 @@ def render_request(app: AppDef, cfg: Mapping[str, Any], name: str) -> RenderRequ
 
 
 def _starts_agent(role: Role) -> bool:
-    return role.entrypoint == "python" and tuple(role.args[: len(AGENT)]) == AGENT
+    words = role.args[1:] if role.args[:1] == ["-P"] else role.args
+    return role.entrypoint == "python" and tuple(words[: len(AGENT)]) == AGENT
 
 
 def _substituted(role: Role, app_id: str) -> Role:
@@ -117,8 +118,14 @@ def _agent_job(role: Role) -> _ConvertedRole:
 
     options, command = agent_arguments(role.args) or ([], [])
     job = _ConvertedRole(command=command)
-    for key, value in vars(parser().parse_args(options)).items():
-        if value is None or value is False or key in _BY_TEMPLATE:
+    given = vars(parser().parse_args(options))
+    if given.pop("preflight_only"):
+        raise UsageError(
+            f"The role {role.name} has the agent's option --preflight-only, but an older agent in "
+            "the image would ignore it and train; use the component isorun.doctor."
+        )
+    for key, value in given.items():
+        if value is None or key in _BY_TEMPLATE:
             continue
         if key == "nnodes":
             least, _, most = str(value).partition(":")
@@ -129,7 +136,7 @@ def _agent_job(role: Role) -> _ConvertedRole:
             number = whole_number(str(value))
             job.spec["processes"] = value if number is None else number
         else:
-            job.env[variable(key)] = "1" if value is True else str(value)
+            job.env[variable(key)] = str(value)
     job.spec["command"] = job.command
     return job
 
@@ -141,7 +148,7 @@ def _plain_job(role: Role) -> _ConvertedRole:
     job = _ConvertedRole(command=words, spec={"processes": 1, "command": words})
     if any(_HEAD in text for text in (*role.args, *role.env.values())):
         # At the end of the list: a variable can refer to earlier ones only.
-        head = {"name": _HEAD, "value": "$(JOB_NAME)-0.$(SERVICE)"}
+        head = {"name": _HEAD, "value": "$(RDZV_HOST)"}
         place = "/spec/template/spec/containers/0/env/-"
         job.patches.append({"operations": [{"op": "add", "path": place, "value": head}]})
     else:

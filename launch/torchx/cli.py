@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from types import FrameType
 from typing import NoReturn
 
 from torchx.cli.cmd_log import CmdLog
@@ -40,6 +41,10 @@ class RunCommand(CmdRun):  # type: ignore[misc]
 
     def run(self, args: argparse.Namespace) -> None:
         """Submits, and waits for a local job."""
+        # By default a terminal that closes would end this process at once, and TorchX's handlers
+        # are for SIGTERM and SIGINT only; the nodes of a local job would keep running.
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, _raise_stop)
         try:
             super().run(args)
         except RunError as error:
@@ -76,6 +81,13 @@ class LogCommand(CmdLog):  # type: ignore[misc]
             super().run(args)
         except RunError as error:
             _exit_with(error)
+
+
+def _raise_stop(number: int, _: FrameType | None) -> NoReturn:
+    stop = signal.Signals(number)
+    # The kernel and the shell may both send it; the second one must not end the wait for the nodes.
+    signal.signal(stop, signal.SIG_IGN)
+    raise SignalException(f"stopped by {stop.name}", sigval=stop)
 
 
 def _exit_with(error: RunError) -> NoReturn:

@@ -123,8 +123,8 @@ def doctor(
     return builder.with_agent(
         "doctor",
         ids_of_run(train.name, "doctor"),
-        train.words("fit"),
-        options=["--preflight-only", *agent.preflight_option(level)],
+        agent.doctor_command(level, train.words("fit")),
+        options=agent.preflight_option("off"),
         rdzv_port=rdzv_port,
     )
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+from launch.agent.signals import handled
 from launch.contract import (
     RUN_ID,
     WANDB_ID,
@@ -43,7 +44,7 @@ class _Runner:
         self._sweep, self._processes = sweep, processes
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = False
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in handled():
             signal.signal(number, self._stop)
 
     def _stop(self, number: int, _: FrameType | None) -> None:

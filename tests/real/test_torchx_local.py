@@ -145,7 +145,9 @@ def test_the_exit_code_of_the_rank_is_returned_and_why_reports_the_cause(user, t
     assert "FAILED (78)" in user.launch("history")
 
 
-@pytest.mark.parametrize(("j", "number"), [("1x2", signal.SIGTERM), ("2x1", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("j", "number"), [("1x2", signal.SIGTERM), ("2x1", signal.SIGINT), ("1x2", signal.SIGHUP)]
+)
 def test_a_cancelled_launch_saves_and_leaves_no_process(user, tmp_path, j, number):
     directory = tmp_path / "run"
     process = user.fit(j, directory, "task.sleep=0.05", "length.steps=10000", "loader.workers=1")

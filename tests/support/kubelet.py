@@ -35,8 +35,10 @@ class Kubelet:
         port = self._ports.setdefault(labels[JOB], str(free_port()))
         last_words = self._folder / f"{metadata['name']}.log"
         last_words.touch()
-        own = {
-            **{item["name"]: self._value(item, labels) for item in container.get("env", [])},
+        own = {}
+        for item in container.get("env", []):
+            own[item["name"]] = self._expanded(self._value(item, labels), own)
+        own |= {
             "JOB_COMPLETION_INDEX": labels[INDEX],
             "PET_RDZV_PORT": port,
             "PET_TERMINATION_LOG": str(last_words),

@@ -55,10 +55,11 @@ class Watched(Recorded):
                 role.env = secrets.restore(role.env)
             else:
                 secrets.refuse(role.env, self.known_as)
-            if self.known_as in NO_IMAGE:
+            installed_here = self.known_as in NO_IMAGE
+            if installed_here:
                 role.env.setdefault("PATH", _path())
-                if role.args[:1] == ["-m"]:  # the job's directory may contain a train.py
-                    role.args = [*safe_path_options(), *role.args]
+            if role.args[:1] == ["-m"]:  # the job's directory may contain a launch.py
+                role.args = [*(safe_path_options() if installed_here else ["-P"]), *role.args]
         return super().submit_dryrun(app, cfg)  # type: ignore[misc]
 
     def schedule(self, dryrun_info: Any) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.runs import ROOT, TINY, checkpoints, environment, run
+from launch.agent.signals import HANDLED, Signals, StopSignal
+from tests.support.runs import ROOT, TINY, checkpoints, environment, free_port, run
 
 
 def start(*options, script=None, command=None, env=()):
@@ -105,6 +106,34 @@ def listening(tmp_path, *options, takes):
     return agent
 
 
+@pytest.fixture
+def handlers():
+    """Restores the handlers of signals."""
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_an_agent_that_nohup_started_keeps_running_after_a_hangup():
+    signals = Signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals.install()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert signals.first is None
+    with pytest.raises(StopSignal, match="SIGTERM"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_hangup_is_otherwise_a_request_to_stop():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    Signals().install()
+    with pytest.raises(StopSignal, match="SIGTERM"):
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_stop_reaches_each_rank_once(tmp_path, number):
     agent = listening(tmp_path, "--shutdown-timeout", "40", takes=1)
@@ -133,6 +162,34 @@ def test_ranks_that_do_not_end_in_time_are_killed(tmp_path):
     code, _, err = end(agent, timeout=30)
     assert code == 137
     assert "1 s (--shutdown-timeout)" in err
+    assert "ended first: killed by the agent after --shutdown-timeout" in err
+
+
+@pytest.mark.slow
+def test_an_agent_that_was_asked_to_stop_reports_before_its_launcher_kills_it(tmp_path):
+    """Its ranks and those of the other node hang, and the other node was not asked to stop."""
+    script = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"open({str(tmp_path / 'ready')!r} + os.environ['RANK'], 'w'); time.sleep(600)"
+    )
+    port, logs = free_port(), [tmp_path / "node0", tmp_path / "node1"]
+    agents = [
+        start("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--node-rank", str(node),
+              "--preflight", "off", "--shutdown-timeout", "2", "--termination-log", str(log),
+              script=script)
+        for node, log in enumerate(logs)
+    ]  # fmt: skip
+    for rank in range(2):
+        wait_for(tmp_path / f"ready{rank}")
+    agents[1].send_signal(signal.SIGTERM)
+    wait_for(logs[1])
+    assert agents[1].poll() is None, "the record must be there before other nodes report"
+    code, _, err = end(agents[1])
+    assert code == 137
+    assert "Node 0 did not report" in err
+    assert json.loads(logs[1].read_text())["first"]["overdue"]
+    agents[0].send_signal(signal.SIGTERM)
+    assert end(agents[0])[0] == 137
 
 
 def test_ranks_get_sigterm_when_their_agent_is_killed(tmp_path):
@@ -198,6 +255,14 @@ def test_settings_that_torch_rejects_are_reported(tmp_path):
         assert code == 64, err
         assert words[0] in err
         assert "Traceback" not in err
+
+
+def test_a_failed_doctor_leaves_no_failure_record_in_the_run(tmp_path):
+    training = [*FIT, f"run.dir={tmp_path}"]
+    doctor = ["python", "-m", "launch.doctor", "--level", "deep", "--", *training]
+    code, _, err = end(start(command=doctor))
+    assert code == 64, err
+    assert not (tmp_path / "failures").exists()
 
 
 @pytest.mark.slow

@@ -80,6 +80,16 @@ def test_a_paragraph_names_rank_host_error_and_what_to_do():
     assert ADVICE[Exit.NOT_FINITE] in said
 
 
+def test_a_rank_that_the_agent_killed_is_not_a_riddle():
+    first = failure(0, 137, overdue=True, log=["still copying"])
+    outcome = Outcome(first, [first], [])
+    for said in (outcome.paragraph(), json.dumps(outcome.record())):
+        assert "killed by the agent after --shutdown-timeout" in said
+        assert "increase --shutdown-timeout" in said
+        assert "find out what killed it" not in said
+    assert outcome.retry
+
+
 def test_the_log_is_shown_for_a_rank_without_an_error_file():
     first = failure(0, 137, log=["before", "the last one"])
     said = Outcome(first, [first], [1]).paragraph()

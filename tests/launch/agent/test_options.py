@@ -65,6 +65,13 @@ def test_environment_variables_are_defaults_of_options():
     assert (made.host, made.port, made.processes) == ("b", 2, 2)
 
 
+@pytest.mark.parametrize(
+    ("text", "only"), [("1", True), ("true", True), ("0", False), ("False", False), ("", False)]
+)
+def test_the_variable_of_a_flag(text, only):
+    assert options(PET_PREFLIGHT_ONLY=text).preflight_only == only
+
+
 def test_localhost_is_never_the_default_endpoint_of_several_nodes():
     assert "no rendezvous endpoint" in refused("--nnodes", "2")
     told = refused("--nnodes", "2", "--rdzv-host-env", "TORCHX_RANK0_HOST")
@@ -99,6 +106,9 @@ def test_the_first_host_is_found_in_a_slurm_node_list():
         (["--rdzv-backend", "etcd"], {}, "c10d"),
         (["--rdzv-conf", "timeout"], {}, "KEY=VALUE"),
         (["--preflight", "maybe"], {}, "'maybe'"),
+        ([], {"PET_PREFLIGHT_ONLY": "yes"}, "PET_PREFLIGHT_ONLY must be 1, true, 0 or false"),
+        (["--preflight-only", "--preflight", "off"], {}, "--preflight is off (--preflight)"),
+        (["--preflight-only"], {"PET_PREFLIGHT": "off"}, "off (environment variable PET_PREFLIGHT"),
         (["--nnodes", "2", "--rdzv-endpoint", "a", "--node-rank", "first"], {}, "'first'"),
         (
             ["--nnodes", "2", "--rdzv-endpoint", "a"],
@@ -133,6 +143,7 @@ def test_errors_name_the_option_or_variable(words, environ, told):
 
 def test_a_command_is_required():
     assert "nothing to run" in refused(command=[])
+    assert "nothing to do" in refused("--preflight-only", "--preflight", "off", command=[])
 
 
 def test_ranks_get_less_time_than_the_agent():

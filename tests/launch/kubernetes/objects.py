@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import re
 import subprocess
 
 import yaml
@@ -61,6 +62,20 @@ def environment_with_kubectl():
 
 def main_container(template):
     return template["spec"]["containers"][0]
+
+
+def references(text):
+    """The variables that Kubernetes would substitute in a text."""
+    return re.findall(r"(?<!\$)\$\((\w+)\)", text)
+
+
+def unresolved(container):
+    """References in variables to others that do not come before them, which stay as they are."""
+    known, found = set(), []
+    for item in container["env"]:
+        found += [name for name in references(item.get("value", "")) if name not in known]
+        known.add(item["name"])
+    return found
 
 
 def variables(container):

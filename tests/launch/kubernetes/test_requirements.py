@@ -15,6 +15,7 @@ from tests.launch.kubernetes.objects import (
     main_container,
     one,
     templates,
+    unresolved,
     variables,
 )
 from tests.support.runs import ROOT
@@ -153,13 +154,42 @@ def test_pods_run_the_agent(overlay):
     for pod in pods(overlay):
         container = main_container(pod)
         command = container["command"]
-        assert command[:5] == ["tini", "--", "python", "-m", "launch.agent"]
+        assert command[:6] == ["tini", "--", "python", "-P", "-m", "launch.agent"]
         assert command[-1] == "--"
         assert container["args"][:4] == ["python", "-m", "train", "fit"]
         if overlay != "sweep":
             assert "--local-addr=$(POD_IP)" in command
             (item,) = [e for e in container["env"] if e["name"] == "POD_IP"]
             assert item["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_variable_refers_only_to_variables_before_it(overlay):
+    for pod in pods(overlay):
+        assert not unresolved(main_container(pod))
+
+
+@pytest.mark.parametrize("overlay", ["cpu-demo", "single-gpu", "multi-node", "volcano"])
+def test_a_volcano_job_of_any_overlay_finds_node_0_by_volcano_s_names(overlay):
+    """Volcano appends VC_TASK_INDEX to the variables, so none of ours can refer to it."""
+    from launch.agent.options import parse
+
+    added = [] if overlay == "volcano" else ["volcano", "--set", "queue=training"]
+    job = one(render_words([overlay, *added]).objects, "Job", "batch.volcano.sh/v1alpha1")
+    name = job["metadata"]["name"]
+    (pod,) = templates(job)
+    container = main_container(pod)
+    assert not unresolved(container)
+    line, values = expanded(container, name, {"volcano.sh/job-name": name}, {"VC_TASK_INDEX": "1"})
+    options = parse(agent_words(line), {**values, "PET_NNODES": "2"})
+    assert (options.host, options.port) == (f"{name}-node-0.{name}", 29500)
+    assert options.node_rank == 1
+
+
+def agent_words(line):
+    """The options and the command of the agent in a command line."""
+    words = line.split()
+    return words[words.index("launch.agent") + 1 :]
 
 
 def expanded(container, job_name, labels, extra=()):
@@ -197,10 +227,9 @@ def test_the_agent_accepts_the_variables_of_a_pod(overlay, labels, head):
     from launch.agent.options import parse
 
     (pod,) = pods(overlay)
-    extra = {"VC_TASK_INDEX": "1"} if overlay == "volcano" else {}
-    line, values = expanded(main_container(pod), "text", labels, extra)
-    words = line.split()
-    options = parse(words[5:], {**values, "JOB_COMPLETION_INDEX": "1"})
+    index = "VC_TASK_INDEX" if overlay == "volcano" else "JOB_COMPLETION_INDEX"
+    line, values = expanded(main_container(pod), "text", labels, {index: "1"})
+    options = parse(agent_words(line), values)
     assert (options.host, options.port) == (head, 29500)
     assert (options.min_nodes, options.max_nodes, options.processes) == (2, 2, 8)
     assert (options.node_rank, options.local_addr) == (1, "10.0.0.7")
@@ -220,7 +249,7 @@ def test_the_agent_accepts_the_variables_of_kubeflow():
     container = main_container(pod)
     assert not variables(container).keys() & kubeflow.keys()
     line, values = expanded(container, "text", {}, kubeflow)
-    options = parse(line.split()[5:], {**values, "JOB_COMPLETION_INDEX": "1"})
+    options = parse(agent_words(line), {**values, "JOB_COMPLETION_INDEX": "1"})
     assert (options.host, options.port) == ("text-node-0-0.text", 29400)
     assert (options.max_nodes, options.processes, options.node_rank) == (2, 8, 1)
     train_job = one(built("trainjob"), "TrainJob")["spec"]

@@ -9,7 +9,7 @@ import yaml
 from launch.kubernetes.scheduler import create_scheduler
 from launch.kubernetes.values import number
 from launch.torchx.components import fit, run
-from tests.launch.kubernetes.objects import K8S, OVERLAYS, built
+from tests.launch.kubernetes.objects import K8S, OVERLAYS, built, unresolved
 
 # Expected differences: names, which are new for each launch; the role label, which TorchX needs;
 # and the identity of the run, which a launcher sets and manifests leave to the run directory.
@@ -49,8 +49,8 @@ def app_of(overlay):
 
 
 def plain(objects, name):
-    """Removes the expected differences and the order of variables, which do not refer to each
-    other."""
+    """Removes the expected differences and the order of variables, which do not refer to later
+    ones."""
     made = _renamed(sorted(objects, key=lambda o: (o["kind"], o["metadata"]["name"])), name)
     for item in made:
         item["metadata"].pop("namespace", None)
@@ -71,7 +71,7 @@ def _walk(values):
     if isinstance(values, dict):
         if isinstance(values.get("env"), list):
             kept = [e for e in values["env"] if e["name"] not in IDENTITY]
-            assert not [e for e in kept if "$(" in e.get("value", "")]
+            assert not unresolved(values)
             values["env"] = sorted(kept, key=lambda e: e["name"])
         for inner in values.values():
             _walk(inner)

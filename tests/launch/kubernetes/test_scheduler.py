@@ -434,16 +434,36 @@ def test_agent_options_reach_the_agent():
 
 
 @pytest.mark.usefixtures("here")
-def test_the_doctor_without_a_training():
+def test_an_agent_is_recognised_with_and_without_p():
+    made, with_p = app(), app()
+    with_p.roles[0].args.insert(0, "-P")
+    assert container_of(job_of(with_p))["args"] == container_of(job_of(made))["args"]
+
+
+@pytest.mark.usefixtures("here")
+def test_the_doctor_never_trains_even_with_an_older_agent_in_the_image():
+    """An older agent ignores variables that it does not know, so the command itself must not
+    train."""
+    from launch.agent.command import is_doctor
     from launch.agent.options import parse
     from launch.torchx.components import doctor
 
-    job = job_of(doctor(config=["configs/text.yaml"], j="2x1"))
+    job = job_of(doctor(config=["configs/text.yaml"], j="2x1", level="quick"))
     container = container_of(job)
     env = {item["name"]: item.get("value", "") for item in container["env"]}
     command = [*container["command"], *container["args"]]
     options = parse(command[command.index("launch.agent") + 1 :], env)
-    assert options.preflight_only
+    assert options.preflight == "off"
+    assert is_doctor(options.command)
+    assert "--level quick -- python -m train fit" in " ".join(container["args"])
+
+
+@pytest.mark.usefixtures("here")
+def test_an_option_that_an_older_agent_would_ignore_is_refused():
+    made = run("python", "-m", "train", "fit", j="1x1")
+    made.roles[0].args.insert(2, "--preflight-only")
+    with pytest.raises(UsageError, match="--preflight-only.*use the component isorun.doctor"):
+        job_of(made)
 
 
 @pytest.mark.usefixtures("here")

@@ -2,7 +2,9 @@ import re
 
 import pytest
 
+from launch.agent.command import is_doctor
 from launch.agent.options import parse
+from launch.doctor.cli import parse as doctor
 from tests.launch.launching import app, dryrun, fit, role
 from tests.support.runs import ROOT, TINY
 from train.exits import UsageError
@@ -162,9 +164,17 @@ def test_the_default_image_follows_the_hardware():
 def test_doctor_checks_nodes_without_training():
     made = role("isorun.doctor", "-j", "2x1", "--level", "quick", *TINY)
     options = agent(made)
-    assert options.preflight_only
-    assert options.preflight == "quick"
-    assert list(options.command)[-len(TINY) - 3 :] == ["-m", "train", "fit", *TINY]
+    assert (options.preflight, options.preflight_only) == ("off", False)
+    arguments = doctor(options.command[options.command.index("launch.doctor") + 1 :])
+    assert arguments.level == "quick"
+    assert arguments.command == ["python", "-m", "train", "fit", *TINY]
+    assert is_doctor(options.command)
+
+
+@pytest.mark.parametrize("level", ["off", "auto", "ful"])
+def test_the_doctor_has_two_levels(level):
+    with pytest.raises(UsageError, match=f"--level is '{level}', but must be one of quick, full"):
+        app("isorun.doctor", "--level", level, *TINY)
 
 
 def test_run_takes_any_command():

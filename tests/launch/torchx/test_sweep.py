@@ -1,9 +1,12 @@
 import json
+import os
 import re
+import signal
 import sys
 
 import pytest
 
+from launch.agent.signals import HANDLED
 from launch.torchx import sweep_node
 from launch.torchx.sweep import combinations, values
 from tests.launch.launching import role
@@ -120,3 +123,33 @@ def test_a_node_goes_on_if_nobody_reads_its_output(monkeypatch, unread):
 def test_an_elastic_sweep_is_refused():
     with pytest.raises(UsageError, match="a sweep cannot be elastic"):
         role("isorun.sweep", "-j", "1:2x1", *TINY, "run.seed=1,2")
+
+
+@pytest.mark.parametrize("number", HANDLED)
+def test_a_node_forwards_every_request_to_stop_to_its_run(monkeypatch, number):
+    """The agent of the run is in a session of its own, so nothing else would tell it."""
+    forwarded = []
+
+    class Agent:
+        def __init__(self, *_, **__):
+            self.send_signal = forwarded.append
+
+        def poll(self):
+            return None
+
+        def wait(self):
+            os.kill(os.getpid(), number)
+            return 143
+
+    monkeypatch.setattr(sweep_node.subprocess, "Popen", Agent)
+    runs = [{"name": name, "overrides": [f"run.name={name}"]} for name in ("a", "b")]
+    sweep = json.dumps({"config": [], "max_restarts": 0, "runs": runs})
+    monkeypatch.setattr(sweep_node.sys, "argv", ["sweep_node", "--share", "0/1", sweep])
+    before = {each: signal.getsignal(each) for each in HANDLED}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert sweep_node.main() == 143
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert forwarded == [number]

@@ -4,18 +4,22 @@ Tests of names and defaults run TorchX's own command outside the repository, wit
 ``.torchxconfig``.
 """
 
+import argparse
 import configparser
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from torchx.cli.cmd_run import CmdRun
 from torchx.components.dist import ddp
 from torchx.specs import macros
 
 from launch.agent.options import parse
+from launch.torchx.cli import RunCommand
 from launch.torchx.schedulers import SCHEDULERS
 from tests.launch.launching import NIGHTLY, dryrun, fit
 from tests.support.runs import ROOT, TINY
@@ -86,6 +90,44 @@ def test_a_job_without_image_never_runs_a_train_py_of_the_working_directory(
     assert fit(scheduler=scheduler).args[:3] == ["-P", "-m", "launch.agent"]
     monkeypatch.chdir(ROOT)  # the source directory, since isorun may not be installed
     assert fit(scheduler=scheduler).args[:2] == ["-m", "launch.agent"]
+
+
+def test_a_job_in_an_image_never_runs_a_launch_py_of_the_working_directory(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert fit(scheduler="local_docker").args[:3] == ["-P", "-m", "launch.agent"]
+
+
+@pytest.fixture
+def hangup():
+    """Restores the handler of SIGHUP."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
+def test_a_closed_terminal_stops_a_local_job_as_sigterm_does(monkeypatch):
+    """TorchX handles SIGTERM and SIGINT only, and the nodes do not belong to the terminal."""
+
+    def submit_and_wait(*_):
+        assert callable(signal.getsignal(signal.SIGHUP)), "the signal would end this process"
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)  # must not end the wait for the nodes
+
+    monkeypatch.setattr(CmdRun, "run", submit_and_wait)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with pytest.raises(SystemExit) as caught:
+        RunCommand().run(argparse.Namespace())
+    assert caught.value.code == 128 + signal.SIGHUP
+
+
+@pytest.mark.usefixtures("hangup")
+def test_a_command_that_nohup_started_outlives_its_terminal(monkeypatch):
+    monkeypatch.setattr(CmdRun, "run", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    RunCommand().run(argparse.Namespace())
 
 
 def test_a_missing_rendezvous_variable_would_become_localhost():

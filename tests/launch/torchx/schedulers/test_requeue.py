@@ -59,6 +59,11 @@ def test_it_needs_a_job_and_scontrol(tmp_path, monkeypatch, capsys):
     assert "scontrol cannot be started (No such file" in capsys.readouterr().err
 
 
+def test_a_launch_py_of_the_job_s_directory_is_not_run(tmp_path):
+    (tmp_path / "launch.py").write_text("print('mine')")
+    assert starts_again(tmp_path, FILE, 75) == (True, 0)
+
+
 def failures(directory):
     return (directory / "isorun-20007.failures").read_text().splitlines()
 
@@ -99,7 +104,7 @@ def test_the_arguments_of_the_agents(tmp_path):
     starts_again(tmp_path, FILE, 0, SLURM_CPUS_PER_TASK="7")
     said = (tmp_path / "srun.said").read_text()
     assert "--rdzv-port 10007 " in said
-    assert "--cpus-per-task 7 python -m launch.agent --nnodes 2 " in said
+    assert "--cpus-per-task 7 python -P -m launch.agent --nnodes 2 " in said
     assert said.endswith("-- python -m train fit --config my config.yaml\n")
 
 
