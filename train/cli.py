@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from train.command_line import Commands, exit_code_of
 from train.commands import COMMANDS
-from train.exits import Exit
+from train.exits import Exit, sys_exit_refused
 from train.process.diagnose import as_run_error, is_lost_peer
 from train.process.error_file import write_error_file
 
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m train") -> in
         nonlocal command
         arguments = parse(sys.argv[1:] if argv is None else argv, prog)
         command = arguments.command
-        return int(arguments.run(arguments))
+        with sys_exit_refused():  # argparse exits for --help, the user's code must not
+            return int(arguments.run(arguments))
 
     return exit_code_of(run, lambda error: _unexpected(error, command))
 

@@ -1,11 +1,16 @@
 """``fit`` with the options for the length of a run, for checkpoints and for retention."""
 
 import json
+import sys
 
 import pytest
 
+import train
 from tests.support.forked import quick_run, run
-from tests.support.runs import assert_same_bits, checkpoints, curve, metrics, state, tensors
+from tests.support.runs import TINY, assert_same_bits, checkpoints, curve, metrics, state, tensors
+from tests.support.tiny import Noisy, TinyTask
+from train.cli import main
+from train.exits import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +142,48 @@ def test_only_rank_0_prints(tmp_path):
     assert done.stdout.count("Finished: 10 steps") == 1
     assert done.stdout.count("step 10/10  loss ") == 1
     assert (tmp_path / "logs/rank-1.log").exists()
+
+
+class Leaving(train.Hook):
+    def on_step_end(self, facts):
+        sys.exit(0)
+
+
+def leave(*_):
+    sys.exit(0)
+
+
+HOOK = "hooks=[tests.commands.test_fit:Leaving]"
+
+
+@pytest.mark.parametrize(
+    ("broken", "overrides", "said", "code"),
+    [
+        (None, [HOOK], "The hook 'tests.commands.test_fit:Leaving' failed in on_step_end", 70),
+        ((TinyTask, "misbehave"), [], r"sys.exit\(0\) was called in test_fit.py:\d+ \(leave\)", 70),
+        ((Noisy, "__getitem__"), [], "Noisy failed at index .* with SystemExit: 0; fix", 65),
+    ],
+)
+def test_sys_exit_in_the_user_s_code_is_an_error(
+    tmp_path, monkeypatch, broken, overrides, said, code
+):
+    if broken:
+        monkeypatch.setattr(*broken, leave)
+    with pytest.raises(train.RunError, match=said) as caught:
+        train.fit(*TINY, f"run.dir={tmp_path}", "track.console=quiet", *overrides)
+    assert caught.value.code == code
+    assert checkpoints(tmp_path) == []
+
+
+def test_sys_exit_does_not_become_the_exit_code_of_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("train.commands.schema.run", leave)
+    assert main(["schema"]) == 70
+    assert "isorun: error: sys.exit(0) was called in test_fit.py:" in capsys.readouterr().err
+
+
+def test_a_module_that_exits_when_it_is_imported_is_named(tmp_path, monkeypatch):
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(UsageError, match=r"task.use \(.*'leaving', which calls sys.exit"):
+        train.load_config(*TINY, "task.use=leaving:Task")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.config.load import task_config
-from train.exits import DataError, UsageError
+from train.exits import DataError, UsageError, sys_exit_refused
 from train.files import write_json
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def write_description(directory: Path, config: dict[str, Any], source: dict[str,
     return path
 
 
+@sys_exit_refused()
 def load(path: str | Path) -> nn.Module:
     """Loads the module of an export directory, in evaluation mode, on the CPU.
 
