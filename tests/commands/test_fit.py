@@ -187,3 +187,32 @@ def test_a_module_that_exits_when_it_is_imported_is_named(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(UsageError, match=r"task.use \(.*'leaving', which calls sys.exit"):
         train.load_config(*TINY, "task.use=leaving:Task")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            TypeError("not JSON"),
+            70,
+            r"could not be written \(TypeError: not JSON\); correct the code",
+        ),
+        (OSError(28, "No space left on device"), 75, "could not be written; free some space"),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["warn", "stop"])
+def test_only_a_failure_of_the_storage_is_worth_a_retry(
+    tmp_path, monkeypatch, error, code, said, on_error
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("train.checkpoint.store.CheckpointStore.commit", fail)
+    if on_error == "stop":
+        said = "The run ends because checkpoint.on_error is stop"
+    with pytest.raises(train.RunError, match=said) as caught:
+        train.fit(
+            *TINY, f"run.dir={tmp_path}", "track.console=quiet", "length.steps=6",
+            f"checkpoint.on_error={on_error}",
+        )  # fmt: skip
+    assert caught.value.code == code
