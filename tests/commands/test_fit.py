@@ -216,3 +216,28 @@ def test_only_a_failure_of_the_storage_is_worth_a_retry(
             f"checkpoint.on_error={on_error}",
         )  # fmt: skip
     assert caught.value.code == code
+
+
+def test_a_config_may_change_until_there_is_a_checkpoint(tmp_path):
+    def fit(*words):
+        return train.fit(
+            *TINY, f"run.dir={tmp_path}", "length.steps=6", "track.console=quiet", *words
+        )
+
+    with pytest.raises(UsageError, match="early_stop.metric is 'acc'"):
+        fit("early_stop.metric=acc", "run.seed=1")
+    done = fit("early_stop.metric=loss", "optim.lr=0.02")
+    assert done.step == 6
+    changes = done.run.attempts[1]["changes"]
+    assert "early_stop.metric: 'acc' -> 'loss'" in changes
+    assert "run.seed: 1 -> 0" in changes
+    assert main(["verify", *TINY, f"run.dir={tmp_path}"]) == 0
+    with pytest.raises(train.RunError, match="optim.lr: 0.02 -> 0.01"):
+        fit("early_stop.metric=loss")
+
+
+def test_a_schedule_that_does_not_exist_is_named_with_its_origin(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"schedule.use \(command line\) names the module 'nosuch'"
+    ):
+        train.fit(*TINY, f"run.dir={tmp_path}", "schedule.use=nosuch:f")

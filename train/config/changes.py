@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
+from train.checkpoint.store import CheckpointStore
 from train.exits import ResumeRefusedError
 from train.section import changes_results
 
@@ -77,14 +78,15 @@ def allowed_changes(
 ) -> list[Difference]:
     """The differences between the config and that of the run's last attempt.
 
-    Raises ResumeRefusedError if one of them changes results, unless ``allow``.
+    Raises ResumeRefusedError if one of them changes results, unless ``allow``, or the directory has
+    no checkpoint: then there is nothing to resume.
     """
     stored = directory.stored_config()
     if stored is None:
         return []
     changes = differences(loaded.config, stored)
     serious = [change for change in changes if change.changes_results]
-    if serious and not allow:
+    if serious and not allow and _has_results(directory):
         raise ResumeRefusedError(
             f"The run in {directory.path} was started with another config, and these differences "
             f"change its results:\n{listed(serious, loaded.composed)}\n"
@@ -92,3 +94,8 @@ def allowed_changes(
             "with them."
         )
     return changes
+
+
+def _has_results(directory: RunDirectory) -> bool:
+    steps = CheckpointStore(directory.checkpoints).steps()
+    return bool(steps) or directory.finished() is not None
