@@ -63,8 +63,9 @@ def _general(argv: Sequence[str], prog: str) -> NoReturn:
     """``--help`` and ``--version``. Raises UsageError for anything else."""
     import argparse
 
-    from launch.contract import Parser, UsageError, train_version
+    from launch.contract import Parser, UsageError, check_command_first, train_version
 
+    check_command_first(argv, [*TRAIN_COMMANDS, *COMMANDS, *PROGRAMS], prog)
     groups = {"training": TRAIN_COMMANDS, "launching": {**COMMANDS, **PROGRAMS}}
     lines = [_DESCRIPTION]
     for title, commands in groups.items():

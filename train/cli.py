@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from train.command_line import Commands, exit_code_of, log, print_traceback
 from train.commands import COMMANDS
-from train.exits import Exit
+from train.exits import Exit, sys_exit_refused
 from train.process.diagnose import as_run_error, is_lost_peer
 from train.process.error_file import write_error_file
 
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m train") -> in
 
 def _run(words: Sequence[str], prog: str) -> int:
     arguments = parse(words, prog)
-    return int(arguments.run(arguments))
+    with sys_exit_refused():  # argparse exits for --help, the user's code must not
+        return int(arguments.run(arguments))
 
 
 def _unexpected(error: Exception) -> int:

@@ -52,6 +52,7 @@ class Commands:
 
         ``key=value`` overrides may stand anywhere after the command. Raises UsageError.
         """
+        check_command_first(argv, self.summaries, prog)
         if argv and not argv[0].startswith("-"):
             check_command(argv[0], self.summaries)
         called = next((word for word in argv if not word.startswith("-")), None)
@@ -98,6 +99,17 @@ def check_command(word: str, commands: Iterable[str]) -> None:
             f"{word!r} is not a command{did_you_mean(word, commands)} The commands are "
             f"{', '.join(commands)}."
         )
+
+
+def check_command_first(argv: Sequence[str], commands: Iterable[str], prog: str) -> None:
+    """Raises UsageError if options stand before the command; ``--help`` and ``--version`` may."""
+    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version"):
+        known = set(commands)
+        if named := next((word for word in argv if word in known), None):
+            raise UsageError(
+                f"The command must be the first argument, but is after {argv[0]!r}; write "
+                f"`{prog} {named} ...`."
+            )
 
 
 def _refuse(unknown: str, arguments: argparse.Namespace, prog: str) -> NoReturn:

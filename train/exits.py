@@ -7,7 +7,11 @@ remedy; it is printed without a traceback.
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 
 
 class Exit(IntEnum):
@@ -105,6 +109,21 @@ def error_of_code(code: int, text: str) -> RunError:
     error = RunError(text)
     error.code = Exit(code) if code in set(Exit) else Exit.INTERNAL
     return error
+
+
+@contextmanager
+def sys_exit_refused() -> Iterator[None]:
+    """Turns a ``sys.exit()`` of the user's code into a RunError: its exit code, 0 for instance,
+    says nothing about the run."""
+    try:
+        yield
+    except SystemExit as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise RunError(
+            f"sys.exit({'' if error.code is None else repr(error.code)}) was called in "
+            f"{Path(place.filename).name}:{place.lineno} ({place.name}), which is not the end of a "
+            "run; raise an error there instead."
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -100,7 +100,7 @@ class Hooks:
     def _make(self, plugin: Plugin, cls: type[Hook]) -> Hook:
         try:
             return cls(**plugin.options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _failed(plugin.use, "its constructor", error) from error
 
     def run_start(self, step: int, position: int) -> None:
@@ -146,7 +146,7 @@ class Hooks:
         generators, settings = GlobalRngState(cuda=True), TorchSettings()
         try:
             getattr(hook, method)(self._facts)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _failed(name, f"{method} at step {self._facts.step}", error) from error
         if generators.changed():
             generators.restore()
@@ -163,7 +163,7 @@ class Hooks:
             )
 
 
-def _failed(name: str, where: str, error: Exception) -> RunError:
+def _failed(name: str, where: str, error: BaseException) -> RunError:
     """The error that ends the run, which names the hook and keeps the exit code of a RunError."""
     if isinstance(error, RunError):
         return type(error)(f"The hook {name!r} in {where}: {error}")

@@ -88,6 +88,12 @@ def _import(reference: str, field: str, form: str, wanted: Callable[[Any], bool]
             f"{field} names the module {module_name!r}, which imports {missing!r}, but that is "
             "not installed."
         ) from None
+    except SystemExit as error:
+        raise UsageError(
+            f"{field} names the module {module_name!r}, which calls sys.exit() when it is "
+            f"imported (exit code {error.code!r}); put its main program under "
+            '`if __name__ == "__main__":`.'
+        ) from error
     finally:
         _importing.pop()
     found = getattr(module, name, None)

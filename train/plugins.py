@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import GetJsonSchemaHandler, model_validator
@@ -26,7 +27,11 @@ class Plugin(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        return {"use": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"use": value}
+        if not isinstance(value, Mapping | Plugin):
+            raise ValueError("module:Class, or a mapping with use and options")
+        return value
 
     @classmethod
     def __get_pydantic_json_schema__(

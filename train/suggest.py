@@ -11,7 +11,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
     Words may be dotted keys. Keys of the same section are compared by their last part; where
     there is no such section, all keys as a whole; then all by their last part, so that ``lr``
-    finds ``optim.lr``.
+    finds ``optim.lr``. Upper and lower case count only if that finds something.
     """
     section, _, last = word.rpartition(".")
     siblings: dict[str, str] = {}
@@ -25,8 +25,10 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
             others[choice] = choice
             by_last.setdefault(name, choice)
     whole = {} if section and siblings else others
-    for wanted, among in ((last, siblings), (word, whole), (last, by_last)):
-        close = difflib.get_close_matches(wanted, among, n=1, cutoff=0.65)
-        if close:
-            return f"; did you mean {among[close[0]]}?"
+    for fold in (str, str.lower):
+        for wanted, among in ((last, siblings), (word, whole), (last, by_last)):
+            folded = {fold(name): choice for name, choice in among.items()}
+            close = difflib.get_close_matches(fold(wanted), folded, n=1, cutoff=0.65)
+            if close:
+                return f"; did you mean {folded[close[0]]}?"
     return "."

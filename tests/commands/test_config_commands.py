@@ -7,6 +7,7 @@ import yaml
 
 from tests.support.forked import command
 from tests.support.runs import ROOT
+from train.cli import main
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -111,3 +112,13 @@ def test_the_schema_includes_the_sections_of_the_task():
     tiny = schema("task.use=tests.support.tiny:TinyTask")
     assert "hidden" in section(tiny, "model")["properties"]
     assert "kill_at_step" in section(tiny, "task")["properties"]
+
+
+def test_show_config_needs_no_run_directory_that_is_writable(capsys):
+    words = ["batch.global_batch_size=8", "length.steps=3", "run.dir=/proc/isorun"]
+    assert main(["show-config", "task.use=digits", *words]) == 0
+    assert "run.dir = '/proc/isorun'" in capsys.readouterr().out
+    assert main(["show-config", "task.use=digits", *words, "schedule.warmup_steps=9"]) == 64
+    assert "longer than the run of 3 steps" in capsys.readouterr().err
+    assert main(["--config", "x", "show-config"]) == 64
+    assert "write `python -m train show-config ...`" in capsys.readouterr().err

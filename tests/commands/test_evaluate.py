@@ -4,9 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 
+import train
 from tests.support.forked import quick_run, run, run_ranks
-from tests.support.runs import curve
+from tests.support.runs import TINY, curve
+from tests.support.tiny import TinyTask
+from train.exits import ResumeRefusedError
 
 BEST = ["checkpoint.keep_best.metric=loss", "checkpoint.keep_best.mode=min"]
 BASE = ["evaluate.every_steps=5", "checkpoint.every_steps=5", "checkpoint.keep_last=99", *BEST]
@@ -108,3 +112,27 @@ def test_the_micro_batch_size_does_not_change_the_metrics(finished, micro_batch_
     first, *others = run_ranks(3, "evaluate", finished, *BASE, rule, "--json")
     assert json.loads(first.stdout)["loss"] == pytest.approx(evaluate(finished)["loss"], rel=1e-6)
     assert [other.stdout for other in others] == ["", ""]
+
+
+def test_a_config_with_another_model_is_refused(tmp_path, capsys):
+    """Dropout has no tensors, so that the checkpoint itself fits."""
+    where = [*TINY, "length.steps=6", "track.console=quiet", f"run.dir={tmp_path}"]
+    done = train.fit(*where)
+    with pytest.raises(ResumeRefusedError) as caught:
+        train.evaluate(*where, "model.dropout=0.5", "data.size=50")
+    assert "\n  model.dropout: 0.1 -> 0.5 (command line)\nUndo them" in str(caught.value)
+    assert "data.size" not in str(caught.value)
+    assert train.evaluate(*where, "task.sleep=0.01") == pytest.approx(done.metrics)
+    assert capsys.readouterr().err == ""
+    train.evaluate(*where, "data.size=50")
+    assert "other data:\n  data.size: 103 -> 50 (command line)" in capsys.readouterr().err
+
+
+def test_a_model_that_lacks_tensors_of_the_checkpoint_is_refused(tmp_path, monkeypatch):
+    where = [*TINY, "length.steps=6", "track.console=quiet", f"run.dir={tmp_path}"]
+    train.fit(*where)
+    monkeypatch.setattr(
+        TinyTask, "build_model", lambda self: torch.nn.Sequential(torch.nn.Linear(8, 16))
+    )
+    with pytest.raises(ResumeRefusedError, match=r"model.1.bias is only in the .*that wrote it\.$"):
+        train.evaluate(*where)

@@ -7,8 +7,12 @@ import sys
 
 import pytest
 
+import train
 from tests.support.forked import run
 from tests.support.runs import ROOT, TINY, assert_same_bits, environment, tensors
+from tests.support.tiny import TinyTask
+from train.cli import main
+from train.tasks.base import Task
 
 QUIET = ["track.tensorboard=false", "track.wandb=disabled"]
 DIGITS = ["task.use=digits", "batch.global_batch_size=32", "length.steps=3", *QUIET]
@@ -165,3 +169,38 @@ def test_load_refuses_what_is_not_a_valid_export(exported, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match=r"model\.safetensors"):
         train.load(tmp_path)
+
+
+@pytest.fixture
+def export(tmp_path, capsys):
+    """Exports a finished run in the process of the test; returns the exit code, the names of the
+    files that it wrote, and its messages."""
+    where = [*TINY, "length.steps=6", f"run.dir={tmp_path / 'run'}"]
+    train.fit(*where, "track.console=quiet")
+    to = tmp_path / "to"
+
+    def command(*words):
+        code = main(["export", *where, "--to", str(to), *words])
+        return code, sorted(os.listdir(to)) if to.exists() else [], capsys.readouterr().err
+
+    return command
+
+
+def test_without_example_inputs_the_default_is_the_parameters(export, monkeypatch):
+    monkeypatch.setattr(TinyTask, "example_inputs", Task.example_inputs)
+    code, files, said = export("--form", "both")
+    assert (code, files) == (64, [])
+    assert "--form is both, but the task has no example_inputs()" in said
+    code, files, said = export()
+    assert (code, files) == (0, ["export.json", "model.safetensors"])
+    assert "has no program, only the parameters" in said
+
+
+def test_a_model_that_torch_export_refuses_is_one_sentence_and_leaves_nothing(export, monkeypatch):
+    monkeypatch.setattr(TinyTask, "example_inputs", lambda self: ("no tensor", 3))
+    code, files, said = export()
+    assert (code, files) == (64, [])
+    (line,) = said.splitlines()
+    assert "torch.export cannot export the Sequential" in line
+    assert line.endswith("or use --form parameters.")
+    assert export("--form", "parameters")[0] == 0

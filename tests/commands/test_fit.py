@@ -1,11 +1,16 @@
 """``fit`` with the options for the length of a run, for checkpoints and for retention."""
 
 import json
+import sys
 
 import pytest
 
+import train
 from tests.support.forked import quick_run, run
-from tests.support.runs import assert_same_bits, checkpoints, curve, metrics, state, tensors
+from tests.support.runs import TINY, assert_same_bits, checkpoints, curve, metrics, state, tensors
+from tests.support.tiny import Noisy, TinyTask
+from train.cli import main
+from train.exits import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +142,102 @@ def test_only_rank_0_prints(tmp_path):
     assert done.stdout.count("Finished: 10 steps") == 1
     assert done.stdout.count("step 10/10  loss ") == 1
     assert (tmp_path / "logs/rank-1.log").exists()
+
+
+class Leaving(train.Hook):
+    def on_step_end(self, facts):
+        sys.exit(0)
+
+
+def leave(*_):
+    sys.exit(0)
+
+
+HOOK = "hooks=[tests.commands.test_fit:Leaving]"
+
+
+@pytest.mark.parametrize(
+    ("broken", "overrides", "said", "code"),
+    [
+        (None, [HOOK], "The hook 'tests.commands.test_fit:Leaving' failed in on_step_end", 70),
+        ((TinyTask, "misbehave"), [], r"sys.exit\(0\) was called in test_fit.py:\d+ \(leave\)", 70),
+        ((Noisy, "__getitem__"), [], "Noisy failed at index .* with SystemExit: 0; fix", 65),
+    ],
+)
+def test_sys_exit_in_the_user_s_code_is_an_error(
+    tmp_path, monkeypatch, broken, overrides, said, code
+):
+    if broken:
+        monkeypatch.setattr(*broken, leave)
+    with pytest.raises(train.RunError, match=said) as caught:
+        train.fit(*TINY, f"run.dir={tmp_path}", "track.console=quiet", *overrides)
+    assert caught.value.code == code
+    assert checkpoints(tmp_path) == []
+
+
+def test_sys_exit_does_not_become_the_exit_code_of_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("train.commands.schema.run", leave)
+    assert main(["schema"]) == 70
+    assert "isorun: error: sys.exit(0) was called in test_fit.py:" in capsys.readouterr().err
+
+
+def test_a_module_that_exits_when_it_is_imported_is_named(tmp_path, monkeypatch):
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(UsageError, match=r"task.use \(.*'leaving', which calls sys.exit"):
+        train.load_config(*TINY, "task.use=leaving:Task")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            TypeError("not JSON"),
+            70,
+            r"could not be written \(TypeError: not JSON\); correct the code",
+        ),
+        (OSError(28, "No space left on device"), 75, "could not be written; free some space"),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["warn", "stop"])
+def test_only_a_failure_of_the_storage_is_worth_a_retry(
+    tmp_path, monkeypatch, error, code, said, on_error
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("train.checkpoint.store.CheckpointStore.commit", fail)
+    if on_error == "stop":
+        said = "The run ends because checkpoint.on_error is stop"
+    with pytest.raises(train.RunError, match=said) as caught:
+        train.fit(
+            *TINY, f"run.dir={tmp_path}", "track.console=quiet", "length.steps=6",
+            f"checkpoint.on_error={on_error}",
+        )  # fmt: skip
+    assert caught.value.code == code
+
+
+def test_a_config_may_change_until_there_is_a_checkpoint(tmp_path):
+    def fit(*words):
+        return train.fit(
+            *TINY, f"run.dir={tmp_path}", "length.steps=6", "track.console=quiet", *words
+        )
+
+    with pytest.raises(UsageError, match="early_stop.metric is 'acc'"):
+        fit("early_stop.metric=acc", "run.seed=1")
+    done = fit("early_stop.metric=loss", "optim.lr=0.02")
+    assert done.step == 6
+    changes = done.run.attempts[1]["changes"]
+    assert "early_stop.metric: 'acc' -> 'loss'" in changes
+    assert "run.seed: 1 -> 0" in changes
+    assert main(["verify", *TINY, f"run.dir={tmp_path}"]) == 0
+    with pytest.raises(train.RunError, match="optim.lr: 0.02 -> 0.01"):
+        fit("early_stop.metric=loss")
+
+
+def test_a_schedule_that_does_not_exist_is_named_with_its_origin(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"schedule.use \(command line\) names the module 'nosuch'"
+    ):
+        train.fit(*TINY, f"run.dir={tmp_path}", "schedule.use=nosuch:f")

@@ -5,9 +5,12 @@ import sys
 
 import pytest
 
+import train
 from tests.support.forked import quick
-from tests.support.runs import ROOT
+from tests.support.runs import ROOT, TINY, curve
 from tests.support.runs import command as command_of
+from train.cli import main
+from train.commands.parity import error_in
 from train.parity.compare import Tolerance, compare, largest_difference
 
 ALL = ["1", "2:ddp", "3:ddp", "4:ddp", "2:fsdp2", "2:zero1", "2:zero2", "2:zero3"]
@@ -111,3 +114,59 @@ def test_a_failed_run_is_reported(tmp_path):
     done = parity("--steps", 20, "--out", tmp_path, "1", "2", *task, "length.steps=9", expect=65)
     assert "The run on 1 ended with exit code 65: The dataset Noisy failed at" in done.stderr
     assert str(tmp_path / "1.log") in done.stderr
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs parity on two placements with one process each, in the process of the test."""
+
+    def start(files, settings, placement, directory):
+        train.fit(*settings, f"run.dir={directory}", f"strategy={placement.strategy}")
+
+    monkeypatch.setattr("train.commands.parity._start", start)
+    return lambda out, *words: main(["parity", "--out", str(out), "1", "1:ddp", *TINY, *words])
+
+
+class Failing(train.Hook):
+    def __init__(self):
+        raise AssertionError("parity made a hook of the config")
+
+
+def test_mirror_and_hooks_of_the_config_are_not_used(tmp_path, in_this_process):
+    mirror = [f"checkpoint.mirror.url={(tmp_path / 'mirror').as_uri()}", "length.steps=6"]
+    train.fit(*TINY, *mirror, f"run.dir={tmp_path / 'run'}")
+    files = [path for path in (tmp_path / "mirror").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    assert before
+    hook = "hooks=[tests.commands.test_parity:Failing]"
+    assert in_this_process(tmp_path / "out", "--steps", "6", *mirror, hook) == 0
+    for name in ("1", "1-ddp"):
+        assert train.Run(tmp_path / "out" / name).attempts[0]["resumed_from_step"] is None
+        assert len(curve(tmp_path / "out" / name)) == 6
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_a_repeated_comparison_computes_again(tmp_path, in_this_process):
+    assert in_this_process(tmp_path, "--steps", "4") == 0
+    assert in_this_process(tmp_path, "--steps", "5", "run.seed=1") == 0
+    assert [len(curve(tmp_path / name)) for name in ("1", "1-ddp")] == [5, 5]
+
+
+def test_a_directory_of_another_origin_is_not_removed(tmp_path, in_this_process, capsys):
+    (tmp_path / "1-ddp").mkdir()
+    (tmp_path / "1-ddp" / "mine").touch()
+    assert in_this_process(tmp_path) == 64
+    assert "1-ddp exists, but parity has not made it" in capsys.readouterr().err
+    assert (tmp_path / "1-ddp" / "mine").exists()
+
+
+def test_few_steps_shorten_warmup_and_decay(tmp_path, in_this_process):
+    schedule = ["schedule.use=wsd", "schedule.decay_steps=5"]
+    assert in_this_process(tmp_path, "--steps", "3", *schedule) == 0
+
+
+def test_the_whole_error_of_a_run_is_quoted_once():
+    lines = ["These differ:", "  optim.lr: 1 -> 2", "Undo them."]
+    log = "".join(f"isorun: error: {line}\n" for line in lines)
+    assert error_in(f"Run x starts\n{log}{log}") == "These differ: optim.lr: 1 -> 2 Undo them."
+    assert error_in("Run x starts\n") == ""

@@ -77,6 +77,20 @@ def test_malformed_overrides_are_refused(override):
         compose([], [override])
 
 
+@pytest.mark.parametrize("override", ["hooks.0.use=a:b", "hooks={use: a:b}"])
+def test_an_override_below_a_list_is_refused(tmp_path, override):
+    file = write(tmp_path / "a.yaml", "hooks:\n- use: b:c\n")
+    with pytest.raises(UsageError, match=r"on the command line cannot be merged .* such as hooks="):
+        compose([file], [override])
+
+
+def test_an_override_below_a_value_of_a_file_sets_the_origin_of_its_section(tmp_path):
+    file = write(tmp_path / "a.yaml", "optim:\n  lr: 0.1\n  betas: [0.9, 0.95]\n")
+    composed = compose([file], ["optim.lr.x=1"])
+    assert composed.origin("optim.lr") == "command line"
+    assert composed.origin("optim") == f"{file}:1"
+
+
 def test_a_key_does_not_take_the_origin_of_a_sibling(tmp_path):
     file = write(tmp_path / "a.yaml", "optim:\n  lr: 0.1\n  betas: [0.9, 0.95]\n")
     composed = compose([file], ["model={layers: 2}"])

@@ -35,7 +35,8 @@ SENTENCES = [
     r"(?P<key>\S+) must be .+, but is (?P<value>.+) \((?P<origin>from line \d+|default)\)[.;].*",
     r"(?P<key>\S+) has a key that must be .+, but is (?P<value>.+) \((?P<origin>from line \d+)\)\.",
     r"(?P<key>\S+) is not a known key \(value (?P<value>.+), (?P<origin>from line \d+)\)[.;].*",
-    r"(?P<key>\S+) is required but not set; set it in a config file or as (?P=key)=.*",
+    r"(?P<key>\S+) is required but not set; set it in a config file or as (?P=key)(\.\S+)?=.*",
+    r"(?P<key>\S+) is required but not set; set it in the list \S+ \((?P<origin>from line \d+)\)\.",
     r"(?P<key>\S+) .+ \(the section \S+ is (?P<origin>from line \d+|default)\)\.",
 ]
 

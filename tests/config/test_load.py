@@ -45,6 +45,10 @@ def load(tmp_path, *overrides):
             "batch.micro_batch_size=x",
             "batch.micro_batch_size must be a whole number or auto, but is 'x' (from command line).",
         ),
+        ("strategy=FSDP2", "but is 'FSDP2' (from command line); did you mean fsdp2?"),
+        ("hooks=[1]", "hooks.0 must be module:Class, or a mapping with use and options, but is 1"),
+        ("hooks=[{options: {}}]", "set it in the list hooks (from command line)."),
+        ("task=text", "but is 'text' (from command line); did you mean task.use=text?"),
         ("optim=3", "optim must be a mapping of keys to values, but is 3 (from command line)."),
         ("model.chanels=[1]", "model.chanels is not a known key"),
         ("data.test_ratoi=0.5", "did you mean data.test_ratio?"),
@@ -76,8 +80,19 @@ def test_a_valid_config_has_defaults_for_all_values(tmp_path):
 def test_missing_required_keys_are_named(tmp_path):
     with pytest.raises(UsageError) as error:
         load_config([], ["task.use=digits"])
-    assert "batch is required" in str(error.value)
-    assert "length is required" in str(error.value)
+    lines = str(error.value).splitlines()
+    assert [line.partition(" or as ")[2] for line in lines] == [
+        "batch.global_batch_size=... on the command line.",
+        "length.steps=... or length.epochs=... on the command line.",
+    ]
+    with pytest.raises(UsageError, match=r"task is required .* or as task.use=\.\.\. on"):
+        load_config([], GOOD[1:])
+
+
+def test_a_dotted_key_of_a_file_is_to_be_nested(tmp_path):
+    (tmp_path / "a.yaml").write_text("optim.lr: 1e-3\n")
+    with pytest.raises(UsageError, match=r"optim.lr is not a known key .*optim: {lr: \.\.\.}\.$"):
+        load_config([str(tmp_path / "a.yaml")], GOOD)
 
 
 def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path):

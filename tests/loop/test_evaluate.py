@@ -163,3 +163,35 @@ def test_two_processes_measure_the_same_as_one(tmp_path):
     both = run("evaluate", tmp_path, *rules, "--json", processes=2)
     expected = json.loads(alone.stdout)
     assert json.loads(both.stdout)["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("derived", "said"),
+    [
+        ({"x": "3"}, "derive.. returned str for 'x'; return a number"),
+        ({"x": None}, "derive.. returned NoneType for 'x'"),
+        ({"x": torch.ones(2)}, "returned Tensor of shape .2,. for 'x'"),
+        ({None: 1.0}, "derive.. returned the name None, which is not text"),
+        ([1.0], "derive.. returned list"),
+    ],
+)
+def test_a_derived_metric_that_is_not_a_number_is_refused(derived, said):
+    class Wrong(Task):
+        def derive(self, totals):
+            return derived
+
+    with pytest.raises(UsageError, match=said), batches(3, 2) as loaded:
+        evaluate(Wrong(), loaded)
+
+
+def test_scalars_of_torch_and_numpy_become_numbers():
+    import numpy as np
+
+    class Scalars(Task):
+        def derive(self, totals):
+            return {"torch": torch.tensor(2.5), "numpy": np.float32(1.5), "whole": 3}
+
+    with batches(3, 2) as loaded:
+        found = evaluate(Scalars(), loaded)
+    assert (found["torch"], found["numpy"], found["whole"]) == (2.5, 1.5, 3.0)
+    assert {type(value) for value in found.values()} == {float}

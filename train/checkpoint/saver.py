@@ -16,9 +16,10 @@ from torch import Tensor
 
 from train.checkpoint import dcp
 from train.checkpoint.checkpoint_config import CheckpointConfig
-from train.checkpoint.store import CheckpointStore, Manifest, hash_file
+from train.checkpoint.store import CheckpointStore, DamagedError, Manifest, hash_file
 from train.distributed.collectives import Collectives
 from train.distributed.shard import Shard
+from train.process.diagnose import is_lost_peer
 
 T = TypeVar("T")
 _log = logging.getLogger("train")
@@ -85,6 +86,8 @@ class CheckpointSaver:
         self.last_step = last_step
         """The step of the newest committed checkpoint."""
         self.last_timing = SaveTiming()
+        self.may_retry = True
+        """Whether the last failure was one of the storage or of another rank, not of the code."""
         self._buffers: dict[str, Tensor] = {}
         self._reserving: threading.Thread | None = None
         self._job: _Job | None = None
@@ -207,9 +210,9 @@ class CheckpointSaver:
             self._phase(lambda: self._commit(temporary, manifest) if self.rank == 0 else None)
             job.error = None
         except _FailedError as error:
-            job.error = str(error)
-        except BaseException as error:  # such as a lost peer
-            job.error = _reason(error)
+            job.error, self.may_retry = str(error), error.may_retry
+        except BaseException as error:  # in an exchange between the ranks
+            job.error, self.may_retry = _reason(error)[0], True
         job.timing.write = time.perf_counter() - started
 
     def _phase(self, work: Callable[[], T]) -> T:
@@ -221,13 +224,14 @@ class CheckpointSaver:
         except BaseException as caught:
             error = _reason(caught)
         errors = self._gather(error)
-        failed = [(rank, reason) for rank, reason in enumerate(errors) if reason is not None]
+        failed = [(rank, *found) for rank, found in enumerate(errors) if found is not None]
         if failed:
             if self.rank == 0:
                 with suppress(OSError):  # the next start removes it as well
                     self.store.remove_incomplete()
-            rank, reason = failed[0]
-            raise _FailedError(reason if len(errors) == 1 else f"rank {rank}: {reason}")
+            rank, reason, may_retry = failed[0]
+            text = reason if len(errors) == 1 else f"rank {rank}: {reason}"
+            raise _FailedError(text, may_retry=may_retry)
         return result  # type: ignore[return-value]
 
     def _gather(self, value: Any) -> list[Any]:
@@ -259,9 +263,14 @@ def _on_gpu(shards: Mapping[str, Shard]) -> bool:
 class _FailedError(Exception):
     """A part of the save failed on some rank; the text says which and why."""
 
+    def __init__(self, text: str, *, may_retry: bool) -> None:
+        super().__init__(text)
+        self.may_retry = may_retry
 
-def _reason(error: BaseException) -> str:
-    """One line: the OSError in the chain of causes, if there is one, else the error itself."""
+
+def _reason(error: BaseException) -> tuple[str, bool]:
+    """One line: the OSError in the chain of causes, if there is one, else the error itself; and
+    whether the same save may succeed later."""
     cause: BaseException | None = error
     failures = getattr(error, "failures", None)  # DCP's CheckpointException: rank to error
     if failures:
@@ -270,4 +279,5 @@ def _reason(error: BaseException) -> str:
     while root is not None and not isinstance(root, OSError):
         root = root.__cause__ or root.__context__
     found = root or cause or error
-    return f"{type(found).__name__}: {found}".splitlines()[0]
+    may_retry = isinstance(found, OSError | DamagedError) or is_lost_peer(found)
+    return f"{type(found).__name__}: {found}".splitlines()[0], may_retry

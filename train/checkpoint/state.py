@@ -7,7 +7,7 @@ tensor goes into the manifest's JSON. RNG states are not stored: they are seeded
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,7 +90,9 @@ def restore_state(
     targets = {f"model.{name}": shard for name, shard in strategy.tensors().items()}
     if ema is not None:
         targets |= {f"ema.{name}": average for name, average in ema.averages.items()}
-    _check_same(directory, targets, stored)
+    unused = [n for n in stored if n.startswith(("model.", "ema.")) and n not in targets]
+    remedy = "use the code and config that wrote it, or start a new run in another run.dir"
+    _check_same(directory, targets, stored, unused, remedy)
     pieces: dict[str, Any] = {
         name.removeprefix("optim."): entry
         for name, entry in stored.items()
@@ -118,7 +120,10 @@ def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:
         ("ema." if name in trainable else "model.") + name: Shard.of(tensor)
         for name, tensor in model_tensors(model).items()
     }
-    _check_same(directory, targets, dcp.shapes(directory), complete=False)
+    stored = dcp.shapes(directory)
+    names = {name for name in stored if name.startswith("model.")}
+    unused = names - {f"model.{name}" for name in model_tensors(model)}
+    _check_same(directory, targets, stored, unused, "use the code and config that wrote it")
     with torch.no_grad():
         dcp.load(targets, directory, None)
 
@@ -127,17 +132,13 @@ def _check_same(
     directory: Path,
     targets: Mapping[str, Shard],
     stored: Mapping[str, tuple[torch.Size, torch.dtype]],
-    *,
-    complete: bool = True,
+    unused: Iterable[str],
+    remedy: str,
 ) -> None:
+    """Raises ResumeRefusedError where names or shapes differ. ``unused`` are the tensors of the
+    checkpoint that the model lacks."""
     differences = [f"{name} is not in the checkpoint" for name in targets if name not in stored]
-    if complete:
-        kinds = ("model.", "ema.")
-        differences += [
-            f"{name} is only in the checkpoint"
-            for name in stored
-            if name.startswith(kinds) and name not in targets
-        ]
+    differences += [f"{name} is only in the checkpoint" for name in sorted(unused)]
     differences += [
         f"{name} has shape {tuple(stored[name][0])} in the checkpoint and "
         f"{tuple(shard.shape)} in the model"
@@ -148,6 +149,5 @@ def _check_same(
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ResumeRefusedError(
             f"The checkpoint {directory} does not match the model: "
-            f"{'; '.join(differences[:3])}{more}; use the code and config that wrote it, or "
-            "start a new run in another run.dir."
+            f"{'; '.join(differences[:3])}{more}; {remedy}."
         )

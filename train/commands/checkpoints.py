@@ -1,15 +1,18 @@
-"""Resolves ``--checkpoint`` to a verified checkpoint, and loads its weights."""
+"""Resolves ``--checkpoint`` to a verified checkpoint of this config, and loads its weights."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.checkpoint.layout import parse_step_name
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore, DamagedError
+from train.config.changes import differences, listed
 from train.config.load import LoadedConfig
-from train.exits import DataError, UsageError
+from train.distributed.world import this_world
+from train.exits import DataError, ResumeRefusedError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
 def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
     """The path of the checkpoint that ``--checkpoint WHICH`` names, after a check of its hashes.
 
-    Raises UsageError if there is no such checkpoint, and DataError if it is damaged.
+    Raises UsageError if there is no such checkpoint, DataError if it is damaged, and
+    ResumeRefusedError if its run has another model. Warns on rank 0 if the data differs.
     """
     given = Path(which)
     if which not in ("newest", "best") and not which.isdigit():
@@ -44,7 +48,37 @@ def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
             f"The checkpoint {store.path(step)} is damaged: {'; '.join(problems)}; "
             "choose another with --checkpoint."
         )
+    _check_config(loaded, store.path(step))
     return store.path(step)
+
+
+def _check_config(loaded: LoadedConfig, checkpoint: Path) -> None:
+    """Compares the config with that of the checkpoint's run, where its directory is there."""
+    stored = RunDirectory(checkpoint.parents[1]).stored_config()
+    if stored is None:
+        return
+    changes = [change for change in differences(loaded.config, stored) if change.changes_results]
+    # A task of a notebook has another name in the module that other processes import.
+    of_notebook = str(stored.get("task", {}).get("use", "")).startswith("__main__:")
+    model = [
+        change
+        for change in changes
+        if change.key.partition(".")[0] in ("task", "model", "ema")
+        and not (change.key == "task.use" and of_notebook)
+    ]
+    if model:
+        raise ResumeRefusedError(
+            f"The run of the checkpoint {checkpoint} has another config, and these differences "
+            f"change the model:\n{listed(model, loaded.composed)}\n"
+            "Undo them, or name a checkpoint of a run with this config."
+        )
+    data = [change for change in changes if change.key.partition(".")[0] == "data"]
+    if data and this_world().rank == 0:
+        lines = listed(data, loaded.composed)
+        print(
+            f"isorun: warning: The run of the checkpoint {checkpoint} has other data:\n{lines}",
+            file=sys.stderr,
+        )
 
 
 def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:

@@ -14,7 +14,7 @@ from train.command_line import say
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments
 from train.commands.checkpoints import find_checkpoint, load_weights
 from train.config.load import LoadedConfig, load_config
-from train.exits import Exit, UsageError
+from train.exits import Exit, UsageError, sys_exit_refused
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +46,7 @@ class Evaluated(NamedTuple):
     is_main: bool
 
 
+@sys_exit_refused()
 def evaluate_checkpoint(loaded: LoadedConfig, which: str) -> Evaluated:
     """Evaluates the checkpoint that ``which`` names on all evaluation data; collective."""
     checkpoint = find_checkpoint(loaded, which)

@@ -8,6 +8,7 @@ config has ema, the averaged weights are exported.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from train.checkpoint.store import Manifest
@@ -28,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--form",
         choices=["both", "parameters", "program"],
-        default="both",
-        help="parameters: safetensors; program: torch.export; default: both",
+        help="parameters: safetensors; program: torch.export; default: both, or parameters if the "
+        "task has no example_inputs()",
     )
 
 
@@ -37,7 +38,13 @@ def run(arguments: argparse.Namespace) -> Exit:
     """Writes the export and prints the paths of its files."""
     loaded = load_config(arguments.config, arguments.overrides, runs=False)
     checkpoint = find_checkpoint(loaded, arguments.checkpoint)
-    from train.export.module import export_parameters, export_program, write_description
+    from train.export.module import (
+        example_inputs,
+        export_parameters,
+        export_program,
+        make_program,
+        write_description,
+    )
     from train.strategies.meta_init import build_full_model
 
     manifest = Manifest.read(checkpoint)
@@ -45,20 +52,36 @@ def run(arguments: argparse.Namespace) -> Exit:
     model = build_full_model(task, loaded.config.run.seed)
     load_weights(model, checkpoint, loaded)
     model.eval()
+    form = arguments.form or "both"
+    inputs = None if form == "parameters" else example_inputs(task)
+    if inputs is None and arguments.form in ("both", "program"):
+        raise UsageError(
+            f"--form is {form}, but the task has no example_inputs(), which the export of a "
+            "program needs; implement it, or set --form parameters."
+        )
+    if inputs is None and arguments.form is None:
+        print(
+            "isorun: The task has no example_inputs(), so the export has no program, only the "
+            "parameters.",
+            file=sys.stderr,
+        )
+    # Before anything is written, since torch.export may refuse the model.
+    program = None if inputs is None else make_program(model, inputs)
     directory = Path(arguments.to or loaded.run_directory / "exports" / f"step-{manifest.step}")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         written = []
-        if arguments.form in ("both", "parameters"):
+        if form in ("both", "parameters"):
             written.append(export_parameters(model, directory))
-        if arguments.form in ("both", "program"):
-            written.append(export_program(model, task, directory))
         source = {
             "step": manifest.step,
             "run": manifest.state.get("run"),
             "metrics": manifest.metrics,
         }
-        written.append(write_description(directory, loaded.config.model_dump(mode="json"), source))
+        described = write_description(directory, loaded.config.model_dump(mode="json"), source)
+        if program is not None:
+            written.append(export_program(program, directory))
+        written.append(described)
     except OSError as error:
         raise UsageError(
             f"--to is {str(directory)!r}, which cannot be written: {error}; choose another "

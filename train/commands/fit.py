@@ -15,7 +15,7 @@ from train.commands.arguments import add_config_arguments
 from train.config.changes import allowed_changes
 from train.config.load import LoadedConfig, load_config
 from train.distributed.world import this_world
-from train.exits import Exit, RetryError, RunError, first_line
+from train.exits import Exit, RetryError, RunError, first_line, sys_exit_refused
 from train.process.diagnose import is_lost_peer
 from train.process.stop import StopRequest
 
@@ -47,6 +47,7 @@ class FitOutcome(NamedTuple):
     """The newest evaluation."""
 
 
+@sys_exit_refused()
 def start(loaded: LoadedConfig, stop: StopRequest, *, allow_changes: bool = False) -> FitOutcome:
     """Starts the run of a config, or resumes it, and trains to its end or until a stop."""
     directory = RunDirectory(loaded.run_directory)

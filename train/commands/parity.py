@@ -1,8 +1,9 @@
 """Run one config on several placements of this machine and compare the results.
 
 A placement is PROCESSES or PROCESSES:STRATEGY, such as 1 2:ddp 4:fsdp2 2:zero3; the first is the
-reference. They run one after another. Prints a table and plots the loss curves. The exit code is 0
-if all results agree within the tolerances, else 65.
+reference. They run one after another, each from the beginning, without hooks, sinks and a mirror.
+Prints a table and plots the loss curves. The exit code is 0 if all results agree within the
+tolerances, else 65.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import argparse
 import math
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from train.checkpoint.run_directory import RunDirectory
 from train.command_line import python_module, say
 from train.commands.arguments import add_config_arguments
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, UsageError, error_of_code
 from train.imports import import_extra
+from train.process.diagnose import LOST_PEER
 from train.strategies.registry import CHOICES
 
 _PLACEMENT = re.compile(r"(\d+)(?::(.+))?")
@@ -31,7 +35,12 @@ _SETTINGS = [
     "checkpoint.asynchronous=false", "checkpoint.keep_best=null",
     "evaluate.every_steps=null", "evaluate.every_epochs=null",
     "evaluate.at_start=false", "early_stop=null",
+    # A mirror would be restored, and written. Hooks and sinks are those of the run itself.
+    "checkpoint.mirror=null", "hooks=[]", "track.sinks=[]",
 ]  # fmt: skip
+_MARKER = ".parity"
+"""An empty file in each run directory that parity made, and may remove."""
+_ERROR = "isorun: error: "
 
 
 @dataclass(frozen=True)
@@ -88,10 +97,11 @@ def run(arguments: argparse.Namespace) -> Exit:
         raise UsageError(
             f"--out is {str(out)!r}, which cannot be created ({error.strerror}); choose another."
         ) from None
-    directories = {}
+    directories = {str(p): out / str(p).replace(":", "-") for p in placements}
+    for directory in directories.values():
+        _clear(directory)
     for placement in placements:
-        directories[str(placement)] = directory = out / str(placement).replace(":", "-")
-        _start(arguments.config, settings, placement, directory)
+        _start(arguments.config, settings, placement, directories[str(placement)])
     return _report(directories, out, loaded, arguments)
 
 
@@ -108,8 +118,12 @@ def parse(word: str) -> Placement:
 
 
 def _length(loaded: LoadedConfig, steps: int) -> list[str]:
-    warmup = min(loaded.config.schedule.warmup_steps, steps // 5)
-    return [f"length.steps={steps}", "length.epochs=null", f"schedule.warmup_steps={warmup}"]
+    schedule = loaded.config.schedule
+    warmup = min(schedule.warmup_steps, steps // 5)
+    settings = [f"length.steps={steps}", "length.epochs=null", f"schedule.warmup_steps={warmup}"]
+    if schedule.decay_steps is not None:
+        settings.append(f"schedule.decay_steps={min(schedule.decay_steps, steps - warmup)}")
+    return settings
 
 
 def _micro_batch(loaded: LoadedConfig, placements: list[Placement]) -> list[str]:
@@ -126,6 +140,31 @@ def _micro_batch(loaded: LoadedConfig, placements: list[Placement]) -> list[str]
         )
         return []
     return [f"batch.micro_batch_size={batch.global_batch_size // cells}"]
+
+
+def _clear(directory: Path) -> None:
+    """Removes the run of an earlier comparison, and marks the directory as parity's.
+
+    Raises UsageError for a directory that parity has not made, and ResumeRefusedError where another
+    process uses it.
+    """
+    try:
+        if directory.exists():
+            if not (directory / _MARKER).exists() or directory.is_symlink():
+                raise UsageError(
+                    f"{directory} exists, but parity has not made it (it has no {_MARKER}); remove "
+                    "it, or choose another --out."
+                )
+            run = RunDirectory(directory)
+            run.acquire()
+            shutil.rmtree(directory)
+            run.release()
+        directory.mkdir()
+        (directory / _MARKER).touch()
+    except OSError as error:
+        raise UsageError(
+            f"{directory} cannot be replaced ({error.strerror}); choose another --out."
+        ) from None
 
 
 def _start(files: list[str], settings: list[str], placement: Placement, directory: Path) -> None:
@@ -148,16 +187,23 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
         )
     if done.returncode:
-        errors = [
-            line for line in log.read_text(encoding="utf-8").splitlines() if "isorun: error" in line
-        ]
-        why = f": {errors[0].removeprefix('isorun: error: ').rstrip('.')}" if errors else ""
+        text = log.read_text(encoding="utf-8", errors="replace")
+        error = error_in(text)
+        why = f": {error.rstrip('.')}" if error else ""
         # torchrun exits with 1; its report has the exit code of the rank.
-        codes = [int(code) for code in re.findall(r"exitcode +: (\d+)", log.read_text("utf-8"))]
+        codes = [int(code) for code in re.findall(r"exitcode +: (\d+)", text)]
         code = codes[-1] if codes else done.returncode
         raise error_of_code(
             code, f"The run on {placement} ended with exit code {code}{why}; see {log}."
         )
+
+
+def error_in(log: str) -> str:
+    """The error that a run has printed, in one line; empty if there is none."""
+    lines = [line.partition(_ERROR)[2].strip() for line in log.splitlines() if _ERROR in line]
+    # Each rank may print the same error; one that lost another rank does not know the cause.
+    causes = [line for line in lines if line != LOST_PEER] or lines
+    return " ".join(dict.fromkeys(causes))
 
 
 def _report(

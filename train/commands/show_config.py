@@ -8,7 +8,7 @@ import yaml
 
 from train.commands.arguments import add_config_arguments
 from train.config.compose import flatten
-from train.config.load import load_config
+from train.config.load import check, load_config
 from train.exits import Exit
 
 
@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Exit:
     """Prints one line per value."""
-    loaded = load_config(arguments.config, arguments.overrides)
+    # What a run needs besides is checked, but not whether run.dir is writable.
+    loaded = load_config(arguments.config, arguments.overrides, runs=False)
+    check(loaded.config, loaded.composed)
     if arguments.plain:
         print(yaml.safe_dump(loaded.values(), sort_keys=False), end="")
         return Exit.DONE

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
+from train.checkpoint.store import CheckpointStore
 from train.exits import ResumeRefusedError
 from train.section import changes_results
 
 if TYPE_CHECKING:
     from train.checkpoint.run_directory import RunDirectory
+    from train.config.compose import Composed
     from train.config.load import LoadedConfig
 
 
@@ -66,26 +68,34 @@ def _submodel(info: Any) -> type[BaseModel] | None:
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
+def listed(changes: Iterable[Difference], composed: Composed) -> str:
+    """The differences, one a line, with the origins of the new values."""
+    return "\n".join(f"  {change} ({composed.origin(change.key)})" for change in changes)
+
+
 def allowed_changes(
     loaded: LoadedConfig, directory: RunDirectory, *, allow: bool
 ) -> list[Difference]:
     """The differences between the config and that of the run's last attempt.
 
-    Raises ResumeRefusedError if one of them changes results, unless ``allow``.
+    Raises ResumeRefusedError if one of them changes results, unless ``allow``, or the directory has
+    no checkpoint: then there is nothing to resume.
     """
     stored = directory.stored_config()
     if stored is None:
         return []
     changes = differences(loaded.config, stored)
     serious = [change for change in changes if change.changes_results]
-    if serious and not allow:
-        listed = "\n".join(
-            f"  {change} ({loaded.composed.origin(change.key)})" for change in serious
-        )
+    if serious and not allow and _has_results(directory):
         raise ResumeRefusedError(
             f"The run in {directory.path} was started with another config, and these differences "
-            f"change its results:\n{listed}\n"
+            f"change its results:\n{listed(serious, loaded.composed)}\n"
             "Undo them, choose another run.dir for a new run, or add --allow-changes to resume "
             "with them."
         )
     return changes
+
+
+def _has_results(directory: RunDirectory) -> bool:
+    steps = CheckpointStore(directory.checkpoints).steps()
+    return bool(steps) or directory.finished() is not None

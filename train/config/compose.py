@@ -70,8 +70,10 @@ def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
                 f"The override {override!r} on the command line is not valid YAML after the '=': "
                 f"{first_line(error)}; quote the value."
             ) from None
-        merged = _merge(merged, part, f"the override {override!r}")
+        created = _created(OmegaConf.to_container(merged, resolve=False), key)
+        merged = _merge(merged, part, f"The override {override!r} on the command line")
         origins = {k: o for k, o in origins.items() if not k.startswith(key + ".")}
+        origins |= dict.fromkeys(created, COMMAND_LINE)
         origins |= {k: COMMAND_LINE for k, _ in _leaves(OmegaConf.to_container(part)) if k}
         origins[key] = COMMAND_LINE
     raw = OmegaConf.to_container(merged, resolve=False)
@@ -132,6 +134,11 @@ def _merge(base: Any, part: Any, name: str) -> Any:
         raise UsageError(
             f"{name} cannot be merged with the values before it: {first_line(error)}."
         ) from None
+    except TypeError:
+        raise UsageError(
+            f"{name} cannot be merged with the values before it: one is a list and the other a "
+            "mapping; set a list as a whole, such as hooks=[module:Class]."
+        ) from None
 
 
 def _override_key(override: str) -> str:
@@ -142,6 +149,15 @@ def _override_key(override: str) -> str:
             "as optim.lr=3e-4; name files with --config."
         )
     return key
+
+
+def _created(values: Any, key: str) -> Iterator[str]:
+    """The sections above a key that the values do not have, or have as another value."""
+    parts = key.split(".")
+    for depth, part in enumerate(parts[:-1], 1):
+        values = values.get(part) if isinstance(values, Mapping) else None
+        if not isinstance(values, Mapping):
+            yield ".".join(parts[:depth])
 
 
 def _lines(text: str) -> Iterator[tuple[str, int]]:

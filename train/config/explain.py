@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from train.config.compose import Composed
-from train.config.keys import key_of, known_keys, names_at
+from train.config.keys import fields_at, key_of, known_keys, names_at
 from train.exits import UsageError
 from train.suggest import did_you_mean
 
@@ -46,6 +46,8 @@ _BOUNDS = {
 }
 _CHOICES = ("literal_error", "enum")
 _LONGEST_VALUE = 200
+_TO_SET = {"task": ["task.use"], "length": ["length.steps", "length.epochs"]}
+"""What to set in required sections without a required field of their own."""
 
 
 def explain(
@@ -106,12 +108,14 @@ def _sentence(
         section, _, _ = key.rpartition(".")
         siblings = [f"{prefix}{section}.{name}" for name in names_at(model, section) if section]
         hint = did_you_mean(full, [*siblings, *known_keys(model, prefix)])
+        *sections, last = str(first["loc"][-1]).split(".")
+        if sections:  # a dotted key of a file
+            hint = (
+                f"; write it nested, as {': {'.join(sections)}: {{{last}: ...{'}' * len(sections)}."
+            )
         return f"{full} is not a known key (value {value}, {where}){hint}"
     if first["type"] == "missing":
-        return (
-            f"{full} is required but not set; set it in a config file or as {full}=... on the "
-            "command line."
-        )
+        return _missing(full, model, key, composed)
     expected = " or ".join(dict.fromkeys(map(_expected, _merge_choices(items))))
     if first["loc"][-1:] == ("[key]",):
         return f"{full} has a key that must be {expected}, but is {value} ({where})."
@@ -123,7 +127,41 @@ def _sentence(
     choices = [c for item in items if item["type"] in _CHOICES for c in _choices(item)]
     text_given = isinstance(first["input"], str)
     hint = did_you_mean(first["input"], choices) if choices and text_given else "."
+    if first["type"] == "model_type" and text_given and "use" in names_at(model, key):
+        hint = f"; did you mean {full}.use={first['input']}?"
     return f"{full} must be {expected}, but is {value} ({where}){hint}"
+
+
+def _missing(full: str, model: type[BaseModel], key: str, composed: Composed) -> str:
+    if above := _list_above(composed.values, full):
+        origin = composed.where(above)
+        return f"{full} is required but not set; set it in the list {above} ({origin})."
+    forms = " or ".join(f"{name}=..." for name in _to_set(full, model, key))
+    return (
+        f"{full} is required but not set; set it in a config file or as {forms} on the "
+        "command line."
+    )
+
+
+def _list_above(values: Any, key: str) -> str:
+    """The dotted key of the innermost list that a key is in; empty without one. Overrides cannot
+    set what is in a list."""
+    found, parts = "", key.split(".")
+    for depth, part in enumerate(parts):
+        if isinstance(values, list):
+            found = ".".join(parts[:depth])
+            values = values[int(part)] if part.isdecimal() and int(part) < len(values) else None
+        else:
+            values = values.get(part) if isinstance(values, Mapping) else None
+    return found
+
+
+def _to_set(full: str, model: type[BaseModel], key: str) -> list[str]:
+    """The keys to set for a field that is missing: for a section, those that it requires."""
+    if full in _TO_SET:
+        return _TO_SET[full]
+    required = [name for name, info in fields_at(model, key).items() if info.is_required()]
+    return [f"{full}.{required[0]}"] if required else [full]
 
 
 def _merge_choices(items: list[Any]) -> list[Any]:

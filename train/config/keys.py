@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, NewType, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -48,6 +49,15 @@ def names_at(model: type[BaseModel], key: str) -> list[str]:
     for part in key.split(".") if key else []:
         found = [inner for annotation in found for inner in _inside(annotation, part)]
     return [name for annotation in found for name in _fields(annotation) or {}]
+
+
+def fields_at(model: type[BaseModel], key: str) -> dict[str, FieldInfo]:
+    """The fields of the section at a dotted key; empty where that is no pydantic model."""
+    found: list[Any] = [model]
+    for part in key.split("."):
+        found = [inner for annotation in found for inner in _inside(annotation, part)]
+    models = [cls for cls in found if isinstance(cls, type) and issubclass(cls, BaseModel)]
+    return dict(models[0].model_fields) if len(models) == 1 else {}
 
 
 def _walk(annotation: Any, value: Any, location: list[Any], unknown: bool) -> list[str]:

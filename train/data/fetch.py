@@ -102,7 +102,7 @@ class KeyedDataset:
                     samples.append(self._sample(int(keys.epochs[at]), int(keys.indices[at])))
             at = -2
             batch = self.collate(samples)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # The user's exception may not survive pickling, so workers send its text.
             cause = None if get_worker_info() else error
             return LoadFailure(self._describe(keys, at, error), traceback.format_exc(), cause)

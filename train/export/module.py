@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.config.load import task_config
-from train.exits import DataError, UsageError
+from train.exits import DataError, UsageError, first_line, sys_exit_refused
 from train.files import write_json
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.export import ExportedProgram
 
     from train.tasks.base import Task
 
@@ -37,24 +38,38 @@ def export_parameters(model: nn.Module, directory: Path) -> Path:
     return path
 
 
-def export_program(model: nn.Module, task: Task, directory: Path) -> Path:
-    """Writes a ``torch.export`` program with a dynamic first dimension (batch) of all inputs.
+def example_inputs(task: Task) -> tuple[Any, ...] | None:
+    """The inputs that the export of a program needs; None where the task has none."""
+    try:
+        return task.example_inputs()
+    except NotImplementedError:
+        return None
 
-    Returns the path. Raises UsageError if the task has no ``example_inputs``.
+
+def make_program(model: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
+    """A ``torch.export`` program with a dynamic first dimension (batch) of all inputs.
+
+    Raises UsageError if torch.export does not support the model or the inputs.
     """
     import torch
-    from torch.export import Dim, export, save
+    from torch.export import Dim, export
 
-    try:
-        inputs = task.example_inputs()
-    except NotImplementedError:
-        raise UsageError(
-            "The task has no example_inputs(), which the export of a program needs; implement it, "
-            "or set --form parameters."
-        ) from None
     batch = Dim("batch", min=1)
-    dynamic = tuple({0: batch} if isinstance(i, torch.Tensor) else None for i in inputs)
-    program = export(model.eval(), inputs, dynamic_shapes=dynamic)
+    try:
+        dynamic = tuple({0: batch} if isinstance(i, torch.Tensor) else None for i in inputs)
+        return export(model.eval(), inputs, dynamic_shapes=dynamic)
+    except Exception as error:
+        raise UsageError(
+            f"torch.export cannot export the {type(model).__name__} with the task's "
+            f"example_inputs() ({type(error).__name__}: {first_line(error)}); change one of them, "
+            "or use --form parameters."
+        ) from error
+
+
+def export_program(program: ExportedProgram, directory: Path) -> Path:
+    """Writes a program of ``make_program``. Returns the path."""
+    from torch.export import save
+
     path = directory / PROGRAM
     save(program, path)
     return path
@@ -68,6 +83,7 @@ def write_description(directory: Path, config: dict[str, Any], source: dict[str,
     return path
 
 
+@sys_exit_refused()
 def load(path: str | Path) -> nn.Module:
     """Loads the module of an export directory, in evaluation mode, on the CPU.
 

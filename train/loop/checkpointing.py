@@ -15,7 +15,7 @@ from train.checkpoint.state import collect_state
 from train.checkpoint.store import CheckpointStore, DamagedError
 from train.data.fetch import MicroBatch
 from train.data.ledger import Ledger, StepRecord
-from train.exits import RetryError
+from train.exits import RetryError, RunError
 from train.loop.early_stop import EarlyStop
 from train.loop.state import Progress
 from train.loop.step_metrics import StepMetrics
@@ -62,6 +62,7 @@ class Checkpointing:
         )
         self._logged_timing = self._saver.last_timing
         self._pending: list[StepRecord] = []
+        self._last_error: str | None = None
 
     @property
     def last_step(self) -> int | None:
@@ -83,6 +84,13 @@ class Checkpointing:
     def failed(self) -> bool:
         """Whether a write has failed on this rank and was not reported yet. Not collective."""
         return self._saver.failed
+
+    def error(self, what: str, remedy: str) -> RunError:
+        """The error that ends the run because the last write failed. ``what`` is its start, and
+        ``remedy`` is for a failure that a retry may solve. Not collective."""
+        if self._saver.may_retry:
+            return RetryError(f"{what}; {remedy}.")
+        return RunError(f"{what} ({self._last_error}); correct the code, then rerun.")
 
     def record(self, step: int, position: int, micro_batches: Sequence[MicroBatch]) -> None:
         """Records the samples of step ``step``, which starts at ``position`` of the training
@@ -154,12 +162,14 @@ class Checkpointing:
         if error is None:
             self._log_timing(waited)
             return
+        self._last_error = error
         text = (
             f"A checkpoint could not be written ({error}); the earlier ones in "
             f"{self._store.directory} are unchanged."
         )
         if self._on_error == "stop":
-            raise RetryError(f"{text} The run ends because checkpoint.on_error is stop.")
+            kind = RetryError if self._saver.may_retry else RunError
+            raise kind(f"{text} The run ends because checkpoint.on_error is stop.")
         self._tracker.warn(f"{text} Training continues and tries again at the next checkpoint.")
 
     def _log_timing(self, waited: float) -> None:

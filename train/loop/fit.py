@@ -6,7 +6,7 @@ import time
 from collections import deque
 
 from train.data.fetch import MicroBatch
-from train.exits import Exit, RetryError
+from train.exits import Exit
 from train.loop.early_stop import metric_value
 from train.loop.first_step import FirstStepChecks
 from train.loop.report import report_end, report_start
@@ -150,9 +150,9 @@ def preempt(run: OpenRun) -> Exit:
     """Saves, and reports how to resume."""
     step = run.progress.step
     if not save_and_wait(run):
-        raise RetryError(
-            f"Stopped at step {step}, but its checkpoint could not be written; rerun to resume "
-            f"from step {run.checkpointing.last_step or 0}."
+        raise run.checkpointing.error(
+            f"Stopped at step {step}, but its checkpoint could not be written",
+            f"rerun to resume from step {run.checkpointing.last_step or 0}",
         )
     if run.engine.is_main:
         run.directory.mark_stopped()
@@ -170,9 +170,9 @@ def finish(run: OpenRun) -> Exit:
     """Writes the last checkpoint, and reports the final metrics and where the files are."""
     progress = run.progress
     if not save_and_wait(run):
-        raise RetryError(
-            "The run is complete, but its last checkpoint could not be written; free some space, "
-            "then rerun."
+        raise run.checkpointing.error(
+            "The run is complete, but its last checkpoint could not be written",
+            "free some space, then rerun",
         )
     run.tracker.summary(progress.evaluated)
     if run.engine.is_main:

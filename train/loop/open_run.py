@@ -80,7 +80,8 @@ def _open(
     task = loaded.task(config)
     data = build_data(loaded, task, engine.device)
     # What a user's own code can refuse comes before anything is recorded.
-    schedule = learning_rate_factor(config.schedule, data.total_steps)
+    origin = loaded.composed.origin("schedule.use")
+    schedule = learning_rate_factor(config.schedule, data.total_steps, origin)
     plan = _plan(loaded, task, data, joined, directory, beat)
     model = build_trainable(loaded, task, engine, joined.choice, plan)
     metrics = _step_metrics(loaded, task, data, joined)

@@ -62,14 +62,19 @@ class ScheduleConfig(Section):
         return self
 
 
-def learning_rate_factor(config: ScheduleConfig, total_steps: int) -> Callable[[int], float]:
+def learning_rate_factor(
+    config: ScheduleConfig, total_steps: int, origin: str = "default"
+) -> Callable[[int], float]:
     """The factor on the base learning rate as a function of the step, counted from 0.
 
-    Raises UsageError for a schedule of the user's that does not work.
+    ``origin``: where schedule.use was set, for error messages. Raises UsageError for a schedule of
+    the user's that does not work.
     """
     warmup = config.warmup_steps
-    find = _built_in_factor if config.use in NAMES else _own_factor
-    after_warmup = find(config, total_steps)
+    if config.use in NAMES:
+        after_warmup = _built_in_factor(config, total_steps)
+    else:
+        after_warmup = _own_factor(config, total_steps, origin)
 
     def factor(step: int) -> float:
         return (step + 1) / warmup if step < warmup else after_warmup(step)
@@ -104,10 +109,10 @@ def _built_in_factor(config: ScheduleConfig, total_steps: int) -> Callable[[int]
     return factor
 
 
-def _own_factor(config: ScheduleConfig, total_steps: int) -> Callable[[int], float]:
+def _own_factor(config: ScheduleConfig, total_steps: int, origin: str) -> Callable[[int], float]:
     """A schedule that ``use`` names by dotted path, tried at both ends of the run."""
-    field = f"schedule.use={config.use}"
-    found = import_function(config.use, "schedule.use")
+    field = f"schedule.use={config.use} ({origin})"
+    found = import_function(config.use, f"schedule.use ({origin})")
     is_class = isinstance(found, type)
     arguments = () if is_class else (0, total_steps)
     try:
