@@ -1,6 +1,7 @@
 """Each extension point accepts a class or function from outside the package, by dotted path."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 
 import train
 from tests.support.runs import ROOT, TINY, curve, metrics
+from tests.support.tiny import TinyTask
 from train.config.schema import config_class
 from train.exits import UsageError
 from train.hooks import Facts, Hooks
@@ -68,6 +70,51 @@ def test_a_task(tmp_path, outside):
     assert result.step == 4
     with pytest.raises(UsageError, match=f"{module} has no 'LinTask'; did you mean LineTask"):
         fit(tmp_path, f"task.use={module}:LinTask")
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("build_model(self): pass", "build_model() returned None; return a torch.nn.Module."),
+        ("loss(self, model, batch): return model(batch[0]).sum()",
+         "loss() returned Tensor; return train.Ratio(sum, count)."),
+        ("loss(self, model, batch): return Ratio(model(batch[0]).sum().item(), 12)", "as the sum;"),
+        ("loss(self, model, batch): return Ratio(model(batch[0]), 12)",
+         "loss() returned a tensor of shape (12, 1) as the sum;"),
+        ("loss(self, model, batch): return Ratio(model(batch[0]).sum().detach(), 12)",
+         "loss() returned a sum without an autograd graph"),
+        ("loss(self, model, batch): return Ratio(model(batch[0]).sum(), None)",
+         "loss() returned None as the count;"),
+        ("count(self, batch): return 1.5", "count() returned 1.5; return the whole number of"),
+        ("blocks(self, model): return ['layers']", "blocks() returned a list that holds str;"),
+        ("facts(self): return {'baseline': 'low'}", "return a dict of numbers by name."),
+        ("measure(self, model, batch): return Ratio(1, 2)",
+         "measure() returned Ratio; return a dict of Ratios"),
+        ("measure(self, model, batch): return {'loss': Ratio(batch[0], 2)}",
+         "measure() returned a tensor of shape (12, 1) in the Ratio for 'loss';"),
+        ("measure(self, model, batch): return {'loss': 1}", "measure() returned int for 'loss';"),
+        ("metrics(self): return ['accuracy']", "metrics() returned list;"),
+    ],
+)  # fmt: skip
+def test_what_a_method_of_a_task_returns_is_checked(tmp_path, outside, method, said):
+    module = outside(f"{TASK}\n    eval_dataset = train_dataset\n    def {method}\n")
+    with pytest.raises(UsageError) as caught:
+        fit(tmp_path, f"task.use={module}:LineTask")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Nothing", "Bare"])
+def test_a_class_that_is_not_a_whole_task_is_refused_in_one_sentence(tmp_path, name):
+    class Nothing(train.Task):
+        pass
+
+    class Bare(TinyTask):
+        class Model:
+            pass
+
+    said = {"Nothing": "implement build_model(), train_dataset(), loss();", "Bare": "Model"}
+    with pytest.raises(UsageError, match=re.escape(said[name])):
+        fit(tmp_path, task={"Nothing": Nothing, "Bare": Bare}[name])
 
 
 def test_an_optimiser(tmp_path, outside):

@@ -22,7 +22,7 @@ from train.data.plan import BatchPlan
 from train.exits import RetryError, UsageError
 from train.hooks import find_hooks
 from train.tasks.base import Task
-from train.tasks.registry import find_task, reference_of
+from train.tasks.registry import check_task, find_task, reference_of
 from train.track.sinks import find_sinks
 
 
@@ -74,7 +74,9 @@ def load_config(
     before the task's module is imported, so that a typo is reported at once.
     """
     if task is not None:
-        overrides = [*overrides, f"task.use={reference_of(task)}"]
+        reference = reference_of(task)
+        check_task(task, f"task is {reference}")
+        overrides = [*overrides, f"task.use={reference}"]
     composed = compose(files, overrides)
     general = _validate(Config, composed, composed.values)
     task_values = composed.values.get("task")

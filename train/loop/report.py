@@ -10,6 +10,7 @@ import torch.distributed as dist
 from train.config.load import python
 from train.loop.run import OpenRun
 from train.strategies.engine import Engine
+from train.tasks.checked import facts_of
 
 
 def report_start(run: OpenRun) -> None:
@@ -33,7 +34,7 @@ def report_start(run: OpenRun) -> None:
         f"Data: {len(data.train):,} samples{evaluation}; {data.total_steps:,} steps = "
         f"{data.total_steps * plan.global_batch_size / len(data.train):.2f} epochs"
     )
-    if facts := run.task.facts():
+    if facts := facts_of(run.task):
         say("Facts: " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
     say(run.model.summary)
 
@@ -60,7 +61,7 @@ def report_end(run: OpenRun) -> str:
     if progress.evaluated:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in progress.evaluated.items())
         lines.append(f"  evaluation    {numbers}")
-    if facts := run.task.facts():
+    if facts := facts_of(run.task):
         lines.append("  to compare    " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
     if progress.skipped_steps:
         lines.append(f"  skipped       {progress.skipped_steps} steps that were not finite")

@@ -28,6 +28,7 @@ from train.strategies.engine import Engine
 from train.strategies.meta_init import build_model
 from train.strategies.registry import find_strategy, resolve_name
 from train.tasks.base import Task
+from train.tasks.checked import blocks_of
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def build_trainable(
     summary = model_summary(model)
     if config.compile:
         model.compile()
-    blocks = find_blocks(model, task.blocks(model), config.fsdp2.blocks)
+    blocks = find_blocks(model, blocks_of(task, model), config.fsdp2.blocks)
     if config.activation_checkpointing:
         if not blocks:
             raise UsageError(
