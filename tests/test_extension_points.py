@@ -431,6 +431,25 @@ def test_a_hook_is_checked_before_the_run_starts(tmp_path, outside):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_hook_that_changes_the_working_directory_does_not_divide_the_run(
+    tmp_path, outside, capfd
+):
+    module = outside(
+        f"{TASK}\nimport os, train\n"
+        "class Away(train.Hook):\n"
+        "    def on_run_start(self, facts):\n"
+        "        os.mkdir('away')\n"
+        "        os.chdir('away')\n"
+    )
+    overrides = [f"task.use={module}:LineTask", f"hooks=[{module}:Away]", "track.console=plain"]
+    result = train.fit(*QUICK, *overrides, "evaluate.at_end=false", "run.name=mine")
+    assert [checkpoint.step for checkpoint in result.run.checkpoints] == [4]
+    assert result.run.finished["step"] == len(result.run.metrics["train/loss"].steps) == 4
+    assert result.directory == tmp_path / "runs" / "mine"
+    assert not (tmp_path / "away" / "runs").exists()
+    assert " in runs/mine\n" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [("schedule.use=nosuch:function", "nosuch"), ("hooks=[{module}:Broken]", "no such diary")],

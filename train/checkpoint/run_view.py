@@ -45,10 +45,10 @@ class Run:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self._directory = RunDirectory(self.path)
         if not self._directory.exists:
-            raise UsageError(f"There is no run in {self.path}; name the run.dir of one.")
+            raise UsageError(f"There is no run in {path}; name the run.dir of one.")
         identity = self._directory.identity("")
         self.id, self.name, self.created = identity.id, identity.name, identity.created
 

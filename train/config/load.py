@@ -33,8 +33,10 @@ class LoadedConfig:
     config: Config
     task: type[Task]
     composed: Composed
-    files: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
+    files: tuple[str, ...]
+    overrides: tuple[str, ...]
+    start: Path
+    """The working directory in which the config was loaded."""
 
     def command(self, name: str) -> str:
         """The command line that applies another command to the same run."""
@@ -51,9 +53,14 @@ class LoadedConfig:
 
     @property
     def run_directory(self) -> Path:
-        """The directory that holds all files of the run."""
-        run = self.config.run
-        return Path(run.dir or Path("runs") / run.name)
+        """The directory that holds all files of the run: an absolute path, because the user's code
+        may change the working directory."""
+        return self.start / self.run_directory_as_set
+
+    @property
+    def run_directory_as_set(self) -> Path:
+        """The same as the config sets it, so possibly relative; for messages and commands."""
+        return _run_directory(self.config)
 
     def values(self) -> dict[str, Any]:
         """The resolved config as plain values, defaults included."""
@@ -73,6 +80,7 @@ def load_config(
     imported. Raises UsageError with one sentence per problem. The general sections are validated
     before the task's module is imported, so that a typo is reported at once.
     """
+    start = Path.cwd()  # before the task's module is imported, which may change it
     if task is not None:
         reference = reference_of(task)
         check_task(task, f"task is {reference}")
@@ -91,10 +99,10 @@ def load_config(
     if runs:
         check(config, composed)
         if os.environ.get("RANK", "0") == "0":
-            _check_writable(Path(config.run.dir or Path("runs") / config.run.name), composed)
+            _check_writable(start / _run_directory(config), composed)
     assert isinstance(general, Config)
     assert isinstance(config, Config)
-    return LoadedConfig(config, task, composed, tuple(files), tuple(overrides))
+    return LoadedConfig(config, task, composed, tuple(files), tuple(overrides), start)
 
 
 def python() -> str:
@@ -169,6 +177,10 @@ def check_length(config: Config, composed: Composed, total_steps: int) -> None:
             f"({decay}, {composed.origin('schedule.decay_steps')}) together are longer than the "
             f"run of {total_steps} steps; lower one of them, or make the run longer."
         )
+
+
+def _run_directory(config: Config) -> Path:
+    return Path(config.run.dir or Path("runs") / config.run.name)
 
 
 def _check_writable(directory: Path, composed: Composed) -> None:
