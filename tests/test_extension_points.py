@@ -410,6 +410,63 @@ def test_a_hook_that_changes_protected_state_ends_the_run(tmp_path, outside):
     assert caught.value.code == 70
 
 
+REFUSING = """
+import errno
+from train import Exit, Hook, RunError, Sink
+
+class BudgetError(RunError):
+    code = Exit.NOT_FINITE
+    def __init__(self, spent, limit):
+        super().__init__(f"{spent} of {limit} spent")
+
+class Retrying(Hook):
+    def on_step_end(self, facts):
+        error = RunError("The licence server is busy.")
+        error.code = Exit.RETRY
+        raise error
+
+class Budget(Hook):
+    def on_step_end(self, facts):
+        raise BudgetError(3, limit=2)
+
+class DiskFull(Hook):
+    def on_step_end(self, facts):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+class Constructed(Sink):
+    def __init__(self, run):
+        raise BudgetError(3, limit=2)
+
+class Stairs:
+    def __init__(self):
+        raise BudgetError(3, limit=2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("Retrying", 75, "Retrying' in on_step_end at step 1: The licence server is busy."),
+        ("Budget", 78, "Budget' in on_step_end at step 1: 3 of 2 spent"),
+        ("DiskFull", 75, "DiskFull' in on_step_end at step 1: [Errno 28] No space left on device"),
+    ],
+)
+def test_the_error_of_a_hook_keeps_its_exit_code(tmp_path, outside, name, code, said):
+    module = outside(REFUSING)
+    with pytest.raises(train.RunError) as caught:
+        hooks(tmp_path, f"{module}:{name}").step_end(1, 12)
+    assert caught.value.code == code
+    assert said in str(caught.value)
+
+
+def test_the_errors_of_a_sink_and_a_schedule_keep_their_exit_code(tmp_path, outside):
+    module = outside(REFUSING)
+    for override in (f"track.sinks=[{module}:Constructed]", f"schedule.use={module}:Stairs"):
+        with pytest.raises(train.RunError, match=f"{module}:.*: 3 of 2 spent") as caught:
+            fit(tmp_path, override)
+        assert caught.value.code == 78
+
+
 def test_other_ranks_call_only_collective_hooks(tmp_path, outside):
     module = outside(HOOK)
     hooks(tmp_path, f"{module}:Diary", rank=1).run_start(0, 0)

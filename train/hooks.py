@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from train.exits import Exit, RunError, UsageError, first_line
+from train.exits import Exit, RunError, UsageError, first_line, prefixed
 from train.plugins import Plugin, find_plugin
+from train.process.diagnose import as_run_error, is_lost_peer
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ class Hooks:
         try:
             getattr(hook, method)(self._facts)
         except Exception as error:
+            if is_lost_peer(error):  # in a collective operation of the hook
+                raise
             raise _failed(name, f"{method} at step {self._facts.step}", error) from error
         if generators.changed():
             generators.restore()
@@ -165,8 +168,9 @@ class Hooks:
 
 def _failed(name: str, where: str, error: Exception) -> RunError:
     """The error that ends the run, which names the hook and keeps the exit code of a RunError."""
-    if isinstance(error, RunError):
-        return type(error)(f"The hook {name!r} in {where}: {error}")
+    known = as_run_error(error)
+    if known:
+        return prefixed(f"The hook {name!r} in {where}", known)
     return RunError(
         f"The hook {name!r} failed in {where} ({type(error).__name__}: {first_line(error)}); fix "
         "it, or remove it from hooks."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.exits import UsageError, first_line
+from train.exits import RunError, UsageError, first_line, prefixed
 from train.plugins import Plugin, find_plugin
 
 
@@ -88,6 +88,8 @@ def make_sinks(plugins: Sequence[Plugin], run: RunInfo) -> list[Sink]:
     for plugin, cls in zip(plugins, find_sinks(plugins, "config"), strict=True):
         try:
             sink = cls(run, **plugin.options)
+        except RunError as error:
+            raise prefixed(f"track.sinks names {plugin.use!r}", error) from error
         except Exception as error:
             raise UsageError(
                 f"track.sinks names {plugin.use!r}, whose constructor failed "
