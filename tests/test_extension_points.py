@@ -410,6 +410,45 @@ def test_a_hook_that_changes_protected_state_ends_the_run(tmp_path, outside):
     assert caught.value.code == 70
 
 
+FAILING = """
+import train
+from train.exits import DataError
+
+class Failing(LineTask):
+    def loss(self, model, batch):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == self.config.task.slope:
+            raise DataError("The batch is empty.")
+        return super().loss(model, batch)
+
+class Last(train.Hook):
+    def on_run_end(self, facts):
+        (facts.directory / "ends").write_text(f"{int(facts.exit)} {facts.error}")
+
+    def on_failure(self, facts):
+        (facts.directory / "fails").write_text(f"{facts.step} {int(facts.exit)} {facts.error}")
+        raise SystemExit(0)
+
+class Codes(train.Sink):
+    def fail(self, code):
+        (self.run.directory / "code").write_text(str(code))
+"""
+
+
+def test_hooks_and_sinks_are_called_when_the_run_fails(tmp_path, outside, capfd):
+    module = outside(TASK + FAILING)
+    names = [f"hooks=[{module}:Last]", f"track.sinks=[{module}:Codes]", "evaluate.at_end=false"]
+    with pytest.raises(train.RunError, match="The batch is empty."):
+        fit(tmp_path, f"task.use={module}:Failing", "task.slope=3.0", *names)
+    run = tmp_path / "run"
+    assert (run / "fails").read_text() == "2 65 The batch is empty."
+    assert (run / "code").read_text() == "65"
+    assert "failed in on_failure (SystemExit: 0)" in capfd.readouterr().err
+    assert not (run / "ends").exists()
+    fit(tmp_path, f"task.use={module}:LineTask", "task.slope=3.0", *names, allow_changes=True)
+    assert (run / "ends").read_text() == "0 None"
+
+
 REFUSING = """
 import errno
 from train import Exit, Hook, RunError, Sink

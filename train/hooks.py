@@ -42,13 +42,16 @@ class Facts:
     checkpoint: Path | None = None
     """The newest committed checkpoint."""
     exit: Exit | None = None
-    """How the run ends; only for ``on_run_end``."""
+    """How the run ends; only for ``on_run_end`` and ``on_failure``."""
+    error: str | None = None
+    """The error that ends the run, in one line; only for ``on_failure``."""
 
 
 class Hook:
     """Base class of all hooks; what it does not override is not called.
 
     All methods are called in the main thread and the run waits for them. An error ends the run.
+    Each call is made at most once in an attempt: a process that is killed makes no further call.
     """
 
     every_rank: ClassVar[bool] = False
@@ -70,6 +73,11 @@ class Hook:
 
     def on_run_end(self, facts: Facts) -> None:
         """When the run is finished or stopped on request, not when it fails."""
+
+    def on_failure(self, facts: Facts) -> None:
+        """When an error ends the attempt; ``facts.exit`` and ``facts.error`` say which. Called on
+        this rank only, also with ``every_rank``: collective operations would wait for ranks that
+        do not call it. An error in it is a warning."""
 
 
 def find_hooks(plugins: Sequence[Plugin], origin: str) -> list[type[Hook]]:
@@ -131,6 +139,18 @@ class Hooks:
     def run_end(self, code: Exit) -> None:
         """The run is finished, or stopped on request and saved."""
         self._call("on_run_end", exit=code)
+
+    def failure(self, code: Exit, text: str) -> None:
+        """An error ends the attempt on this rank; raises nothing."""
+        self._facts = replace(self._facts, exit=code, error=text)
+        for name, hook in self._hooks:
+            try:
+                hook.on_failure(self._facts)
+            except (Exception, SystemExit) as error:
+                self._warn(
+                    f"The hook {name!r} failed in on_failure ({type(error).__name__}: "
+                    f"{first_line(error)})."
+                )
 
     def _call(self, method: str, **changes: Any) -> None:
         if not self._hooks:

@@ -70,6 +70,11 @@ class Background:
         if first:
             self._warn("The tracking sinks are too slow; some of their items are dropped.")
 
+    def fail(self, code: int) -> None:
+        """Queues the call of ``fail`` of every sink that was opened."""
+        if self._started:
+            self.put("fail", code)
+
     def _drop(self) -> None:
         """Drops the oldest histograms or report; without one, the oldest item."""
         bulky = (number for number, item in enumerate(self._queue) if item[0] in _BULKY)

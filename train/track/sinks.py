@@ -64,6 +64,9 @@ class Sink:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Logs the final metrics."""
 
+    def fail(self, code: int) -> None:
+        """Called before ``close`` when an error ends the run, with its exit code."""
+
     def close(self) -> None:
         """Flushes and closes the destination."""
 
