@@ -118,7 +118,9 @@ class Background:
                 step, values = arguments
                 arguments = (step, _finite(values))
             for sink in list(self._sinks):
-                self._call(sink, method, *arguments)
+                # A copy each: what one sink does to it must not reach the others.
+                own = (dict(item) if isinstance(item, dict) else item for item in arguments)
+                self._call(sink, method, *own)
         for sink in list(self._sinks):
             self._call(sink, "close")
 
