@@ -354,6 +354,10 @@ class Curious(Hook):
 
 class Everywhere(Diary):
     every_rank = True
+
+class Misspelt(Hook):
+    def on_step_ends(self, facts):
+        pass
 """
 
 
@@ -522,6 +526,10 @@ def test_a_hook_is_checked_before_the_run_starts(tmp_path, outside):
         fit(tmp_path, f"hooks=[{module}:random]", f"hooks=[{module}:json]", "hooks=[builtins:dict]")
     with pytest.raises(UsageError, match="does not accept the options"):
         fit(tmp_path, f"hooks=[{{use: '{module}:Diary', options: {{nam: x}}}}]")
+    with pytest.raises(
+        UsageError, match="whose on_step_ends is not a method .*; did you mean on_step_end?"
+    ):
+        fit(tmp_path, f"hooks=[{module}:Misspelt]")
     with pytest.raises(UsageError, match="hooks.0.usee is not a known key"):
         fit(tmp_path, f"hooks=[{{usee: '{module}:Diary'}}]")
     assert not (tmp_path / "run").exists()

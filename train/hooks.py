@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from train.exits import Exit, RunError, UsageError, first_line, prefixed
 from train.plugins import Plugin, find_plugin
 from train.process.diagnose import as_run_error, is_lost_peer
+from train.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,15 @@ def find_hooks(plugins: Sequence[Plugin], origin: str) -> list[type[Hook]]:
     """The classes of the hooks that a config names; ``origin`` says where. Raises UsageError."""
     found: list[type[Hook]] = []
     for plugin in plugins:
-        found.append(find_plugin(plugin, Hook, f"hooks ({origin})"))
+        cls = find_plugin(plugin, Hook, f"hooks ({origin})")
+        for name in dir(cls):
+            if name.startswith("on_") and not hasattr(Hook, name):
+                calls = [known for known in dir(Hook) if known.startswith("on_")]
+                raise UsageError(
+                    f"hooks ({origin}) names {plugin.use!r}, whose {name} is not a method of "
+                    f"train.Hook, so it would not be called{did_you_mean(name, calls)}"
+                )
+        found.append(cls)
     return found
 
 
