@@ -93,6 +93,8 @@ def test_a_task(tmp_path, outside):
         ("measure(self, model, batch): return {'loss': Ratio(batch[0], 2)}",
          "measure() returned a tensor of shape (12, 1) in the Ratio for 'loss';"),
         ("measure(self, model, batch): return {'loss': 1}", "measure() returned int for 'loss';"),
+        ("report(self, model, device): return 'text'", "report() returned str;"),
+        ("flops_per_sample(self): return '1e9'", "flops_per_sample() returned str;"),
         ("metrics(self): return ['accuracy']", "metrics() returned list;"),
     ],
 )  # fmt: skip

@@ -45,7 +45,7 @@ class Facts:
     exit: Exit | None = None
     """How the run ends; only for ``on_run_end`` and ``on_failure``."""
     error: str | None = None
-    """The error that ends the run, in one line; only for ``on_failure``."""
+    """The text of the error that ends the run; only for ``on_failure``."""
 
 
 class Hook:

@@ -44,6 +44,7 @@ from train.setup.join import Joined, join_ranks
 from train.setup.records import Records, open_records, record_attempt
 from train.setup.resume import moved_dropout, resume
 from train.tasks.base import Task
+from train.tasks.checked import flops_of
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
 
@@ -208,7 +209,7 @@ def _plan(
 def _step_metrics(loaded: LoadedConfig, task: Task, data: RunData, joined: Joined) -> StepMetrics:
     return StepMetrics(
         unit=task.unit,
-        flops_per_sample=task.flops_per_sample(),
+        flops_per_sample=flops_of(task),
         device=joined.engine.device,
         precision=loaded.config.precision,
         world_size=joined.engine.world_size,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from train.exits import UsageError
@@ -128,6 +129,27 @@ def facts_of(task: Task) -> dict[str, float]:
             f"The task's facts() returned {facts!r:.200}; return a dict of numbers by name."
         )
     return {name: float(fact) for name, fact in facts.items()}
+
+
+def report_of(task: Task, model: nn.Module, device: torch.device) -> dict[str, Any]:
+    """The texts and images of the task, by name; empty for None."""
+    report: Any = task.report(model, device)
+    if report is not None and not isinstance(report, Mapping):
+        raise UsageError(
+            f"The task's report() returned {_kind(report)}; return a dict of texts and images by "
+            "name."
+        )
+    return dict(report or {})
+
+
+def flops_of(task: Task) -> float | None:
+    """The task's FLOPs of one sample; None if unknown."""
+    flops: Any = task.flops_per_sample()
+    if flops is not None and not _is_scalar(flops):
+        raise UsageError(
+            f"The task's flops_per_sample() returned {_kind(flops)}; return a number, or None."
+        )
+    return None if flops is None else float(flops)
 
 
 def _is_scalar(value: object) -> bool:
