@@ -143,6 +143,13 @@ def test_files_and_overrides_come_in_any_order(tmp_path):
     assert loaded.composed.origin("length.steps") == f"{file}:1"
 
 
+@pytest.mark.parametrize("call", [train.fit, train.evaluate, train.load_config])
+@pytest.mark.parametrize("config", [QUICK, {"length.steps": 3}, 3, None])
+def test_a_config_in_one_argument_is_refused(call, config):
+    with pytest.raises(UsageError, match=r"each an argument of its own; .*\(\*config\)"):
+        call(config)
+
+
 def test_errors_are_exceptions_with_the_text_of_the_command_line(finished, capfd):
     with pytest.raises(UsageError) as caught:
         fit(finished.directory, "optim.lrr=1")
@@ -315,13 +322,15 @@ def test_a_class_of_a_notebook_trains_only_in_the_notebook(tmp_path, monkeypatch
 def test_a_view_of_a_damaged_directory_shows_what_is_intact(tmp_path):
     identity = {"id": "r-1", "name": "r", "wandb_id": "r-1", "created": 1.0}
     (tmp_path / "run.json").write_text(json.dumps(identity))
-    rows = '{"step": 1, "a": 2.0}\nno row\n{"step": 2, "a": null, "b": 1}\n{"step": 3, "a'
+    rows = '{"step": 1, "a": 2.0}\nno row\n{"step": 2, "a": null, "b": 1}\n'
+    rows += '{"step": 2, "a": "x", "c": [1]}\n{"step": 3, "a'
     (tmp_path / "metrics.jsonl").write_text(rows)
     (tmp_path / "attempts.jsonl").write_text('{"attempt": 1}\n{"att')
     run = train.Run(tmp_path)
     assert run.metrics["a"].steps.tolist() == [1, 2]
     assert np.isnan(run.metrics["a"].values[1])
     assert run.metrics["b"].values.tolist() == [1.0]
+    assert "c" not in run.metrics
     assert run.attempts == [{"attempt": 1}]
     assert (run.finished, run.config, run.checkpoints) == (None, {}, [])
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import train
 from tests.support.forked import quick_programs
 from tests.support.kubectl import path as path_with_kubectl
 from tests.support.runs import ROOT, environment
@@ -228,6 +229,18 @@ def named_files():
     """The file names in the first column of the page's tables."""
     rows = re.findall(r"^\| (`.+?`) \|", PAGES["docs/run-directory.md"].read_text(), re.MULTILINE)
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+def test_scripts_of_the_python_page_pass_on_that_a_run_was_stopped(monkeypatch):
+    stopped = train.Result(Exit.PREEMPTED, ROOT, 3, {})
+    monkeypatch.setattr(train, "fit", lambda *config: stopped)
+    blocks = [block for kind, block in BLOCK.findall(PAGES["docs/python.md"].read_text())]
+    scripts = [block for block in blocks if 'train.fit("config.yaml"' in block]
+    assert len(scripts) == 2
+    for script in scripts:
+        with pytest.raises(SystemExit) as caught:
+            exec(script, {"train": train, "sys": sys})
+        assert caught.value.code == 143
 
 
 @pytest.mark.xdist_group("docs looked-at")

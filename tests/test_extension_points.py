@@ -1,6 +1,7 @@
 """Each extension point accepts a class or function from outside the package, by dotted path."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 
 import train
 from tests.support.runs import ROOT, TINY, curve, metrics
+from tests.support.tiny import TinyTask
 from train.config.schema import config_class
 from train.exits import UsageError
 from train.hooks import Facts, Hooks
@@ -69,6 +71,53 @@ def test_a_task(tmp_path, outside):
     assert result.step == 4
     with pytest.raises(UsageError, match=f"{module} has no 'LinTask'; did you mean LineTask"):
         fit(tmp_path, f"task.use={module}:LinTask")
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("build_model(self): pass", "build_model() returned None; return a torch.nn.Module."),
+        ("loss(self, model, batch): return model(batch[0]).sum()",
+         "loss() returned Tensor; return train.Ratio(sum, count)."),
+        ("loss(self, model, batch): return Ratio(model(batch[0]).sum().item(), 12)", "as the sum;"),
+        ("loss(self, model, batch): return Ratio(model(batch[0]), 12)",
+         "loss() returned a tensor of shape (12, 1) as the sum;"),
+        ("loss(self, model, batch): return Ratio(model(batch[0]).sum().detach(), 12)",
+         "loss() returned a sum without an autograd graph"),
+        ("loss(self, model, batch): return Ratio(model(batch[0]).sum(), None)",
+         "loss() returned None as the count;"),
+        ("count(self, batch): return 1.5", "count() returned 1.5; return the whole number of"),
+        ("blocks(self, model): return ['layers']", "blocks() returned a list that holds str;"),
+        ("facts(self): return {'baseline': 'low'}", "return a dict of numbers by name."),
+        ("measure(self, model, batch): return Ratio(1, 2)",
+         "measure() returned Ratio; return a dict of Ratios"),
+        ("measure(self, model, batch): return {'loss': Ratio(batch[0], 2)}",
+         "measure() returned a tensor of shape (12, 1) in the Ratio for 'loss';"),
+        ("measure(self, model, batch): return {'loss': 1}", "measure() returned int for 'loss';"),
+        ("report(self, model, device): return 'text'", "report() returned str;"),
+        ("flops_per_sample(self): return '1e9'", "flops_per_sample() returned str;"),
+        ("metrics(self): return ['accuracy']", "metrics() returned list;"),
+    ],
+)  # fmt: skip
+def test_what_a_method_of_a_task_returns_is_checked(tmp_path, outside, method, said):
+    module = outside(f"{TASK}\n    eval_dataset = train_dataset\n    def {method}\n")
+    with pytest.raises(UsageError) as caught:
+        fit(tmp_path, f"task.use={module}:LineTask")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Nothing", "Bare"])
+def test_a_class_that_is_not_a_whole_task_is_refused_in_one_sentence(tmp_path, name):
+    class Nothing(train.Task):
+        pass
+
+    class Bare(TinyTask):
+        class Model:
+            pass
+
+    said = {"Nothing": "implement build_model(), train_dataset(), loss();", "Bare": "Model"}
+    with pytest.raises(UsageError, match=re.escape(said[name])):
+        fit(tmp_path, task={"Nothing": Nothing, "Bare": Bare}[name])
 
 
 def test_an_optimiser(tmp_path, outside):
@@ -311,6 +360,10 @@ class Curious(Hook):
 
 class Everywhere(Diary):
     every_rank = True
+
+class Misspelt(Hook):
+    def on_step_ends(self, facts):
+        pass
 """
 
 
@@ -385,6 +438,102 @@ def test_a_hook_that_changes_its_facts_ends_the_run(tmp_path, outside):
     assert caught.value.code == 70
 
 
+FAILING = """
+import train
+from train.exits import DataError
+
+class Failing(LineTask):
+    def loss(self, model, batch):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == self.config.task.slope:
+            raise DataError("The batch is empty.")
+        return super().loss(model, batch)
+
+class Last(train.Hook):
+    def on_run_end(self, facts):
+        (facts.directory / "ends").write_text(f"{int(facts.exit)} {facts.error}")
+
+    def on_failure(self, facts):
+        (facts.directory / "fails").write_text(f"{facts.step} {int(facts.exit)} {facts.error}")
+        raise SystemExit(0)
+
+class Codes(train.Sink):
+    def fail(self, code):
+        (self.run.directory / "code").write_text(str(code))
+"""
+
+
+def test_hooks_and_sinks_are_called_when_the_run_fails(tmp_path, outside, capfd):
+    module = outside(TASK + FAILING)
+    names = [f"hooks=[{module}:Last]", f"track.sinks=[{module}:Codes]", "evaluate.at_end=false"]
+    with pytest.raises(train.RunError, match="The batch is empty."):
+        fit(tmp_path, f"task.use={module}:Failing", "task.slope=3.0", *names)
+    run = tmp_path / "run"
+    assert (run / "fails").read_text() == "2 65 The batch is empty."
+    assert (run / "code").read_text() == "65"
+    assert "failed in on_failure (SystemExit: 0)" in capfd.readouterr().err
+    assert not (run / "ends").exists()
+    fit(tmp_path, f"task.use={module}:LineTask", "task.slope=3.0", *names, allow_changes=True)
+    assert (run / "ends").read_text() == "0 None"
+
+
+REFUSING = """
+import errno
+from train import Exit, Hook, RunError, Sink
+
+class BudgetError(RunError):
+    code = Exit.NOT_FINITE
+    def __init__(self, spent, limit):
+        super().__init__(f"{spent} of {limit} spent")
+
+class Retrying(Hook):
+    def on_step_end(self, facts):
+        error = RunError("The licence server is busy.")
+        error.code = Exit.RETRY
+        raise error
+
+class Budget(Hook):
+    def on_step_end(self, facts):
+        raise BudgetError(3, limit=2)
+
+class DiskFull(Hook):
+    def on_step_end(self, facts):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+class Constructed(Sink):
+    def __init__(self, run):
+        raise BudgetError(3, limit=2)
+
+class Stairs:
+    def __init__(self):
+        raise BudgetError(3, limit=2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("Retrying", 75, "Retrying' in on_step_end at step 1: The licence server is busy."),
+        ("Budget", 78, "Budget' in on_step_end at step 1: 3 of 2 spent"),
+        ("DiskFull", 75, "DiskFull' in on_step_end at step 1: [Errno 28] No space left on device"),
+    ],
+)
+def test_the_error_of_a_hook_keeps_its_exit_code(tmp_path, outside, name, code, said):
+    module = outside(REFUSING)
+    with pytest.raises(train.RunError) as caught:
+        hooks(tmp_path, f"{module}:{name}").step_end(1, 12)
+    assert caught.value.code == code
+    assert said in str(caught.value)
+
+
+def test_the_errors_of_a_sink_and_a_schedule_keep_their_exit_code(tmp_path, outside):
+    module = outside(REFUSING)
+    for override in (f"track.sinks=[{module}:Constructed]", f"schedule.use={module}:Stairs"):
+        with pytest.raises(train.RunError, match=f"{module}:.*: 3 of 2 spent") as caught:
+            fit(tmp_path, override)
+        assert caught.value.code == 78
+
+
 def test_other_ranks_call_only_collective_hooks(tmp_path, outside):
     module = outside(HOOK)
     hooks(tmp_path, f"{module}:Diary", rank=1).run_start(0, 0)
@@ -401,9 +550,32 @@ def test_a_hook_is_checked_before_the_run_starts(tmp_path, outside):
         fit(tmp_path, f"hooks=[{module}:random]", f"hooks=[{module}:json]", "hooks=[builtins:dict]")
     with pytest.raises(UsageError, match="does not accept the options"):
         fit(tmp_path, f"hooks=[{{use: '{module}:Diary', options: {{nam: x}}}}]")
+    with pytest.raises(
+        UsageError, match="whose on_step_ends is not a method .*; did you mean on_step_end?"
+    ):
+        fit(tmp_path, f"hooks=[{module}:Misspelt]")
     with pytest.raises(UsageError, match="hooks.0.usee is not a known key"):
         fit(tmp_path, f"hooks=[{{usee: '{module}:Diary'}}]")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_hook_that_changes_the_working_directory_does_not_divide_the_run(
+    tmp_path, outside, capfd
+):
+    module = outside(
+        f"{TASK}\nimport os, train\n"
+        "class Away(train.Hook):\n"
+        "    def on_run_start(self, facts):\n"
+        "        os.mkdir('away')\n"
+        "        os.chdir('away')\n"
+    )
+    overrides = [f"task.use={module}:LineTask", f"hooks=[{module}:Away]", "track.console=plain"]
+    result = train.fit(*QUICK, *overrides, "evaluate.at_end=false", "run.name=mine")
+    assert [checkpoint.step for checkpoint in result.run.checkpoints] == [4]
+    assert result.run.finished["step"] == len(result.run.metrics["train/loss"].steps) == 4
+    assert result.directory == tmp_path / "runs" / "mine"
+    assert not (tmp_path / "away" / "runs").exists()
+    assert " in runs/mine\n" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,13 @@ def launch(
 
 
 def _load(config: tuple[str | Path, ...], task: type[Task] | None, *, runs: bool) -> LoadedConfig:
+    for item in config:
+        if not isinstance(item, (str, Path)):
+            raise UsageError(
+                f"An argument is a {type(item).__name__} ({item!r:.80}), but a config is given as "
+                "files and key=value strings, each an argument of its own; unpack a list, such as "
+                "train.fit(*config)."
+            )
     words = [(item, isinstance(item, str) and _OVERRIDE.match(item)) for item in config]
     files = [str(item) for item, is_override in words if not is_override]
     overrides = [str(item) for item, is_override in words if is_override]

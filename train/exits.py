@@ -126,6 +126,14 @@ def sys_exit_refused() -> Iterator[None]:
         ) from error
 
 
+def prefixed(prefix: str, error: RunError) -> RunError:
+    """The same error with a text before its own: its class, attributes and exit code stay."""
+    # Without its constructor, which may take other arguments than a text.
+    copy: RunError = RunError.__new__(type(error), f"{prefix}: {error}")
+    vars(copy).update(vars(error))
+    return copy
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without the final full stop, to embed in a sentence."""
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

@@ -13,8 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from train.exits import Exit, RunError, UsageError, first_line
+from train.exits import Exit, RunError, UsageError, first_line, prefixed
 from train.plugins import Plugin, find_plugin
+from train.process.diagnose import as_run_error, is_lost_peer
+from train.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,16 @@ class Facts:
     checkpoint: Path | None = None
     """The newest committed checkpoint."""
     exit: Exit | None = None
-    """How the run ends; only for ``on_run_end``."""
+    """How the run ends; only for ``on_run_end`` and ``on_failure``."""
+    error: str | None = None
+    """The text of the error that ends the run; only for ``on_failure``."""
 
 
 class Hook:
     """Base class of all hooks; what it does not override is not called.
 
     All methods are called in the main thread and the run waits for them. An error ends the run.
+    Each call is made at most once in an attempt: a process that is killed makes no further call.
     """
 
     every_rank: ClassVar[bool] = False
@@ -70,12 +75,25 @@ class Hook:
     def on_run_end(self, facts: Facts) -> None:
         """When the run is finished or stopped on request, not when it fails."""
 
+    def on_failure(self, facts: Facts) -> None:
+        """When an error ends the attempt; ``facts.exit`` and ``facts.error`` say which. Called on
+        this rank only, also with ``every_rank``: collective operations would wait for ranks that
+        do not call it. An error in it is a warning."""
+
 
 def find_hooks(plugins: Sequence[Plugin], origin: str) -> list[type[Hook]]:
     """The classes of the hooks that a config names; ``origin`` says where. Raises UsageError."""
     found: list[type[Hook]] = []
     for plugin in plugins:
-        found.append(find_plugin(plugin, Hook, f"hooks ({origin})"))
+        cls = find_plugin(plugin, Hook, f"hooks ({origin})")
+        for name in dir(cls):
+            if name.startswith("on_") and not hasattr(Hook, name):
+                calls = [known for known in dir(Hook) if known.startswith("on_")]
+                raise UsageError(
+                    f"hooks ({origin}) names {plugin.use!r}, whose {name} is not a method of "
+                    f"train.Hook, so it would not be called{did_you_mean(name, calls)}"
+                )
+        found.append(cls)
     return found
 
 
@@ -131,6 +149,18 @@ class Hooks:
         """The run is finished, or stopped on request and saved."""
         self._call("on_run_end", exit=code)
 
+    def failure(self, code: Exit, text: str) -> None:
+        """An error ends the attempt on this rank; raises nothing."""
+        self._facts = replace(self._facts, exit=code, error=text)
+        for name, hook in self._hooks:
+            try:
+                hook.on_failure(self._facts)
+            except (Exception, SystemExit) as error:
+                self._warn(
+                    f"The hook {name!r} failed in on_failure ({type(error).__name__}: "
+                    f"{first_line(error)})."
+                )
+
     def _call(self, method: str, **changes: Any) -> None:
         if not self._hooks:
             return
@@ -147,6 +177,8 @@ class Hooks:
         try:
             getattr(hook, method)(self._facts)
         except (Exception, SystemExit) as error:
+            if is_lost_peer(error):
+                raise  # in a collective operation of the hook
             raise _failed(name, f"{method} at step {self._facts.step}", error) from error
         if generators.changed():
             generators.restore()
@@ -165,8 +197,9 @@ class Hooks:
 
 def _failed(name: str, where: str, error: BaseException) -> RunError:
     """The error that ends the run, which names the hook and keeps the exit code of a RunError."""
-    if isinstance(error, RunError):
-        return type(error)(f"The hook {name!r} in {where}: {error}")
+    known = as_run_error(error)
+    if known:
+        return prefixed(f"The hook {name!r} in {where}", known)
     return RunError(
         f"The hook {name!r} failed in {where} ({type(error).__name__}: {first_line(error)}); fix "
         "it, or remove it from hooks."

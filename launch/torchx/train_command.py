@@ -58,5 +58,5 @@ def train_command(
     loaded = load_config(files, overrides, runs=False)
     check_config(loaded.config, loaded.composed, world_size or 1)
     return TrainCommand(
-        loaded.config.run.name, loaded.run_directory, tuple(files), tuple(overrides)
+        loaded.config.run.name, loaded.run_directory_as_set, tuple(files), tuple(overrides)
     )

@@ -89,6 +89,9 @@ def test_arguments_arrive_and_the_fused_kernels_are_used():
         ({"use": "sgd", "betas": [0.9, 0.99]}, r"optim\.betas is not an argument of.*'sgd'"),
         ({"options": {"amsgrd": True}}, r"optim\.options\.amsgrd is not an argument"),
         ({"use": "sgd", "options": {"nesterov": True}}, r"rejects its arguments: Nesterov"),
+        ({"options": {"lr": 2}}, r"optim\.options\.lr is 2, but optim\.lr decides it"),
+        ({"options": {"weight_decay": 0.1}}, r"set optim\.weight_decay, and remove"),
+        ({"eps": 0.1, "options": {"eps": 0.2}}, r"optim\.options\.eps is 0\.2, but optim\.eps"),
     ],
 )
 def test_an_invalid_optimiser_is_one_sentence(values, text):

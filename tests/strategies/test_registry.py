@@ -1,15 +1,34 @@
 """A strategy from outside the package, named by its dotted path."""
 
 import json
+import sys
 
 import pytest
 
 from tests.support.forked import command, run
 from tests.support.runs import ROOT, TINY, assert_same_bits, tensors
+from train.config.load import load_config
+from train.exits import UsageError
+from train.setup.build import choose_strategy
 
 MODULE = '''
 from train import Section
+from train.strategies.ddp import DdpStrategy
 from train.strategies.single import SingleStrategy
+
+
+class Wrapped(DdpStrategy):
+    class Options(Section):
+        note: str = "none"
+
+
+class Lost(SingleStrategy):
+    section = "dpd"
+
+
+class Plain(SingleStrategy):
+    class Options:
+        note = "none"
 
 
 class Noted(SingleStrategy):
@@ -30,6 +49,33 @@ def project(tmp_path):
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     (tmp_path / "own_strategy.py").write_text(MODULE)
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["strategy=ddp", "strategy_options={a: 1}"],
+            "strategy_options is {'a': 1} (from command line), but the strategy ddp reads the "
+            "section ddp;",
+        ),
+        (
+            ["strategy=own_strategy:Wrapped", "strategy_options.note=mine"],
+            "whose Options are not read, because its section is 'ddp'",
+        ),
+        (["strategy=own_strategy:Lost"], "whose options are not a config section"),
+        (["strategy=own_strategy:Plain"], "whose options are not a config section"),
+    ],
+)
+def test_options_that_the_strategy_does_not_read_are_refused(
+    project, monkeypatch, overrides, expected
+):
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_strategy", raising=False)
+    with pytest.raises(UsageError) as caught:
+        choose_strategy(load_config([], [*TINY, *overrides], runs=False))
+    assert expected in str(caught.value)
 
 
 def fit(project, *overrides, expect=0):

@@ -35,7 +35,9 @@ def test_built_in_tasks_are_found() -> None:
 
 def test_a_task_in_the_working_directory_is_found(project: Path) -> None:
     (project / "mine_good.py").write_text(
-        "from train.tasks.base import Task\nclass MyTask(Task):\n    pass\n"
+        "from train.tasks.base import Task\n"
+        "class MyTask(Task):\n"
+        "    build_model = train_dataset = loss = lambda *arguments: None\n"
     )
     assert find_task("mine_good:MyTask", "the command line").__name__ == "MyTask"
 
@@ -50,6 +52,17 @@ def test_a_task_in_the_working_directory_is_found(project: Path) -> None:
         ("class MyTask: pass", "mine_module:MyTusk", ["'MyTusk'", "did you mean MyTask?"]),
         ("class MyTask: pass", "mine_module:MyTask", ["not a subclass", "train.tasks.base.Task"]),
         ("MyTask = 3", "mine_module:MyTask", ["not a subclass", "train.tasks.base.Task"]),
+        (
+            "import train\nclass MyTask(train.Task):\n    def build_model(self): pass",
+            "mine_module:MyTask",
+            ["does not implement train_dataset(), loss();", "a.yaml:3"],
+        ),
+        (
+            "import train\nclass MyTask(train.Task):\n    class Model: pass\n"
+            "    build_model = train_dataset = loss = lambda *arguments: None",
+            "mine_module:MyTask",
+            ["whose Model is not a config section", "class Model(train.Section)"],
+        ),
     ],
 )
 def test_errors_name_the_fault(

@@ -54,6 +54,19 @@ def test_every_sink_gets_everything_in_order(track):
         assert sink.called("summary") == [({"loss": 3.0},)]
 
 
+def test_what_a_sink_does_to_its_arguments_does_not_reach_the_others(track, tmp_path):
+    class Clearing(Recorder):
+        def __getattr__(self, method):
+            return lambda *arguments: [a.clear() for a in arguments if isinstance(a, dict)] and None
+
+    good = Recorder()
+    drive(track([Clearing(), good]))
+    assert good.called("log") == [(step, {"train/loss": float(step)}) for step in (1, 2, 3)]
+    assert good.called("summary") == [({"loss": 3.0},)]
+    assert set(good.called("report")[0][1]) == {"sample", "drawn"}
+    assert [row["train/loss"] for row in rows(tmp_path)] == [1.0, 2.0, 3.0]
+
+
 @pytest.mark.parametrize(
     "where", ["load", "open", "log", "report", "histograms", "summary", "close"]
 )

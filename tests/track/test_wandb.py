@@ -55,6 +55,8 @@ if "signal_to_service" in values:
     for late in range(3):
         time.sleep(0.1)
         tracker.log(100 + late, {"train/loss": 0.0})
+if "fail" in values:
+    tracker.fail(values["fail"])
 started = time.perf_counter()
 tracker.close()
 closed = {"seconds": time.perf_counter() - started, "service": service(os.getpid())}
@@ -89,7 +91,9 @@ def twice(tmp_path_factory):
     directory = tmp_path_factory.mktemp("my runs")
     tags = {"wandb_tags": ["quick"], "wandb_project": "mine"}
     first = track(directory, track=tags)
-    second = track(directory, run={"attempt": 2, "start_step": 2}, track=tags, exit=7, expect=7)
+    second = track(
+        directory, run={"attempt": 2, "start_step": 2}, track=tags, exit=7, expect=7, fail=70
+    )
     return directory, first, second
 
 
@@ -106,7 +110,10 @@ def test_both_attempts_are_one_run(files):
         assert file.run.run_group == "digits-20260101-000000-abcdef"
         assert file.run.project == "mine"
         assert list(file.run.tags) == ["quick"]
-        assert file.exit_code == [0]
+
+
+def test_an_attempt_that_fails_is_reported_with_its_exit_code(files):
+    assert [file.exit_code for file in files] == [[0], [70]]
 
 
 def test_the_config_and_the_version_are_logged(files):

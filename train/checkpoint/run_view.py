@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from train.checkpoint.run_directory import RunDirectory
@@ -45,10 +46,10 @@ class Run:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self._directory = RunDirectory(self.path)
         if not self._directory.exists:
-            raise UsageError(f"There is no run in {self.path}; name the run.dir of one.")
+            raise UsageError(f"There is no run in {path}; name the run.dir of one.")
         identity = self._directory.identity("")
         self.id, self.name, self.created = identity.id, identity.name, identity.created
 
@@ -73,7 +74,8 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Series]:
         """Everything in metrics.jsonl by name, such as ``steps, losses = metrics["train/loss"]``.
-        The field ``time`` is a series as well: seconds since the epoch."""
+        The field ``time`` is a series as well: seconds since the epoch. Values that are not
+        numbers are left out."""
         import numpy as np
 
         found: dict[str, list[tuple[int, float]]] = {}
@@ -82,7 +84,7 @@ class Run:
             if not isinstance(step, int):
                 continue
             for name, value in row.items():
-                if name not in ("step", "attempt"):
+                if name not in ("step", "attempt") and isinstance(value, (int, float, NoneType)):
                     number = float("nan") if value is None else float(value)
                     found.setdefault(name, []).append((step, number))
         return {

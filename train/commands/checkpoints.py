@@ -86,7 +86,7 @@ def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:
     if not steps:
         raise UsageError(
             f"There is no checkpoint in {store.directory} (run.dir is "
-            f"{str(loaded.run_directory)!r}); train with `{loaded.command('fit')}` first."
+            f"{str(loaded.run_directory_as_set)!r}); train with `{loaded.command('fit')}` first."
         )
     if which == "newest":
         return steps[-1]

@@ -60,7 +60,7 @@ def start(loaded: LoadedConfig, stop: StopRequest, *, allow_changes: bool = Fals
         if finished and not any(change.changes_results for change in changes):
             if world.rank == 0:
                 say(
-                    f"The run in {directory.path} is already finished, at step "
+                    f"The run in {loaded.run_directory_as_set} is already finished, at step "
                     f"{finished['step']}; for another run, set another run.name or run.dir."
                 )
             return FitOutcome(Exit.DONE, finished["step"], finished.get("metrics", {}))

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     directory = RunDirectory(loaded.run_directory)
     if not directory.exists:
         raise UsageError(
-            f"There is no run in {directory.path} (run.dir); start one with "
+            f"There is no run in {loaded.run_directory_as_set} (run.dir); start one with "
             f"`{loaded.command('fit')}`, or set run.dir to the directory of a run."
         )
     store = CheckpointStore(directory.checkpoints)

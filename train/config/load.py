@@ -22,7 +22,7 @@ from train.distributed.world import this_world
 from train.exits import RetryError, UsageError
 from train.hooks import find_hooks
 from train.tasks.base import Task
-from train.tasks.registry import find_task, reference_of
+from train.tasks.registry import check_task, find_task, reference_of
 from train.track.sinks import find_sinks
 
 
@@ -33,8 +33,10 @@ class LoadedConfig:
     config: Config
     task: type[Task]
     composed: Composed
-    files: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
+    files: tuple[str, ...]
+    overrides: tuple[str, ...]
+    start: Path
+    """The working directory in which the config was loaded."""
 
     def command(self, name: str) -> str:
         """The command line that applies another command to the same run."""
@@ -51,8 +53,14 @@ class LoadedConfig:
 
     @property
     def run_directory(self) -> Path:
-        """The directory that holds all files of the run."""
-        return _directory(self.config)
+        """The directory that holds all files of the run: an absolute path, because the user's code
+        may change the working directory."""
+        return self.start / self.run_directory_as_set
+
+    @property
+    def run_directory_as_set(self) -> Path:
+        """The same as the config sets it, so possibly relative; for messages and commands."""
+        return _run_directory(self.config)
 
     def values(self) -> dict[str, Any]:
         """The resolved config as plain values, defaults included."""
@@ -72,8 +80,11 @@ def load_config(
     imported. Raises UsageError with one sentence per problem. The general sections are validated
     before the task's module is imported, so that a typo is reported at once.
     """
+    start = Path.cwd()  # before the task's module is imported, which may change it
     if task is not None:
-        overrides = [*overrides, f"task.use={reference_of(task)}"]
+        reference = reference_of(task)
+        check_task(task, f"task is {reference}")
+        overrides = [*overrides, f"task.use={reference}"]
     composed = compose(files, overrides)
     general = _validate(Config, composed, composed.values)
     task_values = composed.values.get("task")
@@ -88,20 +99,16 @@ def load_config(
     if runs:
         check(config, composed)
         if this_world().rank == 0:
-            _check_writable(_directory(config), composed)
+            _check_writable(start / _run_directory(config), composed)
     assert isinstance(general, Config)
     assert isinstance(config, Config)
-    return LoadedConfig(config, task, composed, tuple(files), tuple(overrides))
+    return LoadedConfig(config, task, composed, tuple(files), tuple(overrides), start)
 
 
 def find_run_directory(files: Sequence[str], overrides: Sequence[str]) -> Path:
     """The run directory of a config, without an import of its task's module. Raises UsageError."""
     composed = compose(files, overrides)
-    return _directory(_validate(Config, composed, composed.values))
-
-
-def _directory(config: Config) -> Path:
-    return Path(config.run.dir or Path("runs") / config.run.name)
+    return _run_directory(_validate(Config, composed, composed.values))
 
 
 def python() -> str:
@@ -175,6 +182,10 @@ def check_length(config: Config, composed: Composed, total_steps: int) -> None:
             f"({decay}, {composed.origin('schedule.decay_steps')}) together are longer than the "
             f"run of {total_steps} steps; lower one of them, or make the run longer."
         )
+
+
+def _run_directory(config: Config) -> Path:
+    return Path(config.run.dir or Path("runs") / config.run.name)
 
 
 def _check_writable(directory: Path, composed: Composed) -> None:

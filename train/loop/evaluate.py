@@ -11,7 +11,8 @@ from torch import nn
 from train.data.fetch import MicroBatch
 from train.exits import UsageError
 from train.strategies.engine import Engine
-from train.tasks.base import Ratio, Task
+from train.tasks.base import Task
+from train.tasks.checked import measures_of, metrics_of
 
 
 class EvaluationStoppedError(Exception):
@@ -36,7 +37,7 @@ def evaluate(
     collectives = engine.collectives
     names: list[str] = []
     totals: dict[str, torch.Tensor] = {}
-    objects = {name: metric.to(engine.device) for name, metric in task.metrics().items()}
+    objects = {name: metric.to(engine.device) for name, metric in metrics_of(task).items()}
     for metric in objects.values():
         metric.reset()  # a task may return the same objects each time
     updated = False
@@ -47,23 +48,19 @@ def evaluate(
             if any(collectives.all_reduce_ints([int(stop())])):
                 model.train(was_training)
                 raise EvaluationStoppedError
-            for name, value in task.measure(model, engine.to_device(micro.batch)).items():
+            measures = measures_of(task, model, engine.to_device(micro.batch), objects)
+            for name, value in measures.items():
                 if name in objects:
                     if micro.counts:
                         objects[name].update(*value)
                         updated = True
                     continue
-                if not isinstance(value, Ratio):
-                    raise UsageError(
-                        f"The task's measure() returned {type(value).__name__} for {name!r}; "
-                        "return a Ratio(sum, count), or name a torchmetrics object in metrics()."
-                    )
                 if name not in totals:
                     names.append(name)
                     totals[name] = torch.zeros(2, dtype=torch.float64, device=engine.device)
                 if micro.counts:
                     totals[name] += torch.stack(
-                        [torch.as_tensor(part, device=engine.device).double() for part in value]
+                        [torch.as_tensor(p, device=engine.device).double().squeeze() for p in value]
                     )
     model.train(was_training)
     # A rank's samples may lack a metric, such as that of a class.

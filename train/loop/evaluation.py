@@ -13,6 +13,7 @@ from train.loop.evaluate import EvaluationStoppedError, evaluate
 from train.optim.ema import Ema
 from train.strategies.base import Strategy
 from train.tasks.base import Task
+from train.tasks.checked import report_of
 
 
 class EvaluationResult(NamedTuple):
@@ -57,5 +58,5 @@ class Evaluation:
                 return None
             self._beat("reporting")
             seed_everything(report_seed(self._seed), engine.device)
-            report = self._task.report(strategy.bare_model, engine.device)
+            report = report_of(self._task, strategy.bare_model, engine.device)
         return EvaluationResult(metrics, report)

@@ -11,6 +11,7 @@ from train.exits import UsageError
 from train.setup.compile_check import check_compiled
 from train.strategies.base import Strategy
 from train.tasks.base import Task
+from train.tasks.checked import count_of
 
 
 class FirstStepChecks:
@@ -33,7 +34,7 @@ class FirstStepChecks:
     def after_micro_batch(self, batch: Any, count: object) -> None:
         """Checks that ``count``, which the loss returned, is the task's count of the batch (on
         the host)."""
-        expected = int(self._task.count(batch))
+        expected = count_of(self._task, batch)
         if int(count) != expected:  # type: ignore[call-overload]
             raise UsageError(
                 f"The loss of the task {self._task.config.task.use!r} returned a count of {count}, "

@@ -16,10 +16,12 @@ from train.config.load import LoadedConfig
 from train.data.loader import Batches, training_batches
 from train.data.plan import BatchPlan
 from train.distributed.world import world_warnings
+from train.exits import Exit
 from train.hooks import Facts, Hooks
 from train.loop.checkpointing import Checkpointing
 from train.loop.early_stop import EarlyStop
 from train.loop.evaluation import Evaluation
+from train.loop.failure import on_error
 from train.loop.first_step import FirstStepChecks
 from train.loop.run import OpenRun, resume_point
 from train.loop.state import Progress
@@ -42,6 +44,7 @@ from train.setup.join import Joined, join_ranks
 from train.setup.records import Records, open_records, record_attempt
 from train.setup.resume import moved_dropout, resume
 from train.tasks.base import Task
+from train.tasks.checked import flops_of
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
 
@@ -104,6 +107,12 @@ def _open(
     tracker = _open_tracker(stack, loaded, directory, joined, task, data, plan, model, progress)
     resumed_from = None if attempt.resume_step is None else store.path(attempt.resume_step)
     hooks = _hooks(loaded, directory, joined, data, tracker, resumed_from)
+
+    def call_failure_hooks(code: Exit, text: str) -> None:
+        beat("calling hooks")
+        hooks.failure(code, text)
+
+    stack.push(on_error(call_failure_hooks))
     records = _open_records(
         stack, loaded, directory, joined, data, plan, model, progress, tracker, beat
     )
@@ -201,7 +210,7 @@ def _plan(
 def _step_metrics(loaded: LoadedConfig, task: Task, data: RunData, joined: Joined) -> StepMetrics:
     return StepMetrics(
         unit=task.unit,
-        flops_per_sample=task.flops_per_sample(),
+        flops_per_sample=flops_of(task),
         device=joined.engine.device,
         precision=loaded.config.precision,
         world_size=joined.engine.world_size,
@@ -236,6 +245,7 @@ def _open_tracker(
     )
     tracker = Tracker(loaded.config.track, info, is_main=engine.is_main)
     stack.callback(tracker.close)
+    stack.push(on_error(lambda code, text: tracker.fail(code)))
     gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0
     moved = moved_dropout(directory.last_attempt(), plan, model.strategy.bare_model)
     for note in [*attempt.notes, *world_warnings(engine.world, gpus), *moved]:

@@ -7,18 +7,21 @@ import shlex
 import torch
 import torch.distributed as dist
 
+from train.checkpoint.run_directory import RunDirectory
 from train.config.load import python
 from train.loop.run import OpenRun
 from train.strategies.engine import Engine
+from train.tasks.checked import facts_of
 
 
 def report_start(run: OpenRun) -> None:
     """Reports the run's identity, its placement, its data and its model."""
     config, plan, say = run.loaded.config, run.plan, run.tracker.info
+    directory = run.loaded.run_directory_as_set
     attempt, data = run.attempt, run.data
     resumed = attempt.resume_step is not None
     how = f"resumes at step {run.progress.step}" if resumed else "starts"
-    say(f"Run {attempt.identity.id} {how} (attempt {attempt.number}) in {run.directory.path}")
+    say(f"Run {attempt.identity.id} {how} (attempt {attempt.number}) in {directory}")
     for change in attempt.changes:
         effect = "changes results" if change.changes_results else "does not change results"
         say(f"  config changed ({effect}): {change}")
@@ -33,7 +36,7 @@ def report_start(run: OpenRun) -> None:
         f"Data: {len(data.train):,} samples{evaluation}; {data.total_steps:,} steps = "
         f"{data.total_steps * plan.global_batch_size / len(data.train):.2f} epochs"
     )
-    if facts := run.task.facts():
+    if facts := facts_of(run.task):
         say("Facts: " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
     say(run.model.summary)
 
@@ -54,19 +57,20 @@ def describe_placement(engine: Engine, hosts: list[str], strategy: str) -> str:
 
 def report_end(run: OpenRun) -> str:
     """The final metrics, where the files are, and commands to continue with."""
-    progress, path = run.progress, run.directory.path
+    progress, path = run.progress, run.loaded.run_directory_as_set
+    directory = RunDirectory(path)
     early = " (early stop)" if run.stopped_early else ""
     lines = [f"Finished: {progress.step} steps{early}, {progress.position:,} samples."]
     if progress.evaluated:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in progress.evaluated.items())
         lines.append(f"  evaluation    {numbers}")
-    if facts := run.task.facts():
+    if facts := facts_of(run.task):
         lines.append("  to compare    " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
     if progress.skipped_steps:
         lines.append(f"  skipped       {progress.skipped_steps} steps that were not finite")
     lines += [
-        f"  checkpoints   {run.directory.checkpoints}",
-        f"  metrics       {run.directory.metrics}",
+        f"  checkpoints   {directory.checkpoints}",
+        f"  metrics       {directory.metrics}",
     ]
     if run.loaded.config.track.tensorboard:
         logs = shlex.quote(str(path / "tensorboard"))

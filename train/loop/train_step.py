@@ -17,6 +17,7 @@ from train.optim.ema import Ema
 from train.optim.optimizer import OptimConfig, set_learning_rate
 from train.strategies.base import StepResult, Strategy
 from train.tasks.base import Task
+from train.tasks.checked import count_of, loss_of
 
 
 class StepTaken(NamedTuple):
@@ -69,7 +70,7 @@ class TrainStep:
         set_learning_rate(strategy.optimizer, self._optim.lr, self._schedule(step))
         strategy.zero_grad()
         strategy.sync_buffers()
-        count = sum(int(task.count(micro.batch)) for micro in micro_batches)
+        count = sum(count_of(task, micro.batch) for micro in micro_batches)
         loss_sum = torch.zeros((), device=strategy.engine.device)
         for micro in micro_batches:
             pending_agreement = self._agreement.start(count)  # runs beside the forward pass
@@ -80,7 +81,7 @@ class TrainStep:
             seed_everything(seed, strategy.engine.device)
             with strategy.accumulating(last=last):
                 with self._metrics.timed("forward"):
-                    loss = task.loss(strategy.model, to_device(micro.batch))
+                    loss = loss_of(task, strategy.model, to_device(micro.batch))
                 agreed = pending_agreement()
                 if agreed.stop:
                     strategy.undo_forward()

@@ -74,6 +74,14 @@ def build_optimizer(config: OptimConfig, model: nn.Module, origin: str = "defaul
     accepted = inspect.signature(cls).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     arguments: dict[str, Any] = {"lr": config.lr}
+    for name in ("lr", "weight_decay", "betas", "eps", "momentum"):
+        # The schedule sets lr and parameter_groups weight_decay, whatever the options are.
+        set_above = name in ("lr", "weight_decay") or getattr(config, name) is not None
+        if name in config.options and set_above:
+            raise UsageError(
+                f"optim.options.{name} is {config.options[name]!r}, but optim.{name} decides it; "
+                f"set optim.{name}, and remove it from optim.options."
+            )
     for name in ("betas", "eps", "momentum"):
         value = getattr(config, name)
         if value is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from train.exits import UsageError, first_line
+from train.exits import RunError, UsageError, first_line, prefixed
 from train.imports import import_function
 from train.section import Section, name_or_path, names_for_editors
 
@@ -118,6 +118,8 @@ def _own_factor(config: ScheduleConfig, total_steps: int, origin: str) -> Callab
     try:
         inspect.signature(found).bind(*arguments, **config.options)
         schedule = found(**config.options) if is_class else found
+    except RunError as error:
+        raise prefixed(field, error) from error
     except Exception as error:
         raise UsageError(
             f"{field} does not accept schedule.options={config.options!r} "
@@ -128,6 +130,8 @@ def _own_factor(config: ScheduleConfig, total_steps: int, origin: str) -> Callab
     def factor(step: int) -> float:
         try:
             value = float(schedule(step, total_steps, **options))
+        except RunError as error:
+            raise prefixed(f"{field} at step {step}", error) from error
         except Exception as error:
             raise UsageError(
                 f"{field} failed at step {step} of {total_steps} ({type(error).__name__}: "

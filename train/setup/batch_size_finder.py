@@ -31,6 +31,7 @@ from train.setup.build import TrainableModel
 from train.setup.compile_check import check_compiled
 from train.strategies.engine import Engine
 from train.tasks.base import Task
+from train.tasks.checked import count_of, loss_of
 
 _log = logging.getLogger("train")
 FILE = "micro_batches.json"
@@ -222,8 +223,8 @@ class _Trial:
 
     def _micro_batch(self, *, last: bool) -> Tensor:
         strategy = self._model.strategy
-        count = int(self._task.count(self._batch)) * strategy.engine.world_size
+        count = count_of(self._task, self._batch) * strategy.engine.world_size
         with strategy.accumulating(last=last):
-            loss = self._task.loss(strategy.model, strategy.engine.to_device(self._batch))
+            loss = loss_of(self._task, strategy.model, strategy.engine.to_device(self._batch))
             strategy.backward(loss.sum, count)
         return torch.as_tensor(loss.sum.detach())

@@ -21,6 +21,7 @@ from train.distributed.world import this_world
 from train.exits import DataError, UsageError
 from train.optim.ema import Ema
 from train.optim.optimizer import build_optimizer
+from train.section import Section
 from train.setup.model_summary import model_summary
 from train.strategies.base import Strategy, StrategySetup
 from train.strategies.blocks import checkpoint_activations, find_blocks
@@ -28,6 +29,7 @@ from train.strategies.engine import Engine
 from train.strategies.meta_init import build_model
 from train.strategies.registry import find_strategy, resolve_name
 from train.tasks.base import Task
+from train.tasks.checked import blocks_of
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,40 @@ def choose_strategy(loaded: LoadedConfig) -> StrategyChoice:
     config = loaded.config
     name = resolve_name(config.strategy, this_world().world_size)
     cls = find_strategy(name, loaded.composed.origin("strategy"))
+    _check_options(loaded, name, cls)
     options = getattr(config, cls.section)
-    if isinstance(options, dict):
+    if cls.section == "strategy_options":
         try:
             options = cls.Options.model_validate(options)
         except ValidationError as error:
             raise explain(error, cls.Options, loaded.composed, "strategy_options.") from None
     return StrategyChoice(name, cls, options)
+
+
+def _check_options(loaded: LoadedConfig, name: str, cls: type[Strategy]) -> None:
+    """Refuses options that the strategy would not read."""
+    composed = loaded.composed
+    strategy = f"strategy ({composed.origin('strategy')}) names {name!r}"
+    section = getattr(loaded.config, cls.section, None)
+    is_section = isinstance(cls.Options, type) and issubclass(cls.Options, Section)
+    if section is None or not is_section:
+        raise UsageError(
+            f"{strategy}, whose options are not a config section; derive its Options from "
+            "train.Section, and set section to strategy_options, ddp, fsdp2 or zero."
+        )
+    if cls.section == "strategy_options":
+        return
+    if not isinstance(section, cls.Options):
+        raise UsageError(
+            f"{strategy}, whose Options are not read, because its section is {cls.section!r}; set "
+            'section = "strategy_options" in the class, or remove Options.'
+        )
+    if given := loaded.config.strategy_options:
+        raise UsageError(
+            f"strategy_options is {given!r} ({composed.where('strategy_options')}), but the "
+            f"strategy {name} reads the section {cls.section}; set its keys there, or remove "
+            "strategy_options."
+        )
 
 
 def build_engine(config: Config, strategy: StrategyChoice) -> Engine:
@@ -143,7 +172,7 @@ def build_trainable(
     summary = model_summary(model)
     if config.compile:
         model.compile()
-    blocks = find_blocks(model, task.blocks(model), config.fsdp2.blocks)
+    blocks = find_blocks(model, blocks_of(task, model), config.fsdp2.blocks)
     if config.activation_checkpointing:
         if not blocks:
             raise UsageError(

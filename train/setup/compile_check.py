@@ -19,6 +19,7 @@ from train.distributed.collectives import Collectives
 from train.distributed.randomness import seed_everything
 from train.exits import UsageError
 from train.tasks.base import Task
+from train.tasks.checked import loss_of
 
 # The largest allowed difference of a gradient, relative to the largest gradient, by precision: far
 # above the effect of reordered arithmetic, far below that of a wrong kernel.
@@ -83,7 +84,7 @@ def _gradients(task: Task, model: nn.Module, batch: Any, seed: int) -> dict[str,
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     first = next(iter(parameters.values()))
     seed_everything(seed, first.device)
-    loss = task.loss(model, batch)
+    loss = loss_of(task, model, batch)
     if isinstance(first, DTensor):
         # torch.autograd.grad cannot reach them: the forward pass uses gathered copies.
         loss.sum.backward()

@@ -50,8 +50,8 @@ def find_run(
             found = error
         except OSError as error:
             found = RetryError(
-                f"The run directory {directory.path} cannot be used ({error}); fix the cause, "
-                "then rerun."
+                f"The run directory {loaded.run_directory_as_set} cannot be used ({error}); "
+                "fix the cause, then rerun."
             )
     found = collectives.broadcast_object(found)
     if isinstance(found, RunError):

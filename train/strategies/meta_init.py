@@ -18,15 +18,16 @@ from train.distributed.randomness import seed_everything
 from train.distributed.shard import Shard
 from train.exits import UsageError
 from train.tasks.base import Task
+from train.tasks.checked import model_of
 
 
 def build_model(task: Task, seed: int) -> tuple[nn.Module, Initial | None]:
     """The task's model: either with its weights, or on the meta device together with the object
     that draws them."""
     if type(task).init_module is Task.init_module:
-        return task.build_model(), None
+        return model_of(task), None
     with torch.device("meta"):
-        model = task.build_model()
+        model = model_of(task)
     on_device = [name for name, tensor in _tensors(model).items() if not tensor.is_meta]
     if on_device:
         raise UsageError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from train.exits import UsageError
 from train.imports import import_class
+from train.section import Section
 from train.tasks.base import Task
 
 BUILT_IN = {
@@ -37,7 +38,27 @@ def find_task(reference: str, origin: str) -> type[Task]:
         raise UsageError(
             f"{field} names {reference!r}, but an import inside that module fails: {error}."
         ) from error
+    check_task(found, f"{field} names {reference!r}")
     return found
+
+
+def check_task(task: type[Task], subject: str) -> None:
+    """Checks that a class implements the methods that a task must have, and that its sections are
+    Sections. ``subject`` begins the message. Raises UsageError."""
+    required = ("build_model", "train_dataset", "loss")
+    missing = [name for name in required if getattr(task, name) is getattr(Task, name)]
+    if missing:
+        raise UsageError(
+            f"{subject}, which does not implement {', '.join(f'{name}()' for name in missing)}; a "
+            f"task needs {', '.join(f'{name}()' for name in required)}."
+        )
+    for name in ("Options", "Model", "Data"):
+        section = getattr(task, name)
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            raise UsageError(
+                f"{subject}, whose {name} is not a config section; write "
+                f"`class {name}(train.Section)` inside the task, or rename it."
+            )
 
 
 def reference_of(task: type[Task]) -> str:

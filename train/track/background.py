@@ -70,6 +70,11 @@ class Background:
         if first:
             self._warn("The tracking sinks are too slow; some of their items are dropped.")
 
+    def fail(self, code: int) -> None:
+        """Queues the call of ``fail`` of every sink that was opened."""
+        if self._started:
+            self.put("fail", code)
+
     def _drop(self) -> None:
         """Drops the oldest histograms or report; without one, the oldest item."""
         bulky = (number for number, item in enumerate(self._queue) if item[0] in _BULKY)
@@ -113,7 +118,9 @@ class Background:
                 step, values = arguments
                 arguments = (step, _finite(values))
             for sink in list(self._sinks):
-                self._call(sink, method, *arguments)
+                # A copy each: what one sink does to it must not reach the others.
+                own = (dict(item) if isinstance(item, dict) else item for item in arguments)
+                self._call(sink, method, *own)
         for sink in list(self._sinks):
             self._call(sink, "close")
 

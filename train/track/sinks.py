@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from train.exits import UsageError, first_line
+from train.exits import RunError, UsageError, first_line, prefixed
 from train.plugins import Plugin, find_plugin
 
 
@@ -36,7 +37,8 @@ class Sink:
     """A destination of metrics. Every method has an empty default.
 
     All methods except ``abandon`` are called in the tracker's thread. If one raises, the tracker
-    logs a warning and drops the sink.
+    logs a warning and drops the sink. Each sink gets dicts of its own, but all get the same arrays
+    and must not change them.
     """
 
     name = ""
@@ -64,6 +66,9 @@ class Sink:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Logs the final metrics."""
 
+    def fail(self, code: int) -> None:
+        """Called before ``close`` when an error ends the run, with its exit code."""
+
     def close(self) -> None:
         """Flushes and closes the destination."""
 
@@ -87,7 +92,9 @@ def make_sinks(plugins: Sequence[Plugin], run: RunInfo) -> list[Sink]:
     made = []
     for plugin, cls in zip(plugins, find_sinks(plugins, "config"), strict=True):
         try:
-            sink = cls(run, **plugin.options)
+            sink = cls(replace(run, config=deepcopy(run.config)), **plugin.options)
+        except RunError as error:
+            raise prefixed(f"track.sinks names {plugin.use!r}", error) from error
         except Exception as error:
             raise UsageError(
                 f"track.sinks names {plugin.use!r}, whose constructor failed "

@@ -156,6 +156,11 @@ class Tracker:
         if self._is_main:
             self._background.put("summary", dict(values))
 
+    def fail(self, code: int) -> None:
+        """Reports to the sinks that an error ends the run; called before ``close``."""
+        if self._is_main:
+            self._background.fail(code)
+
     def close(self) -> None:
         """Closes all sinks; waits for the slow ones up to ``close_seconds``."""
         if not self._is_main:

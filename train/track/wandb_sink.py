@@ -27,6 +27,7 @@ class WandbSink(Sink):
 
     def __init__(self, run: RunInfo, config: TrackConfig, *, init_seconds: float = 20.0) -> None:
         self.run, self.config, self.init_seconds = run, config, init_seconds
+        self._exit_code = 0
 
     def load(self) -> None:
         """Imports wandb, with defaults that keep its files in the run directory."""
@@ -130,11 +131,15 @@ class WandbSink(Sink):
         """Updates the summary of the W&B run."""
         self._run.summary.update({f"final/{name}": value for name, value in values.items()})
 
+    def fail(self, code: int) -> None:
+        """Lets ``close`` report the exit code, with which W&B shows the run as failed."""
+        self._exit_code = code
+
     def close(self) -> None:
         """Finishes this attempt; a later attempt can resume the W&B run."""
         import wandb
 
-        self._run.finish()
+        self._run.finish(exit_code=self._exit_code)
         wandb.teardown()  # now, within the tracker's timeout, instead of at exit
 
     def abandon(self) -> None:

@@ -1,0 +1,166 @@
+"""Calls the methods of a task and checks what they return, so that a mistake in a task is one
+sentence that names the method.
+
+The checks look at types and shapes only: none waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.exits import UsageError
+from train.tasks.base import Ratio, Task
+
+
+def model_of(task: Task) -> nn.Module:
+    """The model that the task builds."""
+    model = task.build_model()
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"The task's build_model() returned {_kind(model)}; return a torch.nn.Module."
+        )
+    return model
+
+
+def blocks_of(task: Task, model: nn.Module) -> list[nn.Module]:
+    """The blocks that the task names; empty for none."""
+    blocks: Any = task.blocks(model)
+    if not isinstance(blocks, (list, tuple, nn.ModuleList)):
+        raise UsageError(f"The task's blocks() returned {_kind(blocks)}; return a list of modules.")
+    for block in blocks:
+        if not isinstance(block, nn.Module):
+            raise UsageError(
+                f"The task's blocks() returned a list that holds {_kind(block)}; return modules of "
+                "the model."
+            )
+    return list(blocks)
+
+
+def count_of(task: Task, batch: Any) -> int:
+    """The count of the loss of a batch on the host."""
+    count: Any = task.count(batch)
+    if not _is_scalar(count) or not float(count).is_integer():
+        raise UsageError(
+            f"The task's count() returned {_shown(count)}; return the whole number of "
+            f"{task.unit} in the batch."
+        )
+    return int(count)
+
+
+def loss_of(task: Task, model: nn.Module, batch: Any) -> Ratio:
+    """The loss of a batch in training; its sum is a scalar with an autograd graph."""
+    loss: Any = task.loss(model, batch)
+    if not isinstance(loss, Ratio):
+        raise UsageError(
+            f"The task's loss() returned {_kind(loss)}; return train.Ratio(sum, count)."
+        )
+    if not isinstance(loss.sum, Tensor) or loss.sum.ndim:
+        raise UsageError(
+            f"The task's loss() returned {_shown(loss.sum)} as the sum; return a scalar tensor: "
+            "the loss summed over the batch."
+        )
+    if not loss.sum.requires_grad:
+        raise UsageError(
+            "The task's loss() returned a sum without an autograd graph, so it has no gradient; "
+            "compute it from the model's output, without detach(), item() or torch.no_grad()."
+        )
+    if not _is_scalar(loss.count):
+        raise UsageError(
+            f"The task's loss() returned {_shown(loss.count)} as the count; return a number or a "
+            "scalar tensor."
+        )
+    return loss
+
+
+def metrics_of(task: Task) -> dict[str, Any]:
+    """The torchmetrics objects of the task, by name."""
+    metrics: Any = task.metrics()
+    if not isinstance(metrics, Mapping) or not all(
+        hasattr(metric, "update") and hasattr(metric, "compute") for metric in metrics.values()
+    ):
+        raise UsageError(
+            f"The task's metrics() returned {_kind(metrics)}; return a dict of torchmetrics "
+            "objects by name."
+        )
+    return dict(metrics)
+
+
+def measures_of(
+    task: Task, model: nn.Module, batch: Any, objects: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The metrics of one evaluation batch: a tuple of arguments for each name in ``objects``, the
+    task's torchmetrics objects, and a Ratio of scalars for each other name."""
+    measures: Any = task.measure(model, batch)
+    if not isinstance(measures, Mapping):
+        raise UsageError(
+            f"The task's measure() returned {_kind(measures)}; return a dict of Ratios by name."
+        )
+    for name, value in measures.items():
+        if name in objects:
+            if not isinstance(value, (tuple, list)):
+                raise UsageError(
+                    f"The task's measure() returned {_kind(value)} for {name!r}; return the tuple "
+                    "of arguments of the torchmetrics object's update()."
+                )
+        elif not isinstance(value, Ratio):
+            raise UsageError(
+                f"The task's measure() returned {_kind(value)} for {name!r}; "
+                "return a Ratio(sum, count), or name a torchmetrics object in metrics()."
+            )
+        elif not all(_is_scalar(part) for part in value):
+            wrong = next(part for part in value if not _is_scalar(part))
+            raise UsageError(
+                f"The task's measure() returned {_shown(wrong)} in the Ratio for {name!r}; sum "
+                "and count must be numbers or scalar tensors."
+            )
+    return dict(measures)
+
+
+def facts_of(task: Task) -> dict[str, float]:
+    """The task's numbers on the data, by name."""
+    facts: Any = task.facts()
+    if not isinstance(facts, Mapping) or not all(_is_scalar(fact) for fact in facts.values()):
+        raise UsageError(
+            f"The task's facts() returned {facts!r:.200}; return a dict of numbers by name."
+        )
+    return {name: float(fact) for name, fact in facts.items()}
+
+
+def report_of(task: Task, model: nn.Module, device: torch.device) -> dict[str, Any]:
+    """The texts and images of the task, by name; empty for None."""
+    report: Any = task.report(model, device)
+    if report is not None and not isinstance(report, Mapping):
+        raise UsageError(
+            f"The task's report() returned {_kind(report)}; return a dict of texts and images by "
+            "name."
+        )
+    return dict(report or {})
+
+
+def flops_of(task: Task) -> float | None:
+    """The task's FLOPs of one sample; None if unknown."""
+    flops: Any = task.flops_per_sample()
+    if flops is not None and not _is_scalar(flops):
+        raise UsageError(
+            f"The task's flops_per_sample() returned {_kind(flops)}; return a number, or None."
+        )
+    return None if flops is None else float(flops)
+
+
+def _is_scalar(value: object) -> bool:
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return repr(value) if isinstance(value, Real) else _kind(value)
