@@ -34,6 +34,7 @@ from launch.agent.failure import (
 )
 from launch.agent.keepalive import set_keepalive
 from launch.agent.options import AgentOptions
+from launch.agent.rendezvous import has_started, round_of
 from launch.agent.reports import Report, Reports
 from launch.agent.signals import Signals, StopSignal
 from launch.contract import Exit
@@ -73,17 +74,23 @@ class NodeAgent(LocalElasticAgent):
         self._on_failure = on_failure
         self._reports: Reports | None = None
         self._overdue: set[int] = set()
+        self._round: int | None = None
         self._checked = 0.0
         self._failed_elsewhere_at: float | None = None
 
     # -- steps of torch's loop that differ -----------------------------------------------------
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        self._signals.interruptible = True  # first, so that no signal is missed in between
+        handler = worker_group.spec.rdzv_handler
+        before = self._round
+        # If the others start their ranks, this node must start its own, and stops them then.
+        # This comes first, so that no signal is missed in between.
+        self._signals.interruptible = lambda: not has_started(handler, before)
         if self._signals.first:
             raise StopSignal(self._signals.first)
         super()._rendezvous(worker_group)
-        self._signals.interruptible = False
+        self._signals.interruptible = lambda: False
+        self._round = round_of(handler)
         self.outcome, self._failed_elsewhere_at, self._overdue = None, None, set()
         set_keepalive(self._options.port)
         node, nodes = self._place

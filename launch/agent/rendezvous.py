@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any, cast
 
 from launch.agent.keepalive import set_keepalive
@@ -104,6 +105,26 @@ def round_of(handler: RendezvousHandler) -> int | None:
     torch keeps it elsewhere than the known ones."""
     state = getattr(getattr(handler, "_state_holder", None), "state", None)
     return getattr(state, "round", None)
+
+
+def has_started(handler: RendezvousHandler, after: int | None) -> bool:
+    """Whether a later round than ``after`` is complete with this node in it, so that the other
+    nodes start their ranks, even if torch has not noticed it here. False if the store is gone, or
+    if this version of torch keeps the state elsewhere than the known ones."""
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    try:
+        found = cast("Any", handler)._state_holder._backend.get_state()
+        state = pickle.loads(found[0]) if found else None
+        return bool(
+            state
+            and state.complete
+            and not state.closed
+            and state.round != after
+            and cast("Any", handler)._this_node in state.participants
+        )
+    except (AttributeError, RendezvousError, pickle.PickleError):
+        return False
 
 
 def _store(handler: RendezvousHandler) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType
 
 # Requests to end. A terminal that closes sends SIGHUP.
@@ -39,8 +39,8 @@ class Signals:
         self.first: signal.Signals | None = None
         self.stop_asked: float | None = None
         """The monotonic time of the first SIGTERM; the launcher kills this agent a while later."""
-        self.interruptible = True
-        """Whether a signal may raise StopSignal in the main thread."""
+        self.interruptible: Callable[[], bool] = lambda: True
+        """Whether a signal that arrives now raises StopSignal in the main thread."""
         self._waiting: list[signal.Signals] = []
         self._seen: set[signal.Signals] = set()
 
@@ -58,7 +58,7 @@ class Signals:
             self._seen.add(forwarded)
             self._waiting.append(forwarded)
         self.first = self.first or forwarded
-        if self.interruptible:
+        if self.interruptible():
             raise StopSignal(forwarded)
 
     def take(self) -> Iterable[signal.Signals]:

@@ -1,0 +1,69 @@
+"""A request to stop while nodes join each other; the nodes are threads here."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from launch.agent.options import parse
+from launch.agent.rendezvous import has_started, join, round_of
+from launch.agent.signals import HANDLED, Signals, StopSignal
+from tests.support.runs import free_port
+
+pytestmark = pytest.mark.normal
+
+
+@pytest.fixture
+def nodes():
+    """The rendezvous of two nodes."""
+    port = free_port()
+    words = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "60"]
+    joined = [join(parse([*words, "--node-rank", str(n), "--", "true"], {})) for n in range(2)]
+    yield joined
+    for handler in joined:
+        handler.shutdown()
+
+
+@pytest.fixture
+def signals():
+    """Installed, and replaced afterwards."""
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    made = Signals()
+    made.install()
+    yield made
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def in_a_thread(function):
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_signal_while_this_node_waits_for_another_one_ends_the_wait(nodes, signals):
+    signals.interruptible = lambda: not has_started(nodes[0], None)
+    in_a_thread(lambda: (time.sleep(1), os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(StopSignal):
+        nodes[0].next_rendezvous()
+
+
+def test_a_signal_after_all_nodes_have_joined_does_not(nodes, signals):
+    """The other nodes start their ranks, which would wait for those of this node. torch notices up
+    to a second later that the last node has joined."""
+
+    def stop_at_once():
+        while not has_started(nodes[0], None):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signals.interruptible = lambda: not has_started(nodes[0], None)
+    last = in_a_thread(lambda: (time.sleep(1), nodes[1].next_rendezvous()))
+    stop = in_a_thread(stop_at_once)
+    assert nodes[0].next_rendezvous().world_size == 2
+    stop.join(60)
+    assert signals.first == signal.SIGTERM
+    last.join(60)
+    assert not has_started(nodes[0], round_of(nodes[0])), "of a former round"
