@@ -78,7 +78,7 @@ class Hook:
     def on_failure(self, facts: Facts) -> None:
         """When an error ends the attempt; ``facts.exit`` and ``facts.error`` say which. Called on
         this rank only, also with ``every_rank``: collective operations would wait for ranks that
-        do not call it. An error in it is a warning."""
+        do not call it. Not called at a second Ctrl-C. An error in it is a warning."""
 
 
 def find_hooks(plugins: Sequence[Plugin], origin: str) -> list[type[Hook]]:

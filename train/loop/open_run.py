@@ -109,8 +109,9 @@ def _open(
     hooks = _hooks(loaded, directory, joined, data, tracker, resumed_from)
 
     def call_failure_hooks(code: Exit, text: str) -> None:
-        beat("calling hooks")
-        hooks.failure(code, text)
+        if code != Exit.STOPPED_AT_ONCE:
+            beat("calling hooks")
+            hooks.failure(code, text)
 
     stack.push(on_error(call_failure_hooks))
     records = _open_records(
