@@ -46,8 +46,9 @@ def check_same_run(collectives: Collectives, config: Config, code: dict[str, Any
     return hosts
 
 
-def check_shared_directory(collectives: Collectives, directory: Path) -> None:
-    """Checks that all ranks see the run directory of rank 0; collective.
+def check_shared_directory(collectives: Collectives, directory: Path, as_set: Path) -> None:
+    """Checks that all ranks see the run directory of rank 0; collective. ``as_set`` is its path as
+    the config sets it, for the message.
 
     Raises UsageError, on all ranks, where one does not.
     """
@@ -64,7 +65,7 @@ def check_shared_directory(collectives: Collectives, directory: Path) -> None:
     if without:
         hosts = [host for host, _ in everyone]
         raise UsageError(
-            f"The run directory {directory} of rank 0 (on {hosts[0]}) is not visible to "
+            f"The run directory {as_set} of rank 0 (on {hosts[0]}) is not visible to "
             f"{_named(without, hosts)} under this name; set run.dir to a directory on a file "
             "system that all hosts share."
         )

@@ -59,7 +59,7 @@ def join_ranks(
             engine.collectives, loaded, directory, changes, allow_changes=allow_changes
         )
         setup_logging(directory.path, engine.rank, attempt.number, config.track.log_level)
-        check_shared_directory(engine.collectives, directory.path)
+        check_shared_directory(engine.collectives, directory.path, loaded.run_directory_as_set)
     watchdog = stack.enter_context(
         Watchdog(config.watchdog, directory.path, engine.rank, engine.world_size, attempt.number)
     )
