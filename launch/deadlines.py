@@ -51,13 +51,12 @@ def grace_period(shutdown_timeout: float = SHUTDOWN_TIMEOUT) -> float:
 
 
 def reports_due(
-    silent_since: float, asked: float | None, shutdown_timeout: float, usual: float
+    silent_since: float, usual: float, asked: float | None, shutdown_timeout: float
 ) -> float:
     """When a node counts as lost that was last heard from at ``silent_since``: after ``usual``
-    seconds, unless this agent was ``asked`` to stop: its launcher does not wait for other nodes."""
-    if asked is None:
-        return silent_since + usual
-    return asked + shutdown_timeout + REPORTS_AFTER_AGENT
+    seconds, or before the launcher kills this agent, if it was ``asked`` to stop."""
+    due = silent_since + usual
+    return due if asked is None else min(due, asked + shutdown_timeout + REPORTS_AFTER_AGENT)
 
 
 def adds_up(stop_deadline: float, shutdown_timeout: float, grace_period: float) -> bool:

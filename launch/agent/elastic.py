@@ -198,7 +198,9 @@ class NodeAgent(LocalElasticAgent):
         def decisive(found: list[Report]) -> bool:
             return not _outcome(found, []).retry
 
-        reports, lost = self._report(failures, decisive)
+        # After a request to stop ranks of other nodes may still save.
+        is_stopping = self._signals.stop_asked is not None
+        reports, lost = self._report(failures, decisive, while_alive=is_stopping)
         self.outcome = outcome = _outcome(reports, lost)
         restart = self._restart(outcome, reports)
         self._on_failure(outcome, reports[0].node == self._place[0])
@@ -266,7 +268,7 @@ class NodeAgent(LocalElasticAgent):
 
     def _due(self, silent_since: float) -> float:
         return deadlines.reports_due(
-            silent_since, self._signals.stop_asked, self._options.shutdown_timeout, _TO_REPORT
+            silent_since, _TO_REPORT, self._signals.stop_asked, self._options.shutdown_timeout
         )
 
     def _write_termination(self, outcome: Outcome) -> None:

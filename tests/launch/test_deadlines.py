@@ -112,10 +112,12 @@ def test_the_times_of_a_launcher_add_up(launcher):
     ranks, agent, grace = launcher()
     assert deadlines.adds_up(ranks, agent, grace)
     asked = 1000.0
-    for silent_since in (asked - 50, asked, asked + agent):
-        due = deadlines.reports_due(silent_since, asked, agent, usual=25.0)
-        assert asked + agent < due < asked + grace
+    for silent_since in (asked, asked + agent / 2, asked + agent):
+        due = deadlines.reports_due(silent_since, 25.0, asked, agent)
+        assert silent_since < due < asked + grace
 
 
-def test_the_reports_of_other_nodes_have_their_usual_time_without_a_request_to_stop():
-    assert deadlines.reports_due(7.0, None, 35.0, usual=25.0) == 32.0
+def test_a_silent_node_is_lost_after_the_usual_time_if_there_is_more():
+    assert deadlines.reports_due(7.0, 25.0, None, 35.0) == 32.0
+    assert deadlines.reports_due(7.0, 25.0, 6.0, 105.0) == 32.0
+    assert deadlines.reports_due(7.0, 25.0, 6.0, 2.0) == 13.0
