@@ -199,9 +199,10 @@ def long_message(samples):
 @pytest.mark.parametrize("collate", [many_tensors, long_message])
 def test_a_worker_that_dies_during_a_send_is_a_retry_error(collate):
     for _ in range(8):
+        others = set(multiprocessing.active_children())
         with make(Numbers(), workers=2, steps=1000, collate=collate) as batches:
             next(batches)
-            victim = multiprocessing.active_children()[0]
+            victim = (set(multiprocessing.active_children()) - others).pop()
             threading.Timer(0.02 * random.random(), victim.kill).start()
             started = time.monotonic()
             with pytest.raises(RetryError, match=r"/dev/shm.*loader\.workers"):  # noqa: PT012
@@ -214,16 +215,29 @@ def test_a_worker_that_dies_during_a_send_is_a_retry_error(collate):
 @pytest.mark.normal
 @pytest.mark.timeout(60)
 def test_an_incomplete_message_of_a_dead_worker_does_not_block():
+    others = set(multiprocessing.active_children())
     with make(Numbers(), workers=1, steps=10, collate=long_message) as batches:
         next(batches)
         time.sleep(0.3)  # it has written what the pipe holds of the next one, and waits
-        [worker] = multiprocessing.active_children()
-        worker.kill()
+        (set(multiprocessing.active_children()) - others).pop().kill()
         time.sleep(0.1)
         started = time.monotonic()
         with pytest.raises(RetryError):
             list(batches)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.normal
+@pytest.mark.timeout(60)
+def test_a_lock_that_a_killed_worker_held_does_not_block_the_end():
+    others = set(multiprocessing.active_children())
+    started = time.monotonic()
+    with make(Numbers(), workers=2, steps=1000) as batches:
+        next(batches)
+        # As a worker does before each sample; killed there, it leaves the lock acquired.
+        batches._iterator._workers_done_event._cond.acquire()
+    assert time.monotonic() - started < 30
+    assert set(multiprocessing.active_children()) <= others
 
 
 @pytest.mark.normal

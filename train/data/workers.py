@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from train.data.fetch import LoadFailure
@@ -76,26 +77,28 @@ def stop_workers(iterator: Any, *, failed: bool) -> None:
 
     ``failed``: a worker has died, so torch's own shutdown could block.
     """
-
-    def kill() -> None:
-        for worker in iterator._workers:
+    workers = iterator._workers
+    if not failed and all(worker.is_alive() for worker in workers):
+        # In a thread, because torch waits 10 s for each worker that is busy in the user's code, and
+        # without end for a lock that a worker held when it was killed.
+        ending = threading.Thread(target=_shut_down, args=(iterator,), daemon=True)
+        ending.start()
+        ending.join(_GRACE)
+        for worker in workers:
             worker.kill()
+        ending.join(_GRACE)
+        if not ending.is_alive():
+            return
+    iterator._shutdown = True  # torch would wait for messages that no worker completes
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(_GRACE)
 
-    if failed:
-        iterator._shutdown = True  # torch would wait for messages that no worker completes
-        kill()
-        for worker in iterator._workers:
-            worker.join(_GRACE)
-        return
 
-    # torch waits 10 s for each worker that is busy in the user's code.
-    timer = threading.Timer(_GRACE, kill)
-    timer.start()
-    try:
+def _shut_down(iterator: Any) -> None:
+    with suppress(Exception):  # the workers are killed in any case
         iterator._shutdown_workers()
-    finally:
-        timer.cancel()
-        kill()
 
 
 def prepare_worker(_worker: int) -> None:
