@@ -20,7 +20,10 @@ def set_keepalive(port: int) -> None:
         return
     for path in Path("/proc/self/fd").iterdir():
         with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as connection:
-            if connection.type != socket.SOCK_STREAM or connection.getpeername()[1] != port:
+            is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6)
+            if not is_tcp or connection.type != socket.SOCK_STREAM:
+                continue
+            if connection.getpeername()[1] != port:
                 continue
             for level, option, value in (
                 (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_SECONDS * 1000)),

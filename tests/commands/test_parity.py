@@ -42,7 +42,7 @@ RUNS = {
     ("task", "placements"),
     [
         ("digits", ["1", "3:ddp", "2:zero3"]),
-        ("text", ["1", "2:fsdp2"]),
+        pytest.param("text", ["1", "2:fsdp2"], marks=pytest.mark.slow),
         pytest.param("digits", ALL, marks=pytest.mark.slow),
         pytest.param("text", ALL, marks=pytest.mark.slow),
     ],
@@ -58,6 +58,7 @@ def test_every_placement_gives_the_same_run(tmp_path, task, placements):
     assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_two_ranks_are_bitwise_equal_to_one(tmp_path):
     """The sum of two values does not depend on their order."""
     names = ["2:ddp", "2:fsdp2", "2:zero1", "2:zero2"]

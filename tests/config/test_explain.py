@@ -218,11 +218,12 @@ def test_a_refused_mapping_is_not_printed() -> None:
     assert "abc" not in line
 
 
+@pytest.mark.normal
 def test_generated_types() -> None:
     """Fields of random types with random values: keys never contain the tag of a union member."""
     draw = random.Random(5)
     refused = 0
-    for _ in range(150):
+    for _ in range(75):
         kind = _any_type(draw, 3)
         model = create_model("Generated", __base__=Section, field=(kind, ...))
         for _ in range(25):
@@ -230,7 +231,7 @@ def test_generated_types() -> None:
             text = problems(model, values)
             check(text, values)
             refused += bool(text)
-    assert refused > 2000
+    assert refused > 1000
 
 
 def _any_type(draw: random.Random, depth: int) -> Any:

@@ -88,7 +88,7 @@ def uneven(tmp_path_factory):
     "placement",
     thinned(
         ["1", "3 ddp", "2 fsdp2", "3 fsdp2", "2 zero1", "3 zero3"],
-        kept=["3 ddp", "3 fsdp2", "2 zero1", "3 zero3"],
+        kept=["3 fsdp2", "2 zero1"],
     ),
 )
 def test_uneven_micro_batches(uneven, tmp_path, placement):
@@ -170,7 +170,7 @@ def skipping(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS[:5])
+@pytest.mark.parametrize("placement", thinned(PLACEMENTS[:5], kept=["2 ddp", "2 zero3"]))
 def test_a_skipped_step_is_skipped_on_every_placement(skipping, tmp_path, placement):
     placed(placement, tmp_path, *SKIPPING)
     assert max(curve(tmp_path, "train/skipped_steps").values()) == 2
@@ -187,7 +187,7 @@ def in_bf16(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS[:5])
+@pytest.mark.parametrize("placement", thinned(PLACEMENTS[:5], kept=["2 fsdp2", "2 zero1"]))
 def test_bf16_curves_agree_within_its_precision(in_bf16, tmp_path, placement):
     placed(placement, tmp_path, *BF16)
     expected, found = (curve(directory, "train/loss") for directory in (in_bf16, tmp_path))

@@ -57,8 +57,8 @@ OPTIONS = [
 ]
 
 
-# One case each for recomputation, communication, gathering and reduction; offload is the slowest.
-IN_TEST = [OPTIONS[n] for n in (0, 2, 5, 9)]
+# Recomputation and reduction: one of torch's and one of DeepSpeed's. Offload is the slowest.
+IN_TEST = [OPTIONS[n] for n in (0, 9)]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_keys_that_deepspeed_does_not_accept_are_refused(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("strategy", thinned(["zero2", "zero3"], kept=["zero3"]))
+@pytest.mark.parametrize("strategy", thinned(["zero2", "zero3"], kept=["zero2"]))
 def test_zero_on_one_process_needs_no_launcher(tmp_path, strategy):
     """In a new process, without the environment variables of a launcher."""
     words = [sys.executable, "-m", "train", "fit", *TINY, f"run.dir={tmp_path}"]

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 
 import pytest
 
+from launch.agent.keepalive import set_keepalive
 from launch.agent.options import parse
 from launch.agent.rendezvous import has_started, join, round_of
 from launch.agent.signals import HANDLED, Signals, StopSignal
@@ -35,6 +37,19 @@ def signals():
     yield made
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def test_keepalive_is_set_on_connections_to_the_port_alone():
+    unix = socket.socketpair()  # the name of the other side is empty
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            set_keepalive(port)
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+    for side in unix:
+        assert side.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+        side.close()
 
 
 def in_a_thread(function):

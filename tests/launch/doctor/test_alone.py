@@ -81,6 +81,7 @@ def test_a_full_disk_is_an_infrastructure_failure(tmp_path):
     assert told.only("run directory", "failed")["advice"].startswith("free space")
 
 
+@pytest.mark.slow
 def test_too_little_space_for_checkpoints_by_the_number_of_parameters(tmp_path):
     with small_disk(tmp_path / "disk", "size=4m") as disk:
         command = [*DIGITS, f"run.dir={disk}/run"]

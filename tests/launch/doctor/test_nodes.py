@@ -64,6 +64,7 @@ def test_under_torchrun(tmp_path):
     assert "micro-batch 6 x accumulation 1, global batch 12" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_node_with_a_different_version(tmp_path):
     fake = tmp_path / "fake" / "accelerate-9.9.9.dist-info"
     fake.mkdir(parents=True)
@@ -74,6 +75,7 @@ def test_a_node_with_a_different_version(tmp_path):
     assert re.search(r"accelerate is 9\.9\.9, elsewhere \d", failed["text"])
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_ahead(tmp_path):
     code = "import time\nreal = time.time\ntime.time = lambda: real() + 30\n"
     each = [{}, with_sitecustomize(tmp_path / "site", code)]
@@ -127,6 +129,7 @@ def test_a_batch_that_cannot_be_divided(tmp_path):
     assert "leaves a micro-batch empty on 2 ranks" in told.only("config", "failed")["text"]
 
 
+@pytest.mark.slow
 def test_a_proxy_between_the_nodes(tmp_path):
     env = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "elsewhere"}
     told = doctor(**two(tmp_path, env=env))
@@ -162,6 +165,7 @@ def test_a_node_that_dies_during_the_checks(tmp_path):
     assert "rank 1 stopped answering" in failed["text"]
 
 
+@pytest.mark.slow
 def test_wrong_sums(tmp_path):
     code = (
         "import sys, os, torch.distributed as dist\n"
