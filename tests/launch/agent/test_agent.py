@@ -208,7 +208,8 @@ def test_ranks_get_sigterm_when_their_agent_is_killed(tmp_path):
     while not all(gone(int(pid)) for pid in children):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert (tmp_path / "seen1").read_text().split() == ["SIGTERM"]
+    # Linux signals a child for each thread of its parent that dies last, so perhaps twice.
+    assert set((tmp_path / "seen1").read_text().split()) == {"SIGTERM"}
 
 
 def test_a_signal_before_the_ranks_start_ends_the_agent_at_once(tmp_path):
