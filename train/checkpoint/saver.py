@@ -46,7 +46,7 @@ class SaveTiming:
     copy: float = 0.0
     """Stall of the training for the copy."""
     wait: float = 0.0
-    """Stall of the training for the previous checkpoint."""
+    """Stall of the training until it was written."""
     write: float = 0.0
     """Writing, hashing and committing; in the background if asynchronous."""
 
@@ -98,13 +98,10 @@ class CheckpointSaver:
         The tensors may change after it returns. Returns why the previous checkpoint failed (with
         ``asynchronous`` false, also why this one failed), else None.
         """
-        started = time.perf_counter()
         error = self.wait()
-        timing = SaveTiming(wait=time.perf_counter() - started)
         started = time.perf_counter()
         copies = self._copy(shards)
-        timing.copy = time.perf_counter() - started
-        job = _Job(request, timing)
+        job = _Job(request, SaveTiming(copy=time.perf_counter() - started))
         # Not a daemon thread: the process finishes the write even if it ends by an exception.
         thread = threading.Thread(target=self._run, args=(job, copies), name="checkpoint")
         self._job = job
@@ -124,7 +121,9 @@ class CheckpointSaver:
         job = self._job
         if job is None:
             return None
+        started = time.perf_counter()
         job.done.wait()  # KeyboardInterrupt, if raised, leaves the job in flight
+        job.timing.wait = time.perf_counter() - started
         self._job = None
         if job.error is None:
             self.last_step, self.last_timing = job.request.step, job.timing

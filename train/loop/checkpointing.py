@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,19 +147,16 @@ class Checkpointing:
 
     def wait(self) -> None:
         """Returns when the checkpoint in flight is committed or has failed."""
-        started = time.perf_counter()
-        error = self._saver.wait()
-        self._report(error, waited=time.perf_counter() - started)
+        self._report(self._saver.wait())
 
     def close(self) -> None:
         """At the end of the process: waits for the checkpoint in flight, without a report."""
         self._saver.close()
 
-    def _report(self, error: str | None, waited: float = 0.0) -> None:
-        """Reports a failed write; it ends the run only with checkpoint.on_error=stop.
-        ``waited``: seconds for which training waited for the write."""
+    def _report(self, error: str | None) -> None:
+        """Reports a failed write; it ends the run only with checkpoint.on_error=stop."""
         if error is None:
-            self._log_timing(waited)
+            self._log_timing()
             return
         self._last_error = error
         text = (
@@ -172,7 +168,7 @@ class Checkpointing:
             raise kind(f"{text} The run ends because checkpoint.on_error is stop.")
         self._tracker.warn(f"{text} Training continues and tries again at the next checkpoint.")
 
-    def _log_timing(self, waited: float) -> None:
+    def _log_timing(self) -> None:
         """Logs how long the newest checkpoint took, once."""
         step, timing = self.last_step, self._saver.last_timing
         if timing is not self._logged_timing:
@@ -180,7 +176,7 @@ class Checkpointing:
             _log.info(
                 "checkpoint of step %d: written, hashed and committed in %.3f s; training waited "
                 "%.3f s for the copy and %.3f s for the write",
-                *(step, timing.write, timing.copy, waited),
+                *(step, timing.write, timing.copy, timing.wait),
             )
 
     def _write_records(self, records: list[StepRecord], step: int) -> Callable[[], None]:

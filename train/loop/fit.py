@@ -126,16 +126,15 @@ def save(run: OpenRun) -> None:
     """Starts a checkpoint, which includes the metrics that are still on the device."""
     run.beat("saving")
     read_metrics(run)
-    with run.metrics.timed("checkpoint"):
-        run.checkpointing.wait()  # for the one before
-    run.hooks.checkpoint(run.checkpointing.last_path)
+    wait_for_checkpoint(run)  # the one before
     if run.checkpointing.start(run.progress, run.metrics, run.early_stop):
         run.triggers.checkpoint_started()
 
 
 def wait_for_checkpoint(run: OpenRun) -> None:
     """Returns when the checkpoint in flight is committed or has failed, and tells the hooks."""
-    run.checkpointing.wait()
+    with run.metrics.timed("checkpoint"):
+        run.checkpointing.wait()
     run.hooks.checkpoint(run.checkpointing.last_path)
 
 
