@@ -78,20 +78,18 @@ def stop_workers(iterator: Any, *, failed: bool) -> None:
     ``failed``: a worker has died, so torch's own shutdown could block.
     """
     workers = iterator._workers
+    ending = None
     if not failed and all(worker.is_alive() for worker in workers):
         # In a thread, because torch waits 10 s for each worker that is busy in the user's code, and
         # without end for a lock that a worker held when it was killed.
         ending = threading.Thread(target=_shut_down, args=(iterator,), daemon=True)
         ending.start()
         ending.join(_GRACE)
-        for worker in workers:
-            worker.kill()
-        ending.join(_GRACE)
-        if not ending.is_alive():
-            return
-    iterator._shutdown = True  # torch would wait for messages that no worker completes
     for worker in workers:
         worker.kill()
+    if ending is not None:
+        ending.join(_GRACE)
+    iterator._shutdown = True  # torch would wait for messages that no worker completes
     for worker in workers:
         worker.join(_GRACE)
 
