@@ -23,8 +23,7 @@ _OTHER: Fields = {"rank": int, "exit_code": int}
 def is_complete(record: object) -> bool:
     """Whether a value read from a file of ``failures/`` is a record with all of its fields."""
     return (
-        isinstance(record, dict)
-        and has_fields(record, _FIELDS)
+        has_fields(record, _FIELDS)
         and has_fields(record["first"], _FIRST)
         and all(has_fields(other, _OTHER) for other in record["others"])
     )

@@ -60,11 +60,11 @@ def read() -> Iterator[dict[str, Any]]:
 
 def _is_complete(line: object) -> bool:
     """Whether the line has a known event and all fields that its readers need."""
-    event = line.get("event") if isinstance(line, dict) else None
+    if not has_fields(line, {"event": str}):
+        return False
+    event = line["event"]
     return (
-        isinstance(line, dict)
-        and isinstance(event, str)
-        and event in _FIELDS
+        event in _FIELDS
         and has_fields(line, _FIELDS[event])
         and (not line.get("git") or has_fields(line["git"], _GIT))
         and (event != "ended" or all(isinstance(code, int) for code in line["exit_codes"]))

@@ -118,7 +118,7 @@ def _sweep(text: str) -> dict[str, Any]:
     with suppress(ValueError):
         sweep = json.loads(text)
         if has_fields(sweep, _SWEEP) and all(has_fields(run, _RUN) for run in sweep["runs"]):
-            return dict(sweep)
+            return sweep
     raise UsageError(
         f"The list of runs is {text[:40]!r} ... (command line), which is not what `torchx run "
         "isorun.sweep` writes; start the sweep with that command."
