@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.checkpoint.layout import parse_step_name
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore, DamagedError
+from train.command_line import log
 from train.config.changes import differences, listed
 from train.config.load import LoadedConfig
 from train.distributed.world import this_world
@@ -75,10 +75,7 @@ def _check_config(loaded: LoadedConfig, checkpoint: Path) -> None:
     data = [change for change in changes if change.key.partition(".")[0] == "data"]
     if data and this_world().rank == 0:
         lines = listed(data, loaded.composed)
-        print(
-            f"isorun: warning: The run of the checkpoint {checkpoint} has other data:\n{lines}",
-            file=sys.stderr,
-        )
+        log(f"warning: The run of the checkpoint {checkpoint} has other data:\n{lines}")
 
 
 def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:

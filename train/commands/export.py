@@ -8,11 +8,10 @@ config has ema, the averaged weights are exported.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from train.checkpoint.store import Manifest
-from train.command_line import say
+from train.command_line import log, say
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments
 from train.commands.checkpoints import find_checkpoint, load_weights
 from train.config.load import load_config
@@ -60,11 +59,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             "program needs; implement it, or set --form parameters."
         )
     if inputs is None and arguments.form is None:
-        print(
-            "isorun: The task has no example_inputs(), so the export has no program, only the "
-            "parameters.",
-            file=sys.stderr,
-        )
+        log("The task has no example_inputs(), so the export has no program, only the parameters.")
     # Before anything is written, since torch.export may refuse the model.
     program = None if inputs is None else make_program(model, inputs)
     directory = Path(arguments.to or loaded.run_directory / "exports" / f"step-{manifest.step}")

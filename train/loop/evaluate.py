@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -12,7 +11,7 @@ from train.data.fetch import MicroBatch
 from train.exits import UsageError
 from train.strategies.engine import Engine
 from train.tasks.base import Task
-from train.tasks.checked import measures_of, metrics_of
+from train.tasks.checked import measures_of, metrics_of, numbers_of
 
 
 class EvaluationStoppedError(Exception):
@@ -78,37 +77,10 @@ def evaluate(
         for name in names
     }
     metrics = {name: _ratio(*summed[name]) for name in names}
-    metrics |= _numbers(
+    metrics |= numbers_of(
         {name: metric.compute() for name, metric in objects.items()}, "compute() of metrics()"
     )
-    return metrics | _numbers(task.derive(summed), "derive()")
-
-
-def _numbers(values: Mapping[str, Any], source: str) -> dict[str, float]:
-    """The values as numbers, which checkpoints and messages need. Raises UsageError."""
-    found = {}
-    if not isinstance(values, Mapping):
-        raise UsageError(
-            f"The task's {source} returned {type(values).__name__}; return numbers by name, such "
-            "as {'perplexity': 8.5}."
-        )
-    for name, value in values.items():
-        if not isinstance(name, str):
-            raise UsageError(
-                f"The task's {source} returned the name {name!r}, which is not text; return "
-                "numbers by name."
-            )
-        try:
-            if isinstance(value, str):
-                raise TypeError("text")
-            found[name] = float(value)  # also of a scalar of torch or numpy
-        except (TypeError, ValueError, RuntimeError):
-            shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-            raise UsageError(
-                f"The task's {source} returned {type(value).__name__}{shape} for {name!r}; return "
-                "a number."
-            ) from None
-    return found
+    return metrics | numbers_of(task.derive(summed), "derive()")
 
 
 def _ratio(total: float, count: float) -> float:

@@ -121,6 +121,33 @@ def measures_of(
     return dict(measures)
 
 
+def numbers_of(values: Any, source: str) -> dict[str, float]:
+    """The metrics that ``source`` has computed, as numbers, which checkpoints and messages need."""
+    found = {}
+    if not isinstance(values, Mapping):
+        raise UsageError(
+            f"The task's {source} returned {type(values).__name__}; return numbers by name, such "
+            "as {'perplexity': 8.5}."
+        )
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise UsageError(
+                f"The task's {source} returned the name {name!r}, which is not text; return "
+                "numbers by name."
+            )
+        try:
+            if isinstance(value, str):
+                raise TypeError("text")
+            found[name] = float(value)  # also of a scalar of torch or numpy
+        except (TypeError, ValueError, RuntimeError):
+            shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+            raise UsageError(
+                f"The task's {source} returned {type(value).__name__}{shape} for {name!r}; return "
+                "a number."
+            ) from None
+    return found
+
+
 def facts_of(task: Task) -> dict[str, float]:
     """The task's numbers on the data, by name."""
     facts: Any = task.facts()
