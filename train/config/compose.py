@@ -130,14 +130,15 @@ def _parse(text: str, name: str) -> Any:
 def _merge(base: Any, part: Any, name: str) -> Any:
     try:
         return OmegaConf.merge(base, part)
-    except OmegaConfBaseException as error:
-        raise UsageError(
-            f"{name} cannot be merged with the values before it: {first_line(error)}."
-        ) from None
+    # OmegaConf raises a plain TypeError (2.4) or its own kind of TypeError (2.3).
     except TypeError:
         raise UsageError(
             f"{name} cannot be merged with the values before it: one is a list and the other a "
             "mapping; set a list as a whole, such as hooks=[module:Class]."
+        ) from None
+    except OmegaConfBaseException as error:
+        raise UsageError(
+            f"{name} cannot be merged with the values before it: {first_line(error)}."
         ) from None
 
 
