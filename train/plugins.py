@@ -38,7 +38,8 @@ class Plugin(Section):
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         """Either form, for editors."""
-        return {"anyOf": [{"type": "string", "pattern": ":"}, handler(core_schema)]}
+        section = super().__get_pydantic_json_schema__(core_schema, handler)
+        return {"anyOf": [{"type": "string", "pattern": ":"}, section]}
 
 
 def find_plugin(plugin: Plugin, base: type, field: str, *arguments: object) -> Any:

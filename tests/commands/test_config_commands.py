@@ -90,11 +90,21 @@ def test_the_schema_has_every_key_of_our_configs(config):
     assert set(found["required"]) >= {"task", "batch", "length"}
 
 
-def test_every_field_has_a_description():
-    found = schema("task.use=text")
-    for name, definition in found["$defs"].items():
-        for field, entry in definition.get("properties", {}).items():
-            assert entry.get("description") or "$ref" in entry, f"{name}.{field}"
+@pytest.mark.parametrize("task", ["digits", "text", "tests.support.tiny:TinyTask"])
+def test_every_field_has_a_description(task):
+    found = schema(f"task.use={task}")
+
+    def sections(schema):
+        if "properties" in schema:
+            yield schema
+        for inner in schema.values():
+            for item in inner if isinstance(inner, list) else [inner]:
+                if isinstance(item, dict):
+                    yield from sections(item)
+
+    for section in sections(found):
+        for field, entry in section["properties"].items():
+            assert entry.get("description"), f"{section['title']}.{field}"
 
 
 def test_a_json_schema_validator_accepts_our_configs(tmp_path):

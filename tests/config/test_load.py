@@ -8,10 +8,8 @@ import pytest
 
 from train.config.changes import differences
 from train.config.load import load_config
-from train.config.schema import config_class
 from train.distributed.world import this_world
 from train.exits import UsageError
-from train.tasks.registry import find_task
 
 GOOD = ["task.use=digits", "batch.global_batch_size=32", "length.steps=10"]
 
@@ -170,15 +168,3 @@ def test_differences_tell_which_keys_change_results(tmp_path):
         "track.log_every_steps": False,
         "loader.workers": False,
     }
-
-
-def test_every_field_is_documented():
-    def undocumented(model, prefix=""):
-        for name, info in model.model_fields.items():
-            if not info.description:
-                yield prefix + name
-            if isinstance(info.annotation, type) and hasattr(info.annotation, "model_fields"):
-                yield from undocumented(info.annotation, f"{prefix}{name}.")
-
-    for task in ("digits", "text"):
-        assert not list(undocumented(config_class(find_task(task, "test"))))
