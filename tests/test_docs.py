@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import train
-from tests.support.forked import quick_programs
+from tests.support.forked import quick_python
 from tests.support.kubectl import path as path_with_kubectl
 from tests.support.runs import ROOT, environment
 from train.config.keys import known_keys
@@ -68,17 +68,21 @@ def without_comment(command):
 
 class Shell:
     """Runs commands one after another and keeps the working directory, like an interactive shell.
-    ``programs`` is a directory that comes first in PATH."""
+    If ``quick``, programs are forked after the slow imports."""
 
-    def __init__(self, directory, programs=None, **variables):
+    def __init__(self, directory, quick=True, **variables):
         self.home = self.here = directory
         self.environment = environment() | {"HOME": str(directory)}  # no user credentials
         for name in list(self.environment):
             if name.startswith(("WANDB_", "ISORUN_")):
                 del self.environment[name]
         self.environment |= variables
-        path = [programs, Path(sys.executable).parent, variables.get("PATH", os.environ["PATH"])]
-        self.environment["PATH"] = os.pathsep.join(str(entry) for entry in path if entry)
+        path = [str(Path(sys.executable).parent), variables.get("PATH", os.environ["PATH"])]
+        if quick:
+            python, more = quick_python()
+            self.environment |= more
+            path.insert(0, str(Path(python).parent))
+        self.environment["PATH"] = os.pathsep.join(path)
 
     def run(self, command, expected):
         script = f"{command}\ncode=$?\npwd > {shlex.quote(str(self.home / '.here'))}\nexit $code"
@@ -92,7 +96,7 @@ class Shell:
         return said
 
 
-def run_page(path, directory, programs=None):
+def run_page(path, directory, quick=True):
     """Runs all commands of a page; returns their output."""
     text = path.read_text()
     for _, block in BLOCK.findall(text):
@@ -102,11 +106,9 @@ def run_page(path, directory, programs=None):
         (directory / name).symlink_to(ROOT / name)
     # W&B adds a second to each run: it is enabled only for pages that describe its files.
     variables = {} if "wandb" in text else {"WANDB_MODE": "disabled"}
-    if programs:
-        variables |= quick_programs(programs)
     if "kubectl" in text:
         variables["PATH"] = path_with_kubectl()
-    shell = Shell(directory, programs, **variables)
+    shell = Shell(directory, quick, **variables)
     return "".join(
         shell.run(command, code)
         for command, code in commands(text)
@@ -116,14 +118,13 @@ def run_page(path, directory, programs=None):
 
 @pytest.fixture(scope="session")
 def directory_of(tmp_path_factory):
-    """Returns a function that runs a page once and returns the directory with the files it left.
-    Programs are forked after the slow imports."""
+    """Returns a function that runs a page once and returns the directory with the files it left."""
     made = {}
 
     def of(page):
         if page not in made:
             directory = tmp_path_factory.mktemp(PAGES[page].stem)
-            run_page(PAGES[page], directory, tmp_path_factory.mktemp("programs"))
+            run_page(PAGES[page], directory)
             made[page] = directory
         return made[page]
 
@@ -152,7 +153,7 @@ def test_every_command_of_a_page_works(directory_of, page):
 @pytest.mark.slow
 def test_the_commands_of_the_readme_work_without_the_fork_server(tmp_path):
     """Runs them with the programs of the environment, each in a new interpreter."""
-    run_page(PAGES["README.md"], tmp_path)
+    run_page(PAGES["README.md"], tmp_path, quick=False)
 
 
 def test_commands_that_are_not_run_are_still_in_the_docs():

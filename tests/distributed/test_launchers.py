@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.forked import Command, quick_python, run
 from tests.support.lanes import thinned
 from tests.support.runs import (
     ROOT,
@@ -17,17 +18,20 @@ from tests.support.runs import (
     curve,
     environment,
     free_port,
-    run,
     tensors,
 )
 
 BIN = Path(sys.executable).parent
 
 
-def launch(words, directory, *overrides, env=None, expect=0):
+def launch(words, directory, *overrides, env=None, quick=True, expect=0):
+    """Runs a training by a launcher. ``quick``: by Python and Accelerate without slow imports."""
+    python, variables = quick_python() if quick else (sys.executable, {})
+    folder = Path(python).parent
+    programs = {sys.executable: python, BIN / "accelerate": folder / "accelerate"}
     done = subprocess.run(
-        [*words, "fit", *TINY, f"run.dir={directory}", *overrides],
-        cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT), **(env or {})},
+        [programs.get(words[0], words[0]), *words[1:], "fit", *TINY, f"run.dir={directory}", *overrides],
+        cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT), **variables, **(env or {})},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -68,9 +72,11 @@ def test_accelerate_launch_with_our_files(alone, tmp_path, config, strategy):
         assert_same_bits(one, other)
 
 
+@pytest.mark.slow
 def test_fewer_processes_than_requested_are_reported(tmp_path):
     words = [BIN / "accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "train"]
-    done = launch(words, tmp_path, "length.steps=6")
+    # Not quick: the run reads the command line of its parent process.
+    done = launch(words, tmp_path, "length.steps=6", quick=False)
     assert "accelerate launch was asked for 2 processes but started 1" in done.stderr
 
 
@@ -89,17 +95,15 @@ def test_srun(alone, tmp_path):
         "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(free_port()), "SLURM_STEP_ID": "0",
     }  # fmt: skip
     tasks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "train", "fit", *TINY, f"run.dir={tmp_path}",
-             "batch.micro_batch_size=6"],
-            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**environment(), **shared, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        Command(
+            "fit", *TINY, f"run.dir={tmp_path}", "batch.micro_batch_size=6",
+            env={**shared, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
         )
         for rank in range(2)
     ]  # fmt: skip
-    outputs = [task.communicate(timeout=120) for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], outputs
-    assert "started by srun, ddp" in outputs[0][0]
+    done = [task.wait() for task in tasks]
+    assert [task.returncode for task in done] == [0, 0], done
+    assert "started by srun, ddp" in done[0].stdout
     assert_same_bits(tensors(alone), tensors(tmp_path))
 
 

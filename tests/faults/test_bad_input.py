@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.support.forked import run
+from tests.support.forked import quick, run
 from tests.support.runs import ROOT, TINY, assert_same_bits, environment, tensors
 
 TEXT = [
@@ -153,11 +153,9 @@ def test_a_task_from_any_directory(tmp_path):
     source = (ROOT / "tests/support/tiny.py").read_text()
     (tmp_path / "mine/task.py").write_text(source)
     words = ["task.use=mine.task:TinyTask", "run.dir=out", *TINY[1:]]
-    done = subprocess.run(
-        [sys.executable, "-m", "train", "fit", *words],
-        cwd=tmp_path, env={k: v for k, v in environment().items() if k != "PYTHONPATH"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    started = quick([sys.executable, "-m", "train", "fit", *words])
+    started["env"].pop("PYTHONPATH", None)
+    done = subprocess.run(**started, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     run("fit", tmp_path / "here")
     assert_same_bits(tensors(tmp_path / "out"), tensors(tmp_path / "here"))

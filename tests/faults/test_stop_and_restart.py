@@ -4,13 +4,13 @@ import hashlib
 import json
 import signal
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
-from tests.support.runs import TINY, checkpoints, command, environment, metrics, run, start
+from tests.support.forked import quick, quick_run, quick_start, run
+from tests.support.runs import checkpoints, command, metrics
 from train.checkpoint.run_directory import RunDirectory
 from train.exits import StoppedError, UsageError
 from train.process.stop import StopConfig, StopRequest
@@ -42,7 +42,7 @@ def test_torchruns_restarts_do_not_resume_a_stopped_run(tmp_path):
     at = words.index("--nproc-per-node")
     words[at:at] = ["--max-restarts", "2"]
     launcher = subprocess.Popen(
-        words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        **quick(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_until(lambda: (tmp_path / "metrics.jsonl").exists() and metrics(tmp_path), launcher)
     (tmp_path / "stop").touch()
@@ -52,7 +52,7 @@ def test_torchruns_restarts_do_not_resume_a_stopped_run(tmp_path):
     assert len(attempts(tmp_path)) == 1
     saved = checkpoints(tmp_path)[-1]
     assert saved < 2000
-    run("fit", tmp_path, *options, f"length.steps={saved + 2}", "schedule.use=constant",
+    quick_run("fit", tmp_path, *options, f"length.steps={saved + 2}", "schedule.use=constant",
         "--allow-changes", processes=2)  # fmt: skip
     assert attempts(tmp_path)[-1]["resumed_from_step"] == saved
 
@@ -84,7 +84,7 @@ def test_only_a_restart_by_torchrun_keeps_a_run_stopped(
 
 @pytest.mark.slow
 def test_a_stop_file_written_during_start_up(tmp_path):
-    process = start("fit", tmp_path, "task.use=tests.faults.tasks:SlowToBuild")
+    process = quick_start("fit", tmp_path, "task.use=tests.faults.tasks:SlowToBuild")
     wait_until((tmp_path / "building").exists, process)
     (tmp_path / "stop").touch()
     _, err = process.communicate(timeout=90)
@@ -94,12 +94,7 @@ def test_a_stop_file_written_during_start_up(tmp_path):
 
 
 def test_an_error_caused_by_a_stop_request_exits_with_75(tmp_path):
-    process = subprocess.run(
-        [sys.executable, "-m", "train", "fit", *TINY, f"run.dir={tmp_path}",
-         "task.use=tests.faults.tasks:BreaksWhenStopped"],
-        env=environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert process.returncode == 75, process.stderr
+    process = run("fit", tmp_path, "task.use=tests.faults.tasks:BreaksWhenStopped", expect=75)
     assert "asked to stop (SIGTERM)" in process.stderr
     assert "the compiler died" in process.stderr
     assert "Traceback" not in process.stderr

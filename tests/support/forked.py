@@ -105,13 +105,13 @@ class Command:
         return done
 
 
-def quick_programs(folder):
-    """Writes programs to ``folder`` that replace ``python``, torchrun, torchx, accelerate and our
-    console scripts and start without the slow imports. Returns the environment variables for them.
-    Processes that they start with ``sys.executable`` also start without the slow imports."""
+@functools.cache
+def _programs():
+    folder = tempfile.mkdtemp(prefix="isorun-programs-")
+    atexit.register(shutil.rmtree, folder)
     scripts = {"python": None, "torchrun": "torch.distributed.run:main"}
     for script in entry_points(group="console_scripts"):
-        if script.name == "torchx" or (script.dist and script.dist.name == "isorun"):
+        if script.name in ("torchx", "accelerate") or script.dist.name == "isorun":
             scripts[script.name] = script.value
     client = Path(fork_client.__file__)
     for name, entry in scripts.items():
@@ -122,23 +122,18 @@ def quick_programs(folder):
             f"{client.stem}.main({sys.executable!r}, {name!r}, {entry!r}, sys.argv[1:])\n"
         )
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    return {fork_client.SERVER: server(), "PYTHON_OF_TESTS": str(Path(folder) / "python")}
-
-
-@functools.cache
-def _programs():
-    folder = tempfile.mkdtemp(prefix="isorun-programs-")
-    atexit.register(shutil.rmtree, folder)
-    return folder, quick_programs(folder)
+    python = f"{folder}/python"
+    return python, {fork_client.SERVER: server(), "PYTHON_OF_TESTS": python}
 
 
 def quick_python():
-    """A program that replaces ``sys.executable`` and starts without the slow imports, as do the
-    processes that it starts with ``sys.executable`` itself (as torchrun does); and the environment
-    variables that it needs."""
+    """A program that replaces ``sys.executable`` and starts without the slow imports, and the
+    environment variables that it needs. Processes that it starts with ``sys.executable`` (as
+    torchrun does) also start without them. Its directory has programs for torchrun, torchx,
+    accelerate and our console scripts as well."""
     with _making:
-        folder, variables = _programs()
-    return f"{folder}/python", variables
+        python, variables = _programs()
+    return python, dict(variables)
 
 
 def quick(words):

@@ -9,18 +9,29 @@ from train.distributed.collectives import Collectives
 
 
 class ThreadCollectives(Collectives):
-    """The exchanges of ranks that are threads; ``slots`` and ``barrier`` are shared by all."""
+    """The exchanges of ranks that are threads; ``slots``, ``barrier`` and ``turn`` are shared.
 
-    def __init__(self, rank, slots, barrier):
+    A rank runs only while it holds ``turn``: the ranks share the global random generators, and
+    torch can block for ever when two threads read their states.
+    """
+
+    def __init__(self, rank, slots, barrier, turn):
         super().__init__(rank, len(slots))
-        self._slots, self._barrier = slots, barrier
+        self._slots, self._barrier, self._turn = slots, barrier, turn
 
     def all_gather_object(self, value):
         self._slots[self.rank] = value
-        self._barrier.wait(30)
+        self._wait_for_others()
         found = list(self._slots)
-        self._barrier.wait(30)
+        self._wait_for_others()
         return found
+
+    def _wait_for_others(self):
+        self._turn.release()
+        try:
+            self._barrier.wait(30)
+        finally:
+            self._turn.acquire()
 
     def broadcast_object(self, value):
         return self.all_gather_object(value)[0]
@@ -44,13 +55,14 @@ class ThreadCollectives(Collectives):
 def on_ranks(count, function):
     """Calls ``function(collectives)`` on each rank; returns the results ordered by rank, an
     exception that was raised among them."""
-    slots, barrier = [None] * count, threading.Barrier(count)
+    slots, barrier, turn = [None] * count, threading.Barrier(count), threading.Lock()
 
     def call(rank):
-        try:
-            return function(ThreadCollectives(rank, slots, barrier))
-        except Exception as error:
-            return error
+        with turn:
+            try:
+                return function(ThreadCollectives(rank, slots, barrier, turn))
+            except Exception as error:
+                return error
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(call, range(count)))

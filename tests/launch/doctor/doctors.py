@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from tests.support.forked import quick_python
 from tests.support.runs import ROOT, TINY, environment, free_port
 
 FIT = ["--", "python", "-m", "train", "fit", *TINY]
@@ -53,14 +54,19 @@ def doctor(tmp_path, *arguments, nodes=1, command=None, env=None, each=None, bef
         "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
     } if nodes > 1 else {}  # fmt: skip
     started = []
+    # What stands before the command, such as a namespace, would not reach a forked process.
+    python, quick = (sys.executable, {}) if before else quick_python()
     for rank in range(nodes) if only is None else only:
         own = {"RANK": str(rank), "GROUP_RANK": str(rank)} if nodes > 1 else {}
         started.append(
             subprocess.Popen(
-                [*(before[rank] if before else ()), sys.executable, *module, "--json", str(file),
+                [*(before[rank] if before else ()), python, *module, "--json", str(file),
                  *arguments, *command[rank]],
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env={**clean(), **place, **own, **(env or {}), **(each[rank] if each else {})},
+                env={
+                    **clean(), **quick, **place, **own, **(env or {}),
+                    **(each[rank] if each else {}),
+                },
             )
         )  # fmt: skip
     done = [process.communicate(timeout=300) for process in started]

@@ -16,6 +16,7 @@ from tests.launch.doctor.doctors import (
     in_mount_namespace,
     why_no_mount_namespace,
 )
+from tests.support.lanes import slow
 from tests.support.runs import ROOT, free_port
 
 DIGITS = ["--", "python", "-m", "train", "fit", "--config", "configs/digits.yaml"]
@@ -36,6 +37,7 @@ def test_a_healthy_node_has_a_row_for_each_check_and_no_files_are_left(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
+@pytest.mark.slow
 def test_without_a_training_command_only_checks_without_config_run(tmp_path):
     told = doctor(tmp_path, command=[])
     assert told.only("versions", "ok")
@@ -43,6 +45,7 @@ def test_without_a_training_command_only_checks_without_config_run(tmp_path):
     assert not told.found("W&B")
 
 
+@pytest.mark.slow
 def test_a_command_other_than_a_training_is_not_parsed(tmp_path):
     told = doctor(tmp_path, command=["--", "python", "other.py", "--nonsense"])
     assert told.only("versions", "ok")
@@ -58,7 +61,7 @@ def test_a_config_error_is_a_finding_beside_others(tmp_path):
     assert told.output[0].splitlines()[-1].endswith("a setting must be changed (exit 64)")
 
 
-@pytest.mark.parametrize("variable", ["GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"])
+@pytest.mark.parametrize("variable", ["GLOO_SOCKET_IFNAME", slow("NCCL_SOCKET_IFNAME")])
 def test_an_interface_that_does_not_exist(tmp_path, variable):
     told = doctor(tmp_path, env={variable: "nonesuch7"}, expect=64)
     failed = told.only("interfaces", "failed")
@@ -67,6 +70,7 @@ def test_an_interface_that_does_not_exist(tmp_path, variable):
     assert failed["advice"] == f"correct or unset {variable}"
 
 
+@pytest.mark.slow
 def test_a_run_directory_that_cannot_be_written(tmp_path):
     told = doctor(tmp_path, command=[*FIT, "run.dir=/proc/isorun"], expect=64)
     failed = told.only("run directory", "failed")
@@ -118,8 +122,8 @@ def test_full_measures_the_disk_and_a_sample(tmp_path):
     ("size", "level", "status", "code"),
     [
         ("16k", "quick", "failed", 64),  # less than a page for each micro-batch
-        ("4m", "quick", "warning", 0),  # too small for image samples
-        ("4m", "full", "ok", 0),  # enough for the measured samples
+        slow(("4m", "quick", "warning", 0)),  # too small for image samples
+        slow(("4m", "full", "ok", 0)),  # enough for the measured samples
     ],
 )
 def test_shared_memory_against_data_workers(tmp_path, size, level, status, code):
@@ -141,6 +145,7 @@ def test_an_unreachable_wandb_is_only_a_warning(tmp_path):
     assert "offline" in told.only("W&B", "warning")["advice"]
 
 
+@pytest.mark.slow
 def test_a_wandb_server_that_answers(tmp_path):
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), http.server.BaseHTTPRequestHandler
@@ -152,6 +157,7 @@ def test_a_wandb_server_that_answers(tmp_path):
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_more_threads_than_cores(tmp_path):
     cores = usable_cores()
     told = doctor(tmp_path, env={"OMP_NUM_THREADS": str(cores + 1)})
@@ -185,6 +191,7 @@ def test_an_invalid_argument_is_one_sentence(words, said):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written(tmp_path):
     told = doctor(tmp_path, "--json", str(tmp_path / "no" / "folder.json"), expect=64)
     assert "--json is" in told.errors[0]

@@ -31,6 +31,7 @@ def test_two_hosts_that_reach_each_other(hosts, tmp_path):
     assert told.only("all-reduce", "ok")
 
 
+@pytest.mark.slow
 def test_a_host_name_that_resolves_to_a_loopback_address(hosts, tmp_path):
     told = examine(hosts, tmp_path, [hosts.cables[0], None], expect=64)
     failed = told.only("network", "failed")

@@ -52,6 +52,7 @@ def test_full_measures_the_network_and_both_nodes(tmp_path):
     assert len({f["node"] for f in told.found("disk speed")}) == 2
 
 
+@pytest.mark.slow
 def test_under_torchrun(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m",
@@ -111,6 +112,7 @@ def test_a_different_config_and_run_directory_on_one_node(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_config_that_only_one_node_cannot_read(tmp_path):
     (tmp_path / "more.yaml").write_text("run:\n  seed: 1\n")
     commands = [
@@ -124,6 +126,7 @@ def test_a_config_that_only_one_node_cannot_read(tmp_path):
     assert told.only("all-reduce", "ok"), "checks that need no config must run"
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_divided(tmp_path):
     told = doctor(**two(tmp_path, command=[*FIT, "batch.global_batch_size=1"], expect=64))
     assert "leaves a micro-batch empty on 2 ranks" in told.only("config", "failed")["text"]
@@ -146,6 +149,7 @@ def test_a_rank_that_never_joins(tmp_path):
     assert told.only("memory", "ok"), "node 0 must be checked"
 
 
+@pytest.mark.slow
 def test_rank_0_that_never_joins(tmp_path):
     told = doctor(tmp_path, "--wait", "2", nodes=2, only=[1], expect=75)
     assert "waiting for the store at 127.0.0.1:" in told.errors[0]

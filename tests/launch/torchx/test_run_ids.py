@@ -4,6 +4,7 @@ import re
 from launch.contract import new_run_id, slug
 from launch.torchx.run_ids import ids_of_run
 from tests.launch.launching import fit
+from tests.support.forked import run
 
 
 def handed_down(made):
@@ -46,8 +47,6 @@ def test_ids_work_as_file_names():
 
 def test_train_uses_the_given_group(tmp_path, monkeypatch):
     """All runs of a name have the same group, in every attempt."""
-    from tests.support.runs import run
-
     monkeypatch.setenv("WANDB_RUN_GROUP", "paper")
     monkeypatch.setenv("ISORUN_RUN_ID", "run-1")
     run("fit", tmp_path, "length.steps=6", "track.wandb=offline")
