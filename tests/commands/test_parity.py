@@ -41,7 +41,7 @@ RUNS = {
 @pytest.mark.parametrize(
     ("task", "placements"),
     [
-        ("digits", ["1", "3:ddp", "2:zero3"]),
+        pytest.param("digits", ["1", "3:ddp", "2:zero3"], marks=pytest.mark.slow),
         pytest.param("text", ["1", "2:fsdp2"], marks=pytest.mark.slow),
         pytest.param("digits", ALL, marks=pytest.mark.slow),
         pytest.param("text", ALL, marks=pytest.mark.slow),

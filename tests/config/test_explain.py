@@ -218,7 +218,7 @@ def test_a_refused_mapping_is_not_printed() -> None:
     assert "abc" not in line
 
 
-@pytest.mark.normal
+@pytest.mark.slow
 def test_generated_types() -> None:
     """Fields of random types with random values: keys never contain the tag of a union member."""
     draw = random.Random(5)

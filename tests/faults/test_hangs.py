@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.support.forked import run, run_ranks, start, start_ranks, wait_for
+from tests.support.lanes import slow
 from tests.support.runs import assert_same_bits, checkpoints, curve, tensors
 from train.process.watchdog import describe_hang
 
@@ -33,7 +34,7 @@ def test_a_single_process_that_hangs(tmp_path):
     assert_same_bits(tensors(tmp_path.with_name("other")), tensors(tmp_path))
 
 
-@pytest.mark.parametrize("culprit", ["0", "1"])
+@pytest.mark.parametrize("culprit", ["0", slow("1")])
 def test_the_rank_that_is_behind_is_named(tmp_path, culprit):
     done = run_ranks(2, "fit", tmp_path, TASK, *SHORT, f"task.hang_rank='{culprit}'", expect=75)
     text = report(tmp_path)

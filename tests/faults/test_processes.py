@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from tests.support.forked import run, run_ranks, start, wait_for
+from tests.support.lanes import slow
 from tests.support.runs import assert_same_bits, checkpoints, curve, tensors
 
 
@@ -46,7 +47,7 @@ def test_a_killed_run_can_be_restarted_at_once(undisturbed, tmp_path, workers):
     assert_same_bits(tensors(undisturbed), tensors(tmp_path))
 
 
-@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+@pytest.mark.parametrize("context", ["spawn", slow("forkserver")])
 def test_workers_can_use_any_start_method(undisturbed, tmp_path, context):
     run("fit", tmp_path, "loader.workers=1", f"loader.multiprocessing_context={context}")
     assert_same_bits(tensors(undisturbed), tensors(tmp_path))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.forked import run, run_ranks, start, start_ranks, wait_for
-from tests.support.lanes import thinned
+from tests.support.lanes import slow, thinned
 from tests.support.runs import assert_same_bits, checkpoints, tensors
 
 TASKS = "tests.faults.tasks"
@@ -100,7 +100,7 @@ def test_unused_parameters_are_named(tmp_path, strategy):
     assert "Traceback" not in done[0].stderr
 
 
-@pytest.mark.parametrize("option", ["ddp.find_unused_parameters=true", "strategy=fsdp2"])
+@pytest.mark.parametrize("option", ["ddp.find_unused_parameters=true", slow("strategy=fsdp2")])
 def test_unused_parameters_stay_unchanged_with_strategies_that_allow_them(tmp_path, option):
     task = [f"task.use={TASKS}:UnusedParameter", "optim.weight_decay=0.1"]
     run("fit", tmp_path / "one", *task, "batch.micro_batch_size=6")

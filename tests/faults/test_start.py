@@ -9,6 +9,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from tests.support.forked import Command, start_ranks, wait_for
+from tests.support.lanes import slow
 from tests.support.runs import TINY, checkpoints, free_port
 from train.distributed.process_group import store_of_this_start
 from train.distributed.rendezvous import join
@@ -29,7 +30,7 @@ def a_rank_alone(rank, directory, *overrides):
     return Command("fit", *TINY, f"run.dir={directory}", *overrides, env=env)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [slow(0), 1])
 def test_a_stop_request_while_waiting_for_other_ranks(tmp_path, rank):
     process = a_rank_alone(rank, tmp_path)
     time.sleep(3)  # by now it waits inside torch
@@ -39,7 +40,7 @@ def test_a_stop_request_while_waiting_for_other_ranks(tmp_path, rank):
     assert "stopped on request before the first step; no work is lost" in done.stderr
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, slow(1)])
 def test_waiting_for_other_ranks_has_a_time_limit(tmp_path, rank):
     done = a_rank_alone(rank, tmp_path, "watchdog.first_timeout=4").wait(60)
     assert done.returncode == 75

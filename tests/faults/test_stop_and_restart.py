@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -98,6 +99,19 @@ def test_an_error_caused_by_a_stop_request_exits_with_75(tmp_path):
     assert "asked to stop (SIGTERM)" in process.stderr
     assert "the compiler died" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_the_process_ends_does_not_change_its_exit_code(number):
+    """torchrun signals all ranks as soon as one has ended."""
+    pid = os.fork()
+    if pid == 0:
+        with StopRequest(StopConfig()):
+            pass
+        os.kill(os.getpid(), number)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from tests.support.forked import run, run_ranks, start, wait_for
+from tests.support.lanes import slow
 from tests.support.runs import assert_same_bits, curve, tensors
 from train.checkpoint.checkpoint_config import MirrorConfig
 from train.checkpoint.mirror import Mirror
@@ -34,7 +35,7 @@ def identity(directory):
     return json.loads((directory / "run.json").read_text())
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [slow(1), 2])
 def test_a_lost_run_directory_is_restored(undisturbed, tmp_path, mirror, ranks):
     options, directory = with_mirror(tmp_path), tmp_path / "run"
     process = start("fit", directory, *options, "task.sleep=0.05")
@@ -100,8 +101,8 @@ def test_a_stop_does_not_wait_for_the_mirror(tmp_path):
     ("options", "code", "said"),
     [(["checkpoint.mirror.url=nosuch://x"], 64, "checkpoint.mirror.url is 'nosuch://x', which can"),
      (["checkpoint.mirror.url=s3://x", "checkpoint.mirror.options.key=abc"], 64, "set secrets in the envir"),
-     (["checkpoint.mirror.url=s3://x/y", "checkpoint.mirror.options={anon: true, endpoint_url: "
-       "'http://127.0.0.1:9'}"], 75, "to start from the beginning")],
+     slow((["checkpoint.mirror.url=s3://x/y", "checkpoint.mirror.options={anon: true, "
+            "endpoint_url: 'http://127.0.0.1:9'}"], 75, "to start from the beginning"))],
     ids=["unknown", "secret", "unreachable"],
 )  # fmt: skip
 def test_bad_input(tmp_path, options, code, said):

@@ -17,9 +17,9 @@ from train.parity.compare import curve, largest_difference
 
 STRATEGIES = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 # The same micro-batches on every placement, so that even dropout is the same.
-BASE = ["batch.micro_batch_size=3", "optim.weight_decay=0.1", "ema.decay=0.9", "length.steps=50"]
-BASE += ["checkpoint.keep_last=9", "checkpoint.every_steps=25", "evaluate.every_steps=25"]
-MIDDLE, END = 25, 50
+BASE = ["batch.micro_batch_size=3", "optim.weight_decay=0.1", "ema.decay=0.9", "length.steps=30"]
+BASE += ["checkpoint.keep_last=9", "checkpoint.every_steps=15", "evaluate.every_steps=15"]
+MIDDLE, END = 15, 30
 
 
 def placed(placement, directory, *overrides, **kwargs):
@@ -53,7 +53,7 @@ def finished(tmp_path_factory):
     return of
 
 
-def assert_same_run(one, other, *, steps=50):
+def assert_same_run(one, other, *, steps=END):
     assert read_steps(one / "ledger.bin") == read_steps(other / "ledger.bin")
     for key in ("train/loss", "train/gradient_norm", "train/learning_rate", "eval/loss"):
         assert largest_difference(curve(one, key), curve(other, key)) <= 1e-5, key
@@ -99,9 +99,8 @@ def test_uneven_micro_batches(uneven, tmp_path, placement):
 
 
 ANYWHERE = ["1", *PLACEMENTS[:5]]
-# Each placement before and after another one, and the sharding strategies before themselves.
+# Each placement before and after another one.
 CYCLE = list(zip(ANYWHERE, ANYWHERE[1:] + ANYWHERE[:1], strict=True))
-CYCLE += [("2 fsdp2", "2 fsdp2"), ("2 zero3", "2 zero3")]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,7 @@ def test_a_checkpoint_resumes_on_any_placement(alone, finished, tmp_path, before
             ("2 zero3", "4 ddp"),
             ("4 ddp", "1 zero2"),
         ],
-        kept=[("2 fsdp2", "4 fsdp2"), ("2 zero3", "4 ddp")],
+        kept=[("2 zero3", "4 ddp")],
     ),
 )
 def test_a_checkpoint_resumes_on_another_number_of_ranks(alone, finished, tmp_path, before, after):
@@ -187,7 +186,7 @@ def in_bf16(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("placement", thinned(PLACEMENTS[:5], kept=["2 fsdp2", "2 zero1"]))
+@pytest.mark.parametrize("placement", thinned(PLACEMENTS[:5], kept=["2 fsdp2"]))
 def test_bf16_curves_agree_within_its_precision(in_bf16, tmp_path, placement):
     placed(placement, tmp_path, *BF16)
     expected, found = (curve(directory, "train/loss") for directory in (in_bf16, tmp_path))

@@ -16,6 +16,7 @@ def test_a_different_config_on_one_rank(tmp_path, count):
     assert not (tmp_path / "ledger.bin").exists()
 
 
+@pytest.mark.slow
 def test_a_run_directory_that_is_not_shared(tmp_path):
     """The path is relative to different working directories, as on hosts without a shared file
     system."""

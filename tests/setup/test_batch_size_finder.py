@@ -55,6 +55,7 @@ def test_a_size_must_fit_on_every_rank(tmp_path):
     assert "micro-batch 3 x accumulation 2 x ranks 2 = global batch 12" in done[0].stdout
 
 
+@pytest.mark.slow
 def test_ranks_that_disagree_during_a_collective_restart(tmp_path):
     """Rank 0 waits in a collective that cannot be cancelled."""
     options = [*SMALL, "strategy=fsdp2", "task.room=6", "task.room_of_rank_1=3"]

@@ -5,6 +5,7 @@ import torch
 
 from tests.faults.tasks import ByModule
 from tests.support.forked import run, run_ranks
+from tests.support.lanes import slow
 from tests.support.runs import assert_same_bits, tensors, tiny_config
 from train.strategies.meta_init import build_model
 
@@ -38,8 +39,9 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "options",
-    [["strategy=ddp"], ["strategy=fsdp2"], ["strategy=fsdp2", "fsdp2.cpu_offload=true"],
-     ["strategy=zero1"], ["strategy=zero3"], ["strategy=zero3", "zero.offload_parameters=cpu"]],
+    [["strategy=ddp"], ["strategy=fsdp2"], slow(["strategy=fsdp2", "fsdp2.cpu_offload=true"]),
+     ["strategy=zero1"], ["strategy=zero3"],
+     slow(["strategy=zero3", "zero.offload_parameters=cpu"])],
     ids=" ".join,
 )  # fmt: skip
 def test_every_strategy_starts_from_the_same_weights(alone, tmp_path, options):

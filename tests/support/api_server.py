@@ -16,6 +16,7 @@ from tests.support.cluster import PATH, Refused
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: the second would wait 40 ms for an acknowledgement
     cluster = None
 
     def log_message(self, *_):
@@ -89,7 +90,7 @@ class Server:
         )
 
     def __enter__(self):
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=[0.01], daemon=True).start()
         return self
 
     def __exit__(self, *_):

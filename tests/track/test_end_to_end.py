@@ -106,6 +106,7 @@ def test_a_killed_run_leaves_no_process(killed_and_resumed):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal_stops_the_run(tmp_path):
     """The terminal sends it to every process of the run; the run saves and closes its sinks."""
     pid, terminal = pty.fork()

@@ -113,9 +113,10 @@ class StopRequest:
             self._timer.cancel()
         self._raised = True  # the thread must not wake the main thread any more
         for number, handler in self._previous.items():
-            # After a request, ignore repeated signals: a launcher that repeats its signal while
-            # other ranks end must not turn this exit into a death by signal.
-            ignored = self.signal and not self._in_session
+            # The process ends now with the run's exit code. A launcher that signals again, or
+            # because another rank has ended, must not turn this into a death by signal. Ctrl-C
+            # without an earlier request still ends an exit that hangs.
+            ignored = not self._in_session and (self.signal or number != signal.SIGINT)
             signal.signal(number, signal.SIG_IGN if ignored else handler)
         signal.set_wakeup_fd(self._previous_fd)
         self._writer.close()  # ends the thread
