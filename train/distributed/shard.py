@@ -101,14 +101,14 @@ def _within(index: int, shape: tuple[int, ...], start: int, stop: int) -> list[C
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by fully qualified name; a shared tensor has its first
-    name."""
+    """Parameters and persistent buffers by fully qualified name, as the modules hold them; a shared
+    tensor has its first name."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and id(tensor) not in seen:
             seen.add(id(tensor))
-            found[name] = tensor.detach()
+            found[name] = tensor
     return found
 
 

@@ -122,29 +122,34 @@ def _find(use: str, origin: str) -> Callable[..., Optimizer]:
 
 
 def _fusible(model: nn.Module) -> bool:
-    """Whether torch's fused kernels support all parameters."""
+    """Whether torch's fused kernels support all trainable parameters."""
     return all(
-        p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters()
+        p.is_floating_point() and p.device.type in ("cpu", "cuda")
+        for p in model.parameters()
+        if p.requires_grad
     )
 
 
 def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:
     """Parameter groups with and without weight decay: each trainable parameter once.
 
+    Sharded and full parameters are in separate groups, because torch updates a group at once.
     Raises UsageError if no parameter is trainable.
     """
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
+    from torch.distributed.tensor import DTensor
+
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter, kind in _kinds(model):
         if parameter.requires_grad:
-            (no_decay if kind in config.no_decay else decay).append(parameter)
-    if not decay and not no_decay:
+            key = not isinstance(parameter, DTensor), kind in config.no_decay
+            groups.setdefault(key, []).append(parameter)
+    if not groups:
         raise UsageError(
             "The model has no trainable parameter; set requires_grad=True on at least one."
         )
-    groups = [(decay, config.weight_decay), (no_decay, 0.0)]
     return [
-        {"params": group, "weight_decay": weight_decay} for group, weight_decay in groups if group
+        {"params": groups[key], "weight_decay": 0.0 if key[1] else config.weight_decay}
+        for key in sorted(groups)
     ]
 
 
@@ -211,5 +216,9 @@ def restore_param_group_values(
 ) -> None:
     """Restores what ``param_group_values`` returned, except values that the config sets."""
     configured = {"lr", "weight_decay", "momentum", "eps", *config.options, *_SWITCHES}
-    for group, values in zip(optimizer.param_groups, stored, strict=False):
+    for index, group in enumerate(optimizer.param_groups):
+        values = stored[index] if index < len(stored) else {}
+        if values.get("weight_decay") != group["weight_decay"]:  # FSDP2 has groups for scalars
+            alike = (g for g in stored if g.get("weight_decay") == group["weight_decay"])
+            values = next(alike, values)
         group.update({key: value for key, value in values.items() if key not in configured})

@@ -27,6 +27,7 @@ from train.strategies.base import Strategy, StrategySetup
 from train.strategies.blocks import checkpoint_activations, find_blocks
 from train.strategies.engine import Engine
 from train.strategies.meta_init import build_model
+from train.strategies.parameters import empty_to_buffers
 from train.strategies.registry import find_strategy, resolve_name
 from train.tasks.base import Task
 from train.tasks.checked import blocks_of
@@ -169,6 +170,7 @@ def build_trainable(
     config = loaded.config
     seed_everything(initial_seed(config.run.seed), engine.device)
     model, initial = build_model(task, config.run.seed)
+    empty_to_buffers(model)
     summary = model_summary(model)
     if config.compile:
         model.compile()

@@ -161,22 +161,25 @@ class Strategy(ABC):
         """
 
     def norm_and_divisor(
-        self, gradients: list[Tensor], clip_norm: float | None, *, sharded: bool
+        self,
+        gradients: list[Tensor],
+        clip_norm: float | None,
+        *,
+        sharded: bool,
+        replicated: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor]:
         """The global L2 norm of the gradients, without the loss scale, and the divisor that
         clips them (as torch.nn.utils.clip_grad_norm_) and removes the loss scale.
 
-        ``gradients`` are those of this rank; with ``sharded``, other ranks have the rest. Computed
-        in fp64, so that the norm does not depend on where tensors are split: a difference in its
-        last bit would change every weight. Scalars on the device.
+        ``gradients`` are those of this rank; with ``sharded``, other ranks have the rest, except
+        of ``replicated``, which all ranks have. Computed in fp64, so that the norm does not depend
+        on where tensors are split: a difference in its last bit would change every weight. Scalars
+        on the device.
         """
-        device = self.engine.device
-        squares = torch.zeros((), dtype=torch.float64, device=device)
-        if gradients:
-            norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)
-            squares = torch.stack(norms).square().sum().to(device)
+        squares = self._sum_of_squares(gradients)
         if sharded:
             squares = self.collectives.all_reduce(squares) / self.replicas
+        squares = squares + self._sum_of_squares(replicated)
         scale = self.loss_scale.value if self.loss_scale else 1.0
         norm = squares.sqrt() / scale
         divisor = torch.full_like(norm, scale)
@@ -184,6 +187,13 @@ class Strategy(ABC):
             # A NaN has no effect here: the step is skipped.
             divisor = divisor * torch.clamp((norm + 1e-6) / clip_norm, min=1.0)
         return norm, divisor
+
+    def _sum_of_squares(self, tensors: Sequence[Tensor]) -> Tensor:
+        """In fp64, on the device."""
+        if not tensors:
+            return torch.zeros((), dtype=torch.float64, device=self.engine.device)
+        norms = torch._foreach_norm(list(tensors), 2, dtype=torch.float64)
+        return torch.stack(norms).square().sum().to(self.engine.device)
 
     # -- buffers -----------------------------------------------------------------------------
 

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from train.exits import UsageError
 from train.strategies.base import BuildOptimizer
+from train.strategies.parameters import make_contiguous
 from train.strategies.torch_native import TorchStrategy
 
 _COMPUTE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +57,9 @@ class Fsdp2Strategy(TorchStrategy):
         if options.cpu_offload:
             arguments["offload_policy"] = CPUOffloadPolicy(pin_memory=engine.device.type == "cuda")
         model = engine.on_device(model, move=initial is None)
+        make_contiguous(model)
+        self._scalars = [p for p in model.parameters() if not p.dim()]
+        arguments["ignored_params"] = set(self._scalars)
         for block in _without_shared(self.setup.blocks, model):
             fully_shard(block, **arguments)
         fully_shard(model, **arguments)
@@ -75,6 +79,26 @@ class Fsdp2Strategy(TorchStrategy):
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         self.model.set_is_last_backward(last)  # type: ignore[operator]
         yield
+
+    def _update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
+        self._average_scalar_gradients()
+        return super()._update(loss_sum, clip_norm)
+
+    def _average_scalar_gradients(self) -> None:
+        """``fully_shard`` takes no parameter without dimensions: each rank holds it in full."""
+        trained = [parameter for parameter in self._scalars if parameter.requires_grad]
+        if not trained:
+            return
+        zero = torch.zeros((), device=self.engine.device)
+        values = [zero if p.grad is None else p.grad.to(zero) for p in trained]
+        used = [zero if p.grad is None else zero + 1 for p in trained]
+        summed = self.collectives.all_reduce(torch.stack([*values, *used]))
+        averages = summed[: len(trained)] / self.engine.world_size
+        for parameter, average, uses in zip(
+            trained, averages, summed[len(trained) :].tolist(), strict=True
+        ):
+            if uses:
+                parameter.grad = average.to(parameter)
 
     def undo_forward(self) -> None:
         """Also frees the parameters that the forward pass has gathered."""

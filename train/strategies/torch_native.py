@@ -24,7 +24,9 @@ class TorchStrategy(Strategy):
         self._parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         # On the CPU, reading the flag is cheaper: there is no device to wait for.
         on_cpu = self.engine.device.type == "cpu"
-        self.skips_on_device = not on_cpu and skips_on_device(self.optimizer)
+        # The flag has one form: that of the first parameter.
+        alike = len({isinstance(parameter, DTensor) for parameter in self._parameters}) == 1
+        self.skips_on_device = not on_cpu and alike and skips_on_device(self.optimizer)
 
     def zero_grad(self) -> None:
         """Sets all gradients to None."""
@@ -35,13 +37,14 @@ class TorchStrategy(Strategy):
 
     def _update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        sharded = any(isinstance(gradient, DTensor) for gradient in gradients)
-        if sharded:
-            gradients = [_local(gradient) for gradient in gradients]
-        norm, divisor = self.norm_and_divisor(gradients, clip_norm, sharded=sharded)
+        shards = [g.to_local() for g in gradients if isinstance(g, DTensor)]
+        full = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+        norm, divisor = self.norm_and_divisor(
+            shards, clip_norm, sharded=self.shards_parameters, replicated=full
+        )
         if clip_norm is not None or self.loss_scale:
             factor = divisor.reciprocal()
-            for same in _by_kind(gradients):
+            for same in _by_kind(shards + full):
                 torch._foreach_mul_(same, factor.to(same[0]))
         norm = norm.float()
         skipped = 1.0 - torch.isfinite(norm + loss_sum).float()
@@ -120,10 +123,6 @@ class TorchStrategy(Strategy):
             for name, parameter in self.bare_model.named_parameters()
             if parameter.grad is not None
         }
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _by_kind(tensors: list[Tensor]) -> Iterable[list[Tensor]]:

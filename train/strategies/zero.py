@@ -25,6 +25,7 @@ from train.exits import UsageError
 from train.strategies.base import BuildOptimizer, Strategy
 from train.strategies.deepspeed_import import import_deepspeed
 from train.strategies.meta_init import Initial
+from train.strategies.parameters import make_contiguous
 from train.strategies.zero_config import deepspeed_config
 
 
@@ -44,14 +45,16 @@ class ZeroStrategy(Strategy):
         if initial:
             self._shard_modules(deepspeed, model, initial)
         self.bare_model = self.engine.on_device(model, move=initial is None)
+        make_contiguous(model)
         self.optimizer = build_optimizer(self.bare_model)
         try:
-            self.deepspeed, self._zero, _, _ = deepspeed.initialize(
-                model=self.bare_model,
-                optimizer=self.optimizer,
-                config=self.settings,
-                dist_init_required=False,
-            )
+            with _without_broadcast(deepspeed.DeepSpeedEngine):
+                self.deepspeed, self._zero, _, _ = deepspeed.initialize(
+                    model=self.bare_model,
+                    optimizer=self.optimizer,
+                    config=self.settings,
+                    dist_init_required=False,
+                )
         except ValidationError as error:
             first = error.errors()[0]
             raise UsageError(
@@ -215,6 +218,18 @@ class ZeroStrategy(Strategy):
 
     def adopt_optimizer_state(self, state: OptimizerState) -> None:
         """Nothing to do: the optimiser holds the state that was filled."""
+
+
+@contextmanager
+def _without_broadcast(engine: Any) -> Iterator[None]:
+    """Keeps DeepSpeed from sending rank 0's weights to all ranks: they have them, and it fails for
+    parameters without dimensions."""
+    broadcast = engine._broadcast_model
+    engine._broadcast_model = lambda _: None
+    try:
+        yield
+    finally:
+        engine._broadcast_model = broadcast
 
 
 def full_shape(parameter: Tensor) -> torch.Size:

@@ -55,6 +55,19 @@ class Zero3Strategy(ZeroStrategy):
     stage: ClassVar[int] = 3
     shards_parameters: ClassVar[bool] = True
 
+    def prepare(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
+        """Also shows scalars to DeepSpeed, which takes none, as vectors of one element."""
+        scalars = [name for name, p in model.named_parameters() if not p.dim()]
+        for name in scalars:
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.view(1)
+        super().prepare(model, build_optimizer)
+        for name in scalars:
+            parameter = model.get_parameter(name)
+            parameter.ds_shape = torch.Size()  # type: ignore[attr-defined]
+            if parameter.numel():  # it is on this rank
+                parameter.data = parameter.data.view(())
+
     def _shard_modules(self, deepspeed: Any, model: nn.Module, initial: Initial) -> None:
         """Initialises and shards one module before the next, so that no rank holds the model."""
         deepspeed.init_distributed(dist_init_required=False, verbose=False)  # zero.Init needs it

@@ -1,0 +1,131 @@
+"""I1 to I3 for models with odd parts: frozen, tied, empty, without dimensions, of other dtypes."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+
+import train
+from tests.support.forked import run, run_ranks
+from tests.support.lanes import thinned
+from tests.support.odd import PARTS
+from tests.support.runs import checkpoints, curve, tensors
+from train.data.ledger import read_steps
+from train.parity.compare import largest_difference
+
+BASE = [
+    "task.use=tests.support.odd:OddTask", "batch.micro_batch_size=3", "length.steps=6",
+    "checkpoint.every_steps=3", "checkpoint.keep_last=9", "evaluate.every_steps=3",
+    "optim.weight_decay=0.1",
+]  # fmt: skip
+ALL_SHARDED = "zero.param_persistence_threshold=0"
+PLACEMENTS = {
+    "2 ddp": (2, "strategy=ddp"),
+    "2 fsdp2": (2, "strategy=fsdp2"),
+    "2 zero1": (2, "strategy=zero1"),
+    "2 zero2": (2, "strategy=zero2"),
+    "2 zero3": (2, "strategy=zero3"),
+    "2 zero3, all sharded": (2, "strategy=zero3", ALL_SHARDED),
+    "3 fsdp2": (3, "strategy=fsdp2"),
+    "3 zero3, all sharded": (3, "strategy=zero3", ALL_SHARDED),
+}
+NAMES = list(PARTS)
+# Each part once; then combinations that nobody has chosen.
+MODELS = [" ".join(NAMES[n::3]) for n in range(3)]
+MODELS += [" ".join(random.Random(seed).sample(NAMES, 5)) for seed in range(5)]
+
+
+def settings(model):
+    """``model``: names of parts; ``2x`` in front for two forward passes per loss."""
+    twice, parts = model.startswith("2x"), model.removeprefix("2x").split()
+    return [f"model.parts=[{', '.join(parts)}]", *(["model.passes=2"] if twice else [])]
+
+
+def fit(directory, model, placement):
+    options = [*BASE, *settings(model)]
+    if placement == "1":
+        return run("fit", directory, *options)
+    ranks, *strategy = PLACEMENTS[placement]
+    return run_ranks(ranks, "fit", directory, *options, *strategy)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Returns a function that gives the run of a model on a placement; each runs once."""
+    made = {}
+
+    def of(model, placement):
+        if (model, placement) not in made:
+            made[model, placement] = tmp_path_factory.mktemp("run")
+            fit(made[model, placement], model, placement)
+        return made[model, placement]
+
+    return of
+
+
+def assert_same_run(one, other):
+    assert read_steps(one / "ledger.bin") == read_steps(other / "ledger.bin")
+    for key in ("train/loss", "train/gradient_norm", "eval/loss"):
+        assert largest_difference(curve(one, key), curve(other, key)) <= 1e-5, key
+    expected, found = tensors(one), tensors(other)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert tensor.dtype == found[name].dtype, name
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+PAIRS = [(model, placement) for model in [*MODELS, "2x frozen looped"] for placement in PLACEMENTS]
+# Each of the first models on a third of the placements.
+IN_TEST = [
+    (MODELS[n % 3], placement)
+    for n, placement in enumerate(p for p in PLACEMENTS if p.startswith("2"))
+]
+
+
+@pytest.mark.parametrize(("model", "placement"), thinned(PAIRS, kept=IN_TEST))
+def test_every_placement_gives_the_same_run(finished, model, placement):
+    assert_same_run(finished(model, "1"), finished(model, placement))
+
+
+MOVES = [
+    (model, before, after)
+    for model in MODELS
+    for before, after in zip(
+        ["1", *PLACEMENTS], [*list(PLACEMENTS)[::-1], "1"], strict=True
+    )
+]  # fmt: skip
+MOVES_IN_TEST = [(model, placement, "2 zero3, all sharded") for model, placement in IN_TEST[:4]]
+MOVES_IN_TEST += [(IN_TEST[5][0], "2 zero3, all sharded", "2 fsdp2")]
+
+
+@pytest.mark.parametrize(
+    ("model", "before", "after"),
+    thinned(list(dict.fromkeys([*MOVES, *MOVES_IN_TEST])), kept=MOVES_IN_TEST),
+)
+def test_a_checkpoint_resumes_on_another_placement(finished, tmp_path, model, before, after):
+    moved = tmp_path / "moved"
+    shutil.copytree(finished(model, before), moved)
+    (moved / "finished.json").unlink()
+    shutil.rmtree(moved / f"checkpoints/step-{checkpoints(moved)[-1]:012d}")
+    fit(moved, model, after)
+    attempt = json.loads((moved / "attempts.jsonl").read_text().splitlines()[-1])
+    assert attempt["resumed_from_step"] == 3
+    assert_same_run(finished(model, "1"), moved)
+
+
+@pytest.mark.parametrize("model", MODELS[:3])
+def test_sharded_checkpoints_can_be_evaluated_and_exported(finished, tmp_path, model):
+    directory = finished(model, IN_TEST[MODELS.index(model) + 3][1])
+    base = [*BASE, *settings(model)]
+    done = run("evaluate", directory, *base, "--json")
+    last = list(curve(directory, "eval/loss").values())[-1]
+    assert json.loads(done.stdout)["loss"] == pytest.approx(last, rel=1e-5)
+    run("export", directory, *base, "--to", tmp_path)
+    module, stored = train.load(tmp_path), tensors(directory)
+    own = dict(module.state_dict())
+    for name, tensor in stored.items():
+        if name.startswith("model.") and name.removeprefix("model.") in own:
+            assert torch.equal(own[name.removeprefix("model.")], tensor), name
+    assert torch.isfinite(module(*[torch.ones(2, 8)])).all()

@@ -1,0 +1,208 @@
+"""Models with odd parts, as people's models have them, in any combination."""
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from tests.support.tiny import Noisy, TinyTask
+from train import Ratio, Section
+
+WIDTH = 24
+
+
+class Frozen(nn.Linear):
+    """A layer that does not train; ``dtype`` is that of its weight."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__(WIDTH, WIDTH)
+        self.weight.data = self.weight.data.to(dtype)
+        self.requires_grad_(False)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class PartlyFrozen(nn.Linear):
+    """A frozen weight with a bias that trains."""
+
+    def __init__(self):
+        super().__init__(WIDTH, WIDTH)
+        self.weight.requires_grad_(False)
+
+
+class Adapted(nn.Module):
+    """A frozen layer and a low-rank update of it (LoRA)."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = Frozen()
+        self.down, self.up = nn.Linear(WIDTH, 2, bias=False), nn.Linear(2, WIDTH, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.two.weight = self.one.weight
+
+    def forward(self, x):
+        return self.two(self.one(x))
+
+
+class Scalar(nn.Module):
+    """A parameter without dimensions, such as a logit scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+class Empty(nn.Module):
+    """A parameter without elements: a prompt of length 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.prompt = nn.Parameter(torch.zeros(0, WIDTH))
+
+    def forward(self, x):
+        return x + torch.cat([self.prompt, x.new_zeros(1, WIDTH)]).sum(0)
+
+
+class Transposed(nn.Module):
+    """A parameter that is not contiguous."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(0.2 * torch.randn(WIDTH + 1, WIDTH).t())
+
+    def forward(self, x):
+        return (x @ self.weight)[:, :WIDTH]
+
+
+class ChannelsLast(nn.Module):
+    """A convolution whose weight is laid out with the channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1).to(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        return self.conv(x.view(-1, 2, 3, 4)).flatten(1)
+
+
+class Constants(nn.Module):
+    """Buffers of many dtypes, an integer parameter, and a buffer that is not stored."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("order", torch.randperm(WIDTH))
+        self.register_buffer("turn", torch.polar(torch.ones(WIDTH // 2), torch.rand(WIDTH // 2)))
+        self.register_buffer("flag", torch.tensor(True))
+        self.register_buffer("short", torch.randn(WIDTH).bfloat16())
+        self.register_buffer("long_", torch.rand(WIDTH).double())
+        self.register_buffer("passing", torch.ones(WIDTH), persistent=False)
+        self.codes = nn.Parameter(torch.randint(-3, 3, (WIDTH,), dtype=torch.int8), False)
+
+    def forward(self, x):
+        turned = (
+            torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2).contiguous()) * self.turn
+        )
+        x = torch.view_as_real(turned).flatten(-2)[..., self.order].to(x.dtype)
+        return x * self.passing + self.short.to(x.dtype) * self.codes + self.long_.to(x.dtype)
+
+
+class Normed(nn.Module):
+    """A weight that is computed from a direction and a length."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = weight_norm(nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Recurrent(nn.Module):
+    """An LSTM over a sequence of three."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.LSTM(WIDTH // 3, WIDTH // 3, batch_first=True)
+
+    def forward(self, x):
+        return self.cells(x.view(-1, 3, WIDTH // 3))[0].flatten(1)
+
+
+class Looped(nn.Module):
+    """A layer that is used several times in a forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.inner(torch.tanh(self.inner(x)))
+
+
+PARTS = {
+    "frozen": Frozen,
+    "frozen-bf16": lambda: Frozen(torch.bfloat16),
+    "frozen-fp64": lambda: Frozen(torch.float64),
+    "partly-frozen": PartlyFrozen,
+    "adapted": Adapted,
+    "tied": Tied,
+    "scalar": Scalar,
+    "empty": Empty,
+    "transposed": Transposed,
+    "channels-last": ChannelsLast,
+    "constants": Constants,
+    "normed": Normed,
+    "recurrent": Recurrent,
+    "looped": Looped,
+}
+
+
+class OddModel(nn.Module):
+    """Residual layers between two linear ones."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 4)
+        self.parts = nn.ModuleList(PARTS[part]() for part in parts)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        for part in self.parts:
+            x = x + 0.3 * torch.tanh(part(x))
+        return self.last(x)
+
+
+class OddTask(TinyTask):
+    """The tiny task with such a model."""
+
+    class Model(Section):
+        parts: list[str] = []
+        """Names of parts."""
+        passes: int = 1
+        """Forward passes per loss."""
+
+    def build_model(self):
+        return OddModel(self.config.model.parts)
+
+    def train_dataset(self):
+        return Noisy(61, augment=True)
+
+    def loss(self, model, batch):
+        if model.training:
+            self.misbehave()
+        passes = [model(batch["x"] * (1 - 0.1 * n)) for n in range(self.config.model.passes)]
+        errors = sum((p - batch["y"]).square() for p in passes) * batch["mask"]
+        return Ratio(errors.sum(), batch["mask"].sum())
