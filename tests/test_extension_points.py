@@ -78,7 +78,7 @@ def test_a_task(tmp_path, outside):
     [
         ("build_model(self): pass", "build_model() returned None; return a torch.nn.Module."),
         ("loss(self, model, batch): return model(batch[0]).sum()",
-         "loss() returned Tensor; return train.Ratio(sum, count)."),
+         "returned Tensor; return train.Ratio(sum, count), such as Ratio(errors.sum(), len(errors))."),
         ("loss(self, model, batch): return Ratio(model(batch[0]).sum().item(), 12)", "as the sum;"),
         ("loss(self, model, batch): return Ratio(model(batch[0]), 12)",
          "loss() returned a tensor of shape (12, 1) as the sum;"),

@@ -118,7 +118,7 @@ def test_progress_is_in_plain_lines_without_a_terminal(tmp_path):
         "Finished: 40 steps, 480 samples.",
         "checkpoints   ",
         "metrics       ",
-        "-m train fit",
+        "-m train verify",
     ):
         assert said in done.stdout
     assert state(tmp_path)["progress"]["position"] == 480

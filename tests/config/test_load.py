@@ -25,6 +25,18 @@ def load(tmp_path, *overrides):
             "optim.lrr=1",
             "optim.lrr is not a known key (value 1, from command line); did you mean optim.lr?",
         ),
+        (
+            "optim.learning_rate=1",
+            "optim.learning_rate is not a known key (value 1, from command line); did you mean "
+            "optim.lr?",
+        ),
+        ("num_workers=1", "; did you mean loader.workers?"),
+        ("watchdog.zzz=1", "; the keys of watchdog are"),
+        (
+            "length.epochs=2",
+            "length needs exactly one of length.steps and length.epochs, but has both; set one to "
+            "null, such as length.steps=null (length.steps from ",
+        ),
         ("lr=1", "lr is not a known key (value 1, from command line); did you mean optim.lr?"),
         ("optim.lr=fast", "optim.lr must be a number, but is 'fast' (from command line)."),
         ("optim.lr=-1", "optim.lr must be greater than 0.0, but is -1 (from command line)."),

@@ -125,6 +125,14 @@ class WithBatchNorm(StopsOneRank):
         return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4))
 
 
+class FrozenNorm(TinyTask):
+    """Keeps the statistics of a BatchNorm, whose scale and shift train."""
+
+    def build_model(self):
+        norm = nn.BatchNorm1d(16).eval()
+        return nn.Sequential(nn.Linear(8, 16), norm, nn.Linear(16, 4))
+
+
 class NothingToCount(TinyTask):
     """All targets of the third step are masked."""
 

@@ -114,6 +114,16 @@ def test_a_finished_run_is_reported_and_not_changed(undisturbed):
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.parametrize("change", ["optim.lr=0.5", "length.steps=20"])
+def test_a_change_that_leaves_a_finished_run_nothing_to_train_is_refused(undisturbed, change):
+    """Else the run would seem to be the result of the changed config."""
+    kept = ["config.json", "attempts.jsonl", "finished.json", "metrics.jsonl", "ledger.bin"]
+    before = [(undisturbed / name).read_bytes() for name in kept]
+    done = run("fit", undisturbed, *EVERYTHING, change, "--allow-changes", expect=76)
+    assert "is finished, at step 40, and the changed config asks for" in done.stderr
+    assert [(undisturbed / name).read_bytes() for name in kept] == before
+
+
 def test_a_changed_config_is_refused_without_allow_changes(tmp_path):
     run("fit", tmp_path, "task.kill_at_step=20", "checkpoint.every_steps=5", expect=-9)
     refused = run("fit", tmp_path, "optim.lr=0.5", "track.log_every_steps=2", expect=76)

@@ -139,7 +139,9 @@ def _micro_batch(loaded: LoadedConfig, placements: list[Placement]) -> list[str]
             "micro-batches differ between placements; a model with dropout will differ."
         )
         return []
-    return [f"batch.micro_batch_size={batch.global_batch_size // cells}"]
+    size = batch.global_batch_size // cells
+    say(f"All placements use batch.micro_batch_size={size}, so that dropout is the same as well.")
+    return [f"batch.micro_batch_size={size}"]
 
 
 def _clear(directory: Path) -> None:

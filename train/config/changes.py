@@ -88,10 +88,10 @@ def allowed_changes(
     serious = [change for change in changes if change.changes_results]
     if serious and not allow and _has_results(directory):
         raise ResumeRefusedError(
-            f"The run in {loaded.run_directory_as_set} was started with another config, and these "
+            f"The run in {loaded.run_directory_as_set} last ran with another config, and these "
             f"differences change its results:\n{listed(serious, loaded.composed)}\n"
-            "Undo them, choose another run.dir for a new run, or add --allow-changes to resume "
-            "with them."
+            "Undo them, choose another run.name or run.dir for a new run, or add --allow-changes "
+            "to resume with them."
         )
     return changes
 

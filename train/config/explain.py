@@ -95,6 +95,30 @@ def _has_right_type(key: str, items: list[Any], problems: Mapping[str, Any]) -> 
     return inside and all(item["type"] in (*_EXPECTED, *_CHOICES) for item in items)
 
 
+# What other trainers call these settings.
+_OTHER_NAMES = {
+    "batch_size": "batch.global_batch_size",
+    "train_batch_size": "batch.global_batch_size",
+    "per_device_train_batch_size": "batch.micro_batch_size",
+    "epochs": "length.epochs",
+    "max_epochs": "length.epochs",
+    "num_train_epochs": "length.epochs",
+    "grad_clip": "optim.clip_norm",
+    "gradient_clip_val": "optim.clip_norm",
+    "max_grad_norm": "optim.clip_norm",
+    "learning_rate": "optim.lr",
+    "log_every_n_steps": "track.log_every_steps",
+    "logging_steps": "track.log_every_steps",
+    "max_steps": "length.steps",
+    "mixed_precision": "precision",
+    "num_workers": "loader.workers",
+    "optimizer": "optim.use",
+    "output_dir": "run.dir",
+    "save_steps": "checkpoint.every_steps",
+    "val_check_interval": "evaluate.every_steps",
+}
+
+
 def _sentence(
     key: str, items: list[Any], model: type[BaseModel], composed: Composed, prefix: str
 ) -> str:
@@ -105,14 +129,7 @@ def _sentence(
     items = [item for item in items if item["loc"][-1:] != ("[key]",)] or items
     first, value = items[0], _shown(items[0]["input"])
     if first["type"] == "extra_forbidden":
-        section, _, _ = key.rpartition(".")
-        siblings = [f"{prefix}{section}.{name}" for name in names_at(model, section) if section]
-        hint = did_you_mean(full, [*siblings, *known_keys(model, prefix)])
-        *sections, last = str(first["loc"][-1]).split(".")
-        if sections:  # a dotted key of a file
-            hint = (
-                f"; write it nested, as {': {'.join(sections)}: {{{last}: ...{'}' * len(sections)}."
-            )
+        hint = _hint_of_unknown(full, key, str(first["loc"][-1]), model, prefix)
         return f"{full} is not a known key (value {value}, {where}){hint}"
     if first["type"] == "missing":
         return _missing(full, model, key, composed)
@@ -122,7 +139,11 @@ def _sentence(
     if first["type"] in ("value_error", "assertion_error") and isinstance(first["input"], Mapping):
         if names_at(model, key):
             text = expected if expected.startswith(full) else f"{full}: {expected}"
-            return f"{text} (the section {full or 'config'} is {where})."
+            given = [f"{full}.{name}" for name in first["input"]]
+            origins = ", ".join(f"{name} {composed.where(name)}" for name in given)
+            if not full or not 0 < len(given) < 4:
+                origins = f"the section {full or 'config'} is {where}"
+            return f"{text} ({origins})."
         return f"{full} must be {expected} ({where})."  # not the value, which may be a secret
     choices = [c for item in items if item["type"] in _CHOICES for c in _choices(item)]
     text_given = isinstance(first["input"], str)
@@ -130,6 +151,22 @@ def _sentence(
     if first["type"] == "model_type" and text_given and "use" in names_at(model, key):
         hint = f"; did you mean {full}.use={first['input']}?"
     return f"{full} must be {expected}, but is {value} ({where}){hint}"
+
+
+def _hint_of_unknown(full: str, key: str, written: str, model: type[BaseModel], prefix: str) -> str:
+    """The end of the sentence about an unknown key, of which the file has ``written`` the last
+    part."""
+    *sections, last = written.split(".")
+    if sections:  # a dotted key of a file
+        return f"; write it nested, as {': {'.join(sections)}: {{{last}: ...{'}' * len(sections)}."
+    section = key.rpartition(".")[0]
+    names, known = names_at(model, section) if section else [], known_keys(model, prefix)
+    hint = did_you_mean(full, [*(f"{prefix}{section}.{name}" for name in names), *known])
+    if hint == "." and (ours := _OTHER_NAMES.get(last)) in known:
+        return f"; did you mean {ours}?"
+    if hint == "." and names:
+        return f"; the keys of {prefix}{section} are {', '.join(names)}."
+    return hint
 
 
 def _missing(full: str, model: type[BaseModel], key: str, composed: Composed) -> str:

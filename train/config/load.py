@@ -163,13 +163,14 @@ def check(config: Config, composed: Composed, world_size: int | None = None) -> 
 def check_length(config: Config, composed: Composed, total_steps: int) -> None:
     """Checks that the schedule fits into the run. With length.epochs, ``total_steps`` is known
     only once the data is loaded."""
+    length = "length.steps" if config.length.steps is not None else "length.epochs"
     for field in ("warmup_steps", "decay_steps"):
         value = getattr(config.schedule, field)
         if value is not None and value > total_steps:
             raise UsageError(
                 f"schedule.{field} is {value} ({composed.origin(f'schedule.{field}')}), which is "
                 f"longer than the run of {total_steps} steps "
-                f"({composed.origin('length')}); lower it, or make the run longer."
+                f"({composed.origin(length)}); lower it, or make the run longer."
             )
     decay = config.schedule.decay_steps
     if (

@@ -57,7 +57,11 @@ class LengthConfig(Section):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(
                 "length needs exactly one of length.steps and length.epochs, "
-                + ("but has neither" if self.steps is None else "but has both; set one to null")
+                + (
+                    "but has neither"
+                    if self.steps is None
+                    else "but has both; set one to null, such as length.steps=null"
+                )
             )
         return self
 

@@ -12,6 +12,7 @@ from train.exits import UsageError
 from train.strategies.engine import Engine
 from train.tasks.base import Task
 from train.tasks.checked import measures_of, metrics_of, numbers_of
+from train.tasks.modes import evaluating
 
 
 class EvaluationStoppedError(Exception):
@@ -40,12 +41,9 @@ def evaluate(
     for metric in objects.values():
         metric.reset()  # a task may return the same objects each time
     updated = False
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for micro in batches:
             if any(collectives.all_reduce_ints([int(stop())])):
-                model.train(was_training)
                 raise EvaluationStoppedError
             measures = measures_of(task, model, engine.to_device(micro.batch), objects)
             for name, value in measures.items():
@@ -61,7 +59,6 @@ def evaluate(
                     totals[name] += torch.stack(
                         [torch.as_tensor(p, device=engine.device).double().squeeze() for p in value]
                     )
-    model.train(was_training)
     # A rank's samples may lack a metric, such as that of a class.
     by_rank = collectives.all_gather_object(names)
     names = list(dict.fromkeys(name for own in by_rank for name in own))

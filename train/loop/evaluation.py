@@ -14,6 +14,7 @@ from train.optim.ema import Ema
 from train.strategies.base import Strategy
 from train.tasks.base import Task
 from train.tasks.checked import report_of
+from train.tasks.modes import evaluating
 
 
 class EvaluationResult(NamedTuple):
@@ -58,5 +59,6 @@ class Evaluation:
                 return None
             self._beat("reporting")
             seed_everything(report_seed(self._seed), engine.device)
-            report = report_of(self._task, strategy.bare_model, engine.device)
+            with evaluating(strategy.bare_model):
+                report = report_of(self._task, strategy.bare_model, engine.device)
         return EvaluationResult(metrics, report)

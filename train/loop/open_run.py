@@ -16,7 +16,7 @@ from train.config.load import LoadedConfig
 from train.data.loader import Batches, training_batches
 from train.data.plan import BatchPlan
 from train.distributed.world import world_warnings
-from train.exits import Exit
+from train.exits import Exit, ResumeRefusedError
 from train.hooks import Facts, Hooks
 from train.loop.checkpointing import Checkpointing
 from train.loop.early_stop import EarlyStop
@@ -82,6 +82,7 @@ def _open(
 
     task = loaded.task(config)
     data = build_data(loaded, task, engine.device)
+    _check_unfinished(loaded, directory, data.total_steps)
     # What a user's own code can refuse comes before anything is recorded.
     origin = loaded.composed.origin("schedule.use")
     schedule = learning_rate_factor(config.schedule, data.total_steps, origin)
@@ -177,6 +178,18 @@ def _open(
         ),
         batches=batches,
     )
+
+
+def _check_unfinished(loaded: LoadedConfig, directory: RunDirectory, total_steps: int) -> None:
+    """Refuses changes of a finished run that leave nothing to train: it would seem to be the
+    result of the changed config."""
+    finished = directory.finished()
+    if finished and finished["step"] >= total_steps:
+        raise ResumeRefusedError(
+            f"The run in {loaded.run_directory_as_set} is finished, at step {finished['step']}, "
+            f"and the changed config asks for {total_steps} steps, so that nothing is left to "
+            "train; choose another run.name or run.dir for a new run, or make this one longer."
+        )
 
 
 def _plan(

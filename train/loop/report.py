@@ -78,7 +78,6 @@ def report_end(run: OpenRun) -> str:
     if run.loaded.config.track.wandb != "disabled":
         lines.append(f"  W&B           {path / 'wandb'}")
     lines += [
-        f"  resume        {run.resume_command}",
         f"  check         {run.loaded.command('verify')}",
         f"  export        {run.loaded.command('export')}",
     ]

@@ -31,6 +31,7 @@ from train.strategies.parameters import empty_to_buffers
 from train.strategies.registry import find_strategy, resolve_name
 from train.tasks.base import Task
 from train.tasks.checked import blocks_of
+from train.tasks.modes import start_training
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,12 @@ def build_trainable(
     config = loaded.config
     seed_everything(initial_seed(config.run.seed), engine.device)
     model, initial = build_model(task, config.run.seed)
+    in_evaluation = start_training(model)
     empty_to_buffers(model)
     summary = model_summary(model)
+    if in_evaluation:
+        more = ", ..." if len(in_evaluation) > 5 else ""
+        summary += f"\n(in evaluation mode, as built: {', '.join(in_evaluation[:5])}{more})"
     if config.compile:
         model.compile()
     blocks = find_blocks(model, blocks_of(task, model), config.fsdp2.blocks)
@@ -200,7 +205,6 @@ def build_trainable(
     )
     origin = loaded.composed.origin("optim.use")
     strategy.prepare(model, lambda placed: build_optimizer(config.optim, placed, origin))
-    strategy.model.train()
     return TrainableModel(strategy, Ema(config.ema, strategy) if config.ema else None, summary)
 
 

@@ -8,7 +8,7 @@ micro-batch is computed both ways before the first step.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from train.distributed.randomness import seed_everything
 from train.exits import UsageError
 from train.tasks.base import Task
 from train.tasks.checked import loss_of
+from train.tasks.modes import evaluating
 
 # The largest allowed difference of a gradient, relative to the largest gradient, by precision: far
 # above the effect of reordered arithmetic, far below that of a wrong kernel.
@@ -36,16 +37,17 @@ def check_compiled(
     depends on random numbers (dropout), both are computed in evaluation mode, because compiled
     code draws other numbers. Leaves no gradients.
     """
-    was_training = model.training
     buffers = [buffer.clone() for buffer in model.buffers()]
     with _as_written(model):
         written = _gradients(task, model, batch, seed=0)
         again = _gradients(task, model, batch, seed=1)
         is_random = not all(torch.equal(written[name], again[name]) for name in written)
-        if any(collectives.all_reduce_ints([is_random])):
-            written = _gradients(task, model.eval(), batch, seed=0)
-    compiled = _gradients(task, model, batch, seed=0)
-    model.train(was_training)
+    random_anywhere = any(collectives.all_reduce_ints([is_random]))
+    with evaluating(model) if random_anywhere else nullcontext():
+        if random_anywhere:
+            with _as_written(model):
+                written = _gradients(task, model, batch, seed=0)
+        compiled = _gradients(task, model, batch, seed=0)
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)  # the passes have updated a BatchNorm's statistics

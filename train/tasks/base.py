@@ -56,7 +56,9 @@ class Task:
         """The model, with initial weights drawn from torch's global generator (seeded by the
         caller).
 
-        Set ``requires_grad`` of every parameter here.
+        Set ``requires_grad`` of every parameter here, and call ``eval()`` on the modules that stay
+        in evaluation mode throughout the training; a model that is in evaluation mode as a whole
+        is trained as a whole.
         """
         raise NotImplementedError
 
@@ -124,7 +126,8 @@ class Task:
 
     def report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
         """Texts (str) and images (float tensors of shape (3, H, W) in [0, 1]) to log after an
-        evaluation, by name. Called on every rank; rank 0's result is logged."""
+        evaluation, by name. Called on every rank, with the model in evaluation mode; rank 0's
+        result is logged."""
         return {}
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:

@@ -57,7 +57,8 @@ def loss_of(task: Task, model: nn.Module, batch: Any) -> Ratio:
     loss: Any = task.loss(model, batch)
     if not isinstance(loss, Ratio):
         raise UsageError(
-            f"The task's loss() returned {_kind(loss)}; return train.Ratio(sum, count)."
+            f"The loss() of the task {task.config.task.use!r} returned {_kind(loss)}; return "
+            "train.Ratio(sum, count), such as Ratio(errors.sum(), len(errors))."
         )
     if not isinstance(loss.sum, Tensor) or loss.sum.ndim:
         raise UsageError(

@@ -41,9 +41,10 @@ def clean():
 
 
 def doctor(tmp_path, *arguments, nodes=1, command=None, env=None, each=None, before=None,
-           only=None, expect=0, module=("-m", "launch.doctor")):  # fmt: skip
+           only=None, expect=0, module=("-m", "launch.doctor"), quick=True):  # fmt: skip
     """``each``: further variables per node; ``before``: words before the command per node;
-    ``command``: the training command, or one per node; ``only``: the ranks to start."""
+    ``command``: the training command, or one per node; ``only``: the ranks to start; ``quick``:
+    without slow imports."""
     file = tmp_path / "report.json"
     file.unlink(missing_ok=True)
     command = FIT if command is None else command
@@ -55,7 +56,7 @@ def doctor(tmp_path, *arguments, nodes=1, command=None, env=None, each=None, bef
     } if nodes > 1 else {}  # fmt: skip
     started = []
     # What stands before the command, such as a namespace, would not reach a forked process.
-    python, quick = (sys.executable, {}) if before else quick_python()
+    python, variables = (sys.executable, {}) if before or not quick else quick_python()
     for rank in range(nodes) if only is None else only:
         own = {"RANK": str(rank), "GROUP_RANK": str(rank)} if nodes > 1 else {}
         started.append(
@@ -64,7 +65,7 @@ def doctor(tmp_path, *arguments, nodes=1, command=None, env=None, each=None, bef
                  *arguments, *command[rank]],
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 env={
-                    **clean(), **quick, **place, **own, **(env or {}),
+                    **clean(), **variables, **place, **own, **(env or {}),
                     **(each[rank] if each else {}),
                 },
             )

@@ -102,11 +102,8 @@ class DigitsTask(Task):
         from train.tasks.digits.picture import draw
 
         test = self.eval_dataset()
-        training = model.training
-        model.eval()
         with torch.no_grad():
             probabilities = model(test.images.to(device)).softmax(dim=1).cpu()
-        model.train(training)
         of_label = probabilities.gather(1, test.labels[:, None]).squeeze(1)
         least = of_label.argsort(stable=True)[: self.config.task.shown]
         predicted = probabilities[least].argmax(dim=1)

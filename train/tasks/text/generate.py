@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from train.tasks.modes import evaluating
+
 
 def generate(
     model: nn.Module,
@@ -29,16 +31,13 @@ def generate(
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = list(prompt)
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for _ in range(length):
             seen = tokens[-context:]
             window = torch.full((1, context), padding)
             window[0, : len(seen)] = torch.tensor(seen)
             logits = model(window.to(device))[0, len(seen) - 1].float().cpu()
             tokens.append(_draw(logits, temperature, top_k, generator))
-    model.train(training)
     return tokens[len(prompt) :]
 
 
