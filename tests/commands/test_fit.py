@@ -10,7 +10,7 @@ from tests.support.forked import quick_run, run
 from tests.support.runs import TINY, assert_same_bits, checkpoints, curve, metrics, state, tensors
 from tests.support.tiny import Noisy, TinyTask
 from train.cli import main
-from train.exits import UsageError
+from train.exits import DataError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -224,12 +224,12 @@ def test_a_config_may_change_until_there_is_a_checkpoint(tmp_path):
             *TINY, f"run.dir={tmp_path}", "length.steps=6", "track.console=quiet", *words
         )
 
-    with pytest.raises(UsageError, match="early_stop.metric is 'acc'"):
-        fit("early_stop.metric=acc", "run.seed=1")
+    with pytest.raises(DataError, match="this sample is broken"):
+        fit("early_stop.metric=loss", "optim.lr=0.03", "run.seed=1", "data.fail_at=3")
     done = fit("early_stop.metric=loss", "optim.lr=0.02")
     assert done.step == 6
     changes = done.run.attempts[1]["changes"]
-    assert "early_stop.metric: 'acc' -> 'loss'" in changes
+    assert "optim.lr: 0.03 -> 0.02" in changes
     assert "run.seed: 1 -> 0" in changes
     assert main(["verify", *TINY, f"run.dir={tmp_path}"]) == 0
     with pytest.raises(train.RunError, match="optim.lr: 0.02 -> 0.01"):

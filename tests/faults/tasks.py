@@ -59,8 +59,8 @@ class Crashing(TinyTask):
 
     def loss(self, model, batch):
         ratio = super().loss(model, batch)
-        first = len(Path(self.config.run.dir, "attempts.jsonl").read_text().splitlines()) == 1
-        if first and self.calls == 15:
+        attempts = Path(self.config.run.dir, "attempts.jsonl")
+        if self.calls == 15 and len(attempts.read_text().splitlines()) == 1:
             raise KeyError("no such thing")
         return ratio
 
@@ -405,3 +405,22 @@ class BreaksWhenStopped(TinyTask):
             time.sleep(0.5)
             raise RuntimeError("the compiler died")
         return super().loss(model, batch)
+
+
+class BreaksEvaluation(TinyTask):
+    """Raises in the evaluation after a step, on the last rank."""
+
+    class Options(TinyTask.Options):
+        break_at: int = non_semantic(0)
+        """The step; 0 for none."""
+
+    def measure(self, model, batch):
+        last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+        if self.calls and self.calls == self.config.task.break_at * self.micro_batches and last:
+            raise ArithmeticError("this metric is broken")
+        return super().measure(model, batch)
+
+    @property
+    def micro_batches(self):
+        """This rank's micro-batches of 6 samples per step."""
+        return 2 // int(os.environ["WORLD_SIZE"])

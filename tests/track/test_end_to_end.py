@@ -37,8 +37,9 @@ def wandb_steps(path):
 
 
 def wandb_has_written(directory):
-    """Whether more than the header is written; from then on it is written every second."""
-    return any(path.stat().st_size > 7 for path in offline_files(directory))
+    """Whether W&B, which starts late and then writes every second, has the first 50 steps."""
+    files = [path for path in offline_files(directory) if path.stat().st_size > 7]
+    return any(len(wandb_steps(path)) >= 50 for path in files)
 
 
 def steps_on_disk(directory):

@@ -57,6 +57,7 @@ class Mirroring:
         self._changed = threading.Condition()
         self._pending = True  # at first: uploads that an earlier attempt did not finish
         self._ending = self._abandoned = self._warned = False
+        self._amended: set[int] = set()
         # A daemon thread, so that storage that hangs cannot block the process exit.
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
@@ -66,6 +67,11 @@ class Mirroring:
         with self._changed:
             self._pending = True
             self._changed.notify()
+
+    def amended(self, step: int) -> None:
+        """Uploads what has changed in the checkpoint of a step; call it after each amendment."""
+        self._amended.add(step)
+        self.committed()
 
     def close(self, seconds: float, beat: Callable[[], None] = lambda: None) -> None:
         """Waits up to ``seconds`` for pending uploads, calling ``beat`` every second; warns if some
@@ -121,9 +127,13 @@ class Mirroring:
         mirrored = self._mirror.steps()
         vanished: set[int] = set()
         while missing := [
-            s for s in self._store.steps() if s not in mirrored and s not in vanished
+            s
+            for s in self._store.steps()
+            if (s not in mirrored or s in self._amended) and s not in vanished
         ]:
             step = missing[-1]
+            amended = step in self._amended
+            self._amended.discard(step)  # before it is read: it may be amended again meanwhile
             self._store.pinned.add(step)
             try:
                 self._mirror.upload(self._store, step, lambda: not self._abandoned)
@@ -133,6 +143,10 @@ class Mirroring:
                 if self._store.path(step).exists():
                     raise
                 vanished.add(step)  # removed before it was pinned
+            except MirrorError:
+                if amended:
+                    self._amended.add(step)
+                raise
             finally:
                 self._store.pinned.discard(step)
         local = self._store.steps()

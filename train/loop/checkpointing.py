@@ -61,6 +61,9 @@ class Checkpointing:
         )
         self._logged_timing = self._saver.last_timing
         self._pending: list[StepRecord] = []
+        self.started_step = last_step
+        """The step of the newest checkpoint, which may not be committed yet."""
+        self._mirroring = mirroring
         self._last_error: str | None = None
 
     @property
@@ -127,6 +130,7 @@ class Checkpointing:
             metrics=dict(progress.evaluated) if evaluated_now else None,
             before_commit=self._write_records(list(self._pending), progress.step),
         )
+        self.started_step = progress.step
         with metrics.timed("checkpoint"):
             self._report(self._saver.save(shards, request))
         return True
@@ -139,11 +143,14 @@ class Checkpointing:
         try:
             state = _evaluation_state(progress, early_stop)
             self._store.amend(progress.step, state, dict(progress.evaluated))
+            self._store.prune(self._saver.config)
         except (OSError, DamagedError) as error:
             self._tracker.warn(
                 f"The evaluation of step {progress.step} could not be added to its checkpoint "
                 f"({error})."
             )
+        if self._mirroring:
+            self._mirroring.amended(progress.step)
 
     def wait(self) -> None:
         """Returns when the checkpoint in flight is committed or has failed."""

@@ -23,7 +23,6 @@ def fit(run: OpenRun) -> Exit:
     at_start = run.loaded.config.evaluate.at_start and run.attempt.resume_step is None
     if progress.evaluation_due or at_start:
         evaluate(run)
-        run.checkpointing.amend(progress, run.early_stop)
     checks: FirstStepChecks | None = run.first_step
     while progress.step < run.data.total_steps and not run.stopped_early:
         if progress.evaluation_due:
@@ -43,10 +42,15 @@ def fit(run: OpenRun) -> Exit:
         run.hooks.checkpoint(run.checkpointing.last_path)
         if triggers.histograms(progress.step):
             track_histograms(run)
-        if triggers.evaluate(progress.step):
-            evaluate(run)
-        if triggers.save(progress.step) or taken.agreed.save:
+        evaluates = triggers.evaluate(progress.step) and run.evaluation is not None
+        saves = triggers.save(progress.step) or taken.agreed.save
+        complete = progress.step == run.data.total_steps
+        # Before the evaluation, which the checkpoint gets later: if it fails, no step is lost.
+        progress.evaluation_due = evaluates
+        if saves or (evaluates and complete):
             save(run)
+        if evaluates:
+            evaluate(run)
     if progress.evaluation_due:
         return preempt(run)
     return finish(run)
@@ -106,20 +110,31 @@ def evaluate(run: OpenRun) -> None:
     if run.evaluation is None:
         return
     progress = run.progress
-    with run.metrics.timed("evaluation"):
-        result = run.evaluation.run()
-    if result is None:
-        progress.evaluation_due = True  # a resumed run evaluates before its next step
-        return
+    try:
+        with run.metrics.timed("evaluation"):
+            result = run.evaluation.run()
+        if result is None:
+            progress.evaluation_due = True  # a resumed run evaluates before its next step
+            return
+        if keep_best := run.loaded.config.checkpoint.keep_best:
+            metric_value(result.metrics, keep_best.metric, "checkpoint.keep_best.metric")
+        if run.early_stop:
+            run.early_stop.update(result.metrics)
+    except Exception:
+        if run.checkpointing.started_step == progress.step:
+            run.tracker.warn(
+                f"The evaluation of step {progress.step} failed. The step was saved before, so no "
+                "step is lost; the next start begins with this evaluation."
+            )
+        raise
     progress.record_evaluation(result.metrics)
-    if keep_best := run.loaded.config.checkpoint.keep_best:
-        metric_value(result.metrics, keep_best.metric, "checkpoint.keep_best.metric")
     metrics = {f"eval/{name}": value for name, value in result.metrics.items()}
     run.tracker.log(progress.step, metrics)
     run.tracker.report(progress.step, result.report)
-    if run.early_stop:
-        run.early_stop.update(result.metrics)
     run.hooks.evaluation(metrics)
+    if run.checkpointing.started_step == progress.step:
+        wait_for_checkpoint(run)
+        run.checkpointing.amend(progress, run.early_stop)
 
 
 def save(run: OpenRun) -> None:

@@ -21,6 +21,7 @@ from train.hooks import Facts, Hooks
 from train.loop.checkpointing import Checkpointing
 from train.loop.early_stop import EarlyStop
 from train.loop.evaluation import Evaluation
+from train.loop.evaluation_check import check_evaluation
 from train.loop.failure import on_error
 from train.loop.first_step import FirstStepChecks
 from train.loop.run import OpenRun, resume_point
@@ -88,6 +89,10 @@ def _open(
     schedule = learning_rate_factor(config.schedule, data.total_steps, origin)
     plan = _plan(loaded, task, data, joined, directory, beat)
     model = build_trainable(loaded, task, engine, joined.choice, plan)
+    if data.evaluation is not None:
+        beat("checking the evaluation")
+        size = config.evaluate.micro_batch_size or plan.largest_micro_batch
+        check_evaluation(task, model.strategy, config, data.evaluation, size)
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
     store = CheckpointStore(directory.checkpoints)

@@ -53,7 +53,7 @@ def count_of(task: Task, batch: Any) -> int:
 
 
 def loss_of(task: Task, model: nn.Module, batch: Any) -> Ratio:
-    """The loss of a batch in training; its sum is a scalar with an autograd graph."""
+    """The loss of a batch; its sum is a scalar, in training with an autograd graph."""
     loss: Any = task.loss(model, batch)
     if not isinstance(loss, Ratio):
         raise UsageError(
@@ -65,7 +65,7 @@ def loss_of(task: Task, model: nn.Module, batch: Any) -> Ratio:
             f"The task's loss() returned {_shown(loss.sum)} as the sum; return a scalar tensor: "
             "the loss summed over the batch."
         )
-    if not loss.sum.requires_grad:
+    if torch.is_grad_enabled() and not loss.sum.requires_grad:
         raise UsageError(
             "The task's loss() returned a sum without an autograd graph, so it has no gradient; "
             "compute it from the model's output, without detach(), item() or torch.no_grad()."
@@ -96,6 +96,8 @@ def measures_of(
 ) -> dict[str, Any]:
     """The metrics of one evaluation batch: a tuple of arguments for each name in ``objects``, the
     task's torchmetrics objects, and a Ratio of scalars for each other name."""
+    if type(task).measure is Task.measure:
+        return {"loss": loss_of(task, model, batch)}
     measures: Any = task.measure(model, batch)
     if not isinstance(measures, Mapping):
         raise UsageError(

@@ -1,0 +1,46 @@
+"""An evaluation that fails: before the first step where possible, else without a loss of steps."""
+
+import json
+
+import pytest
+
+from tests.support.forked import run, run_ranks
+from tests.support.runs import checkpoints, curve
+
+
+def broken_at(step):
+    """Settings of a run whose evaluation after this step fails."""
+    return [
+        "task.use=tests.faults.tasks:BreaksEvaluation", f"task.break_at={step}", "length.steps=9",
+        "evaluate.every_steps=3", "checkpoint.every_steps=3", "batch.micro_batch_size=6",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("step", [6, 9])
+def test_an_evaluation_that_fails_loses_no_step(tmp_path, ranks, step):
+    done = run_ranks(ranks, "fit", tmp_path, *broken_at(step), expect=None)
+    assert done[-1].returncode == 70
+    assert "this metric is broken" in done[-1].stderr
+    assert f"The evaluation of step {step} failed. The step was saved before" in done[0].stderr
+    assert checkpoints(tmp_path)[-1] == step
+    assert not (tmp_path / "finished.json").exists()
+    run_ranks(ranks, "fit", tmp_path, *broken_at(0))
+    attempt = json.loads((tmp_path / "attempts.jsonl").read_text().splitlines()[-1])
+    assert attempt["resumed_from_step"] == step
+    assert sorted(curve(tmp_path, "eval/loss")) == [3, 6, 9]
+    manifests = [
+        tmp_path / f"checkpoints/step-{s:012d}/manifest.json" for s in checkpoints(tmp_path)
+    ]
+    assert all(json.loads(path.read_text())["metrics"] for path in manifests)
+
+
+def test_a_mistake_in_the_metrics_is_found_before_the_first_step(tmp_path):
+    done = run("fit", tmp_path, "task.use=tests.faults.tasks:BadMeasure", expect=64)
+    assert "measure() returned Tensor for 'loss'" in done.stderr
+    assert not (tmp_path / "attempts.jsonl").exists()
+    done = run("fit", tmp_path, "early_stop.metric=acuracy", expect=64)
+    assert (
+        "early_stop.metric is 'acuracy', but the task's evaluation reports only loss" in done.stderr
+    )
+    assert not (tmp_path / "config.json").exists()
