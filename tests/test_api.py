@@ -307,7 +307,7 @@ def test_a_class_of_a_notebook_trains_only_in_the_notebook(tmp_path, monkeypatch
     done = train.fit(*where, "loader.workers=1", task=task)
     assert done.run.config["task"]["use"] == "__main__:CellTask"
     log = (tmp_path / "logs" / "rank-0.log").read_text()
-    assert "call train.fit again" in log, (
+    assert "put the task into a module to use `" in log, (
         "the log must not suggest a command, which could not import the class"
     )
     assert train.evaluate(*where, task=task) == pytest.approx(done.metrics)

@@ -138,8 +138,7 @@ class NothingToCount(TinyTask):
 
     def collate(self, samples):
         batch = super().collate(samples)
-        self.batches = getattr(self, "batches", 0) + 1
-        if self.batches == 3:
+        if self.calls == 2:
             batch["mask"] = batch["mask"] * 0
         return batch
 
@@ -185,8 +184,8 @@ class StopsInEvaluation(TinyTask):
     """Sends itself SIGTERM during its first evaluation, in the first attempt only."""
 
     def measure(self, model, batch):
-        first = len(Path(self.config.run.dir, "attempts.jsonl").read_text().splitlines()) == 1
-        if first:
+        attempts = Path(self.config.run.dir, "attempts.jsonl")
+        if self.calls and len(attempts.read_text().splitlines()) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return super().measure(model, batch)
 
@@ -202,10 +201,11 @@ class Hangs(TinyTask):
 
     def loss(self, model, batch):
         ratio = super().loss(model, batch)
-        first = len(Path(self.config.run.dir, "attempts.jsonl").read_text().splitlines()) == 1
         here = os.environ.get("RANK", "0") == self.config.task.hang_rank
-        if first and here and self.calls == self.config.task.hang_at:
-            self.never_ends()
+        if model.training and here and self.calls == self.config.task.hang_at:
+            attempts = Path(self.config.run.dir, "attempts.jsonl").read_text()
+            if len(attempts.splitlines()) == 1:
+                self.never_ends()
         return ratio
 
     def never_ends(self):

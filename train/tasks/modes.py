@@ -32,6 +32,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts all modules into evaluation mode, and afterwards each back into its mode before."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    for module, _ in modes:
+        module.training = False  # DeepSpeed's engine forwards eval() to the module inside only
     try:
         yield
     finally:
