@@ -1,5 +1,6 @@
 """DCP: tensors are saved and loaded, and no unsafe pickle is loaded."""
 
+import errno
 import os
 import pickle
 
@@ -89,3 +90,17 @@ def test_a_value_that_is_not_a_tensor_is_refused(tmp_path):
     with pytest.raises(DamagedError, match="not a tensor"):
         dcp.load({"a": torch.zeros(2), "b": object()}, tmp_path, None)  # type: ignore
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_storage_error_while_loading_is_an_os_error(tmp_path, monkeypatch):
+    """DCP wraps it in an exception that is no Exception."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    dcp.save(held({"a": torch.ones(3)}), tmp_path, None)
+
+    def stale(self, plan, planner):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(FileSystemReader, "read_data", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        dcp.load(held({"a": torch.zeros(3)}), tmp_path, None)

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from train.checkpoint.checkpoint_config import BestConfig, CheckpointConfig
-from train.checkpoint.store import MANIFEST, CheckpointStore, Manifest, hash_file
+from train.checkpoint.store import MANIFEST, CheckpointStore, DamagedError, Manifest, hash_file
 
 
 def commit(store, step, metrics=None, data=b"tensors" * 1000):
@@ -143,3 +143,24 @@ def test_a_non_finite_metric_is_never_best(store, value):
     store.amend(1, {}, {"loss": value})
     store.amend(2, {}, {"loss": 3.0})
     assert store.best("loss", "min") == store.best("loss", "max") == [2]
+
+
+def test_a_checkpoint_whose_content_is_refused_is_set_aside(store):
+    """Its files are those of the manifest, but the metadata is no metadata of DCP."""
+    commit(store, 1)
+    commit(store, 2)
+
+    def check(path):
+        if path == store.path(2):
+            raise DamagedError("the metadata is not safe to load")
+
+    step, notes = store.newest_valid(check)
+    assert step == 1
+    assert "step 2 is damaged (the metadata is not safe to load)" in notes[0]
+    assert store.steps() == [1]
+
+
+def test_a_deeply_nested_manifest_is_damage(store):
+    commit(store, 1)
+    (store.path(1) / MANIFEST).write_text("[" * 100_000)
+    assert "cannot be read" in store.problems(1)[0]

@@ -1,5 +1,6 @@
 """Errors during loading are reported immediately, with their cause."""
 
+import errno
 import multiprocessing
 import os
 import random
@@ -17,7 +18,7 @@ from tests.data.loading import Numbers, evaluate, load, make
 from train.data.loader import check_dataset
 from train.data.loader_config import LoaderConfig
 from train.data.order import SampleOrder
-from train.exits import DataError, RetryError, UsageError
+from train.exits import DataError, OutOfMemoryError, RetryError, RunError, UsageError
 
 
 class Broken(Numbers):
@@ -276,3 +277,25 @@ def test_options_of_workers_without_workers_are_refused(option, value):
     with pytest.raises(ValueError, match=rf"loader\.{option} .* loader\.workers is 0"):
         LoaderConfig(**{option: value})
     LoaderConfig(workers=1, **{option: value})
+
+
+@pytest.mark.normal
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "kind", "remedy"),
+    [
+        (OSError(errno.EIO, "Input/output error"), RetryError, "fix the cause, then rerun"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), RetryError, "not the data"),
+        (MemoryError("no"), OutOfMemoryError, "lower loader.workers"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), DataError, "fix or remove this sample"),
+        (KeyError("x"), DataError, "fix or remove this sample"),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_an_error_of_a_dataset_says_whose_fault_it_is(workers, error, kind, remedy):
+    def fail():
+        raise error
+
+    with pytest.raises(RunError, match=f"The dataset Broken failed at index 5 .*{remedy}") as found:
+        load(Broken(fail), workers=workers)
+    assert type(found.value) is kind

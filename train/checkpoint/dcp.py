@@ -18,7 +18,7 @@ from enum import EnumMeta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.checkpoint.store import DamagedError
+from train.checkpoint.store import NOT_A_FILE, DamagedError
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from train.distributed.shard import Shard
 
 _METADATA = ".metadata"
+_BROKEN_PICKLE = (
+    EOFError, AttributeError, ImportError, LookupError, TypeError, ValueError, RecursionError,
+)  # fmt: skip
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
@@ -71,7 +74,7 @@ def read_metadata(directory: Path) -> Metadata:
 
     try:
         metadata = _MetadataUnpickler(io.BytesIO((directory / _METADATA).read_bytes())).load()
-    except (OSError, EOFError, AttributeError, ImportError, IndexError) as error:
+    except (*NOT_A_FILE, *_BROKEN_PICKLE) as error:
         raise DamagedError(f"{directory / _METADATA} cannot be read ({error})") from None
     except pickle.UnpicklingError as error:
         raise DamagedError(f"{directory / _METADATA} is not safe to load: {error}") from None
@@ -119,9 +122,10 @@ def load(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | Non
     ``group``.
 
     Each rank reads only its own chunks. Raises DamagedError for damaged metadata or for an entry
-    that is not a tensor.
+    that is not a tensor, and what went wrong first on any rank, such as an OSError.
     """
     from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     from train.checkpoint.planners import ShardLoadPlanner
@@ -136,13 +140,16 @@ def load(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | Non
             return metadata
 
     with _without_single_process_warning():
-        state_dict_loader.load(
-            dict(shards),
-            storage_reader=Reader(directory),
-            planner=ShardLoadPlanner(shards),
-            process_group=group,
-            no_dist=group is None,
-        )
+        try:
+            state_dict_loader.load(
+                dict(shards),
+                storage_reader=Reader(directory),
+                planner=ShardLoadPlanner(shards),
+                process_group=group,
+                no_dist=group is None,
+            )
+        except CheckpointException as error:  # a BaseException, which no handler expects
+            raise next(failure for failure, _ in error.failures.values()) from error
 
 
 @contextmanager

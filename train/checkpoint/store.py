@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class DamagedError(Exception):
 
 
 # Any other OSError is a fault of the machine: the checkpoint itself may be valid.
-_NOT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+NOT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,14 @@ class Manifest:
             digest = body.pop("sha256")
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing") from None
-        except (*_NOT_A_FILE, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (
+            *NOT_A_FILE,
+            ValueError,
+            LookupError,
+            AttributeError,
+            TypeError,
+            RecursionError,
+        ) as error:
             raise DamagedError(f"{path} cannot be read ({error})") from None
         if digest != json_sha256(body):
             raise DamagedError(f"{path} does not match its own SHA-256")
@@ -153,7 +160,7 @@ class CheckpointStore:
         for name, expected in manifest.files.items():
             try:
                 actual = hash_file(checkpoint / name)
-            except _NOT_A_FILE as error:
+            except NOT_A_FILE as error:
                 found.append(f"{checkpoint / name} cannot be read ({error.strerror})")
                 continue
             if actual["size"] != expected["size"]:
@@ -171,18 +178,25 @@ class CheckpointStore:
         source.rename(target)
         return target
 
-    def newest_valid(self) -> tuple[int | None, list[str]]:
+    def newest_valid(
+        self, check: Callable[[Path], object] = lambda _: None
+    ) -> tuple[int | None, list[str]]:
         """The step of the newest valid checkpoint (None without one), and messages for the user.
 
-        Removes incomplete checkpoints and quarantines damaged ones.
+        Removes incomplete checkpoints and quarantines damaged ones; also those for which ``check``
+        raises DamagedError.
         """
         notes = []
         if removed := self.remove_incomplete():
             notes.append(f"Removed {len(removed)} incomplete checkpoint(s) of an interrupted save.")
         for step in reversed(self.steps()):
             problems = self.problems(step)
-            if not problems:
-                return step, notes
+            try:
+                if not problems:
+                    check(self.path(step))
+                    return step, notes
+            except DamagedError as error:
+                problems = [str(error)]
             quarantined = self.quarantine(step)
             notes.append(
                 f"The checkpoint of step {step} is damaged ({'; '.join(problems)}); renamed it to "

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.order import sample_seed
+from train.exits import DataError, OutOfMemoryError, RetryError, RunError
+from train.process.diagnose import is_fault_of_machine, is_out_of_memory
 
 EVALUATION = -1  # the epoch in the keys of evaluation samples
 _NAMED = 8  # indices that an error names at most
@@ -53,6 +55,8 @@ class LoadFailure(NamedTuple):
     """One sentence for the user."""
     details: str
     """The traceback."""
+    kind: type[RunError]
+    """Whose fault it is: DataError, RetryError or OutOfMemoryError."""
     error: BaseException | None
     """The exception; None from a worker, since it may not survive pickling."""
 
@@ -105,7 +109,9 @@ class KeyedDataset:
         except (Exception, SystemExit) as error:
             # The user's exception may not survive pickling, so workers send its text.
             cause = None if get_worker_info() else error
-            return LoadFailure(self._describe(keys, at, error), traceback.format_exc(), cause)
+            kind = kind_of(error)
+            text = f"{self._describe(keys, at, error)}; {_REMEDIES[kind][at < 0]}."
+            return LoadFailure(text, traceback.format_exc(), kind, cause)
         return MicroBatch(batch, keys.positions, keys.indices, keys.digest, keys.counts)
 
     def _sample(self, epoch: int, index: int) -> Any:
@@ -124,14 +130,31 @@ class KeyedDataset:
         if at >= 0:
             return (
                 f"The dataset {name} failed at index {keys.indices[at]} "
-                f"{_place(keys, slice(at, at + 1))} with {what}; fix or remove this sample."
+                f"{_place(keys, slice(at, at + 1))} with {what}"
             )
         doing = "__getitems__ of" if at == -1 else "collate of"
         first = ", ".join(map(str, keys.indices[:_NAMED])) + ", ..." * (len(keys.indices) > _NAMED)
         return (
             f"The dataset {name} failed in {doing} the samples of indices {first} "
-            f"{_place(keys, slice(None))} with {what}; fix these samples or their code."
+            f"{_place(keys, slice(None))} with {what}"
         )
+
+
+_MACHINE = "the machine, its storage or its network failed, not the data: fix the cause, then rerun"
+_MEMORY = "there is not enough memory: lower loader.workers, or the memory that samples need"
+# For one sample, and for several.
+_REMEDIES: dict[type[RunError], tuple[str, str]] = {
+    DataError: ("fix or remove this sample", "fix these samples or their code"),
+    RetryError: (_MACHINE, _MACHINE),
+    OutOfMemoryError: (_MEMORY, _MEMORY),
+}
+
+
+def kind_of(error: BaseException) -> type[RunError]:
+    """Whose fault an error is that is raised while data is loaded."""
+    if is_out_of_memory(error):
+        return OutOfMemoryError
+    return RetryError if is_fault_of_machine(error) else DataError
 
 
 def _place(keys: SampleKeys, which: slice) -> str:

@@ -56,8 +56,8 @@ class Batches(Iterator[MicroBatch]):
     def __next__(self) -> MicroBatch:
         """The next micro-batch.
 
-        Raises DataError if the dataset or collate failed, and RetryError if a worker died or timed
-        out.
+        Raises DataError if the dataset or collate failed, unless the machine failed (RetryError) or
+        memory (OutOfMemoryError), and RetryError if a worker died or timed out.
         """
         try:
             if self._iterator is None:
@@ -75,7 +75,7 @@ class Batches(Iterator[MicroBatch]):
             ) from error
         if isinstance(loaded, LoadFailure):
             in_worker = loaded.error is None
-            raise DataError(loaded.text) from (
+            raise loaded.kind(loaded.text) from (
                 RuntimeError(loaded.details) if in_worker else loaded.error
             )
         batch: MicroBatch = loaded

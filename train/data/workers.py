@@ -11,8 +11,8 @@ import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from train.data.fetch import LoadFailure
-from train.exits import RetryError, UsageError, first_line
+from train.data.fetch import LoadFailure, kind_of
+from train.exits import DataError, RetryError, UsageError, first_line
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -110,10 +110,17 @@ def prepare_worker(_worker: int) -> None:
 
 
 def _put_failure(queue: Any, error: BaseException, item: Any) -> None:
+    kind = kind_of(error)
+    what = "cannot be pickled" if kind is DataError else "cannot be sent"
+    remedy = (
+        "return tensors and plain values from collate, or set loader.workers=0"
+        if kind is DataError
+        else "free space in /dev/shm or raise its size (docker run --shm-size), or lower "
+        "loader.workers"
+    )
     text = (
-        f"A micro-batch of a data worker cannot be pickled ({type(error).__name__}: "
-        f"{first_line(error)}); return tensors and plain values from collate, or set "
-        "loader.workers=0."
+        f"A micro-batch of a data worker {what} ({type(error).__name__}: {first_line(error)}); "
+        f"{remedy}."
     )
     details = "".join(traceback.format_exception(error))
-    queue.put((item[0], LoadFailure(text, details, None)))
+    queue.put((item[0], LoadFailure(text, details, kind, None)))

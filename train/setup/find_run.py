@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from train.checkpoint import dcp
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirroring import mirror_unreadable, restore_from_mirror
 from train.checkpoint.run_directory import RunDirectory, RunIdentity
@@ -71,7 +72,7 @@ def _find(
     directory.refuse_restart_after_stop()
     directory.stop_file.unlink(missing_ok=True)  # it was meant for an earlier attempt
     store, config = CheckpointStore(directory.checkpoints), loaded.config
-    step, notes = store.newest_valid()
+    step, notes = store.newest_valid(dcp.shapes)
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
     if mirror and step is None:
         if directory.exists:
