@@ -218,6 +218,17 @@ def test_only_a_failure_of_the_storage_is_worth_a_retry(
     assert caught.value.code == code
 
 
+def test_a_length_in_epochs_holds_after_a_change_of_the_batch_size(tmp_path):
+    """8 steps of 12 samples, then steps of 24: 2 epochs of 103 samples are complete after 5."""
+    length = ["length.steps=null", "length.epochs=2", "checkpoint.every_steps=4"]
+    length += ["checkpoint.asynchronous=false", "evaluate.every_epochs=1"]
+    run("fit", tmp_path, *length, "task.kill_at_step=10", expect=-9)
+    run("fit", tmp_path, *length, "batch.global_batch_size=24", "--allow-changes")
+    finished = json.loads((tmp_path / "finished.json").read_text())
+    assert (finished["step"], finished["position"]) == (8 + 5, 8 * 12 + 5 * 24)
+    assert list(curve(tmp_path, "eval/loss")) == [9, 13], "at the end of each epoch"
+
+
 def test_a_config_may_change_until_there_is_a_checkpoint(tmp_path):
     def fit(*words):
         return train.fit(

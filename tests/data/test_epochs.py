@@ -54,7 +54,7 @@ def test_steps_that_complete_epochs_match_a_direct_computation() -> None:
                 if any((step - 1) * batch < end <= step * batch for end in ends)
             ]
         every = samples_in(epochs, size)
-        found = [step for step in range(1, 101) if completes(every, step, batch)]
+        found = [step for step in range(1, 101) if completes(every, step * batch, batch)]
         assert found == expected, (epochs, size, batch)
 
 
@@ -62,4 +62,11 @@ def test_steps_that_complete_epochs_match_a_direct_computation() -> None:
 def test_the_last_step_of_whole_periods_completes_one(times: int) -> None:
     for epochs, size, batch in GRID:
         last = steps_in(float(typed(epochs) * times), size, batch)
-        assert completes(samples_in(epochs, size), last, batch), (epochs, size, batch)
+        assert completes(samples_in(epochs, size), last * batch, batch), (epochs, size, batch)
+
+
+def test_steps_after_a_change_of_the_batch_size_complete_the_epochs() -> None:
+    # 10 steps of 8 samples; then 120 of 200 samples are left for steps of 50.
+    assert steps_in(2, 100, 50, step=10, position=80) == 10 + 3
+    assert steps_in(2, 100, 8, step=10, position=80) == steps_in(2, 100, 8) == 25
+    assert steps_in(2, 100, 50, step=30, position=240) == 30

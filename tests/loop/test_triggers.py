@@ -35,25 +35,29 @@ def steps(rule: Any, total: int = 60) -> list[int]:
     return [step for step in range(1, total + 1) if rule(step)]
 
 
+def evaluated(made: Triggers, total: int = 60) -> list[int]:
+    return steps(lambda step: made.evaluate(step, 8 * step), total)
+
+
 def test_epochs_are_exact_decimal_fractions() -> None:
     # 100 samples, 8 a step: 8 times 0.55 epochs are 440 samples, the end of step 55 (in floats:
     # 56).
-    found = steps(triggers(evaluate={"every_epochs": 0.55}).evaluate)
+    found = evaluated(triggers(evaluate={"every_epochs": 0.55}))
     assert found == [7, 14, 21, 28, 35, 42, 49, 55]
 
 
 def test_a_period_shorter_than_a_step_is_due_at_each_step() -> None:
-    assert steps(triggers(evaluate={"every_epochs": 0.01}).evaluate, 5) == [1, 2, 3, 4, 5]
+    assert evaluated(triggers(evaluate={"every_epochs": 0.01}), 5) == [1, 2, 3, 4, 5]
 
 
 def test_evaluation_by_steps_by_epochs_and_at_the_end_are_combined() -> None:
     rules = {"every_steps": 20, "every_epochs": 2.0, "at_end": True}
-    found = steps(triggers(evaluate=rules, total_steps=59).evaluate, 59)
+    found = evaluated(triggers(evaluate=rules, total_steps=59), 59)
     assert found == [20, 25, 40, 50, 59]
 
 
 def test_nothing_is_evaluated_without_a_rule() -> None:
-    assert steps(triggers().evaluate) == []
+    assert evaluated(triggers()) == []
 
 
 def test_logs_at_the_first_and_the_last_step_too() -> None:

@@ -13,7 +13,7 @@ TASK = ["task.use=tests.faults.tasks:ByModule", "batch.micro_batch_size=6"]
 
 
 def test_values_depend_only_on_seed_and_name():
-    model, initial = build_model(ByModule(tiny_config()), seed=3)
+    model, initial, _ = build_model(ByModule(tiny_config()), seed=3)
     assert all(tensor.is_meta for tensor in model.parameters())
     drawn = {name: module for name, module in initial.modules() if name}
     again = dict(initial.modules())
@@ -21,7 +21,7 @@ def test_values_depend_only_on_seed_and_name():
     for name, module in drawn.items():
         assert torch.equal(module.weight, again[name].weight)
     assert not torch.equal(drawn["blocks.0"].weight, drawn["blocks.1"].weight)
-    _, other = build_model(ByModule(tiny_config()), seed=4)
+    _, other, _ = build_model(ByModule(tiny_config()), seed=4)
     assert not torch.equal(dict(other.modules())["out"].weight, drawn["out"].weight)
     initial.fill(model, torch.device("cpu"))
     assert model.blocks[2].weight is model.blocks[0].weight

@@ -20,12 +20,16 @@ def samples_in(epochs: float, dataset_size: int) -> Fraction:
     return exact * dataset_size
 
 
-def steps_in(epochs: float, dataset_size: int, batch_size: int) -> int:
-    """The first step, from 1, after which ``epochs`` passes are complete."""
-    return math.ceil(samples_in(epochs, dataset_size) / batch_size)
+def steps_in(
+    epochs: float, dataset_size: int, batch_size: int, *, step: int = 0, position: int = 0
+) -> int:
+    """The first step, from 1, after which ``epochs`` passes are complete. ``step`` steps have taken
+    ``position`` samples already, perhaps in batches of another size."""
+    left = samples_in(epochs, dataset_size) - position
+    return step + max(0, math.ceil(left / batch_size))
 
 
-def completes(every: Fraction, step: int, batch_size: int) -> bool:
-    """Whether step ``step``, from 1, is the first after which another multiple of ``every``
-    samples (of ``samples_in``) is complete."""
-    return step * batch_size // every > (step - 1) * batch_size // every
+def completes(every: Fraction, position: int, batch_size: int) -> bool:
+    """Whether another multiple of ``every`` samples (of ``samples_in``) is complete after the step
+    that ends at ``position`` of the stream, and was not before it."""
+    return position // every > (position - batch_size) // every

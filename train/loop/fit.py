@@ -42,7 +42,8 @@ def fit(run: OpenRun) -> Exit:
         run.hooks.checkpoint(run.checkpointing.last_path)
         if triggers.histograms(progress.step):
             track_histograms(run)
-        evaluates = triggers.evaluate(progress.step) and run.evaluation is not None
+        due = triggers.evaluate(progress.step, progress.position)
+        evaluates = due and run.evaluation is not None
         saves = triggers.save(progress.step) or taken.agreed.save
         complete = progress.step == run.data.total_steps
         # Before the evaluation, which the checkpoint gets later: if it fails, no step is lost.

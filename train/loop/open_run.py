@@ -10,7 +10,7 @@ import torch
 
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.run_directory import RunDirectory
-from train.checkpoint.store import CheckpointStore
+from train.checkpoint.store import CheckpointStore, Manifest
 from train.config.changes import Difference
 from train.config.load import LoadedConfig
 from train.data.loader import Batches, training_batches
@@ -82,7 +82,10 @@ def _open(
         joined.heartbeat.update(phase, progress.step)
 
     task = loaded.task(config)
-    data = build_data(loaded, task, engine.device)
+    store = CheckpointStore(directory.checkpoints)
+    if attempt.resume_step is not None:
+        progress.load_state_dict(Manifest.read(store.path(attempt.resume_step)).state["progress"])
+    data = build_data(loaded, task, engine.device, step=progress.step, position=progress.position)
     _check_unfinished(loaded, directory, data.total_steps)
     # What a user's own code can refuse comes before anything is recorded.
     origin = loaded.composed.origin("schedule.use")
@@ -95,7 +98,6 @@ def _open(
         check_evaluation(task, model.strategy, config, data.evaluation, size)
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
-    store = CheckpointStore(directory.checkpoints)
     if attempt.resume_step is not None:
         state = resume(
             store,
@@ -106,7 +108,6 @@ def _open(
             samples=data.order.size,
             allow_changes=allow_changes,
         )
-        progress.load_state_dict(state["progress"])
         metrics.load_state_dict(state["window"])
         if early_stop and state["early_stop"]:
             early_stop.load_state_dict(state["early_stop"])

@@ -32,9 +32,11 @@ def report_start(run: OpenRun) -> None:
         f"global batch {plan.global_batch_size}"
     )
     evaluation = f", {len(data.evaluation):,} to evaluate on" if data.evaluation else ""
+    left = data.total_steps - run.progress.step
+    samples = run.progress.position + left * plan.global_batch_size
     say(
         f"Data: {len(data.train):,} samples{evaluation}; {data.total_steps:,} steps = "
-        f"{data.total_steps * plan.global_batch_size / len(data.train):.2f} epochs"
+        f"{samples / len(data.train):.2f} epochs"
     )
     if facts := facts_of(run.task):
         say("Facts: " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))

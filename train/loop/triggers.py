@@ -41,12 +41,12 @@ class Triggers:
         every = self._track.histograms_every_steps
         return every is not None and step % every == 0
 
-    def evaluate(self, step: int) -> bool:
-        """By steps, by epochs, and at the end."""
+    def evaluate(self, step: int, position: int) -> bool:
+        """By steps, by epochs, and at the end. ``position``: samples that were taken so far."""
         every_steps, period = self._evaluate.every_steps, self._evaluation_period
         if every_steps and step % every_steps == 0:
             return True
-        if period and completes(period, step, self._batch_size):
+        if period and completes(period, position, self._batch_size):
             return True
         return self._evaluate.at_end and step == self._total_steps
 

@@ -110,9 +110,12 @@ class RunData:
     total_steps: int
 
 
-def build_data(loaded: LoadedConfig, task: Task, device: torch.device) -> RunData:
+def build_data(
+    loaded: LoadedConfig, task: Task, device: torch.device, *, step: int = 0, position: int = 0
+) -> RunData:
     """The datasets, the order of samples and the number of steps, from the config and the seed
-    alone. Raises DataError or UsageError for data that a run cannot use."""
+    alone. ``step`` steps have taken ``position`` samples in earlier attempts. Raises DataError or
+    UsageError for data that a run cannot use."""
     config = loaded.config
     seed_everything(dataset_seed(config.run.seed), device)
     train = task.train_dataset()
@@ -126,7 +129,8 @@ def build_data(loaded: LoadedConfig, task: Task, device: torch.device) -> RunDat
     steps = config.length.steps
     if steps is None:
         assert config.length.epochs is not None
-        steps = steps_in(config.length.epochs, len(train), config.batch.global_batch_size)
+        batch_size = config.batch.global_batch_size
+        steps = steps_in(config.length.epochs, len(train), batch_size, step=step, position=position)
     check_length(config, loaded.composed, steps)
     return RunData(train, evaluation, SampleOrder(config.run.seed, len(train)), steps)
 
@@ -170,13 +174,14 @@ def build_trainable(
     """The task's model with its initial weights, sharded as the strategy does; collective."""
     config = loaded.config
     seed_everything(initial_seed(config.run.seed), engine.device)
-    model, initial = build_model(task, config.run.seed)
+    model, initial, converted = build_model(task, config.run.seed)
     in_evaluation = start_training(model)
     empty_to_buffers(model)
     summary = model_summary(model)
+    if converted:
+        summary += f"\n(converted to fp32, in which weights are trained: {_some(converted)})"
     if in_evaluation:
-        more = ", ..." if len(in_evaluation) > 5 else ""
-        summary += f"\n(in evaluation mode, as built: {', '.join(in_evaluation[:5])}{more})"
+        summary += f"\n(in evaluation mode, as built: {_some(in_evaluation)})"
     if config.compile:
         model.compile()
     blocks = find_blocks(model, blocks_of(task, model), config.fsdp2.blocks)
@@ -206,6 +211,11 @@ def build_trainable(
     origin = loaded.composed.origin("optim.use")
     strategy.prepare(model, lambda placed: build_optimizer(config.optim, placed, origin))
     return TrainableModel(strategy, Ema(config.ema, strategy) if config.ema else None, summary)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def build_evaluation_batches(

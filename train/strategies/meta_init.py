@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,28 @@ from train.data.order import initial_seed, module_seed
 from train.distributed.randomness import seed_everything
 from train.distributed.shard import Shard
 from train.exits import UsageError
+from train.strategies.parameters import to_fp32
 from train.tasks.base import Task
 from train.tasks.checked import model_of
 
 
-def build_model(task: Task, seed: int) -> tuple[nn.Module, Initial | None]:
-    """The task's model: either with its weights, or on the meta device together with the object
-    that draws them."""
+class BuiltModel(NamedTuple):
+    """A task's model."""
+
+    model: nn.Module
+    """With its weights, or on the meta device."""
+    initial: Initial | None
+    """Draws the weights of a model on the meta device; None for one that has them."""
+    converted: list[str]
+    """Names of the tensors that were converted to fp32."""
+
+
+def build_model(task: Task, seed: int) -> BuiltModel:
+    """The task's model, with trainable parameters in fp32."""
+    precision = task.config.precision
     if type(task).init_module is Task.init_module:
-        return model_of(task), None
+        model = model_of(task)
+        return BuiltModel(model, None, to_fp32(model, precision))
     with torch.device("meta"):
         model = model_of(task)
     on_device = [name for name, tensor in _tensors(model).items() if not tensor.is_meta]
@@ -34,14 +48,15 @@ def build_model(task: Task, seed: int) -> tuple[nn.Module, Initial | None]:
             f"The task {type(task).__name__} implements init_module, so its build_model must not "
             f"assign values to tensors, but {on_device[0]} has values; set them in init_module."
         )
-    return model, Initial(model, task, seed)
+    converted = to_fp32(model, precision)
+    return BuiltModel(model, Initial(model, task, seed), converted)
 
 
 def build_full_model(task: Task, seed: int) -> nn.Module:
     """The task's model with the initial values that a run of this seed starts from, on the CPU.
     What a checkpoint does not hold, such as a non-persistent buffer, keeps them."""
     seed_everything(initial_seed(seed))
-    model, initial = build_model(task, seed)
+    model, initial, _ = build_model(task, seed)
     if initial:
         initial.fill(model, torch.device("cpu"))
     return model

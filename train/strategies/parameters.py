@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 
@@ -21,3 +22,25 @@ def make_contiguous(model: nn.Module) -> None:
     for parameter in model.parameters():
         if not parameter.is_contiguous():
             parameter.data = parameter.data.contiguous()
+
+
+def to_fp32(model: nn.Module, precision: str) -> list[str]:
+    """Converts trainable parameters to fp32, in which every strategy trains, and with them the
+    tensors of the same dtype in their modules. Returns the names of what was converted.
+
+    Frozen parameters in half precision keep it where the forward pass runs under autocast
+    (``precision`` is not fp32): there they save memory, and operations take mixed dtypes.
+    """
+    converted = []
+    for prefix, module in model.named_modules():
+        own = {**module._parameters, **module._buffers}
+        tensors = {name: tensor for name, tensor in own.items() if tensor is not None}
+        wrong = {t.dtype for t in tensors.values() if t.requires_grad and t.is_floating_point()}
+        wrong -= {torch.float32}
+        for name, tensor in tensors.items():
+            half = tensor.dtype in (torch.bfloat16, torch.float16)
+            frozen = half and precision == "fp32" and isinstance(tensor, nn.Parameter)
+            if tensor.dtype in wrong or frozen:
+                tensor.data = tensor.data.float()
+                converted.append(f"{prefix}.{name}" if prefix else name)
+    return converted
