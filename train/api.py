@@ -95,17 +95,22 @@ def fit(*config: str | Path, task: type[Task] | None = None, allow_changes: bool
 
 
 def evaluate(
-    *config: str | Path, task: type[Task] | None = None, checkpoint: str | Path | int = "newest"
+    *config: str | Path,
+    task: type[Task] | None = None,
+    checkpoint: str | Path | int = "newest",
+    other_data: bool = False,
 ) -> dict[str, float]:
     """The metrics of a run's checkpoint on all evaluation data.
 
-    ``checkpoint``: newest, best, a step, or the path of a checkpoint.
+    A run directory in place of config files stands for the run's own config. ``checkpoint``:
+    newest, best, a step, or the path of a checkpoint. ``other_data``: accept another ``data``
+    section than that of the run.
     """
     with _one_run("evaluate"):
         loaded = _load(config, task, runs=False)
         _check_workers(loaded)
         with torch_restored():
-            return evaluate_checkpoint(loaded, str(checkpoint)).metrics
+            return evaluate_checkpoint(loaded, str(checkpoint), other_data=other_data).metrics
 
 
 def launch(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from tests.support.forked import quick_run, run, run_ranks
+from tests.support.forked import command, quick_run, run, run_ranks
 from tests.support.runs import TINY, curve
 from tests.support.tiny import TinyTask
 from train.exits import ResumeRefusedError
@@ -124,8 +124,27 @@ def test_a_config_with_another_model_is_refused(tmp_path, capsys):
     assert "data.size" not in str(caught.value)
     assert train.evaluate(*where, "task.sleep=0.01") == pytest.approx(done.metrics)
     assert capsys.readouterr().err == ""
-    train.evaluate(*where, "data.size=50")
-    assert "other data:\n  data.size: 103 -> 50 (command line)" in capsys.readouterr().err
+    with pytest.raises(
+        ResumeRefusedError, match=r"data.size: 103 -> 50 \(command line\)\n.*--other"
+    ):
+        train.evaluate(*where, "data.size=50")
+    train.evaluate(*where, "data.size=50", other_data=True)
+
+
+def test_the_directory_of_a_run_stands_for_its_config(finished, tmp_path):
+    """Also if it was moved, and with values that do not change the run."""
+    moved = tmp_path / "moved"
+    shutil.copytree(finished, moved)
+    done = command("evaluate", moved, "evaluate.micro_batch_size=5", "--json")
+    assert json.loads(done.stdout)["loss"] == pytest.approx(evaluate(finished)["loss"], rel=1e-6)
+    for words in (["verify", moved], ["export", moved, "--to", tmp_path / "out"]):
+        command(*words)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    refused = command("evaluate", moved, "model.hidden=17", expect=76)
+    assert "model.hidden: 16 -> 17 (command line)" in refused.stderr
+    assert "'nothing' (--config) does not exist" in command("verify", "nothing", expect=64).stderr
+    (tmp_path / "empty").mkdir()
+    assert "not that of a run" in command("verify", tmp_path / "empty", expect=64).stderr
 
 
 def test_a_model_that_lacks_tensors_of_the_checkpoint_is_refused(tmp_path, monkeypatch):

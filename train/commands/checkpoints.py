@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING
 from train.checkpoint.layout import parse_step_name
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore, DamagedError
-from train.command_line import log
 from train.config.changes import differences, listed
 from train.config.load import LoadedConfig
-from train.distributed.world import this_world
 from train.exits import DataError, ResumeRefusedError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
+def find_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = False) -> Path:
     """The path of the checkpoint that ``--checkpoint WHICH`` names, after a check of its hashes.
 
     Raises UsageError if there is no such checkpoint, DataError if it is damaged, and
-    ResumeRefusedError if its run has another model. Warns on rank 0 if the data differs.
+    ResumeRefusedError if its run has another model, or other data unless ``other_data``.
     """
     given = Path(which)
     if which not in ("newest", "best") and not which.isdigit():
@@ -48,11 +46,11 @@ def find_checkpoint(loaded: LoadedConfig, which: str) -> Path:
             f"The checkpoint {store.path(step)} is damaged: {'; '.join(problems)}; "
             "choose another with --checkpoint."
         )
-    _check_config(loaded, store.path(step))
+    _check_config(loaded, store.path(step), other_data=other_data)
     return store.path(step)
 
 
-def _check_config(loaded: LoadedConfig, checkpoint: Path) -> None:
+def _check_config(loaded: LoadedConfig, checkpoint: Path, *, other_data: bool) -> None:
     """Compares the config with that of the checkpoint's run, where its directory is there."""
     stored = RunDirectory(checkpoint.parents[1]).stored_config()
     if stored is None:
@@ -73,9 +71,12 @@ def _check_config(loaded: LoadedConfig, checkpoint: Path) -> None:
             "Undo them, or name a checkpoint of a run with this config."
         )
     data = [change for change in changes if change.key.partition(".")[0] == "data"]
-    if data and this_world().rank == 0:
-        lines = listed(data, loaded.composed)
-        log(f"warning: The run of the checkpoint {checkpoint} has other data:\n{lines}")
+    if data and not other_data:
+        raise ResumeRefusedError(
+            f"The run of the checkpoint {checkpoint} has other data, so that what it was trained "
+            f"on may be evaluated:\n{listed(data, loaded.composed)}\n"
+            "Undo these differences, or add --other-data."
+        )
 
 
 def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train.command_line import say
-from train.commands.arguments import add_checkpoint_argument, add_config_arguments
+from train.commands.arguments import add_checkpoint_argument, add_run_arguments, config_words
 from train.commands.checkpoints import find_checkpoint, load_weights
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, UsageError, sys_exit_refused
@@ -19,15 +19,15 @@ from train.exits import Exit, UsageError, sys_exit_refused
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    add_config_arguments(parser)
+    add_run_arguments(parser)
     add_checkpoint_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the metrics as one JSON line")
 
 
 def run(arguments: argparse.Namespace) -> Exit:
     """Prints the metrics, on rank 0."""
-    loaded = load_config(arguments.config, arguments.overrides, runs=False)
-    evaluated = evaluate_checkpoint(loaded, arguments.checkpoint)
+    loaded = load_config(*config_words(arguments), runs=False)
+    evaluated = evaluate_checkpoint(loaded, arguments.checkpoint, other_data=arguments.other_data)
     if evaluated.is_main and arguments.json:
         say(json.dumps({"checkpoint": str(evaluated.checkpoint), **evaluated.metrics}))
     elif evaluated.is_main:
@@ -47,9 +47,10 @@ class Evaluated(NamedTuple):
 
 
 @sys_exit_refused()
-def evaluate_checkpoint(loaded: LoadedConfig, which: str) -> Evaluated:
-    """Evaluates the checkpoint that ``which`` names on all evaluation data; collective."""
-    checkpoint = find_checkpoint(loaded, which)
+def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = False) -> Evaluated:
+    """Evaluates the checkpoint that ``which`` names on all evaluation data; collective.
+    ``other_data``: accepts another data section than that of the run."""
+    checkpoint = find_checkpoint(loaded, which, other_data=other_data)
     from train.checkpoint.run_directory import RunDirectory
     from train.data.plan import BatchPlan
     from train.loop.evaluate import evaluate

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from train.checkpoint.store import Manifest
 from train.command_line import log, say
-from train.commands.arguments import add_checkpoint_argument, add_config_arguments
+from train.commands.arguments import add_checkpoint_argument, add_run_arguments, config_words
 from train.commands.checkpoints import find_checkpoint, load_weights
 from train.config.load import load_config
 from train.exits import Exit, UsageError
@@ -20,7 +20,7 @@ from train.exits import Exit, UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    add_config_arguments(parser)
+    add_run_arguments(parser)
     add_checkpoint_argument(parser)
     parser.add_argument(
         "--to", metavar="DIR", help="output directory; default: exports/step-N in the run directory"
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Exit:
     """Writes the export and prints the paths of its files."""
-    loaded = load_config(arguments.config, arguments.overrides, runs=False)
-    checkpoint = find_checkpoint(loaded, arguments.checkpoint)
+    loaded = load_config(*config_words(arguments), runs=False)
+    checkpoint = find_checkpoint(loaded, arguments.checkpoint, other_data=arguments.other_data)
     from train.export.module import (
         example_inputs,
         export_parameters,

@@ -11,7 +11,7 @@ import argparse
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.command_line import say
-from train.commands.arguments import add_config_arguments
+from train.commands.arguments import add_run_arguments, config_words
 from train.config.load import load_config
 from train.data.ledger import verify
 from train.exits import Exit, UsageError
@@ -19,12 +19,12 @@ from train.exits import Exit, UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    add_config_arguments(parser)
+    add_run_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Exit:
     """Prints one line per checkpoint and one for the ledger."""
-    loaded = load_config(arguments.config, arguments.overrides, runs=False)
+    loaded = load_config(*config_words(arguments), runs=False)
     directory = RunDirectory(loaded.run_directory)
     if not directory.exists:
         raise UsageError(

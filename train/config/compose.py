@@ -99,13 +99,13 @@ def _read(name: str) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(
-            f"The config file {name!r} given by --config does not exist; correct the path, which "
+            f"The config file {name!r} (--config) does not exist; correct the path, which "
             f"is relative to {Path.cwd()}."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise UsageError(
-            f"The config file {name!r} given by --config cannot be read ({reason}); "
+            f"The config file {name!r} (--config) cannot be read ({reason}); "
             "correct the path or the file."
         ) from None
 

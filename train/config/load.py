@@ -47,6 +47,8 @@ class LoadedConfig:
         # Without -P, `-m train` runs a train.py of the working directory.
         safe_path = ["-P"] if Path("train.py").exists() else []
         words = [python(), *safe_path, "-m", "train", name]
+        if name != "fit":  # the others take the directory of a run in place of its config
+            return shlex.join([*words, str(self.run_directory_as_set)])
         for file in self.files:
             words += ["--config", file]
         return shlex.join([*words, *self.overrides])
@@ -77,10 +79,12 @@ def load_config(
     """Reads, merges and validates; with ``runs``, also makes the checks of a training run.
 
     ``task`` is the task's class, if the caller has it: task.use is then its name, and nothing is
-    imported. Raises UsageError with one sentence per problem. The general sections are validated
-    before the task's module is imported, so that a typo is reported at once.
+    imported. A run directory among the files stands for the config of its run. Raises UsageError
+    with one sentence per problem. The general sections are validated before the task's module is
+    imported, so that a typo is reported at once.
     """
     start = Path.cwd()  # before the task's module is imported, which may change it
+    files, overrides = _of_runs(files, overrides)
     if task is not None:
         reference = reference_of(task)
         check_task(task, f"task is {reference}")
@@ -107,8 +111,24 @@ def load_config(
 
 def find_run_directory(files: Sequence[str], overrides: Sequence[str]) -> Path:
     """The run directory of a config, without an import of its task's module. Raises UsageError."""
-    composed = compose(files, overrides)
+    composed = compose(*_of_runs(files, overrides))
     return _run_directory(_validate(Config, composed, composed.values))
+
+
+def _of_runs(files: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Replaces each run directory among the files by the config that its run was last started
+    with, and sets run.dir to it."""
+    found, directories = [], []
+    for name in files:
+        stored = Path(name) / "config.json"
+        if Path(name).is_dir() and not stored.exists():
+            raise UsageError(
+                f"{name} is a directory without config.json, so it is not that of a run; name a "
+                "run directory or a config file."
+            )
+        found.append(str(stored) if stored.exists() else name)
+        directories += [f"run.dir={name}"] if stored.exists() else []
+    return found, [*directories, *overrides]
 
 
 def python() -> str:
