@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.chaos import FAULTS, run_many, why_not
 
-RUNS = 54  # six runs for each fault
+RUNS = 36  # four runs for each fault
 FIRST_SEED = 2026
 
 

@@ -76,7 +76,13 @@ def assert_same_run(one, other):
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
-PAIRS = [(model, placement) for model in [*MODELS, "2x frozen looped"] for placement in PLACEMENTS]
+# The first models on every placement, the others on some.
+PAIRS = [(model, placement) for model in MODELS[:3] for placement in PLACEMENTS]
+PAIRS += [
+    (model, placement)
+    for n, model in enumerate([*MODELS[3:], "2x frozen looped"])
+    for placement in list(PLACEMENTS)[n % 3 :: 3]
+]
 # Each of the first models on a third of the placements.
 IN_TEST = [
     (MODELS[n % 3], placement)
@@ -91,7 +97,7 @@ def test_every_placement_gives_the_same_run(finished, model, placement):
 
 MOVES = [
     (model, before, after)
-    for model in MODELS
+    for model in MODELS[:3]
     for before, after in zip(
         ["1", *PLACEMENTS], [*list(PLACEMENTS)[::-1], "1"], strict=True
     )
