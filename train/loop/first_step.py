@@ -35,7 +35,7 @@ class FirstStepChecks:
         """Checks that ``count``, which the loss returned, is the task's count of the batch (on
         the host)."""
         expected = count_of(self._task, batch)
-        if int(count) != expected:  # type: ignore[call-overload]
+        if float(count) != expected:  # type: ignore[arg-type]
             raise UsageError(
                 f"The loss of the task {self._task.config.task.use!r} returned a count of {count}, "
                 f"but its count(batch) returns {expected} {self._task.unit} for the same batch; "

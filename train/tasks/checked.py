@@ -44,7 +44,8 @@ def blocks_of(task: Task, model: nn.Module) -> list[nn.Module]:
 def count_of(task: Task, batch: Any) -> int:
     """The count of the loss of a batch on the host."""
     count: Any = task.count(batch)
-    if not _is_scalar(count) or not float(count).is_integer():
+    # Counts are added as 64-bit integers over all micro-batches and ranks.
+    if not _is_scalar(count) or not (0 <= float(count) < 2**53 and float(count).is_integer()):
         raise UsageError(
             f"The task's count() returned {_shown(count)}; return the whole number of "
             f"{task.unit} in the batch."
