@@ -71,6 +71,19 @@ def test_a_missing_file_is_named(tmp_path):
         compose([str(tmp_path / "nowhere.yaml")], [])
 
 
+@pytest.mark.parametrize("override", ["run.dir=a #b", "n=1 # one", "l=[1, 2] #3", "x=#y"])
+def test_a_value_that_yaml_would_cut_is_refused(override):
+    with pytest.raises(UsageError, match="which YAML takes for a comment; quote the value"):
+        compose([], [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "value"), [("x=a#b", "a#b"), ("x='a #b'", "a #b"), ('x="#"', "#"), ("x=", None)]
+)
+def test_a_number_sign_inside_a_value_is_kept(override, value):
+    assert compose([], [override]).values == {"x": value}
+
+
 @pytest.mark.parametrize("override", ["lr", "=3", "a b=3", "a.=3", "a={1"])
 def test_malformed_overrides_are_refused(override):
     with pytest.raises(UsageError, match="command line"):

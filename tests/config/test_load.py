@@ -171,6 +171,14 @@ def test_a_config_is_checked_without_heavy_imports(tmp_path):
     assert not os.path.exists(tmp_path / "run"), "the run directory was created"
 
 
+def test_the_home_directory_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loaded = load_config([], [*GOOD, "run.dir=~/x"], runs=False)
+    assert loaded.run_directory == tmp_path / "x"
+    with pytest.raises(UsageError, match=r"run.dir is '~nobody_here/x', which cannot be expanded"):
+        load_config([], [*GOOD, "run.dir=~nobody_here/x"], runs=False).run_directory.exists()
+
+
 def test_differences_tell_which_keys_change_results(tmp_path):
     before = load(tmp_path, "optim.lr=0.1").config.model_dump(mode="json")
     now = load(tmp_path, "optim.lr=0.2", "track.log_every_steps=3", "loader.workers=2").config

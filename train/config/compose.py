@@ -64,12 +64,19 @@ def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
     for override in overrides:
         key = _override_key(override)
         try:
+            comment = _comment(override.partition("=")[2])
             part = OmegaConf.from_dotlist([override])
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise UsageError(
                 f"The override {override!r} on the command line is not valid YAML after the '=': "
                 f"{first_line(error)}; quote the value."
             ) from None
+        if comment:
+            raise UsageError(
+                f"The override {override!r} on the command line has {comment!r} after its value, "
+                "which YAML takes for a comment; quote the value once more, such as "
+                "\"run.dir='a #b'\"."
+            )
         created = _created(OmegaConf.to_container(merged, resolve=False), key)
         merged = _merge(merged, part, f"The override {override!r} on the command line")
         origins = {k: o for k, o in origins.items() if not k.startswith(key + ".")}
@@ -140,6 +147,16 @@ def _merge(base: Any, part: Any, name: str) -> Any:
         raise UsageError(
             f"{name} cannot be merged with the values before it: {first_line(error)}."
         ) from None
+
+
+def _comment(value: str) -> str:
+    """What follows a value that YAML drops, since it starts with ``#``; usually empty."""
+    ends = [
+        token.end_mark.index
+        for token in yaml.scan(value)
+        if not isinstance(token, yaml.StreamStartToken | yaml.StreamEndToken | yaml.BlockEndToken)
+    ]
+    return value[max(ends, default=0) :].strip()
 
 
 def _override_key(override: str) -> str:

@@ -19,7 +19,7 @@ from train.config.explain import explain
 from train.config.schema import Config, TaskConfig, config_class
 from train.data.plan import BatchPlan
 from train.distributed.world import this_world
-from train.exits import RetryError, UsageError
+from train.exits import RetryError, UsageError, first_line
 from train.hooks import find_hooks
 from train.tasks.base import Task
 from train.tasks.registry import check_task, find_task, reference_of
@@ -206,7 +206,14 @@ def check_length(config: Config, composed: Composed, total_steps: int) -> None:
 
 
 def _run_directory(config: Config) -> Path:
-    return Path(config.run.dir or Path("runs") / config.run.name)
+    directory = Path(config.run.dir or Path("runs") / config.run.name)
+    try:
+        return directory.expanduser()  # the shell does not expand run.dir=~/x
+    except RuntimeError as error:
+        raise UsageError(
+            f"run.dir is {config.run.dir!r}, which cannot be expanded ({first_line(error)}); write "
+            "the path without ~."
+        ) from None
 
 
 def _check_writable(directory: Path, composed: Composed) -> None:
