@@ -114,7 +114,6 @@ def as_run_error(error: BaseException) -> RunError | None:
     if is_lost_peer(error):
         return RetryError(LOST_PEER)
     if is_fault_of_machine(error):
-        return RetryError(
-            f"{type(error).__name__}: {first_line(error)}. Fix the cause, then rerun."
-        )
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        return RetryError(f"{kind}{first_line(error)}. Fix the cause, then rerun.")
     return None
