@@ -5,36 +5,34 @@ from __future__ import annotations
 import argparse
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--config FILE`` (repeatable) and ``key=value`` overrides."""
-    _add_config_file(parser)
+def add_config_arguments(parser: argparse.ArgumentParser, *, takes_run: bool = False) -> None:
+    """``--config FILE`` (repeatable) and ``key=value`` overrides; ``takes_run``: also the directory
+    of a run in place of its config files."""
     parser.add_argument(
-        "overrides",
-        nargs="*",
+        "--config",
+        action="append",
         default=[],
-        metavar="key=value",
-        help="values that take precedence over the files, such as optim.lr=3e-4",
+        metavar="FILE",
+        help="a YAML config file, or the directory of a run; repeatable, later ones take "
+        "precedence",
     )
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The same, and the directory of a run in place of its config files."""
-    _add_config_file(parser)
     parser.add_argument(
         "overrides",
         nargs="*",
         default=[],
-        metavar="RUN or key=value",
+        metavar="RUN or key=value" if takes_run else "key=value",
         help="the directory of a run, in place of its config files; and values that take "
-        "precedence over them",
+        "precedence over them"
+        if takes_run
+        else "values that take precedence over the files, such as optim.lr=3e-4",
     )
 
 
 def config_words(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """The config files and the overrides of a command with ``add_run_arguments``."""
+    """The config files and the overrides of a command that takes the directory of a run."""
     words = arguments.overrides
     runs = [word for word in words if "=" not in word]
-    return [*arguments.config, *runs], [word for word in words if word not in runs]
+    return [*arguments.config, *runs], [word for word in words if "=" in word]
 
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
@@ -50,15 +48,4 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
         "--other-data",
         action="store_true",
         help="accept a config whose data section is not that of the run",
-    )
-
-
-def _add_config_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a YAML config file, or the directory of a run; repeatable, later ones take "
-        "precedence",
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train.command_line import say
-from train.commands.arguments import add_checkpoint_argument, add_run_arguments, config_words
+from train.commands.arguments import add_checkpoint_argument, add_config_arguments, config_words
 from train.commands.checkpoints import find_checkpoint, load_weights
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, UsageError, sys_exit_refused
@@ -19,7 +19,7 @@ from train.exits import Exit, UsageError, sys_exit_refused
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    add_run_arguments(parser)
+    add_config_arguments(parser, takes_run=True)
     add_checkpoint_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the metrics as one JSON line")
 

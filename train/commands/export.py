@@ -12,7 +12,7 @@ from pathlib import Path
 
 from train.checkpoint.store import Manifest
 from train.command_line import log, say
-from train.commands.arguments import add_checkpoint_argument, add_run_arguments, config_words
+from train.commands.arguments import add_checkpoint_argument, add_config_arguments, config_words
 from train.commands.checkpoints import find_checkpoint, load_weights
 from train.config.load import load_config
 from train.exits import Exit, UsageError
@@ -20,7 +20,7 @@ from train.exits import Exit, UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    add_run_arguments(parser)
+    add_config_arguments(parser, takes_run=True)
     add_checkpoint_argument(parser)
     parser.add_argument(
         "--to", metavar="DIR", help="output directory; default: exports/step-N in the run directory"

@@ -11,7 +11,7 @@ import argparse
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.command_line import say
-from train.commands.arguments import add_run_arguments, config_words
+from train.commands.arguments import add_config_arguments, config_words
 from train.config.load import load_config
 from train.data.ledger import verify
 from train.exits import Exit, UsageError
@@ -19,7 +19,7 @@ from train.exits import Exit, UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    add_run_arguments(parser)
+    add_config_arguments(parser, takes_run=True)
 
 
 def run(arguments: argparse.Namespace) -> Exit:
