@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from train.config.schema import Config
-from train.data.loader import evaluation_batches
-from train.data.plan import EvalPlan
+from train.data.loader import Batches
 from train.loop.early_stop import metric_value
 from train.loop.evaluate import evaluate
 from train.strategies.base import Strategy
 from train.tasks.base import Task
 
 
-def check_evaluation(
-    task: Task, strategy: Strategy, config: Config, dataset: Any, micro_batch_size: int
-) -> None:
-    """Evaluates one micro-batch on each rank, and looks up the metrics that the config names;
-    collective.
+def check_evaluation(task: Task, strategy: Strategy, config: Config, batches: Batches) -> None:
+    """Evaluates ``batches``, one micro-batch on each rank, and looks up the metrics that the config
+    names; collective.
 
     Without it, a mistake in ``measure``, ``metrics`` or ``derive`` would end the run at its first
     evaluation, perhaps hours later. Raises what an evaluation raises.
     """
-    engine = strategy.engine
-    samples = min(len(dataset), micro_batch_size * engine.world_size)
-    alone = {"workers": 0, "prefetch_factor": None, "persistent_workers": False, "timeout": 0.0}
-    batches = evaluation_batches(
-        dataset,
-        EvalPlan(samples, micro_batch_size, engine.world_size),
-        engine.rank,
-        seed=config.run.seed,
-        collate=task.collate,
-        config=config.loader.model_copy(update=alone),
-        device_type=engine.device.type,
-    )
     strategy.sync_buffers()
     with batches as each:
-        metrics = evaluate(engine, strategy.model, task, each)
+        metrics = evaluate(strategy.engine, strategy.model, task, each)
     if config.checkpoint.keep_best:
         metric_value(metrics, config.checkpoint.keep_best.metric, "checkpoint.keep_best.metric")
     if config.early_stop:

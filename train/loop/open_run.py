@@ -94,8 +94,10 @@ def _open(
     model = build_trainable(loaded, task, engine, joined.choice, plan)
     if data.evaluation is not None:
         beat("checking the evaluation")
-        size = config.evaluate.micro_batch_size or plan.largest_micro_batch
-        check_evaluation(task, model.strategy, config, data.evaluation, size)
+        first = build_evaluation_batches(
+            config, task, data.evaluation, plan.largest_micro_batch, engine, first_only=True
+        )
+        check_evaluation(task, model.strategy, config, first)
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
     if attempt.resume_step is not None:

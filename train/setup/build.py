@@ -219,17 +219,29 @@ def _some(names: list[str]) -> str:
 
 
 def build_evaluation_batches(
-    config: Config, task: Task, dataset: Any, default_size: int, engine: Engine
+    config: Config,
+    task: Task,
+    dataset: Any,
+    default_size: int,
+    engine: Engine,
+    *,
+    first_only: bool = False,
 ) -> Batches:
     """This rank's micro-batches of one pass over the evaluation data ``dataset``; their size is
-    ``evaluate.micro_batch_size``, by default ``default_size``, that of training."""
+    ``evaluate.micro_batch_size``, by default ``default_size``, that of training. ``first_only``:
+    one micro-batch, loaded without workers."""
     micro_batch_size = config.evaluate.micro_batch_size or default_size
+    samples, loader = len(dataset), config.loader
+    if first_only:
+        samples = min(samples, micro_batch_size * engine.world_size)
+        alone = {"workers": 0, "prefetch_factor": None, "persistent_workers": False, "timeout": 0.0}
+        loader = loader.model_copy(update=alone)
     return evaluation_batches(
         dataset,
-        EvalPlan(len(dataset), micro_batch_size, engine.world_size),
+        EvalPlan(samples, micro_batch_size, engine.world_size),
         engine.rank,
         seed=config.run.seed,
         collate=task.collate,
-        config=config.loader,
+        config=loader,
         device_type=engine.device.type,
     )
