@@ -63,9 +63,16 @@ class Job:
 
     @property
     def facts(self):
-        """The fields of `scontrol show job`."""
-        said = self.user.cluster.tool("scontrol", "--oneliner", "show", "job", self.number)
-        return dict(re.findall(r"(\w+)=(\S*)", said))
+        """The fields of `scontrol show job`; of the last component of a heterogeneous job."""
+        return dict(re.findall(r"(\w+)=(\S*)", self._show()))
+
+    @property
+    def states(self):
+        """The state of each component."""
+        return re.findall(r"JobState=(\S*)", self._show())
+
+    def _show(self):
+        return self.user.cluster.tool("scontrol", "--oneliner", "show", "job", self.number)
 
     @property
     def log(self):
@@ -81,8 +88,9 @@ class Job:
         wait_until(condition, lambda: f"{self.facts}\n{self.log}")
 
     def end(self):
-        """Waits for the end of the job; returns its state and its exit code."""
-        self.wait_for(lambda: self.facts["JobState"] in OVER)
+        """Waits for the end of all components of the job; returns the state and the exit code of
+        the last."""
+        self.wait_for(lambda: (states := self.states) and set(states) <= set(OVER))
         facts = self.facts
         return facts["JobState"], int(facts["ExitCode"].split(":")[0])
 
