@@ -58,7 +58,7 @@ def batches(size, micro, rank=0, world=1):
 def evaluate(task, batches, model=None, collectives=None, **options):
     model, own = model or torch.nn.Linear(1, 1), engine()
     own.collectives = collectives or own.collectives
-    return loop_evaluate(own, model, task, batches, **options)
+    return loop_evaluate(own, lambda function: function(model), model, task, batches, **options)
 
 
 @pytest.mark.parametrize("micro", [1, 4, 37, 100])

@@ -45,6 +45,11 @@ def compiled(dropout=0.0, backend="eager"):
     return model
 
 
+def check_model(model, collectives=ALONE):
+    batch = torch.randn(5, 3)
+    check_compiled(Squares(None), lambda loss: loss(model), model, batch, "fp32", collectives)
+
+
 @pytest.mark.normal
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_correct_gradients_pass_and_leave_the_model_unchanged(dropout):
@@ -54,7 +59,7 @@ def test_correct_gradients_pass_and_leave_the_model_unchanged(dropout):
         return lambda *arguments: calls.append(1) or module(*arguments)
 
     model = compiled(dropout, backend=counted)
-    check_compiled(Squares(None), model, torch.randn(5, 3), "fp32", ALONE)
+    check_model(model)
     assert model.training
     assert all(p.grad is None for p in model.parameters())
     calls.clear()
@@ -69,16 +74,14 @@ def test_a_silently_wrong_gradient_is_refused(dropout):
     with pytest.raises(
         UsageError, match=r"a different gradient of layers\.0\.weight.*set compile=false"
     ):
-        check_compiled(
-            Squares(None), compiled(dropout, detach_first_layer), torch.randn(5, 3), "fp32", ALONE
-        )
+        check_model(compiled(dropout, detach_first_layer))
 
 
 @pytest.mark.slow
 def test_the_real_compiler_agrees_on_a_linear_model():
     model = Model(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     model.compile()
-    check_compiled(Squares(None), model, torch.randn(5, 3), "fp32", ALONE)
+    check_model(model)
 
 
 @pytest.mark.normal
@@ -86,7 +89,7 @@ def test_running_statistics_are_unchanged():
     model = Model(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model.compile(backend="eager")
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    check_compiled(Squares(None), model, torch.randn(5, 3), "fp32", ALONE)
+    check_model(model)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name]), name
 
@@ -112,7 +115,7 @@ def test_a_fault_on_one_rank_is_refused_on_all():
         model.register_forward_hook(lambda *_: modes.append((collectives.rank, model.training)))
         if faulty:
             model._compiled_call_impl = lambda batch: model.layers(batch.detach() * 2)
-        check_compiled(Squares(None), model, torch.randn(5, 3), "fp32", collectives)
+        check_model(model, collectives)
 
     errors = on_ranks(2, check)
     assert [type(error) for error in errors] == [UsageError, UsageError]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +62,7 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
         evaluation_data,
     )
     from train.strategies.meta_init import build_full_model
+    from train.strategies.model_call import ModelCall
 
     config = loaded.config
     engine = build_engine(config, choose_strategy(loaded))
@@ -81,7 +83,8 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
         of_run = RunDirectory(loaded.run_directory).last_attempt().get("micro_batch_size")
         size = min(plan.largest_micro_batch, of_run or plan.largest_micro_batch)
         with build_evaluation_batches(config, task, dataset, size, engine) as batches:
-            metrics = evaluate(engine, model, task, batches)
+            call = ModelCall(model, engine.autocast)
+            metrics = evaluate(engine, partial(call.through, call), model, task, batches)
         return Evaluated(checkpoint, len(dataset), metrics, engine.is_main)
     finally:
         engine.close()

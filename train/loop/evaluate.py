@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from train.data.fetch import MicroBatch
 from train.exits import UsageError
 from train.strategies.engine import Engine
+from train.strategies.model_call import CallModel
 from train.tasks.base import Task
 from train.tasks.checked import measures_of, metrics_of, numbers_of
 from train.tasks.modes import evaluating
@@ -21,6 +23,7 @@ class EvaluationStoppedError(Exception):
 
 def evaluate(
     engine: Engine,
+    call: CallModel,
     model: nn.Module,
     task: Task,
     batches: Iterable[MicroBatch],
@@ -29,7 +32,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics over all batches of all ranks; collective.
 
-    ``model`` is what the task's ``measure`` calls; it is in evaluation mode meanwhile. A
+    ``call`` gives the model to the task's ``measure``; it is in evaluation mode meanwhile. A
     micro-batch whose ``counts`` is false is computed so that all ranks make equally many forward
     passes, but adds nothing. Sums are in float64. Raises EvaluationStoppedError when ``stop()`` is
     true on any rank, and UsageError for metrics that cannot be added up.
@@ -45,7 +48,8 @@ def evaluate(
         for micro in batches:
             if any(collectives.all_reduce_ints([int(stop())])):
                 raise EvaluationStoppedError
-            measures = measures_of(task, model, engine.to_device(micro.batch), objects)
+            batch = engine.to_device(micro.batch)
+            measures = call(partial(measures_of, task, batch=batch, objects=objects))
             for name, value in measures.items():
                 if name in objects:
                     if micro.counts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 from train.data.loader import Batches
@@ -54,11 +55,13 @@ class Evaluation:
         strategy.sync_buffers()
         with self._ema.applied() if self._ema else nullcontext(), self._batches as batches:
             try:
-                metrics = evaluate(engine, strategy.model, self._task, batches, stop=stop)
+                metrics = evaluate(
+                    engine, strategy.call, strategy.bare_model, self._task, batches, stop=stop
+                )
             except EvaluationStoppedError:
                 return None
             self._beat("reporting")
             seed_everything(report_seed(self._seed), engine.device)
             with evaluating(strategy.bare_model):
-                report = report_of(self._task, strategy.bare_model, engine.device)
+                report = strategy.call(partial(report_of, self._task, device=engine.device))
         return EvaluationResult(metrics, report)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import nn
-
-from train.distributed.collectives import Collectives
 from train.exits import UsageError
 from train.setup.compile_check import check_compiled
 from train.strategies.base import Strategy
+from train.strategies.call_order import same_calls
 from train.tasks.base import Task
 from train.tasks.checked import count_of
 
@@ -24,12 +23,24 @@ class FirstStepChecks:
         self._task, self._strategy = task, strategy
         self._compiled, self._precision = compiled, precision
 
-    def before_forward(self, model: nn.Module, batch: Any) -> None:
+    def before_forward(self, batch: Any) -> None:
         """Compares the gradients of the compiled model with those of the model as written.
         ``batch`` is on the device."""
         if self._compiled:
-            collectives = self._strategy.collectives
-            check_compiled(self._task, model, batch, self._precision, collectives)
+            strategy = self._strategy
+            check_compiled(
+                self._task,
+                strategy.call,
+                strategy.bare_model,
+                batch,
+                self._precision,
+                strategy.collectives,
+            )
+
+    def during_forward(self) -> AbstractContextManager[None]:
+        """Surrounds a forward pass: compares the calls of modules between ranks."""
+        strategy = self._strategy
+        return same_calls(strategy.gathering_modules(), strategy.collectives)
 
     def after_micro_batch(self, batch: Any, count: object) -> None:
         """Checks that ``count``, which the loss returned, is the task's count of the batch (on
@@ -43,17 +54,7 @@ class FirstStepChecks:
                 "all ranks."
             )
 
-    def after_backward(self, collectives: Collectives) -> None:
+    def after_backward(self) -> None:
         """Checks for trainable parameters that the loss does not use, where the strategy does
         not allow them; collective."""
-        strategy = self._strategy
-        by_rank = collectives.all_gather_object(strategy.unused())
-        unused = sorted({name for names in by_rank for name in names})
-        remedy = strategy.unused_remedy(alike=all(names == unused for names in by_rank))
-        if unused and remedy:
-            more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
-            raise UsageError(
-                f"{', '.join(unused[:5])}{more} got no gradient in the first step, which the "
-                f"strategy {strategy.setup.name} does not allow for trainable parameters; freeze "
-                f"them (requires_grad_(False)), or {remedy}."
-            )
+        self._strategy.check_unused()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -66,7 +68,7 @@ class TrainStep:
         task, strategy = self._task, self._strategy
         to_device = strategy.engine.to_device
         if checks:
-            checks.before_forward(strategy.bare_model, to_device(micro_batches[0].batch))
+            checks.before_forward(to_device(micro_batches[0].batch))
         set_learning_rate(strategy.optimizer, self._optim.lr, self._schedule(step))
         strategy.zero_grad()
         strategy.sync_buffers()
@@ -80,8 +82,10 @@ class TrainStep:
             seed = micro_batch_seed(self._seed, int(micro.positions[0]))
             seed_everything(seed, strategy.engine.device)
             with strategy.accumulating(last=last):
-                with self._metrics.timed("forward"):
-                    loss = loss_of(task, strategy.model, to_device(micro.batch))
+                checked = checks.during_forward() if checks else nullcontext()
+                with self._metrics.timed("forward"), checked:
+                    batch = to_device(micro.batch)
+                    loss = strategy.call_for_backward(partial(loss_of, task, batch=batch))
                 agreed = pending_agreement()
                 if agreed.stop:
                     strategy.undo_forward()
@@ -94,7 +98,7 @@ class TrainStep:
             if checks:
                 checks.after_micro_batch(micro.batch, loss.count)
         if checks:
-            checks.after_backward(strategy.collectives)
+            checks.after_backward()
         self._beat("taking the optimiser step")
         result = strategy.step(wait_for_loss_sum, self._optim.clip_norm)
         if self._ema:

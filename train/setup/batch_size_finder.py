@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,12 @@ class _Trial:
             alone = Collectives(rank=0, world_size=1)
             collectives = strategy.collectives if strategy.shards_parameters else alone
             check_compiled(
-                self._task, strategy.bare_model, batch, self._config.precision, collectives
+                self._task,
+                strategy.call,
+                strategy.bare_model,
+                batch,
+                self._config.precision,
+                collectives,
             )
         strategy.zero_grad()
         self._micro_batch(last=False)
@@ -225,6 +231,7 @@ class _Trial:
         strategy = self._model.strategy
         count = count_of(self._task, self._batch) * strategy.engine.world_size
         with strategy.accumulating(last=last):
-            loss = loss_of(self._task, strategy.model, strategy.engine.to_device(self._batch))
+            batch = strategy.engine.to_device(self._batch)
+            loss = strategy.call_for_backward(partial(loss_of, self._task, batch=batch))
             strategy.backward(loss.sum, count)
         return torch.as_tensor(loss.sum.detach())

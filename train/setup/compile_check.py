@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from train.distributed.collectives import Collectives
 from train.distributed.randomness import seed_everything
 from train.exits import UsageError
+from train.strategies.model_call import CallModel
 from train.tasks.base import Task
 from train.tasks.checked import loss_of
 from train.tasks.modes import evaluating
@@ -28,26 +30,31 @@ _TOLERANCE = {"fp32": 0.01, "bf16": 0.2, "fp16": 0.2}
 
 
 def check_compiled(
-    task: Task, model: nn.Module, batch: Any, precision: str, collectives: Collectives
+    task: Task,
+    call: CallModel,
+    model: nn.Module,
+    batch: Any,
+    precision: str,
+    collectives: Collectives,
 ) -> None:
     """Raises UsageError on all ranks where the compiled model's gradients differ from the
     uncompiled ones on any rank; collective.
 
-    ``model`` is the bare model, compiled in place, and ``batch`` is on its device. Where the loss
-    depends on random numbers (dropout), both are computed in evaluation mode, because compiled
-    code draws other numbers. Leaves no gradients.
+    ``call`` gives the loss the bare ``model``, which is compiled in place; ``batch`` is on its
+    device. Where the loss depends on random numbers (dropout), both are computed in evaluation
+    mode, because compiled code draws other numbers. Leaves no gradients.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
     with _as_written(model):
-        written = _gradients(task, model, batch, seed=0)
-        again = _gradients(task, model, batch, seed=1)
+        written = _gradients(task, call, model, batch, seed=0)
+        again = _gradients(task, call, model, batch, seed=1)
         is_random = not all(torch.equal(written[name], again[name]) for name in written)
     random_anywhere = any(collectives.all_reduce_ints([is_random]))
     with evaluating(model) if random_anywhere else nullcontext():
         if random_anywhere:
             with _as_written(model):
-                written = _gradients(task, model, batch, seed=0)
-        compiled = _gradients(task, model, batch, seed=0)
+                written = _gradients(task, call, model, batch, seed=0)
+        compiled = _gradients(task, call, model, batch, seed=0)
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)  # the passes have updated a BatchNorm's statistics
@@ -80,13 +87,15 @@ def _first_difference(
     return None
 
 
-def _gradients(task: Task, model: nn.Module, batch: Any, seed: int) -> dict[str, Tensor]:
+def _gradients(
+    task: Task, call: CallModel, model: nn.Module, batch: Any, seed: int
+) -> dict[str, Tensor]:
     """The gradients of one batch's loss by parameter name, as float32. Of a sharded model, this
     rank's shards of the gradients averaged over the ranks."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     first = next(iter(parameters.values()))
     seed_everything(seed, first.device)
-    loss = loss_of(task, model, batch)
+    loss = call(partial(loss_of, task, batch=batch))
     if isinstance(first, DTensor):
         # torch.autograd.grad cannot reach them: the forward pass uses gathered copies.
         loss.sum.backward()

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,9 @@ from train.strategies.buffers import BufferSync
 from train.strategies.engine import Engine
 from train.strategies.loss_scale import LossScale
 from train.strategies.meta_init import Initial
+from train.strategies.model_call import ModelCall
 
+T = TypeVar("T")
 BuildOptimizer = Callable[[nn.Module], Optimizer]
 
 
@@ -74,10 +76,12 @@ class Strategy(ABC):
     """Whether no rank ever needs to hold all parameters. Then a model that comes on the meta
     device is initialised by ``prepare``; otherwise it is initialised before."""
 
-    model: nn.Module
-    """What a task's loss calls."""
     bare_model: nn.Module
-    """The same without wrappers: its parameters have their original names."""
+    """The model as the task built it, without wrappers."""
+    model_call: ModelCall
+    """The module around it that is wrapped."""
+    wrapped: nn.Module
+    """The outermost wrapper, or ``model_call``."""
     optimizer: Optimizer
     """Its ``param_groups`` hold the learning rate."""
     replicas = 1
@@ -88,6 +92,7 @@ class Strategy(ABC):
         self.collectives = setup.engine.collectives
         self.loss_scale = LossScale() if setup.precision == "fp16" else None
         self._buffers: BufferSync | None = None
+        self._frozen: dict[str, nn.Parameter] | None = None
 
     @staticmethod
     def kwargs_handlers(options: Any) -> Sequence[Any]:
@@ -96,8 +101,9 @@ class Strategy(ABC):
 
     @abstractmethod
     def prepare(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
-        """Takes over a model that is the same on every rank, and sets ``model``, ``bare_model``
-        and ``optimizer``. ``build_optimizer`` builds the optimiser of a model's parameters."""
+        """Takes over a model that is the same on every rank, and sets ``bare_model``,
+        ``model_call``, ``wrapped`` and ``optimizer``. ``build_optimizer`` builds the optimiser of a
+        model's parameters."""
 
     def run_directory_files(self) -> dict[str, Any]:
         """JSON values to be kept in the run directory, by file name."""
@@ -112,6 +118,15 @@ class Strategy(ABC):
                 f"strategy {self.setup.name}, because that shards parameters; use "
                 "strategy=ddp, or optim.use=adamw."
             )
+
+    def call(self, function: Callable[[nn.Module], T]) -> T:
+        """``function(bare_model)``, for any use of the model, in the run's precision; collective
+        where parameters are sharded."""
+        return self.model_call.through(self.model_call, function)
+
+    def call_for_backward(self, function: Callable[[nn.Module], T]) -> T:
+        """As ``call``; ``backward`` must follow, which exchanges gradients between ranks."""
+        return self.model_call.through(self.wrapped, function)
 
     # -- a step ------------------------------------------------------------------------------
 
@@ -147,10 +162,24 @@ class Strategy(ABC):
         ranks, so that all ranks skip the step or none does.
         """
         loss_sum = wait_for_loss_sum()
+        self._refuse_unfrozen()
         norm, skipped = self._update(loss_sum, clip_norm)
         if self.loss_scale:
             self.loss_scale.update(skipped=bool(skipped.item()))
         return StepResult(loss_sum, norm, skipped)
+
+    def _refuse_unfrozen(self) -> None:
+        """Raises UsageError for a parameter that was frozen when the optimiser was built."""
+        if self._frozen is None:
+            named = self.bare_model.named_parameters()
+            self._frozen = {name: p for name, p in named if not p.requires_grad}
+        for name, parameter in self._frozen.items():
+            if parameter.requires_grad:
+                raise UsageError(
+                    f"{name} was frozen when the run started and is trainable now, but the "
+                    "optimiser does not have it; let it be trainable in build_model(), and detach "
+                    "it in the loss until it is to be trained."
+                )
 
     @abstractmethod
     def _update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
@@ -261,16 +290,10 @@ class Strategy(ABC):
             full[window] = view.to(full.device) / self.replicas
         return self.collectives.all_reduce(full)
 
-    def unused_remedy(self, *, alike: bool) -> str | None:
-        """What to do about trainable parameters that the loss does not use, besides freezing
-        them; None where the strategy allows them. ``alike``: they are the same on all ranks."""
-        return None
+    def gathering_modules(self) -> dict[str, nn.Module]:
+        """The modules whose calls gather parameters from all ranks, by name."""
+        return {}
 
-    def unused(self) -> list[str]:
-        """Names of trainable parameters that have no gradient from this rank's backward passes.
-        Called before the first optimiser step."""
-        return [
-            name
-            for name, parameter in self.bare_model.named_parameters()
-            if parameter.requires_grad and parameter.grad is None
-        ]
+    def check_unused(self) -> None:  # noqa: B027 (most strategies have nothing to check)
+        """Raises UsageError for trainable parameters that got no gradient, where the strategy
+        allows none; collective. Called before the first optimiser step."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from train.exits import UsageError
 from train.strategies.base import BuildOptimizer
+from train.strategies.model_call import ModelCall
 from train.strategies.torch_native import TorchStrategy
+from train.strategies.unused import accumulate_zeros
 
 
 class DdpStrategy(TorchStrategy):
@@ -45,21 +47,37 @@ class DdpStrategy(TorchStrategy):
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`broadcast_buffers`", category=FutureWarning)
-            self.model = self.engine.accelerator.prepare_model(model)
-        # Not Accelerate's unwrap_model: it imports DeepSpeed.
-        self.bare_model = self.model.module  # type: ignore[assignment]
+            self.bare_model = self.engine.on_device(model)
+            self.model_call = ModelCall(self.bare_model, self.engine.autocast)
+            self.wrapped = self.engine.accelerator.prepare_model(self.model_call)
         self._build(build_optimizer)
-
-    def unused_remedy(self, *, alike: bool) -> str | None:
-        """DDP waits for the gradient of every parameter, unless it looks for unused ones."""
-        options = self.options
-        if options.find_unused_parameters or options.static_graph:
-            return None
-        return "set ddp.find_unused_parameters=true"
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         """DDP's ``no_sync`` for all micro-batches but the last. A static graph does not support
         it; there, exchanging the accumulated gradients each time gives the same sum."""
+        self._last = last
         if last or self.options.static_graph:
             return nullcontext()
-        return self.model.no_sync()  # type: ignore[operator, no-any-return]
+        return self.wrapped.no_sync()  # type: ignore[operator, no-any-return]
+
+    def _backward(self, loss: Tensor) -> None:
+        """DDP waits for a gradient of every parameter in the last backward pass of a step, unless
+        it looks for unused ones itself, which takes longer."""
+        options = self.options
+        waits = self._last and not (options.find_unused_parameters or options.static_graph)
+        before = [_state(p) for p in self._parameters] if waits else []
+        super()._backward(loss)
+        if self._last:
+            self._missing = super()._unused()
+        if waits:
+            pairs = zip(self._parameters, before, strict=True)
+            accumulate_zeros([p for p, earlier in pairs if _state(p) == earlier])
+
+    def _unused(self) -> Iterable[str]:
+        return self._missing
+
+
+def _state(parameter: nn.Parameter) -> tuple[int, int] | None:
+    """Changes when a backward pass adds to the gradient. A gradient keeps its Python object."""
+    gradient = parameter.grad
+    return None if gradient is None else (id(gradient), gradient._version)

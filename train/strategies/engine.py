@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -100,6 +101,11 @@ class Engine:
             model, device_placement=move, evaluation_mode=True
         )
         return moved
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Surrounds what is computed in the run's precision."""
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
 
     def to_device(self, batch: T) -> T:
         """The batch with its tensors on this rank's device. Does not wait for the copy."""

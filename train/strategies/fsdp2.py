@@ -7,19 +7,22 @@ nothing that is needed here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from train.exits import UsageError
+from train.exits import UsageError, first_line
 from train.strategies.base import BuildOptimizer
+from train.strategies.model_call import ModelCall
 from train.strategies.parameters import make_contiguous
 from train.strategies.torch_native import TorchStrategy
 
+T = TypeVar("T")
 _COMPUTE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,22 +65,80 @@ class Fsdp2Strategy(TorchStrategy):
         arguments["ignored_params"] = set(self._scalars)
         for block in _without_shared(self.setup.blocks, model):
             fully_shard(block, **arguments)
-        fully_shard(model, **arguments)
+        self.bare_model = model
+        # The rest is gathered for the whole loss: a task may call any method of the model.
+        self.wrapped = self.model_call = ModelCall(model, engine.autocast)
+        fully_shard(self.wrapped, **arguments)
+        self.wrapped.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
         if initial:
             initial.fill(model, torch.device("cpu") if options.cpu_offload else engine.device)
-        self.model = self.bare_model = model
         self._build(build_optimizer)
+        self._watch_gradients()
 
-    def unused_remedy(self, *, alike: bool) -> str | None:
-        """The exchange of a block fails where ranks use different parameters of it."""
-        return None if alike else "let the loss use the same parameters on every rank"
+    def call(self, function: Callable[[nn.Module], T]) -> T:
+        """Raises UsageError where the function uses a block without calling it."""
+        with _uncalled_blocks():
+            return super().call(function)
+
+    def call_for_backward(self, function: Callable[[nn.Module], T]) -> T:
+        """As ``call``."""
+        with _uncalled_blocks():
+            return super().call_for_backward(function)
+
+    def _watch_gradients(self) -> None:
+        """Records in ``_used`` which parameters get a gradient on this rank. Those that the model
+        was built with get none: the gathered ones do, which modules have in forward passes."""
+        self._used: set[str] = set()
+        self._watched: dict[str, Tensor] = {}
+        groups: dict[nn.Module, dict[str, tuple[nn.Module, str]]] = {}
+        shards = {id(parameter): name for name, parameter in self._trainable.items()}
+
+        def assign(module: nn.Module, group: nn.Module) -> None:
+            group = module if isinstance(module, FSDPModule) else group
+            for key, parameter in module._parameters.items():
+                if id(parameter) in shards:
+                    groups.setdefault(group, {})[shards[id(parameter)]] = (module, key)
+            for child in module.children():
+                assign(child, group)
+
+        assign(self.wrapped, self.wrapped)
+        for group, places in groups.items():
+            group.register_forward_pre_hook(partial(self._watch_gathered, places))
+
+    def gathering_modules(self) -> dict[str, nn.Module]:
+        """The blocks."""
+        named = self.bare_model.named_modules()
+        return {
+            name: m for name, m in named if isinstance(m, FSDPModule) and isinstance(m, nn.Module)
+        }
+
+    def _watch_gathered(
+        self, places: Mapping[str, tuple[nn.Module, str]], _module: nn.Module, _inputs: Any
+    ) -> None:
+        for name, (module, key) in places.items():
+            parameter = module._parameters[key]
+            if parameter is not self._watched.get(name) and parameter is not None:
+                self._watched[name] = parameter
+                register: Any = parameter.register_post_accumulate_grad_hook
+                register(partial(self._record, name))
+
+    def _record(self, name: str, _parameter: Tensor) -> None:
+        self._used.add(name)
+
+    def _unused(self) -> Iterable[str]:
+        return self._trainable.keys() - self._used
+
+    def zero_grad(self) -> None:
+        """Sets all gradients to None."""
+        super().zero_grad()
+        self._used.clear()
 
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
         """Reduces gradients at the last micro-batch only; until then each rank holds unsharded
         gradients."""
-        self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
-        self.model.set_is_last_backward(last)  # type: ignore[operator]
+        self.wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
+        self.wrapped.set_is_last_backward(last)  # type: ignore[operator]
         yield
 
     def _update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
@@ -91,21 +152,31 @@ class Fsdp2Strategy(TorchStrategy):
             return
         zero = torch.zeros((), device=self.engine.device)
         values = [zero if p.grad is None else p.grad.to(zero) for p in trained]
-        used = [zero if p.grad is None else zero + 1 for p in trained]
-        summed = self.collectives.all_reduce(torch.stack([*values, *used]))
-        averages = summed[: len(trained)] / self.engine.world_size
-        for parameter, average, uses in zip(
-            trained, averages, summed[len(trained) :].tolist(), strict=True
-        ):
-            if uses:
-                parameter.grad = average.to(parameter)
+        averages = self.collectives.all_reduce(torch.stack(values)) / self.engine.world_size
+        for parameter, average in zip(trained, averages, strict=True):
+            parameter.grad = average.to(parameter)
 
     def undo_forward(self) -> None:
         """Also frees the parameters that the forward pass has gathered."""
         super().undo_forward()
-        for module in self.model.modules():
+        for module in self.wrapped.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+@contextmanager
+def _uncalled_blocks() -> Iterator[None]:
+    """Turns the error for shards among tensors into UsageError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "mixed torch.Tensor and DTensor" not in str(error):
+            raise
+        raise UsageError(
+            "The task uses a parameter of a block, which fsdp2 gathers only while the block itself "
+            f"is called ({first_line(error)}); return other blocks in the task's blocks(), such as "
+            "[model], or use strategy=ddp."
+        ) from error
 
 
 def _without_shared(blocks: list[nn.Module], model: nn.Module) -> list[nn.Module]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from train.exits import UsageError
 from train.strategies.base import BuildOptimizer
+from train.strategies.model_call import ModelCall
 from train.strategies.torch_native import TorchStrategy
 
 
@@ -22,7 +23,8 @@ class SingleStrategy(TorchStrategy):
                 f"strategy is {self.setup.name!r}, which exchanges no gradients, but there are "
                 f"{self.engine.world_size} ranks; set strategy=ddp or another that does."
             )
-        self.model = self.bare_model = self.engine.on_device(model)
+        self.bare_model = self.engine.on_device(model)
+        self.wrapped = self.model_call = ModelCall(self.bare_model, self.engine.autocast)
         self._build(build_optimizer)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:

@@ -21,7 +21,8 @@ class DdpConfig(Section):
     """Let gradients be views of the buckets: saves memory of the size of the gradients."""
 
     find_unused_parameters: bool = non_semantic(False)
-    """Search for parameters that the loss does not use; traverses the graph in each step."""
+    """Let DDP search the graph for parameters that the loss does not use, in each step. Without it,
+    they are found after the backward pass, and their part of the exchange comes last."""
 
     comm_hook: Literal["none", "fp16", "bf16"] = "none"
     """Exchange gradients in this precision: halves the traffic and changes the loss curve."""

@@ -13,6 +13,7 @@ from train.checkpoint.state import OptimizerState
 from train.distributed.shard import Shard, model_tensors, parameter_names
 from train.optim.optimizer import skips_on_device
 from train.strategies.base import BuildOptimizer, Strategy
+from train.strategies.unused import unused_everywhere
 
 
 class TorchStrategy(Strategy):
@@ -21,6 +22,8 @@ class TorchStrategy(Strategy):
     def _build(self, build_optimizer: BuildOptimizer) -> None:
         """Builds the optimiser, once the model has its final parameters."""
         self.optimizer = build_optimizer(self.bare_model)
+        named = self.bare_model.named_parameters()
+        self._trainable = {name: p for name, p in named if p.requires_grad}
         self._parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         # On the CPU, reading the flag is cheaper: there is no device to wait for.
         on_cpu = self.engine.device.type == "cpu"
@@ -36,6 +39,7 @@ class TorchStrategy(Strategy):
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
+        self._leave_out_unused()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         shards = [g.to_local() for g in gradients if isinstance(g, DTensor)]
         full = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
@@ -55,6 +59,16 @@ class TorchStrategy(Strategy):
         elif not skipped.item():
             self.optimizer.step()
         return norm, skipped
+
+    def _leave_out_unused(self) -> None:
+        """Removes gradients that no micro-batch of the step has computed on any rank."""
+        if self.engine.world_size > 1:
+            for name in unused_everywhere(self.collectives, self._unused()):
+                self._trainable[name].grad = None
+
+    def _unused(self) -> Iterable[str]:
+        """The names of the parameters that got no gradient on this rank in this step."""
+        return [name for name, p in self._trainable.items() if p.grad is None]
 
     def _beside_parameters(self, scalar: Tensor) -> Tensor:
         """A scalar in the form that operations with the parameters take: a DTensor for DTensors."""

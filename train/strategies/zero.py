@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -25,7 +25,9 @@ from train.exits import UsageError
 from train.strategies.base import BuildOptimizer, Strategy
 from train.strategies.deepspeed_import import import_deepspeed
 from train.strategies.meta_init import Initial
+from train.strategies.model_call import ModelCall
 from train.strategies.parameters import make_contiguous
+from train.strategies.unused import not_reached
 from train.strategies.zero_config import deepspeed_config
 
 
@@ -46,11 +48,12 @@ class ZeroStrategy(Strategy):
             self._shard_modules(deepspeed, model, initial)
         self.bare_model = self.engine.on_device(model, move=initial is None)
         make_contiguous(model)
+        self.model_call = ModelCall(self.bare_model, self.engine.autocast)
         self.optimizer = build_optimizer(self.bare_model)
         try:
             with _without_broadcast(deepspeed.DeepSpeedEngine):
                 self.deepspeed, self._zero, _, _ = deepspeed.initialize(
-                    model=self.bare_model,
+                    model=self.model_call,
                     optimizer=self.optimizer,
                     config=self.settings,
                     dist_init_required=False,
@@ -61,7 +64,7 @@ class ZeroStrategy(Strategy):
                 f"DeepSpeed does not accept zero.config: {'.'.join(map(str, first['loc']))} is "
                 f"{first['input']!r} ({first['msg']}); correct it, or remove it."
             ) from None
-        self.model = self.deepspeed
+        self.wrapped = self.deepspeed
         self._watch_gradients()
         if self._zero.optimizer is not self.optimizer:
             raise UsageError(
@@ -82,23 +85,41 @@ class ZeroStrategy(Strategy):
         gradients as soon as it has reduced them."""
         self._used: set[str] = set()
         self._hooks: list[Any] = []
-        for name, parameter in self.bare_model.named_parameters():
-            if parameter.requires_grad:
-                hook: Any = parameter.register_post_accumulate_grad_hook
-                self._hooks.append(hook(partial(self._record_gradient, name)))
+        named = self.bare_model.named_parameters()
+        self._trainable = {name: p for name, p in named if p.requires_grad}
+        for name, parameter in self._trainable.items():
+            hook: Any = parameter.register_post_accumulate_grad_hook
+            self._hooks.append(hook(partial(self._record_gradient, name)))
 
     def _record_gradient(self, name: str, _parameter: Tensor) -> None:
         self._used.add(name)
 
-    def unused(self) -> list[str]:
-        """Names of trainable parameters for which no gradient was recorded."""
-        trainable = (n for n, p in self.bare_model.named_parameters() if p.requires_grad)
-        return [name for name in trainable if name not in self._used]
+    def check_unused(self) -> None:
+        """Finds those that the autograd graph did not show."""
+        self._refuse_unused([name for name in self._trainable if name not in self._used])
 
-    def unused_remedy(self, *, alike: bool) -> str | None:
-        """DeepSpeed gives unused parameters a gradient of zero, so that weight decay changes
-        them."""
-        return "use strategy=fsdp2"
+    def _refuse_unused(self, names: Sequence[str]) -> None:
+        """Raises UsageError on all ranks where any rank gives a name; collective.
+
+        DeepSpeed's optimiser updates flat tensors, so momentum and weight decay would change
+        parameters without a gradient; stage 3 would use the gradient of an earlier step for them;
+        and it adds up gradients in the order in which they come, which must be the same on all
+        ranks.
+        """
+        if not any(self.collectives.all_reduce_ints([len(names)])):
+            return
+        by_rank = self.collectives.all_gather_object(list(names))
+        rank = next(rank for rank, unused in enumerate(by_rank) if unused)
+        everywhere = all(unused == by_rank[rank] for unused in by_rank)
+        where = "" if everywhere else f" on rank {rank}"
+        unused = by_rank[rank]
+        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+        raise UsageError(
+            f"{', '.join(unused[:5])}{more} got no gradient from a micro-batch{where}, which the "
+            f"strategy {self.setup.name} does not allow for trainable parameters; freeze "
+            "them (requires_grad_(False)), use them in each micro-batch, or use strategy=fsdp2 or "
+            "ddp."
+        )
 
     def zero_grad(self) -> None:
         """Nothing to do: DeepSpeed drops gradients at the end of each step."""
@@ -111,6 +132,7 @@ class ZeroStrategy(Strategy):
         yield
 
     def _backward(self, loss: Tensor) -> None:
+        self._refuse_unused(not_reached(loss, self._trainable.items()))
         # The loss is scaled already.
         self._zero.override_loss_scale(1.0)
         self.deepspeed.backward(loss, scale_wrt_gas=False)

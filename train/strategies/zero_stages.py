@@ -90,6 +90,10 @@ class Zero3Strategy(ZeroStrategy):
                 module=holder, config_dict_or_path=self.settings, dtype=torch.float32
             )
 
+    def gathering_modules(self) -> dict[str, nn.Module]:
+        """All modules with parameters of their own."""
+        return {name: m for name, m in self.bare_model.named_modules() if m._parameters}
+
     def _flat_tensors(self) -> list[Tensor]:
         return list(self._zero.fp32_partitioned_groups_flat)
 
