@@ -91,6 +91,20 @@ def test_an_abandoned_step_has_no_effect(tmp_path, strategy, forward_pass):
     assert_same_bits(tensors(tmp_path / "one"), tensors(tmp_path / "two"))
 
 
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        slow(("train", "train_dataset() has 60 samples on rank 1")),
+        ("eval", "eval_dataset() has 36 samples on rank 1"),
+        slow(("model", "0.weight of rank 1")),
+    ],
+)
+def test_ranks_that_build_something_else_are_refused(tmp_path, odd, message):
+    task = ["task.use=tests.support.uneven:OddRankTask", f"task.odd={odd}", "strategy=fsdp2"]
+    for done in run_ranks(2, "fit", tmp_path, *task, expect=64):
+        assert message in done.stderr
+
+
 @pytest.mark.parametrize("strategy", ["zero1", "zero3"])
 def test_unused_parameters_are_named(tmp_path, strategy):
     done = run_ranks(

@@ -8,6 +8,7 @@ import train
 from tests.support.runs import TINY
 from train import Ratio, Task
 from train.config.load import load_config
+from train.distributed.collectives import Collectives
 from train.setup.build import build_data
 
 QUICK = [*TINY, "length.steps=4", "schedule.warmup_steps=2", "track.console=quiet"]
@@ -47,7 +48,7 @@ class RandomSplit(Task):
 
 def test_a_random_split_leaves_no_training_sample_in_the_evaluation():
     loaded = load_config([], QUICK, runs=False, task=RandomSplit)
-    data = build_data(loaded, loaded.task(loaded.config), CPU)
+    data = build_data(loaded, loaded.task(loaded.config), Collectives(0, 1), CPU)
     assert set(data.train.indices).isdisjoint(data.evaluation.indices)
 
 

@@ -124,3 +124,25 @@ class EncoderTask(TinyTask):
     def report(self, model, device):
         shape = tuple(model.encode(torch.ones(2, 8, device=device)).shape)
         return {"shape": str(shape)}
+
+
+class OddRankTask(TinyTask):
+    """Builds something else on rank 1."""
+
+    class Options(TinyTask.Options):
+        odd: str = non_semantic("")
+        """What differs: ``train``, ``eval`` or ``model``."""
+
+    def is_odd(self, part):
+        return self.config.task.odd == part and os.environ.get("RANK") == "1"
+
+    def build_model(self):
+        if self.is_odd("model"):
+            torch.manual_seed(1)
+        return super().build_model()
+
+    def train_dataset(self):
+        return Noisy(60 if self.is_odd("train") else 61, augment=True)
+
+    def eval_dataset(self):
+        return Noisy(36 if self.is_odd("eval") else 37, augment=True)

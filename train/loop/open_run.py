@@ -85,7 +85,14 @@ def _open(
     store = CheckpointStore(directory.checkpoints)
     if attempt.resume_step is not None:
         progress.load_state_dict(Manifest.read(store.path(attempt.resume_step)).state["progress"])
-    data = build_data(loaded, task, engine.device, step=progress.step, position=progress.position)
+    data = build_data(
+        loaded,
+        task,
+        engine.collectives,
+        engine.device,
+        step=progress.step,
+        position=progress.position,
+    )
     _check_unfinished(loaded, directory, data.total_steps)
     # What a user's own code can refuse comes before anything is recorded.
     origin = loaded.composed.origin("schedule.use")
@@ -270,7 +277,7 @@ def _open_tracker(
     stack.push(on_error(lambda code, text: tracker.fail(code)))
     gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0
     moved = moved_dropout(directory.last_attempt(), plan, model.strategy.bare_model)
-    for note in [*attempt.notes, *world_warnings(engine.world, gpus), *moved]:
+    for note in [*attempt.notes, *world_warnings(engine.world, gpus), *data.warnings, *moved]:
         tracker.warn(note)
     return tracker
 

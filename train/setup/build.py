@@ -15,6 +15,7 @@ from train.data.epochs import steps_in
 from train.data.loader import Batches, check_dataset, evaluation_batches
 from train.data.order import SampleOrder, dataset_seed, initial_seed
 from train.data.plan import BatchPlan, EvalPlan
+from train.distributed.collectives import Collectives
 from train.distributed.process_group import timeout_of
 from train.distributed.randomness import seed_everything
 from train.distributed.world import this_world
@@ -23,6 +24,7 @@ from train.optim.ema import Ema
 from train.optim.optimizer import build_optimizer
 from train.section import Section
 from train.setup.model_summary import model_summary
+from train.setup.same_parts import check_same_data, check_same_model
 from train.strategies.base import Strategy, StrategySetup
 from train.strategies.blocks import checkpoint_activations, find_blocks
 from train.strategies.engine import Engine
@@ -108,19 +110,29 @@ class RunData:
     """The same for evaluation; None where the task has none."""
     order: SampleOrder
     total_steps: int
+    warnings: list[str]
+    """What the user must know of the data."""
 
 
 def build_data(
-    loaded: LoadedConfig, task: Task, device: torch.device, *, step: int = 0, position: int = 0
+    loaded: LoadedConfig,
+    task: Task,
+    collectives: Collectives,
+    device: torch.device,
+    *,
+    step: int = 0,
+    position: int = 0,
 ) -> RunData:
     """The datasets, the order of samples and the number of steps, from the config and the seed
-    alone. ``step`` steps have taken ``position`` samples in earlier attempts. Raises DataError or
-    UsageError for data that a run cannot use."""
+    alone; collective. ``step`` steps have taken ``position`` samples in earlier attempts. Raises
+    DataError or UsageError for data that a run cannot use."""
     config = loaded.config
     seed_everything(dataset_seed(config.run.seed), device)
     train = task.train_dataset()
     check_dataset(train, "train_dataset")
     evaluation = evaluation_data(task, config.run.seed, device)
+    datasets = {"train_dataset": train, "eval_dataset": evaluation}
+    warnings = check_same_data(collectives, datasets, config.run.seed, config.loader)
     if evaluation is None and (asked := _asks_for_evaluation(config)):
         raise DataError(
             f"The task {config.task.use!r} has no evaluation data, but {asked} asks for "
@@ -132,7 +144,7 @@ def build_data(
         batch_size = config.batch.global_batch_size
         steps = steps_in(config.length.epochs, len(train), batch_size, step=step, position=position)
     check_length(config, loaded.composed, steps)
-    return RunData(train, evaluation, SampleOrder(config.run.seed, len(train)), steps)
+    return RunData(train, evaluation, SampleOrder(config.run.seed, len(train)), steps, warnings)
 
 
 def evaluation_data(task: Task, seed: int, device: torch.device) -> Any | None:
@@ -175,6 +187,7 @@ def build_trainable(
     config = loaded.config
     seed_everything(initial_seed(config.run.seed), engine.device)
     model, initial, converted = build_model(task, config.run.seed)
+    check_same_model(engine.collectives, model)
     in_evaluation = start_training(model)
     empty_to_buffers(model)
     summary = model_summary(model)
@@ -229,12 +242,14 @@ def build_evaluation_batches(
 ) -> Batches:
     """This rank's micro-batches of one pass over the evaluation data ``dataset``; their size is
     ``evaluate.micro_batch_size``, by default ``default_size``, that of training. ``first_only``:
-    one micro-batch, loaded without workers."""
+    one micro-batch."""
     micro_batch_size = config.evaluate.micro_batch_size or default_size
     samples, loader = len(dataset), config.loader
     if first_only:
         samples = min(samples, micro_batch_size * engine.world_size)
-        alone = {"workers": 0, "prefetch_factor": None, "persistent_workers": False, "timeout": 0.0}
+        # One worker where there are any: what a dataset opens when it is first read must not be
+        # shared with the workers that are forked later.
+        alone = {"workers": min(loader.workers, 1), "persistent_workers": False}
         loader = loader.model_copy(update=alone)
     return evaluation_batches(
         dataset,
