@@ -88,6 +88,11 @@ def test_options_do_not_change_the_run_and_it_resumes(plain, tmp_path, ranks, op
         (["strategy=fsdp2", "fsdp2.blocks=[Attentoin]"], "fsdp2.blocks names 'Attentoin'"),
         (["strategy=fsdp2", "optim.use=adafactor", "optim.betas=null"], "optim.use is 'adafactor'"),
         (["strategy=zero1", "optim.use=adagrad", "optim.betas=null"], "optim.use is 'adagrad'"),
+        (["strategy=fsdp2", "optim.use=torch.optim:Adafactor", "optim.betas=null"], "because that"),
+        (
+            ["strategy=zero3", "optim.use=tests.support.optimizers:Trust", "optim.betas=null"],
+            "because that shards parameters",
+        ),
         (["strategy=zero2", "zero.offload_parameters=cpu"], "but only stage 3 shards"),
         (["strategy=fdsp2"], "strategy must be"),
     ],

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import nn
+from torch.optim import Optimizer
 
 from train.config.explain import explain
 from train.config.load import LoadedConfig, check_length
@@ -222,7 +224,12 @@ def build_trainable(
         )
     )
     origin = loaded.composed.origin("optim.use")
-    strategy.prepare(model, lambda placed: build_optimizer(config.optim, placed, origin))
+
+    def build(placed: nn.Module) -> Optimizer:
+        return build_optimizer(config.optim, placed, origin)
+
+    strategy.check_optimizer(model, build)
+    strategy.prepare(model, build)
     return TrainableModel(strategy, Ema(config.ema, strategy) if config.ema else None, summary)
 
 

@@ -21,6 +21,7 @@ from train.checkpoint.state import OptimizerState
 from train.data.plan import BatchPlan
 from train.distributed.shard import Shard
 from train.exits import UsageError
+from train.optim.probe import KNOWN, Example, Updates, try_whole
 from train.section import Section
 from train.strategies.buffers import BufferSync
 from train.strategies.engine import Engine
@@ -109,15 +110,31 @@ class Strategy(ABC):
         """JSON values to be kept in the run directory, by file name."""
         return {}
 
-    def refuse_optimizer(self, *names: str) -> None:
-        """Raises UsageError where the run's optimiser is one of ``names``: optimisers that use
-        more than one element of a parameter at a time, while a rank has only a shard of it."""
-        if self.setup.optimizer_name in names:
+    def check_optimizer(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
+        """Tries the optimiser on a small example of the model, before ``prepare``; collective where
+        parameters are sharded. Raises UsageError where a checkpoint could not hold its state, or
+        where it gives other results for shards."""
+        name = self.setup.optimizer_name
+        if name in KNOWN:
+            return
+        example = Example(model, self.engine.device, self.engine.world_size)
+        whole = try_whole(build_optimizer, example, name)
+        if whole is None:
+            return
+        own = self.try_sharded(build_optimizer, example, whole)
+        reason = next((r for r in self.collectives.all_gather_object(own) if r), None)
+        if reason:
             raise UsageError(
-                f"optim.use is {self.setup.optimizer_name!r}, which does not work with the "
-                f"strategy {self.setup.name}, because that shards parameters; use "
-                "strategy=ddp, or optim.use=adamw."
+                f"optim.use is {name!r}, which does not work with the strategy {self.setup.name}, "
+                f"because that shards parameters ({reason}); use strategy=ddp, or optim.use=adamw."
             )
+
+    def try_sharded(
+        self, build_optimizer: BuildOptimizer, example: Example, whole: Updates
+    ) -> str | None:
+        """Why the optimiser does not make the updates ``whole`` of the example in the shards of
+        this strategy; None where it does."""
+        return None
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
         """``function(bare_model)``, for any use of the model, in the run's precision; collective

@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, ClassVar, TypeVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from train.exits import UsageError, first_line
+from train.optim.probe import Example, Updates, check_sharded
 from train.strategies.base import BuildOptimizer
 from train.strategies.model_call import ModelCall
 from train.strategies.parameters import make_contiguous
 from train.strategies.torch_native import TorchStrategy
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 _COMPUTE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,25 +39,12 @@ class Fsdp2Strategy(TorchStrategy):
     def prepare(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
         """Shards the blocks, then the rest of the model, in place. Raises UsageError where
         ``fsdp2.replicas`` does not divide the world size."""
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
-        self.refuse_optimizer("adafactor")
         options, engine, initial = self.options, self.engine, self.setup.initial
-        ranks, replicas = engine.world_size, options.replicas
-        if ranks % replicas:
-            raise UsageError(
-                f"fsdp2.replicas is {replicas}, which does not divide the {ranks} ranks; use one "
-                f"of {', '.join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)}."
-            )
-        self.replicas = replicas
-        shape: tuple[int, ...] = (ranks,)
-        names: tuple[str, ...] = ("shard",)
-        if replicas > 1:
-            shape, names = (replicas, ranks // replicas), ("replicate", "shard")
         compute = _COMPUTE[self.setup.precision] if options.gather_precision else None
         arguments: dict[str, Any] = {
-            "mesh": init_device_mesh(engine.device.type, shape, mesh_dim_names=names),
+            "mesh": self._mesh,
             "reshard_after_forward": options.reshard_after_forward,
             "mp_policy": MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32),
         }
@@ -74,6 +65,31 @@ class Fsdp2Strategy(TorchStrategy):
             initial.fill(model, torch.device("cpu") if options.cpu_offload else engine.device)
         self._build(build_optimizer)
         self._watch_gradients()
+
+    @cached_property
+    def _mesh(self) -> DeviceMesh:
+        """The ranks, with ``fsdp2.replicas`` in two dimensions. Raises UsageError where these do
+        not divide the world size."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        ranks, replicas = self.engine.world_size, self.options.replicas
+        if ranks % replicas:
+            raise UsageError(
+                f"fsdp2.replicas is {replicas}, which does not divide the {ranks} ranks; use one "
+                f"of {', '.join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)}."
+            )
+        self.replicas = replicas
+        shape: tuple[int, ...] = (ranks,)
+        names: tuple[str, ...] = ("shard",)
+        if replicas > 1:
+            shape, names = (replicas, ranks // replicas), ("replicate", "shard")
+        return init_device_mesh(self.engine.device.type, shape, mesh_dim_names=names)
+
+    def try_sharded(
+        self, build_optimizer: BuildOptimizer, example: Example, whole: Updates
+    ) -> str | None:
+        """Each rank has some rows of each parameter."""
+        return check_sharded(build_optimizer, example, whole, self._mesh)
 
     def call(self, function: Callable[[nn.Module], T]) -> T:
         """Raises UsageError where the function uses a block without calling it."""

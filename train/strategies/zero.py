@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from train.checkpoint.state import OptimizerState
 from train.distributed.shard import Shard, model_tensors
 from train.exits import UsageError
+from train.optim.probe import Example, Updates, check_flat
 from train.strategies.base import BuildOptimizer, Strategy
 from train.strategies.deepspeed_import import import_deepspeed
 from train.strategies.meta_init import Initial
@@ -40,7 +41,6 @@ class ZeroStrategy(Strategy):
     def prepare(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
         """Hands the model and the optimiser to DeepSpeed. Raises UsageError where DeepSpeed is
         not installed, or does not accept its options or the optimiser."""
-        self.refuse_optimizer("adafactor", "adagrad")  # DeepSpeed replaces Adagrad by its own
         deepspeed = import_deepspeed(self.engine.device)
         self.settings = deepspeed_config(self.options, self.stage, self.setup.plan)
         initial = self.setup.initial
@@ -75,6 +75,12 @@ class ZeroStrategy(Strategy):
 
     def _shard_modules(self, deepspeed: Any, model: nn.Module, initial: Initial) -> None:
         """Initialises a model on the meta device, in the stage that shards parameters."""
+
+    def try_sharded(
+        self, build_optimizer: BuildOptimizer, example: Example, whole: Updates
+    ) -> str | None:
+        """Each rank has a part of a flat tensor with all parameters."""
+        return check_flat(build_optimizer, example, whole, self.engine.world_size)
 
     def run_directory_files(self) -> dict[str, Any]:
         """The generated DeepSpeed config, ``deepspeed.json``."""
