@@ -278,6 +278,9 @@ class NodeAgent(LocalElasticAgent):
 
     def _failure(self, failure: ProcessFailure, ended: Collection[int]) -> RankFailure:
         local_rank = failure.local_rank
+        # Before a rank handles a signal that was forwarded, it dies of it: it was stopped.
+        was_stopped = -failure.exitcode in self._signals.forwarded - {signal.SIGINT}
+        exit_code = Exit.PREEMPTED if was_stopped else shell_code(failure.exitcode)
         has_file = Path(failure.error_file).is_file()
         error, left_at = error_of(failure.message) if has_file else ("", None)
         return RankFailure(
@@ -285,12 +288,12 @@ class NodeAgent(LocalElasticAgent):
             local_rank=local_rank,
             host=socket.gethostname(),
             pid=failure.pid,
-            exit_code=shell_code(failure.exitcode),
+            exit_code=exit_code,
             error=error,
             time=left_at or time.time(),
             log=tail(self._ranks.stderrs[local_rank] or os.devnull),
             # A rank may have ended by itself after the last check.
-            stopped=local_rank not in ended and shell_code(failure.exitcode) in _ENDS_OF_STOPPED,
+            stopped=local_rank not in ended and exit_code in _ENDS_OF_STOPPED,
             overdue=local_rank in self._overdue and failure.exitcode == -signal.SIGKILL,
         )
 

@@ -11,7 +11,8 @@ import pytest
 from launch.agent.keepalive import set_keepalive
 from launch.agent.options import parse
 from launch.agent.rendezvous import has_started, join, round_of
-from launch.agent.signals import HANDLED, Signals, StopSignal
+from launch.agent.signals import Signals, StopSignal
+from launch.contract import STOP_SIGNALS
 from tests.support.runs import free_port
 
 pytestmark = pytest.mark.normal
@@ -31,7 +32,7 @@ def nodes():
 @pytest.fixture
 def signals():
     """Installed, and replaced afterwards."""
-    before = {number: signal.getsignal(number) for number in HANDLED}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     made = Signals()
     made.install()
     yield made
