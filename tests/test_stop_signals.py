@@ -9,6 +9,9 @@ import time
 import pytest
 
 from tests.support.runs import ROOT
+from train.checkpoint.store import CheckpointStore
+from train.loop.checkpointing import Checkpointing
+from train.process import stop
 from train.process.stop import StopConfig, StopRequest
 from train.process.stop_signals import (
     STOP_SIGNALS,
@@ -85,11 +88,11 @@ def test_an_ignored_signal_stays_ignored_except_sigterm_and_sigint():
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     assert set(handled_signals()) == {signal.SIGTERM, signal.SIGINT}
-    with StopRequest(StopConfig(), in_session=True) as stop:
-        stop.ranks_joined()
+    with StopRequest(StopConfig(), in_session=True) as request:
+        request.ranks_joined()
         os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        assert not stop.requested
+        assert not request.requested
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     assert signal.SIGHUP in handled_signals()
 
@@ -98,15 +101,15 @@ def test_an_ignored_signal_stays_ignored_except_sigterm_and_sigint():
 @pytest.mark.parametrize("number", ALL_BUT_SIGINT)
 def test_each_signal_requests_a_stop_and_some_start_the_deadline(number):
     signal.signal(number, signal.SIG_DFL)
-    with StopRequest(StopConfig(deadline=60.0), in_session=True) as stop:
-        stop.ranks_joined()
+    with StopRequest(StopConfig(deadline=60.0), in_session=True) as request:
+        request.ranks_joined()
         os.kill(os.getpid(), number)
-        while not stop.requested:
+        while not request.requested:
             time.sleep(0.001)
-        stop._handle(number)  # again, as the kernel repeats SIGXCPU
-        assert stop.signal == number.name
+        request._handle(number)  # again, as the kernel repeats SIGXCPU
+        assert request.signal == number.name
         kills = number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-        assert (stop.seconds_left < 60) is kills
+        assert (request.seconds_left < 60) is kills
 
 
 def test_a_process_started_while_stop_signals_are_blocked_gets_none():
@@ -120,3 +123,34 @@ def test_a_process_started_while_stop_signals_are_blocked_gets_none():
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
     assert not set(STOP_SIGNALS) & signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_deadline_does_not_wait_for_a_disk_that_does_not_answer(answers, monkeypatch, capfd):
+    monkeypatch.setattr(stop, "_READ_TIMEOUT", 0.2 if not answers else 60.0)
+
+    def read():
+        if not answers:
+            time.sleep(600)
+        return "The last committed checkpoint is that of step 20."
+
+    def pass_deadline():
+        request = StopRequest(StopConfig())
+        request.report_at_deadline(read)
+        request._too_late(30.0)
+
+    code, err = in_a_child(pass_deadline, capfd)
+    assert code == 75
+    assert ("that of step 20" in err) is answers
+    assert "last committed checkpoint" in err
+
+
+def test_the_last_checkpoint_is_read_from_the_disk(tmp_path):
+    """Another rank may have committed it, which this rank learns at the next save only."""
+    checkpointing = Checkpointing.__new__(Checkpointing)
+    checkpointing._store = CheckpointStore(tmp_path)
+    assert checkpointing.last_step_on_disk is None
+    for step in (10, 20):
+        checkpointing._store.path(step).mkdir()
+    assert checkpointing.last_step_on_disk == 20

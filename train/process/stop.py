@@ -20,6 +20,7 @@ from train.process.stop_signals import STOP_SIGNALS, TERMINATING, handled_signal
 from train.section import Section, non_semantic
 
 _STOP_FILE_INTERVAL = 1.0  # seconds between checks of the stop file
+_READ_TIMEOUT = 1.0  # seconds to find the last checkpoint after the deadline
 
 
 class StopConfig(Section):
@@ -184,9 +185,17 @@ class StopRequest:
         """Runs in the timer's thread, because the main thread may be blocked."""
         write_stderr(
             f"error: did not stop within stop.deadline ({deadline:g} s, less stop.margin "
-            f"{self._config.margin:g} s). {self._resume_point()}"
+            f"{self._config.margin:g} s). {self._read_resume_point()}"
         )
         os._exit(Exit.RETRY)
+
+    def _read_resume_point(self) -> str:
+        """The sentence of ``report_at_deadline``, which is read from a disk that may not answer."""
+        read: list[str] = []
+        thread = threading.Thread(target=lambda: read.append(self._resume_point()), daemon=True)
+        thread.start()
+        thread.join(_READ_TIMEOUT)
+        return read[0] if read else "Rerun to resume from the last committed checkpoint."
 
 
 def _forget_signals() -> None:
