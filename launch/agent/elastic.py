@@ -38,7 +38,7 @@ from launch.agent.options import AgentOptions
 from launch.agent.rendezvous import forget_round, has_started, round_of, store_lost
 from launch.agent.reports import Report, Reports
 from launch.agent.signals import Signals, StopSignal
-from launch.contract import Exit
+from launch.contract import Exit, RetryError, first_line
 
 _CHECK_OTHERS = 1.0  # seconds between two checks of the other nodes' reports
 _TO_NOTICE = 5.0  # seconds for ranks to detect by themselves that others are gone, and report it
@@ -78,6 +78,7 @@ class NodeAgent(LocalElasticAgent):
         self._round: int | None = None
         self._checked = 0.0
         self._failed_elsewhere_at: float | None = None
+        self._ended_for_lost: set[int] = set()
         self._lost = ""
         """Which other node is lost, as a sentence without full stop."""
         self._store_is_lost = False
@@ -99,13 +100,15 @@ class NodeAgent(LocalElasticAgent):
         forget_round(handler)
         try:
             super()._rendezvous(worker_group)
-        except RendezvousError:
-            raise
-        except RuntimeError as error:  # of the store, while the nodes tell each other their ranks
-            raise RendezvousError(str(error)) from error
+        except RuntimeError as error:  # of the store
+            raise RetryError(
+                "A node fell silent while the nodes exchanged addresses and ranks "
+                f"({first_line(error)}). Rerun to resume from the last checkpoint."
+            ) from error
         self._signals.interruptible = lambda: False
         self._round = round_of(handler)
-        self.outcome, self._failed_elsewhere_at, self._overdue, self._lost = None, None, set(), ""
+        self.outcome, self._failed_elsewhere_at, self._lost = None, None, ""
+        self._overdue, self._ended_for_lost = set(), set()
         set_keepalive(self._options.port)
         node, nodes = self._place
         self._reports = Reports(cast("Any", worker_group.store), node, nodes)
@@ -150,6 +153,8 @@ class NodeAgent(LocalElasticAgent):
         while None in self._return_codes().values():
             self._look_at_others()
             if self._lost:
+                codes = self._return_codes()
+                self._ended_for_lost = {rank for rank, code in codes.items() if code is None}
                 self._ranks.close(signal.SIGTERM, _TO_END)
                 break
             if self._signals.stop_asked is not None:
@@ -318,7 +323,8 @@ class NodeAgent(LocalElasticAgent):
         # Before a rank handles a signal that was forwarded, it dies of it: it was stopped.
         was_stopped = -failure.exitcode in self._signals.forwarded - {signal.SIGINT}
         exit_code = Exit.PREEMPTED if was_stopped else shell_code(failure.exitcode)
-        stopped = local_rank not in ended and exit_code in _ENDS_OF_STOPPED
+        by_itself = local_rank in ended and local_rank not in self._ended_for_lost
+        stopped = not by_itself and exit_code in _ENDS_OF_STOPPED
         has_file = Path(failure.error_file).is_file()
         error, left_at = error_of(failure.message) if has_file else ("", None)
         if stopped and self._lost:  # the cause, not how the rank ended because of it

@@ -64,14 +64,15 @@ class Reports:
         return bool(self._others) and self._store.check([_ANY])
 
     def watch(self, silence: float) -> None:
-        """Tells all nodes of those that this node watches and that sent no heartbeat for
-        ``silence`` seconds. Raises RuntimeError if the store is gone."""
+        """Tells all nodes of those that this node watches, that have not reported, and that sent no
+        heartbeat for ``silence`` seconds. Raises RuntimeError if the store is gone."""
         now = time.monotonic()
         if now - self._watched_at > silence / 2:  # this process was paused, so perhaps all were
             self._heard = dict.fromkeys(self._watched, now)
         self._watched_at = now
         for other in self._watched:
-            if self._silent_since(other) + silence < now:
+            silent = self._silent_since(other) + silence < now
+            if silent and not self._store.check([_key(other)]):
                 self._store.set(_lost(other), "")
                 self._store.set(_ANY, "")
 

@@ -1,6 +1,7 @@
 """The agents of a run wait for each other's reports, but not longer than they may."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import HashStore
@@ -54,7 +55,8 @@ def test_the_node_that_keeps_the_store_does_not_wait_longer_for_readers():
 def clock(monkeypatch):
     """Seconds that pass for the reports."""
     passed = [1000.0]
-    monkeypatch.setattr(reports_module.time, "monotonic", lambda: passed[0])
+    clock = SimpleNamespace(monotonic=lambda: passed[0], sleep=time.sleep)
+    monkeypatch.setattr(reports_module, "time", clock)
 
     def wait(seconds, *alive):
         for _ in range(seconds):
@@ -107,4 +109,11 @@ def test_nodes_that_were_paused_together_are_not_lost(clock):
     nodes[0].watch(25.0)
     assert not nodes[0].somebody_failed()
     clock(3, *nodes)
+    assert not nodes[0].somebody_failed()
+
+
+def test_a_node_that_has_reported_and_ended_is_not_lost(clock):
+    nodes = [Reports(store, number, 2) for store in [HashStore()] for number in range(2)]
+    nodes[1].exchange(Report(1, [], leaving=True), lambda _: True, never)
+    clock(60, nodes[0])
     assert not nodes[0].somebody_failed()
