@@ -69,6 +69,21 @@ def test_a_stop_signal_that_the_parent_has_blocked_is_delivered(capfd):
 
 
 @pytest.mark.process
+def test_a_process_that_is_forked_before_a_run_is_open_dies_of_the_signal(capfd):
+    """As those of a pool that the user's code terminates."""
+
+    def fork():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        end_at_stop_signals()
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(-os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    assert in_a_child(fork, capfd) == (signal.SIGTERM, "")
+
+
+@pytest.mark.process
 def test_ctrl_c_during_the_first_imports_shows_no_traceback():
     program = (
         "import sys, train.__main__\n"

@@ -211,7 +211,7 @@ class NodeAgent(LocalElasticAgent):
                 self._failed_elsewhere_at = self._failed_elsewhere_at or now
                 if lost := self._reports.lost():
                     nodes = ", ".join(map(str, lost))
-                    self._lost = f"Node {nodes} has sent no sign of life for {_TO_REPORT:g} s"
+                    self._lost = f"Node {nodes} has sent no heartbeat for {_TO_REPORT:g} s"
         except RuntimeError:
             self._lose_store()
 

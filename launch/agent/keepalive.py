@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-_SECONDS = 15.0  # without a sign of the other machine until a connection counts as lost
+_SECONDS = 15.0  # without an acknowledgement until a connection counts as lost
 _ANSWER = 10  # seconds until a process that does not read, as when it is paused, counts as lost
 
 

@@ -198,7 +198,7 @@ def test_a_host_that_does_not_respond(hosts):
     try:
         codes, errors = end(agents, timeout=90)
         assert codes == [75, 75], errors
-        assert "Node 1 has sent no sign of life for 25 s" in errors[0]
+        assert "Node 1 has sent no heartbeat for 25 s" in errors[0]
         assert "is gone or cannot be reached" in errors[1]
         assert "recvValue" not in errors[1], "torch's stack traces"
     finally:

@@ -52,7 +52,15 @@ def end_at_stop_signals() -> None:
     for number in handled_signals():
         if number != signal.SIGINT:
             signal.signal(number, _end)
+    os.register_at_fork(after_in_child=_restore_defaults)
     unblock_stop_signals()
+
+
+def _restore_defaults() -> None:
+    """In a forked child, such as one of a pool that the user's code terminates."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
