@@ -3,6 +3,7 @@
 Command line       its parser and errors; how a training command is written, read and started
 Config             its schema, and the checks that do not need the training's processes
 Exit codes         what the end of a process means, and the errors that carry a code
+Signals            those that request a stop
 Rendezvous         how ranks find each other, and the waits for names, ports and keys
 Environment        what a launcher sets for a rank, and where a rank writes its error
 Run directory      the files of a run that other programs may read
@@ -37,6 +38,12 @@ from train.exits import (
 from train.imports import import_extra
 from train.numeric_text import finite_number, seconds_in, whole_number
 from train.process.error_file import write_error_file
+from train.process.stop_signals import (
+    STOP_SIGNALS,
+    TERMINATING,
+    handled_signals,
+    unblock_stop_signals,
+)
 from train.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -67,6 +74,8 @@ __all__ = [
     "RUN_FILE",
     "RUN_ID",
     "STOP_DEADLINE",
+    "STOP_SIGNALS",
+    "TERMINATING",
     "TRAIN",
     "TRAIN_COMMANDS",
     "WANDB_GROUP",
@@ -91,6 +100,7 @@ __all__ = [
     "finite_number",
     "first_host",
     "first_line",
+    "handled_signals",
     "import_extra",
     "is_worth_retrying",
     "join_ranks",
@@ -111,6 +121,7 @@ __all__ = [
     "train_sources",
     "train_version",
     "training_config",
+    "unblock_stop_signals",
     "wait_for_key",
     "wait_for_name",
     "wait_for_port",

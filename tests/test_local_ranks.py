@@ -100,16 +100,19 @@ def test_other_ranks_have_a_grace_period_after_a_failure(tmp_path, grace, killed
 
 
 @pytest.mark.process
-def test_ctrl_c_while_python_starts_in_the_ranks_is_a_stop(monkeypatch, capfd):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_while_python_starts_in_the_ranks_is_a_stop(monkeypatch, capfd, number):
     wait = local_ranks._wait
 
     def interrupted(*arguments):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         return wait(*arguments)
 
     monkeypatch.setattr(local_ranks, "_wait", interrupted)
     assert run_ranks(["fit"], 2, grace=60.0) == Exit.PREEMPTED
-    assert capfd.readouterr().err == ""
+    err = capfd.readouterr().err
+    assert err.count(f"stopped on request ({number.name})") == (2 if number != signal.SIGINT else 0)
+    assert "Traceback" not in err
 
 
 @pytest.mark.process

@@ -17,9 +17,17 @@ def run(argv: Sequence[str] | None = None, prog: str = "python -m train") -> int
     # Registered first, so it is called last; threads are joined before.
     atexit.register(_exit_without_teardown)
 
-    from train.cli import main
+    from train.exits import Exit
+    from train.process.stop_signals import end_at_stop_signals
 
-    _code = main(argv, prog)
+    end_at_stop_signals()  # before slow imports
+    try:
+        from train.cli import main
+
+        _code = main(argv, prog)
+    except KeyboardInterrupt:  # during an import
+        print("isorun: stopped.", file=sys.stderr)
+        _code = Exit.STOPPED_AT_ONCE
     return _code
 
 

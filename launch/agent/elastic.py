@@ -21,6 +21,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 from launch import deadlines
 from launch.agent.failure import (
@@ -32,12 +33,12 @@ from launch.agent.failure import (
     tail,
     write_termination,
 )
-from launch.agent.keepalive import set_keepalive
+from launch.agent.keepalive import end_connections, set_keepalive
 from launch.agent.options import AgentOptions
-from launch.agent.rendezvous import has_started, round_of
+from launch.agent.rendezvous import forget_round, has_started, round_of, store_lost
 from launch.agent.reports import Report, Reports
 from launch.agent.signals import Signals, StopSignal
-from launch.contract import Exit
+from launch.contract import Exit, RetryError, first_line
 
 _CHECK_OTHERS = 1.0  # seconds between two checks of the other nodes' reports
 _TO_NOTICE = 5.0  # seconds for ranks to detect by themselves that others are gone, and report it
@@ -77,6 +78,14 @@ class NodeAgent(LocalElasticAgent):
         self._round: int | None = None
         self._checked = 0.0
         self._failed_elsewhere_at: float | None = None
+        self._ended_for_lost: set[int] = set()
+        self._lost = ""
+        """Which other node is lost, as a sentence without full stop."""
+        self._store_is_lost = False
+        # torch calls it after each check of healthy ranks. Its error would end them without a
+        # report, and wait for them for the whole shutdown timeout.
+        self._nodes_waiting = spec.rdzv_handler.num_nodes_waiting
+        spec.rdzv_handler.num_nodes_waiting = self._num_nodes_waiting  # type: ignore[method-assign]
 
     # -- steps of torch's loop that differ -----------------------------------------------------
 
@@ -88,10 +97,18 @@ class NodeAgent(LocalElasticAgent):
         self._signals.interruptible = lambda: not has_started(handler, before)
         if self._signals.first:
             raise StopSignal(self._signals.first)
-        super()._rendezvous(worker_group)
+        forget_round(handler)
+        try:
+            super()._rendezvous(worker_group)
+        except RuntimeError as error:  # of the store
+            raise RetryError(
+                "A node fell silent while the nodes exchanged addresses and ranks "
+                f"({first_line(error)}). Rerun to resume from the last checkpoint."
+            ) from error
         self._signals.interruptible = lambda: False
         self._round = round_of(handler)
-        self.outcome, self._failed_elsewhere_at, self._overdue = None, None, set()
+        self.outcome, self._failed_elsewhere_at, self._lost = None, None, ""
+        self._overdue, self._ended_for_lost = set(), set()
         set_keepalive(self._options.port)
         node, nodes = self._place
         self._reports = Reports(cast("Any", worker_group.store), node, nodes)
@@ -131,9 +148,15 @@ class NodeAgent(LocalElasticAgent):
 
     def _forward_signals(self, deadline: float | None = None) -> None:
         """Forwards signals and waits until the ranks have ended; other nodes learn of a stop from
-        the ranks, which agree on it. After SIGTERM the ranks have ``shutdown_timeout`` seconds."""
+        the ranks, which agree on it. After SIGTERM the ranks have ``shutdown_timeout`` seconds, but
+        only a few after another node is lost, since then they cannot agree any more."""
         while None in self._return_codes().values():
-            self._heartbeat()
+            self._look_at_others()
+            if self._lost:
+                codes = self._return_codes()
+                self._ended_for_lost = {rank for rank, code in codes.items() if code is None}
+                self._ranks.close(signal.SIGTERM, _TO_END)
+                break
             if self._signals.stop_asked is not None:
                 deadline = self._signals.stop_asked + self._options.shutdown_timeout
             for number in self._signals.take():
@@ -165,26 +188,45 @@ class NodeAgent(LocalElasticAgent):
     # -- failing ------------------------------------------------------------------------------
 
     def _peers_are_gone(self) -> bool:
-        """Whether ranks of other nodes failed so long ago that those here must have noticed."""
-        now = time.monotonic()
-        if self._failed_elsewhere_at is not None:
-            return now - self._failed_elsewhere_at > _TO_NOTICE
-        if now - self._checked > _CHECK_OTHERS:
-            self._checked = now
-            assert self._reports is not None
-            try:
-                failed = self._reports.somebody_failed()
-                self._reports.heartbeat()
-            except RuntimeError:
-                failed = True  # the node that keeps the store is gone
-            self._failed_elsewhere_at = now if failed else None
-        return False
+        """Whether ranks of other nodes failed so long ago that those here must have noticed, or
+        another node is lost, which they may never notice."""
+        self._look_at_others()
+        if self._lost and not self._store_is_lost:
+            return True
+        failed_at = self._failed_elsewhere_at
+        return failed_at is not None and time.monotonic() - failed_at > _TO_NOTICE
 
-    def _heartbeat(self) -> None:
-        """Shows other nodes that this agent is alive while it waits for its ranks."""
+    def _look_at_others(self) -> None:
+        """Once a second, shows other nodes that this agent is alive, and looks whether they are,
+        and whether one has failed."""
+        now = time.monotonic()
+        if self._store_is_lost or now - self._checked <= _CHECK_OTHERS:
+            return
+        self._checked = now
         assert self._reports is not None
-        with suppress(RuntimeError):  # _peers_are_gone detects it
+        try:
             self._reports.heartbeat()
+            self._reports.watch(_TO_REPORT)
+            if self._reports.somebody_failed():
+                self._failed_elsewhere_at = self._failed_elsewhere_at or now
+                if lost := self._reports.lost():
+                    nodes = ", ".join(map(str, lost))
+                    self._lost = f"Node {nodes} has sent no heartbeat for {_TO_REPORT:g} s"
+        except RuntimeError:
+            self._lose_store()
+
+    def _lose_store(self) -> None:
+        """The node that keeps the store is gone or does not answer."""
+        end_connections(self._options.port)
+        self._store_is_lost, self._lost = True, store_lost(self._options)
+        self._failed_elsewhere_at = self._failed_elsewhere_at or time.monotonic()
+
+    def _num_nodes_waiting(self) -> int:
+        try:
+            return 0 if self._store_is_lost else self._nodes_waiting()
+        except RendezvousError:
+            self._lose_store()
+            return 0
 
     def _decide(self, result: RunResult, ended: Collection[int]) -> None:
         """Decides, like all other nodes, what the failures mean and whether ranks are restarted."""
@@ -215,7 +257,7 @@ class NodeAgent(LocalElasticAgent):
         not count as a restart."""
         leaving = [report.node for report in reports if report.leaving]
         finished = [report for report in reports if not report.failures]
-        if self._signals.first or finished or not outcome.retry:
+        if self._signals.first or finished or not outcome.retry or self._store_is_lost:
             return ""
         if leaving:
             if self._place[1] - len(leaving) < self._options.min_nodes:
@@ -278,19 +320,25 @@ class NodeAgent(LocalElasticAgent):
 
     def _failure(self, failure: ProcessFailure, ended: Collection[int]) -> RankFailure:
         local_rank = failure.local_rank
+        # Before a rank handles a signal that was forwarded, it dies of it: it was stopped.
+        was_stopped = -failure.exitcode in self._signals.forwarded - {signal.SIGINT}
+        exit_code = Exit.PREEMPTED if was_stopped else shell_code(failure.exitcode)
+        by_itself = local_rank in ended and local_rank not in self._ended_for_lost
+        stopped = not by_itself and exit_code in _ENDS_OF_STOPPED
         has_file = Path(failure.error_file).is_file()
         error, left_at = error_of(failure.message) if has_file else ("", None)
+        if stopped and self._lost:  # the cause, not how the rank ended because of it
+            exit_code, error = Exit.RETRY, error or self._lost
         return RankFailure(
             rank=self._worker_group.workers[local_rank].global_rank,
             local_rank=local_rank,
             host=socket.gethostname(),
             pid=failure.pid,
-            exit_code=shell_code(failure.exitcode),
+            exit_code=exit_code,
             error=error,
             time=left_at or time.time(),
             log=tail(self._ranks.stderrs[local_rank] or os.devnull),
-            # A rank may have ended by itself after the last check.
-            stopped=local_rank not in ended and shell_code(failure.exitcode) in _ENDS_OF_STOPPED,
+            stopped=stopped,  # a rank may have ended by itself after the last check
             overdue=local_rank in self._overdue and failure.exitcode == -signal.SIGKILL,
         )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launch import deadlines
 from launch.agent.arguments import PREFLIGHTS, TERMINATION_LOG, Values, parser
+from launch.agent.quiet_torch import import_torch
 from launch.contract import (
     RUN_ID,
     STOP_DEADLINE,
@@ -173,6 +174,7 @@ def _processes(text: str, origin: str) -> int:
         )
     if text == "cpu":
         return usable_cores()
+    import_torch()
     import torch
 
     gpus = torch.cuda.device_count()

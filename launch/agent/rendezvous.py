@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pickle
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from launch.agent.keepalive import set_keepalive
 from launch.agent.options import AgentOptions
+from launch.agent.quiet_torch import import_torch
 from launch.contract import RetryError, UsageError
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 _PASSED = "isorun/preflight-passed"
+_WAIT = 25.0  # seconds for other nodes to set what each sets at once when a round begins
 
 
 class ClosedError(RetryError):
@@ -30,6 +33,7 @@ def join(options: AgentOptions, suffix: str = "") -> RendezvousHandler:
     Raises RetryError if its store cannot be reached, and UsageError for settings that torch
     rejects.
     """
+    import_torch()
     from torch.distributed.elastic.rendezvous import (
         RendezvousError,
         RendezvousParameters,
@@ -67,7 +71,15 @@ def join(options: AgentOptions, suffix: str = "") -> RendezvousHandler:
             raise
         raise UsageError(f"torch rejects --rdzv-conf: {error}; correct it.") from None
     set_keepalive(options.port)
+    _store(handler).set_timeout(timedelta(seconds=_WAIT))
     return handler
+
+
+def forget_round(handler: RendezvousHandler) -> None:
+    """Makes the next round exchange the address of its rank 0. torch 2.13 keeps that of the round
+    before on each node that does not become rank 0 itself."""
+    if getattr(handler, "_bootstrap_store_info", None) is not None:
+        cast("Any", handler)._bootstrap_store_info = None
 
 
 def failure_of(options: AgentOptions, error: Exception) -> str:
@@ -81,10 +93,12 @@ def failure_of(options: AgentOptions, error: Exception) -> str:
             f"nodes at the rendezvous {options.endpoint}. Check which node was not started or "
             "cannot connect."
         )
-    return (
-        f"The node that hosts the rendezvous at {options.endpoint} is gone or cannot be reached. "
-        "Rerun to resume from the last checkpoint."
-    )
+    return f"{store_lost(options)}. Rerun to resume from the last checkpoint."
+
+
+def store_lost(options: AgentOptions) -> str:
+    """The error of a node that cannot reach the rendezvous any more; no full stop."""
+    return f"The node that hosts the rendezvous at {options.endpoint} is gone or cannot be reached"
 
 
 def note_preflight_passed(handler: RendezvousHandler) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _POLL = 0.05
 _HEARTBEAT = 1.0
 _ANY = "isorun/any-report"
+"""Set once a node has reported a failure, or is lost."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,46 @@ class Reports:
         self._store, self._node, self._nodes = store, node, nodes
         self._sent = 0.0
         self._others = [other for other in range(nodes) if other != node]
+        # Node 0 watches all others. Each node watches the one before it, so that node 0 and a node
+        # that is lost together with it are watched, too, without work that grows with the nodes.
+        self._watched = self._others if node == 0 else [node - 1]
+        self._watched_at = time.monotonic()
+        self._heard = dict.fromkeys(self._watched, self._watched_at)
+        self._beats: dict[int, int] = {}
 
     def somebody_failed(self) -> bool:
-        """Whether another node has reported a failure. Raises RuntimeError if the store is gone."""
+        """Whether another node has reported a failure, or is lost. Raises RuntimeError if the store
+        is gone."""
         return bool(self._others) and self._store.check([_ANY])
+
+    def watch(self, silence: float) -> None:
+        """Tells all nodes of those that this node watches, that have not reported, and that sent no
+        heartbeat for ``silence`` seconds. Raises RuntimeError if the store is gone."""
+        now = time.monotonic()
+        if now - self._watched_at > silence / 2:  # this process was paused, so perhaps all were
+            self._heard = dict.fromkeys(self._watched, now)
+        self._watched_at = now
+        for other in self._watched:
+            silent = self._silent_since(other) + silence < now
+            if silent and not self._store.check([_key(other)]):
+                self._store.set(_lost(other), "")
+                self._store.set(_ANY, "")
+
+    def lost(self) -> list[int]:
+        """The other nodes that are lost, as a node that watches them has noticed, and have not
+        reported. Raises RuntimeError if the store is gone."""
+        return [other for other in self._others if self._is_lost(other)]
+
+    def _is_lost(self, other: int) -> bool:
+        store = self._store
+        return store.check([_lost(other)]) and not store.check([_key(other)])
+
+    def _silent_since(self, other: int) -> float:
+        """The monotonic time when its last heartbeat was noticed."""
+        count = self._store.add(f"{_key(other)}/beats", 0)
+        if count != self._beats.get(other) or other not in self._heard:
+            self._beats[other], self._heard[other] = count, time.monotonic()
+        return self._heard[other]
 
     def heartbeat(self) -> None:
         """Shows the others, at most once a second, that this node is alive.
@@ -77,7 +114,8 @@ class Reports:
 
         Returns the reports as soon as they are all there or ``is_enough`` of them, and the nodes
         that are lost. ``due`` gives the time when a node is lost that is silent since another time:
-        since this call, or with ``while_alive`` since its last heartbeat.
+        since this call, or with ``while_alive`` since its last heartbeat. A node that others have
+        noticed to be lost is not waited for.
         """
         found, lost = {own.node: own}, []
         try:
@@ -85,7 +123,6 @@ class Reports:
             if own.failures:
                 self._store.set(_ANY, "")
             heard = dict.fromkeys(self._others, time.monotonic())
-            beats: dict[int, int] = {}
             looked = 0.0
             while True:
                 self.heartbeat()
@@ -96,14 +133,11 @@ class Reports:
                 now = time.monotonic()
                 if while_alive and now - looked > _HEARTBEAT:
                     looked = now
-                    for other in waiting:
-                        count = self._store.add(f"{_key(other)}/beats", 0)
-                        if count != beats.get(other):
-                            beats[other], heard[other] = count, now
+                    heard |= {other: self._silent_since(other) for other in waiting}
                 if len(found) == self._nodes or is_enough(list(found.values())):
                     break
                 waiting = [other for other in self._others if other not in found]
-                if all(now > due(heard[other]) for other in waiting):
+                if all(now > due(heard[other]) or self._is_lost(other) for other in waiting):
                     lost = waiting
                     break
                 time.sleep(_POLL)
@@ -129,3 +163,7 @@ class Reports:
 
 def _key(node: int) -> str:
     return f"isorun/report/{node}"
+
+
+def _lost(node: int) -> str:
+    return f"{_key(node)}/lost"

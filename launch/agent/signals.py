@@ -7,19 +7,10 @@ import time
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-# Requests to end. A terminal that closes sends SIGHUP.
-TERMINATING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-HANDLED = (*TERMINATING, signal.SIGINT, signal.SIGUSR1)
+from launch.contract import TERMINATING, handled_signals, unblock_stop_signals
 
 
-def handled() -> tuple[signal.Signals, ...]:
-    """The signals that a program with ranks handles here: SIGHUP only if it is not ignored, as
-    nohup makes it."""
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return tuple(number for number in HANDLED if not (ignored and number == signal.SIGHUP))
-
-
-class StopSignal(Exception):  # noqa: N818 - a request, no error
+class StopSignal(BaseException):  # not caught by the modules that are imported meanwhile
     """A signal that arrived while there were no ranks to forward it to."""
 
     def __init__(self, number: signal.Signals) -> None:
@@ -28,9 +19,9 @@ class StopSignal(Exception):  # noqa: N818 - a request, no error
 
 
 class Signals:
-    """Records signals.
+    """Records signals. SIGHUP and SIGQUIT are forwarded as SIGTERM, all others as they are.
 
-    SIGTERM is forwarded once, however often it arrives: a rank that already stops needs no second
+    Each is forwarded once, however often it arrives: a rank that already stops needs no second
     one, and a rank that has removed its handler would die of it. A second SIGINT is forwarded: it
     is a person's second Ctrl-C, which means at once.
     """
@@ -41,13 +32,16 @@ class Signals:
         """The monotonic time of the first SIGTERM; the launcher kills this agent a while later."""
         self.interruptible: Callable[[], bool] = lambda: True
         """Whether a signal that arrives now raises StopSignal in the main thread."""
+        self.forwarded: set[int] = set()
+        """The signals that were returned by ``take``."""
         self._waiting: list[signal.Signals] = []
         self._seen: set[signal.Signals] = set()
 
     def install(self) -> None:
         """Installs the handlers. A program that nohup started keeps running after SIGHUP."""
-        for number in handled():
+        for number in handled_signals():
             signal.signal(number, self._record)
+        unblock_stop_signals()
 
     def _record(self, number: int, _: FrameType | None) -> None:
         received = signal.Signals(number)
@@ -64,4 +58,5 @@ class Signals:
     def take(self) -> Iterable[signal.Signals]:
         """The signals to forward now; each is returned once."""
         taken, self._waiting = self._waiting, []
+        self.forwarded.update(taken)
         return taken

@@ -16,7 +16,6 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from launch.agent.signals import handled
 from launch.contract import (
     RUN_ID,
     WANDB_ID,
@@ -24,6 +23,7 @@ from launch.contract import (
     Parser,
     UsageError,
     exit_code_of,
+    handled_signals,
     is_worth_retrying,
     log,
     python_module,
@@ -44,7 +44,7 @@ class _Runner:
         self._sweep, self._processes = sweep, processes
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = False
-        for number in handled():
+        for number in handled_signals():
             signal.signal(number, self._stop)
 
     def _stop(self, number: int, _: FrameType | None) -> None:

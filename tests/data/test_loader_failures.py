@@ -19,6 +19,7 @@ from train.data.loader import check_dataset
 from train.data.loader_config import LoaderConfig
 from train.data.order import SampleOrder
 from train.exits import DataError, OutOfMemoryError, RetryError, RunError, UsageError
+from train.process.stop_signals import STOP_SIGNALS
 
 
 class Broken(Numbers):
@@ -245,9 +246,21 @@ def test_a_lock_that_a_killed_worker_held_does_not_block_the_end():
 def test_workers_ignore_stop_signals():
     with make(Numbers(), workers=1, steps=20) as batches:
         pid = int(next(batches).batch["pid"][0])
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             os.kill(pid, number)
         assert {int(p) for micro in batches for p in micro.batch["pid"]} == {pid}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_stop_signal_while_a_worker_starts_does_not_end_it(method):
+    """A launcher signals a whole group of processes."""
+    before = set(multiprocessing.active_children())
+    with make(Numbers(), workers=2, steps=5, multiprocessing_context=method) as batches:
+        for worker in set(multiprocessing.active_children()) - before:
+            for number in STOP_SIGNALS:
+                os.kill(worker.pid, number)
+        assert len(list(batches)) == 5
 
 
 class Endless(IterableDataset):

@@ -75,7 +75,7 @@ def test_no_step_appears_twice_in_the_metrics(tmp_path):
 
 
 def test_a_run_stopped_by_a_signal_saves_and_resumes(undisturbed, tmp_path):
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         before = max(checkpoints(tmp_path), default=0)
         process = start("fit", tmp_path, *EVERYTHING, "task.sleep=0.02")
         wait_for_step(process, tmp_path, before + 3)

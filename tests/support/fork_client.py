@@ -19,6 +19,7 @@ STARTS = "tests.fork"
 """The audit event of each start."""
 PASSED_ON = [
     signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT,
+    signal.SIGXCPU,
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.queues
+import multiprocessing.resource_tracker
 import pickle
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.data.fetch import LoadFailure, kind_of
 from train.exits import DataError, RetryError, UsageError, first_line
+from train.process.stop_signals import STOP_SIGNALS, stop_signals_blocked, unblock_stop_signals
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -28,15 +30,20 @@ def start_workers(loader: DataLoader[Any]) -> Any:
     """
     from torch._C import _remove_worker_pids
 
+    method = (loader.multiprocessing_context or multiprocessing).get_start_method()
+    if loader.num_workers and method != "fork":
+        # Otherwise the next lines start its process, and unblock some of the signals afterwards.
+        with stop_signals_blocked():
+            multiprocessing.resource_tracker.ensure_running()
     try:
-        iterator: Any = iter(loader)
+        with stop_signals_blocked():  # until prepare_worker ignores them
+            iterator: Any = iter(loader)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        how = loader.multiprocessing_context or multiprocessing
-        if not loader.num_workers or how.get_start_method() == "fork":
+        if not loader.num_workers or method == "fork":
             raise
         raise UsageError(
             f"The dataset or its collate cannot be pickled ({first_line(error)}), which the start "
-            f"method {how.get_start_method()} of data workers needs; define its classes and "
+            f"method {method} of data workers needs; define its classes and "
             "functions at the top level of a module, or set loader.multiprocessing_context=fork."
         ) from error
     except OSError as error:
@@ -102,8 +109,9 @@ def _shut_down(iterator: Any) -> None:
 def prepare_worker(_worker: int) -> None:
     """Ignores stop signals in a worker, since the main process still needs data for its last step;
     and reports a batch that cannot be pickled."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    unblock_stop_signals()
     # multiprocessing's hook for an item that cannot be pickled, which is otherwise dropped, so that
     # the main process would wait without end.
     multiprocessing.queues.Queue._on_queue_feeder_error = _put_failure  # type: ignore[attr-defined]

@@ -72,6 +72,15 @@ class Checkpointing:
         return self._saver.last_step
 
     @property
+    def last_step_on_disk(self) -> int | None:
+        """The step of the newest committed checkpoint, read now: this rank may not know yet that
+        another one has committed it. Not collective."""
+        try:
+            return max(self._store.steps(), default=None)
+        except OSError:
+            return self.last_step
+
+    @property
     def last_path(self) -> Path | None:
         """The newest committed checkpoint. Not collective."""
         return None if self.last_step is None else self._store.path(self.last_step)

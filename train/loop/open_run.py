@@ -148,7 +148,7 @@ def _open(
         mirroring=records.mirroring if records else None,
     )  # fmt: skip
     stack.callback(checkpointing.close)
-    stop.report_at_deadline(lambda: resume_point(checkpointing.last_step, progress.step))
+    stop.report_at_deadline(lambda: resume_point(checkpointing.last_step_on_disk, progress.step))
     triggers = Triggers(
         track=config.track,
         evaluate=config.evaluate,

@@ -81,7 +81,7 @@ class OpenRun:
 
     def resume_point(self) -> str:
         """A sentence: from which step the run resumes if it ends now."""
-        return resume_point(self.checkpointing.last_step, self.progress.step)
+        return resume_point(self.checkpointing.last_step_on_disk, self.progress.step)
 
 
 def resume_point(saved: int | None, step: int) -> str:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from train.exits import Exit, RetryError, error_of_code
+from train.process.stop_signals import handled_signals, stop_signals_blocked
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _POLL = 0.05
 _LAST_LINES = 5.0
 """Seconds that the output of the ranks may take to arrive once they have ended."""
@@ -27,11 +27,10 @@ _OF_TORCHRUN = ("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROL
 
 # Not `python -m train`, which would run a train.py of the working directory. What the calling
 # process can import, the ranks can. Until the command handles SIGINT, it ends the rank without a
-# traceback; it is blocked until here, because Python exits with 1 when it comes earlier.
+# traceback. `train` unblocks the stop signals, which are blocked until it handles them.
 _RANK = """
 import json, os, runpy, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 sys.path += [path for path in json.loads(os.environ["ISORUN_PATH"]) if path not in sys.path]
 runpy.run_module("train", run_name="__main__", alter_sys=True)
 """
@@ -49,8 +48,8 @@ def run_ranks(arguments: Sequence[str], processes: int, *, grace: float | None) 
 
     Returns Exit.DONE, or Exit.PREEMPTED where the run was stopped on request. Raises the error of
     the rank that failed first, as the class of its exit code; the others have ``grace`` seconds
-    (None: any time) to end by themselves then, such as to finish a checkpoint. SIGINT, SIGTERM and
-    SIGUSR1 that this process gets go to the ranks; KeyboardInterrupt after a second SIGINT.
+    (None: any time) to end by themselves then, such as to finish a checkpoint. Stop signals that
+    this process gets go to the ranks; KeyboardInterrupt after a second SIGINT.
     """
     with tempfile.TemporaryDirectory(prefix="isorun-") as folder:
         ranks: list[_Rank] = []
@@ -100,8 +99,7 @@ def _start(
     arguments: Sequence[str], number: int, environment: Mapping[str, str], error_file: Path
 ) -> _Rank:
     pipes = [None if _is_own(stream) else subprocess.PIPE for stream in (sys.stdout, sys.stderr)]
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the rank inherits it
-    try:
+    with stop_signals_blocked():
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _RANK, *arguments],
             env=environment,
@@ -113,8 +111,6 @@ def _start(
             # A group of its own: each signal reaches a rank once, by way of this process.
             start_new_session=True,
         )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     relays = [
         threading.Thread(target=_relay, args=(source, stream), daemon=True)
         for source, stream in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
@@ -149,7 +145,7 @@ def _received_signals() -> Iterator[list[int]]:
     def note(number: int, _frame: object) -> None:
         received.append(number)
 
-    previous = {number: signal.signal(number, note) for number in _SIGNALS}
+    previous = {number: signal.signal(number, note) for number in handled_signals()}
     try:
         yield received
     finally:

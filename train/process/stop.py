@@ -16,26 +16,27 @@ from typing import Any
 from train.exits import Exit
 from train.numeric_text import seconds_in
 from train.process.emergency_output import write_stderr
+from train.process.stop_signals import STOP_SIGNALS, TERMINATING, handled_signals
 from train.section import Section, non_semantic
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _STOP_FILE_INTERVAL = 1.0  # seconds between checks of the stop file
+_READ_TIMEOUT = 1.0  # seconds to find the last checkpoint after the deadline
 
 
 class StopConfig(Section):
     """Deadlines of a requested stop."""
 
     deadline: float | None = non_semantic(30.0, gt=0.0)
-    """Seconds from SIGTERM to the end of the process, whether it has saved or not. The environment
-    variable ISORUN_STOP_DEADLINE takes precedence. null: no deadline."""
+    """Seconds from SIGTERM, SIGHUP or SIGQUIT to the end of the process, whether it has saved or
+    not. The environment variable ISORUN_STOP_DEADLINE takes precedence. null: no deadline."""
 
     margin: float = non_semantic(3.0, ge=0.0)
     """Seconds before the deadline at which an unfinished save is abandoned."""
 
 
 class StopRequest:
-    """A context manager in which SIGINT, SIGTERM and SIGUSR1 request a stop; a second SIGINT stops
-    without saving.
+    """A context manager in which the signals of ``stop_signals.py`` request a stop; a second SIGINT
+    stops without saving.
 
     A thread reads the signals, because Python runs no signal handlers while the main thread blocks
     inside torch, for example in a collective.
@@ -99,7 +100,7 @@ class StopRequest:
         self._writer.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=_forget_signals)
-        for number in _SIGNALS:
+        for number in handled_signals():
             # Python writes to the socket only for signals that have a handler.
             self._previous[number] = signal.signal(number, self._raise_interrupt)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
@@ -145,7 +146,7 @@ class StopRequest:
     def _listen(self) -> None:
         while received := self._reader.recv(16):
             for number in received:
-                if number in _SIGNALS:
+                if number in STOP_SIGNALS:
                     self._handle(signal.Signals(number))
 
     def _handle(self, number: signal.Signals) -> None:
@@ -168,7 +169,7 @@ class StopRequest:
             write_stderr(
                 "finishing the step and saving; press Ctrl-C again to stop without saving."
             )
-        if number == signal.SIGTERM and self._timer is None:
+        if number in TERMINATING and self._timer is None:
             self._start_timer()
 
     def _start_timer(self) -> None:
@@ -184,9 +185,17 @@ class StopRequest:
         """Runs in the timer's thread, because the main thread may be blocked."""
         write_stderr(
             f"error: did not stop within stop.deadline ({deadline:g} s, less stop.margin "
-            f"{self._config.margin:g} s). {self._resume_point()}"
+            f"{self._config.margin:g} s). {self._read_resume_point()}"
         )
         os._exit(Exit.RETRY)
+
+    def _read_resume_point(self) -> str:
+        """The sentence of ``report_at_deadline``, which is read from a disk that may not answer."""
+        read: list[str] = []
+        thread = threading.Thread(target=lambda: read.append(self._resume_point()), daemon=True)
+        thread.start()
+        thread.join(_READ_TIMEOUT)
+        return read[0] if read else "Rerun to resume from the last committed checkpoint."
 
 
 def _forget_signals() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.agent.signals import HANDLED, Signals, StopSignal
+from launch.agent.signals import Signals, StopSignal
+from launch.contract import STOP_SIGNALS
 from tests.support.forked import quick_python, run
 from tests.support.lanes import slow, thinned
 from tests.support.runs import ROOT, TINY, checkpoints, environment, free_port
@@ -98,7 +99,7 @@ def note(number, frame):
     seen.write(signal.Signals(number).name + "\\n")
     note.at = note.at or time.monotonic()
 note.at = 0
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
     signal.signal(number, note)
 print(os.environ["ISORUN_STOP_DEADLINE"], flush=True)
 open(os.environ["SEEN"] + "ready" + os.environ["RANK"], "w")
@@ -119,7 +120,7 @@ def listening(tmp_path, *options, takes, quick=True):
 @pytest.fixture
 def handlers():
     """Restores the handlers of signals."""
-    before = {number: signal.getsignal(number) for number in HANDLED}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -144,7 +145,10 @@ def test_a_hangup_is_otherwise_a_request_to_stop():
         os.kill(os.getpid(), signal.SIGHUP)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGUSR1)])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, signal.SIGUSR2, slow(signal.SIGUSR1), slow(signal.SIGXCPU)],
+)
 def test_a_stop_reaches_each_rank_once(tmp_path, number):
     agent = listening(tmp_path, "--shutdown-timeout", "40", takes=1)
     for _ in range(3):
@@ -155,6 +159,18 @@ def test_a_stop_reaches_each_rank_once(tmp_path, number):
     assert out.split() == ["35", "35"]  # the grace period less a margin
     for rank in range(2):
         assert (tmp_path / f"seen{rank}").read_text().split() == [number.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
+def test_ranks_that_die_of_a_forwarded_signal_were_stopped(number, tmp_path):
+    script = f"open({str(tmp_path / 'ready')!r}, 'w'); import time; time.sleep(60)"
+    agent = start("--max-restarts", "3", script=script)
+    wait_for(tmp_path / "ready")
+    agent.send_signal(number)
+    code, _, err = end(agent)
+    assert code == 143, err
+    assert "Restarting" not in err
 
 
 def test_a_second_ctrl_c_is_passed_on(tmp_path):

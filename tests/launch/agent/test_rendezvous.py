@@ -8,10 +8,12 @@ import time
 
 import pytest
 
-from launch.agent.keepalive import set_keepalive
+from launch.agent import keepalive
+from launch.agent.keepalive import end_connections, set_keepalive
 from launch.agent.options import parse
-from launch.agent.rendezvous import has_started, join, round_of
-from launch.agent.signals import HANDLED, Signals, StopSignal
+from launch.agent.rendezvous import forget_round, has_started, join, round_of
+from launch.agent.signals import Signals, StopSignal
+from launch.contract import STOP_SIGNALS
 from tests.support.runs import free_port
 
 pytestmark = pytest.mark.normal
@@ -31,7 +33,7 @@ def nodes():
 @pytest.fixture
 def signals():
     """Installed, and replaced afterwards."""
-    before = {number: signal.getsignal(number) for number in HANDLED}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     made = Signals()
     made.install()
     yield made
@@ -50,6 +52,58 @@ def test_keepalive_is_set_on_connections_to_the_port_alone():
     for side in unix:
         assert side.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
         side.close()
+
+
+def test_connections_are_ended_without_a_leak_of_descriptors(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server, (tmp_path / "file").open("w"):
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            before = len(os.listdir("/proc/self/fd"))
+            end_connections(port)
+            set_keepalive(port)
+            assert len(os.listdir("/proc/self/fd")) == before
+            with pytest.raises(BrokenPipeError):
+                client.send(b"x")
+
+
+def test_a_paused_process_that_does_not_answer_is_noticed(monkeypatch):
+    monkeypatch.setattr(keepalive, "_ANSWER", 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            set_keepalive(port)
+            client.send(b"x")
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
+
+
+@pytest.mark.slow
+def test_the_address_of_rank_0_is_that_of_the_new_round():
+    """A node that was rank 0 becomes rank 1, since the node that replaces a lost one comes first in
+    the order of addresses."""
+    port = free_port()
+    words = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "60"]
+
+    def node(number, address):
+        return join(
+            parse([*words, "--node-rank", str(number), "--local-addr", address, "--", "true"], {})
+        )
+
+    def round_with(other):
+        found = {}
+        thread = in_a_thread(lambda: found.update(other=other.next_rendezvous()))
+        found["stays"] = stays.next_rendezvous()
+        thread.join(60)
+        return {name: (i.rank, i.bootstrap_store_info.master_addr) for name, i in found.items()}
+
+    stays, lost = node(0, "127.0.0.5"), node(1, "127.0.0.7")
+    assert round_with(lost) == {"stays": (0, "127.0.0.5"), "other": (1, "127.0.0.5")}
+    lost._stop_heartbeats()
+    forget_round(stays)
+    replaces = node(1, "127.0.0.3")
+    assert round_with(replaces) == {"stays": (1, "127.0.0.3"), "other": (0, "127.0.0.3")}
+    for handler in (stays, replaces):
+        handler.shutdown()
 
 
 def in_a_thread(function):

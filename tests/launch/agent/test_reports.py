@@ -1,9 +1,12 @@
 """The agents of a run wait for each other's reports, but not longer than they may."""
 
 import time
+from types import SimpleNamespace
 
+import pytest
 from torch.distributed import HashStore
 
+from launch.agent import reports as reports_module
 from launch.agent.reports import Report, Reports
 
 
@@ -46,3 +49,71 @@ def test_the_time_starts_when_a_node_falls_silent():
 
 def test_the_node_that_keeps_the_store_does_not_wait_longer_for_readers():
     Reports(HashStore(), 0, 2).finish(keeps_store=True, lost=[], due=at_once)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass for the reports."""
+    passed = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: passed[0], sleep=time.sleep)
+    monkeypatch.setattr(reports_module, "time", clock)
+
+    def wait(seconds, *alive):
+        for _ in range(seconds):
+            passed[0] += 1.1
+            for node in alive:
+                node.heartbeat()
+                node.watch(25.0)
+
+    return wait
+
+
+def test_a_node_that_falls_silent_is_noticed_while_nothing_else_happens(clock):
+    store = HashStore()
+    nodes = [Reports(store, number, 4) for number in range(4)]
+    clock(60, *nodes)
+    assert not any(node.somebody_failed() for node in nodes)
+    clock(20, *nodes[:2], nodes[3])
+    assert not nodes[0].somebody_failed()
+    clock(10, *nodes[:2], nodes[3])
+    for node in (nodes[0], nodes[1], nodes[3]):
+        assert node.somebody_failed()
+        assert node.lost() == [2]
+
+
+def test_a_node_that_is_known_to_be_lost_is_not_waited_for(clock):
+    nodes = [Reports(store, number, 2) for store in [HashStore()] for number in range(2)]
+    clock(30, nodes[0])
+    found, lost = nodes[0].exchange(Report(0, [], leaving=False), lambda _: False, never)
+    assert ([report.node for report in found], lost) == ([0], [1])
+
+
+def test_the_node_that_keeps_the_store_is_watched_as_well(clock):
+    nodes = [Reports(store, number, 3) for store in [HashStore()] for number in range(3)]
+    clock(30, *nodes[1:])
+    assert nodes[2].lost() == [0]
+
+
+def test_a_node_that_was_lost_and_reports_is_not_lost(clock):
+    nodes = [Reports(store, number, 2) for store in [HashStore()] for number in range(2)]
+    clock(30, nodes[0])
+    assert nodes[0].lost() == [1]
+    nodes[1].exchange(Report(1, [], leaving=False), lambda _: True, never)
+    assert nodes[0].lost() == []
+
+
+def test_nodes_that_were_paused_together_are_not_lost(clock):
+    nodes = [Reports(store, number, 2) for store in [HashStore()] for number in range(2)]
+    clock(3, *nodes)
+    clock(100)
+    nodes[0].watch(25.0)
+    assert not nodes[0].somebody_failed()
+    clock(3, *nodes)
+    assert not nodes[0].somebody_failed()
+
+
+def test_a_node_that_has_reported_and_ended_is_not_lost(clock):
+    nodes = [Reports(store, number, 2) for store in [HashStore()] for number in range(2)]
+    nodes[1].exchange(Report(1, [], leaving=True), lambda _: True, never)
+    clock(60, nodes[0])
+    assert not nodes[0].somebody_failed()

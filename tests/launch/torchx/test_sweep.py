@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launch.agent.signals import HANDLED
+from launch.contract import STOP_SIGNALS
 from launch.torchx import sweep_node
 from launch.torchx.sweep import combinations, values
 from tests.launch.launching import role
@@ -125,7 +125,7 @@ def test_an_elastic_sweep_is_refused():
         role("isorun.sweep", "-j", "1:2x1", *TINY, "run.seed=1,2")
 
 
-@pytest.mark.parametrize("number", HANDLED)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_node_forwards_every_request_to_stop_to_its_run(monkeypatch, number):
     """The agent of the run is in a session of its own, so nothing else would tell it."""
     forwarded = []
@@ -145,7 +145,7 @@ def test_a_node_forwards_every_request_to_stop_to_its_run(monkeypatch, number):
     runs = [{"name": name, "overrides": [f"run.name={name}"]} for name in ("a", "b")]
     sweep = json.dumps({"config": [], "max_restarts": 0, "runs": runs})
     monkeypatch.setattr(sweep_node.sys, "argv", ["sweep_node", "--share", "0/1", sweep])
-    before = {each: signal.getsignal(each) for each in HANDLED}
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     try:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         assert sweep_node.main() == 143
