@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
 
+from train.checkpoint.damage import refused_files
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore, Manifest
@@ -16,7 +17,7 @@ from train.config.load import LoadedConfig
 from train.data.loader import Batches, training_batches
 from train.data.plan import BatchPlan
 from train.distributed.world import world_warnings
-from train.exits import Exit, ResumeRefusedError
+from train.exits import Exit, ResumeRefusedError, RetryError
 from train.hooks import Facts, Hooks
 from train.loop.checkpointing import Checkpointing
 from train.loop.early_stop import EarlyStop
@@ -62,7 +63,7 @@ def open_run(
     """One attempt at the run of ``directory``; collective. ``changes`` are those of the config
     since the start before; ``stop`` is entered here. Leaving the context closes everything, last
     opened first."""
-    with ExitStack() as stack:
+    with ExitStack() as stack, refused_files(directory.path):
         joined = join_ranks(stack, loaded, directory, changes, stop, allow_changes=allow_changes)
         yield _open(stack, loaded, directory, joined, allow_changes=allow_changes)
 
@@ -135,9 +136,11 @@ def _open(
         tracker=tracker,
         ledger=records.ledger if records else None,
         facts={
-            "run": attempt.identity.id, "attempt": attempt.number, "samples": data.order.size
+            "run": attempt.identity.id, "attempt": attempt.number, "samples": data.order.size,
+            "seed": data.order.seed, "batch": plan.global_batch_size,
         },
         last_step=attempt.resume_step,
+        ensure_in_place=directory.ensure_in_place,
         mirroring=records.mirroring if records else None,
     )  # fmt: skip
     stack.callback(checkpointing.close)
@@ -269,7 +272,7 @@ def _open_tracker(
     stack.callback(tracker.close)
     stack.push(on_error(lambda code, text: tracker.fail(code)))
     gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0
-    moved = moved_dropout(directory.last_attempt(), plan, model.strategy.bare_model)
+    moved = moved_dropout(directory.attempts.last(), plan, model.strategy.bare_model)
     for note in [*attempt.notes, *world_warnings(engine.world, gpus), *moved]:
         tracker.warn(note)
     return tracker
@@ -293,7 +296,14 @@ def _open_records(
     config = loaded.config
     joined.stop.watch_file(directory.stop_file)
     values = config.model_dump(mode="json")
-    record_attempt(directory, values, joined, model.strategy, plan.largest_micro_batch)
+    record_attempt(directory, values, joined, model.strategy, data.order, plan.largest_micro_batch)
+    number = joined.attempt.number
+
+    def record_end(code: Exit, text: str) -> None:
+        with suppress(OSError, RetryError):  # the error that ends the run is reported
+            directory.record_end(number, code, text)
+
+    stack.push(on_error(record_end))
     mirror = config.checkpoint.mirror
     return open_records(
         stack,

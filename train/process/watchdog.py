@@ -149,7 +149,8 @@ class Watchdog:
         """Writes this rank's stacks and ends the process; one rank writes the report for all."""
         noticed = time.time()  # live ranks stop writing heartbeats as well from now on
         with suppress(OSError):
-            self._hang.mkdir(parents=True, exist_ok=True)
+            self._hang.parent.mkdir(exist_ok=True)  # never the run directory, if it was moved
+            self._hang.mkdir(exist_ok=True)
             with (self._hang / f"rank-{self.rank}.txt").open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
         report = self._hang / "report.txt"
