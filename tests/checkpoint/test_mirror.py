@@ -2,6 +2,7 @@
 
 import json
 import queue
+import shutil
 import time
 
 import fsspec
@@ -306,12 +307,12 @@ def test_the_copy_of_another_run_or_step_is_not_restored(local, store, tmp_path)
     other = elsewhere(tmp_path)
     (other.directory.parent / "run.json").write_text('{"id": "other"}')
     assert restore_from_mirror(mirror, other)[0] == 10, "the older one does not say of which run"
-    (copies / "step-000000000010").rename(copies / "step-000000000030")
+    shutil.copytree(copies / "step-000000000010", copies / "step-000000000030")
     fresh = CheckpointStore(tmp_path / "fresh/checkpoints")
     fresh.directory.parent.mkdir()
     step, notes = restore_from_mirror(mirror, fresh)
     assert step == 20
-    assert "is of step 10, not of step 30" in notes[0] or "missing" in notes[0]
+    assert "is of step 10, not of step 30" in notes[0]
     assert fresh.steps() == [20]
 
 

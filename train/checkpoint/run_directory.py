@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -37,6 +38,7 @@ from train.process.diagnose import is_fault_of_machine
 from train.version import __version__
 
 _LOCK = "lock"
+_log = logging.getLogger("train")
 _STOPPED = "stopped.json"
 
 
@@ -190,9 +192,13 @@ class RunDirectory:
         self.attempts.record(values)
 
     def record_end(self, attempt: int, code: int, reason: str) -> None:
-        """Records in attempts.jsonl how an attempt ended."""
+        """Records in attempts.jsonl how an attempt ended; an OSError is only logged, since the
+        attempt ends anyway."""
         self.ensure_in_place()
-        self.attempts.record_end(attempt, code, reason)
+        try:
+            self.attempts.record_end(attempt, code, reason)
+        except OSError as error:
+            _log.warning("the end of the attempt could not be recorded: %s", error)
 
     def mark_stopped(self) -> None:
         """Records a requested stop with torchrun's run id and restart count, if torchrun started

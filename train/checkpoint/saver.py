@@ -19,6 +19,7 @@ from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest, hash_file
 from train.distributed.collectives import Collectives
 from train.distributed.shard import Shard
+from train.exits import RetryError
 from train.process.diagnose import is_lost_peer
 
 T = TypeVar("T")
@@ -279,5 +280,5 @@ def _reason(error: BaseException) -> tuple[str, bool]:
     while root is not None and not isinstance(root, OSError):
         root = root.__cause__ or root.__context__
     found = root or cause or error
-    may_retry = isinstance(found, OSError | DamagedError) or is_lost_peer(found)
+    may_retry = isinstance(found, OSError | DamagedError | RetryError) or is_lost_peer(found)
     return f"{type(found).__name__}: {found}".splitlines()[0], may_retry

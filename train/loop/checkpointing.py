@@ -206,6 +206,7 @@ class Checkpointing:
                     ]
                 )
                 self._tracker.flush(step)
+                self._ensure_in_place()
 
         return before_commit
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
 
+from train.checkpoint.attempts import described_end
 from train.checkpoint.damage import refused_files
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.run_directory import RunDirectory
@@ -49,6 +51,8 @@ from train.tasks.base import Task
 from train.tasks.checked import flops_of
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
+
+_log = logging.getLogger("train")
 
 
 @contextmanager
@@ -272,7 +276,10 @@ def _open_tracker(
     stack.callback(tracker.close)
     stack.push(on_error(lambda code, text: tracker.fail(code)))
     gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0
-    moved = moved_dropout(directory.attempts.last(), plan, model.strategy.bare_model)
+    last = directory.attempts.last()
+    if last and attempt.number > 1:
+        _log.info("the attempt before: %s", described_end(last))
+    moved = moved_dropout(last, plan, model.strategy.bare_model)
     for note in [*attempt.notes, *world_warnings(engine.world, gpus), *moved]:
         tracker.warn(note)
     return tracker
@@ -300,7 +307,7 @@ def _open_records(
     number = joined.attempt.number
 
     def record_end(code: Exit, text: str) -> None:
-        with suppress(OSError, RetryError):  # the error that ends the run is reported
+        with suppress(RetryError):  # the error that ends the run is reported
             directory.record_end(number, code, text)
 
     stack.push(on_error(record_end))
