@@ -33,8 +33,12 @@ class Attempts:
         return {number: values for number, values in found.items() if values}
 
     def last(self) -> dict[str, Any]:
-        """What the last attempt recorded; {} without one, or if a crash cut off its line."""
-        lines = self._lines()
+        """What the last attempt recorded; {} without one, or if it cannot be read, for instance
+        because a crash cut off its line."""
+        try:
+            lines = self._lines()
+        except OSError:
+            return {}
         return _parse(lines[-1]) if lines else {}
 
     def record(self, values: Mapping[str, Any]) -> None:

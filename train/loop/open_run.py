@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from train.loop.step_metrics import StepMetrics
 from train.loop.stragglers import Stragglers
 from train.loop.train_step import TrainStep
 from train.loop.triggers import Triggers
+from train.optim.optimizer import state_settings
 from train.optim.schedule import learning_rate_factor
 from train.process.stop import StopRequest
 from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
@@ -105,20 +106,25 @@ def _open(
         check_evaluation(task, model.strategy, config, first)
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
+    notes: list[str] = []
     if attempt.resume_step is not None:
-        state = resume(
+        resumed = resume(
             store,
             attempt.resume_step,
             model.strategy,
             model.ema,
             config.optim,
             samples=data.order.size,
+            changes=attempt.changes,
             allow_changes=allow_changes,
         )
+        state, notes = resumed.state, resumed.notes
         metrics.load_state_dict(state["window"])
         if early_stop and state["early_stop"]:
             early_stop.load_state_dict(state["early_stop"])
-    tracker = _open_tracker(stack, loaded, directory, joined, task, data, plan, model, progress)
+    tracker = _open_tracker(
+        stack, loaded, directory, joined, task, data, plan, model, progress, notes
+    )
     resumed_from = None if attempt.resume_step is None else store.path(attempt.resume_step)
     hooks = _hooks(loaded, directory, joined, data, tracker, resumed_from)
 
@@ -142,6 +148,7 @@ def _open(
         facts={
             "run": attempt.identity.id, "attempt": attempt.number, "samples": data.order.size,
             "seed": data.order.seed, "batch": plan.global_batch_size,
+            "optim": state_settings(config.optim),
         },
         last_step=attempt.resume_step,
         ensure_in_place=directory.ensure_in_place,
@@ -258,6 +265,7 @@ def _open_tracker(
     plan: BatchPlan,
     model: TrainableModel,
     progress: Progress,
+    notes: Sequence[str],
 ) -> Tracker:
     engine, attempt = joined.engine, joined.attempt
     info = RunInfo(
@@ -280,7 +288,7 @@ def _open_tracker(
     if last and attempt.number > 1:
         _log.info("the attempt before: %s", described_end(last))
     moved = moved_dropout(last, plan, model.strategy.bare_model)
-    for note in [*attempt.notes, *world_warnings(engine.world, gpus), *moved]:
+    for note in [*attempt.notes, *notes, *world_warnings(engine.world, gpus), *moved]:
         tracker.warn(note)
     return tracker
 
