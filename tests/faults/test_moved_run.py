@@ -11,6 +11,7 @@ from tests.support.runs import assert_same_bits, checkpoints, curve, tensors
 from tests.support.tiny import TinyTask
 from train.checkpoint.run_directory import RunDirectory
 from train.exits import ResumeRefusedError, RetryError
+from train.process.watchdog import Watchdog, WatchdogConfig
 from train.section import non_semantic
 
 ROWS = ["track.log_every_steps=1", "checkpoint.every_steps=10", "checkpoint.asynchronous=false"]
@@ -58,8 +59,7 @@ class Moved(TinyTask):
             globals()[self.config.task.move](directory)
 
 
-TASK = ["task.use=tests.faults.test_moved_run:Moved", "watchdog.timeout=null",
-        "watchdog.first_timeout=null"]  # fmt: skip
+TASK = ["task.use=tests.faults.test_moved_run:Moved"]
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +165,15 @@ def test_a_lock_file_that_is_replaced_while_it_is_taken_is_opened_again(tmp_path
     directory.acquire()
     directory.ensure_in_place()
     assert replaced
+
+
+def test_the_watchdog_leaves_the_heartbeats_of_a_new_directory_of_the_old_name(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    with Watchdog(WatchdogConfig(), path, rank=0, world_size=1, attempt=1):
+        assert (path / "heartbeats/rank-0.json").exists()
+        path.rename(tmp_path / "moved")
+        (path / "heartbeats").mkdir(parents=True)
+        (path / "heartbeats/rank-0.json").write_text("of another run")
+    assert (path / "heartbeats/rank-0.json").read_text() == "of another run"
+    assert list((tmp_path / "moved/heartbeats").iterdir()) == []

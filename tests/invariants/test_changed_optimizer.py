@@ -71,6 +71,22 @@ def test_a_checkpoint_of_an_older_version_is_compared_by_the_config(killed):
     assert "optim.use is 'adagrad', but was 'adamw' when step 10 was saved" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "change", ["schedule.use=constant", slow("optim.no_decay=[]"), slow("optim.betas=[0.8,0.9]")]
+)
+def test_other_changes_keep_the_state(killed, change):
+    done = run("fit", killed, *BASE, *LIMITED, change, "optim.weight_decay=0.1", "--allow-changes")
+    assert "without the saved state" not in done.stderr
+    assert "resumes at step 10" in done.stdout
+
+
+def test_an_added_average_of_weights_is_refused_in_a_sentence(killed):
+    done = run("fit", killed, *BASE, *LIMITED, "ema.decay=0.9", "--allow-changes", expect=76)
+    (line,) = done.stderr.splitlines()
+    assert "does not match the model: ema." in line
+    assert "is not in the checkpoint" in line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "use"),
