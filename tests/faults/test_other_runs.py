@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.support.lanes import slow
 from tests.support.runs import assert_same_bits, checkpoints, curve, tensors
 from train.checkpoint.consistency import contradictions
 from train.checkpoint.layout import dumps_with_sha256
+from train.checkpoint.opening import fault_of_run
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 
@@ -258,6 +260,18 @@ def test_attempts_of_another_run_are_refused(runs, killed):
     assert len((killed / "attempts.jsonl").read_text().splitlines()) == 1
 
 
+def test_metrics_of_another_run_are_set_aside(runs, killed):
+    shutil.copy(runs["batch"] / "metrics.jsonl", killed)
+    done = run("fit", killed, *BASE)
+    (warning,) = done.stderr.splitlines()
+    assert "metrics.jsonl has train/epoch " in warning
+    assert "ledger.bin has " in warning
+    (aside,) = killed.glob("metrics.jsonl.damaged-*")
+    assert aside.name in warning
+    assert min(curve(killed)) == 31
+    assert "all well" in run("verify", killed).stdout
+
+
 def test_checkpoints_without_an_identity_are_refused(runs, tmp_path):
     shutil.copytree(runs["mine"] / "checkpoints", tmp_path / "run/checkpoints")
     (line,) = run("fit", tmp_path / "run", *BASE, expect=76).stderr.splitlines()
@@ -287,6 +301,13 @@ def test_evaluate_refuses_a_checkpoint_of_another_run(runs, mine):
     (line,) = run("evaluate", mine, *BASE, expect=65).stderr.splitlines()
     assert "manifest.json has run " in line
     run("evaluate", mine, *BASE, "--checkpoint", "30")
+
+
+def test_a_checkpoint_is_named_from_its_own_directory(runs, mine, monkeypatch):
+    monkeypatch.chdir(mine / "checkpoints")
+    assert fault_of_run(Path("step-000000000030")) is None
+    swap_checkpoint(mine, runs["twin"], 30)
+    assert "manifest.json has run " in fault_of_run(Path("step-000000000030"))
 
 
 @pytest.mark.parametrize("content", [{}, {"state": []}, {"files": {"../x": {}}}, {"step": "3"}])

@@ -14,87 +14,15 @@ from typing import Any
 
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import MANIFEST, CheckpointStore, DamagedError, Manifest
-from train.data.ledger import AttemptStart, History, StepRecord, read_history, recorded_step
-from train.exits import DataError, ResumeRefusedError
-
-_REMEDY = "restore the file that is of another run, or choose another run.dir"
-
-
-def check_checkpoint(directory: RunDirectory, run_id: str, checkpoint: Path) -> None:
-    """Compares a checkpoint that is about to be used with run.json and the ledger.
-
-    Raises DamagedError for a checkpoint of another run or one that contradicts itself, so that it
-    is set aside, and ResumeRefusedError where the ledger contradicts it.
-    """
-    manifest = Manifest.read(checkpoint)
-    fault = _foreign(directory, run_id, checkpoint, manifest)
-    if fault := fault or _own_fault(checkpoint, manifest):
-        raise DamagedError(fault)
-    recorded = recorded_step(directory.ledger, manifest.step)
-    faults = list(_against_record(directory, checkpoint, manifest, recorded)) if recorded else []
-    if faults:
-        raise ResumeRefusedError(f"{faults[0]}; {_REMEDY}.")
-
-
-def foreign_checkpoints(
-    directory: RunDirectory, run_id: str, store: CheckpointStore
-) -> dict[int, str]:
-    """The checkpoints of other runs than that of run.json: step to fault.
-
-    Raises ResumeRefusedError if all are: without them the run would start from the beginning,
-    although run.json may be the wrong file.
-    """
-    found, own = {}, False
-    for step in store.steps():
-        try:
-            manifest = Manifest.read(store.path(step))
-        except DamagedError:
-            continue
-        if fault := _foreign(directory, run_id, store.path(step), manifest):
-            found[step] = fault
-        else:
-            own = True
-    if found and not own:
-        raise ResumeRefusedError(f"{found[max(found)]}; {_REMEDY}.")
-    return found
-
-
-def fault_of_run(checkpoint: Path) -> str | None:
-    """The fault if a checkpoint is in the directory of another run, or contradicts itself."""
-    directory, manifest = RunDirectory(checkpoint.parents[1]), Manifest.read(checkpoint)
-    fault = _own_fault(checkpoint, manifest)
-    if fault is None and directory.exists:
-        fault = _foreign(directory, directory.identity("").id, checkpoint, manifest)
-    return fault
-
-
-def check_attempts(directory: RunDirectory, run_id: str) -> None:
-    """Raises ResumeRefusedError if the last line of attempts.jsonl is of another run."""
-    last = directory.attempts.last()
-    if fault := _differs(directory.attempts.path, "run", last, directory.identity_path, run_id):
-        raise ResumeRefusedError(f"{fault}; {_REMEDY}.")
-
-
-def finished_run(directory: RunDirectory) -> dict[str, Any] | None:
-    """The content of finished.json; None if the run is not complete.
-
-    Raises ResumeRefusedError if it contradicts run.json or the newest checkpoint.
-    """
-    finished = directory.finished()
-    if finished is None or not directory.exists:
-        return finished
-    run_id = directory.identity("").id
-    faults = _finished_faults(directory, run_id, finished, _manifests(directory))
-    for fault in faults:
-        raise ResumeRefusedError(f"{fault}; {_REMEDY}.")
-    return finished
+from train.data.ledger import AttemptStart, History, StepRecord, read_history
+from train.exits import DataError
 
 
 def contradictions(directory: RunDirectory) -> list[str]:
     """Compares all files of a run with each other; the faults, [] if there are none. Raises
     ResumeRefusedError if run.json, config.json or finished.json is damaged."""
     run_id = directory.identity("").id
-    manifests, finished = _manifests(directory), directory.finished()
+    manifests, finished = manifests_of(directory), directory.finished()
     try:
         history = read_history(directory.ledger) if directory.ledger.exists() else None
     except DataError:
@@ -102,26 +30,26 @@ def contradictions(directory: RunDirectory) -> list[str]:
     config, attempts = directory.stored_config() or {}, directory.attempts.by_number()
     found: list[str] = []
     for checkpoint, manifest in manifests.items():
-        fault = _foreign(directory, run_id, checkpoint, manifest)
-        found += [fault or _own_fault(checkpoint, manifest) or ""]
+        fault = foreign_fault(directory, run_id, checkpoint, manifest)
+        found += [fault or own_fault(checkpoint, manifest) or ""]
     found += _attempt_faults(directory, run_id, attempts)
     if history:
         found += _ledger_faults(directory, history, attempts, config)
         steps = {record.step: (record, start) for record, start in history.steps}
         for checkpoint, manifest in manifests.items():
             if recorded := steps.get(manifest.step):
-                found += _against_record(directory, checkpoint, manifest, recorded)
+                found += against_record(directory, checkpoint, manifest, recorded)
         found += _metrics_faults(directory, history, steps, finished)
     if finished:
-        found += _finished_faults(directory, run_id, finished, manifests)
+        found += finished_faults(directory, run_id, finished, manifests)
         if history and history.steps and history.steps[-1][0].step == finished["step"]:
-            end = {"position": _end(history.steps[-1][0])}
+            end = {"position": end_position(history.steps[-1][0])}
             path = directory.finished_path
             found += _all_differ(path, finished, directory.ledger, end)
     return [fault for fault in dict.fromkeys(found) if fault]
 
 
-def _manifests(directory: RunDirectory) -> dict[Path, Manifest]:
+def manifests_of(directory: RunDirectory) -> dict[Path, Manifest]:
     """The manifests that can be read, oldest first; others are reported as damage."""
     store, found = CheckpointStore(directory.checkpoints), {}
     for step in store.steps():
@@ -132,7 +60,7 @@ def _manifests(directory: RunDirectory) -> dict[Path, Manifest]:
     return found
 
 
-def _differs(
+def differs(
     path: Path, name: str, values: Mapping[str, Any], other: Path, expected: Any, *, at: str = ""
 ) -> str | None:
     """The fault if ``values`` of a file have another value of this name than the ``other`` file."""
@@ -151,11 +79,11 @@ def _all_differ(
     at: str = "",
 ) -> Iterator[str]:
     for name, value in expected.items():
-        if fault := _differs(path, name, values, other, value, at=at):
+        if fault := differs(path, name, values, other, value, at=at):
             yield fault
 
 
-def _end(record: StepRecord) -> int:
+def end_position(record: StepRecord) -> int:
     """The position after a step."""
     return record.start_position + record.count
 
@@ -165,7 +93,7 @@ def _progress(manifest: Manifest) -> Mapping[str, Any]:
     return progress if isinstance(progress, Mapping) else {}
 
 
-def _own_fault(checkpoint: Path, manifest: Manifest) -> str | None:
+def own_fault(checkpoint: Path, manifest: Manifest) -> str | None:
     """How a manifest contradicts itself."""
     progress, path = _progress(manifest), checkpoint / MANIFEST
     if progress.get("step") != manifest.step:
@@ -176,13 +104,14 @@ def _own_fault(checkpoint: Path, manifest: Manifest) -> str | None:
     return None
 
 
-def _foreign(
+def foreign_fault(
     directory: RunDirectory, run_id: str, checkpoint: Path, manifest: Manifest
 ) -> str | None:
-    return _differs(checkpoint / MANIFEST, "run", manifest.state, directory.identity_path, run_id)
+    """The fault if a checkpoint is not of the run in run.json."""
+    return differs(checkpoint / MANIFEST, "run", manifest.state, directory.identity_path, run_id)
 
 
-def _against_record(
+def against_record(
     directory: RunDirectory,
     checkpoint: Path,
     manifest: Manifest,
@@ -192,7 +121,7 @@ def _against_record(
     record, start = recorded
     values = {**manifest.state, "position": _progress(manifest).get("position")}
     expected = {
-        "position": _end(record),
+        "position": end_position(record),
         "attempt": start.attempt,
         "seed": start.order.seed,
         "samples": start.order.size,
@@ -207,7 +136,7 @@ def _attempt_faults(
 ) -> Iterator[str]:
     path = directory.attempts.path
     for number, values in attempts.items():
-        if fault := _differs(path, "run", values, directory.identity_path, run_id):
+        if fault := differs(path, "run", values, directory.identity_path, run_id):
             yield fault
         if values.get("attempt") != number:
             yield f"{path} has attempt {values.get('attempt')!r} in line {number}"
@@ -250,20 +179,21 @@ def _ledger_faults(
                 stored = config.get(section)
                 values = stored if isinstance(stored, Mapping) else {}
                 config_path = directory.config_path
-                if fault := _differs(config_path, key, values, ledger, value, at=at):
+                if fault := differs(config_path, key, values, ledger, value, at=at):
                     yield fault
 
 
-def _finished_faults(
+def finished_faults(
     directory: RunDirectory,
     run_id: str,
     finished: Mapping[str, Any],
     manifests: Mapping[Path, Manifest],
 ) -> Iterator[str]:
+    """Compares finished.json with run.json and the checkpoints."""
     path = directory.finished_path
-    if fault := _differs(path, "run", finished, directory.identity_path, run_id):
+    if fault := differs(path, "run", finished, directory.identity_path, run_id):
         yield fault
-    own = {p: m for p, m in manifests.items() if not _foreign(directory, run_id, p, m)}
+    own = {p: m for p, m in manifests.items() if not foreign_fault(directory, run_id, p, m)}
     for checkpoint, manifest in own.items():
         if manifest.step > finished["step"]:
             yield (
@@ -285,7 +215,7 @@ def _metrics_faults(
     path, ledger, last = directory.metrics, directory.ledger, -1
     newest = max((start.attempt for start in history.starts), default=0)
     kinds: dict[str, str] = {}
-    for row in _rows(path):
+    for row in rows_of(path):
         step, attempt, epoch = row.get("step"), row.get("attempt"), row.get("train/epoch")
         if not isinstance(step, int):
             continue
@@ -304,14 +234,14 @@ def _metrics_faults(
         if isinstance(attempt, int) and attempt < start.attempt:
             text = f"{path} has attempt {attempt} at step {step}, but {ledger} has {start.attempt}"
             kinds.setdefault("earlier attempt", text)
-        passes = _end(record) / start.order.size
+        passes = end_position(record) / start.order.size
         if isinstance(epoch, float) and not math.isclose(epoch, passes, rel_tol=1e-6):
             text = f"{path} has train/epoch {epoch:g} at step {step}, but {ledger} has {passes:g}"
             kinds.setdefault("epoch", text)
     yield from kinds.values()
 
 
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
+def rows_of(path: Path) -> Iterable[dict[str, Any]]:
     """The rows of metrics.jsonl; damaged lines, which the next start moves, are left out."""
     if not path.is_file():
         return

@@ -27,7 +27,8 @@ def damaged(path: Path, why: object) -> ResumeRefusedError:
 def unusable(path: Path, error: OSError) -> RunError:
     """The error for a file of the run directory that the system refuses: 76 where a retry meets the
     same, such as a directory in place of a file, else 75."""
-    where = Path(error.filename) if isinstance(error.filename, str) else path
+    names = [name for name in (error.filename2, error.filename) if isinstance(name, str)]
+    where = Path(names[0]) if names else path  # of a rename: its target
     reason = error.strerror or str(error)
     if error.errno in _WRONG_KIND:
         return ResumeRefusedError(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.checkpoint.consistency import fault_of_run
 from train.checkpoint.damage import refused_files
 from train.checkpoint.layout import parse_step_name
+from train.checkpoint.opening import fault_of_run
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore, DamagedError
 from train.config.changes import differences, listed
@@ -61,7 +61,7 @@ def _find(loaded: LoadedConfig, which: str, *, other_data: bool) -> Path:
 
 def _check_config(loaded: LoadedConfig, checkpoint: Path, *, other_data: bool) -> None:
     """Compares the config with that of the checkpoint's run, where its directory is there."""
-    stored = RunDirectory(checkpoint.parents[1]).stored_config()
+    stored = RunDirectory(checkpoint.absolute().parents[1]).stored_config()
     if stored is None:
         return
     changes = [change for change in differences(loaded.config, stored) if change.changes_results]

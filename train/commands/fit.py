@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
-from train.checkpoint.consistency import finished_run
 from train.checkpoint.damage import refused_files
+from train.checkpoint.opening import finished_run
 from train.checkpoint.run_directory import RunDirectory
 from train.command_line import say
 from train.commands.arguments import add_config_arguments

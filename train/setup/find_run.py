@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train.checkpoint import dcp
-from train.checkpoint.consistency import check_attempts, check_checkpoint, foreign_checkpoints
 from train.checkpoint.damage import damaged, unusable
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirroring import mirror_unreadable, restore_from_mirror
+from train.checkpoint.opening import (
+    check_attempts,
+    check_checkpoint,
+    foreign_checkpoints,
+    set_aside_metrics,
+)
 from train.checkpoint.run_directory import RunDirectory, RunIdentity
 from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference, allowed_changes
@@ -105,7 +110,8 @@ def _newest_of_run(directory: RunDirectory, store: CheckpointStore) -> tuple[int
         check_checkpoint(directory, run_id, checkpoint)
 
     step, notes = store.newest_valid(check)
-    return step, foreign + notes
+    metrics = [] if step is None else set_aside_metrics(directory, step)
+    return step, foreign + notes + metrics
 
 
 def _claim(

@@ -42,7 +42,6 @@ def record_attempt(
     directory.clear_finished()
     for name, settings in strategy.run_directory_files().items():
         write_json(directory.path / name, settings)
-    directory.store_config(config)
     directory.record_attempt(
         {
             "attempt": attempt.number,
@@ -61,6 +60,8 @@ def record_attempt(
             "changes": [str(change) for change in attempt.changes],
         }
     )
+    # Last, so that config.json is never that of an attempt which is not recorded.
+    directory.store_config(config)
 
 
 def open_records(
