@@ -2,12 +2,14 @@
 
 import json
 import queue
+import shutil
 import time
 
 import fsspec
 import pytest
 
 from train.checkpoint.checkpoint_config import CheckpointConfig, MirrorConfig
+from train.checkpoint.layout import dumps_with_sha256
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirroring import Mirroring, restore_from_mirror
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest, hash_file
@@ -48,12 +50,13 @@ def config(request, tmp_path):
     return MirrorConfig(url=f"{url}/{tmp_path.name}", options=options, part_mb=1)
 
 
-def make(store, step):
+def make(store, step, **state):
+    store.directory.parent.mkdir(exist_ok=True)
     temporary = store.begin(step)
     (temporary / "__0_0.distcp").write_bytes(bytes([step]) * LARGE)
     (temporary / ".metadata").write_bytes(b"of " + str(step).encode())
     files = {p.name: hash_file(p) for p in temporary.iterdir()}
-    store.commit(temporary, Manifest(step, {"position": step}, None, files))
+    store.commit(temporary, Manifest(step, {"position": step, **state}, None, files))
 
 
 @pytest.fixture
@@ -66,6 +69,7 @@ def store(tmp_path):
 
 
 def elsewhere(tmp_path):
+    (tmp_path / "other").mkdir(exist_ok=True)
     return CheckpointStore(tmp_path / "other/checkpoints")
 
 
@@ -280,3 +284,63 @@ def test_a_checkpoint_with_a_damaged_manifest_is_not_uploaded(config, store):
     (store.path(10) / "manifest.json").write_text("{}")
     with pytest.raises(DamagedError):
         Mirror(config).upload(store, 10, always)
+
+
+@pytest.fixture
+def local(tmp_path):
+    return MirrorConfig(url=f"file://{tmp_path}/mirror", part_mb=1)
+
+
+def test_the_checkpoint_of_another_run_is_not_uploaded(local, store):
+    make(store, 20, run="other")
+    with pytest.raises(DamagedError, match="is of the run other, not of the run mine"):
+        Mirror(local).upload(store, 20, always)
+    assert Mirror(local).steps() == []
+
+
+def test_the_copy_of_another_run_or_step_is_not_restored(local, store, tmp_path):
+    make(store, 20, run="mine")
+    mirror = Mirror(local)
+    for step in (10, 20):
+        mirror.upload(store, step, always)
+    copies = tmp_path / "mirror"
+    other = elsewhere(tmp_path)
+    (other.directory.parent / "run.json").write_text('{"id": "other"}')
+    assert restore_from_mirror(mirror, other)[0] == 10, "the older one does not say of which run"
+    shutil.copytree(copies / "step-000000000010", copies / "step-000000000030")
+    fresh = CheckpointStore(tmp_path / "fresh/checkpoints")
+    fresh.directory.parent.mkdir()
+    step, notes = restore_from_mirror(mirror, fresh)
+    assert step == 20
+    assert "is of step 10, not of step 30" in notes[0]
+    assert fresh.steps() == [20]
+
+
+def test_a_copy_cannot_choose_a_path(local, store, tmp_path):
+    """The names of its files come from the storage."""
+    mirror = Mirror(local)
+    mirror.upload(store, 10, always)
+    path = tmp_path / "mirror/step-000000000010/mirror.json"
+    index = json.loads(path.read_text())
+    del index["sha256"]
+    index["files"]["run/../../../planted"] = index["files"].pop(".metadata")
+    path.write_text(dumps_with_sha256(index))
+    other = elsewhere(tmp_path)
+    step, notes = restore_from_mirror(mirror, other)
+    assert step is None
+    assert "planted" in notes[0]
+    assert not list(tmp_path.rglob("planted"))
+
+
+def test_nothing_is_removed_from_the_mirror_of_a_run_that_was_moved(local, store):
+    """Another directory may have its path, with other checkpoints."""
+    Mirror(local).upload(store, 10, always)
+
+    def ensure_in_place():
+        raise RetryError("the run directory was moved")
+
+    make(store, 20)
+    store.quarantine(10)
+    mirroring = Mirroring(Mirror(local), store, "mine", lambda text: None, ensure_in_place)
+    mirroring.close(5.0)
+    assert Mirror(local).steps() == [10]

@@ -13,6 +13,7 @@ import pytest
 from tests.support.forked import quick, quick_run, quick_start, run
 from tests.support.runs import checkpoints, command, metrics
 from train.checkpoint.run_directory import RunDirectory
+from train.checkpoint.run_view import Run
 from train.exits import StoppedError, UsageError
 from train.process.stop import StopConfig, StopRequest
 
@@ -162,3 +163,26 @@ def test_ctrl_c_after_another_request_stops_at_once_only_when_repeated(in_sessio
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_attempts_have_the_end_that_they_came_to(tmp_path):
+    """Killed, failed, and finished; and stopped on request."""
+    base = ["checkpoint.every_steps=5", "checkpoint.asynchronous=false"]
+    run("fit", tmp_path / "one", *base, "task.kill_at_step=8", expect=-9)
+    nan = ["optim.max_skipped_steps=2", "task.nan_at_steps=[4,5,6,7]"]
+    run("fit", tmp_path / "one", *base, *nan, expect=78)
+    run("fit", tmp_path / "one", *base)
+    killed, failed, finished = (a.get("ended") for a in Run(tmp_path / "one").attempts)
+    assert killed is None
+    assert failed["code"] == 78
+    assert "not finite" in failed["reason"]
+    assert (finished["code"], finished["reason"]) == (0, "finished at step 40")
+    log = (tmp_path / "one/logs/rank-0.log").read_text()
+    assert "the attempt before: no recorded end" in log
+    assert "the attempt before: exit code 78" in log
+    assert "all well" in run("verify", tmp_path / "one").stdout
+    stops = ["task.use=tests.faults.tasks:StopsInEvaluation", "evaluate.every_steps=10"]
+    run("fit", tmp_path / "two", *base, *stops, expect=143)
+    (stopped,) = Run(tmp_path / "two").attempts
+    assert stopped["ended"]["code"] == 143
+    assert stopped["ended"]["reason"] == "stopped at step 10"

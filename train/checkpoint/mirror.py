@@ -89,10 +89,13 @@ class Mirror:
     ) -> None:
         """Uploads the missing parts of a checkpoint, reads them back, and commits the copy.
 
-        Raises MirrorError once ``should_continue``, called before each part, returns false.
+        Raises MirrorError once ``should_continue``, called before each part, returns false, and
+        DamagedError for a checkpoint of another run or step.
         """
         folder, path = step_name(step), store.path(step)
-        files = {name: path / name for name in (*Manifest.read(path).files, MANIFEST)}
+        manifest = Manifest.read(path)
+        _check_is_of(manifest, path / MANIFEST, step, _run_id(store.directory.parent / OWNER))
+        files = {name: path / name for name in (*manifest.files, MANIFEST)}
         run = store.directory.parent
         files |= {_RUN + name: run / name for name in RUN_FILES if (run / name).exists()}
         index: dict[str, list[dict[str, Any]]] = {}
@@ -123,14 +126,17 @@ class Mirror:
         """Downloads a checkpoint and commits it, and the files of the run directory that are
         missing.
 
-        Raises DamagedError if a part is missing or differs from what was uploaded.
+        Raises DamagedError if a part is missing or differs from what was uploaded, or if the
+        checkpoint is of another run or step.
         """
+        path = f"{self.url}/{step_name(step)}/{INDEX}"
         index = self._json(f"{step_name(step)}/{INDEX}") or {}
         digest = index.pop("sha256", None)
         if digest != json_sha256(index) or index.get("format") != _FORMAT:
-            raise DamagedError(
-                f"{self.url}/{step_name(step)}/{INDEX} does not match its own SHA-256"
-            )
+            raise DamagedError(f"{path} does not match its own SHA-256")
+        for name in index.get("files", {}):
+            if Path(name.removeprefix(_RUN)).name != name.removeprefix(_RUN):
+                raise DamagedError(f"{path} names {name!r}, which is not a file of a checkpoint")
         temporary = store.begin(step)
         run = store.directory.parent
         (temporary / _RUN).mkdir()
@@ -141,6 +147,9 @@ class Mirror:
                     if data is None or hashlib.sha256(data).hexdigest() != part["sha256"]:
                         raise DamagedError(f"{self.url}/{part['key']} is missing or damaged")
                     file.write(data)
+        manifest = Manifest.read(temporary)
+        of_run = run / OWNER if (run / OWNER).exists() else temporary / _RUN / OWNER
+        _check_is_of(manifest, f"{self.url}/{step_name(step)}/{MANIFEST}", step, _run_id(of_run))
         for source in (temporary / _RUN).iterdir():
             fsync(source)
             if not (run / source.name).exists():
@@ -149,7 +158,7 @@ class Mirror:
                 source.unlink()
         (temporary / _RUN).rmdir()
         fsync(run)
-        store.commit(temporary, Manifest.read(temporary))
+        store.commit(temporary, manifest)
 
     # -- storage -----------------------------------------------------------------------------
 
@@ -187,6 +196,23 @@ class Mirror:
             return method(*arguments, **options)
         except Exception as error:
             raise _failed(error) from error
+
+
+def _check_is_of(manifest: Manifest, path: Path | str, step: int, run_id: str | None) -> None:
+    """Raises DamagedError if a checkpoint is not of this step and run."""
+    of_run = manifest.state.get("run")
+    if manifest.step != step:
+        raise DamagedError(f"{path} is of step {manifest.step}, not of step {step}")
+    if None not in (of_run, run_id) and of_run != run_id:
+        raise DamagedError(f"{path} is of the run {of_run}, not of the run {run_id}")
+
+
+def _run_id(path: Path) -> str | None:
+    """The id in a run.json; None if it cannot be read."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _failed(error: Exception) -> MirrorError:

@@ -51,9 +51,15 @@ class Mirroring:
     """A thread that uploads checkpoints. It never blocks the training and never makes it fail."""
 
     def __init__(
-        self, mirror: Mirror, store: CheckpointStore, run_id: str, warn: Callable[[str], None]
+        self,
+        mirror: Mirror,
+        store: CheckpointStore,
+        run_id: str,
+        warn: Callable[[str], None],
+        ensure_in_place: Callable[[], None] = lambda: None,
     ) -> None:
         self._mirror, self._store, self._run_id, self._warn = mirror, store, run_id, warn
+        self._ensure_in_place = ensure_in_place
         self._changed = threading.Condition()
         self._pending = True  # at first: uploads that an earlier attempt did not finish
         self._ending = self._abandoned = self._warned = False
@@ -104,7 +110,7 @@ class Mirroring:
             try:
                 self._synchronize()
                 pause, self._warned = _FIRST_PAUSE, False
-            except (MirrorError, DamagedError, OSError) as error:
+            except (MirrorError, DamagedError, OSError, RunError) as error:
                 _log.warning("mirror: %s", error)
                 if not self._warned and not self._abandoned:
                     self._warned = True
@@ -121,6 +127,7 @@ class Mirroring:
 
     def _synchronize(self) -> None:
         """Uploads missing checkpoints, newest first, then removes copies of pruned ones."""
+        self._ensure_in_place()  # else the checkpoints of another run may be there
         if (owner := self._mirror.owner()) not in (None, self._run_id):
             raise MirrorError(f"the run {owner} owns it now; set a separate URL for each run")
         self._mirror.claim(self._run_id)
@@ -131,6 +138,7 @@ class Mirroring:
             for s in self._store.steps()
             if (s not in mirrored or s in self._amended) and s not in vanished
         ]:
+            self._ensure_in_place()
             step = missing[-1]
             amended = step in self._amended
             self._amended.discard(step)  # before it is read: it may be amended again meanwhile
@@ -150,6 +158,7 @@ class Mirroring:
             finally:
                 self._store.pinned.discard(step)
         local = self._store.steps()
+        self._ensure_in_place()
         for step in mirrored:
             if step not in local and local and step < local[-1]:
                 self._mirror.remove(step)

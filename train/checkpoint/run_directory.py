@@ -2,7 +2,7 @@
 
 run.json        the run's identity; written once, at the first start
 config.json     the current config
-attempts.jsonl  a line per attempt: time, hosts, world size, code, step that it resumed from
+attempts.jsonl  a line per attempt; see train.checkpoint.attempts
 checkpoints/    see train.checkpoint.store
 ledger.bin      samples used by each step; see train.data.ledger
 metrics.jsonl   all metrics
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -29,11 +30,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
-from train.exits import ResumeRefusedError, StoppedError
+from train.checkpoint.attempts import Attempts
+from train.checkpoint.damage import damaged, unusable
+from train.exits import ResumeRefusedError, RetryError, StoppedError
 from train.files import write_json
+from train.process.diagnose import is_fault_of_machine
 from train.version import __version__
 
-_FINISHED = "finished.json"
+_LOCK = "lock"
+_log = logging.getLogger("train")
 _STOPPED = "stopped.json"
 
 
@@ -50,14 +55,23 @@ class RunIdentity:
 
 
 class RunDirectory:
-    """The files of one run. Only rank 0 calls the methods that write."""
+    """The files of one run. Only rank 0 calls the methods that write.
+
+    While it holds the lock, these methods raise RetryError once another directory has its path.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.ledger = path / "ledger.bin"
         self.metrics = path / "metrics.jsonl"
+        self.identity_path = path / "run.json"
+        self.config_path = path / "config.json"
+        self.finished_path = path / "finished.json"
+        self.attempts = Attempts(path / "attempts.jsonl")
         self._lock: IO[str] | None = None
+        self._opened: int | None = None
+        """A descriptor of the directory that was locked."""
 
     @property
     def stop_file(self) -> Path:
@@ -67,7 +81,7 @@ class RunDirectory:
     @property
     def exists(self) -> bool:
         """Whether the directory holds a run."""
-        return (self.path / "run.json").exists()
+        return self.identity_path.exists()
 
     def acquire(self) -> None:
         """Takes the lock, unless this process holds it; the kernel releases it when the process
@@ -77,18 +91,12 @@ class RunDirectory:
         """
         if self._lock is not None:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / "lock").open("a+", encoding="utf-8")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            lock.close()
-            raise ResumeRefusedError(
-                f"The run directory {self.path} is in use by {holder}; wait for it to end, stop "
-                "it, or choose another run.dir."
-            ) from None
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self._locked()
+            self._opened = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise unusable(self.path / _LOCK, error) from error
         lock.truncate(0)
         lock.write(
             f"process {os.getpid()} on {socket.gethostname()} since "
@@ -99,12 +107,52 @@ class RunDirectory:
         os.register_at_fork(after_in_child=lock.close)
         self._lock = lock
 
+    def _locked(self) -> IO[str]:
+        """The open lock file, locked. Another process may replace it before it is locked."""
+        path = self.path / _LOCK
+        while True:
+            lock = path.open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                lock.close()
+                raise ResumeRefusedError(
+                    f"The run directory {self.path} is in use by {holder}; wait for it to end, "
+                    "stop it, or choose another run.dir."
+                ) from None
+            if _is_open_file(path, lock.fileno()):
+                return lock
+            lock.close()
+
+    def ensure_in_place(self) -> None:
+        """Raises RetryError if the directory was moved, replaced or removed since ``acquire``, or
+        its lock file was: another process may then use the path. Does nothing without the lock."""
+        if self._lock is None or self._opened is None:
+            return
+        if not _is_open_file(self.path, self._opened):
+            raise RetryError(
+                f"The run directory {self.path} was moved, replaced or removed while the run used "
+                "it, so nothing more is written; rerun with run.dir set to the directory that has "
+                "the run."
+            )
+        if not _is_open_file(self.path / _LOCK, self._lock.fileno()):
+            raise RetryError(
+                f"{self.path / _LOCK} was replaced or removed while the run held it, so another "
+                "process may use the run directory, and nothing more is written; rerun once no "
+                "other process uses it."
+            )
+
     def release(self) -> None:
         """Releases the lock."""
         if self._lock is not None:
             self._lock.truncate(0)
             self._lock.close()
             self._lock = None
+        if self._opened is not None:
+            os.close(self._opened)
+            self._opened = None
 
     def identity(self, name: str) -> RunIdentity:
         """Reads the run's identity, or creates it at the first start.
@@ -112,14 +160,16 @@ class RunDirectory:
         The environment variables ISORUN_RUN_ID and WANDB_RUN_ID set the ids at the first start and
         are ignored later. Raises ResumeRefusedError if run.json is damaged or missing.
         """
-        path = self.path / "run.json"
+        path = self.identity_path
         if path.exists():
             values = self._read_json(path)
             if values.keys() != {field.name for field in fields(RunIdentity)}:
-                raise _damaged(path, "its keys are not those of an identity")
+                raise damaged(path, "its keys are not those of an identity")
+            if not isinstance(values["id"], str) or not values["id"]:
+                raise damaged(path, f"its id is {values['id']!r}")
             return RunIdentity(**values)
-        if self.attempts():
-            raise _damaged(path, "it is missing")
+        if self.attempts.count():
+            raise damaged(path, "it is missing")
         run_id = os.environ.get("ISORUN_RUN_ID") or new_run_id(name)
         wandb_id = os.environ.get("WANDB_RUN_ID") or run_id
         identity = RunIdentity(run_id, name, wandb_id, time.time())
@@ -128,43 +178,32 @@ class RunDirectory:
 
     def stored_config(self) -> dict[str, Any] | None:
         """The config of the last start; None before the first start."""
-        path = self.path / "config.json"
+        path = self.config_path
         return self._read_json(path) if path.exists() else None
 
     def store_config(self, values: Mapping[str, Any]) -> None:
         """Replaces the stored config."""
-        write_json(self.path / "config.json", values)
-
-    def attempts(self) -> int:
-        """The number of attempts so far, failed ones included."""
-        path = self.path / "attempts.jsonl"
-        return len(path.read_bytes().splitlines()) if path.exists() else 0
+        self.ensure_in_place()
+        write_json(self.config_path, values)
 
     def record_attempt(self, values: Mapping[str, Any]) -> None:
-        """Appends a line for this attempt, durably."""
-        with (self.path / "attempts.jsonl").open("a+b") as file:
-            file.seek(0, os.SEEK_END)
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a crash cut off the last line
-                    file.write(b"\n")
-            file.write(json.dumps(values).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Appends a line for this attempt to attempts.jsonl, durably."""
+        self.ensure_in_place()
+        self.attempts.record(values)
 
-    def last_attempt(self) -> dict[str, Any]:
-        """What the last attempt recorded; {} without one, or if a crash cut off its line."""
-        path = self.path / "attempts.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
+    def record_end(self, attempt: int, code: int, reason: str) -> None:
+        """Records in attempts.jsonl how an attempt ended; an OSError is only logged, since the
+        attempt ends anyway."""
+        self.ensure_in_place()
         try:
-            values = json.loads(lines[-1]) if lines else {}
-        except ValueError:
-            return {}
-        return values if isinstance(values, dict) else {}
+            self.attempts.record_end(attempt, code, reason)
+        except OSError as error:
+            _log.warning("the end of the attempt could not be recorded: %s", error)
 
     def mark_stopped(self) -> None:
         """Records a requested stop with torchrun's run id and restart count, if torchrun started
         us."""
+        self.ensure_in_place()
         if launch := _launch():
             write_json(self.path / _STOPPED, launch)
 
@@ -179,8 +218,8 @@ class RunDirectory:
         restarted = (
             stopped is not None
             and launch is not None
-            and stopped["launch"] == launch["launch"]
-            and launch["restarts"] > stopped["restarts"]
+            and stopped.get("launch") == launch["launch"]
+            and launch["restarts"] > stopped.get("restarts", 0)
         )
         if restarted:
             raise StoppedError(
@@ -191,24 +230,35 @@ class RunDirectory:
 
     def finished(self) -> dict[str, Any] | None:
         """What ``mark_finished`` recorded; None if the run is not complete."""
-        path = self.path / _FINISHED
-        return self._read_json(path) if path.exists() else None
+        path = self.finished_path
+        if not path.exists():
+            return None
+        values = self._read_json(path)
+        if not isinstance(values.get("step"), int):
+            raise damaged(path, f"its step is {values.get('step')!r}")
+        return values
 
     def mark_finished(self, values: Mapping[str, Any]) -> None:
         """Marks the run as complete."""
-        write_json(self.path / _FINISHED, values)
+        self.ensure_in_place()
+        write_json(self.finished_path, values)
 
     def clear_finished(self) -> None:
         """Removes the mark of a complete run, so that it can be resumed."""
-        (self.path / _FINISHED).unlink(missing_ok=True)
+        self.ensure_in_place()
+        self.finished_path.unlink(missing_ok=True)
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError("not a JSON object")
-        except (OSError, ValueError) as error:
-            raise _damaged(path, error) from None
+        except OSError as error:
+            if is_fault_of_machine(error):
+                raise unusable(path, error) from error
+            raise damaged(path, error) from None
+        except (ValueError, RecursionError) as error:
+            raise damaged(path, error) from None
         return values
 
 
@@ -221,11 +271,12 @@ def _launch() -> dict[str, Any] | None:
     return {"launch": os.environ["TORCHELASTIC_RUN_ID"], "restarts": restarts}
 
 
-def _damaged(path: Path, why: object) -> ResumeRefusedError:
-    return ResumeRefusedError(
-        f"{path} is damaged ({why}), so the run cannot be identified; restore the file, or start a "
-        "new run in another run.dir."
-    )
+def _is_open_file(path: Path, descriptor: int) -> bool:
+    """Whether the path still leads to the file or directory that is open, by device and inode."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def new_run_id(name: str) -> str:

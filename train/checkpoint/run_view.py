@@ -68,7 +68,8 @@ class Run:
 
     @cached_property
     def attempts(self) -> list[dict[str, Any]]:
-        """Each start: time, hosts, strategy, the step it continued from and more."""
+        """Each start: time, hosts, strategy, the step it continued from and more; in ``ended`` the
+        time, exit code and reason of its end. One that was killed or is in progress has none."""
         return list(_rows(self.path / "attempts.jsonl"))
 
     @cached_property
@@ -111,7 +112,7 @@ class Run:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects in a file of JSON lines, without a line that is being written or is damaged."""
-    if not path.exists():
+    if not path.is_file():
         return
     for line in path.read_bytes().splitlines():
         try:

@@ -19,6 +19,7 @@ from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest, hash_file
 from train.distributed.collectives import Collectives
 from train.distributed.shard import Shard
+from train.exits import RetryError
 from train.process.diagnose import is_lost_peer
 
 T = TypeVar("T")
@@ -201,6 +202,7 @@ class CheckpointSaver:
         try:
             made = self._phase(lambda: self.store.begin(request.step) if self.rank == 0 else None)
             temporary = self._gather(made)[0]
+            self._phase(temporary.stat)  # DCP would create it, in a moved run as well
             self._phase(lambda: dcp.save(copies, temporary, self.group))
             self._phase(request.before_commit)
             mine = self._phase(lambda: self._hash_own(temporary))
@@ -278,5 +280,5 @@ def _reason(error: BaseException) -> tuple[str, bool]:
     while root is not None and not isinstance(root, OSError):
         root = root.__cause__ or root.__context__
     found = root or cause or error
-    may_retry = isinstance(found, OSError | DamagedError) or is_lost_peer(found)
+    may_retry = isinstance(found, OSError | DamagedError | RetryError) or is_lost_peer(found)
     return f"{type(found).__name__}: {found}".splitlines()[0], may_retry

@@ -7,7 +7,7 @@ tensor goes into the manifest's JSON. RNG states are not stored: they are seeded
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,11 @@ from train.optim.ema import Ema
 
 OptimizerState = dict[str, dict[str, Any]]
 """A Shard or a JSON value, by parameter name and state name."""
+
+
+StoredState = Mapping[str, Mapping[str, Any]]
+"""Optimiser state in a checkpoint: by parameter name and state name, a (shape, dtype) pair or a
+JSON value."""
 
 
 class ShardedState(Protocol):
@@ -79,12 +84,15 @@ def restore_state(
     strategy: ShardedState,
     ema: Ema | None,
     group: Any = None,
-) -> None:
+    choose: Callable[[StoredState], StoredState | None] = lambda stored: stored,
+) -> bool:
     """Loads model, optimiser state and averaged weights from a checkpoint; collective over
     ``group``.
 
-    ``values`` is the optimiser state that is not a tensor, from the manifest. Raises
-    ResumeRefusedError if names or shapes are not those of the model, and DamagedError.
+    ``values`` is the optimiser state that is not a tensor, from the manifest. ``choose`` returns
+    the part of the stored optimiser state to load; None leaves the optimiser as it is. Returns
+    whether optimiser state was loaded. Raises ResumeRefusedError if names or shapes are not those
+    of the model, and DamagedError.
     """
     stored = dcp.shapes(directory)
     targets = {f"model.{name}": shard for name, shard in strategy.tensors().items()}
@@ -102,12 +110,15 @@ def restore_state(
     for name, piece in {**pieces, **values}.items():
         parameter, _, key = name.rpartition(".")
         by_parameter.setdefault(parameter, {})[key] = piece
-    state = strategy.make_optimizer_state(by_parameter)
-    targets |= _optimizer_shards(state)
+    chosen = choose(by_parameter)
+    state = None if chosen is None else strategy.make_optimizer_state(chosen)
+    targets |= _optimizer_shards(state or {})
     with torch.no_grad():
         dcp.load(targets, directory, group)
-    strategy.adopt_optimizer_state(state)
+    if state is not None:
+        strategy.adopt_optimizer_state(state)
     strategy.sync_weights()
+    return chosen is not None
 
 
 def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:

@@ -7,17 +7,20 @@ under a temporary name, fsynced, then renamed. A directory with a temporary name
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
+from train.checkpoint.damage import unusable
 from train.checkpoint.layout import dumps_with_sha256, json_sha256, parse_step_name, step_name
 from train.files import fsync, replace_text
 
@@ -25,6 +28,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 _TEMPORARY = ".writing-"
 _CHUNK = 1 << 22
+_ENTRY = {"size", "sha256"}
+_NO_DIRECTORY = "not a directory, or a link to none"
 
 
 class DamagedError(Exception):
@@ -72,9 +77,26 @@ class Manifest:
             raise DamagedError(f"{path} cannot be read ({error})") from None
         if digest != json_sha256(body):
             raise DamagedError(f"{path} does not match its own SHA-256")
-        if body.pop("format") != FORMAT:
+        if body.pop("format", None) != FORMAT:
             raise DamagedError(f"{path} has a format that this version of isorun does not support")
+        if not _is_manifest(body):
+            raise DamagedError(f"{path} does not have the content of a manifest")
         return cls(**body)
+
+
+def _is_manifest(body: Mapping[str, Any]) -> bool:
+    """Whether the keys and types are those of a manifest; a file of it is in its directory."""
+    return (
+        body.keys() == {field.name for field in fields(Manifest)}
+        and isinstance(body["step"], int)
+        and isinstance(body["state"], dict)
+        and isinstance(body["metrics"], dict | None)
+        and isinstance(body["files"], dict)
+        and all(
+            Path(name).name == name and isinstance(entry, dict) and entry.keys() >= _ENTRY
+            for name, entry in body["files"].items()
+        )
+    )
 
 
 def hash_file(path: Path) -> dict[str, Any]:
@@ -100,8 +122,13 @@ class CheckpointStore:
         return self.directory / step_name(step)
 
     def steps(self) -> list[int]:
-        """The steps of all committed checkpoints, oldest first."""
+        """The steps of all committed checkpoints, oldest first.
+
+        Raises ResumeRefusedError if the directory of the checkpoints is a file or a broken link.
+        """
         if not self.directory.is_dir():
+            if os.path.lexists(self.directory):
+                raise unusable(self.directory, NotADirectoryError(errno.ENOTDIR, _NO_DIRECTORY))
             return []
         steps = (parse_step_name(entry.name) for entry in self.directory.iterdir())
         return sorted(step for step in steps if step is not None)
@@ -110,7 +137,7 @@ class CheckpointStore:
         """Creates a temporary directory for the checkpoint of a step."""
         temporary = self.directory / f"{_TEMPORARY}{step:012d}-{uuid.uuid4().hex[:8]}"
         if not self.directory.exists():
-            self.directory.mkdir(parents=True)
+            self.directory.mkdir()  # never a new run directory, in place of one that was moved
             fsync(self.directory.parent)
         temporary.mkdir()
         return temporary

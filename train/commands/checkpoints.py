@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train.checkpoint.damage import refused_files
 from train.checkpoint.layout import parse_step_name
+from train.checkpoint.opening import fault_of_run
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore, DamagedError
 from train.config.changes import differences, listed
@@ -22,6 +24,11 @@ def find_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = Fals
     Raises UsageError if there is no such checkpoint, DataError if it is damaged, and
     ResumeRefusedError if its run has another model, or other data unless ``other_data``.
     """
+    with refused_files(loaded.run_directory):
+        return _find(loaded, which, other_data=other_data)
+
+
+def _find(loaded: LoadedConfig, which: str, *, other_data: bool) -> Path:
     given = Path(which)
     if which not in ("newest", "best") and not which.isdigit():
         if not (given / "manifest.json").exists():
@@ -46,13 +53,15 @@ def find_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = Fals
             f"The checkpoint {store.path(step)} is damaged: {'; '.join(problems)}; "
             "choose another with --checkpoint."
         )
+    if fault := fault_of_run(store.path(step)):
+        raise DataError(f"{fault}; choose another with --checkpoint.")
     _check_config(loaded, store.path(step), other_data=other_data)
     return store.path(step)
 
 
 def _check_config(loaded: LoadedConfig, checkpoint: Path, *, other_data: bool) -> None:
     """Compares the config with that of the checkpoint's run, where its directory is there."""
-    stored = RunDirectory(checkpoint.parents[1]).stored_config()
+    stored = RunDirectory(checkpoint.absolute().parents[1]).stored_config()
     if stored is None:
         return
     changes = [change for change in differences(loaded.config, stored) if change.changes_results]

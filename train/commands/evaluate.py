@@ -80,7 +80,7 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
         model = engine.on_device(model)
         plan = BatchPlan.from_config(config.batch, engine.world_size)
         # The run may have found that less fits into memory than this rank's share of a batch.
-        of_run = RunDirectory(loaded.run_directory).last_attempt().get("micro_batch_size")
+        of_run = RunDirectory(loaded.run_directory).attempts.last().get("micro_batch_size")
         size = min(plan.largest_micro_batch, of_run or plan.largest_micro_batch)
         with build_evaluation_batches(config, task, dataset, size, engine) as batches:
             call = ModelCall(model, engine.autocast)

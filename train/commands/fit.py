@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
+from train.checkpoint.damage import refused_files
+from train.checkpoint.opening import finished_run
 from train.checkpoint.run_directory import RunDirectory
 from train.command_line import say
 from train.commands.arguments import add_config_arguments
@@ -55,8 +57,9 @@ def start(loaded: LoadedConfig, stop: StopRequest, *, allow_changes: bool = Fals
     if world.world_size == 1:
         directory.acquire()  # with several ranks, rank 0 acquires it once all have joined
     try:
-        changes = allowed_changes(loaded, directory, allow=allow_changes)
-        finished = directory.finished()
+        with refused_files(directory.path):
+            changes = allowed_changes(loaded, directory, allow=allow_changes)
+            finished = finished_run(directory)
         if finished and not any(change.changes_results for change in changes):
             if world.rank == 0:
                 say(

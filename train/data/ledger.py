@@ -24,6 +24,15 @@ from train.files import append_bytes, fsync
 _MAGIC = b"isorun ledger 1\n"
 # Little endian: kind, flags, attempt, step, position, then two words by kind, and the CRC-32.
 _RECORD = struct.Struct("<HHIQQQQI")
+_ROW = np.dtype(
+    [
+        ("kind", "<u2"),
+        ("flags", "<u2"),
+        ("attempt", "<u4"),
+        *((name, "<u8") for name in ("step", "position", "first", "second")),
+        ("crc", "<u4"),
+    ]
+)
 _START, _STEP = 1, 2
 _SHUFFLE = 1
 _BLOCK = 1 << 18  # positions verified at once
@@ -45,11 +54,26 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
-class _Start:
+class AttemptStart:
+    """The start of an attempt, which voids the steps after ``step`` before it."""
+
     attempt: int
     step: int
+    """The step that it resumes from; 0 for none."""
     position: int
+    """Samples used up to that step."""
     order: SampleOrder
+    """The order of the steps of this attempt."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The content of a ledger."""
+
+    steps: list[tuple[StepRecord, AttemptStart]]
+    """The steps that are not void, each with the attempt that took it."""
+    starts: list[AttemptStart]
+    """All attempts, in the order of the file."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +149,7 @@ def _pack(row: tuple[int, ...]) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def _scan(path: Path) -> Iterator[tuple[int, StepRecord | _Start]]:
+def _scan(path: Path) -> Iterator[tuple[int, StepRecord | AttemptStart]]:
     """The records in file order, each with the offset of its end.
 
     Ignores an incomplete record at the end. Raises DataError if valid records follow an invalid
@@ -138,10 +162,9 @@ def _scan(path: Path) -> Iterator[tuple[int, StepRecord | _Start]]:
         raise DataError(f"{path} is not a ledger of this version of isorun; restore the file.")
     offset = len(_MAGIC)
     while offset + _RECORD.size <= len(data):
-        raw = data[offset : offset + _RECORD.size]
-        kind, flags, attempt, step, position, first, second, crc = _RECORD.unpack(raw)
         end = offset + _RECORD.size
-        if zlib.crc32(raw[:-4]) != crc or kind not in (_START, _STEP):
+        item = _unpack(data, offset)
+        if item is None:
             # At any offset, since bytes may be lost as well as changed.
             if any(_valid(data, at) for at in range(offset + 1, len(data) - _RECORD.size + 1)):
                 raise DataError(
@@ -149,12 +172,23 @@ def _scan(path: Path) -> Iterator[tuple[int, StepRecord | _Start]]:
                     "CRC-32, but later ones do; restore the file from a copy."
                 )
             return
-        if kind == _START:
-            order = SampleOrder(first, second, bool(flags & _SHUFFLE))
-            yield end, _Start(attempt, step, position, order)
-        else:
-            yield end, StepRecord(step, position, first, second)
+        yield end, item
         offset = end
+
+
+def _unpack(data: bytes, at: int) -> StepRecord | AttemptStart | None:
+    """The record at this offset; None where its kind or its CRC-32 is wrong."""
+    raw = data[at : at + _RECORD.size]
+    kind, flags, attempt, step, position, first, second, crc = _RECORD.unpack(raw)
+    if zlib.crc32(raw[:-4]) != crc or kind not in (_START, _STEP):
+        return None
+    if kind == _STEP:
+        return StepRecord(step, position, first, second)
+    try:
+        order = SampleOrder(first, second, bool(flags & _SHUFFLE))
+    except ValueError:  # a number of samples that no data set has
+        return None
+    return AttemptStart(attempt, step, position, order)
 
 
 def _valid(data: bytes, at: int) -> bool:
@@ -167,23 +201,46 @@ def _valid(data: bytes, at: int) -> bool:
 
 def read_steps(path: Path) -> list[StepRecord]:
     """The records of all steps that are not void, in order."""
-    return [record for record, _ in _effective(path)[0]]
+    return [record for record, _ in read_history(path).steps]
 
 
-def _effective(path: Path) -> tuple[list[tuple[StepRecord, SampleOrder]], int]:
-    """The step records that are not void, each with its order, and the number of attempts."""
-    records: list[tuple[StepRecord, SampleOrder]] = []
-    order, attempts = None, 0
+def read_history(path: Path) -> History:
+    """Reads the whole ledger. Raises DataError if it is damaged."""
+    history, start = History([], []), None
     for _, item in _scan(path):
-        if isinstance(item, _Start):
-            order, attempts = item.order, attempts + 1
-            while records and records[-1][0].step > item.step:
-                records.pop()
-        elif order is None:
+        if isinstance(item, AttemptStart):
+            start = item
+            history.starts.append(start)
+            while history.steps and history.steps[-1][0].step > start.step:
+                history.steps.pop()
+        elif start is None:
             raise DataError(f"{path} starts with a step instead of an attempt; restore the file.")
         else:
-            records.append((item, order))
-    return records, attempts
+            history.steps.append((item, start))
+    return history
+
+
+def recorded_step(path: Path, step: int) -> tuple[StepRecord, AttemptStart] | None:
+    """The record of one step with the attempt that took it; None where the ledger has none.
+
+    Reads only the records that are asked for, so it does not notice other damage.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    if not data.startswith(_MAGIC):
+        return None
+    count = (len(data) - len(_MAGIC)) // _RECORD.size
+    rows = np.frombuffer(data, _ROW, count, len(_MAGIC))
+    starts = np.flatnonzero(rows["kind"] == _START)
+    voiding = starts[rows["step"][starts] < step]
+    found = np.flatnonzero((rows["kind"] == _STEP) & (rows["step"] == step))
+    found = found[found > (voiding[-1] if len(voiding) else count)]
+    if not len(found):
+        return None
+    at = starts[starts < found[0]][-1], found[0]
+    start, record = (_unpack(data, len(_MAGIC) + _RECORD.size * int(index)) for index in at)
+    if not isinstance(start, AttemptStart) or not isinstance(record, StepRecord):
+        return None  # damaged
+    return record, start
 
 
 def verify(path: Path, *, last_step: int | None = None, committed_step: int = 0) -> LedgerReport:
@@ -196,9 +253,10 @@ def verify(path: Path, *, last_step: int | None = None, committed_step: int = 0)
     if not path.exists():
         return LedgerReport(False, f"{path} does not exist")
     try:
-        records, attempts = _effective(path)
+        history = read_history(path)
     except DataError as error:
         return LedgerReport(False, str(error))
+    records = [(record, start.order) for record, start in history.steps]
     step = records[-1][0].step if records else 0
     fault = _first_break([record for record, _ in records]) or _first_wrong_digest(records)
     if fault is None and last_step is not None and step != last_step:
@@ -213,7 +271,7 @@ def verify(path: Path, *, last_step: int | None = None, committed_step: int = 0)
     return LedgerReport(
         True,
         f"{step} steps, positions 0 to {last.start_position + last.count - 1}, each used "
-        f"exactly once, in {attempts} attempt(s)",
+        f"exactly once, in {len(history.starts)} attempt(s)",
     )
 
 

@@ -31,7 +31,8 @@ class Checkpointing:
 
     All methods are collective, unless they say otherwise. ``ledger`` is rank 0's, None on other
     ranks. ``facts`` are JSON values that each checkpoint keeps: ``run``, ``attempt``,
-    ``samples``. ``last_step`` is the step of the checkpoint that the attempt resumed from, and
+    ``samples`` and others. ``ensure_in_place`` raises RetryError on rank 0 once the run directory
+    was moved. ``last_step`` is the step of the checkpoint that the attempt resumed from, and
     ``mirroring`` copies committed checkpoints (rank 0's; None without a mirror).
     """
 
@@ -46,6 +47,7 @@ class Checkpointing:
         ledger: Ledger | None,
         facts: Mapping[str, Any],
         last_step: int | None,
+        ensure_in_place: Callable[[], None],
         mirroring: Mirroring | None = None,
     ) -> None:
         self._store, self._on_error = store, config.on_error
@@ -63,7 +65,7 @@ class Checkpointing:
         self._pending: list[StepRecord] = []
         self.started_step = last_step
         """The step of the newest checkpoint, which may not be committed yet."""
-        self._mirroring = mirroring
+        self._mirroring, self._ensure_in_place = mirroring, ensure_in_place
         self._last_error: str | None = None
 
     @property
@@ -122,7 +124,7 @@ class Checkpointing:
             return False
         strategy = self._strategy
         strategy.sync_buffers()
-        self._drop_recorded()
+        self._check_records()
         shards, optimizer_values = collect_state(strategy, self._ema)
         state = {
             **self._facts,
@@ -149,6 +151,7 @@ class Checkpointing:
         Not collective: rank 0 does it."""
         if self.last_step != progress.step or progress.evaluation_due or self._collectives.rank:
             return
+        self._ensure_in_place()
         try:
             state = _evaluation_state(progress, early_stop)
             self._store.amend(progress.step, state, dict(progress.evaluated))
@@ -212,14 +215,23 @@ class Checkpointing:
                     ]
                 )
                 self._tracker.flush(step)
+                self._ensure_in_place()
 
         return before_commit
 
-    def _drop_recorded(self) -> None:
-        """Drops the records that are in the ledger; after a failed write it may lack some."""
-        recorded = self._strategy.collectives.broadcast_object(
-            self._ledger.last_step if self._ledger else None
-        )
+    def _check_records(self) -> None:
+        """Drops the records that are in the ledger; after a failed write it may lack some. Raises
+        RetryError on all ranks if the run directory was moved."""
+        recorded: int | RetryError | None = None
+        if self._ledger is not None:
+            try:
+                self._ensure_in_place()
+                recorded = self._ledger.last_step
+            except RetryError as error:
+                recorded = error
+        recorded = self._strategy.collectives.broadcast_object(recorded)
+        if isinstance(recorded, RetryError):
+            raise recorded
         self._pending = [r for r in self._pending if recorded is None or r.step > recorded]
 
 

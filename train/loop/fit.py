@@ -90,6 +90,7 @@ def log(run: OpenRun) -> None:
         for warning in run.stragglers.compare(seconds):
             run.tracker.warn(warning)
     learning_rate = run.model.strategy.optimizer.param_groups[0]["lr"]
+    run.directory.ensure_in_place()
     metrics = run.metrics.compute(run.progress, learning_rate)
     run.tracker.log(run.progress.step, metrics)
     run.hooks.logged(metrics)
@@ -129,6 +130,7 @@ def evaluate(run: OpenRun) -> None:
             )
         raise
     progress.record_evaluation(result.metrics)
+    run.directory.ensure_in_place()
     metrics = {f"eval/{name}": value for name, value in result.metrics.items()}
     run.tracker.log(progress.step, metrics)
     run.tracker.report(progress.step, result.report)
@@ -171,6 +173,7 @@ def preempt(run: OpenRun) -> Exit:
         )
     if run.engine.is_main:
         run.directory.mark_stopped()
+        run.directory.record_end(run.attempt.number, Exit.PREEMPTED, f"stopped at step {step}")
     launched = run.engine.world.launcher != "python"
     anywhere = " (by the same launcher, another or none)" if launched else ""
     run.tracker.info(
@@ -193,6 +196,7 @@ def finish(run: OpenRun) -> Exit:
     if run.engine.is_main:
         run.directory.mark_finished(
             {
+                "run": run.attempt.identity.id,
                 "step": progress.step,
                 "position": progress.position,
                 "attempt": run.attempt.number,
@@ -202,6 +206,8 @@ def finish(run: OpenRun) -> Exit:
                 "metrics": progress.evaluated,
             }
         )
+        end = f"finished at step {progress.step}"
+        run.directory.record_end(run.attempt.number, Exit.DONE, end)
     run.tracker.info(report_end(run))
     run.hooks.run_end(Exit.DONE)
     return Exit.DONE

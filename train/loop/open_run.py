@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
 
+from train.checkpoint.attempts import described_end
+from train.checkpoint.damage import refused_files
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore, Manifest
@@ -16,7 +19,7 @@ from train.config.load import LoadedConfig
 from train.data.loader import Batches, training_batches
 from train.data.plan import BatchPlan
 from train.distributed.world import world_warnings
-from train.exits import Exit, ResumeRefusedError
+from train.exits import Exit, ResumeRefusedError, RetryError
 from train.hooks import Facts, Hooks
 from train.loop.checkpointing import Checkpointing
 from train.loop.early_stop import EarlyStop
@@ -31,6 +34,7 @@ from train.loop.step_metrics import StepMetrics
 from train.loop.stragglers import Stragglers
 from train.loop.train_step import TrainStep
 from train.loop.triggers import Triggers
+from train.optim.optimizer import state_settings
 from train.optim.schedule import learning_rate_factor
 from train.process.stop import StopRequest
 from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
@@ -49,6 +53,8 @@ from train.tasks.checked import flops_of
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
 
+_log = logging.getLogger("train")
+
 
 @contextmanager
 def open_run(
@@ -62,7 +68,7 @@ def open_run(
     """One attempt at the run of ``directory``; collective. ``changes`` are those of the config
     since the start before; ``stop`` is entered here. Leaving the context closes everything, last
     opened first."""
-    with ExitStack() as stack:
+    with ExitStack() as stack, refused_files(directory.path):
         joined = join_ranks(stack, loaded, directory, changes, stop, allow_changes=allow_changes)
         yield _open(stack, loaded, directory, joined, allow_changes=allow_changes)
 
@@ -107,20 +113,25 @@ def _open(
         check_evaluation(task, model.strategy, config, first)
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
+    notes: list[str] = []
     if attempt.resume_step is not None:
-        state = resume(
+        resumed = resume(
             store,
             attempt.resume_step,
             model.strategy,
             model.ema,
             config.optim,
             samples=data.order.size,
+            changes=attempt.changes,
             allow_changes=allow_changes,
         )
+        state, notes = resumed.state, resumed.notes
         metrics.load_state_dict(state["window"])
         if early_stop and state["early_stop"]:
             early_stop.load_state_dict(state["early_stop"])
-    tracker = _open_tracker(stack, loaded, directory, joined, task, data, plan, model, progress)
+    tracker = _open_tracker(
+        stack, loaded, directory, joined, task, data, plan, model, progress, notes
+    )
     resumed_from = None if attempt.resume_step is None else store.path(attempt.resume_step)
     hooks = _hooks(loaded, directory, joined, data, tracker, resumed_from)
 
@@ -142,9 +153,12 @@ def _open(
         tracker=tracker,
         ledger=records.ledger if records else None,
         facts={
-            "run": attempt.identity.id, "attempt": attempt.number, "samples": data.order.size
+            "run": attempt.identity.id, "attempt": attempt.number, "samples": data.order.size,
+            "seed": data.order.seed, "batch": plan.global_batch_size,
+            "optim": state_settings(config.optim),
         },
         last_step=attempt.resume_step,
+        ensure_in_place=directory.ensure_in_place,
         mirroring=records.mirroring if records else None,
     )  # fmt: skip
     stack.callback(checkpointing.close)
@@ -258,6 +272,7 @@ def _open_tracker(
     plan: BatchPlan,
     model: TrainableModel,
     progress: Progress,
+    notes: Sequence[str],
 ) -> Tracker:
     engine, attempt = joined.engine, joined.attempt
     info = RunInfo(
@@ -276,8 +291,12 @@ def _open_tracker(
     stack.callback(tracker.close)
     stack.push(on_error(lambda code, text: tracker.fail(code)))
     gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0
-    moved = moved_dropout(directory.last_attempt(), plan, model.strategy.bare_model)
-    for note in [*attempt.notes, *world_warnings(engine.world, gpus), *data.warnings, *moved]:
+    last = directory.attempts.last()
+    if last and attempt.number > 1:
+        _log.info("the attempt before: %s", described_end(last))
+    moved = moved_dropout(last, plan, model.strategy.bare_model)
+    world = world_warnings(engine.world, gpus)
+    for note in [*attempt.notes, *notes, *world, *data.warnings, *moved]:
         tracker.warn(note)
     return tracker
 
@@ -300,7 +319,14 @@ def _open_records(
     config = loaded.config
     joined.stop.watch_file(directory.stop_file)
     values = config.model_dump(mode="json")
-    record_attempt(directory, values, joined, model.strategy, plan.largest_micro_batch)
+    record_attempt(directory, values, joined, model.strategy, data.order, plan.largest_micro_batch)
+    number = joined.attempt.number
+
+    def record_end(code: Exit, text: str) -> None:
+        with suppress(RetryError):  # the error that ends the run is reported
+            directory.record_end(number, code, text)
+
+    stack.push(on_error(record_end))
     mirror = config.checkpoint.mirror
     return open_records(
         stack,

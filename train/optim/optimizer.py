@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -184,6 +184,11 @@ def set_learning_rate(optimizer: Optimizer, base: float, factor: float) -> float
     return base * factor
 
 
+def state_settings(config: OptimConfig) -> dict[str, Any]:
+    """The settings that decide which state the optimiser keeps, as JSON values."""
+    return config.model_dump(mode="json", include={"use", "options", "momentum"})
+
+
 def skips_on_device(optimizer: Optimizer) -> bool:
     """Whether a step can be skipped by a flag on the device, without a device synchronisation.
 
@@ -212,10 +217,15 @@ def param_group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def restore_param_group_values(
-    optimizer: Optimizer, config: OptimConfig, stored: list[dict[str, Any]]
+    optimizer: Optimizer,
+    config: OptimConfig,
+    stored: list[dict[str, Any]],
+    former_options: Iterable[str] = (),
 ) -> None:
-    """Restores what ``param_group_values`` returned, except values that the config sets."""
+    """Restores what ``param_group_values`` returned, except values that the config sets or, as
+    ``former_options``, has set before."""
     configured = {"lr", "weight_decay", "momentum", "eps", *config.options, *_SWITCHES}
+    configured |= set(former_options)
     for index, group in enumerate(optimizer.param_groups):
         values = stored[index] if index < len(stored) else {}
         if values.get("weight_decay") != group["weight_decay"]:  # FSDP2 has groups for scalars

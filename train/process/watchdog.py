@@ -97,6 +97,8 @@ class Watchdog:
         self.config, self.rank, self.world_size = config, rank, world_size
         self.heartbeat = Heartbeat(at=time.monotonic())
         self._heartbeats = directory / "heartbeats"
+        self._folder: int | None = None
+        """A descriptor of it: another directory may get its path."""
         self._hang = directory / "hangs" / f"attempt-{attempt}"
         limits = [t for t in (config.first_timeout, config.timeout) if t is not None]
         self._interval = min(10.0, min(limits) / 10) if limits else 0.0
@@ -106,6 +108,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self._interval:
             self._heartbeats.mkdir(exist_ok=True)
+            self._folder = os.open(self._heartbeats, os.O_RDONLY | os.O_DIRECTORY)
             self._write_heartbeat()
             self._thread.start()
         return self
@@ -114,14 +117,19 @@ class Watchdog:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
+        if self._folder is None:
+            return
         with suppress(OSError):
-            self._mine.unlink(missing_ok=True)
+            os.unlink(self._name, dir_fd=self._folder)
         with suppress(OSError):
-            self._heartbeats.rmdir()  # the last one
+            if os.path.samestat(self._heartbeats.stat(), os.fstat(self._folder)):
+                self._heartbeats.rmdir()  # the last one
+        os.close(self._folder)
+        self._folder = None
 
     @property
-    def _mine(self) -> Path:
-        return self._heartbeats / f"rank-{self.rank}.json"
+    def _name(self) -> str:
+        return f"rank-{self.rank}.json"
 
     def _watch(self) -> None:
         while not self._ended.wait(self._interval):
@@ -141,15 +149,18 @@ class Watchdog:
             "silent": time.monotonic() - heartbeat.at,
         }  # fmt: skip
         with suppress(OSError):  # such as a full disk
-            temporary = self._mine.with_suffix(".new")
-            temporary.write_text(json.dumps(values), encoding="utf-8")
-            temporary.replace(self._mine)
+            folder, temporary = self._folder, f"rank-{self.rank}.new"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            with os.fdopen(os.open(temporary, flags, 0o666, dir_fd=folder), "w") as file:
+                json.dump(values, file)
+            os.replace(temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def _end_hung_run(self, limit: float) -> None:
         """Writes this rank's stacks and ends the process; one rank writes the report for all."""
         noticed = time.time()  # live ranks stop writing heartbeats as well from now on
         with suppress(OSError):
-            self._hang.mkdir(parents=True, exist_ok=True)
+            self._hang.parent.mkdir(exist_ok=True)  # never the run directory, if it was moved
+            self._hang.mkdir(exist_ok=True)
             with (self._hang / f"rank-{self.rank}.txt").open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
         report = self._hang / "report.txt"

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from train.checkpoint import dcp
+from train.checkpoint.damage import damaged, unusable
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirroring import mirror_unreadable, restore_from_mirror
+from train.checkpoint.opening import (
+    check_attempts,
+    check_checkpoint,
+    foreign_checkpoints,
+    set_aside_metrics,
+)
 from train.checkpoint.run_directory import RunDirectory, RunIdentity
 from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference, allowed_changes
 from train.config.load import LoadedConfig
 from train.distributed.collectives import Collectives
-from train.exits import RetryError, RunError
+from train.exits import RunError
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,7 @@ def find_run(
         except RunError as error:
             found = error
         except OSError as error:
-            found = RetryError(
-                f"The run directory {loaded.run_directory_as_set} cannot be used ({error}); "
-                "fix the cause, then rerun."
-            )
+            found = unusable(directory.path, error)
     found = collectives.broadcast_object(found)
     if isinstance(found, RunError):
         raise found
@@ -72,7 +77,7 @@ def _find(
     directory.refuse_restart_after_stop()
     directory.stop_file.unlink(missing_ok=True)  # it was meant for an earlier attempt
     store, config = CheckpointStore(directory.checkpoints), loaded.config
-    step, notes = store.newest_valid(dcp.shapes)
+    step, notes = _newest_of_run(directory, store)
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
     if mirror and step is None:
         if directory.exists:
@@ -83,7 +88,30 @@ def _find(
     identity = directory.identity(config.run.name)
     if mirror:
         _claim(mirror, directory, config.run.name, notes, required=False)
-    return Attempt(identity, directory.attempts() + 1, step, notes, changes)
+    return Attempt(identity, directory.attempts.count() + 1, step, notes, changes)
+
+
+def _newest_of_run(directory: RunDirectory, store: CheckpointStore) -> tuple[int | None, list[str]]:
+    """The step of the newest valid checkpoint of the run in ``directory``, and messages."""
+    if not directory.exists:
+        if store.steps():
+            raise damaged(directory.identity_path, "it is missing")
+        return store.newest_valid()
+    run_id = directory.identity("").id
+    check_attempts(directory, run_id)
+    foreign = [
+        f"The checkpoint of step {step} is of another run ({fault}); renamed it to "
+        f"{store.quarantine(step).name}."
+        for step, fault in foreign_checkpoints(directory, run_id, store).items()
+    ]
+
+    def check(checkpoint: Path) -> None:
+        dcp.shapes(checkpoint)
+        check_checkpoint(directory, run_id, checkpoint)
+
+    step, notes = store.newest_valid(check)
+    metrics = [] if step is None else set_aside_metrics(directory, step)
+    return step, foreign + notes + metrics
 
 
 def _claim(

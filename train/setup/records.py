@@ -34,6 +34,7 @@ def record_attempt(
     config: dict[str, Any],
     joined: Joined,
     strategy: Strategy,
+    order: SampleOrder,
     micro_batch_size: int,
 ) -> None:
     """Records this attempt and its config (JSON values) in the run directory."""
@@ -41,10 +42,13 @@ def record_attempt(
     directory.clear_finished()
     for name, settings in strategy.run_directory_files().items():
         write_json(directory.path / name, settings)
-    directory.store_config(config)
     directory.record_attempt(
         {
             "attempt": attempt.number,
+            "run": attempt.identity.id,
+            "seed": order.seed,
+            "samples": order.size,
+            "batch": config["batch"]["global_batch_size"],
             "time": time.time(),
             "resumed_from_step": attempt.resume_step,
             "world_size": strategy.engine.world_size,
@@ -56,6 +60,8 @@ def record_attempt(
             "changes": [str(change) for change in attempt.changes],
         }
     )
+    # Last, so that config.json is never that of an attempt which is not recorded.
+    directory.store_config(config)
 
 
 def open_records(
@@ -77,7 +83,9 @@ def open_records(
     mirroring = None
     if mirror:
         store = CheckpointStore(directory.checkpoints)
-        mirroring = Mirroring(mirror, store, joined.attempt.identity.id, warn)
+        mirroring = Mirroring(
+            mirror, store, joined.attempt.identity.id, warn, directory.ensure_in_place
+        )
         stack.push(_closes(mirroring, mirror_wait, joined.stop, beat))
     ledger = Ledger(directory.ledger)
     stack.callback(ledger.close)

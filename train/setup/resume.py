@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from train.checkpoint.state import restore_state
+from train.checkpoint.state import StoredState, restore_state
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
+from train.config.changes import Difference
 from train.data.plan import BatchPlan
 from train.exits import ResumeRefusedError, RetryError
 from train.optim.ema import Ema
-from train.optim.optimizer import OptimConfig, restore_param_group_values
+from train.optim.optimizer import OptimConfig, restore_param_group_values, state_settings
+from train.optim.state_form import state_that_fits
 from train.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a resumed run takes from its checkpoint, besides the tensors."""
+
+    state: dict[str, Any]
+    """The state of the loop, as JSON values."""
+    notes: list[str]
+    """Warnings for the user."""
 
 
 def resume(
@@ -25,14 +38,15 @@ def resume(
     optim: OptimConfig,
     *,
     samples: int,
+    changes: Sequence[Difference],
     allow_changes: bool,
-) -> dict[str, Any]:
+) -> Resumed:
     """Fills the model, the optimiser, the loss scale and the average of weights from the
     checkpoint of a step; collective.
 
-    Returns the rest of the checkpoint's state, as JSON values. ``samples`` is the size of the
-    training data. Raises ResumeRefusedError where the data or the model are not those of the
-    checkpoint.
+    ``samples`` is the size of the training data, and ``changes`` are those of the config since the
+    attempt before. An optimiser that keeps other state than the one that was saved starts without
+    state. Raises ResumeRefusedError where the data or the model are not those of the checkpoint.
     """
     path = store.path(step)
     state = Manifest.read(path).state
@@ -42,17 +56,54 @@ def resume(
             "was saved, so that each position of the stream would be another sample; restore the "
             "data, use another run.dir for a new run, or add --allow-changes."
         )
+    saved = state.get("optim") or _settings_before(optim, changes)
+    is_other = saved != state_settings(optim)
+
+    def choose(stored: StoredState) -> StoredState | None:
+        if not is_other or not any(stored.values()):
+            return stored
+        shapes = {name: shard.shape for name, shard in strategy.tensors().items()}
+        return state_that_fits(optim, stored, shapes)
+
     try:
         group = strategy.collectives.host_group
-        restore_state(path, state["optimizer"], strategy, ema, group)
+        loaded = restore_state(path, state["optimizer"], strategy, ema, group, choose)
     except DamagedError as error:
         raise RetryError(
             f"{error}, although it was valid a moment ago; check the storage, then rerun."
         ) from None
-    restore_param_group_values(strategy.optimizer, optim, state.get("optimizer_groups", []))
+    if saved["use"] == optim.use:
+        groups = state.get("optimizer_groups", [])
+        restore_param_group_values(strategy.optimizer, optim, groups, saved["options"])
     if strategy.loss_scale and state.get("loss_scale"):
         strategy.loss_scale.load_state_dict(state["loss_scale"])
-    return state
+    return Resumed(state, [] if loaded else [_dropped_state(saved, optim, step)])
+
+
+def _settings_before(optim: OptimConfig, changes: Sequence[Difference]) -> dict[str, Any]:
+    """The settings of the optimiser in the attempt before, for a checkpoint that lacks them."""
+    before = state_settings(optim)
+    for change in changes:
+        section, _, key = change.key.partition(".")
+        name, _, option = key.partition(".")
+        if section != "optim" or name not in before:
+            continue
+        if not option:
+            before[name] = change.before
+        elif change.before is None:
+            before[name] = {k: v for k, v in before[name].items() if k != option}
+        else:
+            before[name] = {**before[name], option: change.before}
+    return before
+
+
+def _dropped_state(saved: Mapping[str, Any], optim: OptimConfig, step: int) -> str:
+    now = state_settings(optim)
+    key = next(key for key, value in now.items() if value != saved.get(key))
+    return (
+        f"optim.{key} is {now[key]!r}, but was {saved.get(key)!r} when step {step} was saved, so "
+        "the optimiser starts without the saved state (such as moments), which it does not keep."
+    )
 
 
 def moved_dropout(last: Mapping[str, Any], plan: BatchPlan, model: nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -79,6 +80,8 @@ class MetricsFile:
         if not self._unwritten:
             return
         if self._replaces_last:
+            if not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
+                raise FileNotFoundError(errno.ENOENT, "was moved or replaced", str(self.path))
             lines = self.path.read_bytes().splitlines(keepends=True)
             replace_bytes(self.path, b"".join([*lines[:-1], self._unwritten]))
             self._file.close()

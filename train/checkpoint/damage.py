@@ -1,0 +1,51 @@
+"""Errors for files of a run directory that are damaged, or not of the kind that they should be."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from train.exits import ResumeRefusedError, RetryError, RunError
+
+# A retry meets the same file again.
+_WRONG_KIND = (
+    errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EACCES, errno.EPERM,
+    errno.EROFS, errno.ENOTEMPTY,
+)  # fmt: skip
+
+
+def damaged(path: Path, why: object) -> ResumeRefusedError:
+    """The error for a file without which the run cannot be identified."""
+    return ResumeRefusedError(
+        f"{path} is damaged ({why}), so the run cannot be identified; restore the file, or start a "
+        "new run in another run.dir."
+    )
+
+
+def unusable(path: Path, error: OSError) -> RunError:
+    """The error for a file of the run directory that the system refuses: 76 where a retry meets the
+    same, such as a directory in place of a file, else 75."""
+    names = [name for name in (error.filename2, error.filename) if isinstance(name, str)]
+    where = Path(names[0]) if names else path  # of a rename: its target
+    reason = error.strerror or str(error)
+    if error.errno in _WRONG_KIND:
+        return ResumeRefusedError(
+            f"{where} cannot be used ({reason}); correct its kind or its rights, or choose another "
+            "run.dir."
+        )
+    return RetryError(f"{where} cannot be used ({reason}); fix the cause, then rerun.")
+
+
+@contextmanager
+def refused_files(directory: Path) -> Iterator[None]:
+    """Turns errors about the kind or the rights of files in a run directory into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
+        inside = any(Path(name).is_relative_to(directory) for name in names)
+        if error.errno in _WRONG_KIND and inside:
+            raise unusable(directory, error) from error
+        raise
