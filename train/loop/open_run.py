@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -92,12 +93,7 @@ def _open(
     schedule = learning_rate_factor(config.schedule, data.total_steps, origin)
     plan = _plan(loaded, task, data, joined, directory, beat)
     model = build_trainable(loaded, task, engine, joined.choice, plan)
-    if data.evaluation is not None:
-        beat("checking the evaluation")
-        first = build_evaluation_batches(
-            config, task, data.evaluation, plan.largest_micro_batch, engine, first_only=True
-        )
-        check_evaluation(task, model.strategy, config, first)
+    _check_evaluation(loaded, task, data, plan, model, joined, beat)
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
     if attempt.resume_step is not None:
@@ -186,6 +182,30 @@ def _open(
         ),
         batches=batches,
     )
+
+
+def _check_evaluation(
+    loaded: LoadedConfig,
+    task: Task,
+    data: RunData,
+    plan: BatchPlan,
+    model: TrainableModel,
+    joined: Joined,
+    beat: Callable[[str], None],
+) -> None:
+    if data.evaluation is None:
+        return
+    build = partial(
+        build_evaluation_batches,
+        loaded.config, task, data.evaluation, plan.largest_micro_batch, joined.engine,
+    )  # fmt: skip
+
+    def stop() -> bool:
+        beat("checking the evaluation")
+        return joined.stop.requested
+
+    beat("checking the evaluation")
+    check_evaluation(task, model.strategy, loaded.config, build(first_only=True), build, stop=stop)
 
 
 def _check_unfinished(loaded: LoadedConfig, directory: RunDirectory, total_steps: int) -> None:
