@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from train.checkpoint.extra_state import check_extra_state
 from train.config.explain import explain
 from train.config.load import LoadedConfig, check_length
 from train.config.schema import Config
@@ -210,6 +211,7 @@ def build_trainable(
     )
     origin = loaded.composed.origin("optim.use")
     strategy.prepare(model, lambda placed: build_optimizer(config.optim, placed, origin))
+    check_extra_state(strategy.bare_model)
     return TrainableModel(strategy, Ema(config.ema, strategy) if config.ema else None, summary)
 
 

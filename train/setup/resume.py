@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from train.checkpoint.state import restore_state
+from train.checkpoint.state import restore_extra_state, restore_state
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
 from train.data.plan import BatchPlan
 from train.exits import ResumeRefusedError, RetryError
@@ -45,6 +45,7 @@ def resume(
     try:
         group = strategy.collectives.host_group
         restore_state(path, state["optimizer"], strategy, ema, group)
+        restore_extra_state(path, state.get("extra_state"), strategy.bare_model, group)
     except DamagedError as error:
         raise RetryError(
             f"{error}, although it was valid a moment ago; check the storage, then rerun."
