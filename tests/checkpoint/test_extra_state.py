@@ -16,7 +16,8 @@ from train.checkpoint.extra_state import (
     get_extra_state,
     set_extra_state,
 )
-from train.exits import UsageError
+from train.checkpoint.state import restore_extra_state
+from train.exits import ResumeRefusedError, UsageError
 from train.strategies.buffers import BufferSync
 
 
@@ -180,3 +181,17 @@ def test_a_step_that_is_given_up_does_not_change_it(ranks):
         return shown(module) == before
 
     assert on_ranks(ranks, give_up) == [True] * ranks
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    with pytest.raises(ResumeRefusedError, match="1._extra_state is only in the model"):
+        restore_extra_state(tmp_path, {}, nn.Sequential(nn.Identity(), Keeps(1)))
+    with pytest.raises(ResumeRefusedError, match="0._extra_state is only in the checkpoint"):
+        restore_extra_state(tmp_path, {"0._extra_state": 1}, nn.Sequential(nn.Identity()))
+
+
+def test_a_checkpoint_of_an_earlier_version_starts_it_anew(tmp_path, caplog):
+    model = nn.Sequential(Keeps(1))
+    restore_extra_state(tmp_path, None, model)
+    assert model[0].value == 1
+    assert "the extra state of 0._extra_state starts anew" in caplog.text

@@ -63,7 +63,8 @@ class _Tensors:
 
         self.extra = {name: t for name, t in state_dict.items() if is_extra_state(name)}
         own = {name: t for name, t in state_dict.items() if not is_extra_state(name)}
-        return self._model.load_state_dict(own, strict=strict)
+        missing, unexpected = self._model.load_state_dict(own, strict=strict)
+        return [name for name in missing if not is_extra_state(name)], unexpected
 
 
 def example_inputs(task: Task) -> tuple[Any, ...] | None:
@@ -152,8 +153,9 @@ def load(path: str | Path) -> nn.Module:
         extra = ExtraState(description.get("extra_state", {}), tensors.extra)
         set_extra_state(model, extra)
     except (OSError, RuntimeError, SafetensorError) as error:
+        text = str(error).replace(_Tensors.__name__, type(model).__name__)
         raise DataError(
-            f"The parameters in {directory / PARAMETERS} do not match the task's model: {error}; "
+            f"The parameters in {directory / PARAMETERS} do not match the task's model: {text}; "
             "use the version of the task that was exported."
         ) from error
     return model.eval()

@@ -167,7 +167,11 @@ def _open(
         hooks=hooks,
         evaluation=_open_evaluation(stack, loaded, task, data, plan, model, joined, beat),
         first_step=FirstStepChecks(
-            task, model.strategy, compiled=config.compile, precision=config.precision
+            task,
+            model.strategy,
+            compiled=config.compile,
+            precision=config.precision,
+            warn=tracker.warn,
         ),
         train_step=TrainStep(
             task,
