@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from train.checkpoint import dcp
+from train.checkpoint.buffers import adopt_buffers
 from train.checkpoint.extra_state import ExtraState, get_extra_state, set_extra_state
 from train.checkpoint.store import Manifest
 from train.distributed.shard import Shard, is_extra_state, model_tensors
@@ -167,6 +168,7 @@ def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:
 
     Raises ResumeRefusedError if names or shapes are not those of the model, and DamagedError.
     """
+    adopt_buffers(model, dcp.shapes(directory), prefix="model.")
     trainable = {name for name, p in model.named_parameters() if averaged and p.requires_grad}
     targets = {
         ("ema." if name in trainable else "model.") + name: Shard.of(tensor)

@@ -59,10 +59,12 @@ class _Tensors:
         return {n: t for n, t in self._model.state_dict().items() if not is_extra_state(n)}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool) -> Any:
+        from train.checkpoint.buffers import adopt_buffers
         from train.distributed.shard import is_extra_state
 
         self.extra = {name: t for name, t in state_dict.items() if is_extra_state(name)}
         own = {name: t for name, t in state_dict.items() if not is_extra_state(name)}
+        adopt_buffers(self._model, {name: (t.shape, t.dtype) for name, t in own.items()})
         missing, unexpected = self._model.load_state_dict(own, strict=strict)
         return [name for name in missing if not is_extra_state(name)], unexpected
 

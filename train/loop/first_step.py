@@ -59,7 +59,7 @@ class FirstStepChecks:
         """Warns of state that is not saved. Checks for trainable parameters that the loss does not
         use, where the strategy does not allow them; collective."""
         strategy = self._strategy
-        self._warn_of_hidden_state()
+        self._check_hidden_state()
         by_rank = collectives.all_gather_object(strategy.unused())
         unused = sorted({name for names in by_rank for name in names})
         remedy = strategy.unused_remedy(alike=all(names == unused for names in by_rank))
@@ -71,9 +71,15 @@ class FirstStepChecks:
                 f"them (requires_grad_(False)), or {remedy}."
             )
 
-    def _warn_of_hidden_state(self) -> None:
-        changed = self._hidden.changed()
+    def _check_hidden_state(self) -> None:
+        changed, added = self._hidden.changed(), self._hidden.added_buffers()
         del self._hidden  # the tensors that it compares
+        if added:
+            raise UsageError(
+                f"The first step registered the buffer {added[0]}, which a model that is built to "
+                "resume would lack; register it in the module's constructor, as None if it has no "
+                "value yet."
+            )
         if not changed:
             return
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

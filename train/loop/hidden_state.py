@@ -31,6 +31,11 @@ class HiddenState:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._before = {name: _state(value, _DEPTH) for name, value in _attributes(model)}
+        self._buffers = _buffers(model)
+
+    def added_buffers(self) -> list[str]:
+        """The names of buffers that were registered since, which a new model would lack."""
+        return [name for name in _buffers(self._model) if name not in self._buffers]
 
     def changed(self) -> list[str]:
         """The names of what has another value now, or is new."""
@@ -69,6 +74,16 @@ def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
         private = {name: module._buffers.get(name) for name in module._non_persistent_buffers_set}
         for name, value in {**plain, **private}.items():
             yield f"{path}.{name}" if path else name, value
+
+
+def _buffers(model: nn.Module) -> list[str]:
+    """The names of persistent buffers, also of those that are None."""
+    return [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in module._buffers
+        if name not in module._non_persistent_buffers_set
+    ]
 
 
 def _state(value: Any, depth: int) -> Any:

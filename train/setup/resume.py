@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from train.checkpoint import dcp
+from train.checkpoint.buffers import adopt_buffers
 from train.checkpoint.state import restore_extra_state, restore_state
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
 from train.data.plan import BatchPlan
@@ -44,6 +46,7 @@ def resume(
         )
     try:
         group = strategy.collectives.host_group
+        adopt_buffers(strategy.bare_model, dcp.shapes(path), prefix="model.")
         restore_state(path, state["optimizer"], strategy, ema, group)
         restore_extra_state(path, state.get("extra_state"), strategy.bare_model, group)
     except DamagedError as error:

@@ -45,6 +45,7 @@ class BufferSync:
             if name not in module._non_persistent_buffers_set
         ]
         self._synced: list[tuple[Tensor, list[_Buffer]]] = []
+        self._unset: list[tuple[nn.Module, str]] = []
 
     def sync(self) -> None:
         """Gives all ranks the buffers of rank 0; collective."""
@@ -55,6 +56,7 @@ class BufferSync:
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
                 by_dtype.setdefault(tensor.dtype, []).append(_Buffer(module, name, tensor))
+        self._unset = [place for place in self._places if place[0]._buffers[place[1]] is None]
         self._synced = []
         for buffers in by_dtype.values():
             joined = torch.cat([buffer.tensor.detach().flatten() for buffer in buffers])
@@ -80,6 +82,8 @@ class BufferSync:
         """Gives the buffers and modules the values that they had after the last ``sync``."""
         if self._extra_state is not None:
             set_extra_state(self._model, self._extra_state)
+        for module, name in self._unset:
+            module._buffers[name] = None
         for joined, buffers in self._synced:
             _split_into(buffers, joined)
             for module, name, tensor in buffers:
