@@ -184,6 +184,8 @@ def report_of(task: Task, model: nn.Module, device: torch.device) -> dict[str, A
             f"The task's report() returned {_kind(report)}; return a dict of texts and images by "
             "name."
         )
+    for name in report or {}:
+        _check_name(name, "report()")
     return dict(report or {})
 
 
