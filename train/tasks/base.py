@@ -112,8 +112,8 @@ class Task:
         raise NotImplementedError
 
     def metrics(self) -> dict[str, Any]:
-        """torchmetrics objects by name, for metrics that are not a ratio of two sums. Each element of
-        a value with several is a metric: ``name/0``, ``name/key``."""
+        """torchmetrics objects by name, for metrics that are not a ratio of two sums. Each element
+        of a value with several is a metric: ``name/0``, ``name/key``."""
         return {}
 
     def measure(self, model: nn.Module, batch: Any) -> Mapping[str, Ratio | tuple[Any, ...]]:
