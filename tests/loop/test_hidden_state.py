@@ -109,7 +109,9 @@ def test_a_run_names_it_once(tmp_path):
     assert done.stderr.count("The first step changed 1.calls of the model") == 1
 
 
-@pytest.mark.parametrize("strategy", [*map(slow, ["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"])])
+@pytest.mark.parametrize(
+    "strategy", [*map(slow, ["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"])]
+)
 def test_what_strategies_change_is_not_named(tmp_path, strategy):
     words = ["task.use=tests.support.odd:OddTask", f"model.parts=[{', '.join(PARTS)}]"]
     words += [f"strategy={strategy}", "length.steps=6"]
