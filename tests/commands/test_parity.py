@@ -1,5 +1,8 @@
 """``parity``: two tasks on every placement, and detection of a difference."""
 
+import json
+import math
+import shutil
 import subprocess
 import sys
 
@@ -85,7 +88,43 @@ def test_another_seed_is_not_the_same_run(tmp_path):
     assert found.norm > 1e-3
     assert found.weights > 1e-3
     assert not found.same_ledger
-    assert not found.within(Tolerance(1.0, 1.0, 1.0))
+    assert not found.within(Tolerance(1.0, 1.0, 1.0, 1.0))
+
+
+def rewritten(source, target, change):
+    """A copy of a run whose rows of metrics.jsonl with an evaluation were changed."""
+    shutil.copytree(source, target)
+    rows = [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "eval/loss" in row:
+            change(row)
+    (target / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return target
+
+
+def test_metrics_of_the_evaluation_are_compared(tmp_path):
+    one = tmp_path / "one"
+    train.fit(*TINY, "track.log_every_steps=1", "length.steps=6", f"run.dir={one}")
+    assert curve(one, "eval/loss").keys() == {6}
+    assert compare(one, one).within(Tolerance(0.0, 0.0, 0.0, 0.0))
+
+    def compared(name, change):
+        found = compare(one, rewritten(one, tmp_path / name, change))
+        assert found.loss == found.norm == found.weights == 0.0
+        assert not found.within(Tolerance())
+        return found.evaluation
+
+    def scale(row):
+        row["eval/loss"] *= 1.01
+
+    assert compared("another value", scale) == pytest.approx(0.01)
+    assert math.isnan(compared("another name", lambda row: row.update({"eval/more": 1.0})))
+    assert math.isnan(compared("not finite", lambda row: row.update({"eval/loss": None})))
+
+
+def test_a_metric_near_zero_may_be_a_rounding_error():
+    assert largest_difference({1: 0.0}, {1: 1e-8}, near_zero=1e-3) == pytest.approx(1e-5)
+    assert largest_difference({1: 5.0}, {1: 6.0}, near_zero=1e-3) == pytest.approx(0.2)
 
 
 def test_curves_that_cannot_be_compared_differ():

@@ -167,6 +167,9 @@ class DiesInSave(TinyTask):
     def report(self, model, device):
         from train.checkpoint import saver
 
+        if not self.calls:  # the check before the first step
+            return {}
+
         first = len(Path(self.config.run.dir, "attempts.jsonl").read_text().splitlines()) == 1
         if first and os.environ.get("RANK") == "1":
             saver.hash_file = lambda path: os.kill(os.getpid(), signal.SIGKILL)

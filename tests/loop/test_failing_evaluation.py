@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.forked import run, run_ranks
 from tests.support.runs import checkpoints, curve
+from tests.support.tiny import TinyTask
 
 
 def broken_at(step):
@@ -44,3 +45,34 @@ def test_a_mistake_in_the_metrics_is_found_before_the_first_step(tmp_path):
         "early_stop.metric is 'acuracy', but the task's evaluation reports only loss" in done.stderr
     )
     assert not (tmp_path / "config.json").exists()
+
+
+class BadReport(TinyTask):
+    def report(self, model, device):
+        return ["text"]
+
+
+class RareMetric(TinyTask):
+    """Has a metric of the last samples, which the rehearsal before the first step does not see."""
+
+    def measure(self, model, batch):
+        found = dict(super().measure(model, batch))
+        if len(batch["x"]) == 1:
+            found["rare"] = found["loss"]
+        return found
+
+
+def test_a_mistake_in_the_report_is_found_before_the_first_step(tmp_path):
+    done = run("fit", tmp_path, f"task.use={__name__}:BadReport", expect=64)
+    assert "report() returned list; return a dict" in done.stderr
+    assert not (tmp_path / "attempts.jsonl").exists()
+
+
+def test_a_metric_that_the_first_samples_lack_may_be_named(tmp_path):
+    """37 samples in micro-batches of 6: the last one has a single sample."""
+    rare = [f"task.use={__name__}:RareMetric", "evaluate.micro_batch_size=6", "length.steps=6"]
+    run("fit", tmp_path / "named", *rare, "early_stop.metric=rare")
+    assert curve(tmp_path / "named", "eval/rare").keys() == {6}
+    done = run("fit", tmp_path / "unknown", *rare, "early_stop.metric=rarest", expect=64)
+    assert "early_stop.metric is 'rarest'" in done.stderr
+    assert "reports only loss, rare" in done.stderr

@@ -63,3 +63,13 @@ def test_a_step_that_is_given_up_changes_no_buffer():
         return values(module) == before
 
     assert on_ranks(1, give_up) == [True]
+
+
+def test_a_buffer_that_gets_its_first_value_is_unset_again():
+    module = Center(1.0)
+    [buffers] = on_ranks(1, lambda collectives: BufferSync(module, collectives))
+    buffers.sync()
+    module(1)
+    assert module.late is not None
+    buffers.restore()
+    assert module.late is None

@@ -1,5 +1,7 @@
 """The TensorBoard sink, checked with the event files that it writes."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,31 @@ def test_everything_can_be_read_back(tmp_path, track):
     assert histogram.step == 2
     value = histogram.histogram_value
     assert (value.num, value.min, value.max) == (100, -1.0, 3.0)
+
+
+class SlowToLoad(TensorBoardSink):
+    """Its imports take longer than some rows."""
+
+    def load(self):
+        time.sleep(0.3)
+        super().load()
+
+
+def test_events_have_the_time_at_which_they_were_logged(tmp_path, track):
+    tracker = track([SlowToLoad(run_info(tmp_path))])
+    started = time.time()
+    tracker.log(1, {"train/loss": 2.5})
+    time.sleep(0.1)
+    tracker.report(2, {"sample": "text", "drawn": np.zeros((3, 4, 6))})
+    tracker.histograms(2, {"weights/0": np.ones(3)})
+    logged = time.time()
+    tracker.close()
+    events = read(tmp_path)
+    rows = [("Scalars", "train/loss"), ("Tensors", "sample/text_summary")]
+    rows += [("Images", "drawn"), ("Histograms", "weights/0")]
+    times = [getattr(events, kind)(name)[0].wall_time for kind, name in rows]
+    assert started <= times[0] <= times[1] - 0.1
+    assert times[1] <= times[2] <= times[3] <= logged
 
 
 def test_the_image_has_its_colours(tmp_path, track):

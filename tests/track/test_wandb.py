@@ -44,6 +44,7 @@ for step in range(info.start_step + 1, info.start_step + 4):
 image = np.zeros((3, 4, 6)); image[0] = 1.0
 tracker.report(info.start_step + 3, {"sample": "<x>&", "drawn": image})
 tracker.histograms(info.start_step + 3, {"weights/w": np.arange(10.0)})
+(directory / "logged").write_text(str(time.time()))
 tracker.summary({"loss": 0.125})
 if "signal_to_service" in values:
     while not offline_files(directory):
@@ -130,6 +131,13 @@ def test_rows_have_the_step_of_the_run(files):
     assert rows(files[0]) == [(step, 1, 1.0 / step) for step in (1, 2, 3)]
     assert rows(files[1]) == [(step, 2, 1.0 / step) for step in (3, 4, 5)]
     assert files[1].history[0]["_step"] == 0, "W&B's own step restarts at 0"
+
+
+def test_rows_have_the_time_at_which_they_were_logged(twice, files):
+    """Before W&B was imported."""
+    times = [row["_timestamp"] for row in files[1].history]
+    assert times == sorted(times)
+    assert times[-1] <= float((twice[0] / "logged").read_text())
 
 
 def test_step_is_the_x_axis_of_every_metric(files):

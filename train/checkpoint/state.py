@@ -1,12 +1,14 @@
 """The tensors of a checkpoint: model, optimiser state and averaged weights (EMA).
 
 Names do not depend on the placement: ``model.<fully qualified name>``,
-``optim.<parameter name>.<state>`` and ``ema.<parameter name>``. Optimiser state that is not a
-tensor goes into the manifest's JSON. RNG states are not stored: they are seeded by position.
+``optim.<parameter name>.<state>``, ``ema.<parameter name>`` and
+``extra.<module>._extra_state.<number>``. What is not a tensor in the state of the optimiser and of
+modules goes into the manifest's JSON. RNG states are not stored: they are seeded by position.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +17,14 @@ import torch
 from torch import nn
 
 from train.checkpoint import dcp
-from train.distributed.shard import Shard, model_tensors
+from train.checkpoint.buffers import adopt_buffers
+from train.checkpoint.extra_state import ExtraState, get_extra_state, set_extra_state
+from train.checkpoint.store import Manifest
+from train.distributed.shard import Shard, is_extra_state, model_tensors
 from train.exits import ResumeRefusedError
 from train.optim.ema import Ema
+
+_log = logging.getLogger("train")
 
 OptimizerState = dict[str, dict[str, Any]]
 """A Shard or a JSON value, by parameter name and state name."""
@@ -98,7 +105,11 @@ def restore_state(
     targets = {f"model.{name}": shard for name, shard in strategy.tensors().items()}
     if ema is not None:
         targets |= {f"ema.{name}": average for name, average in ema.averages.items()}
-    unused = [n for n in stored if n.startswith(("model.", "ema.")) and n not in targets]
+    unused = [
+        name
+        for name in stored
+        if name.startswith(("model.", "ema.")) and name not in targets and not is_extra_state(name)
+    ]
     remedy = "use the code and config that wrote it, or start a new run in another run.dir"
     _check_same(directory, targets, stored, unused, remedy)
     pieces: dict[str, Any] = {
@@ -121,22 +132,66 @@ def restore_state(
     return chosen is not None
 
 
+def collect_extra_state(model: nn.Module, rank: int) -> tuple[dict[str, Shard], dict[str, Any]]:
+    """What the modules' ``get_extra_state`` returns: tensors by name, only on rank 0, which may not
+    be equal to those of other ranks; and JSON values."""
+    state = get_extra_state(model)
+    tensors = state.tensors if rank == 0 else {}
+    return {f"extra.{name}": Shard.of(tensor) for name, tensor in tensors.items()}, state.values
+
+
+def restore_extra_state(
+    directory: Path, values: Mapping[str, Any] | None, model: nn.Module, group: Any = None
+) -> None:
+    """Passes to the modules what they had returned; collective over ``group``.
+
+    ``values`` are the JSON values of the manifest; None in a checkpoint of an earlier version,
+    which has none. Raises ResumeRefusedError where other modules have extra state.
+    """
+    own = get_extra_state(model).values.keys()
+    if values is None:
+        if own:
+            _log.warning(
+                "The checkpoint %s was written by a version that does not store what "
+                "get_extra_state() returns, so the extra state of %s starts anew.",
+                *(directory, ", ".join(sorted(own))),
+            )
+        return
+    if differences := sorted(own ^ values.keys()):
+        where = "the model" if differences[0] in own else "the checkpoint"
+        raise ResumeRefusedError(
+            f"The checkpoint {directory} does not match the model: {differences[0]} is only in "
+            f"{where}; use the code and config that wrote it."
+        )
+    tensors = {
+        name: torch.empty(shape, dtype=dtype)
+        for name, (shape, dtype) in dcp.shapes(directory).items()
+        if name.startswith("extra.")
+    }
+    if tensors:
+        dcp.load({name: Shard.of(tensor) for name, tensor in tensors.items()}, directory, group)
+    loaded = {name.removeprefix("extra."): tensor for name, tensor in tensors.items()}
+    set_extra_state(model, ExtraState(dict(values), loaded))
+
+
 def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:
     """Loads a full model in this process; ``averaged``: trainable parameters from the EMA.
 
     Raises ResumeRefusedError if names or shapes are not those of the model, and DamagedError.
     """
+    adopt_buffers(model, dcp.shapes(directory), prefix="model.")
     trainable = {name for name, p in model.named_parameters() if averaged and p.requires_grad}
     targets = {
         ("ema." if name in trainable else "model.") + name: Shard.of(tensor)
         for name, tensor in model_tensors(model).items()
     }
     stored = dcp.shapes(directory)
-    names = {name for name in stored if name.startswith("model.")}
+    names = {n for n in stored if n.startswith("model.") and not is_extra_state(n)}
     unused = names - {f"model.{name}" for name in model_tensors(model)}
     _check_same(directory, targets, stored, unused, "use the code and config that wrote it")
     with torch.no_grad():
         dcp.load(targets, directory, None)
+    restore_extra_state(directory, Manifest.read(directory).state.get("extra_state"), model)
 
 
 def _check_same(

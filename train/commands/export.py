@@ -73,7 +73,8 @@ def run(arguments: argparse.Namespace) -> Exit:
             "run": manifest.state.get("run"),
             "metrics": manifest.metrics,
         }
-        described = write_description(directory, loaded.config.model_dump(mode="json"), source)
+        values = loaded.config.model_dump(mode="json")
+        described = write_description(directory, values, source, model)
         if program is not None:
             written.append(export_program(program, directory))
         written.append(described)

@@ -70,6 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--norm-tolerance", type=float, default=1e-4, metavar="REL", help="default 1e-4"
     )
     parser.add_argument(
+        "--evaluation-tolerance",
+        type=float,
+        default=1e-4,
+        metavar="REL",
+        help="of each metric of the evaluation after the last step (default 1e-4)",
+    )
+    parser.add_argument(
         "--weights-tolerance", type=float, default=1e-4, metavar="REL", help="default 1e-4"
     )
 
@@ -214,16 +221,21 @@ def _report(
     from train.parity.compare import Tolerance, compare, plot
 
     tolerance = Tolerance(
-        arguments.loss_tolerance, arguments.norm_tolerance, arguments.weights_tolerance
+        loss=arguments.loss_tolerance,
+        norm=arguments.norm_tolerance,
+        evaluation=arguments.evaluation_tolerance,
+        weights=arguments.weights_tolerance,
     )
     reference, *others = directories
     say(
         f"\nMaximum relative difference from {reference} over {arguments.steps} steps "
         f"(tolerances: loss {tolerance.loss:g}, gradient norm {tolerance.norm:g}, "
-        f"weights {tolerance.weights:g}):\n"
+        f"evaluation {tolerance.evaluation:g}, weights {tolerance.weights:g}):\n"
     )
-    header = ("placement", "loss", "gradient norm", "weights", "learning rate", "ledger", "")
-    line = "{:<12}{:>12}{:>15}{:>12}{:>15}{:>12}  {}"
+    header = (
+        "placement", "loss", "gradient norm", "weights", "evaluation", "learning rate", "ledger", ""
+    )  # fmt: skip
+    line = "{:<12}{:>12}{:>15}{:>12}{:>12}{:>15}{:>12}  {}"
     say(line.format(*header))
     passed = True
     for name in others:
@@ -233,6 +245,7 @@ def _report(
         say(
             line.format(
                 name, f"{found.loss:.1e}", f"{found.norm:.1e}", f"{found.weights:.1e}",
+                f"{found.evaluation:.1e}",
                 "identical" if found.rate == 0 else f"{found.rate:.1e}",
                 "identical" if found.same_ledger else "DIFFERS",
                 ("same" if within else "NOT the same")

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+EXTRA_STATE = "_extra_state"
+"""The last part of the name that a state_dict gives to what ``get_extra_state`` returns."""
+
 Chunk = tuple[tuple[int, ...], tuple[int, ...]]
 """A rectangular part of a tensor, as in DCP: its offset and its size in each dimension."""
 
@@ -106,10 +109,17 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if is_extra_state(name):
+            continue
         if isinstance(tensor, Tensor) and id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor
     return found
+
+
+def is_extra_state(name: str) -> bool:
+    """Whether an entry of a state_dict is the extra state of a module, or a tensor of it."""
+    return EXTRA_STATE in name.split(".")
 
 
 def parameter_names(model: nn.Module) -> dict[int, str]:

@@ -2,9 +2,10 @@
 
 An export is a directory with
 
-    model.safetensors   parameters and buffers by fully qualified name
+    model.safetensors   parameters and buffers by fully qualified name, and tensors of extra state
     model.pt2           a ``torch.export`` program: graph and parameters, independent of the task
-    export.json         the task's reference, the config, and the source checkpoint
+    export.json         the task's reference, the config, the source checkpoint, and the values that
+                        modules return from get_extra_state
 
 :func:`load` builds the task's module from ``export.json`` and ``model.safetensors``.
 """
@@ -20,7 +21,7 @@ from train.exits import DataError, UsageError, first_line, sys_exit_refused
 from train.files import write_json
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.export import ExportedProgram
 
     from train.tasks.base import Task
@@ -29,13 +30,43 @@ PARAMETERS, PROGRAM, DESCRIPTION = "model.safetensors", "model.pt2", "export.jso
 
 
 def export_parameters(model: nn.Module, directory: Path) -> Path:
-    """Writes parameters and persistent buffers; shared tensors are stored once. Returns the
-    path."""
+    """Writes parameters, persistent buffers and the tensors of extra state; shared tensors are
+    stored once. Returns the path."""
     from safetensors.torch import save_model
 
     path = directory / PARAMETERS
-    save_model(model, str(path))
+    save_model(_Tensors(model), str(path))  # type: ignore[arg-type]
     return path
+
+
+class _Tensors:
+    """A model as safetensors uses it: its state_dict without the extra state that is no tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        from train.checkpoint.extra_state import get_extra_state
+
+        self._model = model
+        self.extra = get_extra_state(model).tensors
+        """Tensors of the extra state."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        # Copies, since safetensors drops one of two tensors that share memory.
+        return {**self._own(), **{name: tensor.clone() for name, tensor in self.extra.items()}}
+
+    def _own(self) -> dict[str, Tensor]:
+        from train.distributed.shard import is_extra_state
+
+        return {n: t for n, t in self._model.state_dict().items() if not is_extra_state(n)}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool) -> Any:
+        from train.checkpoint.buffers import adopt_buffers
+        from train.distributed.shard import is_extra_state
+
+        self.extra = {name: t for name, t in state_dict.items() if is_extra_state(name)}
+        own = {name: t for name, t in state_dict.items() if not is_extra_state(name)}
+        adopt_buffers(self._model, {name: (t.shape, t.dtype) for name, t in own.items()})
+        missing, unexpected = self._model.load_state_dict(own, strict=strict)
+        return [name for name in missing if not is_extra_state(name)], unexpected
 
 
 def example_inputs(task: Task) -> tuple[Any, ...] | None:
@@ -75,11 +106,17 @@ def export_program(program: ExportedProgram, directory: Path) -> Path:
     return path
 
 
-def write_description(directory: Path, config: dict[str, Any], source: dict[str, Any]) -> Path:
+def write_description(
+    directory: Path, config: dict[str, Any], source: dict[str, Any], model: nn.Module
+) -> Path:
     """Writes ``export.json``. ``source``: further keys on the source checkpoint. Returns the
     path."""
+    from train.checkpoint.extra_state import get_extra_state
+
     path = directory / DESCRIPTION
-    write_json(path, {"task": config["task"]["use"], "config": config, **source})
+    extra = get_extra_state(model).values
+    kept = {"extra_state": extra} if extra else {}
+    write_json(path, {"task": config["task"]["use"], "config": config, **source, **kept})
     return path
 
 
@@ -93,6 +130,7 @@ def load(path: str | Path) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
+    from train.checkpoint.extra_state import ExtraState, set_extra_state
     from train.distributed.randomness import GlobalRngState
     from train.strategies.meta_init import build_full_model
 
@@ -111,11 +149,15 @@ def load(path: str | Path) -> nn.Module:
         model = build_full_model(task, values["run"]["seed"])
     finally:
         generators.restore()
+    tensors = _Tensors(model)
     try:
-        load_model(model, str(directory / PARAMETERS))
+        load_model(tensors, str(directory / PARAMETERS))  # type: ignore[arg-type]
+        extra = ExtraState(description.get("extra_state", {}), tensors.extra)
+        set_extra_state(model, extra)
     except (OSError, RuntimeError, SafetensorError) as error:
+        text = str(error).replace(_Tensors.__name__, type(model).__name__)
         raise DataError(
-            f"The parameters in {directory / PARAMETERS} do not match the task's model: {error}; "
+            f"The parameters in {directory / PARAMETERS} do not match the task's model: {text}; "
             "use the version of the task that was exported."
         ) from error
     return model.eval()

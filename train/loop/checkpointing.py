@@ -10,7 +10,7 @@ from typing import Any
 from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.mirroring import Mirroring
 from train.checkpoint.saver import CheckpointSaver, SaveRequest
-from train.checkpoint.state import collect_state
+from train.checkpoint.state import collect_extra_state, collect_state
 from train.checkpoint.store import CheckpointStore, DamagedError
 from train.data.fetch import MicroBatch
 from train.data.ledger import Ledger, StepRecord
@@ -115,7 +115,8 @@ class Checkpointing:
     def reserve(self) -> None:
         """Allocates the host memory of the first checkpoint. Called after the first step, when
         the optimiser has its state."""
-        self._saver.reserve(collect_state(self._strategy, self._ema)[0])
+        tensors, _ = collect_extra_state(self._strategy.bare_model, self._collectives.rank)
+        self._saver.reserve({**collect_state(self._strategy, self._ema)[0], **tensors})
 
     def start(self, progress: Progress, metrics: StepMetrics, early_stop: EarlyStop | None) -> bool:
         """Starts a checkpoint of the present step, after ``wait``. Returns False where there is
@@ -126,12 +127,14 @@ class Checkpointing:
         strategy.sync_buffers()
         self._check_records()
         shards, optimizer_values = collect_state(strategy, self._ema)
+        tensors, extra_state = collect_extra_state(strategy.bare_model, self._collectives.rank)
         state = {
             **self._facts,
             **_evaluation_state(progress, early_stop),
             "window": metrics.state_dict(),
             "loss_scale": strategy.loss_scale.state_dict() if strategy.loss_scale else None,
             "optimizer": optimizer_values,
+            "extra_state": extra_state,
             "optimizer_groups": param_group_values(strategy.optimizer),
         }
         evaluated_now = progress.evaluated_step == progress.step
@@ -143,7 +146,7 @@ class Checkpointing:
         )
         self.started_step = progress.step
         with metrics.timed("checkpoint"):
-            self._report(self._saver.save(shards, request))
+            self._report(self._saver.save({**shards, **tensors}, request))
         return True
 
     def amend(self, progress: Progress, early_stop: EarlyStop | None) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from train.data.fetch import MicroBatch
 from train.exits import UsageError
+from train.loop.metric_objects import MetricObjects
 from train.strategies.engine import Engine
 from train.strategies.model_call import CallModel
 from train.tasks.base import Task
-from train.tasks.checked import measures_of, metrics_of, numbers_of
+from train.tasks.checked import measures_of, numbers_of
 from train.tasks.modes import evaluating
 
 
@@ -30,7 +32,7 @@ def evaluate(
     *,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """The task's metrics over all batches of all ranks; collective.
+    """The task's metrics over all batches of all ranks, the same on every rank; collective.
 
     ``call`` gives the model to the task's ``measure``; it is in evaluation mode meanwhile. A
     micro-batch whose ``counts`` is false is computed so that all ranks make equally many forward
@@ -38,50 +40,63 @@ def evaluate(
     true on any rank, and UsageError for metrics that cannot be added up.
     """
     collectives = engine.collectives
-    names: list[str] = []
     totals: dict[str, torch.Tensor] = {}
-    objects = {name: metric.to(engine.device) for name, metric in metrics_of(task).items()}
-    for metric in objects.values():
-        metric.reset()  # a task may return the same objects each time
-    updated = False
+    objects = MetricObjects(task, engine.device)
     with evaluating(model), torch.no_grad():
         for micro in batches:
             if any(collectives.all_reduce_ints([int(stop())])):
                 raise EvaluationStoppedError
             batch = engine.to_device(micro.batch)
             measures = call(partial(measures_of, task, batch=batch, objects=objects))
-            for name, value in measures.items():
+            for name, value in measures.items() if micro.counts else ():
                 if name in objects:
-                    if micro.counts:
-                        objects[name].update(*value)
-                        updated = True
+                    objects.update(name, value)
                     continue
-                if name not in totals:
-                    names.append(name)
-                    totals[name] = torch.zeros(2, dtype=torch.float64, device=engine.device)
-                if micro.counts:
-                    totals[name] += torch.stack(
-                        [torch.as_tensor(p, device=engine.device).double().squeeze() for p in value]
-                    )
-    # A rank's samples may lack a metric, such as that of a class.
-    by_rank = collectives.all_gather_object(names)
-    names = list(dict.fromkeys(name for own in by_rank for name in own))
-    if objects and collectives.all_reduce_ints([int(updated)])[0] < engine.world_size:
-        raise UsageError(
-            f"The evaluation data has fewer samples than there are ranks ({engine.world_size}), "
-            f"which the torchmetrics objects of the task's metrics() ({', '.join(objects)}) do not "
-            "support; use fewer ranks, or more samples."
-        )
-    nothing = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    summed = {
-        name: tuple(collectives.all_reduce(totals.get(name, nothing.clone())).tolist())
-        for name in names
-    }
-    metrics = {name: _ratio(*summed[name]) for name in names}
-    metrics |= numbers_of(
-        {name: metric.compute() for name, metric in objects.items()}, "compute() of metrics()"
+                pair = torch.stack([_double(part, engine.device) for part in value])
+                totals[name] = totals[name] + pair if name in totals else pair
+    summed = _add_over_ranks(totals, engine)
+    metrics = _joined(
+        {name: _ratio(*total) for name, total in summed.items()},
+        objects.compute(collectives),
+        numbers_of(task.derive(summed), "derive()"),
     )
-    return metrics | numbers_of(task.derive(summed), "derive()")
+    # What ranks decide by a metric, such as an early stop, they must decide alike.
+    return collectives.broadcast_object(metrics)
+
+
+def _double(part: Any, device: torch.device) -> torch.Tensor:
+    """A number or a tensor with one element as a scalar in float64 on the device."""
+    if isinstance(part, torch.Tensor):
+        return part.detach().to(device).double().reshape(())
+    return torch.tensor(float(part), dtype=torch.float64, device=device)
+
+
+def _add_over_ranks(
+    totals: dict[str, torch.Tensor], engine: Engine
+) -> dict[str, tuple[float, float]]:
+    """Sums and counts over all ranks; collective. A rank may lack a name, such as that of a class
+    that its samples do not have: it has nothing to add to it."""
+    by_rank = engine.collectives.all_gather_object(list(totals))
+    names = list(dict.fromkeys(name for own in by_rank for name in own))
+    if not names:
+        return {}
+    nothing = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    joined = torch.stack([totals.get(name, nothing) for name in names])
+    sums = engine.collectives.all_reduce(joined).tolist()
+    return {name: (total, count) for name, (total, count) in zip(names, sums, strict=True)}
+
+
+def _joined(*sources: dict[str, float]) -> dict[str, float]:
+    """All metrics. Raises UsageError where two have one name."""
+    metrics: dict[str, float] = {}
+    for found in sources:
+        if twice := metrics.keys() & found.keys():
+            raise UsageError(
+                f"The task has two metrics named {min(twice)!r}, from measure(), metrics() or "
+                "derive(); rename one of them."
+            )
+        metrics |= found
+    return metrics
 
 
 def _ratio(total: float, count: float) -> float:

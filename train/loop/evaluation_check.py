@@ -1,39 +1,67 @@
-"""A small evaluation before the first step, which finds mistakes in a task's metrics."""
+"""A small evaluation before the first step, which finds mistakes in a task's metrics and report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from torch import nn
 
 from train.config.schema import Config
 from train.data.loader import Batches
+from train.data.order import report_seed
+from train.distributed.randomness import seed_everything
 from train.loop.early_stop import metric_value
-from train.loop.evaluate import evaluate
+from train.loop.evaluate import EvaluationStoppedError, evaluate
 from train.strategies.base import Strategy
 from train.strategies.call_order import same_calls
 from train.tasks.base import Task
+from train.tasks.checked import report_of
+from train.tasks.modes import evaluating
 
 T = TypeVar("T")
 
 
-def check_evaluation(task: Task, strategy: Strategy, config: Config, batches: Batches) -> None:
-    """Evaluates ``batches``, one micro-batch on each rank, and looks up the metrics that the config
-    names; collective.
+def check_evaluation(
+    task: Task,
+    strategy: Strategy,
+    config: Config,
+    first: Batches,
+    every: Callable[[], Batches],
+    *,
+    stop: Callable[[], bool],
+) -> None:
+    """Evaluates ``first``, one micro-batch on each rank, makes the report, and looks up the metrics
+    that the config names; collective.
 
-    Without it, a mistake in ``measure``, ``metrics`` or ``derive`` would end the run at its first
-    evaluation, perhaps hours later. Raises what an evaluation raises.
+    Without it, a mistake in ``measure``, ``metrics``, ``derive`` or ``report`` would end the run at
+    its first evaluation, perhaps hours later. A metric that these samples do not have, such as that
+    of a rare class, is looked up in an evaluation of ``every`` micro-batch, unless ``stop()`` is
+    true on a rank meanwhile. Raises what an evaluation raises.
     """
 
     def call(function: Callable[[nn.Module], T]) -> T:
         with same_calls(strategy.gathering_modules(), strategy.collectives):
             return strategy.call(function)
 
+    engine, model = strategy.engine, strategy.bare_model
     strategy.sync_buffers()
-    with batches as each:
-        metrics = evaluate(strategy.engine, call, strategy.bare_model, task, each)
+    with first as batches:
+        metrics = evaluate(engine, call, model, task, batches)
+    seed_everything(report_seed(config.run.seed), engine.device)
+    with evaluating(model):
+        call(partial(report_of, task, device=engine.device))
+    wanted = {}
     if config.checkpoint.keep_best:
-        metric_value(metrics, config.checkpoint.keep_best.metric, "checkpoint.keep_best.metric")
+        wanted["checkpoint.keep_best.metric"] = config.checkpoint.keep_best.metric
     if config.early_stop:
-        metric_value(metrics, config.early_stop.metric, "early_stop.metric")
+        wanted["early_stop.metric"] = config.early_stop.metric
+    if not metrics.keys() >= set(wanted.values()):
+        try:
+            with every() as batches:
+                metrics = evaluate(engine, strategy.call, model, task, batches, stop=stop)
+        except EvaluationStoppedError:
+            return
+    for field, name in wanted.items():
+        metric_value(metrics, name, field)

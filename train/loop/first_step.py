@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from train.exits import UsageError
+from train.loop.hidden_state import HiddenState
 from train.setup.compile_check import check_compiled
 from train.strategies.base import Strategy
 from train.strategies.call_order import same_calls
@@ -16,18 +18,27 @@ from train.tasks.checked import count_of
 class FirstStepChecks:
     """Checks what a task and a strategy assume of each other.
 
-    ``compiled`` says whether the model was compiled, ``precision`` is that of the forward pass.
+    ``compiled`` says whether the model was compiled, ``precision`` is that of the forward pass,
+    ``warn`` shows a warning.
     """
 
-    def __init__(self, task: Task, strategy: Strategy, *, compiled: bool, precision: str) -> None:
-        self._task, self._strategy = task, strategy
+    def __init__(
+        self,
+        task: Task,
+        strategy: Strategy,
+        *,
+        compiled: bool,
+        precision: str,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._task, self._strategy, self._warn = task, strategy, warn
         self._compiled, self._precision = compiled, precision
 
     def before_forward(self, batch: Any) -> None:
-        """Compares the gradients of the compiled model with those of the model as written.
-        ``batch`` is on the device."""
+        """Compares the gradients of the compiled model with those of the model as written, and
+        notes the model's state outside of parameters and buffers. ``batch`` is on the device."""
+        strategy = self._strategy
         if self._compiled:
-            strategy = self._strategy
             check_compiled(
                 self._task,
                 strategy.call,
@@ -36,6 +47,7 @@ class FirstStepChecks:
                 self._precision,
                 strategy.collectives,
             )
+        self._hidden = HiddenState(strategy.bare_model)
 
     def during_forward(self) -> AbstractContextManager[None]:
         """Surrounds a forward pass: compares the calls of modules between ranks."""
@@ -55,6 +67,25 @@ class FirstStepChecks:
             )
 
     def after_backward(self) -> None:
-        """Checks for trainable parameters that the loss does not use, where the strategy does
-        not allow them; collective."""
+        """Warns of state that is not saved. Checks for trainable parameters that the loss does not
+        use, where the strategy does not allow them; collective."""
+        self._check_hidden_state()
         self._strategy.check_unused()
+
+    def _check_hidden_state(self) -> None:
+        changed, added = self._hidden.changed(), self._hidden.added_buffers()
+        del self._hidden  # the tensors that it compares
+        if added:
+            raise UsageError(
+                f"The first step registered the buffer {added[0]}, which a model that is built to "
+                "resume would lack; register it in the module's constructor, as None if it has no "
+                "value yet."
+            )
+        if not changed:
+            return
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        self._warn(
+            f"The first step changed {', '.join(changed[:5])}{more} of the model, which is neither "
+            "a parameter nor a persistent buffer: it is not saved and may differ between ranks. If "
+            "results depend on it, register it as a buffer, or return it from get_extra_state()."
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -105,12 +106,7 @@ def _open(
     schedule = learning_rate_factor(config.schedule, data.total_steps, origin)
     plan = _plan(loaded, task, data, joined, directory, beat)
     model = build_trainable(loaded, task, engine, joined.choice, plan)
-    if data.evaluation is not None:
-        beat("checking the evaluation")
-        first = build_evaluation_batches(
-            config, task, data.evaluation, plan.largest_micro_batch, engine, first_only=True
-        )
-        check_evaluation(task, model.strategy, config, first)
+    _check_evaluation(loaded, task, data, plan, model, joined, beat)
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
     notes: list[str] = []
@@ -192,7 +188,11 @@ def _open(
         hooks=hooks,
         evaluation=_open_evaluation(stack, loaded, task, data, plan, model, joined, beat),
         first_step=FirstStepChecks(
-            task, model.strategy, compiled=config.compile, precision=config.precision
+            task,
+            model.strategy,
+            compiled=config.compile,
+            precision=config.precision,
+            warn=tracker.warn,
         ),
         train_step=TrainStep(
             task,
@@ -207,6 +207,30 @@ def _open(
         ),
         batches=batches,
     )
+
+
+def _check_evaluation(
+    loaded: LoadedConfig,
+    task: Task,
+    data: RunData,
+    plan: BatchPlan,
+    model: TrainableModel,
+    joined: Joined,
+    beat: Callable[[str], None],
+) -> None:
+    if data.evaluation is None:
+        return
+    build = partial(
+        build_evaluation_batches,
+        loaded.config, task, data.evaluation, plan.largest_micro_batch, joined.engine,
+    )  # fmt: skip
+
+    def stop() -> bool:
+        beat("checking the evaluation")
+        return joined.stop.requested
+
+    beat("checking the evaluation")
+    check_evaluation(task, model.strategy, loaded.config, build(first_only=True), build, stop=stop)
 
 
 def _check_unfinished(loaded: LoadedConfig, directory: RunDirectory, total_steps: int) -> None:

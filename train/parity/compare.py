@@ -1,4 +1,5 @@
-"""Compares runs of one config on several placements: metrics, final weights and ledgers."""
+"""Compares runs of one config on several placements: metrics of training and evaluation, final
+weights and ledgers."""
 
 from __future__ import annotations
 
@@ -19,6 +20,10 @@ from train.imports import import_extra
 
 LOSS, NORM, RATE = "train/loss", "train/gradient_norm", "train/learning_rate"
 SKIPPED = "train/skipped_steps"
+EVALUATION = "eval/"
+_NEAR_ZERO = 1e-3
+"""Evaluation metrics below it are compared by their difference divided by it: a metric that should
+be 0 is a rounding error on each placement."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Tolerance:
     """For the gradient norm of each step."""
     weights: float = 1e-4
     """For the final weights: L2 norm of the difference divided by the L2 norm of the weights."""
+    evaluation: float = 1e-4
+    """For each metric of each evaluation."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class Comparison:
     """Of the gradient norm."""
     rate: float
     """Of the learning rate."""
+    evaluation: float
+    """Of the evaluation metrics; NaN where the runs do not have the same ones."""
     weights: float
     """Of the final weights."""
     same_ledger: bool
@@ -57,18 +66,23 @@ class Comparison:
             and self.rate == 0.0
             and self.loss <= tolerance.loss
             and self.norm <= tolerance.norm
+            and self.evaluation <= tolerance.evaluation
             and self.weights <= tolerance.weights
         )
 
 
 def curve(directory: Path, key: str) -> dict[int, float]:
     """The values of one metric of a run by step; NaN if not finite."""
-    found = {}
-    for line in RunDirectory(directory).metrics.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if key in row:
-            found[row["step"]] = float("nan") if row[key] is None else float(row[key])
-    return found
+    return {
+        row["step"]: float("nan") if row[key] is None else float(row[key])
+        for row in _rows(directory)
+        if key in row
+    }
+
+
+def _rows(directory: Path) -> list[dict[str, Any]]:
+    text = RunDirectory(directory).metrics.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def compare(reference: Path, other: Path) -> Comparison:
@@ -78,14 +92,33 @@ def compare(reference: Path, other: Path) -> Comparison:
         loss=largest_difference(curve(reference, LOSS), curve(other, LOSS)),
         norm=largest_difference(curve(reference, NORM), curve(other, NORM)),
         rate=largest_difference(curve(reference, RATE), curve(other, RATE)),
+        evaluation=_evaluation_difference(reference, other),
         weights=weights_difference(reference, other),
         same_ledger=_ledger(reference) == _ledger(other),
         same_skips=curve(reference, SKIPPED) == curve(other, SKIPPED),
     )
 
 
-def largest_difference(one: dict[int, float], other: dict[int, float]) -> float:
-    """Maximum relative difference of two curves; NaN if only one has a step or a finite value."""
+def _evaluation_difference(reference: Path, other: Path) -> float:
+    """The largest difference of the metrics of evaluations; 0 without any."""
+    names = [
+        {key for row in _rows(directory) for key in row if key.startswith(EVALUATION)}
+        for directory in (reference, other)
+    ]
+    if names[0] != names[1]:
+        return float("nan")
+    differences = [
+        largest_difference(curve(reference, name), curve(other, name), near_zero=_NEAR_ZERO)
+        for name in sorted(names[0])
+    ]
+    return float("nan") if any(map(math.isnan, differences)) else max(differences, default=0.0)
+
+
+def largest_difference(
+    one: dict[int, float], other: dict[int, float], *, near_zero: float = 1e-30
+) -> float:
+    """Maximum difference of two curves, relative to the first, or to ``near_zero`` where that is
+    larger; NaN if only one has a step or a finite value."""
     if one.keys() != other.keys():
         return float("nan")
     largest = 0.0
@@ -93,7 +126,7 @@ def largest_difference(one: dict[int, float], other: dict[int, float]) -> float:
         found = other[step]
         if math.isnan(expected) and math.isnan(found):
             continue  # a skipped step
-        difference = abs(found - expected) / max(abs(expected), 1e-30)
+        difference = abs(found - expected) / max(abs(expected), near_zero)
         if not difference <= largest:  # a NaN stays
             largest = difference
         if math.isnan(largest):

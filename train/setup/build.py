@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
+from train.checkpoint.extra_state import check_extra_state
 from train.config.explain import explain
 from train.config.load import LoadedConfig, check_length
 from train.config.schema import Config
@@ -230,6 +231,7 @@ def build_trainable(
 
     strategy.check_optimizer(model, build)
     strategy.prepare(model, build)
+    check_extra_state(strategy.bare_model)
     return TrainableModel(strategy, Ema(config.ema, strategy) if config.ema else None, summary)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from train.checkpoint.state import StoredState, restore_state
+from train.checkpoint import dcp
+from train.checkpoint.buffers import adopt_buffers
+from train.checkpoint.state import StoredState, restore_extra_state, restore_state
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
 from train.config.changes import Difference
 from train.data.plan import BatchPlan
@@ -67,7 +69,9 @@ def resume(
 
     try:
         group = strategy.collectives.host_group
+        adopt_buffers(strategy.bare_model, dcp.shapes(path), prefix="model.")
         loaded = restore_state(path, state["optimizer"], strategy, ema, group, choose)
+        restore_extra_state(path, state.get("extra_state"), strategy.bare_model, group)
     except DamagedError as error:
         raise RetryError(
             f"{error}, although it was valid a moment ago; check the storage, then rerun."

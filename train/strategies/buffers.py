@@ -1,4 +1,4 @@
-"""Persistent buffers that all ranks have alike, and that a step can restore."""
+"""Persistent buffers and extra state that all ranks have alike, and that a step can restore."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from train.checkpoint.extra_state import (
+    ExtraState,
+    clone,
+    get_extra_state,
+    has_extra_state,
+    same,
+    set_extra_state,
+)
 from train.distributed.collectives import Collectives
 
 
@@ -19,14 +27,17 @@ class _Buffer(NamedTuple):
 
 
 class BufferSync:
-    """Copies the persistent buffers of rank 0 to all ranks, one exchange per dtype.
+    """Copies the persistent buffers of rank 0 to all ranks, one exchange per dtype, and what
+    modules return from ``get_extra_state``, in one more exchange where there are such modules.
 
     A forward pass may assign other tensors to the buffers (``self.mean = ...``), so the tensors
     are looked up each time.
     """
 
     def __init__(self, model: nn.Module, collectives: Collectives) -> None:
-        self._collectives = collectives
+        self._collectives, self._model = collectives, model
+        self._has_extra_state = any(map(has_extra_state, model.modules()))
+        self._extra_state: ExtraState | None = None
         self._places = [
             (module, name)
             for module in model.modules()
@@ -34,6 +45,7 @@ class BufferSync:
             if name not in module._non_persistent_buffers_set
         ]
         self._synced: list[tuple[Tensor, list[_Buffer]]] = []
+        self._unset: list[tuple[nn.Module, str]] = []
 
     def sync(self) -> None:
         """Gives all ranks the buffers of rank 0; collective."""
@@ -44,6 +56,7 @@ class BufferSync:
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
                 by_dtype.setdefault(tensor.dtype, []).append(_Buffer(module, name, tensor))
+        self._unset = [place for place in self._places if place[0]._buffers[place[1]] is None]
         self._synced = []
         for buffers in by_dtype.values():
             joined = torch.cat([buffer.tensor.detach().flatten() for buffer in buffers])
@@ -52,8 +65,25 @@ class BufferSync:
                 self._collectives.broadcast(joined)
                 _split_into(buffers, joined)
 
+        if self._has_extra_state:
+            self._extra_state = self._sync_extra_state()
+
+    def _sync_extra_state(self) -> ExtraState:
+        own = clone(get_extra_state(self._model))
+        if self._collectives.world_size == 1:
+            return own
+        on_host = ExtraState(own.values, {name: t.cpu() for name, t in own.tensors.items()})
+        shared = self._collectives.broadcast_object(on_host)
+        if not same(on_host, shared):
+            set_extra_state(self._model, shared)
+        return shared
+
     def restore(self) -> None:
-        """Gives the buffers the values that they had after the last ``sync``."""
+        """Gives the buffers and modules the values that they had after the last ``sync``."""
+        if self._extra_state is not None:
+            set_extra_state(self._model, self._extra_state)
+        for module, name in self._unset:
+            module._buffers[name] = None
         for joined, buffers in self._synced:
             _split_into(buffers, joined)
             for module, name, tensor in buffers:

@@ -112,7 +112,8 @@ class Task:
         raise NotImplementedError
 
     def metrics(self) -> dict[str, Any]:
-        """torchmetrics objects by name, for metrics that are not a ratio of two sums."""
+        """torchmetrics objects by name, for metrics that are not a ratio of two sums. Each element
+        of a value with several is a metric: ``name/0``, ``name/key``."""
         return {}
 
     def measure(self, model: nn.Module, batch: Any) -> Mapping[str, Ratio | tuple[Any, ...]]:
@@ -127,7 +128,7 @@ class Task:
     def report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
         """Texts (str) and images (float tensors of shape (3, H, W) in [0, 1]) to log after an
         evaluation, by name. Called on every rank, with the model in evaluation mode; rank 0's
-        result is logged."""
+        result is logged. Also called once before the first step, without a log."""
         return {}
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:

@@ -6,10 +6,11 @@ The checks look at types and shapes only: none waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -82,21 +83,29 @@ def loss_of(task: Task, model: nn.Module, batch: Any) -> Ratio:
 def metrics_of(task: Task) -> dict[str, Any]:
     """The torchmetrics objects of the task, by name."""
     metrics: Any = task.metrics()
-    if not isinstance(metrics, Mapping) or not all(
-        hasattr(metric, "update") and hasattr(metric, "compute") for metric in metrics.values()
-    ):
+    if not isinstance(metrics, Mapping):
         raise UsageError(
             f"The task's metrics() returned {_kind(metrics)}; return a dict of torchmetrics "
             "objects by name."
         )
+    if metrics:
+        from torchmetrics import Metric, MetricCollection
+
+        for name, metric in metrics.items():
+            _check_name(name, "metrics()")
+            if not isinstance(metric, (Metric, MetricCollection)):
+                raise UsageError(
+                    f"The task's metrics() returned {_kind(metric)} for {name!r}; return a "
+                    "torchmetrics object, whose states can be merged over ranks."
+                )
     return dict(metrics)
 
 
 def measures_of(
-    task: Task, model: nn.Module, batch: Any, objects: Mapping[str, Any]
+    task: Task, model: nn.Module, batch: Any, objects: Container[str]
 ) -> dict[str, Any]:
-    """The metrics of one evaluation batch: a tuple of arguments for each name in ``objects``, the
-    task's torchmetrics objects, and a Ratio of scalars for each other name."""
+    """The metrics of one evaluation batch: a tuple of arguments for each name in ``objects``, those
+    of the task's torchmetrics objects, and a Ratio of scalars for each other name."""
     if type(task).measure is Task.measure:
         return {"loss": loss_of(task, model, batch)}
     measures: Any = task.measure(model, batch)
@@ -105,6 +114,7 @@ def measures_of(
             f"The task's measure() returned {_kind(measures)}; return a dict of Ratios by name."
         )
     for name, value in measures.items():
+        _check_name(name, "measure()")
         if name in objects:
             if not isinstance(value, (tuple, list)):
                 raise UsageError(
@@ -134,11 +144,7 @@ def numbers_of(values: Any, source: str) -> dict[str, float]:
             "as {'perplexity': 8.5}."
         )
     for name, value in values.items():
-        if not isinstance(name, str):
-            raise UsageError(
-                f"The task's {source} returned the name {name!r}, which is not text; return "
-                "numbers by name."
-            )
+        _check_name(name, source)
         try:
             if isinstance(value, str):
                 raise TypeError("text")
@@ -150,6 +156,14 @@ def numbers_of(values: Any, source: str) -> dict[str, float]:
                 "a number."
             ) from None
     return found
+
+
+def _check_name(name: object, source: str) -> None:
+    if not isinstance(name, str) or not name:
+        raise UsageError(
+            f"The task's {source} returned the name {name!r}, which is not text; return results "
+            "by name, such as 'accuracy'."
+        )
 
 
 def facts_of(task: Task) -> dict[str, float]:
@@ -170,6 +184,8 @@ def report_of(task: Task, model: nn.Module, device: torch.device) -> dict[str, A
             f"The task's report() returned {_kind(report)}; return a dict of texts and images by "
             "name."
         )
+    for name in report or {}:
+        _check_name(name, "report()")
     return dict(report or {})
 
 
@@ -184,7 +200,12 @@ def flops_of(task: Task) -> float | None:
 
 
 def _is_scalar(value: object) -> bool:
-    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
+    """Whether the value is one real number: of Python or numpy, or a tensor with one element."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.ndim == 0 and value.dtype.kind in "biuf"
+    return isinstance(value, Real)
 
 
 def _kind(value: object) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from train.track.sinks import Sink
 
@@ -28,6 +29,17 @@ os.register_at_fork(
 )
 
 
+class _Item(NamedTuple):
+    """A call that waits in the queue."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    size: int
+    """Bytes of histograms and images."""
+    time: float
+    """When it was put into the queue, in seconds since the epoch."""
+
+
 class Background:
     """Calls the sinks' methods in one daemon thread, in order.
 
@@ -40,7 +52,7 @@ class Background:
         self, sinks: Sequence[Sink], info: Callable[[str], None], warn: Callable[[str], None]
     ) -> None:
         self._sinks, self._info, self._warn = list(sinks), info, warn
-        self._queue: deque[tuple[str, tuple[Any, ...], int]] = deque()
+        self._queue: deque[_Item] = deque()
         self._bytes = 0
         self._ready = threading.Condition()
         self._closing = False
@@ -60,7 +72,7 @@ class Background:
                 self._drop()
             if len(self._queue) >= _ITEMS:
                 self._drop()
-            self._queue.append((method, arguments, size))
+            self._queue.append(_Item(method, arguments, size, time.time()))
             self._bytes += size
             self._ready.notify()
             first = first and bool(self._dropped)
@@ -77,12 +89,12 @@ class Background:
 
     def _drop(self) -> None:
         """Drops the oldest histograms or report; without one, the oldest item."""
-        bulky = (number for number, item in enumerate(self._queue) if item[0] in _BULKY)
+        bulky = (number for number, item in enumerate(self._queue) if item.method in _BULKY)
         number = next(bulky, 0)
-        method, _, size = self._queue[number]
+        item = self._queue[number]
         del self._queue[number]
-        self._bytes -= size
-        self._dropped[method] += 1
+        self._bytes -= item.size
+        self._dropped[item.method] += 1
 
     def close(self, seconds: float) -> bool:
         """Waits up to ``seconds`` for the queue to empty; returns False on a timeout."""
@@ -112,7 +124,7 @@ class Background:
                     self._ready.wait()
                 if not self._queue:
                     break
-                method, arguments, size = self._queue.popleft()
+                method, arguments, size, logged_at = self._queue.popleft()
                 self._bytes -= size
             if method == "histograms":
                 step, values = arguments
@@ -120,6 +132,7 @@ class Background:
             for sink in list(self._sinks):
                 # A copy each: what one sink does to it must not reach the others.
                 own = (dict(item) if isinstance(item, dict) else item for item in arguments)
+                sink.logged_at = logged_at
                 self._call(sink, method, *own)
         for sink in list(self._sinks):
             self._call(sink, "close")

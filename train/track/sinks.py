@@ -43,6 +43,9 @@ class Sink:
 
     name = ""
     """Name in messages; by default the dotted path in the config."""
+    logged_at: float | None = None
+    """When the item of the present call was logged, in seconds since the epoch: the call may be
+    later, after the sink's imports for instance. None outside a call by the tracker."""
 
     def __init__(self, run: RunInfo) -> None:
         self.run = run

@@ -1,4 +1,4 @@
-"""The TensorBoard sink."""
+"""The TensorBoard sink. Its events have the time at which they were logged."""
 
 from __future__ import annotations
 
@@ -38,21 +38,23 @@ class TensorBoardSink(Sink):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one event with all scalars; one event each takes ten times as long."""
         values = [self._summary.Value(tag=name, simple_value=v) for name, v in metrics.items()]
-        self._writer.file_writer.add_summary(self._summary(value=values), step)
+        self._writer.file_writer.add_summary(
+            self._summary(value=values), step, walltime=self.logged_at
+        )
 
     def report(self, step: int, items: Mapping[str, Any]) -> None:
         """Writes texts (as code blocks) and images."""
         for name, item in items.items():
             if isinstance(item, str):
                 indented = item.replace("\n", "\n    ")
-                self._writer.add_text(name, f"    {indented}", step)
+                self._writer.add_text(name, f"    {indented}", step, walltime=self.logged_at)
             else:
-                self._writer.add_image(name, item, step)
+                self._writer.add_image(name, item, step, walltime=self.logged_at)
 
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes one histogram per array."""
         for name, value in values.items():
-            self._writer.add_histogram(name, value, step)
+            self._writer.add_histogram(name, value, step, walltime=self.logged_at)
 
     def close(self) -> None:
         """Flushes the event file."""

@@ -106,26 +106,30 @@ class WandbSink(Sink):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs one history row with ``step`` as a column; W&B's own step is not used."""
-        self._run.log({"step": step, "attempt": self.run.attempt, **metrics})
+        self._run.log({**metrics, **self._row(step), "attempt": self.run.attempt})
 
     def report(self, step: int, items: Mapping[str, Any]) -> None:
         """Logs texts (as preformatted HTML) and images."""
         import wandb
 
-        row: dict[str, Any] = {"step": step}
+        row: dict[str, Any] = {}
         for name, item in items.items():
             if isinstance(item, str):
                 row[name] = wandb.Html(f"<pre>{html.escape(item)}</pre>")
             else:
                 row[name] = wandb.Image(item.transpose(1, 2, 0))
-        self._run.log(row)
+        self._run.log({**row, **self._row(step)})
 
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs one histogram per array."""
         import wandb
 
         rows = {name: wandb.Histogram(value) for name, value in values.items()}
-        self._run.log({"step": step, **rows})
+        self._run.log({**rows, **self._row(step)})
+
+    def _row(self, step: int) -> dict[str, Any]:
+        """The keys of each row. Without the time, W&B takes that of the call, which is later."""
+        return {"step": step, **({"_timestamp": self.logged_at} if self.logged_at else {})}
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Updates the summary of the W&B run."""
