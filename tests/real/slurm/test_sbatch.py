@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.real.slurm.conftest import Job, attempts, wait_until
+from tests.real.slurm.conftest import SBATCH, Job, attempts, wait_until
 from tests.support.runs import ROOT, TINY, checkpoints, metrics, run
 from train.parity.compare import curve, largest_difference
 
