@@ -219,12 +219,13 @@ def _grace(pod: dict[str, Any], asked: float | None) -> None:
 def _agent(pod: dict[str, Any]) -> None:
     """The values of the agent's options must be those that the agent accepts."""
     container = pod["containers"][0]
-    env = {item["name"]: item.get("value", "value") for item in container.get("env", [])}
+    env = {item["name"]: item["value"] for item in container.get("env", []) if "value" in item}
     words = [*container.get("command", []), *container.get("args", [])]
     if not (found := agent_arguments(words)):
         return
     # The number of GPUs and the values of references are known in the pod only.
-    given = [re.sub(r"\$\((?!PET_)\w+\)", "value", word) for word in found[0]]
+    reference = re.compile(r"\$\((\w+)\)")
+    given = [reference.sub(lambda m: m[0] if m[1] in env else "1", word) for word in found[0]]
     if env.get(processes := variable("nproc-per-node")) in ("auto", "gpu", "cpu"):
         env[processes] = "1"
     parse([*given, "--", *(found[1] or ["python"])], env)
