@@ -1,6 +1,7 @@
 """TorchX's commands report what users and backends have done wrong in one sentence."""
 
 import argparse
+import re
 
 import pytest
 from torchx.cli.argparse_util import ArgOnceAction, torchxconfig
@@ -8,7 +9,7 @@ from torchx.cli.main import create_parser, get_sub_cmds
 
 from launch.history import launch_log
 from launch.torchx.schedulers import create
-from tests.launch.launching import dryrun
+from tests.launch.launching import NIGHTLY, dryrun
 from tests.support.runs import TINY
 from train.exits import UsageError
 
@@ -52,7 +53,11 @@ FIT = ("isorun.fit", *TINY)
         (("-s", "local_docker", "-cfg", "privileged=yes", *FIT), 64, "privileged must be true or false, but is 'yes'"),
         (("-s", "kubernetes_job", "-cfg", "stop_deadline=soon", *FIT), 64, "but is 'stop_deadline=soon'"),
         (("-s", "kubernetes", *FIT), 64, "The options of kubernetes are wrong: Required run option: queue"),
-        (("-s", "aws_batch", "--workspace=", "-cfg", "queue=q", "isorun.fit", "-j", "2x1", *TINY), 64, "isorun supports one node with aws_batch"),
+        pytest.param(
+            ("-s", "aws_batch", "--workspace=", "-cfg", "queue=q", "isorun.fit", "-j", "2x1", *TINY),
+            64, "isorun supports one node with aws_batch",
+            marks=pytest.mark.skipif(NIGHTLY, reason="TorchX's nightly has no aws_batch"),
+        ),
         (("isorun.fit", "--check", "maybe", *TINY), 64, "isorun.fit: --check must be True or False, but is 'maybe'"),
         (("isorun.fit", "--allow_changes", "1", *TINY), 64, "--allow_changes must be True or False, but is '1'"),
         (("isorun.fit", "--cpu", "many", *TINY), 64, "isorun.fit: argument --cpu: invalid int value: 'many'; see `torchx run isorun.fit --help`"),
@@ -90,7 +95,7 @@ def test_a_value_in_the_configuration_file_is_checked_too(torchx, tmp_path):
     (tmp_path / ".torchxconfig").write_text("[local_docker]\nprivileged = perhaps\n")
     code, told = torchx("run", "-s", "local_docker", *FIT)
     assert code == 64
-    assert "The options of local_docker are wrong: Not a boolean: perhaps; correct -cfg or" in told
+    assert re.search("The options of local_docker are wrong: .*perhaps.*; correct -cfg or", told)
 
 
 def test_arguments_in_the_configuration_file_are_checked_too(torchx, tmp_path):
@@ -110,6 +115,7 @@ def test_a_failure_after_the_submission_says_that_the_job_runs(torchx, monkeypat
     assert "Traceback" not in told
 
 
+@pytest.mark.skipif(NIGHTLY, reason="TorchX's nightly refuses them itself")
 def test_unknown_options_of_a_call_from_python_are_refused():
     with pytest.raises(UsageError, match="partion is not an option of slurm .* did you mean part"):
         dryrun("isorun.fit", *TINY, scheduler="slurm", partion="gpu")
