@@ -36,7 +36,7 @@ from train.exits import (
     is_worth_retrying,
 )
 from train.imports import import_extra
-from train.numeric_text import finite_number, seconds_in, whole_number
+from train.numeric_text import finite_number, port_number, seconds_in, whole_number
 from train.process.error_file import write_error_file
 from train.process.stop_signals import (
     STOP_SIGNALS,
@@ -109,6 +109,7 @@ __all__ = [
     "log",
     "new_run_id",
     "open_store",
+    "port_number",
     "python_module",
     "run_directory",
     "run_train",

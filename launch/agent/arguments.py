@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launch.contract import Parser, UsageError
@@ -64,6 +64,41 @@ def parser(prog: str = "python -m launch.agent") -> argparse.ArgumentParser:
         "--preflight-only", action="store_true", help="check the nodes, start no training"
     )
     return made
+
+
+# Options of torchrun that the agent does not have.
+_OF_TORCHRUN = {
+    "standalone": "leave it out, since one node needs no address",
+    "master-addr": "use --rdzv-endpoint",
+    "master-port": "use --rdzv-port",
+    "redirects": "leave it out; --log-dir keeps the ranks' standard error",
+    "tee": "leave it out; --log-dir keeps the ranks' standard error",
+    "role": "leave it out",
+    "no-python": "leave it out, since the agent starts the command after -- as it is",
+    "start-method": "leave it out",
+    "use-env": "leave it out, since ranks get LOCAL_RANK in the environment",
+}
+
+
+def read(words: Sequence[str], has_command: bool, prog: str) -> argparse.Namespace:
+    """The options in the words before ``--``. Raises UsageError."""
+    arguments, rest = parser(prog).parse_known_args(words)
+    for word in rest:
+        name = word.partition("=")[0].removeprefix("--").replace("_", "-")
+        if word.startswith("--") and name in _OF_TORCHRUN:
+            raise UsageError(
+                f"{word} (command line) is an option of torchrun, not of the agent; "
+                f"{_OF_TORCHRUN[name]}."
+            )
+        if not has_command:
+            python = "" if rest[0] in ("python", "python3", "isorun") else "python "
+            raise UsageError(
+                f"{rest[0]!r} is not an option of the agent (command line); write -- before the "
+                f"command: `{prog} [options] -- {python}{' '.join(rest[:4])} ...`."
+            )
+    if rest:
+        raise UsageError(f"Unrecognized arguments: {' '.join(rest)}; see `{prog} --help`.")
+    return arguments
 
 
 class Values:

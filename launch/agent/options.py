@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch import deadlines
-from launch.agent.arguments import PREFLIGHTS, TERMINATION_LOG, Values, parser
+from launch.agent.arguments import PREFLIGHTS, TERMINATION_LOG, Values, read
 from launch.agent.quiet_torch import import_torch
 from launch.contract import (
     RUN_ID,
@@ -18,6 +18,7 @@ from launch.contract import (
     UsageError,
     first_host,
     key_value,
+    port_number,
     seconds_in,
     whole_number,
 )
@@ -82,7 +83,7 @@ def parse(
     """Reads the command line. Raises UsageError."""
     environ = os.environ if environ is None else environ
     own, command = _split(argv)
-    arguments = parser(prog).parse_args(own)
+    arguments = read(own, "--" in argv, prog)
     values = Values(arguments, environ)
     min_nodes, max_nodes = _nodes(*values.find("nnodes"))
     if values.text("rdzv-backend") != "c10d":
@@ -120,8 +121,7 @@ def parse(
         rdzv_id=values.text("rdzv-id") or environ.get(RUN_ID) or "isorun",
         rdzv_conf=_pairs(*values.find("rdzv-conf")),
         rdzv_timeout=values.seconds("rdzv-timeout", at_least=1),
-        # A single node hosts its own rendezvous, whatever number a launcher gave it.
-        node_rank=_node_rank(values, environ) if max_nodes > 1 else 0,
+        node_rank=_node_rank(values, environ, max_nodes),
         # A single node connects only to itself, and its own name may not resolve, such as in a
         # container without network.
         local_addr=values.text("local-addr") or ("127.0.0.1" if max_nodes == 1 else None),
@@ -220,10 +220,11 @@ def _endpoint(values: Values, environ: Mapping[str, str], max_nodes: int) -> tup
 def _port(text: str, origin: str) -> int:
     if not text:
         return DEFAULT_PORT
-    port = whole_number(text)
-    if port is None or port > 65535:
+    port = port_number(text)
+    if port is None:
         raise UsageError(
-            f"The port of the rendezvous must be a number below 65536, but is {text!r} ({origin})."
+            f"The port of the rendezvous must be a number from 1 to 65535, but is {text!r} "
+            f"({origin})."
         )
     return port
 
@@ -248,9 +249,12 @@ def _pairs(text: str, origin: str) -> dict[str, str]:
     return pairs
 
 
-def _node_rank(values: Values, environ: Mapping[str, str]) -> int | None:
+def _node_rank(values: Values, environ: Mapping[str, str], max_nodes: int) -> int | None:
+    """The number of this node; None if it is not given."""
     text, origin = values.find("node-rank")
     if not text:
+        if max_nodes == 1:  # it hosts its own rendezvous, whatever number a launcher gave it
+            return 0
         for variable in _NODE_RANKS:
             if text := environ.get(variable, "").strip():
                 origin = f"environment variable {variable}"
@@ -260,6 +264,12 @@ def _node_rank(values: Values, environ: Mapping[str, str]) -> int | None:
     number = whole_number(text)
     if number is None:
         raise UsageError(f"--node-rank must be a whole number, but is {text!r} ({origin}).")
+    if number >= max_nodes:
+        nnodes, where = values.find("nnodes")
+        raise UsageError(
+            f"--node-rank is {number} ({origin}), but --nnodes is {nnodes} ({where}), so nodes "
+            f"have the numbers 0 to {max_nodes - 1}; correct one of them."
+        )
     return number
 
 

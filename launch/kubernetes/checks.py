@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch import deadlines
-from launch.agent_command import options_of, variable
+from launch.agent.options import parse
+from launch.agent_command import agent_arguments, options_of, variable
 from launch.contract import STOP_DEADLINE, UsageError, seconds_in, whole_number
-from launch.kubernetes.values import number
+from launch.kubernetes import rules
+from launch.kubernetes.values import Change, number
 from launch.secrets import is_secret
 
 Object = dict[str, Any]
@@ -33,27 +35,65 @@ def check(objects: Sequence[Object], asked_deadline: float | None = None) -> lis
             _secrets(owner, container)
             warnings += _image(container["image"])
         _grace(pod, asked_deadline)
+        _agent(pod)
         _memory(pod)
     return list(dict.fromkeys(warnings))
 
 
-def name(given: str) -> None:
+def name(given: str, change: Change | None) -> None:
     """Checks the name of a run's objects. Raises UsageError."""
+    origin = change.origin if change else "run.yaml"
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", given):
         raise UsageError(
-            f"The name of the run is {given!r}, but a name in a cluster has only lower-case "
-            "letters, digits and -, and starts with a letter; choose another name."
+            f"The name of the run is {given!r} ({origin}), but a name in a cluster has only "
+            "lower-case letters, digits and -, and starts with a letter; choose another name."
+        )
+    if rules.is_yaml_constant(given):
+        raise UsageError(
+            f"The name of the run is {given!r} ({origin}), which is not a text in YAML; choose "
+            "another name."
         )
 
 
 def namespace(given: str) -> None:
     """Checks the namespace of a run's objects. Raises UsageError."""
-    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", given):
+    if not rules.LABEL.fullmatch(given):
         raise UsageError(
             f"The namespace is {given!r}, but must have at most 63 lower-case letters, digits and "
             "-, and start and end with a letter or a digit; correct -n (with TorchX: -cfg "
             "namespace)."
         )
+
+
+_BY_TEMPLATE = {
+    "PET_NNODES": "nodes (with TorchX: -j)",
+    "PET_NPROC_PER_NODE": "processes (with TorchX: -j)",
+    "PET_NODE_RANK": "the index of the pod",
+    "PET_RDZV_ENDPOINT": "the name of the run",
+    "PET_LOCAL_ADDR": "the address of the pod",
+    **dict.fromkeys(("JOB_NAME", "SERVICE", "RDZV_HOST"), "the name of the run"),
+    "POD_IP": "the address of the pod",
+    "JOB_COMPLETION_INDEX": "the index of the pod",
+}
+"""Variables that the templates set, and from what."""
+
+
+def environment(env: Mapping[str, str]) -> None:
+    """Checks the environment variables that a launch adds. Raises UsageError."""
+    for key, value in env.items():
+        where = f"--set env.{key}, with TorchX --env"
+        if not rules.VARIABLE.fullmatch(key):
+            raise UsageError(
+                f"{key!r} is not a name of an environment variable ({where}); use letters, digits, "
+                "_, - and ., and no digit at the start."
+            )
+        if key in _BY_TEMPLATE:
+            raise UsageError(
+                f"{key} is {value!r} ({where}), but the pods get this variable from "
+                f"{_BY_TEMPLATE[key]}; set that instead."
+            )
+        if "\0" in value:
+            raise UsageError(f"{key} has a null character ({where}); remove it.")
 
 
 def training(command: Sequence[str], world_size: int | None) -> float | None:
@@ -75,9 +115,10 @@ def training(command: Sequence[str], world_size: int | None) -> float | None:
 def seconds(value: Any, what: str) -> int:
     """A whole number of seconds of at least 1. Raises UsageError."""
     number = whole_number(str(value))
-    if not number:
+    if not number or number > rules.WEEK:
         raise UsageError(
-            f"{what} must be a whole number of seconds of at least 1, but is {str(value)!r}."
+            f"{what} must be a whole number of seconds of at least 1 and at most {rules.WEEK}, but "
+            f"is {str(value)!r}."
         )
     return number
 
@@ -173,6 +214,21 @@ def _grace(pod: dict[str, Any], asked: float | None) -> None:
             f"report, and the pod is killed after {pod_seconds:g} s "
             "(terminationGracePeriodSeconds); correct the one that is too short."
         )
+
+
+def _agent(pod: dict[str, Any]) -> None:
+    """The values of the agent's options must be those that the agent accepts."""
+    container = pod["containers"][0]
+    env = {item["name"]: item["value"] for item in container.get("env", []) if "value" in item}
+    words = [*container.get("command", []), *container.get("args", [])]
+    if not (found := agent_arguments(words)):
+        return
+    # The number of GPUs and the values of references are known in the pod only.
+    reference = re.compile(r"\$\((\w+)\)")
+    given = [reference.sub(lambda m: m[0] if m[1] in env else "1", word) for word in found[0]]
+    if env.get(processes := variable("nproc-per-node")) in ("auto", "gpu", "cpu"):
+        env[processes] = "1"
+    parse([*given, "--", *(found[1] or ["python"])], env)
 
 
 def _memory(pod: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.contract import RetryError, RunError, UsageError
+from launch.torchx.refusals import cluster_refusal
 
 Object = dict[str, Any]
 JOBSET = {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"}
@@ -224,25 +225,17 @@ def _translated(what: str, *, missing: bool = False) -> Iterator[None]:
     except ApiException as error:
         if error.status == 404 and missing:
             return
-        raise _error(what, error) from None
+        if not (refusal := cluster_refusal(error)):
+            raise
+        if refusal.later:
+            raise RetryError(
+                f"The cluster failed to {what}: {refusal.reason}; {refusal.advice}."
+            ) from None
+        raise UsageError(
+            f"The cluster refused to {what}: {refusal.reason}; {refusal.advice}."
+        ) from None
     except HTTPError as error:
         raise RetryError(
             f"The cluster could not be reached to {what}: {getattr(error, 'reason', error)}; check "
             "the network and the kubeconfig, then retry."
         ) from None
-
-
-def _error(what: str, error: Any) -> RunError:
-    try:
-        reason = str(json.loads(error.body)["message"]).rstrip(".")
-    except (TypeError, ValueError, KeyError):
-        reason = str(error.reason)
-    if error.status in (408, 429) or error.status >= 500:
-        return RetryError(f"The cluster failed to {what}: {reason}; retry later.")
-    advice = {
-        401: "log in to the cluster again",
-        403: "ask for this permission, or change what the cluster's policy rejects",
-        404: "check that the namespace exists and that the controller for this kind is installed",
-        409: "delete the existing object, or choose another name",
-    }.get(error.status, "correct the object")
-    return UsageError(f"The cluster refused to {what}: {reason}; {advice}.")

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-from launch.contract import UsageError, did_you_mean, first_line, import_extra
+from launch.contract import import_extra
 from launch.kubernetes.rendering import Rendered
-
-if TYPE_CHECKING:
-    from torchx.specs import AppDef, runopts
 
 
 def render_component(name: str, words: Sequence[str]) -> Rendered:
@@ -19,21 +13,19 @@ def render_component(name: str, words: Sequence[str]) -> Rendered:
     among them are the scheduler's options. Raises UsageError."""
     import_extra("torchx.specs.builders", "launch", f"render {name}", "render an overlay")
 
-    from launch.kubernetes.scheduler import create_scheduler
-    from launch.torchx import components
+    from torchx.specs.builders import materialize_appdef
 
-    known = {f"isorun.{n}": getattr(components, n) for n in ("fit", "doctor", "sweep", "run")}
-    if name not in known:
-        raise UsageError(
-            f"{name!r} is not a component of isorun{did_you_mean(name, known)} The components are "
-            f"{', '.join(known)}."
-        )
+    from launch.kubernetes.scheduler import NAME, create_scheduler
+    from launch.torchx import options
+    from launch.torchx.words import check_words, component
+
+    function = component(name)
     scheduler = create_scheduler("render")
-    given, cfg = _without_cfg(words)
-    options = _options(cfg, scheduler.run_opts())
-    rendered: Rendered = scheduler.submit_dryrun(
-        _app(name, known[name], given), options
-    ).request.rendered
+    given, text = _without_cfg(words)
+    cfg = options.parse(text, scheduler.run_opts(), NAME, "--cfg")
+    check_words(name, given, command="isorun render")
+    app = materialize_appdef(function, given)
+    rendered: Rendered = scheduler.submit_dryrun(app, cfg).request.rendered
     return rendered
 
 
@@ -49,40 +41,3 @@ def _without_cfg(words: Sequence[str]) -> tuple[list[str], str]:
             del given[at : at + (1 if equals else 2)]
             return given, cfg
     return given, ""
-
-
-def _options(cfg: str, known: runopts) -> Any:
-    """The scheduler's options, of which TorchX ignores those that it does not know."""
-    from torchx.util.types import to_dict
-
-    names = [name for name, _ in known]
-    try:
-        for name in to_dict(cfg):
-            if name not in names:
-                raise UsageError(
-                    f"--cfg is {cfg!r}, but {name} is not an option{did_you_mean(name, names)} "
-                    f"The options are {', '.join(names)}."
-                )
-        return known.cfg_from_str(cfg)
-    except ValueError as error:
-        raise UsageError(
-            f"--cfg must be KEY=VALUE,..., with numbers where `torchx runopts kubernetes_job` "
-            f"says int, but is {cfg!r} ({first_line(error)})."
-        ) from None
-
-
-def _app(name: str, component: Callable[..., AppDef], words: Sequence[str]) -> AppDef:
-    """The component's app. TorchX's parser prints its usage and exits after an error."""
-    from torchx.specs.builders import materialize_appdef
-
-    output = StringIO()
-    try:
-        with redirect_stderr(output):
-            return materialize_appdef(component, list(words))
-    except SystemExit as leaving:
-        if not leaving.code:  # --help
-            raise
-        why = output.getvalue().rpartition("error: ")[2].strip()
-    except ValueError as error:  # such as an --env without =
-        why = first_line(error)
-    raise UsageError(f"{name}: {why}; see `isorun render {name} --help`.")

@@ -4,13 +4,13 @@ no such value, patches of the Job."""
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from launch.agent_command import AGENT, agent_arguments, variable
 from launch.contract import UsageError, whole_number
-from launch.kubernetes import manifests
+from launch.kubernetes import manifests, rules
 from launch.kubernetes.rendering import RenderRequest
 from launch.kubernetes.values import Change, Changes, number
 
@@ -81,6 +81,7 @@ def render_request(app: AppDef, cfg: Mapping[str, Any], name: str) -> RenderRequ
             else None
         ),
     )
+    _labels(app, role)
     metadata = {"labels": {ROLE: role.name}, "annotations": dict(app.metadata) or None}
     job.patches.append({"metadata": metadata})
     add = [*job.add, *(cfg.get("components") or [])]
@@ -88,6 +89,35 @@ def render_request(app: AppDef, cfg: Mapping[str, Any], name: str) -> RenderRequ
     if any(_is_runs(mount.dst_path) for mount in role.mounts):
         leave_out.append("pvc")  # the claim is not used
     return RenderRequest(overlay.name, changes, add, leave_out, job.patches)
+
+
+def _labels(app: AppDef, role: Role) -> None:
+    """Checks what becomes labels and annotations. Raises UsageError."""
+    if not rules.LABEL_VALUE.fullmatch(role.name):
+        raise UsageError(
+            f"The role of the app {app.name} is {role.name!r}, which becomes a label of the pods; "
+            "use at most 63 letters, digits, -, _ and ."
+        )
+    for key in app.metadata:
+        if not rules.QUALIFIED.fullmatch(key):
+            raise UsageError(
+                f"--metadata has the key {key!r}, which becomes an annotation; use letters, "
+                "digits, -, _ and ., if needed after a domain and /."
+            )
+    for key, value in role.resource.capabilities.items():
+        is_label = rules.QUALIFIED.fullmatch(key) and rules.LABEL_VALUE.fullmatch(str(value))
+        if "/" in key and not is_label:
+            raise UsageError(
+                f"The named resource has the capability {key}={value}, which becomes a node "
+                "selector, but this is not a label; correct it in the file of named resources."
+            )
+    for name, count in role.resource.devices.items():
+        if not rules.QUALIFIED.fullmatch(name) or count < 1:
+            raise UsageError(
+                f"The named resource has the device {name!r}: {count}, but must have the name of a "
+                "resource, such as vpc.amazonaws.com/efa, and a number of at least 1; correct it "
+                "in the file of named resources."
+            )
 
 
 def _starts_agent(role: Role) -> bool:
@@ -205,6 +235,7 @@ def _mounts(job: _ConvertedRole, role: Role) -> None:
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
     for at, mount in enumerate(role.mounts):
+        _check_mount(mount, [other.dst_path for other in role.mounts[:at]])
         name = f"mount-{at}"
         if _is_runs(mount.dst_path):
             name = "runs"  # replaces the template's volume
@@ -237,6 +268,26 @@ def _mounts(job: _ConvertedRole, role: Role) -> None:
         container = {"name": "train", "volumeMounts": mounts}
         pod = {"volumes": volumes, "containers": [container]}
         job.patches.append({"spec": {"template": {"spec": pod}}})
+
+
+_MOUNTED = ("/dev/shm", "/scratch", "/tmp")
+"""Where the templates mount volumes, besides /runs."""
+
+
+def _check_mount(mount: Any, before: Sequence[str]) -> None:
+    """Raises UsageError for what an API server refuses."""
+    path = str(mount.dst_path)
+    why = None
+    if not rules.is_mount_path(path):
+        why = f"dst={path} must be an absolute path without :"
+    elif path.rstrip("/") in (*(p.rstrip("/") for p in before), *_MOUNTED):
+        why = f"dst={path} has a mount already"
+    elif type(mount).__name__ == "BindMount" and not rules.is_host_path(mount.src_path):
+        why = f"src={mount.src_path} must be an absolute path of the hosts, without .."
+    elif type(mount).__name__ == "VolumeMount" and not rules.SUBDOMAIN.fullmatch(mount.src):
+        why = f"src={mount.src} must be the name of a PersistentVolumeClaim"
+    if why:
+        raise UsageError(f"--mounts: {why}; correct it.")
 
 
 def _is_runs(path: str) -> bool:

@@ -1,11 +1,15 @@
 """Renders an overlay, with the changes of a launch, to the objects for a cluster.
 
 The templates are copied, the two files of the overlay are written again with the changes, and
-kustomize does the rest. The result equals `kubectl kustomize` of an overlay with the same content.
+kustomize does the rest. They are written as JSON, where every text has quotation marks: kustomize
+reads another version of YAML than PyYAML writes, in which 1e3 is a number. The result
+equals `kubectl kustomize` of an overlay with the same content.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -66,9 +70,10 @@ def render(request: RenderRequest) -> Rendered:
     components = _components(overlay, request.add, request.leave_out)
     wanted = {key for component in components for key in manifests.needs(component)}
     run = apply(overlay.run, request.changes, wanted, overlay.name)
-    checks.name(run["metadata"]["name"])
+    checks.name(run["metadata"]["name"], request.changes.name)
     if request.changes.namespace is not None:
         checks.namespace(request.changes.namespace)
+    checks.environment(request.changes.env)
     spec = run["spec"]
     if "trials" in spec:
         _check_trials(overlay, spec, request.changes)
@@ -79,16 +84,28 @@ def render(request: RenderRequest) -> Rendered:
         shutil.copytree(manifests.root(), copy)
         target = copy / "overlays" / overlay.name
         kustomization = _kustomization(overlay, components, request)
-        (target / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+        (target / "run.yaml").write_text(json.dumps(run), encoding="utf-8")
         _write_changes(copy / "components" / "changes", request)
-        (target / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
+        (target / "kustomization.yaml").write_text(json.dumps(kustomization), encoding="utf-8")
         objects = kustomize.build(target)
     return Rendered(objects, checks.check(objects, deadline))
 
 
 def as_yaml(objects: Sequence[Object]) -> str:
     """The objects as one YAML text, as kubectl reads it."""
-    return yaml.safe_dump_all(objects, sort_keys=True, default_flow_style=False)
+    return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=True, default_flow_style=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that only kubectl would read as a number, such as 1e3."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        """A text."""
+        style = '"' if re.match(r"[-+.]?\d", text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _components(
@@ -169,11 +186,11 @@ def _write_changes(folder: Path, request: RenderRequest) -> None:
         "kind": "Component",
         "patches": [{"target": _JOB, "patch": _patch(patch)} for patch in patches],
     }
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(made), encoding="utf-8")
+    (folder / "kustomization.yaml").write_text(json.dumps(made), encoding="utf-8")
 
 
 def _patch(patch: Mapping[str, Any]) -> str:
     if "operations" in patch:
-        return yaml.safe_dump(patch["operations"])
+        return json.dumps(patch["operations"])
     metadata = {**patch.get("metadata", {}), "name": "run"}
-    return yaml.safe_dump({"apiVersion": "batch/v1", "kind": "Job", **patch, "metadata": metadata})
+    return json.dumps({"apiVersion": "batch/v1", "kind": "Job", **patch, "metadata": metadata})

@@ -8,13 +8,51 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from launch.contract import UsageError, did_you_mean
+from launch.kubernetes import rules
 
-Count = Annotated[int, Field(ge=1)]
-Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|[KMGTP]i|[MGTP])?$")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9./]*[a-z0-9])?$")]
+
+def _whole(value: Any) -> Any:
+    """YAML's true and 2.0 are no whole numbers here."""
+    if isinstance(value, bool | float):
+        raise ValueError
+    return value
+
+
+def _is(rule: re.Pattern[str], longest: int = 253) -> AfterValidator:
+    def check(text: str) -> str:
+        if len(text) > longest or not rule.fullmatch(text):
+            raise ValueError
+        return text
+
+    return AfterValidator(check)
+
+
+def _at_least(least: float) -> AfterValidator:
+    def check(text: str) -> str:
+        if number(text) < least:
+            raise ValueError
+        return text
+
+    return AfterValidator(check)
+
+
+Pods = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=rules.MOST_PODS)]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=rules.MOST)]
+Retries = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=rules.MOST)]
+Cores = Annotated[str, _is(rules.CORES), _at_least(0.001)]
+Bytes = Annotated[str, _is(rules.BYTES), _at_least(2**20)]
+Name = Annotated[str, _is(rules.SUBDOMAIN)]
+LabelName = Annotated[str, _is(rules.SUBDOMAIN, 63)]
 
 
 class Spec(BaseModel):
@@ -22,45 +60,52 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
-    image: Annotated[str, Field(pattern=r"^\S+$")]
-    nodes: Count
+    image: Annotated[str, _is(rules.IMAGE, 512)]
+    nodes: Pods
     """Number of pods."""
-    processes: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^(auto|gpu|cpu)$")]
+    processes: Pods | Annotated[str, Field(pattern=r"^(auto|gpu|cpu)$")]
     """Ranks per node; auto: one per GPU."""
     command: Annotated[list[str], Field(min_length=1)]
     """The command of the agent, with config files and overrides."""
-    cpu: Quantity
+    cpu: Cores
     """Cores per node."""
-    memory: Quantity
+    memory: Bytes
     """Per node; /dev/shm counts toward it."""
-    sharedMemory: Quantity  # noqa: N815 - the spelling of Kubernetes
-    scratch: Quantity
+    sharedMemory: Bytes  # noqa: N815 - the spelling of Kubernetes
+    scratch: Bytes
     """Per node: space for caches and temporary files."""
-    retries: Annotated[int, Field(ge=0)]
+    retries: Retries
     """Restarts after failures that are not infrastructure failures."""
     gpus: Count | None = None
-    minNodes: Count | None = None  # noqa: N815
-    queue: Name | None = None
-    queuePriority: Name | None = None  # noqa: N815
-    topology: Name | None = None
+    minNodes: Pods | None = None  # noqa: N815
+    queue: LabelName | None = None
+    queuePriority: LabelName | None = None  # noqa: N815
+    topology: Annotated[str, _is(rules.QUALIFIED, 317)] | None = None
     priorityClass: Name | None = None  # noqa: N815
     efaDevices: Count | None = None  # noqa: N815
-    trials: Count | None = None
-    parallel: Count | None = None
+    trials: Pods | None = None
+    parallel: Pods | None = None
 
 
 _WHAT = {
-    "image": "the name of an image",
+    "image": "the name of an image, in lower-case letters but for the tag",
     "processes": "a whole number of at least 1, or auto, gpu or cpu",
     "command": "a list with at least one word",
-    "retries": "a whole number of at least 0",
-    "cpu": "a number of cores, such as 8 or 500m",
-    **dict.fromkeys(("memory", "sharedMemory", "scratch"), "a quantity, such as 512Mi or 64Gi"),
+    "retries": f"a whole number of at least 0 and at most {rules.MOST}",
+    "cpu": "a number of cores above 0, such as 8 or 500m",
     **dict.fromkeys(
-        ("queue", "queuePriority", "topology", "priorityClass"),
-        "the name of an object",
+        ("memory", "sharedMemory", "scratch"),
+        "a quantity of bytes of at least 1Mi, such as 512Mi or 64Gi",
     ),
+    **dict.fromkeys(
+        ("queue", "queuePriority"),
+        "the name of an object: at most 63 lower-case letters, digits, - and .",
+    ),
+    "priorityClass": "the name of an object: lower-case letters, digits, - and .",
+    "topology": "the key of a label, such as topology.kubernetes.io/zone",
+    **dict.fromkeys(("gpus", "efaDevices"), "a whole number of at least 1"),
 }
+_WHAT_PODS = f"a whole number of at least 1 and at most {rules.MOST_PODS}"
 
 
 @dataclass(frozen=True)
@@ -117,9 +162,12 @@ def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
 
 def _scalar(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2001-13-45
         return text
+    # Not 8 for 010, nor 90 for 1:30.
+    changed = isinstance(value, int) and not isinstance(value, bool) and str(value) != text
+    return text if changed else value
 
 
 def apply(
@@ -129,6 +177,8 @@ def apply(
     components read. Raises UsageError."""
     spec = {**run["spec"], **{key: change.value for key, change in changes.spec.items()}}
     for key, change in changes.spec.items():
+        if change.value is None:
+            raise UsageError(f"{key} has no value ({change.origin}); add one, or remove it.")
         if key not in wanted:
             raise UsageError(
                 f"{key} is {change.value!r} ({change.origin}), but no component of the overlay "
@@ -160,7 +210,7 @@ def _explained(
         return UsageError(
             f"{key} is not a key of spec ({origin}){did_you_mean(key, Spec.model_fields)}"
         )
-    what = _WHAT.get(key, "a whole number of at least 1")
+    what = _WHAT.get(key, _WHAT_PODS)
     return UsageError(f"{key} must be {what}, but is {spec.get(key)!r} ({origin}).")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from launch.agent_command import AGENT
-from launch.contract import UsageError
+from launch.contract import UsageError, port_number
 from launch.ports import DEFAULT_PORT
 from launch.secrets import withhold
 from launch.torchx import shape as shapes
@@ -72,6 +72,11 @@ class AppBuilder:
         options of the agent."""
         from torchx.specs import macros
 
+        if rdzv_port and not port_number(str(rdzv_port)):
+            raise UsageError(
+                f"--rdzv_port must be a port from 1 to 65535, or 0 for the default, but is "
+                f"{rdzv_port}."
+            )
         shape = self.shape
         words = ["--nnodes", shape.nnodes, "--nproc-per-node", str(shape.processes or "auto")]
         if shape.max_nodes > 1:

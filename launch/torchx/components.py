@@ -12,6 +12,7 @@ from torchx.specs import AppDef
 from launch import agent_command as agent
 from launch.torchx import app as apps
 from launch.torchx import sweep as sweeps
+from launch.torchx.arguments import check_types
 from launch.torchx.run_ids import ids_of_run
 from launch.torchx.train_command import train_command
 
@@ -60,6 +61,7 @@ def fit(
         allow_changes: resume a run although its config has changed in a way that changes results
         check: validate the config before the job is submitted
     """
+    check_types(fit, locals())
     builder = apps.AppBuilder.from_arguments(
         j, h, (cpu, gpu, memMB), image, name, env, mounts, metadata, max_retries
     )
@@ -115,6 +117,7 @@ def doctor(
         rdzv_port: rendezvous port on node 0; 0: a free port with local_cwd, a port of the run on Slurm, else 29500
         check: validate the config before the job is submitted
     """
+    check_types(doctor, locals())
     builder = apps.AppBuilder.from_arguments(
         j, h, (cpu, gpu, memMB), image, name, env, mounts, metadata, 0
     )
@@ -171,6 +174,7 @@ def sweep(
         max_restarts: how many times the agent restarts the processes after a retryable failure
         check: validate the config of each run before the job is submitted
     """
+    check_types(sweep, locals())
     builder = apps.AppBuilder.from_arguments(
         j, h, (cpu, gpu, memMB), image, name, env, mounts, metadata, max_retries
     )
@@ -220,6 +224,7 @@ def run(
         preflight: checks of the nodes before the run: off, quick, full, or auto (quick with several nodes)
         rdzv_port: rendezvous port on node 0; 0: a free port with local_cwd, a port of the run on Slurm, else 29500
     """
+    check_types(run, locals())
     builder = apps.AppBuilder.from_arguments(
         j, h, (cpu, gpu, memMB), image, name, env, mounts, metadata, max_retries
     )

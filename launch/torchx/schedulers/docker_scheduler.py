@@ -54,6 +54,17 @@ class LocalDockerScheduler(Recorded, theirs.DockerScheduler):  # type: ignore[mi
                 )
         return super().submit_dryrun(app, cfg)
 
+    def schedule(self, dryrun_info: Any) -> str:
+        """Starts all containers, or none: TorchX leaves those that it started before a failure."""
+        try:
+            app_id: str = super().schedule(dryrun_info)
+        except BaseException:
+            with suppress(Exception):
+                for container in self._get_containers(dryrun_info.request.app_id):
+                    container.remove(force=True)
+            raise
+        return app_id
+
     def describe(self, app_id: str) -> Any:
         """The state of a job; None if its containers are gone."""
         if not self._get_containers(app_id):

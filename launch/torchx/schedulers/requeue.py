@@ -51,6 +51,12 @@ def _requeue() -> int:
         )
     if not is_worth_retrying(code):
         return 1
+    if _is_disabled(job):
+        log(
+            f"exit code {code}; the job was submitted with --no-requeue, so it is not requeued. "
+            "Submit the same command again: the run resumes from the last checkpoint."
+        )
+        return 1
     # Preempted ranks have saved a checkpoint; that is not a failure.
     if code != Exit.PREEMPTED and (failures := _count(job, code)) > arguments.most:
         log(
@@ -58,12 +64,29 @@ def _requeue() -> int:
             f"{arguments.most}, so it is not requeued."
         )
         return 1
+    # Before the request: Slurm ends the batch script, and this process with it.
     log(f"exit code {code}; the job is requeued and resumes from the last checkpoint.")
+    done = _scontrol("requeue", job)
+    if done.returncode:
+        raise RetryError(
+            f"Slurm refuses to requeue job {job} ({done.stderr.strip() or 'no reason given'}). "
+            "Submit the same command again: the run resumes from the last checkpoint."
+        )
+    return 0
+
+
+def _is_disabled(job: str) -> bool:
+    """Whether Slurm refuses to requeue a job: ``--no-requeue``, or the cluster's default."""
+    shown = _scontrol("--oneliner", "show", "job", job).stdout
+    return "Requeue=0" in shown.split()
+
+
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
     try:
-        return int(subprocess.run(["scontrol", "requeue", job], check=False).returncode != 0)
+        return subprocess.run(["scontrol", *words], capture_output=True, text=True, check=False)
     except OSError as error:
         raise RetryError(
-            f"scontrol cannot be started ({error.strerror}), so job {job} is not requeued. Check "
+            f"scontrol cannot be started ({error.strerror}), so the job is not requeued. Check "
             "PATH on this node, then submit the job again."
         ) from None
 

@@ -8,12 +8,16 @@ all jobs the same rendezvous port, and, since Slurm 22.05, gives each node's age
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchx.schedulers import slurm_scheduler as theirs
@@ -25,6 +29,8 @@ from launch.agent_command import variable
 from launch.contract import RUN_ID, UsageError, python_module
 from launch.history import launch_log
 from launch.ports import port_of_run
+from launch.torchx.refusals import command_refusal, program_refusal
+from launch.torchx.schedulers.slurm_environment import for_submission
 from launch.torchx.schedulers.watched import Recorded
 
 if TYPE_CHECKING:
@@ -34,6 +40,8 @@ __all__ = ["RequeueingSlurmScheduler", "create_scheduler"]
 
 # What TorchX raises if there is no accounting, or if its output has an unknown format.
 _NO_ACCOUNTING = (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError)
+_ADVICE = "correct -j, the resources (-h, --cpu, --memMB, --gpu), -cfg or SLURM_CONF"
+_UNBUFFERED = "export SLURM_UNBUFFEREDIO=1\n"
 _AFTER_SRUN = "exitcode=$?\n"
 # TorchX's script goes on to requeue after any exit code, and counts preemptions as failures; with
 # TORCHX_MAX_RETRIES=0 it does not requeue.
@@ -53,7 +61,8 @@ class RequeueingRequest(theirs.SlurmBatchRequest):  # type: ignore[misc]
 
     def materialize(self) -> str:
         """The batch script."""
-        script: str = super().materialize()
+        # With this variable srun gives tasks a terminal, and the log has escape sequences.
+        script: str = super().materialize().replace(_UNBUFFERED, "")
         if not self.max_retries:
             return script
         # Jobs use this Python, which need not be the first in PATH.
@@ -80,6 +89,26 @@ class RequeueingSlurmScheduler(Recorded, theirs.SlurmScheduler):  # type: ignore
                 replica.srun_opts.update({"kill-on-bad-exit": "0", "wait": "0"})
             info.request = RequeueingRequest.of(info.request)
         return info
+
+    def schedule(self, dryrun_info: Any) -> str:
+        """Submits without the variables of an allocation's shell. Raises UsageError or RetryError
+        with sbatch's message, which TorchX does not read."""
+        request = dryrun_info.request
+        if (images := getattr(request, "images_to_push", None)) is not None:  # TorchX's nightly
+            self.push_images(images)
+        directory = request.job_dir
+        if directory:
+            Path(directory).mkdir(parents=True, exist_ok=True)
+        options = {name for r in request.replicas.values() for name in r.sbatch_opts}
+        with tempfile.TemporaryDirectory() as temporary:
+            script = Path(directory or temporary, "torchx-sbatch.sh")
+            script.write_text(request.materialize(), encoding="utf-8")
+            chdir = [f"--chdir={directory}"] if directory else []
+            words = [*request.cmd, *chdir, str(script)]
+            job = _submit(words, for_submission(os.environ, options))
+        if directory:
+            theirs._save_job_dir(job, directory)
+        return job
 
     def describe(self, app_id: str) -> Any:
         """The state of a job: from scontrol, and for older jobs from the accounting, if there is
@@ -129,6 +158,19 @@ class _SlurmJob:
     name: str
     state: str
     exit_code: int
+
+
+def _submit(words: Sequence[str], environ: Mapping[str, str]) -> str:
+    """Runs sbatch; returns the number of the job. Raises UsageError or RetryError."""
+    doing = "submit the job to slurm"
+    try:
+        done = subprocess.run(words, env=environ, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise program_refusal(error, words[0]).error(doing) from None
+    if done.returncode:
+        raise command_refusal(words[0], done.stderr, _ADVICE).error(doing)
+    sys.stderr.write(done.stderr)  # warnings
+    return done.stdout.strip().partition(";")[0]  # the name of a cluster may follow
 
 
 def _jobs(app_id: str) -> Iterator[_SlurmJob]:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from launch import secrets
-from launch.contract import safe_path_options
+from launch.contract import UsageError, safe_path_options
 from launch.history import launch_log
+from launch.torchx import options
+from launch.torchx.refusals import refusals
 
 if TYPE_CHECKING:
     from torchx.schedulers.api import Scheduler
-    from torchx.specs import AppDef
+    from torchx.specs import AppDef, Role
 
 LOCAL = ("local_cwd", "local_docker")
 NO_IMAGE = ("local_cwd", "slurm")  # jobs use the packages installed here, not an image
@@ -50,7 +52,9 @@ class Watched(Recorded):
 
     def submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
         """Checks and completes an app of isorun before it is rendered. Raises UsageError."""
+        options.refuse_unknown(cfg, self.run_opts(), self.known_as, "scheduler options")  # type: ignore[attr-defined]
         for role in app.roles if launch_log.is_ours(app) else ():
+            _refuse_impossible(role, self.known_as)
             if self.known_as in LOCAL:
                 role.env = secrets.restore(role.env)
             else:
@@ -60,11 +64,13 @@ class Watched(Recorded):
                 role.env.setdefault("PATH", _path())
             if role.args[:1] == ["-m"]:  # the job's directory may contain a launch.py
                 role.args = [*(safe_path_options() if installed_here else ["-P"]), *role.args]
-        return super().submit_dryrun(app, cfg)  # type: ignore[misc]
+        with refusals(f"prepare the job for {self.known_as}"):
+            return super().submit_dryrun(app, cfg)  # type: ignore[misc]
 
     def schedule(self, dryrun_info: Any) -> str:
         """Submits, and records the launch."""
-        app_id: str = super().schedule(dryrun_info)  # type: ignore[misc]
+        with refusals(f"submit the job to {self.known_as}"):
+            app_id: str = super().schedule(dryrun_info)  # type: ignore[misc]
         app = getattr(dryrun_info, "app", None) or dryrun_info._app  # TorchX 0.7.0 has only _app
         if launch_log.is_ours(app):
             launch_log.record_start(
@@ -79,11 +85,26 @@ class Watched(Recorded):
 
     def describe(self, app_id: str) -> Any:
         """The state of a job; a final one is recorded."""
-        found = super().describe(app_id)  # type: ignore[misc]
+        with refusals(f"read the state of {self.handle(app_id)}"):
+            found = super().describe(app_id)  # type: ignore[misc]
         if found is not None and found.state.name in launch_log.FINAL:
             status = launch_log.StatusText.of(found.msg, found.roles_statuses)
             self.note_end(app_id, found.state.name, status)
         return found
+
+    def list(self, *cfg: Any) -> Any:
+        """The jobs."""
+        with refusals(f"list the jobs of {self.known_as}"):
+            return super().list(*cfg)  # type: ignore[misc]
+
+    def _cancel_existing(self, app_id: str) -> None:
+        with refusals(f"stop {self.handle(app_id)}"):
+            super()._cancel_existing(app_id)  # type: ignore[misc]
+
+    def log_iter(self, app_id: str, *rest: Any, **more: Any) -> Any:
+        """The lines of a log."""
+        with refusals(f"read the log of {self.handle(app_id)}"):
+            return super().log_iter(app_id, *rest, **more)  # type: ignore[misc]
 
 
 def watched(scheduler: type[Scheduler], name: str) -> type[Scheduler]:
@@ -110,6 +131,15 @@ def instance_of(
             if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD
         }
     )
+
+
+def _refuse_impossible(role: Role, scheduler: str) -> None:
+    if scheduler == "aws_batch" and role.num_replicas > 1:
+        raise UsageError(
+            f"-j requests {role.num_replicas} nodes, but isorun supports one node with aws_batch, "
+            "which gives a node neither its number nor the address of node 0; use one node, or "
+            "kubernetes_job or slurm for several."
+        )
 
 
 def _path() -> str:

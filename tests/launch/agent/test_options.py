@@ -72,6 +72,24 @@ def test_the_variable_of_a_flag(text, only):
     assert options(PET_PREFLIGHT_ONLY=text).preflight_only == only
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--nproc-per-node 2 train.py --lr 1",
+         "'train.py' is not an option of the agent (command line); write -- before the command: "
+         "`python -m launch.agent [options] -- python train.py --lr 1 ...`."),
+        ("-m train fit", "`python -m launch.agent [options] -- python -m train fit ...`."),
+        ("--nproc-per-node 2 python -m train fit", "[options] -- python -m train fit ...`."),
+        ("isorun fit --config a.yaml", "[options] -- isorun fit --config a.yaml ...`."),
+        ("--standalone --nproc_per_node 2 train.py", "--standalone (command line) is an option of"),
+    ],
+)  # fmt: skip
+def test_a_command_line_of_torchrun_gets_a_hint(words, told):
+    with pytest.raises(UsageError) as caught:
+        parse(words.split(), {})
+    assert told in str(caught.value)
+
+
 def test_localhost_is_never_the_default_endpoint_of_several_nodes():
     assert "no rendezvous endpoint" in refused("--nnodes", "2")
     told = refused("--nnodes", "2", "--rdzv-host-env", "TORCHX_RANK0_HOST")
@@ -123,7 +141,7 @@ def test_the_first_host_is_found_in_a_slurm_node_list():
         ],
         # str.isdigit is true for a superscript two, which int() refuses.
         (["--nproc-per-node", "\N{SUPERSCRIPT TWO}"], {}, "--nproc-per-node must be a number"),
-        (["--rdzv-endpoint", "a:\N{SUPERSCRIPT TWO}"], {}, "must be a number below 65536"),
+        (["--rdzv-endpoint", "a:\N{SUPERSCRIPT TWO}"], {}, "must be a number from 1 to 65535"),
         (
             ["--nnodes", "2"],
             {"MASTER_ADDR": "a", "MASTER_PORT": "abc"},
@@ -135,6 +153,23 @@ def test_the_first_host_is_found_in_a_slurm_node_list():
             "--node-rank must be a whole number",
         ),
         (["--nodes", "2"], {}, "--nodes"),
+        (["--rdzv-endpoint", "a:0"], {}, "must be a number from 1 to 65535, but is '0'"),
+        (
+            ["--nnodes", "2", "--rdzv-endpoint", "a", "--node-rank", "5"],
+            {},
+            "--node-rank is 5 (--node-rank), but --nnodes is 2 (--nnodes), so nodes have the "
+            "numbers 0 to 1; correct one of them.",
+        ),
+        (
+            ["--nnodes", "1:3", "--rdzv-endpoint", "a"],
+            {"JOB_COMPLETION_INDEX": "3"},
+            "--node-rank is 3 (environment variable JOB_COMPLETION_INDEX), but --nnodes is 1:3",
+        ),
+        (["--node-rank", "1"], {}, "but --nnodes is 1 (default), so nodes have the numbers 0 to 0"),
+        (["--standalone"], {}, "--standalone (command line) is an option of torchrun, not of the"),
+        (["--master_addr=a"], {}, "not of the agent; use --rdzv-endpoint"),
+        (["--master-port", "1"], {}, "not of the agent; use --rdzv-port"),
+        (["--tee", "3"], {}, "--tee (command line) is an option of torchrun"),
     ],
 )
 def test_errors_name_the_option_or_variable(words, environ, told):

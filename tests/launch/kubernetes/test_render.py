@@ -9,6 +9,7 @@ import yaml
 from launch.cli import main
 from launch.kubernetes import checks, kustomize
 from launch.kubernetes.command_line import render_words
+from launch.kubernetes.rendering import as_yaml
 from launch.kubernetes.values import number
 from tests.launch.kubernetes.objects import OVERLAYS, built, environment_with_kubectl, one
 from tests.support.runs import ROOT
@@ -125,15 +126,15 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         ("cpu-demo pcv", "'pcv' is not a component; did you mean pvc?"),
         ("isorun.fit --cfg nope", "--cfg must be KEY=VALUE,..., .* but is 'nope'"),
         ("isorun.fit --cfg stop_deadline=abc", "--cfg must be .* but is 'stop_deadline=abc'"),
-        ("isorun.fit --cfg=overlai=cpu-demo", "overlai is not an option; did you mean overlay?"),
-        ("isorun.fit --check False --config gone.yaml --cfg overlay=cpu-demo,stop_deadline=0", "stopDeadline .* must be a whole number of seconds of at least 1, but is '0'"),
+        ("isorun.fit --cfg=overlai=cpu-demo", "overlai is not an option of kubernetes_job .--cfg overlai=cpu-demo.; did you mean overlay?"),
+        ("isorun.fit --check False --config gone.yaml --cfg overlay=cpu-demo,stop_deadline=0", "stopDeadline .* must be a whole number of seconds of at least 1 and at most 604800, but is '0'"),
         ("isorun.fit --nope 1", "isorun.fit: unrecognized arguments: --nope; see `isorun render isorun.fit --help`"),
-        ("isorun.fit --check False --env X", "isorun.fit: .*X.*; see"),
+        ("isorun.fit --check False --env X", "isorun.fit: --env must be KEY=VALUE,..., but is 'X'"),
         ("isorun.fitt", "'isorun.fitt' is not a component of isorun; did you mean isorun.fit?"),
-        ("cpu-demo --set nodes=0", r"nodes must be a whole number of at least 1, but is 0 \(--set"),
-        ("cpu-demo --set nodes=two", "nodes must be a whole number of at least 1, but is 'two'"),
-        ("cpu-demo --set nodes=2001-13-45", "nodes must be a whole number of at least 1, but is '2001-13-45'"),
-        ("cpu-demo --set memory=lots", "memory must be a quantity, such as 512Mi"),
+        ("cpu-demo --set nodes=0", r"nodes must be a whole number of at least 1 and at most 100000, but is 0 \(--set"),
+        ("cpu-demo --set nodes=two", "nodes must be a whole number of at least 1 and at most 100000, but is 'two'"),
+        ("cpu-demo --set nodes=2001-13-45", "nodes must be a whole number of at least 1 and at most 100000, but is '2001-13-45'"),
+        ("cpu-demo --set memory=lots", "memory must be a quantity of bytes of at least 1Mi, such as 512Mi"),
         ("cpu-demo --set command=[]", "command must be a list with at least one word"),
         ("cpu-demo --set node=2", "node is not a key; did you mean nodes?"),
         ("cpu-demo --set nodes", "--set must be KEY=VALUE"),
@@ -142,7 +143,7 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         ("cpu-demo --set name=", "The name of the run is ''"),
         ("cpu-demo --set env.=x", "env. is not a key"),
         ("cpu-demo -n A_B", "The namespace is 'A_B', but must have at most 63 lower-case letters"),
-        ("cpu-demo --set name=Text_1", "The name of the run is 'Text_1', but a name in a cluster"),
+        ("cpu-demo --set name=Text_1", "The name of the run is 'Text_1' .--set name=Text_1., but a name in a cluster"),
         (f"cpu-demo --set name={LONG}", "with 64 characters, but host names have at most 63; .* shorter by 1"),
         (f"jobset --set name={LONG[:55]}", "a-node-0-1. with 64 characters"),
         ("elastic --set minNodes=9", "minNodes is 9, more than nodes, 4"),
@@ -164,12 +165,73 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         ("cpu-demo --set stopDeadline=soon", "stopDeadline .* must be a whole number of seconds"),
         ("cpu-demo --set sharedMemory=2Gi", "sharedMemory is 2Gi, but /dev/shm counts toward memory"),
         (f"cpu-demo {TRAIN} optim.lrr=1", "did you mean optim.lr?"),
+        ("cpu-demo --set name=true", r"name of the run is 'true' .--set name=true., which is not a text"),
+        ("cpu-demo --set name=null", "which is not a text in YAML"),
+        ("cpu-demo -n a.b", "The namespace is 'a.b', but must have"),
+        ("cpu-demo -n research-", "The namespace is 'research-', but must have"),
+        ("cpu-demo --set image=UPPER", r"image must be the name of an image, .* but is 'UPPER' .--set image=UPPER"),
+        ("cpu-demo --set image=a/b:c:d", "image must be the name"),
+        ("cpu-demo --set image=a@sha256:12", "image must be the name"),
+        ("cpu-demo --set image=https://a.b/c", "image must be the name"),
+        ("cpu-demo --set cpu=0", "cpu must be a number of cores above 0, such as 8 or 500m, but is 0"),
+        ("cpu-demo --set cpu=0.0001", "cpu must be a number of cores above 0"),
+        ("cpu-demo --set cpu=4Gi", "cpu must be a number of cores above 0"),
+        ("cpu-demo --set memory=64", "memory must be a quantity of bytes of at least 1Mi, .* but is 64 "),
+        ("cpu-demo --set memory=512m", "memory must be a quantity of bytes"),
+        ("cpu-demo --set scratch=0Gi", "scratch must be a quantity of bytes"),
+        ("cpu-demo --set nodes=true", "nodes must be a whole number .* but is True"),
+        ("cpu-demo --set nodes=2.5", "nodes must be a whole number .* but is 2.5"),
+        ("cpu-demo --set nodes=200000", "nodes must be a whole number of at least 1 and at most 100000"),
+        ("cpu-demo --set retries=2147483648", "retries must be a whole number of at least 0 and at most 2147483647"),
+        ("cpu-demo --set processes=true", "processes must be a whole number of at least 1, or auto"),
+        ("cpu-demo --set nodes=", "nodes has no value .--set nodes=.; add one"),
+        ("cpu-demo --set stopDeadline=9999999", "stopDeadline .* at most 604800, but is '9999999'"),
+        ("cpu-demo priority --set priorityClass=High", "priorityClass must be the name of an object"),
+        ("cpu-demo priority --set priorityClass=true", "priorityClass must be the name .* but is True"),
+        (f"cpu-demo kueue --set queuePriority=a --set queue={LONG}aa", "queue must be the name of an object: at most 63"),
+        ("cpu-demo --set env.PET_NNODES=3", r"PET_NNODES is '3' .--set env.PET_NNODES.*, but the pods get this variable from nodes"),
+        ("cpu-demo --set env.POD_IP=1.2.3.4", "POD_IP is .* from the address of the pod"),
+        ("cpu-demo --set env.1A=x", "'1A' is not a name of an environment variable"),
+        ("cpu-demo --set env.A+B=x", r"'A\+B' is not a name of an environment variable"),
+        ("cpu-demo --set env.PET_RDZV_PORT=99999", "port of the rendezvous must be a number from 1 to 65535, but is '99999' .environment variable PET_RDZV_PORT"),
+        ("cpu-demo --set env.PET_PREFLIGHT=ful", "--preflight must be off, quick, full or auto, but is 'ful' .environment variable PET_PREFLIGHT"),
+        ("cpu-demo --set env.PET_MAX_RESTARTS=-1", "--max-restarts must be a whole number of at least 0"),
+        ("isorun.fit --check False --rdzv_port 70000", "--rdzv_port must be a port from 1 to 65535, or 0 .* but is 70000"),
+        ("isorun.fit --check False --metadata a_b/c=d", "--metadata has the key 'a_b/c', which becomes an annotation"),
+        ("isorun.fit --check False --mounts type=bind,src=/a,dst=b", "--mounts: dst=b must be an absolute path"),
+        ("isorun.fit --check False --mounts type=bind,src=/a,dst=/tmp", "--mounts: dst=/tmp has a mount already"),
+        ("isorun.fit --check False --mounts type=bind,src=/a/../b,dst=/c", "--mounts: src=/a/../b must be an absolute path"),
+        ("isorun.fit --check False --mounts type=volume,src=My_Claim,dst=/c", "--mounts: src=My_Claim must be the name of a Pers"),
+        ("isorun.fit --check maybe", "isorun.fit: --check must be True or False, but is 'maybe'"),
         ("cpu-demo --nodes 2", "Unrecognized arguments|expected"),
     ],
 )  # fmt: skip
 def test_errors_are_reported_before_any_object_is_printed(words, said):
     with pytest.raises(UsageError, match=said):
         render_words(words.split())
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["isorun", "isorun:cpu", "a/b_c/d__e.f-g:V1.2_x", "localhost/a", "HOST:5000/a/b:T", "r.io/a",
+     DIGEST, f"{DIGEST.replace('@', ':tag@')}"],
+)  # fmt: skip
+def test_names_of_images(image):
+    assert render_words(["cpu-demo", "--set", f"image={image}"]).objects
+
+
+@pytest.mark.parametrize("text", ["1e3", "1e-3", "0o7", "012", "1:30", "true", "null", "y", ""])
+def test_text_that_looks_like_another_type_stays_text_for_kubectl(text, tmp_path):
+    """Versions of YAML differ in what they take as a number: kubectl would refuse such an argument."""
+    words = ["cpu-demo", "-n", "1e3", "--set", f"env.A={text}", "--", "python", "x.py", text]
+    made = render_words(words).objects
+    (tmp_path / "kustomization.yaml").write_text("resources: [objects.yaml]")
+    (tmp_path / "objects.yaml").write_text(as_yaml(made))
+    for objects in (made, kustomize.build(tmp_path)):
+        container = one(objects, "Job")["spec"]["template"]["spec"]["containers"][0]
+        assert container["args"][-1] == text
+        assert {e["name"]: e.get("value", "") for e in container["env"]}["A"] == text
+        assert {o["metadata"]["namespace"] for o in objects} == {"1e3"}
 
 
 def test_fewer_trials_than_files():

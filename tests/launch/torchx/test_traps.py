@@ -19,6 +19,7 @@ from torchx.components.dist import ddp
 from torchx.specs import macros
 
 from launch.agent.options import parse
+from launch.torchx import cli
 from launch.torchx.cli import RunCommand
 from launch.torchx.schedulers import SCHEDULERS
 from tests.launch.launching import NIGHTLY, dryrun, fit
@@ -117,6 +118,7 @@ def test_a_closed_terminal_stops_a_local_job_as_sigterm_does(monkeypatch):
             os.kill(os.getpid(), signal.SIGHUP)  # must not end the wait for the nodes
 
     monkeypatch.setattr(CmdRun, "run", submit_and_wait)
+    monkeypatch.setattr(cli, "_check", lambda _: None)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with pytest.raises(SystemExit) as caught:
         RunCommand().run(argparse.Namespace())
@@ -125,6 +127,7 @@ def test_a_closed_terminal_stops_a_local_job_as_sigterm_does(monkeypatch):
 
 @pytest.mark.usefixtures("hangup")
 def test_a_command_that_nohup_started_outlives_its_terminal(monkeypatch):
+    monkeypatch.setattr(cli, "_check", lambda _: None)
     monkeypatch.setattr(CmdRun, "run", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     RunCommand().run(argparse.Namespace())
@@ -225,7 +228,10 @@ def test_a_slurm_job_is_requeued_only_after_failures_worth_a_retry(tmp_path, cod
     """TorchX's batch script with a replaced srun; without our change it requeues after any exit
     code."""
     info = dryrun("isorun.fit", "--max_retries", "1", *TINY, scheduler="slurm")
-    for name, text in (("srun", f"exit {code}"), ("scontrol", f"echo $@ >> {tmp_path}/said")):
+    for name, text in (
+        ("srun", f"exit {code}"),
+        ("scontrol", f"[ $1 != requeue ] || echo $@ >> {tmp_path}/said"),
+    ):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "script").write_text(info.request.materialize())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.real.slurm.conftest import attempts, wait_until
+from tests.real.slurm.conftest import SBATCH, Job, attempts, wait_until
 from tests.support.runs import ROOT, TINY, checkpoints, metrics, run
 from train.parity.compare import curve, largest_difference
 
@@ -41,6 +41,19 @@ def test_two_nodes_train_to_the_end(user, tmp_path):
     assert "Preflight (quick): 2 nodes" in job.log
     assert "Placement: 2 x cpu on 2 hosts (node1, node2)" in job.log
     assert "all well" in run("verify", tmp_path / "run").stdout
+    assert job.restarts == 0
+
+
+def test_a_job_from_the_shell_of_an_allocation_gets_its_own_resources(user, tmp_path):
+    """sbatch passes on the allocation's tasks, cores and memory."""
+    salloc = ("salloc", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem-per-cpu=200")
+    submit = ("sbatch", "--parsable", f"--output={user.home}/%j.out", "--no-requeue", *TWO)
+    words = (*TINY, f"run.dir={tmp_path / 'run'}", KILLED)
+    done = user.run(*salloc, *submit, "--mem=2000", SBATCH, *words)
+    job = Job(user, done.stdout.strip())
+    assert job.end() == ("FAILED", 137), job.log
+    assert "2 hosts (node1, node2)" in job.log
+    assert "submitted with --no-requeue, so it is not requeued" in job.log
     assert job.restarts == 0
 
 

@@ -16,18 +16,19 @@ pytestmark = pytest.mark.slow
 def torchx(user):
     """Runs TorchX's command in a directory for its logs."""
 
-    def call(*words):
-        done = user.run("torchx", *words, cwd=user.home)
+    def call(*words, before=()):
+        done = user.run(*before, "torchx", *words, cwd=user.home)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     return call
 
 
-def submit(torchx, user, directory, *overrides, options=()):
+def submit(torchx, user, directory, *overrides, options=(), before=()):
     told = torchx(
         "run", "-s", "slurm", "isorun.fit", "-j", "2x1", "--cpu", "2", "--memMB", "500",
         "--preflight", "off", *options, *TINY, f"run.dir={directory}", *overrides,
+        before=before,
     )  # fmt: skip
     return Job(user, re.search(r"slurm://torchx/(\d+)$", told, re.MULTILINE)[1])
 
@@ -64,6 +65,15 @@ def test_two_nodes_train_to_the_end(torchx, user, tmp_path):
     script = ledger(user)[0]["request"]
     assert script.count("--cpus-per-task=2") == 4
     assert re.search(r"PET_RDZV_PORT=[12]\d{4}\b", script)
+
+
+def test_a_job_from_the_shell_of_an_allocation_gets_its_own_resources(torchx, user, tmp_path):
+    srun = ("srun", "--nodes=1", "--ntasks=1", "--mem-per-cpu=200", "--cpu-bind=cores")
+    job = submit(torchx, user, tmp_path / "run", before=srun)
+    assert job.end() == ("COMPLETED", 0), said(user, job)
+    assert "2 hosts (node1, node2)" in said(user, job)
+    assert "\x1b" not in said(user, job), "srun must not give tasks a terminal"
+    assert "all well" in run("verify", tmp_path / "run").stdout
 
 
 def test_a_failure_worth_a_retry_is_requeued(torchx, user, tmp_path):

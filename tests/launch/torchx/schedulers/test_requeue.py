@@ -20,8 +20,9 @@ def starts_again(directory, script, code, **environ):
     """Whether a batch script requeues the job when srun exits with this code, and the script's own
     exit code."""
     for name, text in {
-        "srun": f'echo "$@" > {directory}/srun.said; exit {code}',
-        "scontrol": f"echo $@ > {directory}/scontrol.said; exit ${{REFUSED:-0}}",
+        "srun": f'echo "$@" > {directory}/srun.said; env > {directory}/srun.env; exit {code}',
+        "scontrol": f'[ "$1" = requeue ] || exec echo "JobId=20007 Requeue=${{REQUEUE:-1}} CPUs/Task=${{CPUS:-1}} x=y"\n'
+        f"echo $@ > {directory}/scontrol.said; echo no >&2; exit ${{REFUSED:-0}}",
     }.items():
         (directory / name).write_text(f"#!/bin/sh\n{text}\n")
         (directory / name).chmod(0o755)
@@ -33,6 +34,7 @@ def starts_again(directory, script, code, **environ):
              "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]", "PYTHONPATH": str(ROOT),
              **environ},
     )  # fmt: skip
+    (directory / "told").write_text(done.stderr)
     asked = (directory / "scontrol.said").exists()
     assert not asked or (directory / "scontrol.said").read_text() == "requeue 20007\n"
     return asked, done.returncode
@@ -100,12 +102,42 @@ def test_if_requeue_is_refused_the_agent_s_exit_code_is_returned(tmp_path):
     assert starts_again(tmp_path, FILE, 143, REFUSED="1") == (True, 143)
 
 
+@pytest.mark.parametrize("code", [75, 137, 143])
+def test_a_job_that_slurm_may_not_requeue_is_not_said_to_be_requeued(tmp_path, code):
+    assert starts_again(tmp_path, FILE, code, REQUEUE="0") == (False, code)
+    told = (tmp_path / "told").read_text()
+    assert f"exit code {code}; the job was submitted with --no-requeue, so it is not" in told
+    assert "the job is requeued" not in told
+
+
 def test_the_arguments_of_the_agents(tmp_path):
-    starts_again(tmp_path, FILE, 0, SLURM_CPUS_PER_TASK="7")
+    starts_again(tmp_path, FILE, 0, CPUS="7")
     said = (tmp_path / "srun.said").read_text()
     assert "--rdzv-port 10007 " in said
     assert "--cpus-per-task 7 python -P -m launch.agent --nnodes 2 " in said
     assert said.endswith("-- python -m train fit --config my config.yaml\n")
+
+
+LEAKED = {
+    "SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_CPU_BIND_LIST": "0x1", "SLURM_CPUS_PER_TASK": "1",
+    "SLURM_MEM_PER_CPU": "300", "SLURM_GPUS": "1", "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_STEP_ID": "0", "SLURM_OVERCOMMIT": "1", "SRUN_DEBUG": "3", "PMI_RANK": "0",
+    "PMIX_RANK": "0", "SLURM_UNBUFFEREDIO": "1",
+}  # fmt: skip
+"""What a shell in an allocation has, and sbatch passes on."""
+
+
+def test_srun_gets_no_options_of_the_allocation_that_submitted_the_job(tmp_path):
+    starts_again(tmp_path, FILE, 0, CPUS="7", **LEAKED)
+    seen = dict(line.partition("=")[::2] for line in (tmp_path / "srun.env").open())
+    assert LEAKED.keys() & seen.keys() == set()
+    assert {"SLURM_JOB_ID", "SLURM_NNODES", "SLURM_JOB_NODELIST"} <= seen.keys()
+    assert "--cpus-per-task 7 " in (tmp_path / "srun.said").read_text()
+
+
+def test_a_job_without_cpus_per_task_leaves_them_to_srun(tmp_path):
+    starts_again(tmp_path, FILE, 0)
+    assert "cpus-per-task" not in (tmp_path / "srun.said").read_text()
 
 
 @pytest.mark.parametrize("code", CODES)
