@@ -50,7 +50,7 @@ VALUES = [
     bytearray(b"ab"), [], (), {}, [1, (2.5, [None])], OrderedDict(b=1, a=[2]),
     {1: "a", "1": "b", None: 2, (1, "x"): 3, 2.5: True}, {"list": [1], "tensor": "t"},
     torch.tensor(3), torch.tensor([]), torch.zeros(0, 3), torch.tensor([float("nan"), 1.0]),
-    torch.rand(2, 3).bfloat16().t(), torch.tensor(1j), torch.tensor([True, False]),
+    torch.linspace(0, 1, 6).view(2, 3).bfloat16().t(), torch.tensor(1j), torch.tensor([True, False]),
     {"history": [torch.ones(2), {"deep": torch.arange(3)}]},
     np.float32(1.5), np.int64(-3), np.array([[1, 2]], dtype=np.int16), np.array(True), np.zeros(0),
 ]  # fmt: skip
