@@ -1,9 +1,9 @@
-"""Suggestions for misspelt words."""
+"""Words in messages: suggestions for misspelt ones, and lists."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -32,3 +32,9 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
             if close:
                 return f"; did you mean {folded[close[0]]}?"
     return "."
+
+
+def listed(words: Sequence[str], most: int = 5, *, separator: str = ", ") -> str:
+    """The first ``most`` words, and how many more there are: "a, b and 3 more"."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return separator.join(words[:most]) + more

@@ -23,6 +23,7 @@ from train.checkpoint.store import Manifest
 from train.distributed.shard import Shard, is_extra_state, model_tensors
 from train.exits import ResumeRefusedError
 from train.optim.ema import Ema
+from train.suggest import listed
 
 _log = logging.getLogger("train")
 
@@ -212,8 +213,7 @@ def _check_same(
         if name in stored and stored[name][0] != shard.shape
     ]
     if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ResumeRefusedError(
             f"The checkpoint {directory} does not match the model: "
-            f"{'; '.join(differences[:3])}{more}; {remedy}."
+            f"{listed(differences, 3, separator='; ')}; {remedy}."
         )

@@ -11,6 +11,7 @@ from train.loop.hidden_state import HiddenState
 from train.setup.compile_check import check_compiled
 from train.strategies.base import Strategy
 from train.strategies.call_order import same_calls
+from train.suggest import listed
 from train.tasks.base import Task
 from train.tasks.checked import count_of
 
@@ -83,9 +84,8 @@ class FirstStepChecks:
             )
         if not changed:
             return
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         self._warn(
-            f"The first step changed {', '.join(changed[:5])}{more} of the model, which is neither "
+            f"The first step changed {listed(changed)} of the model, which is neither "
             "a parameter nor a persistent buffer: it is not saved and may differ between ranks. If "
             "results depend on it, register it as a buffer, or return it from get_extra_state()."
         )

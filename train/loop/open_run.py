@@ -47,8 +47,9 @@ from train.setup.build import (
     build_trainable,
 )
 from train.setup.join import Joined, join_ranks
+from train.setup.micro_batch_effects import micro_batch_warnings
 from train.setup.records import Records, open_records, record_attempt
-from train.setup.resume import moved_dropout, resume
+from train.setup.resume import resume
 from train.tasks.base import Task
 from train.tasks.checked import flops_of
 from train.track.sinks import RunInfo
@@ -318,9 +319,9 @@ def _open_tracker(
     last = directory.attempts.last()
     if last and attempt.number > 1:
         _log.info("the attempt before: %s", described_end(last))
-    moved = moved_dropout(last, plan, model.strategy.bare_model)
+    depends = micro_batch_warnings(last, plan, model.strategy.bare_model)
     world = world_warnings(engine.world, gpus)
-    for note in [*attempt.notes, *notes, *world, *data.warnings, *moved]:
+    for note in [*attempt.notes, *notes, *world, *data.warnings, *depends]:
         tracker.warn(note)
     return tracker
 

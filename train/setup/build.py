@@ -34,6 +34,7 @@ from train.strategies.engine import Engine
 from train.strategies.meta_init import build_model
 from train.strategies.parameters import empty_to_buffers
 from train.strategies.registry import find_strategy, resolve_name
+from train.suggest import listed
 from train.tasks.base import Task
 from train.tasks.checked import blocks_of
 from train.tasks.modes import start_training
@@ -195,9 +196,9 @@ def build_trainable(
     empty_to_buffers(model)
     summary = model_summary(model)
     if converted:
-        summary += f"\n(converted to fp32, in which weights are trained: {_some(converted)})"
+        summary += f"\n(converted to fp32, in which weights are trained: {listed(converted, 3)})"
     if in_evaluation:
-        summary += f"\n(in evaluation mode, as built: {_some(in_evaluation)})"
+        summary += f"\n(in evaluation mode, as built: {listed(in_evaluation, 3)})"
     if config.compile:
         model.compile()
     blocks = find_blocks(model, blocks_of(task, model), config.fsdp2.blocks)
@@ -233,11 +234,6 @@ def build_trainable(
     strategy.prepare(model, build)
     check_extra_state(strategy.bare_model)
     return TrainableModel(strategy, Ema(config.ema, strategy) if config.ema else None, summary)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def build_evaluation_batches(

@@ -6,15 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
-
 from train.checkpoint import dcp
 from train.checkpoint.buffers import adopt_buffers
 from train.checkpoint.state import StoredState, restore_extra_state, restore_state
 from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
 from train.config.changes import Difference
-from train.data.plan import BatchPlan
 from train.exits import ResumeRefusedError, RetryError
 from train.optim.ema import Ema
 from train.optim.optimizer import OptimConfig, restore_param_group_values, state_settings
@@ -108,18 +104,3 @@ def _dropped_state(saved: Mapping[str, Any], optim: OptimConfig, step: int) -> s
         f"optim.{key} is {now[key]!r}, but was {saved.get(key)!r} when step {step} was saved, so "
         "the optimiser starts without the saved state (such as moments), which it does not keep."
     )
-
-
-def moved_dropout(last: Mapping[str, Any], plan: BatchPlan, model: nn.Module) -> list[str]:
-    """A warning where a model with dropout has other micro-batches than in the ``last`` attempt:
-    a micro-batch draws from one seed, so its masks differ."""
-    before, now = last.get("micro_batch_size"), plan.largest_micro_batch
-    if before in (None, now) or not any(
-        isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules()
-    ):
-        return []
-    return [
-        f"Micro-batches have {now} samples now and had {before} before, so dropout draws other "
-        "masks and the numbers differ from those of an unmoved run. For the same numbers on every "
-        "placement, start the run with a batch.micro_batch_size that all placements can use."
-    ]

@@ -30,6 +30,7 @@ from train.strategies.model_call import ModelCall
 from train.strategies.parameters import make_contiguous
 from train.strategies.unused import not_reached
 from train.strategies.zero_config import deepspeed_config
+from train.suggest import listed
 
 
 class ZeroStrategy(Strategy):
@@ -118,10 +119,8 @@ class ZeroStrategy(Strategy):
         rank = next(rank for rank, unused in enumerate(by_rank) if unused)
         everywhere = all(unused == by_rank[rank] for unused in by_rank)
         where = "" if everywhere else f" on rank {rank}"
-        unused = by_rank[rank]
-        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
         raise UsageError(
-            f"{', '.join(unused[:5])}{more} got no gradient from a micro-batch{where}, which the "
+            f"{listed(by_rank[rank])} got no gradient from a micro-batch{where}, which the "
             f"strategy {self.setup.name} does not allow for trainable parameters; freeze "
             "them (requires_grad_(False)), use them in each micro-batch, or use strategy=fsdp2 or "
             "ddp."

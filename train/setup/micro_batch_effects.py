@@ -1,0 +1,66 @@
+"""What a model computes from a whole micro-batch, so that results depend on how steps are divided.
+
+Everything else in a run does not: gradients and metrics are sums over samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from train.data.plan import BatchPlan
+from train.suggest import listed
+
+
+def micro_batch_warnings(last: Mapping[str, Any], plan: BatchPlan, model: nn.Module) -> list[str]:
+    """Warnings on parts of the model in training mode whose results depend on the micro-batches of
+    ``plan``. ``last`` is the record of the attempt before, empty at the first start."""
+    before, now = last.get("micro_batch_size"), plan.largest_micro_batch
+    moved = before not in (None, now)
+    warnings = []
+    if found := _depending(model):
+        parts = listed([f"{name} ({kind})" for name, kind in found.items()], 3)
+        text = (
+            f"Results depend on the number of ranks and on batch.micro_batch_size, because of "
+            f"{parts}, which use{'s' if len(found) == 1 else ''} whole micro-batches."
+        )
+        if moved:
+            text += f" Micro-batches have {now} samples now and had {before} before."
+        warnings.append(text)
+    drops = any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules())
+    if moved and drops:
+        warnings.append(
+            f"Micro-batches have {now} samples now and had {before} before, so dropout draws other "
+            "masks and the numbers differ from those of an unmoved run. For the same numbers on "
+            "every placement, start the run with a batch.micro_batch_size that all placements can "
+            "use."
+        )
+    return warnings
+
+
+def _depending(model: nn.Module) -> dict[str, str]:
+    """The modules that normalise by a micro-batch, or that change once per forward pass: name to
+    kind."""
+    found = {}
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        kind = type(module).__name__
+        # InstanceNorm normalises each sample alone, but may keep running statistics.
+        statistics = isinstance(module, _NormBase) and (
+            module.track_running_stats or not kind.startswith("InstanceNorm")
+        )
+        hooks = module._forward_pre_hooks.values()
+        if statistics:
+            found[name or "the model"] = kind
+        elif isinstance(module, _SpectralNorm):
+            found[name.split(".parametrizations")[0]] = "spectral norm"
+        elif any(isinstance(hook, SpectralNorm) for hook in hooks):
+            found[name or "the model"] = "spectral norm"
+    return found
