@@ -56,7 +56,7 @@ def test_the_script_shows_the_version():
         (["fit", "--resume"], "see `isorun fit --help`."),
         (["show"], "see `isorun show --help`."),
         (["doctor", "--level", "deep"], "see `isorun doctor --help`."),
-        (["agent", "--nodes", "2"], "see `isorun agent --help`."),
+        (["agent", "--nodes", "2"], "write -- before the command: `isorun agent [options] --"),
         (["agent"], "such as `isorun agent --nproc-per-node 2 -- python -m train fit"),
     ],
 )

@@ -64,7 +64,8 @@ def measured(task, *, ranks=1, size=10, micro=1):
         own.collectives = collectives
         with batches, warnings.catch_warnings():
             warnings.simplefilter("error")
-            return evaluate(own, torch.nn.Linear(1, 1), task(), batches)
+            model = torch.nn.Linear(1, 1)
+            return evaluate(own, lambda function: function(model), model, task(), batches)
 
     return on_ranks(ranks, on_rank)
 

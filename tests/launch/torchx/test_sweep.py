@@ -147,7 +147,8 @@ def test_a_node_forwards_every_request_to_stop_to_its_run(monkeypatch, number):
     monkeypatch.setattr(sweep_node.sys, "argv", ["sweep_node", "--share", "0/1", sweep])
     before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     try:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        for each in STOP_SIGNALS:  # a background process of a shell ignores some
+            signal.signal(each, signal.SIG_DFL)
         assert sweep_node.main() == 143
     finally:
         for each, handler in before.items():
