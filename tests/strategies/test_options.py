@@ -52,8 +52,8 @@ OPTIONS = [
 ]
 
 
-# Recomputation and reduction: one of torch's and one of DeepSpeed's. Offload is the slowest.
-IN_TEST = [OPTIONS[n] for n in (0, 9)]
+# Recomputation, which changes the most. Offload is the slowest.
+IN_TEST = [OPTIONS[0]]
 
 
 @pytest.mark.parametrize(

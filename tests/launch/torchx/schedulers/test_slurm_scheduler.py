@@ -16,14 +16,17 @@ JOB = ("isorun.fit", "-j", "2x1", *TINY)
 
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch):
-    """Replaces sbatch by these shell commands."""
+    """Replaces sbatch by these shell commands. The other programs of Slurm know no job; they would
+    try for a minute to reach a controller."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    def replace(text):
-        file = tmp_path / "sbatch"
+    def replace(text, name="sbatch"):
+        file = tmp_path / name
         file.write_text(f"#!/bin/sh\n{text}\n")
         file.chmod(0o755)
 
+    for name in ("scontrol", "squeue", "sacct"):
+        replace("exit 1", name)
     return replace
 
 
