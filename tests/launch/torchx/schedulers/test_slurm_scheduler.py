@@ -25,7 +25,7 @@ def sbatch(tmp_path, monkeypatch):
         file.write_text(f"#!/bin/sh\n{text}\n")
         file.chmod(0o755)
 
-    for name in ("scontrol", "squeue", "sacct"):
+    for name in ("scontrol", "squeue", "sacct", "sinfo"):
         replace("exit 1", name)
     return replace
 
