@@ -238,7 +238,7 @@ def test_ranks_get_sigterm_when_their_agent_is_killed(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_before_the_ranks_start_ends_the_agent_at_once(tmp_path):
-    agent = start("--nnodes", "2", "--rdzv-endpoint", "127.0.0.1:0", "--node-rank", "0",
+    agent = start("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--node-rank", "0",
                   "--preflight", "off", script="")  # fmt: skip
     time.sleep(4)  # it waits for the second node, which is never started
     agent.send_signal(signal.SIGTERM)

@@ -30,7 +30,7 @@ class User:
     """A user of the cluster."""
 
     def __init__(self, cluster, home):
-        self.cluster, self.home = cluster, Path(home)
+        self.cluster, self.home, self.jobs = cluster, Path(home), []
         python = str(Path(sys.executable).parent)
         self.environment = {
             **environment(), **cluster.environment, "HOME": str(home),
@@ -48,7 +48,8 @@ class User:
     def sbatch(self, *words):
         done = self.run("sbatch", "--parsable", f"--output={self.home}/%j.out", *words)
         assert done.returncode == 0, done.stderr
-        return Job(self, done.stdout.strip())
+        self.jobs.append(done.stdout.strip())
+        return Job(self, self.jobs[-1])
 
     def fit(self, directory, *overrides, options=()):
         """Submits the project's batch file."""
@@ -124,7 +125,8 @@ def cluster():
 
 @pytest.fixture
 def user(cluster, tmp_path):
-    yield User(cluster, tmp_path)
+    user = User(cluster, tmp_path)
+    yield user
     cluster.empty()
-    for file in ROOT.glob("isorun-*.failures"):  # in the directory of sbatch
-        file.unlink()
+    for number in user.jobs:  # not those of a cluster beside this one
+        (ROOT / f"isorun-{number}.failures").unlink(missing_ok=True)  # in the directory of sbatch
