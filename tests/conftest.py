@@ -15,6 +15,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -144,3 +145,14 @@ def pytest_runtest_setup(item):
         if os.environ.get("ISORUN_TESTS_MAY_SKIP") == "1" and item.get_closest_marker("servers"):
             pytest.skip(late)
         pytest.fail(late, pytrace=False)
+
+
+@pytest.fixture
+def handlers():
+    """Restores the handlers of signals."""
+    from train.process.stop_signals import STOP_SIGNALS
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

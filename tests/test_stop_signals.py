@@ -23,15 +23,6 @@ from train.process.stop_signals import (
 ALL_BUT_SIGINT = [number for number in STOP_SIGNALS if number != signal.SIGINT]
 
 
-@pytest.fixture
-def handlers():
-    """Restores the handlers of signals."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def in_a_child(function, capfd):
     """The exit code and the standard error of a forked process that calls the function."""
     pid = os.fork()

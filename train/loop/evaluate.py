@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from train.data.fetch import MicroBatch
+from train.data.order import report_seed
+from train.distributed.randomness import seed_everything
 from train.exits import UsageError
 from train.loop.metric_objects import MetricObjects
 from train.strategies.engine import Engine
 from train.strategies.model_call import CallModel
 from train.tasks.base import Task
-from train.tasks.checked import measures_of, numbers_of
+from train.tasks.checked import measures_of, numbers_of, report_of
 from train.tasks.modes import evaluating
 
 
@@ -62,6 +64,15 @@ def evaluate(
     )
     # What ranks decide by a metric, such as an early stop, they must decide alike.
     return collectives.broadcast_object(metrics)
+
+
+def make_report(
+    engine: Engine, call: CallModel, model: nn.Module, task: Task, seed: int
+) -> dict[str, Any]:
+    """The task's texts and images, with random numbers of the run's ``seed``; collective."""
+    seed_everything(report_seed(seed), engine.device)
+    with evaluating(model):
+        return call(partial(report_of, task, device=engine.device))
 
 
 def _double(part: Any, device: torch.device) -> torch.Tensor:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 from train.data.loader import Batches
-from train.data.order import report_seed
-from train.distributed.randomness import seed_everything
-from train.loop.evaluate import EvaluationStoppedError, evaluate
+from train.loop.evaluate import EvaluationStoppedError, evaluate, make_report
 from train.optim.ema import Ema
 from train.strategies.base import Strategy
 from train.tasks.base import Task
-from train.tasks.checked import report_of
-from train.tasks.modes import evaluating
 
 
 class EvaluationResult(NamedTuple):
@@ -61,7 +56,5 @@ class Evaluation:
             except EvaluationStoppedError:
                 return None
             self._beat("reporting")
-            seed_everything(report_seed(self._seed), engine.device)
-            with evaluating(strategy.bare_model):
-                report = strategy.call(partial(report_of, self._task, device=engine.device))
+            report = make_report(engine, strategy.call, strategy.bare_model, self._task, self._seed)
         return EvaluationResult(metrics, report)

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 from torch import nn
 
 from train.config.schema import Config
 from train.data.loader import Batches
-from train.data.order import report_seed
-from train.distributed.randomness import seed_everything
 from train.loop.early_stop import metric_value
-from train.loop.evaluate import EvaluationStoppedError, evaluate
+from train.loop.evaluate import EvaluationStoppedError, evaluate, make_report
 from train.strategies.base import Strategy
 from train.strategies.call_order import same_calls
 from train.tasks.base import Task
-from train.tasks.checked import report_of
-from train.tasks.modes import evaluating
 
 T = TypeVar("T")
 
@@ -49,9 +44,7 @@ def check_evaluation(
     strategy.sync_buffers()
     with first as batches:
         metrics = evaluate(engine, call, model, task, batches)
-    seed_everything(report_seed(config.run.seed), engine.device)
-    with evaluating(model):
-        call(partial(report_of, task, device=engine.device))
+    make_report(engine, call, model, task, config.run.seed)
     wanted = {}
     if config.checkpoint.keep_best:
         wanted["checkpoint.keep_best.metric"] = config.checkpoint.keep_best.metric

@@ -46,11 +46,6 @@ class Example(nn.Module):
                 each.append(torch.randn(shape, generator=generator).to(device))
 
 
-def optimizer_of(optimizer: str) -> str:
-    """For messages."""
-    return f"optim.use is {optimizer!r}"
-
-
 def update(build: Build, module: nn.Module, gradients: Sequence[Sequence[Tensor]]) -> Optimizer:
     """Takes a step of the optimiser with each row of gradients."""
     optimizer = build(module)
@@ -83,7 +78,7 @@ def try_whole(build: Build, example: Example, name: str) -> Updates | None:
         if not isinstance(error, TypeError) or "closure" not in str(error):
             return None  # it may support other shapes only
         raise UsageError(
-            f"{optimizer_of(name)}, whose step() needs a closure ({first_line(error)}), which "
+            f"optim.use is {name!r}, whose step() needs a closure ({first_line(error)}), which "
             "computes the loss again; use an optimiser that takes the gradients as they are."
         ) from error
     _check_state(optimizer, before, name)
@@ -132,8 +127,8 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _unsaved(name: str, what: str) -> UsageError:
     return UsageError(
-        f"{optimizer_of(name)}, which keeps {what}, so a checkpoint could not hold it; let it keep "
-        "tensors and numbers in state[parameter], or numbers in its parameter groups."
+        f"optim.use is {name!r}, which keeps {what}, so a checkpoint could not hold it; let it "
+        "keep tensors and numbers in state[parameter], or numbers in its parameter groups."
     )
 
 

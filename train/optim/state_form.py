@@ -7,6 +7,7 @@ dimension, and its state is compared with the stored one by names and shapes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from train.exits import RunError
 from train.optim.optimizer import OptimConfig, build_optimizer
+from train.optim.probe import update
 
 _LIKE_PARAMETER, _OTHER_TENSOR, _VALUE = "like its parameter", "another tensor", "a value"
 Form = dict[str, str]
@@ -51,10 +53,8 @@ def _forms(config: OptimConfig, dimensions: set[int]) -> dict[int, Form] | None:
     for number in dimensions:
         model.register_parameter(f"weight_{number}", nn.Parameter(torch.zeros([2] * number)))
     try:
-        optimizer = build_optimizer(config, model)
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
+        gradients = [torch.ones_like(parameter) for parameter in model.parameters()]
+        optimizer = update(partial(build_optimizer, config), model, [gradients])
     except (RunError, RuntimeError, ValueError, TypeError):  # it takes other parameters only
         return None
     return {

@@ -20,6 +20,7 @@ from train.distributed.collectives import Collectives
 from train.distributed.randomness import seed_everything
 from train.exits import UsageError
 from train.strategies.model_call import CallModel
+from train.strategies.parameters import trainable_parameters
 from train.tasks.base import Task
 from train.tasks.checked import loss_of
 from train.tasks.modes import evaluating
@@ -92,7 +93,7 @@ def _gradients(
 ) -> dict[str, Tensor]:
     """The gradients of one batch's loss by parameter name, as float32. Of a sharded model, this
     rank's shards of the gradients averaged over the ranks."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = trainable_parameters(model)
     first = next(iter(parameters.values()))
     seed_everything(seed, first.device)
     loss = call(partial(loss_of, task, batch=batch))

@@ -6,6 +6,11 @@ import torch
 from torch import nn
 
 
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def empty_to_buffers(model: nn.Module) -> None:
     """Makes buffers of the parameters without elements: there is nothing to train, and neither
     FSDP2 nor DeepSpeed takes them. Their names stay the same."""

@@ -13,6 +13,7 @@ from train.checkpoint.state import OptimizerState
 from train.distributed.shard import Shard, model_tensors, parameter_names
 from train.optim.optimizer import skips_on_device
 from train.strategies.base import BuildOptimizer, Strategy
+from train.strategies.parameters import trainable_parameters
 from train.strategies.unused import unused_everywhere
 
 
@@ -22,8 +23,7 @@ class TorchStrategy(Strategy):
     def _build(self, build_optimizer: BuildOptimizer) -> None:
         """Builds the optimiser, once the model has its final parameters."""
         self.optimizer = build_optimizer(self.bare_model)
-        named = self.bare_model.named_parameters()
-        self._trainable = {name: p for name, p in named if p.requires_grad}
+        self._trainable = trainable_parameters(self.bare_model)
         self._parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         # On the CPU, reading the flag is cheaper: there is no device to wait for.
         on_cpu = self.engine.device.type == "cpu"

@@ -27,7 +27,7 @@ from train.strategies.base import BuildOptimizer, Strategy
 from train.strategies.deepspeed_import import import_deepspeed
 from train.strategies.meta_init import Initial
 from train.strategies.model_call import ModelCall
-from train.strategies.parameters import make_contiguous
+from train.strategies.parameters import make_contiguous, trainable_parameters
 from train.strategies.unused import not_reached
 from train.strategies.zero_config import deepspeed_config
 from train.suggest import listed
@@ -92,8 +92,7 @@ class ZeroStrategy(Strategy):
         gradients as soon as it has reduced them."""
         self._used: set[str] = set()
         self._hooks: list[Any] = []
-        named = self.bare_model.named_parameters()
-        self._trainable = {name: p for name, p in named if p.requires_grad}
+        self._trainable = trainable_parameters(self.bare_model)
         for name, parameter in self._trainable.items():
             hook: Any = parameter.register_post_accumulate_grad_hook
             self._hooks.append(hook(partial(self._record_gradient, name)))

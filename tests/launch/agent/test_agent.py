@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from launch.agent.signals import Signals, StopSignal
-from launch.contract import STOP_SIGNALS
 from tests.support.forked import quick_python, run
 from tests.support.lanes import slow, thinned
 from tests.support.runs import ROOT, TINY, checkpoints, environment, free_port
@@ -115,15 +114,6 @@ def listening(tmp_path, *options, takes, quick=True):
     for rank in range(2):
         wait_for(tmp_path / f"seenready{rank}")
     return agent
-
-
-@pytest.fixture
-def handlers():
-    """Restores the handlers of signals."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("handlers")
