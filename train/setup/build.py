@@ -26,13 +26,14 @@ from train.exits import DataError, UsageError
 from train.optim.ema import Ema
 from train.optim.optimizer import build_optimizer
 from train.section import Section
+from train.setup.fingerprint import DataFingerprint
 from train.setup.model_summary import model_summary
 from train.setup.same_parts import check_same_data, check_same_model
 from train.strategies.base import Strategy, StrategySetup
 from train.strategies.blocks import checkpoint_activations, find_blocks
 from train.strategies.engine import Engine
 from train.strategies.meta_init import build_model
-from train.strategies.parameters import empty_to_buffers
+from train.strategies.parameters import check_parameters, empty_to_buffers
 from train.strategies.registry import find_strategy, resolve_name
 from train.suggest import listed
 from train.tasks.base import Task
@@ -112,6 +113,8 @@ class RunData:
     """A map-style dataset."""
     evaluation: Any | None
     """The same for evaluation; None where the task has none."""
+    fingerprint: DataFingerprint
+    """That of the training data."""
     order: SampleOrder
     total_steps: int
     warnings: list[str]
@@ -136,7 +139,11 @@ def build_data(
     check_dataset(train, "train_dataset")
     evaluation = evaluation_data(task, config.run.seed, device)
     datasets = {"train_dataset": train, "eval_dataset": evaluation}
-    warnings = check_same_data(collectives, datasets, config.run.seed, config.loader)
+    fingerprints = {
+        name: DataFingerprint(dataset, config.run.seed, config.loader)
+        for name, dataset in datasets.items()
+    }
+    warnings = check_same_data(collectives, fingerprints)
     if evaluation is None and (asked := _asks_for_evaluation(config)):
         raise DataError(
             f"The task {config.task.use!r} has no evaluation data, but {asked} asks for "
@@ -148,7 +155,8 @@ def build_data(
         batch_size = config.batch.global_batch_size
         steps = steps_in(config.length.epochs, len(train), batch_size, step=step, position=position)
     check_length(config, loaded.composed, steps)
-    return RunData(train, evaluation, SampleOrder(config.run.seed, len(train)), steps, warnings)
+    order = SampleOrder(config.run.seed, len(train))
+    return RunData(train, evaluation, fingerprints["train_dataset"], order, steps, warnings)
 
 
 def evaluation_data(task: Task, seed: int, device: torch.device) -> Any | None:
@@ -191,6 +199,7 @@ def build_trainable(
     config = loaded.config
     seed_everything(initial_seed(config.run.seed), engine.device)
     model, initial, converted = build_model(task, config.run.seed)
+    check_parameters(model)
     check_same_model(engine.collectives, model)
     in_evaluation = start_training(model)
     empty_to_buffers(model)
