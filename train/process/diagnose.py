@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 
-from train.exits import OutOfMemoryError, RetryError, RunError, first_line
+from train.exits import OutOfMemoryError, RetryError, RunError, UsageError, first_line
 
 LOST_PEER = (
     "Another rank has ended or cannot be reached, so this rank stops; see that rank's message for "
@@ -105,10 +105,19 @@ def _is_refusal(error: BaseException) -> bool:
     return isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
 
 
+_RECOMPUTED = (
+    "A block computes something else when it is recomputed for backward ({}); let it depend on its "
+    "arguments, parameters, buffers and random numbers alone, or set "
+    "activation_checkpointing=false."
+)
+
+
 def as_run_error(error: BaseException) -> RunError | None:
     """The error in one sentence, with its exit code, where its cause is known."""
     if isinstance(error, RunError):
         return error
+    if any(cls.__name__ == "CheckpointError" for cls in type(error).__mro__):  # torch's
+        return UsageError(_RECOMPUTED.format(first_line(error)))
     if is_out_of_memory(error):
         return OutOfMemoryError(OUT_OF_MEMORY.format(first_line(error)))
     if is_lost_peer(error):

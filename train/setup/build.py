@@ -30,10 +30,11 @@ from train.setup.fingerprint import DataFingerprint
 from train.setup.model_summary import model_summary
 from train.setup.same_parts import check_same_data, check_same_model
 from train.strategies.base import Strategy, StrategySetup
-from train.strategies.blocks import checkpoint_activations, find_blocks
+from train.strategies.blocks import find_blocks
 from train.strategies.engine import Engine
 from train.strategies.meta_init import build_model
 from train.strategies.parameters import check_parameters, empty_to_buffers
+from train.strategies.recomputation import checkpoint_activations
 from train.strategies.registry import find_strategy, resolve_name
 from train.suggest import listed
 from train.tasks.base import Task
