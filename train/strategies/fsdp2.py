@@ -148,6 +148,7 @@ class Fsdp2Strategy(TorchStrategy):
         """Sets all gradients to None."""
         super().zero_grad()
         self._used.clear()
+        self.call_record.clear()
 
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
@@ -156,6 +157,10 @@ class Fsdp2Strategy(TorchStrategy):
         self.wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
         self.wrapped.set_is_last_backward(last)  # type: ignore[operator]
         yield
+
+    def _backward(self, loss: Tensor) -> None:
+        self.check_calls()
+        super()._backward(loss)
 
     def _update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
         self._average_scalar_gradients()

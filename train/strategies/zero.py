@@ -112,7 +112,9 @@ class ZeroStrategy(Strategy):
         and it adds up gradients in the order in which they come, which must be the same on all
         ranks.
         """
-        if not any(self.collectives.all_reduce_ints([len(names)])):
+        number, *sums = self.collectives.all_reduce_ints([len(names), *self.call_record.numbers()])
+        self.call_record.check(sums)
+        if not number:
             return
         by_rank = self.collectives.all_gather_object(list(names))
         rank = next(rank for rank, unused in enumerate(by_rank) if unused)
@@ -126,7 +128,8 @@ class ZeroStrategy(Strategy):
         )
 
     def zero_grad(self) -> None:
-        """Nothing to do: DeepSpeed drops gradients at the end of each step."""
+        """DeepSpeed drops gradients itself, at the end of each step."""
+        self.call_record.clear()
 
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
