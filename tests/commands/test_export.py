@@ -9,9 +9,11 @@ import pytest
 
 import train
 from tests.support.forked import run
-from tests.support.runs import ROOT, TINY, assert_same_bits, environment, tensors
+from tests.support.runs import ROOT, TINY, assert_same_bits, environment, tensors, tiny_config
 from tests.support.tiny import TinyTask
 from train.cli import main
+from train.exits import UsageError
+from train.strategies.meta_init import build_full_model
 from train.tasks.base import Task
 
 QUIET = ["track.tensorboard=false", "track.wandb=disabled"]
@@ -204,3 +206,24 @@ def test_a_model_that_torch_export_refuses_is_one_sentence_and_leaves_nothing(ex
     assert "torch.export cannot export the Sequential" in line
     assert line.endswith("or use --form parameters.")
     assert export("--form", "parameters")[0] == 0
+
+
+@pytest.mark.parametrize("attribute", ["false", "true"])
+def test_a_model_that_depends_on_the_data_is_evaluated_exported_and_loaded(tmp_path, attribute):
+    task = ["task.use=tests.support.uneven:DataDependentTask", f"model.attribute={attribute}"]
+    run("fit", tmp_path / "run", *task, "length.steps=2", "schedule.warmup_steps=0")
+    run("evaluate", tmp_path / "run", *task)
+    run("export", tmp_path / "run", *task, "--to", tmp_path / "export")
+    assert train.load(tmp_path / "export").weight.shape == (4, 8)
+
+
+def test_a_model_that_needs_data_which_is_gone_is_one_sentence():
+    class Gone(TinyTask):
+        def build_model(self):
+            return self.model
+
+        def train_dataset(self):
+            raise FileNotFoundError("data.bin")
+
+    with pytest.raises(UsageError, match=r"build_model\(\) failed .*'model'.* failed .*data.bin"):
+        build_full_model(Gone(tiny_config()), 0, {})

@@ -182,3 +182,24 @@ class DroppingTask(TinyTask):
         left_out = int(batch["x"][0, 0] * 50) % 3 if drops else 2
         errors = (model(batch["x"], left_out) - batch["y"]).square() * batch["mask"]
         return Ratio(errors.sum(), batch["mask"].sum())
+
+
+class DataDependentTask(TinyTask):
+    """The model has as many inputs as the training data."""
+
+    features = 3
+
+    def train_dataset(self):
+        data = super().train_dataset()
+        self.features = len(data[0]["x"])
+        if self.config.model.attribute:
+            self.found = self.features
+        return data
+
+    class Model(TinyTask.Model):
+        attribute: bool = False
+        """Whether the model cannot be built without the data at all."""
+
+    def build_model(self):
+        width = self.found if self.config.model.attribute else self.features
+        return nn.Linear(width, 4)

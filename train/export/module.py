@@ -146,7 +146,7 @@ def load(path: str | Path) -> nn.Module:
     task = task_config(values, f"{directory / DESCRIPTION}")
     generators = GlobalRngState(cuda=True)  # the caller's
     try:
-        model = build_full_model(task, values["run"]["seed"])
+        model = build_full_model(task, values["run"]["seed"], _shapes(directory / PARAMETERS))
     finally:
         generators.restore()
     tensors = _Tensors(model)
@@ -161,3 +161,14 @@ def load(path: str | Path) -> nn.Module:
             "use the version of the task that was exported."
         ) from error
     return model.eval()
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in a file, by name; empty where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return {}
