@@ -167,12 +167,11 @@ class ZeroStrategy(Strategy):
         if all(flat.grad is None for flat in self._flat_tensors()):
             torch._foreach_mul_(gradients, float("nan"))
             return
-        # With offload_optimizer, it has looked at the gradients before it copied them to these,
-        # whose padding keeps what is written to it.
-        if self.stage == 3:
-            self._zero.inf_or_nan_tracker.fill_(True)
-        else:
-            self._zero.local_overflow = True
+        # With offload_optimizer, it reads the norms that it has computed before it copied the
+        # gradients to these, whose padding keeps what is written to it.
+        norms = self._zero.norm_for_param_grads
+        for parameter, norm in norms.items():
+            norms[parameter] = torch.full_like(norm, float("nan"))
 
     def _wait_for_copies(self, gradients: Sequence[Tensor]) -> None:
         """With ``offload_optimizer``, DeepSpeed copies gradients to the host without waiting, and
