@@ -46,6 +46,16 @@ def nccl_error(kind, name, last):
     )
 
 
+def full_gpu(*, free="0 bytes", allocated="1.00 GiB", reserved="512.00 KiB", pools=""):
+    """The error of torch's allocator for a GPU of 31.47 GiB."""
+    return torch.OutOfMemoryError(
+        f"CUDA out of memory. Tried to allocate 22.78 GiB. GPU 0 has a total capacity of 31.47 GiB "
+        f"of which {free} is free. Process 7 has 18.73 GiB memory in use. Of the allocated memory "
+        f"{allocated} is allocated by PyTorch,{pools} and {reserved} is reserved by PyTorch but "
+        "unallocated. If reserved but unallocated memory is large try setting a variable."
+    )
+
+
 CAUSES = {
     "a full disk": (OSError(errno.ENOSPC, "No space left on device"), Exit.RETRY),
     "a quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), Exit.RETRY),
@@ -71,6 +81,18 @@ CAUSES = {
     "no memory for a mapping": (OSError(errno.ENOMEM, "Cannot allocate"), Exit.OUT_OF_MEMORY),
     "no memory on the host": (too_large(), Exit.OUT_OF_MEMORY),
     "no memory on the device": (torch.OutOfMemoryError("CUDA out of memory"), Exit.OUT_OF_MEMORY),
+    "a GPU that this run fills": (
+        full_gpu(free="12.73 GiB", allocated="9.08 GiB"),
+        Exit.OUT_OF_MEMORY,
+    ),
+    "a GPU that another process fills": (
+        full_gpu(free="3.00 MiB", allocated="9.08 GiB", reserved="463.48 MiB"),
+        Exit.RETRY,
+    ),
+    "a GPU that another process fills, with CUDA graphs": (
+        full_gpu(pools=" with 1.00 GiB allocated in private pools (e.g., CUDA Graphs),"),
+        Exit.RETRY,
+    ),
     "no memory for CUDA": (RuntimeError("CUDA error: out of memory"), Exit.OUT_OF_MEMORY),
     "no memory for cuBLAS": (
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -203,3 +225,8 @@ def test_each_cause_has_its_exit_code(cause):
 )
 def test_the_reason_of_an_error_of_nccl_is_its_last_error(cause, said):
     assert said in str(as_run_error(CAUSES[cause][0]))
+
+
+def test_the_memory_of_other_processes_is_named():
+    text = str(as_run_error(CAUSES["a GPU that another process fills"][0]))
+    assert "other processes use about 21.9 of 31.5 GiB" in text

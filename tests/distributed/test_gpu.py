@@ -46,13 +46,16 @@ def test_the_gpu_of_a_rank_and_what_the_libraries_read(cuda, of, visible, index)
     assert environ == dict.fromkeys(environ, str(index))
 
 
-def test_a_process_without_a_launcher_gets_no_local_rank(cuda):
+def test_a_process_without_a_launcher_keeps_its_device_and_gets_no_local_rank(cuda):
     """Accelerate would start a process group for it."""
+    torch.cuda.set_device(2)
     environ = {}
     gpu.use_gpu(World(0, 1, 0, 1, "python", "here"), environ, distributed=False)
     assert environ == {}
+    assert torch.cuda.current_device() == 2
     gpu.use_gpu(World(0, 1, 0, 1, "python", "here"), environ, distributed=True)
-    assert environ == {"LOCAL_RANK": "0"}
+    assert environ == {"LOCAL_RANK": "2"}
+    assert torch.cuda.current_device() == 2
 
 
 def test_another_thread_has_the_gpu_of_the_thread_that_starts_it(cuda):

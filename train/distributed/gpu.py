@@ -28,13 +28,16 @@ def gpu_index(world: World, visible: int) -> int:
 
 
 def use_gpu(world: World, environ: MutableMapping[str, str], *, distributed: bool) -> None:
-    """Makes this rank's GPU the current device.
+    """Makes this rank's GPU the current device; a process without a launcher keeps its own.
 
     Accelerate (for DDP) and DeepSpeed use LOCAL_RANK as the index of the device, so it is set to
     that index. A process without process group that has no LOCAL_RANK gets none.
     """
-    index = gpu_index(world, torch.cuda.device_count())
-    torch.cuda.set_device(index)
+    if world.world_size == 1 and "LOCAL_RANK" not in environ:
+        index = torch.cuda.current_device()
+    else:
+        index = gpu_index(world, torch.cuda.device_count())
+        torch.cuda.set_device(index)
     if distributed or "LOCAL_RANK" in environ:
         environ["LOCAL_RANK"] = str(index)
         if "OMPI_COMM_WORLD_LOCAL_RANK" in environ:  # DeepSpeed asserts that they are equal

@@ -73,6 +73,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
 
 
+_SIZES = {"bytes": 0, "KiB": 10, "MiB": 20, "GiB": 30}
+_SIZE = r"([\d.]+) (bytes|KiB|MiB|GiB)"
+_GPU_MEMORY = re.compile(
+    rf"has a total capacity of {_SIZE} of which {_SIZE} is free\."
+    rf".*Of the allocated memory {_SIZE} is allocated by PyTorch,.* and {_SIZE} is reserved",
+    re.DOTALL,
+)
+
+
+def _gpu_memory_of_others(error: BaseException) -> tuple[float, float] | None:
+    """What other processes use of the GPU and all that it has, in GiB, where an error of torch says
+    so and others use more than half. What this process uses besides torch counts as theirs; in a
+    container, torch does not know which process is this one."""
+    if not (found := _GPU_MEMORY.search(str(error))):
+        return None
+    words = found.groups()
+    total, free, allocated, reserved = (
+        float(number) * 2.0 ** (_SIZES[unit] - 30)
+        for number, unit in zip(words[::2], words[1::2], strict=True)
+    )
+    others = total - free - allocated - reserved
+    return (others, total) if others > total / 2 else None
+
+
 _SAME_GPU = re.compile(r"Duplicate GPU detected : rank (\d+) and rank (\d+)")
 
 
@@ -139,7 +163,7 @@ def as_run_error(error: BaseException) -> RunError | None:
     if isinstance(error, RunError):
         return error
     if is_out_of_memory(error):
-        return OutOfMemoryError(OUT_OF_MEMORY.format(_reason(error)))
+        return _out_of_memory(error)
     if is_same_gpu(error):
         return UsageError(
             f"Two ranks have the same GPU ({_reason(error)}); start at most one rank per GPU, and "
@@ -151,6 +175,15 @@ def as_run_error(error: BaseException) -> RunError | None:
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
         return RetryError(f"{kind}{_reason(error)}. Fix the cause, then rerun.")
     return None
+
+
+def _out_of_memory(error: BaseException) -> RunError:
+    if others := _gpu_memory_of_others(error):
+        return RetryError(
+            f"Out of memory on a GPU of which other processes use about {others[0]:.1f} of "
+            f"{others[1]:.1f} GiB. End them (nvidia-smi lists them), then rerun."
+        )
+    return OutOfMemoryError(OUT_OF_MEMORY.format(_reason(error)))
 
 
 def _reason(error: BaseException) -> str:
