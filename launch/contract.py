@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from train.config.load import LoadedConfig, load_config
     from train.config.load import check as check_config
     from train.data.plan import BatchPlan
+    from train.distributed.gpu import gpu_index, shared_gpu
     from train.distributed.rendezvous import join as join_ranks
     from train.distributed.rendezvous import open_store, wait_for_key
     from train.track.wandb_sink import wandb_mode
@@ -100,6 +101,7 @@ __all__ = [
     "finite_number",
     "first_host",
     "first_line",
+    "gpu_index",
     "handled_signals",
     "import_extra",
     "is_worth_retrying",
@@ -116,6 +118,7 @@ __all__ = [
     "safe_path_options",
     "say",
     "seconds_in",
+    "shared_gpu",
     "slug",
     "this_world",
     "train_arguments",
@@ -142,11 +145,13 @@ _IMPORTED_WHEN_USED = {
     "check_config": ("train.config.load", "check"),
     "code_version": ("train.checkpoint.run_directory", "code_version"),
     "exit_code_of": ("train.command_line", "exit_code_of"),
+    "gpu_index": ("train.distributed.gpu", "gpu_index"),
     "join_ranks": ("train.distributed.rendezvous", "join"),
     "key_value": ("train.command_line", "key_value"),
     "load_config": ("train.config.load", "load_config"),
     "log": ("train.command_line", "log"),
     "new_run_id": ("train.checkpoint.run_directory", "new_run_id"),
+    "shared_gpu": ("train.distributed.gpu", "shared_gpu"),
     "slug": ("train.checkpoint.run_directory", "slug"),
     "open_store": ("train.distributed.rendezvous", "open_store"),
     "python_module": ("train.command_line", "python_module"),

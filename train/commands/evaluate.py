@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -65,7 +66,8 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
 
     config = loaded.config
     engine = build_engine(config, choose_strategy(loaded))
-    try:
+    with ExitStack() as stack:
+        stack.push(engine.leave)
         # While the run is training, ranks may see different newest checkpoints.
         checkpoint = engine.collectives.broadcast_object(checkpoint)
         task = loaded.task(config)
@@ -84,5 +86,3 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
             call = ModelCall(model, engine.autocast)
             metrics = evaluate(engine, partial(call.through, call), model, task, batches)
         return Evaluated(checkpoint, len(dataset), metrics, engine.is_main)
-    finally:
-        engine.close()

@@ -21,6 +21,7 @@ from typing import Any
 
 from train.exits import Exit
 from train.process.emergency_output import write_stderr
+from train.process.nccl_reports import flight_recorder, ras_status, uses_gpu
 from train.section import Section, non_semantic
 
 _log = logging.getLogger("train")
@@ -161,7 +162,11 @@ class Watchdog:
         with suppress(OSError):
             self._hang.parent.mkdir(exist_ok=True)  # never the run directory, if it was moved
             self._hang.mkdir(exist_ok=True)
+            dump = flight_recorder(os.environ, self.rank) if uses_gpu() else None
             with (self._hang / f"rank-{self.rank}.txt").open("w", encoding="utf-8") as file:
+                if dump:
+                    print(f"NCCL flight recorder: {dump} (read it with torchfrtrace)", file=file)
+                    file.flush()  # faulthandler writes to the descriptor
                 faulthandler.dump_traceback(file, all_threads=True)
         report = self._hang / "report.txt"
         try:
@@ -194,6 +199,8 @@ class Watchdog:
     def _report(self, path: Path, limit: float, noticed: float) -> None:
         ranks = self._read_heartbeats()
         text = describe_hang(ranks, self.world_size, limit, noticed)
+        if uses_gpu() and (status := ras_status(os.environ)):
+            text += f"\n\nNCCL RAS:\n{status}"
         for rank in range(self.world_size):
             with suppress(OSError):
                 stacks = (self._hang / f"rank-{rank}.txt").read_text(encoding="utf-8")

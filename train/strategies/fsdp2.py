@@ -62,7 +62,9 @@ class Fsdp2Strategy(TorchStrategy):
         fully_shard(self.wrapped, **arguments)
         self.wrapped.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
         if initial:
-            initial.fill(model, torch.device("cpu") if options.cpu_offload else engine.device)
+            # Only shards are offloaded: forward needs buffers and scalars on the device.
+            host = torch.device("cpu")
+            initial.fill(model, engine.device, host if options.cpu_offload else engine.device)
         self._build(build_optimizer)
         self._watch_gradients()
 

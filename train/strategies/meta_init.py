@@ -116,10 +116,13 @@ class Initial:
                 self._task.init_module(drawn, name)
             yield name, drawn
 
-    def fill(self, model: nn.Module, device: torch.device) -> None:
-        """Allocates a model on the meta device on ``device`` and gives each tensor, or this rank's
-        shard of it, its values. A tensor with several names gets those drawn for the first."""
-        materialize(model, device)
+    def fill(
+        self, model: nn.Module, device: torch.device, shards_on: torch.device | None = None
+    ) -> None:
+        """Allocates a model on the meta device on ``device``, its sharded parameters on
+        ``shards_on`` (default: there, too), and gives each tensor, or this rank's shard of it, its
+        values. A tensor with several names gets those drawn for the first."""
+        materialize(model, device, shards_on or device)
         targets = {name: Shard.of(tensor) for name, tensor in _tensors(model).items()}
         for name, drawn in self.modules():
             for key, value in _own_tensors(drawn):
@@ -129,9 +132,11 @@ class Initial:
                     view.copy_(value[window])
 
 
-def materialize(model: nn.Module, device: torch.device) -> None:
+def materialize(model: nn.Module, device: torch.device, shards_on: torch.device) -> None:
     """Allocates all tensors of a model on the meta device, without values. Unlike
     ``nn.Module.to_empty``, shared tensors stay shared."""
+    from torch.distributed.tensor import DTensor
+
     made: dict[int, Tensor] = {}
     for module in model.modules():
         for key, parameter in module._parameters.items():
@@ -139,7 +144,11 @@ def materialize(model: nn.Module, device: torch.device) -> None:
                 made.setdefault(
                     id(parameter),
                     nn.Parameter(
-                        torch.empty_like(parameter, device=device, requires_grad=False),
+                        torch.empty_like(
+                            parameter,
+                            device=shards_on if isinstance(parameter, DTensor) else device,
+                            requires_grad=False,
+                        ),
                         requires_grad=parameter.requires_grad,
                     ),
                 )
