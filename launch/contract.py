@@ -1,6 +1,7 @@
 """Everything that ``launch`` uses of ``train``; no other file of ``launch`` imports ``train``.
 
 Command line       its parser and errors; how a training command is written, read and started
+Secrets            which names and values are secret; how texts are recorded and shown
 Config             its schema, and the checks that do not need the training's processes
 Exit codes         what the end of a process means, and the errors that carry a code
 Signals            those that request a stop
@@ -44,7 +45,16 @@ from train.process.stop_signals import (
     handled_signals,
     unblock_stop_signals,
 )
+from train.secrets import (
+    HIDDEN,
+    is_secret_name,
+    is_secret_value,
+    redact,
+    redact_command,
+    redact_values,
+)
 from train.suggest import did_you_mean
+from train.visible import visible
 
 if TYPE_CHECKING:
     from train.checkpoint.run_directory import code_version, new_run_id, slug
@@ -71,6 +81,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADVICE",
     "FAILURES",
+    "HIDDEN",
     "RUN_FILE",
     "RUN_ID",
     "STOP_DEADLINE",
@@ -102,6 +113,8 @@ __all__ = [
     "first_line",
     "handled_signals",
     "import_extra",
+    "is_secret_name",
+    "is_secret_value",
     "is_worth_retrying",
     "join_ranks",
     "key_value",
@@ -111,6 +124,9 @@ __all__ = [
     "open_store",
     "port_number",
     "python_module",
+    "redact",
+    "redact_command",
+    "redact_values",
     "run_directory",
     "run_train",
     "safe_path_options",
@@ -123,6 +139,7 @@ __all__ = [
     "train_version",
     "training_config",
     "unblock_stop_signals",
+    "visible",
     "wait_for_key",
     "wait_for_name",
     "wait_for_port",

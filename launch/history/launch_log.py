@@ -16,7 +16,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.contract import RUN_ID, WANDB_ID, Exit, code_version, log
+from launch.contract import (
+    HIDDEN,
+    RUN_ID,
+    WANDB_ID,
+    Exit,
+    code_version,
+    log,
+    redact,
+    redact_command,
+)
 from launch.fields import Fields, has_fields
 from launch.history.image import image_digest
 from launch.secrets import hide, is_secret
@@ -96,8 +105,8 @@ def record_start(
             "role": role.name,
             "job_type": role.env.get("WANDB_JOB_TYPE"),
             "nodes": role.num_replicas,
-            "command": role.args,
-            "env": {k: "***" if is_secret(k) else v for k, v in role.env.items()},
+            "command": redact_command(role.args),
+            "env": {k: HIDDEN if is_secret(k, v) else v for k, v in role.env.items()},
             "image": role.image,
             "image_digest": (
                 None if scheduler in {"local_cwd", "slurm"} else image_digest(role.image)
@@ -136,7 +145,9 @@ class StatusText:
         """From the message and the roles of TorchX's status."""
         replicas = (replica for role in roles or () for replica in role.replicas)
         return cls(
-            "" if message in {None, "<NONE>"} else str(message).strip(),  # <NONE>: TorchX's default
+            ""
+            if message in {None, "<NONE>"}
+            else redact(str(message)).strip(),  # <NONE>: TorchX's default
             tuple(f"{r.role}/{r.id}: {r.state.name} on {r.hostname or '?'}" for r in replicas),
         )
 

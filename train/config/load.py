@@ -21,6 +21,7 @@ from train.data.plan import BatchPlan
 from train.distributed.world import this_world
 from train.exits import RetryError, UsageError, first_line
 from train.hooks import find_hooks
+from train.secrets import redact_command
 from train.tasks.base import Task
 from train.tasks.registry import check_task, find_task, reference_of
 from train.track.sinks import find_sinks
@@ -51,7 +52,7 @@ class LoadedConfig:
             return shlex.join([*words, str(self.run_directory_as_set)])
         for file in self.files:
             words += ["--config", file]
-        return shlex.join([*words, *self.overrides])
+        return shlex.join(redact_command([*words, *self.overrides]))
 
     @property
     def run_directory(self) -> Path:
