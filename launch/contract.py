@@ -38,6 +38,7 @@ from train.exits import (
 )
 from train.imports import import_extra
 from train.numeric_text import finite_number, port_number, seconds_in, whole_number
+from train.private_directory import private_directory
 from train.process.error_file import write_error_file
 from train.process.stop_signals import (
     STOP_SIGNALS,
@@ -123,6 +124,7 @@ __all__ = [
     "new_run_id",
     "open_store",
     "port_number",
+    "private_directory",
     "python_module",
     "redact",
     "redact_command",

@@ -21,8 +21,11 @@ from launch.contract import (
     RUN_ID,
     WANDB_ID,
     Exit,
+    UsageError,
     code_version,
+    first_line,
     log,
+    private_directory,
     redact,
     redact_command,
 )
@@ -208,16 +211,19 @@ def _git_commit() -> dict[str, Any] | None:
 def _append(values: dict[str, Any]) -> None:
     file = path()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(file.parent)
         # One write with O_APPEND: lines of concurrent launches do not mix.
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        descriptor = os.open(file, flags, 0o600)
         try:
+            os.fchmod(descriptor, 0o600)  # an older version may have made it under another mode
             os.write(descriptor, json.dumps(values).encode() + b"\n")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except OSError as error:
+    except (OSError, UsageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
         log(
-            f"warning: the launch log {file} cannot be written ({error.strerror}); this launch is "
-            "not recorded."
+            f"warning: the launch log {file} cannot be written ({reason}); this launch is not "
+            "recorded."
         )
