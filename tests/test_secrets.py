@@ -13,7 +13,7 @@ PASSWORD DB_PASSWORD_2 PGPASSWORD MYSQL_PWD SSHPASS SMTP_PASS DB_PASSWD SSH_PASS
 TOKEN TOKENS KEY KEYS SECRET SECRETS CREDENTIALS DB_CREDENTIAL AUTH HTTP_BASIC_AUTH DOCKER_AUTH_CONFIG
 NPM_AUTH SENTRY_DSN CONNECTION_STRING SERVICE_CONN_STR SLURM_JWT PAT CLIENT_SECRET TOKEN_GITHUB
 API_KEY_PROD accessKey clientSecret sse-customer-key SSECustomerKey hfToken KAGGLE_KEY
-REDIS_PASS GITHUBTOKEN SIGNING_KEY_1
+NEW_RELIC_LICENSE_KEY AZURE_SEARCH_QUERY_KEY SECRET_ID REDIS_PASS GITHUBTOKEN SIGNING_KEY_1
 """
 
 OTHER_NAMES = """
@@ -54,7 +54,7 @@ SECRET_VALUES = [
     "https://x.blob.example/f?sv=1&sig=abc", "g" + f"hp_{LONG}", "github_" + f"pat_{LONG}",
     "gl" + f"pat-{LONG}", "h" + f"f_{LONG}", "s" + f"k-proj-{LONG}", "sk_" + f"live_{LONG}",
     "AK" + "IA0123456789ABCDEF", "AI" + f"za{LONG[:35]}", "xo" + f"xb-{LONG}", "np" + f"m_{LONG}",
-    "py" + f"pi-{LONG}", "hv" + f"s.{LONG}", "nv" + f"api-{LONG}", f"eyJ{LONG}.eyJ{LONG}.{LONG}",
+    "py" + f"pi-Ag{LONG}", "hv" + f"s.{LONG}", "nv" + f"api-{LONG}", f"eyJ{LONG}.eyJ{LONG}.{LONG}",
     f"Authorization: Bearer {LONG}", "https://hooks.slack.com/services/" + "T0/B0/abc",
     "-----BEGIN " + "RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----",
     "-----BEGIN " + "OPENSSH PRIVATE KEY-----\nabc",
@@ -63,7 +63,8 @@ OTHER_VALUES = [
     "s3://bucket/folder", "https://user@host/x", "ssh://git@host/x.git", "host:29500", "a@b:c@d",
     "http://host:8080/a@b", "https://x.example/f?page=2&sort_key=name", "file:///runs/a:b@c",
     "postgres://user:${DB_PASSWORD}@db/x", "https://user:***@host", "my.module:Class", "sk-learn",
-    "hf_model", "a bearer of news", "-----BEGIN CERTIFICATE-----\nabc", "gpt2", "", "AKIA",
+    "hf_model", "a bearer of news", "basic transformer-language-model",
+    "sk-learn-classifier-baseline-v2", "ssh://git-service-account-name@host/x", "hf_internaltestingtinymodels", "-----BEGIN CERTIFICATE-----\nabc", "gpt2", "", "AKIA",
     "task-sk-1", "2026-11-26 12:00:00", "pad_token=<pad>", "3f786850e387550fdab836ed7e6dc881de23001b",
 ]  # fmt: skip
 

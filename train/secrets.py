@@ -28,7 +28,8 @@ _AMBIGUOUS = {"key", "keys", "token", "tokens", "pass", "pat", "auth", "pwd", "b
 _PAIRS = {
     ("connection", "string"), ("conn", "string"), ("conn", "str"), ("api", "key"),
     ("api", "keys"), ("access", "key"), ("private", "key"), ("account", "key"),
-    ("signing", "key"), ("encryption", "key"), ("access", "token"), ("auth", "token"),
+    ("signing", "key"), ("encryption", "key"), ("license", "key"),
+    ("access", "token"), ("auth", "token"),
     ("api", "token"), ("session", "token"), ("security", "token"), ("bearer", "token"),
     ("refresh", "token"),
 }  # fmt: skip
@@ -48,9 +49,8 @@ _ABOUT = {
 }  # fmt: skip
 # Words beside an ambiguous one that make it a number, a token of a vocabulary, or public.
 _PLAIN = {
-    "num", "n", "max", "min", "total", "per", "batch", "budget", "new", "seq", "pad", "eos", "bos",
-    "unk", "sep", "cls", "mask", "special", "stop", "start", "end", "image", "prompt", "public",
-    "sort", "cache", "partition", "foreign", "group", "query", "value",
+    "num", "n", "max", "min", "total", "per", "batch", "budget", "seq", "pad", "eos", "bos", "unk",
+    "sep", "cls", "mask", "special", "stop", "public", "sort", "cache", "partition", "foreign",
 }  # fmt: skip
 _HARMLESS_PREFIXES = ("NCCL_", "TORCH_", "TORCHINDUCTOR_", "TOKENIZERS_", "OMP_", "CUDA_", "XLA_")
 _HARMLESS = {
@@ -61,21 +61,25 @@ _SIGNATURES = {"sig", "signature", "x-amz-signature", "x-goog-signature", "awsac
 
 _URL = r"\b[A-Za-z][A-Za-z0-9+.-]{0,20}://"
 _URL_PASSWORD = re.compile(rf"({_URL}[^\s/:@'\"]*:)([^\s/'\"]+)(?=@)")
-_URL_USER = re.compile(rf"({_URL})([A-Za-z0-9_\-.~%]{{20,}})(?=@)")
+_URL_USER = re.compile(rf"({_URL})(?=[^@\s]{{0,200}}\d)([A-Za-z0-9_\-.~%]{{20,200}})(?=@)")
 _URL_QUERY = re.compile(r"([?&])([\w.\-]+)=([^&\s'\"#]+)")
 _PEM = re.compile(
     r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(.*?-----END [A-Z0-9 ]*PRIVATE KEY-----|.*\Z)", re.DOTALL
 )
-_BEARER = re.compile(r"\b(Bearer|Basic)(\s+)[A-Za-z0-9+/._~-]{16,}=*", re.IGNORECASE)
+# With a capital letter and a digit, unlike words.
+_MIXED = r"(?=[\w+/.~-]{0,200}[A-Z])(?=[\w+/.~-]{0,200}[0-9])"
+_BEARER = re.compile(rf"\b([Bb]earer|[Bb]asic)(\s+){_MIXED}[A-Za-z0-9+/._~-]{{16,}}=*")
 # Prefixes that services give their tokens in order that they be found.
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9_])(?:"
     r"gh[opsur]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}"
-    r"|hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|wandb_v1_[A-Za-z0-9_]{20,}"
-    r"|sk-[A-Za-z0-9_-]{20,}|[rs]k_(?:live|test)_[A-Za-z0-9]{16,}|gsk_[A-Za-z0-9]{20,}"
+    rf"|hf_{_MIXED}[A-Za-z0-9]{{20,}}"
+    r"|api_org_[A-Za-z0-9]{20,}|wandb_v1_[A-Za-z0-9_]{20,}"
+    rf"|sk-{_MIXED}[A-Za-z0-9_-]{{20,}}|gsk_{_MIXED}[A-Za-z0-9]{{20,}}"
+    r"|[rs]k_(?:live|test)_[A-Za-z0-9]{16,}"
     r"|nvapi-[A-Za-z0-9_-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{35}"
     r"|ya29\.[A-Za-z0-9_-]{20,}|xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-[A-Za-z0-9-]{10,}"
-    r"|npm_[A-Za-z0-9]{30,}|pypi-[A-Za-z0-9_-]{30,}|dckr_pat_[A-Za-z0-9_-]{20,}"
+    r"|npm_[A-Za-z0-9]{30,}|pypi-Ag[A-Za-z0-9_-]{30,}|dckr_pat_[A-Za-z0-9_-]{20,}"
     r"|hvs\.[A-Za-z0-9_-]{20,}|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"
     r"|dop_v1_[a-f0-9]{32,}|r8_[A-Za-z0-9]{30,}|tskey-[A-Za-z0-9-]{16,}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
