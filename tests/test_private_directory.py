@@ -2,9 +2,11 @@
 
 import os
 import stat
+from types import SimpleNamespace
 
 import pytest
 
+from tests.support.runs import TINY
 from train.exits import UsageError
 from train.private_directory import private_directory, use_private_caches
 
@@ -46,11 +48,14 @@ def test_variables_that_are_set_stay(home):
     assert os.environ["TRITON_CACHE_DIR"].startswith(str(home))
 
 
-def test_a_cache_of_another_user_is_refused(home, monkeypatch):
+def test_a_cache_of_another_user_is_not_used(home, monkeypatch):
     (home / "isorun").mkdir(parents=True)
     monkeypatch.setattr(os, "geteuid", lambda: 4321)
     with pytest.raises(UsageError, match="is not a directory of this user"):
-        use_private_caches()
+        private_directory(home / "isorun")
+    use_private_caches()
+    assert not os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(home))
+    assert mode(os.path.dirname(os.environ["TORCHINDUCTOR_CACHE_DIR"])) == 0o700
 
 
 def test_only_a_link_of_this_user_is_followed(tmp_path, monkeypatch):
@@ -82,3 +87,15 @@ def test_torch_compiles_into_the_private_cache():
 
     use_private_caches()
     assert cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]
+
+
+def test_an_attempt_uses_them(home, monkeypatch):
+    from train.config.load import load_config
+    from train.setup import build
+
+    choice = SimpleNamespace(
+        name="single", options=None, cls=SimpleNamespace(kwargs_handlers=lambda options: [])
+    )
+    monkeypatch.setattr(build, "Engine", lambda *_, **__: None)
+    build.build_engine(load_config([], TINY, runs=False).config, choice)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(home))

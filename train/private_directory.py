@@ -25,9 +25,8 @@ _VARIABLES = {
 
 def use_private_caches() -> None:
     """Sets the cache directories of torch.compile, where the environment does not, to private ones
-    below the user's cache home. Without a cache home that can be written to, they are temporary.
-
-    Raises UsageError if another user can write to the directory.
+    below the user's cache home. If these cannot be written to, or belong to another user, which is
+    also what an NFS server tells a root that it does not trust, the caches are temporary.
     """
     missing = {name: below for name, below in _VARIABLES.items() if not os.environ.get(name)}
     if not missing:
@@ -37,7 +36,7 @@ def use_private_caches() -> None:
         private_directory(base)
         for below in missing.values():
             private_directory(base / below)
-    except OSError:
+    except (OSError, UsageError):
         base = Path(tempfile.mkdtemp(prefix="isorun-cache-"))  # mode 0700
         atexit.register(shutil.rmtree, base, ignore_errors=True)
     os.environ.update({name: str(base / below) for name, below in missing.items()})
