@@ -1,6 +1,7 @@
 """Everything that ``launch`` uses of ``train``; no other file of ``launch`` imports ``train``.
 
 Command line       its parser and errors; how a training command is written, read and started
+Secrets            which names and values are secret; how texts are recorded and shown
 Config             its schema, and the checks that do not need the training's processes
 Exit codes         what the end of a process means, and the errors that carry a code
 Signals            those that request a stop
@@ -37,6 +38,7 @@ from train.exits import (
 )
 from train.imports import import_extra
 from train.numeric_text import finite_number, port_number, seconds_in, whole_number
+from train.private_directory import private_directory
 from train.process.error_file import write_error_file
 from train.process.stop_signals import (
     STOP_SIGNALS,
@@ -44,7 +46,16 @@ from train.process.stop_signals import (
     handled_signals,
     unblock_stop_signals,
 )
+from train.secrets import (
+    HIDDEN,
+    is_secret_name,
+    is_secret_value,
+    redact,
+    redact_command,
+    redact_values,
+)
 from train.suggest import did_you_mean
+from train.visible import visible
 
 if TYPE_CHECKING:
     from train.checkpoint.run_directory import code_version, new_run_id, slug
@@ -72,6 +83,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADVICE",
     "FAILURES",
+    "HIDDEN",
     "RUN_FILE",
     "RUN_ID",
     "STOP_DEADLINE",
@@ -104,6 +116,8 @@ __all__ = [
     "gpu_index",
     "handled_signals",
     "import_extra",
+    "is_secret_name",
+    "is_secret_value",
     "is_worth_retrying",
     "join_ranks",
     "key_value",
@@ -112,7 +126,11 @@ __all__ = [
     "new_run_id",
     "open_store",
     "port_number",
+    "private_directory",
     "python_module",
+    "redact",
+    "redact_command",
+    "redact_values",
     "run_directory",
     "run_train",
     "safe_path_options",
@@ -126,6 +144,7 @@ __all__ = [
     "train_version",
     "training_config",
     "unblock_stop_signals",
+    "visible",
     "wait_for_key",
     "wait_for_name",
     "wait_for_port",

@@ -12,7 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.contract import ADVICE, FAILURES, Exit, finite_number, is_worth_retrying, whole_number
+from launch.contract import (
+    ADVICE,
+    FAILURES,
+    Exit,
+    finite_number,
+    is_worth_retrying,
+    redact,
+    redact_values,
+    whole_number,
+)
 from launch.failure_record import headline
 
 TERMINATION_BYTES = 4096  # Kubernetes' limit for termination messages
@@ -106,8 +115,8 @@ class Outcome:
         return advice(self.exit_code, overdue=self.first.overdue)
 
     def record(self, **more: Any) -> dict[str, Any]:
-        """The failure record, for JSON."""
-        return {
+        """The failure record, for JSON, without secrets."""
+        record = {
             "exit_code": self.exit_code,
             "what": self.first.what,
             "retry": self.retry,
@@ -121,12 +130,13 @@ class Outcome:
             "lost_nodes": self.lost_nodes,
             **more,
         }
+        return {key: redact_values(value) for key, value in record.items()}
 
     def paragraph(self) -> str:
         """The message for people."""
         first = self.first
         text = headline(self.record())
-        text += f", {first.error}" if first.error else "."
+        text += f", {redact(first.error)}" if first.error else "."
         if not text.endswith((".", "!", "?")):
             text += "."
         others = len(self.failures) - 1
@@ -136,7 +146,7 @@ class Outcome:
             text += f" Node {', '.join(map(str, self.lost_nodes))} did not report."
         text += f" What to do: {self.advice}."
         if first.log and not first.error:
-            lines = "\n".join(f"    {line}" for line in first.log[-5:])
+            lines = redact("\n".join(f"    {line}" for line in first.log[-5:]))
             text += f"\n  last lines of its standard error:\n{lines}"
         return text
 

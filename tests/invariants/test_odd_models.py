@@ -171,7 +171,7 @@ def test_sharded_checkpoints_can_be_evaluated_and_exported(finished, tmp_path, m
     last = list(curve(directory, "eval/loss").values())[-1]
     assert json.loads(done.stdout)["loss"] == pytest.approx(last, rel=1e-5)
     run("export", directory, *base, "--to", tmp_path)
-    module, stored = train.load(tmp_path), tensors(directory)
+    module, stored = train.load(tmp_path, trust=True), tensors(directory)
     own = dict(module.state_dict())
     for name, tensor in stored.items():
         if name.startswith("model.") and name.removeprefix("model.") in own:

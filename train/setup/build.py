@@ -25,6 +25,7 @@ from train.distributed.world import this_world
 from train.exits import DataError, UsageError
 from train.optim.ema import Ema
 from train.optim.optimizer import build_optimizer
+from train.private_directory import use_private_caches
 from train.section import Section
 from train.setup.fingerprint import DataFingerprint
 from train.setup.model_summary import model_summary
@@ -96,6 +97,7 @@ def _check_options(loaded: LoadedConfig, name: str, cls: type[Strategy]) -> None
 
 def build_engine(config: Config, strategy: StrategyChoice) -> Engine:
     """This process's engine; collective. Returns when all ranks have joined."""
+    use_private_caches()
     return Engine(
         this_world(),
         precision=config.precision,
