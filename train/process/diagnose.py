@@ -158,31 +158,34 @@ def _is_refusal(error: BaseException) -> bool:
     return isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
 
 
-_RECOMPUTED = (
-    "A block computes something else when it is recomputed for backward ({}); let it depend on its "
-    "arguments, parameters, buffers and random numbers alone, or set "
-    "activation_checkpointing=false."
-)
-
-
 def as_run_error(error: BaseException) -> RunError | None:
     """The error in one sentence, with its exit code, where its cause is known."""
     if isinstance(error, RunError):
         return error
-    if any(cls.__name__ == "CheckpointError" for cls in type(error).__mro__):  # torch's
-        return UsageError(_RECOMPUTED.format(first_line(error)))
     if is_out_of_memory(error):
         return _out_of_memory(error)
-    if is_same_gpu(error):
-        return UsageError(
-            f"Two ranks have the same GPU ({_reason(error)}); start at most one rank per GPU, and "
-            "let the launcher set LOCAL_RANK, from 0 on each host."
-        )
+    if reason := _wrong_use(error):
+        return UsageError(reason)
     if is_lost_peer(error):
         return RetryError(LOST_PEER)
     if is_fault_of_machine(error):
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
         return RetryError(f"{kind}{_reason(error)}. Fix the cause, then rerun.")
+    return None
+
+
+def _wrong_use(error: BaseException) -> str | None:
+    if is_same_gpu(error):
+        return (
+            f"Two ranks have the same GPU ({_reason(error)}); start at most one rank per GPU, and "
+            "let the launcher set LOCAL_RANK, from 0 on each host."
+        )
+    if any(cls.__name__ == "CheckpointError" for cls in type(error).__mro__):  # torch's
+        return (
+            f"A block computes something else when it is recomputed for backward "
+            f"({first_line(error)}); let it depend on its arguments, parameters, buffers and "
+            "random numbers alone, or set activation_checkpointing=false."
+        )
     return None
 
 
