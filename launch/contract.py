@@ -4,7 +4,8 @@ Command line       its parser and errors; how a training command is written, rea
 Config             its schema, and the checks that do not need the training's processes
 Exit codes         what the end of a process means, and the errors that carry a code
 Signals            those that request a stop
-Rendezvous         how ranks find each other, and the waits for names, ports and keys
+Rendezvous         how ranks find each other, the signed messages of a store and the address at
+                   which it listens, and the waits for names and ports
 Environment        what a launcher sets for a rank, and where a rank writes its error
 Run directory      the files of a run that other programs may read
 
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import train
 from train.commands import COMMANDS as TRAIN_COMMANDS
 from train.distributed.endpoint import wait_for_name, wait_for_port
+from train.distributed.signing import SECRET, MessageError, Signer, read_secret
 from train.distributed.world import World, first_host, this_world
 from train.exits import (
     ADVICE,
@@ -64,15 +66,24 @@ if TYPE_CHECKING:
     from train.config.load import LoadedConfig, load_config
     from train.config.load import check as check_config
     from train.data.plan import BatchPlan
+    from train.distributed.listening import (
+        LOOPBACK,
+        address_to_listen_at,
+        listen,
+        open_listening_store,
+    )
+    from train.distributed.messages import Messages, unreadable
     from train.distributed.rendezvous import join as join_ranks
-    from train.distributed.rendezvous import open_store, wait_for_key
+    from train.distributed.rendezvous import open_store
     from train.track.wandb_sink import wandb_mode
 
 __all__ = [
     "ADVICE",
     "FAILURES",
+    "LOOPBACK",
     "RUN_FILE",
     "RUN_ID",
+    "SECRET",
     "STOP_DEADLINE",
     "STOP_SIGNALS",
     "TERMINATING",
@@ -85,11 +96,15 @@ __all__ = [
     "Commands",
     "Exit",
     "LoadedConfig",
+    "MessageError",
+    "Messages",
     "Parser",
     "RetryError",
     "RunError",
+    "Signer",
     "UsageError",
     "World",
+    "address_to_listen_at",
     "check_command",
     "check_command_first",
     "check_config",
@@ -105,12 +120,15 @@ __all__ = [
     "is_worth_retrying",
     "join_ranks",
     "key_value",
+    "listen",
     "load_config",
     "log",
     "new_run_id",
+    "open_listening_store",
     "open_store",
     "port_number",
     "python_module",
+    "read_secret",
     "run_directory",
     "run_train",
     "safe_path_options",
@@ -123,7 +141,7 @@ __all__ = [
     "train_version",
     "training_config",
     "unblock_stop_signals",
-    "wait_for_key",
+    "unreadable",
     "wait_for_name",
     "wait_for_port",
     "wandb_mode",
@@ -132,27 +150,32 @@ __all__ = [
 ]
 
 _IMPORTED_WHEN_USED = {
+    "LOOPBACK": ("train.distributed.listening", "LOOPBACK"),
     "BatchPlan": ("train.data.plan", "BatchPlan"),
     "CheckpointStore": ("train.checkpoint.store", "CheckpointStore"),
     "Commands": ("train.command_line", "Commands"),
     "LoadedConfig": ("train.config.load", "LoadedConfig"),
+    "Messages": ("train.distributed.messages", "Messages"),
     "Parser": ("train.command_line", "Parser"),
+    "address_to_listen_at": ("train.distributed.listening", "address_to_listen_at"),
     "check_command": ("train.command_line", "check_command"),
     "check_command_first": ("train.command_line", "check_command_first"),
     "check_config": ("train.config.load", "check"),
     "code_version": ("train.checkpoint.run_directory", "code_version"),
     "exit_code_of": ("train.command_line", "exit_code_of"),
+    "listen": ("train.distributed.listening", "listen"),
     "join_ranks": ("train.distributed.rendezvous", "join"),
     "key_value": ("train.command_line", "key_value"),
     "load_config": ("train.config.load", "load_config"),
     "log": ("train.command_line", "log"),
     "new_run_id": ("train.checkpoint.run_directory", "new_run_id"),
-    "slug": ("train.checkpoint.run_directory", "slug"),
+    "open_listening_store": ("train.distributed.listening", "open_listening_store"),
     "open_store": ("train.distributed.rendezvous", "open_store"),
     "python_module": ("train.command_line", "python_module"),
-    "say": ("train.command_line", "say"),
     "safe_path_options": ("train.command_line", "safe_path_options"),
-    "wait_for_key": ("train.distributed.rendezvous", "wait_for_key"),
+    "say": ("train.command_line", "say"),
+    "slug": ("train.checkpoint.run_directory", "slug"),
+    "unreadable": ("train.distributed.messages", "unreadable"),
     "wandb_mode": ("train.track.wandb_sink", "wandb_mode"),
 }
 

@@ -68,7 +68,7 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
     engine = build_engine(config, choose_strategy(loaded))
     try:
         # While the run is training, ranks may see different newest checkpoints.
-        checkpoint = engine.collectives.broadcast_object(checkpoint)
+        checkpoint = Path(engine.collectives.broadcast_object(str(checkpoint)))
         task = loaded.task(config)
         dataset = evaluation_data(task, config.run.seed, engine.device)
         if dataset is None:

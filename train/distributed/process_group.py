@@ -7,7 +7,9 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
-from train.distributed.rendezvous import agent_keeps_store, join, open_store
+from train.distributed.messages import Messages
+from train.distributed.rendezvous import join, open_store
+from train.distributed.signing import Signer
 from train.distributed.world import World
 from train.exits import RetryError
 
@@ -23,26 +25,21 @@ def start_group(world: World, backend: str, timeout: timedelta) -> None:
 
     Raises RetryError if they have not within ``timeout``.
     """
-    store: Store | None = None
-    if world.world_size == 1:
-        store = HashStore()
-    elif agent_keeps_store():
+    store: Store = HashStore()
+    if world.world_size > 1:
         store = store_of_this_start(open_store(world, timeout.total_seconds()), world, timeout)
-    if store is None:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(
-            backend, store=store, rank=world.rank, world_size=world.world_size, timeout=timeout
-        )
+    dist.init_process_group(
+        backend, store=store, rank=world.rank, world_size=world.world_size, timeout=timeout
+    )
 
 
 def store_of_this_start(store: Store, world: World, timeout: timedelta) -> Store:
-    """The part of the agent's store that only the ranks which start now use, all of them.
+    """The part of the ranks' store that only those which start now use, all of them.
 
     Raises RetryError if they have not all joined within ``timeout``.
     """
     seconds = timeout.total_seconds()
-    joined = join(store, world, seconds)
+    joined = join(Messages(store, Signer.of_environment()), world, seconds)
     if world.rank == 0 and len(joined.greetings) < world.world_size:
         missing = sorted(set(range(world.world_size)) - joined.greetings.keys())
         raise RetryError(

@@ -21,6 +21,7 @@ from torch import nn
 from train.distributed.collectives import Collectives
 from train.distributed.process_group import start_group
 from train.distributed.randomness import make_deterministic
+from train.distributed.signing import Signer
 from train.distributed.world import World
 from train.exits import RetryError, UsageError
 
@@ -91,8 +92,11 @@ class Engine:
             dist.distributed_c10d._set_pg_timeout(
                 max(timeout, _CHECKPOINT_TIMEOUT), checkpoint_group
             )
-        self.collectives = Collectives(self.rank, self.world_size, host_group)
-        self.checkpoint_collectives = Collectives(self.rank, self.world_size, checkpoint_group)
+        signer = Signer.of_environment() if self.world_size > 1 else Signer()
+        self.collectives = Collectives(self.rank, self.world_size, host_group, signer)
+        self.checkpoint_collectives = Collectives(
+            self.rank, self.world_size, checkpoint_group, signer
+        )
 
     def on_device(self, model: nn.Module, *, move: bool = True) -> nn.Module:
         """The model, moved to this rank's device where ``move`` is true, with a forward pass in
