@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 import train
 from train.commands import COMMANDS as TRAIN_COMMANDS
 from train.distributed.endpoint import wait_for_name, wait_for_port
-from train.distributed.signing import SECRET, MessageError, Signer, read_secret
 from train.distributed.world import World, first_host, this_world
 from train.exits import (
     ADVICE,
@@ -46,6 +45,7 @@ from train.process.stop_signals import (
     handled_signals,
     unblock_stop_signals,
 )
+from train.signing import SECRET, MessageError, Signer, new_secret, read_secret
 from train.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ __all__ = [
     "load_config",
     "log",
     "new_run_id",
+    "new_secret",
     "open_listening_store",
     "open_store",
     "port_number",

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.distributed.plain_data import decode, encode
-from train.distributed.signing import Signer
+from train.signing import Signer
 
 T = TypeVar("T")
 

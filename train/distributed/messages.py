@@ -8,7 +8,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import Store
 
-from train.distributed.signing import MessageError, Signer
+from train.signing import MessageError, Signer
 
 _POLL = 0.02  # seconds
 LONGEST = 8 * 2**20

@@ -9,9 +9,9 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
 from train.distributed.messages import Messages
 from train.distributed.rendezvous import join, open_store
-from train.distributed.signing import Signer
 from train.distributed.world import World
 from train.exits import RetryError
+from train.signing import Signer
 
 
 def timeout_of(*watchdog_limits: float | None) -> timedelta:

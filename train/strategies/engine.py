@@ -21,9 +21,9 @@ from torch import nn
 from train.distributed.collectives import Collectives
 from train.distributed.process_group import start_group
 from train.distributed.randomness import make_deterministic
-from train.distributed.signing import Signer
 from train.distributed.world import World
 from train.exits import RetryError, UsageError
+from train.signing import Signer
 
 T = TypeVar("T")
 _CHECKPOINT_TIMEOUT = timedelta(hours=1)

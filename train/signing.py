@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import secrets
 import stat
 from collections.abc import Mapping
 
@@ -68,6 +69,14 @@ class Signer:
         # Lengths first, so that no two lists of parts make the same text.
         text = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
         return hmac.digest(self._secret, text, hashlib.sha256).hex().encode()
+
+
+def new_secret(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variable to add to the environment of processes that start together: a new secret, or
+    none if ``environ``, which they inherit, has one."""
+    if environ.get(SECRET, "").strip() or environ.get(SECRET_FILE, "").strip():
+        return {}
+    return {SECRET: secrets.token_hex(32)}
 
 
 def read_secret(environ: Mapping[str, str]) -> bytes:
