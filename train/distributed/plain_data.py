@@ -1,17 +1,24 @@
 """Values of plain data as JSON and back, with their types.
 
 Plain data is None, bool, int, float, str, and lists, tuples and dicts of plain data; the keys of a
-dict are of any of these types but list and dict. Reading it runs no code, unlike a pickle.
+dict are of any of these types but list and dict. A value of a subclass, such as an enum member or
+a number of NumPy, comes back as one of the type itself. Reading it runs no code, unlike a pickle.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 from train.exits import RetryError
 
-_ATOMS = (bool, int, float, str)
+_ATOMS: list[tuple[type, Callable[[Any], Any]]] = [
+    (Integral, int),
+    (Real, float),
+    (str, str.__str__),
+]
 
 
 def encode(value: Any) -> bytes:
@@ -32,15 +39,16 @@ def decode(data: bytes) -> Any:
 
 # A list is [items...], and others are objects with one key, which JSON has no types for.
 def _tagged(value: Any) -> Any:
-    if value is None or type(value) in _ATOMS:
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, float):  # NumPy's
-        return float(value)
-    if type(value) is list:
+    for kind, plain in _ATOMS:
+        if isinstance(value, kind):
+            return plain(value)
+    if isinstance(value, list):
         return [_tagged(item) for item in value]
     if type(value) is tuple:
         return {"tuple": [_tagged(item) for item in value]}
-    if type(value) is dict:
+    if isinstance(value, dict):
         return {"dict": [[_tagged(key), _tagged(item)] for key, item in value.items()]}
     raise TypeError(f"{type(value).__name__} is not plain data")
 
