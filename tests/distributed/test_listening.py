@@ -13,6 +13,7 @@ from launch.doctor.checks.network import Listener, ask
 from tests.support.runs import free_port
 from train.distributed.listening import address_to_listen_at, open_listening_store
 from train.distributed.messages import Messages
+from train.distributed.process_group import use_loopback
 from train.distributed.rendezvous import join as join_ranks
 from train.distributed.rendezvous import open_store
 from train.distributed.world import World
@@ -166,3 +167,12 @@ def test_a_rank_without_the_secret_is_not_admitted(other):
     found = together(Signer(b"s", "run"), other)
     assert isinstance(found[1], MessageError)
     assert found[0].greetings == {0: 0}
+
+
+def test_gloo_of_one_host_uses_the_loopback_interface_unless_told_otherwise():
+    environ = {}
+    use_loopback(environ)
+    assert environ == {"GLOO_SOCKET_IFNAME": "lo"}
+    environ = {"GLOO_SOCKET_IFNAME": "eth1"}
+    use_loopback(environ)
+    assert environ == {"GLOO_SOCKET_IFNAME": "eth1"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import MutableMapping
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -27,10 +30,19 @@ def start_group(world: World, backend: str, timeout: timedelta) -> None:
     """
     store: Store = HashStore()
     if world.world_size > 1:
+        if world.on_one_host:
+            use_loopback(os.environ)
         store = store_of_this_start(open_store(world, timeout.total_seconds()), world, timeout)
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.world_size, timeout=timeout
     )
+
+
+def use_loopback(environ: MutableMapping[str, str]) -> None:
+    """Makes gloo use the loopback interface of Linux, unless the environment names another one.
+    Otherwise it listens at the address of the host's name, and accepts everyone there."""
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def store_of_this_start(store: Store, world: World, timeout: timedelta) -> Store:

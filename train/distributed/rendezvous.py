@@ -52,7 +52,7 @@ def open_store(world: World, seconds: float, environ: Mapping[str, str] = os.env
         return HashStore()
     host, port = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
     by_agent = agent_keeps_store(environ)
-    if world.local_world_size == world.world_size and not by_agent:
+    if world.on_one_host and not by_agent:
         host = LOOPBACK
     is_master = world.rank == 0 and not by_agent
     deadline = time.monotonic() + seconds

@@ -43,6 +43,11 @@ class World:
     host: str
     """Host name."""
 
+    @property
+    def on_one_host(self) -> bool:
+        """Whether all processes are on this host."""
+        return self.local_world_size == self.world_size
+
 
 def find_world(environ: MutableMapping[str, str]) -> World:
     """Reads torch's variables from ``environ``; adds them to it if only Slurm's are set, and
