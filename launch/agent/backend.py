@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import secrets
 from typing import Any
 
+from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousStateError
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBackend
 
 from launch.agent.state import StateError, from_data, to_data
-from launch.contract import MessageError, Messages, unreadable
+from launch.contract import MessageError, Messages, Signer, unreadable
 
 _EMPTY = "none"
-"""The text of the key before there is a state; a store cannot return that a key is not set."""
+"""The text of the key before there is a state."""
 
 
 class ForeignStateError(RendezvousStateError):
@@ -24,28 +26,37 @@ class SignedBackend(RendezvousBackend):
 
     torch passes the state as a pickle and expects one. Both are made in this process: what other
     processes have written is decoded from JSON. Each state has a number, one higher than that of
-    the state before, so that a copy of an earlier state is noticed.
+    the state before, so that a copy of an earlier state is noticed; and its signature holds for
+    one name, which the first agent draws, so that a copy from an earlier start is noticed, too.
     """
 
     name = "c10d"
 
-    def __init__(self, messages: Messages, run_id: str) -> None:
-        self._messages = messages
+    def __init__(self, store: Store, signer: Signer, run_id: str) -> None:
+        """Raises ForeignStateError if the name is not one of this run."""
+        self._store = store
         self._key = f"isorun/rendezvous/{run_id}"
         self._number = 0
         """That of the newest state that torch has got."""
-        self._compare_set("", _EMPTY)
+        start = f"{self._key}/start"
+        names = Messages(store, signer)
+        found = self._compare_set(start, "", names.encode(start, secrets.token_hex(16)))
+        try:
+            self._messages = Messages(store, signer, str(names.decode(start, found.encode())))
+        except MessageError as error:
+            raise ForeignStateError(str(error)) from None
+        self._read()
 
     def get_state(self) -> tuple[bytes, str] | None:
         """The state and its token, the text in the store."""
-        return self._accept(self._compare_set("", _EMPTY))
+        return self._accept(self._read())
 
     def set_state(self, state: bytes, token: Any = None) -> tuple[bytes, str, bool] | None:
         """Replaces the state that has the token; see torch's base class for what it returns."""
         number = self._number + 1
         data = to_data(pickle.loads(state))  # from this process
         text = self._messages.encode(self._key, [number, data])
-        found = self._compare_set(str(token) if token else _EMPTY, text)
+        found = self._compare_set(self._key, str(token) if token else _EMPTY, text)
         if found == text:
             self._number = number
             return state, text, True
@@ -55,7 +66,7 @@ class SignedBackend(RendezvousBackend):
     def peek(self) -> Any:
         """torch's object of the state that is in the store now, or None, without handing it to
         torch: another thread may be about to hand it an earlier one."""
-        return self._decode(self._compare_set("", _EMPTY))[1]
+        return self._decode(self._read())[1]
 
     def _accept(self, text: str) -> tuple[bytes, str] | None:
         number, state = self._decode(text)
@@ -80,10 +91,15 @@ class SignedBackend(RendezvousBackend):
         except MessageError as error:
             raise ForeignStateError(str(error)) from None
 
-    def _compare_set(self, expected: str, desired: str) -> str:
-        """The text under the key after it was replaced if it was ``expected``."""
+    def _read(self) -> str:
+        """The text of the state; a plain read would wait for a key that is not set."""
+        return self._compare_set(self._key, "", _EMPTY)
+
+    def _compare_set(self, key: str, expected: str, desired: str) -> str:
+        """The text under a key after it was replaced if it was ``expected``, or not set and that
+        is empty."""
         try:
-            found: bytes = self._messages.store.compare_set(self._key, expected, desired)
+            found: bytes = self._store.compare_set(key, expected, desired)
         except (ValueError, RuntimeError) as error:
             raise RendezvousConnectionError("The store cannot be reached.") from error
         return found.decode(errors="replace")

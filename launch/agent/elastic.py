@@ -105,7 +105,7 @@ class NodeAgent(LocalElasticAgent):
                 "A node fell silent while the nodes exchanged addresses and ranks "
                 f"({first_line(error)}). Rerun to resume from the last checkpoint."
             ) from error
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             # torch expects that nobody else writes to its store.
             raise RetryError(
                 "The nodes found values in the store of the rendezvous that none of them writes "

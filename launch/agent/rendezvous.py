@@ -32,16 +32,19 @@ def join(
     """The rendezvous of all nodes; ``suffix`` tells apart several of one run. ``former`` is one
     that this process has joined at the same address.
 
-    Raises RetryError if its store cannot be reached, and UsageError for settings that torch
-    rejects.
+    Raises RetryError if its store cannot be reached or is not of this run, and UsageError for
+    settings that torch rejects.
     """
     import_torch()
-    from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
+    from torch.distributed.elastic.rendezvous import (
+        RendezvousError,
+        RendezvousParameters,
+        RendezvousStateError,
+    )
     from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
     from launch.agent.backend import SignedBackend
     from launch.agent.store import open_store, open_store_of_ranks
-    from launch.contract import Messages
 
     # A node that sends no keep-alive for 5 s is removed.
     settings: dict[str, str | int] = {
@@ -64,8 +67,11 @@ def join(
     )
     try:
         store = open_store(options, parameters, _store(former) if former else None)
-        messages = Messages(store, Signer(options.secret, parameters.run_id))
-        handler = create_handler(store, SignedBackend(messages, parameters.run_id), parameters)
+        signer = Signer(options.secret, parameters.run_id)
+        backend = SignedBackend(store, signer, parameters.run_id)
+        handler = create_handler(store, backend, parameters)
+    except RendezvousStateError as error:
+        raise RetryError(str(error)) from None
     except (OSError, RendezvousError, RuntimeError) as error:
         why = first_line(error.__cause__ or error)
         raise RetryError(

@@ -11,8 +11,6 @@ from torch._C._distributed_c10d import Store
 from train.signing import MessageError, Signer
 
 _POLL = 0.02  # seconds
-LONGEST = 8 * 2**20
-"""Bytes of a message; torch's store refuses more."""
 
 
 class Messages:

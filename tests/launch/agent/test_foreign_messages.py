@@ -121,8 +121,8 @@ def stranger(store):
     return TCPStore("127.0.0.1", store.port, timeout=timedelta(seconds=10))
 
 
-def backend(store, secret=SECRET, run="run"):
-    return SignedBackend(Messages(store, Signer(secret, run)), "run")
+def backend(store, secret=SECRET):
+    return SignedBackend(store, Signer(secret, "run"), "run")
 
 
 def write(kept, round_number):
@@ -236,12 +236,38 @@ def test_nobody_joins_without_the_secret():
     node._state_holder.mark_dirty()
     node._state_holder.sync()
     for environ in ({}, {"ISORUN_SECRET": "b" * 32}):
-        other = join(parse([*words, "1", "--", "true"], environ))
-        with pytest.raises(RendezvousStateError, match="Give all processes of the run the same"):
-            other.next_rendezvous()
-        assert not has_started(other, None)
-        assert not other.shutdown(), "the stranger closes the rendezvous"
+        with pytest.raises(RetryError, match="Give all processes of the run the same"):
+            join(parse([*words, "1", "--", "true"], environ))
     assert not node.is_closed()
+
+
+def test_a_node_that_has_joined_notices_that_a_stranger_closes_the_rendezvous():
+    port = free_port()
+    words = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--node-rank", "0"]
+    node = join(parse([*words, "--", "true"], {"ISORUN_SECRET": "a" * 32}))
+    closed = _RendezvousState()
+    closed.closed = True
+    stranger = TCPStore("127.0.0.1", port, timeout=timedelta(seconds=10))
+    text = json.dumps([99, to_data(closed)])
+    overwrite(stranger, "isorun/rendezvous/isorun", Signer().sign("x", text.encode()).decode())
+    assert not has_started(node, None)
+    for use in (node.is_closed, node.num_nodes_waiting, node.next_rendezvous):
+        with pytest.raises(RendezvousStateError, match="has no signature"):
+            use()
+
+
+def test_a_state_of_an_earlier_start_is_refused(store, stranger):
+    """The same secret, run and key; its number is higher."""
+    earlier = backend(store)
+    for number in range(5):
+        text = write(earlier, number)
+    for key in (KEY, f"{KEY}/start"):
+        stranger.delete_key(key)
+    node = backend(store)
+    write(node, 1)
+    overwrite(stranger, KEY, text)
+    with pytest.raises(RendezvousStateError, match="wrong signature"):
+        node.get_state()
 
 
 @pytest.mark.normal
