@@ -42,14 +42,15 @@ class Signer:
         """The signer of this rank. Raises UsageError as ``read_secret`` does."""
         return cls(read_secret(environ), environ.get(RENDEZVOUS_ID, ""))
 
-    def sign(self, key: str, content: bytes) -> bytes:
-        """The content with its signature, an ASCII text, before it."""
-        return self._signature(key, content) + b":" + content
+    def sign(self, key: str, content: bytes, scope: str = "") -> bytes:
+        """The content with its signature, an ASCII text, before it. ``scope`` tells apart messages
+        with the same key."""
+        return self._signature(scope, key, content) + b":" + content
 
-    def check(self, key: str, signed: bytes) -> bytes:
-        """The content of what ``sign`` returned for this key. Raises MessageError."""
+    def check(self, key: str, signed: bytes, scope: str = "") -> bytes:
+        """The content of what ``sign`` returned for this key and scope. Raises MessageError."""
         signature, _, content = signed.partition(b":")
-        if hmac.compare_digest(signature, self._signature(key, content)):
+        if hmac.compare_digest(signature, self._signature(scope, key, content)):
             return content
         if self.signs and signature == _UNSIGNED:
             why = f"has no signature, so a process without this run's {SECRET} wrote it"
@@ -62,10 +63,10 @@ class Signer:
             f"same {SECRET}, and check who else can reach the port (docs/security.md); then rerun."
         )
 
-    def _signature(self, key: str, content: bytes) -> bytes:
+    def _signature(self, scope: str, key: str, content: bytes) -> bytes:
         if not self.signs:
             return _UNSIGNED
-        parts = (self._run, key.encode(), content)
+        parts = (self._run, scope.encode(), key.encode(), content)
         # Lengths first, so that no two lists of parts make the same text.
         text = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
         return hmac.digest(self._secret, text, hashlib.sha256).hex().encode()

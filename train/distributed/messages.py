@@ -47,11 +47,11 @@ class Messages:
     def encode(self, key: str, value: Any) -> str:
         """The text to store under the key."""
         content = json.dumps(value, separators=(",", ":")).encode()
-        return self.signer.sign(self._scope + key, content).decode()
+        return self.signer.sign(key, content, self._scope).decode()
 
     def decode(self, key: str, text: bytes) -> Any:
         """The value of a text that was stored under the key. Raises MessageError."""
-        content = self.signer.check(self._scope + key, text)
+        content = self.signer.check(key, text, self._scope)
         try:
             return json.loads(content)
         except (ValueError, RecursionError):

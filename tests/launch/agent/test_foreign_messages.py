@@ -27,7 +27,7 @@ from launch.agent.rendezvous import has_started, join
 from launch.agent.reports import Report, Reports
 from launch.agent.state import StateError, from_data, to_data
 from launch.contract import Messages, RetryError, Signer
-from tests.launch.agent.test_agent import end, start
+from tests.launch.agent.test_agent import end, start, wait_for
 from tests.support.lanes import slow
 from tests.support.runs import free_port
 
@@ -287,6 +287,25 @@ def test_an_agent_ends_with_75_and_a_sentence(tmp_path, secret):
     assert "in the store of the run" in errors
     assert "Traceback" not in errors
     assert (secret or "no secret") not in errors
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_75_when_a_stranger_replaces_its_state(tmp_path):
+    port, started = free_port(), tmp_path / "started"
+    agent = start(
+        "--nnodes", "1:2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--node-rank", "0",
+        "--preflight", "off", script=f"import time; open({str(started)!r}, 'w'); time.sleep(300)",
+        env={"ISORUN_SECRET": "0" * 32},
+    )  # fmt: skip
+    wait_for(started, 120)
+    stranger = TCPStore("127.0.0.1", port, timeout=timedelta(seconds=60))
+    stranger.set("isorun/rendezvous/isorun", pickle.dumps(Evil(tmp_path / "ran")).decode("latin-1"))
+    code, _, errors = end(agent)
+    assert code == 75, errors
+    assert not (tmp_path / "ran").exists()
+    said = [line for line in errors.splitlines() if line.startswith("isorun:")]
+    assert "message 'isorun/rendezvous/isorun' in the store of the run has" in "".join(said), said
+    assert "Traceback" not in errors
 
 
 # -- reports -------------------------------------------------------------------------------------
