@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import train
 from train.commands import COMMANDS as TRAIN_COMMANDS
 from train.distributed.endpoint import wait_for_name, wait_for_port
+from train.distributed.waiting import reported_wait
 from train.distributed.world import World, first_host, this_world
 from train.exits import (
     ADVICE,
@@ -44,7 +45,7 @@ from train.process.stop_signals import (
     handled_signals,
     unblock_stop_signals,
 )
-from train.suggest import did_you_mean
+from train.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
     from train.checkpoint.run_directory import code_version, new_run_id, slug
@@ -105,12 +106,14 @@ __all__ = [
     "is_worth_retrying",
     "join_ranks",
     "key_value",
+    "listed",
     "load_config",
     "log",
     "new_run_id",
     "open_store",
     "port_number",
     "python_module",
+    "reported_wait",
     "run_directory",
     "run_train",
     "safe_path_options",

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent"
         try:
             return _supervise(parse(sys.argv[1:] if argv is None else argv, prog=prog), signals)
         except StopSignal as stop:
+            signals.interruptible = lambda: False  # a second one must not interrupt the exit
             log(f"Stopped by {stop.number.name} while no ranks were running; nothing is lost.")
             return Exit.STOPPED_AT_ONCE if stop.number == signal.SIGINT else Exit.PREEMPTED
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from launch.agent.keepalive import set_keepalive
 from launch.agent.options import AgentOptions
 from launch.agent.quiet_torch import import_torch
-from launch.contract import RetryError, UsageError
+from launch.contract import RetryError, UsageError, listed, log, reported_wait
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
@@ -60,7 +62,8 @@ def join(options: AgentOptions, suffix: str = "") -> RendezvousHandler:
         **{**settings, **options.rdzv_conf},
     )
     try:
-        handler = registry.get_rendezvous_handler(parameters)
+        with waiting_for(lambda: f"the store of node 0 at {options.endpoint}", "It answers"):
+            handler = registry.get_rendezvous_handler(parameters)
     except RendezvousError as error:
         raise RetryError(
             f"The rendezvous at {options.endpoint} failed ({error.__cause__ or error}). Check that "
@@ -73,6 +76,28 @@ def join(options: AgentOptions, suffix: str = "") -> RendezvousHandler:
     set_keepalive(options.port)
     _store(handler).set_timeout(timedelta(seconds=_WAIT))
     return handler
+
+
+def waiting_for(describe: Callable[[], str], over: str) -> AbstractContextManager[None]:
+    """Surrounds a wait for other nodes, which is logged while it lasts."""
+    return reported_wait(describe, log, lambda: over)
+
+
+def missing_nodes(options: AgentOptions, handler: RendezvousHandler) -> str:
+    """How many nodes are missing for the next round, and which have joined; whether this node must
+    wait for its end if a round without it is complete. Asks no other process."""
+    at = f"at the rendezvous {options.endpoint}"
+    state = getattr(getattr(handler, "_state_holder", None), "state", None)
+    if state is None:  # this version of torch keeps it elsewhere
+        return f"other nodes {at}"
+    joined = list(state.participants)
+    if state.complete and getattr(handler, "_this_node", None) in joined:
+        return f"the addresses and ranks of the other nodes {at}"
+    if state.complete:
+        return f"the {len(joined)} nodes that run {at} to let this one join"
+    missing = max(1, options.min_nodes - len(joined))
+    names = listed([f"{node.addr}" for node in joined], 8)
+    return f"{missing} of {options.min_nodes} nodes {at} (joined: {names or 'none'})"
 
 
 def forget_round(handler: RendezvousHandler) -> None:

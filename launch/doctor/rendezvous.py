@@ -15,7 +15,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
-from launch.contract import RetryError, join_ranks, wait_for_key
+from launch.contract import RetryError, join_ranks, log, wait_for_key
 from launch.doctor.place import Place
 
 _MEMBERS = "members"
@@ -86,7 +86,7 @@ def join(place: Place, store: Store, seconds: float) -> Rendezvous:
     grace = seconds + 5.0
     greeting = json.dumps(asdict(me))
     joined = join_ranks(
-        store, world, seconds, topic="isorun-doctor", greeting=greeting, grace=grace
+        store, world, seconds, topic="isorun-doctor", greeting=greeting, grace=grace, report=log
     )
     own = PrefixStore(joined.name, store)
     if world.rank == 0:

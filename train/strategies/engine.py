@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from train.command_line import log
 from train.distributed.collectives import Collectives
 from train.distributed.process_group import start_group
 from train.distributed.randomness import make_deterministic
@@ -60,7 +61,8 @@ class Engine:
             )
         self.world = world
         if distributed and not dist.is_initialized():
-            start_group(world, "cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout)
+            backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
+            start_group(world, backend, timeout, report=log)
             # Accelerate and DeepSpeed look for a process group only where a launcher set this.
             os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
         _ignore_plugins_of_accelerate_launch()
