@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.agent.command import doctor_command, is_doctor, rank_command
+from launch.agent.command import check_startable, doctor_command, is_doctor, rank_command
 from launch.agent.failure import Outcome, write_record, write_termination
 from launch.agent.options import AgentOptions, parse
 from launch.agent.rendezvous import (
@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent"
 
 
 def _supervise(options: AgentOptions, signals: Signals) -> int:
+    if options.command:
+        check_startable(options.command)
     if options.max_nodes > 1:
         _wait_for_node_0(options)
     _prepare_environment(options)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 from launch.agent.failure import RankFailure
+from launch.contract import UsageError
+from launch.fields import Fields, has_fields
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -17,6 +19,11 @@ _POLL = 0.05
 _HEARTBEAT = 1.0
 _ANY = "isorun/any-report"
 """Set once a node has reported a failure, or is lost."""
+_REPORT: Fields = {"node": int, "failures": list, "leaving": bool}
+_FAILURE: Fields = {
+    "rank": int, "local_rank": int, "host": str, "pid": int, "exit_code": int, "error": str,
+    "time": (int, float), "log": list,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,29 @@ class Report:
         return json.dumps(asdict(self))
 
     @classmethod
-    def decode(cls, text: bytes) -> Report:
-        """A report from JSON."""
-        values: dict[str, Any] = json.loads(text)
-        values["failures"] = [RankFailure(**failure) for failure in values["failures"]]
-        return cls(**values)
+    def decode(cls, text: bytes, node: int) -> Report:
+        """The report of a node, from JSON. Fields that this version does not know are left out.
+        Raises UsageError if it lacks one that this version needs."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            values = None
+        if (
+            not has_fields(values, _REPORT)
+            or values["node"] != node
+            or not all(has_fields(failure, _FAILURE) for failure in values["failures"])
+        ):
+            raise UsageError(
+                f"The report of node {node} on how its ranks ended cannot be read, so that node "
+                "runs another version of isorun; start all nodes with the same version, and see "
+                "that node's log for the failure."
+            )
+        known = [field.name for field in fields(RankFailure)]
+        failures = [
+            RankFailure(**{name: failure[name] for name in known if name in failure})
+            for failure in values["failures"]
+        ]
+        return cls(node, failures, values["leaving"])
 
 
 class Reports:
@@ -115,7 +140,7 @@ class Reports:
         Returns the reports as soon as they are all there or ``is_enough`` of them, and the nodes
         that are lost. ``due`` gives the time when a node is lost that is silent since another time:
         since this call, or with ``while_alive`` since its last heartbeat. A node that others have
-        noticed to be lost is not waited for.
+        noticed to be lost is not waited for. Raises UsageError for the report of another version.
         """
         found, lost = {own.node: own}, []
         try:
@@ -129,7 +154,7 @@ class Reports:
                 waiting = [other for other in self._others if other not in found]
                 for other in waiting:
                     if self._store.check([_key(other)]):
-                        found[other] = Report.decode(self._store.get(_key(other)))
+                        found[other] = Report.decode(self._store.get(_key(other)), other)
                 now = time.monotonic()
                 if while_alive and now - looked > _HEARTBEAT:
                     looked = now

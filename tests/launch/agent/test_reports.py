@@ -1,5 +1,6 @@
 """The agents of a run wait for each other's reports, but not longer than they may."""
 
+import json
 import time
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from torch.distributed import HashStore
 
 from launch.agent import reports as reports_module
 from launch.agent.reports import Report, Reports
+from launch.contract import UsageError
 
 
 def at_once(_):
@@ -33,6 +35,40 @@ def test_a_report_that_is_there_is_read_even_after_the_time():
         Report(0, [], leaving=True), lambda _: False, at_once
     )
     assert ([report.node for report in reports], lost) == ([0, 1], [])
+
+
+REPORT = {"node": 1, "failures": [], "leaving": False}
+FAILURE = {
+    "rank": 1, "local_rank": 0, "host": "b", "pid": 7, "exit_code": 70, "error": "", "time": 1.5,
+    "log": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"\xff", b"null", b"[]", b"[" * 100_000, b'{"node": 1}',
+        json.dumps({**REPORT, "node": 2}),
+        json.dumps({**REPORT, "failures": {}}),
+        json.dumps({**REPORT, "failures": ["rank 1"]}),
+        json.dumps({**REPORT, "failures": [{"rank": 1}]}),
+        json.dumps({**REPORT, "failures": [{**FAILURE, "exit_code": "70"}]}),
+        json.dumps({**REPORT, "leaving": None}),
+    ],
+)  # fmt: skip
+def test_a_report_that_cannot_be_read_is_refused_in_a_sentence(text):
+    store = HashStore()
+    store.set("isorun/report/1", text)
+    with pytest.raises(UsageError, match="The report of node 1 on how its ranks ended cannot be"):
+        Reports(store, 0, 2).exchange(Report(0, [], leaving=False), lambda _: False, never)
+
+
+def test_a_newer_version_may_add_to_its_report():
+    store = HashStore()
+    failure = {**FAILURE, "reason": "new", "overdue": True}
+    store.set("isorun/report/1", json.dumps({**REPORT, "failures": [failure], "new": {}}))
+    found, _ = Reports(store, 0, 2).exchange(Report(0, [], leaving=False), lambda _: False, never)
+    assert [(f.exit_code, f.overdue) for f in found[1].failures] == [(70, True)]
 
 
 def test_the_time_starts_when_a_node_falls_silent():
