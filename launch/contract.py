@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         python_module,
         safe_path_options,
         say,
+        typed_command,
     )
     from train.config.load import LoadedConfig, load_config
     from train.config.load import check as check_config
@@ -79,6 +80,7 @@ __all__ = [
     "TERMINATING",
     "TRAIN",
     "TRAIN_COMMANDS",
+    "TYPED",
     "WANDB_GROUP",
     "WANDB_ID",
     "BatchPlan",
@@ -125,6 +127,7 @@ __all__ = [
     "train_sources",
     "train_version",
     "training_config",
+    "typed_command",
     "unblock_stop_signals",
     "wait_for_key",
     "wait_for_name",
@@ -154,6 +157,7 @@ _IMPORTED_WHEN_USED = {
     "open_store": ("train.distributed.rendezvous", "open_store"),
     "python_module": ("train.command_line", "python_module"),
     "say": ("train.command_line", "say"),
+    "typed_command": ("train.command_line", "typed_command"),
     "safe_path_options": ("train.command_line", "safe_path_options"),
     "wait_for_key": ("train.distributed.rendezvous", "wait_for_key"),
     "wandb_mode": ("train.track.wandb_sink", "wandb_mode"),
@@ -234,6 +238,8 @@ def run_directory(command: Sequence[str]) -> Path | None:
 
 RUN_ID = "ISORUN_RUN_ID"
 """The id that a new run takes; an existing run keeps its own."""
+TYPED = "ISORUN_TYPED"
+"""How the user has called ``isorun``, for hints of ranks that an agent starts by the module."""
 STOP_DEADLINE = "ISORUN_STOP_DEADLINE"
 """Seconds that ranks have to save a checkpoint after a request to stop."""
 WANDB_ID = "WANDB_RUN_ID"

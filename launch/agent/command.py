@@ -44,10 +44,7 @@ def check_startable(command: Sequence[str]) -> None:
             why = "is a directory"
         else:
             why = "is not executable" if Path(program).exists() else "does not exist"
-        raise UsageError(
-            f"The command after -- starts with {program!r}, which {why}; correct it, such as "
-            "`-- python -m train fit --config FILE`."
-        )
+        raise UsageError(f"The command after -- starts with {program!r}, which {why}; correct it.")
     kind, name, _ = _run_by_python(words)
     if kind == "script" and not Path(name).exists():
         raise UsageError(

@@ -30,6 +30,7 @@ from launch.agent.signals import Signals, StopSignal
 from launch.contract import (
     RUN_ID,
     STOP_DEADLINE,
+    TYPED,
     Exit,
     RetryError,
     RunError,
@@ -144,6 +145,10 @@ def _prepare_environment(options: AgentOptions) -> None:
     threads = max(1, usable_cores() // options.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ[STOP_DEADLINE] = f"{options.stop_deadline:g}"
+    if options.command and Path(options.command[0]).name == "isorun":
+        os.environ[TYPED] = options.command[0]
+    else:
+        os.environ.pop(TYPED, None)
     if options.elastic:
         # Otherwise torch 2.13 does not tell a node that joins later where rank 0 is.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")

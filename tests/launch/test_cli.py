@@ -57,7 +57,7 @@ def test_the_script_shows_the_version():
         (["show"], "see `isorun show --help`."),
         (["doctor", "--level", "deep"], "see `isorun doctor --help`."),
         (["agent", "--nodes", "2"], "write -- before the command: `isorun agent [options] --"),
-        (["agent"], "such as `isorun agent --nproc-per-node 2 -- python -m train fit"),
+        (["agent"], "such as `isorun agent --nproc-per-node 2 -- isorun fit"),
     ],
 )
 def test_a_usage_error_is_one_line_with_exit_code_64(monkeypatch, capfd, words, expected):

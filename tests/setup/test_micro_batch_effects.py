@@ -46,3 +46,23 @@ def test_another_micro_batch_than_before_is_named():
     assert "have 3 samples now and had 4 before" in warnings(nn.BatchNorm1d(2), last)[0]
     assert warnings(nn.Linear(2, 2), last) == []
     assert warnings(nn.Dropout(0.1), {"micro_batch_size": 3}) == []
+
+
+@pytest.mark.parametrize(
+    "part",
+    [nn.Dropout(0.1), nn.MultiheadAttention(2, 1, dropout=0.1), nn.GRU(2, 2, 2, dropout=0.1)],
+)
+def test_dropout_with_a_size_that_the_placement_chooses_is_named_at_the_first_start(part):
+    def found(last):
+        return micro_batch_warnings(last, PLAN, part, is_auto=True)
+
+    assert "is auto, here 3 samples, and dropout draws its masks for each" in found({})[0]
+    assert found({"micro_batch_size": 3}) == []
+    assert warnings(part) == [], "the config sets a size"
+    part.eval()
+    assert found({}) == []
+
+
+def test_a_size_that_the_placement_chooses_does_not_matter_without_dropout():
+    for part in (nn.Linear(2, 2), nn.Dropout(0.0), nn.MultiheadAttention(2, 1)):
+        assert micro_batch_warnings({}, PLAN, part, is_auto=True) == []

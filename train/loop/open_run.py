@@ -319,7 +319,8 @@ def _open_tracker(
     last = directory.attempts.last()
     if last and attempt.number > 1:
         _log.info("the attempt before: %s", described_end(last))
-    depends = micro_batch_warnings(last, plan, model.strategy.bare_model)
+    is_auto = loaded.config.batch.micro_batch_size == "auto"
+    depends = micro_batch_warnings(last, plan, model.strategy.bare_model, is_auto=is_auto)
     world = world_warnings(engine.world, gpus)
     for note in [*attempt.notes, *notes, *world, *data.warnings, *depends]:
         tracker.warn(note)

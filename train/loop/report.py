@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from train.checkpoint.run_directory import RunDirectory
-from train.config.load import python
+from train.command_line import python
 from train.loop.run import OpenRun
 from train.strategies.engine import Engine
 from train.tasks.checked import facts_of

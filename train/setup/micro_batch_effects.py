@@ -18,9 +18,12 @@ from train.data.plan import BatchPlan
 from train.suggest import listed
 
 
-def micro_batch_warnings(last: Mapping[str, Any], plan: BatchPlan, model: nn.Module) -> list[str]:
+def micro_batch_warnings(
+    last: Mapping[str, Any], plan: BatchPlan, model: nn.Module, *, is_auto: bool = False
+) -> list[str]:
     """Warnings on parts of the model in training mode whose results depend on the micro-batches of
-    ``plan``. ``last`` is the record of the attempt before, empty at the first start."""
+    ``plan``. ``last`` is the record of the attempt before, empty at the first start; ``is_auto``:
+    the config leaves their size to the placement."""
     before, now = last.get("micro_batch_size"), plan.largest_micro_batch
     moved = before not in (None, now)
     warnings = []
@@ -33,7 +36,13 @@ def micro_batch_warnings(last: Mapping[str, Any], plan: BatchPlan, model: nn.Mod
         if moved:
             text += f" Micro-batches have {now} samples now and had {before} before."
         warnings.append(text)
-    drops = any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules())
+    drops = any(module.training and _drops(module) for module in model.modules())
+    if is_auto and drops and not last:
+        warnings.append(
+            f"batch.micro_batch_size is auto, here {now} samples, and dropout draws its masks for "
+            "each micro-batch, so that the numbers are others on placements with another size. For "
+            f"the same numbers everywhere, set batch.micro_batch_size, such as to {now}."
+        )
     if moved and drops:
         warnings.append(
             f"Micro-batches have {now} samples now and had {before} before, so dropout draws other "
@@ -42,6 +51,13 @@ def micro_batch_warnings(last: Mapping[str, Any], plan: BatchPlan, model: nn.Mod
             "use."
         )
     return warnings
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module of torch draws dropout masks."""
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        return module.dropout > 0
+    return isinstance(module, _DropoutNd) and module.p > 0
 
 
 def _depending(model: nn.Module) -> dict[str, str]:
