@@ -6,7 +6,7 @@ from torch.nn.utils import spectral_norm as hooked_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
 from train.data.plan import BatchConfig, BatchPlan
-from train.setup.micro_batch_effects import micro_batch_warnings
+from train.setup.micro_batch_effects import dropout_note, micro_batch_warnings
 
 PLAN = BatchPlan.from_config(BatchConfig(global_batch_size=12, micro_batch_size=3), 1)
 
@@ -52,17 +52,14 @@ def test_another_micro_batch_than_before_is_named():
     "part",
     [nn.Dropout(0.1), nn.MultiheadAttention(2, 1, dropout=0.1), nn.GRU(2, 2, 2, dropout=0.1)],
 )
-def test_dropout_with_a_size_that_the_placement_chooses_is_named_at_the_first_start(part):
-    def found(last):
-        return micro_batch_warnings(last, PLAN, part, is_auto=True)
-
-    assert "is auto, here 3 samples, and dropout draws its masks for each" in found({})[0]
-    assert found({"micro_batch_size": 3}) == []
-    assert warnings(part) == [], "the config sets a size"
+def test_dropout_with_a_size_that_the_placement_chooses_is_named(part):
+    assert "chooses, here 3 samples" in dropout_note(PLAN, nn.Sequential(part))
+    assert warnings(part, {"micro_batch_size": 4}) != []
     part.eval()
-    assert found({}) == []
+    assert dropout_note(PLAN, part) == ""
+    assert micro_batch_warnings({"micro_batch_size": 4}, PLAN, part) == []
 
 
 def test_a_size_that_the_placement_chooses_does_not_matter_without_dropout():
     for part in (nn.Linear(2, 2), nn.Dropout(0.0), nn.MultiheadAttention(2, 1)):
-        assert micro_batch_warnings({}, PLAN, part, is_auto=True) == []
+        assert dropout_note(PLAN, part) == ""

@@ -319,8 +319,7 @@ def _open_tracker(
     last = directory.attempts.last()
     if last and attempt.number > 1:
         _log.info("the attempt before: %s", described_end(last))
-    is_auto = loaded.config.batch.micro_batch_size == "auto"
-    depends = micro_batch_warnings(last, plan, model.strategy.bare_model, is_auto=is_auto)
+    depends = micro_batch_warnings(last, plan, model.strategy.bare_model)
     world = world_warnings(engine.world, gpus)
     for note in [*attempt.notes, *notes, *world, *data.warnings, *depends]:
         tracker.warn(note)

@@ -18,12 +18,22 @@ from train.data.plan import BatchPlan
 from train.suggest import listed
 
 
-def micro_batch_warnings(
-    last: Mapping[str, Any], plan: BatchPlan, model: nn.Module, *, is_auto: bool = False
-) -> list[str]:
+def dropout_note(plan: BatchPlan, model: nn.Module) -> str:
+    """A sentence on dropout for a run whose placement chooses the size of micro-batches; empty for
+    a model without it."""
+    if not _has_dropout(model):
+        return ""
+    size = plan.largest_micro_batch
+    return (
+        "Dropout draws its masks for each micro-batch, whose size the placement chooses, here "
+        f"{size} samples: on placements with another size the numbers differ. For the same numbers "
+        f"everywhere, set batch.micro_batch_size, such as to {size}."
+    )
+
+
+def micro_batch_warnings(last: Mapping[str, Any], plan: BatchPlan, model: nn.Module) -> list[str]:
     """Warnings on parts of the model in training mode whose results depend on the micro-batches of
-    ``plan``. ``last`` is the record of the attempt before, empty at the first start; ``is_auto``:
-    the config leaves their size to the placement."""
+    ``plan``. ``last`` is the record of the attempt before, empty at the first start."""
     before, now = last.get("micro_batch_size"), plan.largest_micro_batch
     moved = before not in (None, now)
     warnings = []
@@ -36,14 +46,7 @@ def micro_batch_warnings(
         if moved:
             text += f" Micro-batches have {now} samples now and had {before} before."
         warnings.append(text)
-    drops = any(module.training and _drops(module) for module in model.modules())
-    if is_auto and drops and not last:
-        warnings.append(
-            f"batch.micro_batch_size is auto, here {now} samples, and dropout draws its masks for "
-            "each micro-batch, so that the numbers are others on placements with another size. For "
-            f"the same numbers everywhere, set batch.micro_batch_size, such as to {now}."
-        )
-    if moved and drops:
+    if moved and _has_dropout(model):
         warnings.append(
             f"Micro-batches have {now} samples now and had {before} before, so dropout draws other "
             "masks and the numbers differ from those of an unmoved run. For the same numbers on "
@@ -51,6 +54,11 @@ def micro_batch_warnings(
             "use."
         )
     return warnings
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    """Whether a module of torch draws dropout masks in training mode."""
+    return any(module.training and _drops(module) for module in model.modules())
 
 
 def _drops(module: nn.Module) -> bool:
