@@ -62,7 +62,8 @@ def join(options: AgentOptions, suffix: str = "") -> RendezvousHandler:
         **{**settings, **options.rdzv_conf},
     )
     try:
-        with waiting_for(lambda: f"the store of node 0 at {options.endpoint}", "It answers"):
+        store = f"the store of node 0 at {options.endpoint}"
+        with waiting_for(lambda: store, f"{options.endpoint} answers"):
             handler = registry.get_rendezvous_handler(parameters)
     except RendezvousError as error:
         raise RetryError(

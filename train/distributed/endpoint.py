@@ -29,7 +29,7 @@ def wait_for_name(
     """
     _retry(
         lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
-        deadline, what, advice, report,
+        deadline, what, advice, f"{host} resolves", report,
     )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def wait_for_port(
         with suppress(ConnectionResetError):
             socket.create_connection((host, port), timeout=left).close()
 
-    _retry(connect, deadline, what, advice, report)
+    _retry(connect, deadline, what, advice, f"{host}:{port} answers", report)
 
 
 def _retry(
@@ -56,10 +56,11 @@ def _retry(
     deadline: float,
     what: str,
     advice: str,
+    over: str,
     report: Report | None,
 ) -> None:
     pause, started, why = _FIRST_PAUSE, time.monotonic(), "no answer yet"
-    with reported_wait(lambda: f"{what} ({why})", report, lambda: "It answers"):
+    with reported_wait(lambda: f"{what} ({why})", report, lambda: over):
         while True:
             try:
                 attempt()
