@@ -38,6 +38,7 @@ from train.exits import (
 )
 from train.imports import import_extra
 from train.numeric_text import finite_number, port_number, seconds_in, whole_number
+from train.output import log
 from train.process.error_file import write_error_file
 from train.process.stop_signals import (
     STOP_SIGNALS,
@@ -45,6 +46,7 @@ from train.process.stop_signals import (
     handled_signals,
     unblock_stop_signals,
 )
+from train.program import typed_command
 from train.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
@@ -57,11 +59,9 @@ if TYPE_CHECKING:
         check_command_first,
         exit_code_of,
         key_value,
-        log,
         python_module,
         safe_path_options,
         say,
-        typed_command,
     )
     from train.config.load import LoadedConfig, load_config
     from train.config.load import check as check_config
@@ -151,13 +151,11 @@ _IMPORTED_WHEN_USED = {
     "join_ranks": ("train.distributed.rendezvous", "join"),
     "key_value": ("train.command_line", "key_value"),
     "load_config": ("train.config.load", "load_config"),
-    "log": ("train.command_line", "log"),
     "new_run_id": ("train.checkpoint.run_directory", "new_run_id"),
     "slug": ("train.checkpoint.run_directory", "slug"),
     "open_store": ("train.distributed.rendezvous", "open_store"),
     "python_module": ("train.command_line", "python_module"),
     "say": ("train.command_line", "say"),
-    "typed_command": ("train.command_line", "typed_command"),
     "safe_path_options": ("train.command_line", "safe_path_options"),
     "wait_for_key": ("train.distributed.rendezvous", "wait_for_key"),
     "wandb_mode": ("train.track.wandb_sink", "wandb_mode"),

@@ -8,7 +8,7 @@ import pytest
 from launch.agent import main as agent
 from launch.agent.options import parse
 from launch.contract import TYPED
-from train.command_line import typed_command
+from train.program import typed_command
 
 
 @pytest.fixture(autouse=True)

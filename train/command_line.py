@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from train.exits import Exit, RetryError, RunError, UsageError
+from train.output import log
 from train.process.emergency_output import silence
 from train.process.error_file import write_error_file
 from train.suggest import did_you_mean
@@ -137,36 +136,6 @@ def python_module(name: str) -> list[str]:
     return [sys.executable, *safe_path_options(), "-m", name]
 
 
-def typed_command(name: str) -> list[str]:
-    """The command line of another command, called like this process: by ``isorun``, or by a module
-    of Python. An agent sets ISORUN_TYPED for its ranks, which it always starts by the module."""
-    program = Path(sys.argv[0])
-    if program.name == "isorun":
-        return [_shortest(program.absolute()), name]
-    if typed := os.environ.get("ISORUN_TYPED"):
-        return [typed, name]
-    is_launch = program.parts[-2:] == ("launch", "__main__.py")
-    package = "launch" if is_launch else "train"
-    # Without -P, `-m train` runs a train.py of the working directory.
-    safe_path = ["-P"] if Path(f"{package}.py").exists() else []
-    return [python(), *safe_path, "-m", package, name]
-
-
-def python() -> str:
-    """The shortest command that starts the Python interpreter of this process."""
-    running = Path(sys.executable).with_name("python")
-    return _shortest(running if running.exists() else Path(sys.executable))
-
-
-def _shortest(program: Path) -> str:
-    """The shortest command that starts a program: its name, if PATH leads to it."""
-    found = shutil.which(program.name)
-    if found and Path(found).absolute() == program:
-        return program.name
-    here = Path.cwd()
-    return str(program.relative_to(here) if program.is_relative_to(here) else program)
-
-
 def safe_path_options() -> list[str]:
     """The options of Python that :func:`python_module` needs in the working directory."""
     return [] if Path().samefile(Path(__file__).parents[1]) else ["-P"]
@@ -255,12 +224,6 @@ def say(text: str) -> None:
     """Prints a line on standard output. The command goes on if the reader has closed it."""
     with suppress(BrokenPipeError):
         print(text, flush=True)
-
-
-def log(text: str) -> None:
-    """Prints a line for people on standard error. The command goes on if that fails."""
-    with suppress(OSError):
-        print(f"isorun: {text}", file=sys.stderr, flush=True)
 
 
 def _missing_dependency(error: Exception) -> UsageError | None:

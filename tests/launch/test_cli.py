@@ -11,9 +11,10 @@ from launch.cli import main
 from tests.commands.test_help import light
 from tests.support.runs import ROOT, TINY, environment
 from train import __version__
-from train.command_line import exit_code_of, log, say
+from train.command_line import exit_code_of, say
 from train.commands import COMMANDS
 from train.exits import DataError
+from train.output import log
 
 ISORUN = str(Path(sys.executable).with_name("isorun"))
 

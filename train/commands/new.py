@@ -17,8 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from train.command_line import python, typed_command
 from train.exits import Exit, UsageError, first_line
+from train.program import python, typed_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from train.command_line import typed_command
 from train.config.compose import Composed, compose
 from train.config.explain import explain
 from train.config.schema import Config, TaskConfig, config_class
@@ -20,6 +19,7 @@ from train.data.plan import BatchPlan
 from train.distributed.world import this_world
 from train.exits import RetryError, UsageError, first_line
 from train.hooks import find_hooks
+from train.program import typed_command
 from train.tasks.base import Task
 from train.tasks.registry import check_task, find_task, reference_of
 from train.track.sinks import find_sinks

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from train.checkpoint.run_directory import RunDirectory
-from train.command_line import python
 from train.loop.run import OpenRun
+from train.program import python
 from train.setup.micro_batch_effects import dropout_note
 from train.strategies.engine import Engine
 from train.tasks.checked import facts_of

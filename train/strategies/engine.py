@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from train.command_line import log
 from train.distributed.collectives import Collectives
 from train.distributed.process_group import start_group
 from train.distributed.randomness import make_deterministic
 from train.distributed.world import World
 from train.exits import RetryError, UsageError
+from train.output import log
 
 T = TypeVar("T")
 _CHECKPOINT_TIMEOUT = timedelta(hours=1)
