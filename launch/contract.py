@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import train
 from train.commands import COMMANDS as TRAIN_COMMANDS
 from train.distributed.endpoint import wait_for_name, wait_for_port
+from train.distributed.waiting import reported_wait
 from train.distributed.world import World, first_host, this_world
 from train.exits import (
     ADVICE,
@@ -39,6 +40,7 @@ from train.exits import (
 )
 from train.imports import import_extra
 from train.numeric_text import finite_number, port_number, seconds_in, whole_number
+from train.output import log
 from train.private_directory import private_directory
 from train.process.error_file import write_error_file
 from train.process.stop_signals import (
@@ -47,6 +49,7 @@ from train.process.stop_signals import (
     handled_signals,
     unblock_stop_signals,
 )
+from train.program import typed_command
 from train.secrets import (
     HIDDEN,
     is_secret_name,
@@ -56,7 +59,7 @@ from train.secrets import (
     redact_values,
 )
 from train.signing import SECRET, MessageError, Signer, new_secret, read_secret
-from train.suggest import did_you_mean
+from train.suggest import did_you_mean, listed
 from train.visible import visible
 
 if TYPE_CHECKING:
@@ -69,7 +72,6 @@ if TYPE_CHECKING:
         check_command_first,
         exit_code_of,
         key_value,
-        log,
         python_module,
         safe_path_options,
         say,
@@ -102,6 +104,7 @@ __all__ = [
     "TERMINATING",
     "TRAIN",
     "TRAIN_COMMANDS",
+    "TYPED",
     "WANDB_GROUP",
     "WANDB_ID",
     "BatchPlan",
@@ -136,6 +139,7 @@ __all__ = [
     "is_worth_retrying",
     "join_ranks",
     "key_value",
+    "listed",
     "listen",
     "load_config",
     "log",
@@ -150,6 +154,7 @@ __all__ = [
     "redact",
     "redact_command",
     "redact_values",
+    "reported_wait",
     "run_directory",
     "run_train",
     "safe_path_options",
@@ -162,6 +167,7 @@ __all__ = [
     "train_sources",
     "train_version",
     "training_config",
+    "typed_command",
     "unblock_stop_signals",
     "unreadable",
     "visible",
@@ -191,7 +197,6 @@ _IMPORTED_WHEN_USED = {
     "join_ranks": ("train.distributed.rendezvous", "join"),
     "key_value": ("train.command_line", "key_value"),
     "load_config": ("train.config.load", "load_config"),
-    "log": ("train.command_line", "log"),
     "new_run_id": ("train.checkpoint.run_directory", "new_run_id"),
     "shared_gpu": ("train.distributed.gpu", "shared_gpu"),
     "slug": ("train.checkpoint.run_directory", "slug"),
@@ -279,6 +284,8 @@ def run_directory(command: Sequence[str]) -> Path | None:
 
 RUN_ID = "ISORUN_RUN_ID"
 """The id that a new run takes; an existing run keeps its own."""
+TYPED = "ISORUN_TYPED"
+"""How the user has called ``isorun``, for hints of ranks that an agent starts by the module."""
 STOP_DEADLINE = "ISORUN_STOP_DEADLINE"
 """Seconds that ranks have to save a checkpoint after a request to stop."""
 WANDB_ID = "WANDB_RUN_ID"

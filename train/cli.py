@@ -8,9 +8,10 @@ import re
 import sys
 from collections.abc import Sequence
 
-from train.command_line import Commands, exit_code_of, log, print_traceback
+from train.command_line import Commands, exit_code_of, print_traceback
 from train.commands import COMMANDS
 from train.exits import Exit, sys_exit_refused
+from train.output import log
 from train.process.diagnose import as_run_error, is_lost_peer
 from train.process.error_file import write_error_file
 

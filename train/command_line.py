@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from train.exits import Exit, RetryError, RunError, UsageError
+from train.output import log
 from train.process.emergency_output import silence
 from train.process.error_file import write_error_file
 from train.secrets import redact
@@ -227,13 +228,6 @@ def say(text: str) -> None:
     the reader has closed it."""
     with suppress(BrokenPipeError):
         print(visible(text), flush=True)
-
-
-def log(text: str) -> None:
-    """Prints a line for people on standard error, without secrets and with control characters as
-    escapes. The command goes on if that fails."""
-    with suppress(OSError):
-        print(f"isorun: {visible(redact(text))}", file=sys.stderr, flush=True)
 
 
 def _missing_dependency(error: Exception) -> UsageError | None:

@@ -46,13 +46,18 @@ def variable(option: str) -> str:
     return f"PET_{option.removeprefix('--').replace('-', '_').upper()}"
 
 
+def training(prog: str) -> str:
+    """How examples call the training where the agent is called ``prog``."""
+    return "isorun" if prog.startswith("isorun") else "python -m train"
+
+
 def parser(prog: str = "python -m launch.agent") -> argparse.ArgumentParser:
     """The parser of the agent's options, without the command after ``--``."""
     made = Parser(
         prog=prog,
         description="Runs once on each node: joins the agents of the other nodes, starts the "
         "ranks of this node, and returns how they ended.",
-        usage=f"{prog} [options] -- python -m train fit ...",
+        usage=f"{prog} [options] -- {training(prog)} fit ...",
         epilog="Each option can also be set as PET_<NAME> in the environment.",
     )
     for name, default, metavar, text in OPTIONS:

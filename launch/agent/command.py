@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 
-from launch.contract import TRAIN_COMMANDS, python_module, safe_path_options
+from launch.contract import TRAIN_COMMANDS, UsageError, python_module, safe_path_options
 
 
 def rank_command(command: Sequence[str]) -> list[str]:
@@ -28,11 +32,53 @@ def is_doctor(command: Sequence[str]) -> bool:
     return module == "launch.doctor" or (module == "launch" and arguments[:1] == ["doctor"])
 
 
+def check_startable(command: Sequence[str]) -> None:
+    """Raises UsageError for a command that no rank could start: its program, or the module or
+    script that Python shall run, does not exist. Imports nothing."""
+    words = rank_command(command)
+    program = words[0]
+    if shutil.which(program) is None:
+        if "/" not in program:
+            why = "is not found in PATH"
+        elif Path(program).is_dir():
+            why = "is a directory"
+        else:
+            why = "is not executable" if Path(program).exists() else "does not exist"
+        raise UsageError(f"The command after -- starts with {program!r}, which {why}; correct it.")
+    kind, name, _ = _run_by_python(words)
+    if kind == "script" and not Path(name).exists():
+        raise UsageError(
+            f"The command after -- runs {name!r}, which does not exist in {Path.cwd()}; correct "
+            "it, or change the working directory."
+        )
+    if kind == "module" and program == sys.executable and not _is_found(name.partition(".")[0]):
+        raise UsageError(
+            f"The command after -- runs the module {name!r}, which {program} cannot find; correct "
+            "it, or install its package."
+        )
+
+
+def _is_found(module: str) -> bool:
+    """Whether Python finds a top-level module, also in the working directory."""
+    try:
+        found = find_spec(module)
+    except (ValueError, ImportError):  # such as __main__
+        return True
+    return found is not None or PathFinder.find_spec(module, [""]) is not None
+
+
 def _module_of(words: Sequence[str]) -> tuple[str, list[str]]:
     """The module that ``python -m MODULE ...`` runs, and its arguments; no module for another
-    command. Python's options may be combined, as in ``-um train``, and some have a value."""
+    command."""
+    kind, name, arguments = _run_by_python(words)
+    return (name, arguments) if kind == "module" else ("", [])
+
+
+def _run_by_python(words: Sequence[str]) -> tuple[str, str, list[str]]:
+    """What a command of Python runs: its kind (module, script, or nothing of both), its name and
+    its arguments. Python's options may be combined, as in ``-um train``, and some have a value."""
     rest = list(words[1:]) if Path(words[0]).name.startswith("python") else []
-    while rest and rest[0].startswith("-"):
+    while rest and rest[0].startswith("-") and rest[0] != "-":
         word = rest.pop(0)
         if word.startswith("--"):
             del rest[: word == "--check-hash-based-pycs"]
@@ -43,8 +89,8 @@ def _module_of(words: Sequence[str]) -> tuple[str, list[str]]:
             continue
         value = option[2] or (rest.pop(0) if rest else "")
         if option[1] in "cm":
-            return (value, rest) if option[1] == "m" else ("", [])
-    return "", []
+            return ("module", value, rest) if option[1] == "m" and value else ("", "", [])
+    return ("script", rest[0], rest[1:]) if rest and rest[0] != "-" else ("", "", [])
 
 
 def doctor_command(level: str, training: Sequence[str]) -> list[str]:

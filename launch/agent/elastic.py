@@ -35,7 +35,14 @@ from launch.agent.failure import (
 )
 from launch.agent.keepalive import end_connections, set_keepalive
 from launch.agent.options import AgentOptions
-from launch.agent.rendezvous import forget_round, has_started, round_of, store_lost
+from launch.agent.rendezvous import (
+    forget_round,
+    has_started,
+    missing_nodes,
+    round_of,
+    store_lost,
+    waiting_for,
+)
 from launch.agent.reports import Report, Reports
 from launch.agent.signals import Signals, StopSignal
 from launch.contract import Exit, Messages, RetryError, Signer, first_line
@@ -99,7 +106,10 @@ class NodeAgent(LocalElasticAgent):
             raise StopSignal(self._signals.first)
         forget_round(handler)
         try:
-            super()._rendezvous(worker_group)
+            with waiting_for(
+                lambda: missing_nodes(self._options, handler), "The nodes have joined"
+            ):
+                super()._rendezvous(worker_group)
         except RuntimeError as error:  # of the store
             raise RetryError(
                 "A node fell silent while the nodes exchanged addresses and ranks "

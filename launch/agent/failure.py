@@ -191,10 +191,11 @@ def tail(path: str | Path) -> list[str]:
 def write_record(directory: Path, record: dict[str, Any]) -> Path:
     """Writes the record to the next free number in the run directory's ``failures/``.
 
-    Raises OSError.
+    Raises OSError, also where there is no run directory: a wrong or absent path must not become
+    one.
     """
     folder = directory / FAILURES
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     text = json.dumps({**record, "time": time.time()}, indent=1)
     number = 1 + max((whole_number(p.stem) or 0 for p in folder.glob("*.json")), default=0)
     while True:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.agent.command import doctor_command, is_doctor, rank_command
+from launch.agent.command import check_startable, doctor_command, is_doctor, rank_command
 from launch.agent.failure import Outcome, write_record, write_termination
 from launch.agent.options import AgentOptions, parse
 from launch.agent.rendezvous import (
@@ -31,6 +31,7 @@ from launch.contract import (
     RUN_ID,
     SECRET,
     STOP_DEADLINE,
+    TYPED,
     Exit,
     RetryError,
     RunError,
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent"
         try:
             return _supervise(parse(sys.argv[1:] if argv is None else argv, prog=prog), signals)
         except StopSignal as stop:
+            signals.interruptible = lambda: False  # a second one must not interrupt the exit
             log(f"Stopped by {stop.number.name} while no ranks were running; nothing is lost.")
             return Exit.STOPPED_AT_ONCE if stop.number == signal.SIGINT else Exit.PREEMPTED
 
@@ -67,6 +69,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent"
 
 
 def _supervise(options: AgentOptions, signals: Signals) -> int:
+    if options.command:
+        check_startable(options.command)
     if options.max_nodes > 1:
         if not options.secret:
             log(
@@ -153,6 +157,10 @@ def _prepare_environment(options: AgentOptions) -> None:
         os.environ.pop(SECRET, None)
         if options.processes > 1:
             os.environ[SECRET] = options.secret.decode(errors="surrogateescape")
+    if options.command and Path(options.command[0]).name == "isorun":
+        os.environ[TYPED] = options.command[0]
+    else:
+        os.environ.pop(TYPED, None)
     if options.elastic:
         # Otherwise torch 2.13 does not tell a node that joins later where rank 0 is.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch import deadlines
-from launch.agent.arguments import PREFLIGHTS, TERMINATION_LOG, Values, read
+from launch.agent.arguments import PREFLIGHTS, TERMINATION_LOG, Values, read, training
 from launch.agent.quiet_torch import import_torch
 from launch.contract import (
     RUN_ID,
@@ -113,7 +113,7 @@ def parse(
     if not command and not preflight_only:
         raise UsageError(
             "There is nothing to run: end the options with -- and the command, such as "
-            f"`{prog} --nproc-per-node 2 -- python -m train fit --config FILE`."
+            f"`{prog} --nproc-per-node 2 -- {training(prog)} fit --config FILE`."
         )
     log_dir, termination_log = values.text("log-dir"), values.text("termination-log")
     return AgentOptions(

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from launch.agent.keepalive import set_keepalive
 from launch.agent.options import AgentOptions
 from launch.agent.quiet_torch import import_torch
-from launch.contract import RetryError, Signer, UsageError, first_line
+from launch.contract import (
+    RetryError,
+    Signer,
+    UsageError,
+    first_line,
+    listed,
+    log,
+    reported_wait,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
@@ -66,10 +76,12 @@ def join(
         **{**settings, **options.rdzv_conf},
     )
     try:
-        store = open_store(options, parameters, _store(former) if former else None)
-        signer = Signer(options.secret, parameters.run_id)
-        backend = SignedBackend(store, signer, parameters.run_id)
-        handler = create_handler(store, backend, parameters)
+        of_node_0 = f"the store of node 0 at {options.endpoint}"
+        with waiting_for(lambda: of_node_0, f"{options.endpoint} answers"):
+            store = open_store(options, parameters, _store(former) if former else None)
+            signer = Signer(options.secret, parameters.run_id)
+            backend = SignedBackend(store, signer, parameters.run_id)
+            handler = create_handler(store, backend, parameters)
     except RendezvousStateError as error:
         raise RetryError(str(error)) from None
     except (OSError, RendezvousError, RuntimeError) as error:
@@ -87,6 +99,28 @@ def join(
     set_keepalive(options.port)
     store.set_timeout(timedelta(seconds=_WAIT))
     return handler
+
+
+def waiting_for(describe: Callable[[], str], over: str) -> AbstractContextManager[None]:
+    """Surrounds a wait for other nodes, which is logged while it lasts."""
+    return reported_wait(describe, log, lambda: over)
+
+
+def missing_nodes(options: AgentOptions, handler: RendezvousHandler) -> str:
+    """How many nodes are missing for the next round, and which have joined; whether this node must
+    wait for its end if a round without it is complete. Asks no other process."""
+    at = f"at the rendezvous {options.endpoint}"
+    state = getattr(getattr(handler, "_state_holder", None), "state", None)
+    if state is None:  # this version of torch keeps it elsewhere
+        return f"other nodes {at}"
+    joined = list(state.participants)
+    if state.complete and getattr(handler, "_this_node", None) in joined:
+        return f"the addresses and ranks of the other nodes {at}"
+    if state.complete:
+        return f"the {len(joined)} nodes that run {at} to let this one join"
+    missing = max(1, options.min_nodes - len(joined))
+    names = listed([f"{node.addr}" for node in joined], 8)
+    return f"{missing} of {options.min_nodes} nodes {at} (joined: {names or 'none'})"
 
 
 def forget_round(handler: RendezvousHandler) -> None:

@@ -18,12 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds ``RUN``, which selects a launch."""
+def add_run_argument(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Adds ``RUN``, which selects a launch; where it is ``optional``, the default is None."""
+    text = "run id or its beginning, job name or handle; of several launches the newest is used"
     parser.add_argument(
         "run_name",
         metavar="RUN",
-        help="run id or its beginning, job name or handle; of several launches the newest is used",
+        nargs="?" if optional else None,
+        help=f"{text}; default: the last launch" if optional else text,
     )
 
 

@@ -13,7 +13,7 @@ from launch.agent.failure import advice
 from launch.commands.show import add_run_argument
 from launch.contract import Exit, first_line, is_worth_retrying, say
 from launch.failure_record import headline
-from launch.history.launches import Launch, find_launch
+from launch.history.launches import Launch, find_launch, last_launch
 from launch.history.quietly import quietly
 
 _LINES = 10
@@ -22,12 +22,13 @@ _SECONDS = 30.0  # within which all agents write their records of one failure
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    add_run_argument(parser)
+    add_run_argument(parser, optional=True)
 
 
 def run(arguments: argparse.Namespace) -> Exit:
     """Prints it."""
-    launch = find_launch(arguments.run_name)
+    name = arguments.run_name
+    launch = last_launch() if name is None else find_launch(name)
     state = launch.refresh()
     failure = _last(launch.failures())
     say(f"{launch.run_id} on {launch.line['scheduler']}: {_outcome(launch, state)}")

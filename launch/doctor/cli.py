@@ -160,7 +160,7 @@ def _join(place: Place, seconds: float) -> Rendezvous:
     from launch.doctor.rendezvous import join
 
     started = time.monotonic()
-    store = open_store(place.world, seconds, place.environ)
+    store = open_store(place.world, seconds, place.environ, log)
     return join(place, store, max(1.0, seconds - (time.monotonic() - started)))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
-from launch.contract import Messages, RetryError, Signer, join_ranks, unreadable
+from launch.contract import Messages, RetryError, Signer, join_ranks, log, unreadable
 from launch.doctor.place import Place
 
 _MEMBERS = "members"
@@ -92,7 +92,7 @@ def join(place: Place, store: Store, seconds: float) -> Rendezvous:
     topic = "isorun-doctor"
     joined = join_ranks(
         Messages(store, signer), world, seconds,
-        topic=topic, greeting=asdict(me), grace=grace,
+        topic=topic, greeting=asdict(me), grace=grace, report=log,
     )  # fmt: skip
     own = Messages(PrefixStore(joined.name, store), signer, joined.name)
     if world.rank == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import time
 from contextlib import suppress
@@ -11,7 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.contract import FAILURES, UsageError, did_you_mean, first_line, run_directory
+from launch.contract import (
+    FAILURES,
+    UsageError,
+    did_you_mean,
+    first_line,
+    run_directory,
+    typed_command,
+)
 from launch.failure_record import is_complete
 from launch.history import launch_log
 from launch.history.quietly import quietly
@@ -141,6 +149,18 @@ def all_launches() -> list[Launch]:
     return list(found.values())
 
 
+def last_launch() -> Launch:
+    """The newest launch. Raises UsageError if there is none."""
+    launches = all_launches()
+    if not launches:
+        raise UsageError(
+            f"There is no launch in {launch_log.path()}, where `torchx run` records them; for a "
+            "run that was started in another way, see its output and the logs/ and failures/ in "
+            "its directory."
+        )
+    return launches[-1]
+
+
 def find_launch(word: str) -> Launch:
     """The newest launch with this run id, handle, job id or name, or with a run id that starts
     with the word. Raises UsageError."""
@@ -160,5 +180,5 @@ def find_launch(word: str) -> Launch:
     hint = did_you_mean(word, names)
     raise UsageError(
         f"There is no launch {word!r} in {launch_log.path()}"
-        + (hint if hint != "." else "; list all with `isorun history`.")
+        + (hint if hint != "." else f"; list all with `{shlex.join(typed_command('history'))}`.")
     )

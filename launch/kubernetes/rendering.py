@@ -22,10 +22,11 @@ import yaml
 from launch import deadlines
 from launch.agent_command import variable
 from launch.contract import STOP_DEADLINE, UsageError
-from launch.kubernetes import checks, kustomize, manifests
+from launch.kubernetes import checks, kustomize, manifests, rules
 from launch.kubernetes.values import Changes, apply
 
 Object = dict[str, Any]
+_POD_INDEX = "JOB_COMPLETION_INDEX"
 _JOB = {"group": "batch", "kind": "Job"}
 # Components that change what ``run`` has set, in the order in which they are applied.
 _AFTER_RUN = (manifests.RUN, "elastic", "independent", "sweep", "openshift")
@@ -178,7 +179,7 @@ def _write_changes(folder: Path, request: RenderRequest) -> None:
         env |= {STOP_DEADLINE: str(seconds), variable("shutdown-timeout"): str(timeout)}
         pod["terminationGracePeriodSeconds"] = timeout + deadlines.POD_AFTER_AGENT
     if env:
-        container["env"] = [{"name": k, "value": v} for k, v in env.items()]
+        container["env"] = _env_entries(env)
         patches.insert(0, {"spec": {"template": {"spec": pod}}})
     folder.mkdir()
     made = {
@@ -187,6 +188,16 @@ def _write_changes(folder: Path, request: RenderRequest) -> None:
         "patches": [{"target": _JOB, "patch": _patch(patch)} for patch in patches],
     }
     (folder / "kustomization.yaml").write_text(json.dumps(made), encoding="utf-8")
+
+
+def _env_entries(env: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The variables of a container. A value may refer only to variables before it, and the Job
+    controller appends the pod's index, unless there is one."""
+    entries: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in env.items()]
+    if any(f"$({_POD_INDEX})" in value.replace("$$", "") for value in env.values()):
+        field = {"fieldPath": f"metadata.annotations['{rules.INDEX}']"}
+        entries.insert(0, {"name": _POD_INDEX, "valueFrom": {"fieldRef": field}})
+    return entries
 
 
 def _patch(patch: Mapping[str, Any]) -> str:

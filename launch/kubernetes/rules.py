@@ -51,3 +51,7 @@ def is_mount_path(path: str) -> bool:
 def is_host_path(path: str) -> bool:
     """Whether a directory of a host can be mounted."""
     return path.startswith("/") and ".." not in path.split("/")
+
+
+INDEX = "batch.kubernetes.io/job-completion-index"
+"""The annotation of a pod with its index in the Job."""

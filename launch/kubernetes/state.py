@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from launch.failure_record import headline
+from launch.kubernetes import rules
 from launch.kubernetes.from_torchx import ROLE
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 CANCELLED = "isorun/cancelled"  # annotation set by `torchx cancel`
-_INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 def app_state(job: Object, pods: Sequence[Object] = ()) -> AppState:
@@ -111,7 +111,7 @@ def node(pod: Object) -> int:
     """The pod's completion index, which is the node's rank."""
     metadata = pod["metadata"]
     for place in ("labels", "annotations"):
-        if (found := (metadata.get(place) or {}).get(_INDEX)) is not None:
+        if (found := (metadata.get(place) or {}).get(rules.INDEX)) is not None:
             return int(found)
     return 0
 

@@ -103,7 +103,7 @@ def test_the_name_of_a_dead_rank_is_not_reused(store):
 @pytest.mark.parametrize(
     ("rank", "told"),
     [
-        (0, "ranks to join: 1, 2 of 3 did not"),
+        (0, "waiting for ranks 1, 2 of 3 to join"),
         (1, "Timed out after 0.3 s waiting for rank 0 to join"),
     ],
 )

@@ -11,9 +11,10 @@ from launch.cli import main
 from tests.commands.test_help import light
 from tests.support.runs import ROOT, TINY, environment
 from train import __version__
-from train.command_line import exit_code_of, log, say
+from train.command_line import exit_code_of, say
 from train.commands import COMMANDS
 from train.exits import DataError
+from train.output import log
 
 ISORUN = str(Path(sys.executable).with_name("isorun"))
 
@@ -57,7 +58,7 @@ def test_the_script_shows_the_version():
         (["show"], "see `isorun show --help`."),
         (["doctor", "--level", "deep"], "see `isorun doctor --help`."),
         (["agent", "--nodes", "2"], "write -- before the command: `isorun agent [options] --"),
-        (["agent"], "such as `isorun agent --nproc-per-node 2 -- python -m train fit"),
+        (["agent"], "such as `isorun agent --nproc-per-node 2 -- isorun fit"),
     ],
 )
 def test_a_usage_error_is_one_line_with_exit_code_64(monkeypatch, capfd, words, expected):

@@ -314,6 +314,12 @@ def test_ranks_get_the_metrics_of_rank_0():
     [
         ({3: Ratio(1, 1)}, {}, r"measure\(\) returned the name 3, which is not text"),
         ({"": Ratio(1, 1)}, {}, "the name '', which is not text"),
+        ({"checkpoint": Ratio(1, 1)}, {}, "named 'checkpoint', a key that `evaluate --json`"),
+        (
+            {"x": Ratio(1, 1)},
+            {"checkpoint": 1.0},
+            r"derive\(\) returned a metric named 'checkpoint'",
+        ),
         ({"x": Ratio(1, 1)}, {"x": 2.0}, "two metrics named 'x'"),
         ({"x": Ratio(torch.tensor(1j), 1)}, {}, "in the Ratio for 'x'"),
         ({"x": Ratio("1", 1)}, {}, "in the Ratio for 'x'"),

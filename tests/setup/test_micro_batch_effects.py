@@ -6,7 +6,7 @@ from torch.nn.utils import spectral_norm as hooked_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
 from train.data.plan import BatchConfig, BatchPlan
-from train.setup.micro_batch_effects import micro_batch_warnings
+from train.setup.micro_batch_effects import dropout_note, micro_batch_warnings
 
 PLAN = BatchPlan.from_config(BatchConfig(global_batch_size=12, micro_batch_size=3), 1)
 
@@ -46,3 +46,20 @@ def test_another_micro_batch_than_before_is_named():
     assert "have 3 samples now and had 4 before" in warnings(nn.BatchNorm1d(2), last)[0]
     assert warnings(nn.Linear(2, 2), last) == []
     assert warnings(nn.Dropout(0.1), {"micro_batch_size": 3}) == []
+
+
+@pytest.mark.parametrize(
+    "part",
+    [nn.Dropout(0.1), nn.MultiheadAttention(2, 1, dropout=0.1), nn.GRU(2, 2, 2, dropout=0.1)],
+)
+def test_dropout_with_a_size_that_the_placement_chooses_is_named(part):
+    assert "chooses, here 3 samples" in dropout_note(PLAN, nn.Sequential(part))
+    assert warnings(part, {"micro_batch_size": 4}) != []
+    part.eval()
+    assert dropout_note(PLAN, part) == ""
+    assert micro_batch_warnings({"micro_batch_size": 4}, PLAN, part) == []
+
+
+def test_a_size_that_the_placement_chooses_does_not_matter_without_dropout():
+    for part in (nn.Linear(2, 2), nn.Dropout(0.0), nn.MultiheadAttention(2, 1)):
+        assert dropout_note(PLAN, part) == ""

@@ -97,6 +97,19 @@ def test_the_message_of_open_is_printed(track, capfd):
     assert "lies there" in capfd.readouterr().out.splitlines()
 
 
+def test_the_message_of_open_comes_before_the_last_lines(track, capfd):
+    let_go = threading.Event()
+    sink = Recorder(lambda method: "lies there" if method == "open" and let_go.wait(30) else None)
+    tracker = track([sink], config={"console": "plain"})
+    tracker.log(1, {"train/loss": 1.0})
+    threading.Timer(0.2, let_go.set).start()
+    tracker.wait_until_open()
+    tracker.info("Finished")
+    tracker.close()
+    lines = capfd.readouterr().out.splitlines()
+    assert lines.index("lies there") < lines.index("Finished")
+
+
 @pytest.mark.parametrize("where", ["load", "open", "log", "close"])
 def test_a_hanging_sink_does_not_block_the_training(track, tmp_path, capfd, where):
     let_go = threading.Event()

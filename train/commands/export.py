@@ -11,11 +11,12 @@ import argparse
 from pathlib import Path
 
 from train.checkpoint.store import Manifest
-from train.command_line import log, say
+from train.command_line import say
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments, config_words
 from train.commands.checkpoints import find_checkpoint, load_full_model
 from train.config.load import load_config
 from train.exits import Exit, UsageError
+from train.output import log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

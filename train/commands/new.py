@@ -18,6 +18,7 @@ from pathlib import Path
 from string import Template
 
 from train.exits import Exit, UsageError, first_line
+from train.program import python, typed_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,14 +65,17 @@ def run(arguments: argparse.Namespace) -> Exit:
 
 def next_steps(target: Path) -> list[str]:
     """The commands that install, train and test the project, as a shell takes them."""
-    from train.config.load import python
-
-    short = python()  # a relative path would be wrong after cd
-    run = short if short == "python" else shlex.quote(sys.executable)
+    # A relative path would be wrong after cd.
+    run = "python" if python() == "python" else shlex.quote(sys.executable)
+    program, *words = typed_command("fit")
+    if program == python():
+        program = run
+    elif "/" in program:
+        program = shlex.quote(str(Path(program).absolute()))
     return [
         f"cd {shlex.quote(str(target))}",
         f"{run} -m pip install -e '.[dev]'",
-        f"{run} -m train fit --config config.yaml",
+        f"{program} {shlex.join(words)} --config config.yaml",
         f"{run} -m pytest",
     ]
 

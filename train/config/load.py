@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import shlex
-import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from train.data.plan import BatchPlan
 from train.distributed.world import this_world
 from train.exits import RetryError, UsageError, first_line
 from train.hooks import find_hooks
+from train.program import typed_command
 from train.secrets import redact_command
 from train.tasks.base import Task
 from train.tasks.registry import check_task, find_task, reference_of
@@ -45,10 +44,8 @@ class LoadedConfig:
         if self.config.task.use.startswith("__main__:"):  # no other process can import it
             if name == "fit":
                 return "call train.fit again"
-            return f"put the task into a module to use `{python()} -m train {name}`"
-        # Without -P, `-m train` runs a train.py of the working directory.
-        safe_path = ["-P"] if Path("train.py").exists() else []
-        words = [python(), *safe_path, "-m", "train", name]
+            return f"put the task into a module to use `{shlex.join(typed_command(name))}`"
+        words = typed_command(name)
         if name != "fit":  # the others take the directory of a run in place of its config
             return shlex.join([*words, str(self.run_directory_as_set)])
         for file in self.files:
@@ -135,18 +132,6 @@ def _of_runs(files: Sequence[str], overrides: Sequence[str]) -> tuple[list[str],
         found.append(str(stored) if stored.exists() else name)
         directories += [f"run.dir={name}"] if stored.exists() else []
     return found, [*directories, *overrides]
-
-
-def python() -> str:
-    """The shortest command that starts the Python interpreter of this process."""
-    running = Path(sys.executable).with_name("python")
-    if not running.exists():
-        running = Path(sys.executable)
-    found = shutil.which("python")
-    if found and Path(found) == running:
-        return "python"
-    here = Path.cwd()
-    return str(running.relative_to(here) if running.is_relative_to(here) else running)
 
 
 def task_config(values: dict[str, Any], origin: str, task: type[Task] | None = None) -> Task:

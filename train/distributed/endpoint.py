@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from train.distributed.waiting import Report, reported_wait
 from train.exits import RetryError
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
-_REPORTED_AFTER = 5.0  # seconds of waiting
 
 
 def wait_for_name(
@@ -20,16 +20,16 @@ def wait_for_name(
     deadline: float,
     what: str,
     advice: str,
-    report: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> None:
     """Returns when the name resolves.
 
     ``deadline`` is in monotonic seconds; ``what`` names what is waited for and ``advice`` is a
-    sentence, both for the error; ``report`` is called once if it takes long. Raises RetryError.
+    sentence, both for the error; ``report`` is called while it takes long. Raises RetryError.
     """
     _retry(
         lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
-        deadline, what, advice, report,
+        deadline, what, advice, f"{host} resolves", report,
     )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def wait_for_port(
     deadline: float,
     what: str,
     advice: str,
-    report: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> None:
     """Returns when something listens on the port; arguments and errors as above."""
 
@@ -48,7 +48,7 @@ def wait_for_port(
         with suppress(ConnectionResetError):
             socket.create_connection((host, port), timeout=left).close()
 
-    _retry(connect, deadline, what, advice, report)
+    _retry(connect, deadline, what, advice, f"{host}:{port} answers", report)
 
 
 def _retry(
@@ -56,23 +56,22 @@ def _retry(
     deadline: float,
     what: str,
     advice: str,
-    report: Callable[[str], None] | None,
+    over: str,
+    report: Report | None,
 ) -> None:
-    pause, started = _FIRST_PAUSE, time.monotonic()
-    while True:
-        try:
-            attempt()
-        except OSError as error:
-            now = time.monotonic()
-            why = error.strerror or error
-            if now + pause > deadline:
-                raise RetryError(
-                    f"Timed out after {now - started:.0f} s waiting for {what}: {why}. {advice}"
-                ) from None
-            if report and now - started > _REPORTED_AFTER:
-                report(f"Waiting for {what} ({why}).")
-                report = None
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-        else:
-            return
+    pause, started, why = _FIRST_PAUSE, time.monotonic(), "no answer yet"
+    with reported_wait(lambda: f"{what} ({why})", report, lambda: over):
+        while True:
+            try:
+                attempt()
+            except OSError as error:
+                now = time.monotonic()
+                why = str(error.strerror or error)
+                if now + pause > deadline:
+                    raise RetryError(
+                        f"Timed out after {now - started:.0f} s waiting for {what}: {why}. {advice}"
+                    ) from None
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                return

@@ -6,17 +6,20 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
 from train.distributed.gpu import with_current_gpu
-from train.distributed.messages import Messages
+from train.distributed.messages import Messages, wait_for_key
 from train.distributed.rendezvous import join, open_store
+from train.distributed.waiting import Report, ranks_of, reported_wait
 from train.distributed.world import World
 from train.exits import RetryError, first_line
 from train.signing import Signer
@@ -30,19 +33,60 @@ def timeout_of(*watchdog_limits: float | None) -> timedelta:
     return timedelta(seconds=30 + 1.2 * max(limit or 86400.0 for limit in watchdog_limits))
 
 
-def start_group(world: World, backend: str, timeout: timedelta) -> None:
-    """The process group of all ranks; returns when all have joined.
+def start_group(
+    world: World, backend: str, timeout: timedelta, report: Report | None = None
+) -> None:
+    """The process group of all ranks; returns when all have joined, on rank 0 when all have
+    connected to each other. ``report`` prints a line: it is called while that takes long.
 
-    Raises RetryError if they have not within ``timeout``.
+    Raises RetryError if it takes longer than ``timeout``.
     """
-    store: Store = HashStore()
-    if world.world_size > 1:
-        if world.on_one_host:
-            use_loopback(os.environ)
-        store = store_of_this_start(open_store(world, timeout.total_seconds()), world, timeout)
+    if world.world_size == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    if world.on_one_host:
+        use_loopback(os.environ)
+    seconds = timeout.total_seconds()
+    store = store_of_this_start(open_store(world, seconds, report=report), world, timeout, report)
+    if world.rank != 0:
+        _connect(store, world, backend, timeout)
+        return
+
+    @cache
+    def beside() -> Store:
+        # torch uses its connection to the store without a break while it connects the ranks.
+        return cast("Store", cast("Any", store).clone())
+
+    def unconnected() -> list[int]:
+        return [r for r in range(world.world_size) if not beside().check([_connected(r)])]
+
+    def describe() -> str:
+        ranks = unconnected()
+        if not ranks:
+            return ""
+        return f"{ranks_of(ranks, world.world_size)} to connect to the others ({backend})"
+
+    deadline = time.monotonic() + seconds
+    with reported_wait(describe, report, lambda: "All ranks are connected"):
+        _connect(store, world, backend, timeout)
+        for rank in range(1, world.world_size):
+            if not wait_for_key(store, _connected(rank), deadline):
+                raise RetryError(
+                    f"Timed out after {seconds:g} s waiting for "
+                    f"{ranks_of(unconnected(), world.world_size)} to connect to the others. Check "
+                    "their logs, and that no firewall blocks ports between the nodes, then rerun."
+                )
+
+
+def _connect(store: Store, world: World, backend: str, timeout: timedelta) -> None:
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.world_size, timeout=timeout
     )
+    store.set(_connected(world.rank), "")
+
+
+def _connected(rank: int) -> str:
+    return f"connected/{rank}"
 
 
 def use_loopback(environ: MutableMapping[str, str]) -> None:
@@ -52,19 +96,20 @@ def use_loopback(environ: MutableMapping[str, str]) -> None:
         environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
-def store_of_this_start(store: Store, world: World, timeout: timedelta) -> Store:
+def store_of_this_start(
+    store: Store, world: World, timeout: timedelta, report: Report | None = None
+) -> Store:
     """The part of the ranks' store that only those which start now use, all of them.
 
     Raises RetryError if they have not all joined within ``timeout``.
     """
     seconds = timeout.total_seconds()
-    joined = join(Messages(store, Signer.of_environment()), world, seconds)
+    joined = join(Messages(store, Signer.of_environment()), world, seconds, report=report)
     if world.rank == 0 and len(joined.greetings) < world.world_size:
         missing = sorted(set(range(world.world_size)) - joined.greetings.keys())
         raise RetryError(
-            f"Timed out after {seconds:g} s waiting for ranks to join: "
-            f"{', '.join(map(str, missing[:8]))}{' ...' if len(missing) > 8 else ''} of "
-            f"{world.world_size} did not. Check their logs, then rerun."
+            f"Timed out after {seconds:g} s waiting for {ranks_of(missing, world.world_size)} to "
+            "join. Check their logs, then rerun."
         )
     return PrefixStore(joined.name, store)
 

@@ -21,10 +21,12 @@ from torch._C._distributed_c10d import HashStore, Store, TCPStore
 from train.distributed.endpoint import wait_for_port
 from train.distributed.listening import LOOPBACK, address_to_listen_at, open_listening_store
 from train.distributed.messages import Messages, unreadable
+from train.distributed.waiting import Report, ranks_of, reported_wait
 from train.distributed.world import World
 from train.exits import RetryError, first_line
 
 _ADMISSION = 2.0  # seconds until a rank looks for a newer name
+_BEAT = 1.0  # seconds in which rank 0 shows once that it waits
 
 
 @dataclass(frozen=True)
@@ -42,25 +44,33 @@ def agent_keeps_store(environ: Mapping[str, str] = os.environ) -> bool:
     return environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def open_store(world: World, seconds: float, environ: Mapping[str, str] = os.environ) -> Store:
-    """The store that all ranks share. Where rank 0 keeps it, it listens at the loopback address if
-    all ranks are on one host, else at MASTER_ADDR if that is a numeric address.
+def open_store(
+    world: World,
+    seconds: float,
+    environ: Mapping[str, str] = os.environ,
+    report: Report | None = None,
+) -> Store:
+    """The store that all ranks share; ``report`` is called while it does not answer. Where rank 0
+    keeps it, it listens at the loopback address if all ranks are on one host, else at MASTER_ADDR
+    if that is a numeric address.
 
     Raises RetryError if it does not answer in time.
     """
     if world.world_size == 1:
         return HashStore()
     host, port = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
-    by_agent = agent_keeps_store(environ)
-    if world.on_one_host and not by_agent:
+    keeper = "node" if agent_keeps_store(environ) else "rank"
+    if world.on_one_host and keeper == "rank":
         host = LOOPBACK
-    is_master = world.rank == 0 and not by_agent
+    is_master = world.rank == 0 and keeper == "rank"
     deadline = time.monotonic() + seconds
     if not is_master:
         # torch waits as well, but writes a page of C++ frames for each attempt.
         wait_for_port(
-            host, port, deadline, f"the store at {host}:{port} (MASTER_ADDR and MASTER_PORT)",
+            host, port, deadline,
+            f"the store of {keeper} 0 at {host}:{port} (MASTER_ADDR and MASTER_PORT)",
             "Check that node 0 has started, that its name resolves and that the port is open.",
+            report if (world.local_rank == 0 if keeper == "node" else _reports(world)) else None,
         )  # fmt: skip
     limit = timedelta(seconds=max(1.0, deadline - time.monotonic()))
     try:
@@ -83,6 +93,7 @@ def join(
     topic: str = "isorun",
     greeting: Any = None,
     grace: float = 0.0,
+    report: Report | None = None,
 ) -> Members:
     """Joins the ranks that start now, and returns when rank 0 has admitted this rank.
 
@@ -92,47 +103,90 @@ def join(
     for a name, and ``grace`` longer for the admission: rank 0 may have started last, and it
     admits in the order of ranks.
 
-    On rank 0 ``greetings`` lacks the ranks that did not join in time. Raises RetryError on any
-    other rank that is not admitted, and where another process has written a message.
+    ``report`` is called while this takes long: on rank 0 for the ranks that are missing, on other
+    ranks, one of each node, for rank 0. On rank 0 ``greetings`` lacks the ranks that did not join
+    in time. Raises RetryError on any other rank that is not admitted, and where another process has
+    written a message.
     """
     if world.rank == 0:
-        return _admit(messages, world.world_size, seconds, topic, greeting)
-    token = uuid.uuid4().hex
+        return _admit(messages, world.world_size, seconds, topic, greeting, report)
+    return _be_admitted(messages, world, seconds, topic, greeting, grace, report)
+
+
+def _be_admitted(
+    messages: Messages,
+    world: World,
+    seconds: float,
+    topic: str,
+    greeting: Any,
+    grace: float,
+    report: Report | None,
+) -> Members:
+    """The side of other ranks."""
     deadline = time.monotonic() + seconds
-    while messages.wait_for(topic, deadline):
-        name = messages.read(topic)
-        if not isinstance(name, str):
-            raise unreadable(topic)
-        messages.publish(f"{name}/from-{world.rank}", [token, greeting])
-        last = min(time.monotonic() + _ADMISSION, deadline + grace)
-        admitted = f"{name}/to-{token}"
-        if messages.wait_for(admitted, last):
-            messages.read(admitted)
-            return Members(name, {})
-        if time.monotonic() > deadline + grace:
-            raise RetryError(
-                f"Timed out after {seconds + grace:g} s waiting for rank 0 to admit rank "
-                f"{world.rank} on {world.host}: rank 0 failed, or started without this rank. Check "
-                "rank 0's log, then rerun."
-            )
+    last, token = deadline + grace, uuid.uuid4().hex
+    beats, rank_0_waits = ("", 0), False
+
+    def missing() -> str:  # a rank 0 that waits for others reports that itself
+        return "" if rank_0_waits else f"{ranks_of([0], world.world_size)} to join{_at_store()}"
+
+    with reported_wait(missing, report if _reports(world) else None, lambda: "Rank 0 has joined"):
+        while messages.wait_for(topic, deadline):
+            name = messages.read(topic)
+            if not isinstance(name, str):
+                raise unreadable(topic)
+            messages.publish(f"{name}/from-{world.rank}", [token, greeting])
+            admitted = f"{name}/to-{token}"
+            if messages.wait_for(admitted, min(time.monotonic() + _ADMISSION, last)):
+                messages.read(admitted)
+                return Members(name, {})
+            # Not signed: it decides about reports only.
+            before, beats = beats, (name, messages.store.add(f"{name}/beats", 0))
+            rank_0_waits = beats[1] > 0 and beats != before
+            if time.monotonic() > last:
+                raise RetryError(
+                    f"Timed out after {seconds + grace:g} s waiting for rank 0 to admit rank "
+                    f"{world.rank} on {world.host}: rank 0 failed, or started without this rank. "
+                    "Check rank 0's log, then rerun."
+                )
     raise RetryError(
         f"Timed out after {seconds:g} s waiting for rank 0 to join. Check rank 0's log, then rerun."
     )
 
 
 def _admit(
-    messages: Messages, world_size: int, seconds: float, topic: str, greeting: Any
+    messages: Messages,
+    world_size: int,
+    seconds: float,
+    topic: str,
+    greeting: Any,
+    report: Report | None,
 ) -> Members:
     """Rank 0's side."""
     deadline = time.monotonic() + seconds
     name = f"{topic}/{uuid.uuid4().hex}"
     messages.publish(topic, name)
     greetings = {0: greeting}
-    for rank in range(1, world_size):
-        key = f"{name}/from-{rank}"
-        if messages.wait_for(key, deadline):
-            token, greetings[rank] = _greeting(key, messages.read(key))
-            messages.publish(f"{name}/to-{token}")
+    store = messages.store
+
+    def missing() -> str:
+        others = set(range(world_size)) - set(greetings)
+        ranks = [rank for rank in sorted(others) if not store.check([f"{name}/from-{rank}"])]
+        return f"{ranks_of(ranks, world_size)} to join{_at_store()}" if ranks else ""
+
+    def joined() -> str:
+        return "All ranks have joined" if len(greetings) == world_size else ""
+
+    with reported_wait(missing, report, joined):
+        for rank in range(1, world_size):
+            key = f"{name}/from-{rank}"
+            is_there = False
+            while not is_there and time.monotonic() <= deadline:
+                store.add(f"{name}/beats", 1)
+                is_there = messages.wait_for(key, min(deadline, time.monotonic() + _BEAT))
+            if is_there or store.check([key]):
+                token, greetings[rank] = _greeting(key, messages.read(key))
+                messages.publish(f"{name}/to-{token}")
     return Members(name, greetings)
 
 
@@ -141,3 +195,13 @@ def _greeting(key: str, value: Any) -> tuple[str, Any]:
         case [str(token), greeting]:
             return token, greeting
     raise unreadable(key)
+
+
+def _reports(world: World) -> bool:
+    """Whether this rank reports that it waits for rank 0: one of each node."""
+    return world.local_rank == (1 if world.local_rank == world.rank else 0)
+
+
+def _at_store(environ: Mapping[str, str] = os.environ) -> str:
+    host, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
+    return f" at {host}:{port} (MASTER_ADDR and MASTER_PORT)" if host and port else ""

@@ -208,6 +208,7 @@ def finish(run: OpenRun) -> Exit:
         )
         end = f"finished at step {progress.step}"
         run.directory.record_end(run.attempt.number, Exit.DONE, end)
+    run.tracker.wait_until_open()
     run.tracker.info(report_end(run))
     run.hooks.run_end(Exit.DONE)
     return Exit.DONE

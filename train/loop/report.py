@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 
 from train.checkpoint.run_directory import RunDirectory
-from train.config.load import python
 from train.loop.run import OpenRun
+from train.program import python
+from train.setup.micro_batch_effects import dropout_note
 from train.strategies.engine import Engine
 from train.tasks.checked import facts_of
 
@@ -31,6 +32,9 @@ def report_start(run: OpenRun) -> None:
         f"accumulation {plan.accumulation} x ranks {run.engine.world_size} = "
         f"global batch {plan.global_batch_size}"
     )
+    is_auto = config.batch.micro_batch_size == "auto" and attempt.number == 1
+    if is_auto and (note := dropout_note(plan, run.model.strategy.bare_model)):
+        say(note)
     evaluation = f", {len(data.evaluation):,} to evaluate on" if data.evaluation else ""
     left = data.total_steps - run.progress.step
     samples = run.progress.position + left * plan.global_batch_size

@@ -18,6 +18,19 @@ from train.data.plan import BatchPlan
 from train.suggest import listed
 
 
+def dropout_note(plan: BatchPlan, model: nn.Module) -> str:
+    """A sentence on dropout for a run whose placement chooses the size of micro-batches; empty for
+    a model without it."""
+    if not _has_dropout(model):
+        return ""
+    size = plan.largest_micro_batch
+    return (
+        "Dropout draws its masks for each micro-batch, whose size the placement chooses, here "
+        f"{size} samples: on placements with another size the numbers differ. For the same numbers "
+        f"everywhere, set batch.micro_batch_size, such as to {size}."
+    )
+
+
 def micro_batch_warnings(last: Mapping[str, Any], plan: BatchPlan, model: nn.Module) -> list[str]:
     """Warnings on parts of the model in training mode whose results depend on the micro-batches of
     ``plan``. ``last`` is the record of the attempt before, empty at the first start."""
@@ -33,8 +46,7 @@ def micro_batch_warnings(last: Mapping[str, Any], plan: BatchPlan, model: nn.Mod
         if moved:
             text += f" Micro-batches have {now} samples now and had {before} before."
         warnings.append(text)
-    drops = any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules())
-    if moved and drops:
+    if moved and _has_dropout(model):
         warnings.append(
             f"Micro-batches have {now} samples now and had {before} before, so dropout draws other "
             "masks and the numbers differ from those of an unmoved run. For the same numbers on "
@@ -42,6 +54,18 @@ def micro_batch_warnings(last: Mapping[str, Any], plan: BatchPlan, model: nn.Mod
             "use."
         )
     return warnings
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    """Whether a module of torch draws dropout masks in training mode."""
+    return any(module.training and _drops(module) for module in model.modules())
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module of torch draws dropout masks."""
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        return module.dropout > 0
+    return isinstance(module, _DropoutNd) and module.p > 0
 
 
 def _depending(model: nn.Module) -> dict[str, str]:

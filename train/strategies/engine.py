@@ -24,6 +24,7 @@ from train.distributed.process_group import end_groups, start_group
 from train.distributed.randomness import make_deterministic
 from train.distributed.world import World
 from train.exits import RetryError, UsageError
+from train.output import log
 from train.signing import Signer
 
 T = TypeVar("T")
@@ -65,7 +66,8 @@ class Engine:
         if on_gpu:
             use_gpu(world, os.environ, distributed=distributed)
         if distributed and not dist.is_initialized():
-            start_group(world, "cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout)
+            backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
+            start_group(world, backend, timeout, report=log)
             # Accelerate and DeepSpeed look for a process group only where a launcher set this.
             os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
         _ignore_plugins_of_accelerate_launch()

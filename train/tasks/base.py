@@ -118,7 +118,8 @@ class Task:
 
     def measure(self, model: nn.Module, batch: Any) -> Mapping[str, Ratio | tuple[Any, ...]]:
         """Metrics of one evaluation batch, by name: a :class:`Ratio`, or, for a name in
-        ``metrics()``, the tuple of arguments of that object's ``update``."""
+        ``metrics()``, the tuple of arguments of that object's ``update``. No metric may have the
+        name ``checkpoint``."""
         return {"loss": self.loss(model, batch)}
 
     def derive(self, totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:

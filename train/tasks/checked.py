@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from train.exits import UsageError
 from train.tasks.base import Ratio, Task
 
+RESERVED_METRICS = ("checkpoint",)
+"""Names that a metric cannot have: the keys beside the metrics in the JSON of ``evaluate``. In all
+other files, metrics have a prefix or an object of their own."""
+
 
 def model_of(task: Task) -> nn.Module:
     """The model that the task builds."""
@@ -164,6 +168,11 @@ def _check_name(name: object, source: str) -> None:
         raise UsageError(
             f"The task's {source} returned the name {name!r}, which is not text; return results "
             "by name, such as 'accuracy'."
+        )
+    if name in RESERVED_METRICS and source != "report()":
+        raise UsageError(
+            f"The task's {source} returned a metric named {name!r}, a key that `evaluate --json` "
+            "has itself; rename the metric."
         )
 
 

@@ -57,6 +57,7 @@ class Background:
         self._bytes = 0
         self._ready = threading.Condition()
         self._closing = False
+        self._opened = threading.Event()
         self._dropped: Counter[str] = Counter()
         # A daemon thread, so that a sink that hangs cannot block the process exit.
         self._thread = threading.Thread(
@@ -84,6 +85,11 @@ class Background:
                 self._thread.start()
         if first:
             self._warn("The tracking sinks are too slow; some of their items are dropped.")
+
+    def wait_until_open(self, seconds: float) -> None:
+        """Returns when all sinks are open, at the latest after ``seconds``."""
+        if self._started:
+            self._opened.wait(seconds)
 
     def fail(self, code: int) -> None:
         """Queues the call of ``fail`` of every sink that was opened."""
@@ -121,6 +127,7 @@ class Background:
                 self._call(sink, "load")
             if sink in self._sinks and (message := self._call(sink, "open")):
                 self._info(message)
+        self._opened.set()
         while True:
             with self._ready:
                 while not self._queue and not self._closing:

@@ -77,7 +77,8 @@ class PlainConsole:
 
     def print(self, text: str) -> None:
         """Prints a text."""
-        print(text, flush=True)
+        # One write, because sinks print in another thread.
+        print(f"{text}\n", end="", flush=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Training metrics on one line with ETA, evaluation metrics on one of their own."""

@@ -156,6 +156,12 @@ class Tracker:
         if self._is_main:
             self._background.put("summary", dict(values))
 
+    def wait_until_open(self) -> None:
+        """Returns when the sinks are open and have printed their messages, or after some seconds:
+        in a short run they would come after its last lines. ``close`` waits for them as well."""
+        if self._is_main:
+            self._background.wait_until_open(min(5.0, self._close_seconds))
+
     def fail(self, code: int) -> None:
         """Reports to the sinks that an error ends the run; called before ``close``."""
         if self._is_main:

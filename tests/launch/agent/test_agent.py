@@ -239,9 +239,10 @@ def test_a_signal_before_the_ranks_start_ends_the_agent_at_once(tmp_path):
 
 @pytest.mark.slow
 def test_a_command_that_does_not_exist():
-    code, _, err = end(start(command=["no-such-program"]))
+    code, _, err = end(start("--max-restarts", "3", command=["no-such-program"]))
     assert code == 64
-    assert "'no-such-program' cannot be started" in err
+    assert len(err.splitlines()) == 1
+    assert "'no-such-program', which is not found in PATH" in err
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from launch.agent.command import doctor_command, is_doctor, rank_command
-from launch.contract import train_arguments
+from launch.agent.command import check_startable, doctor_command, is_doctor, rank_command
+from launch.contract import UsageError, train_arguments
 from tests.support.runs import ROOT
 
 
@@ -74,3 +74,49 @@ def test_the_doctor_is_recognised(command, checks):
 )
 def test_training_commands_are_recognised(command, arguments):
     assert train_arguments(command) == arguments
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (["no-such-program"], "'no-such-program', which is not found in PATH"),
+        ([""], "'', which is not found in PATH"),
+        (["./gone.sh"], "'./gone.sh', which does not exist"),
+        (["./plain.sh"], "'./plain.sh', which is not executable"),
+        (["./folder"], "'./folder', which is a directory"),
+        ([sys.executable, "gone.py", "x=1"], "'gone.py', which does not exist in"),
+        ([sys.executable, "-u", "gone.py"], "'gone.py', which does not exist in"),
+        ([sys.executable, "-m", "no_such_module"], "the module 'no_such_module', which"),
+        ([sys.executable, "-um", "no_such.part"], "the module 'no_such.part', which"),
+    ],
+)
+def test_a_command_that_no_rank_could_start_is_refused(monkeypatch, tmp_path, command, why):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.sh").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError) as refused:
+        check_startable(command)
+    assert why in str(refused.value)
+    assert str(refused.value).count(". ") == 0, "one sentence"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sh", "-c", "no-such-program"],
+        ["./own.sh"],
+        ["isorun", "fit"],
+        [sys.executable, "here.py"],
+        [sys.executable, "-m", "here"],
+        [sys.executable, "-m", "json.tool"],
+        [sys.executable, "-m", "train", "fit"],
+        [sys.executable, "-c", "pass", "gone.py"],
+        [sys.executable, "-"],
+        [sys.executable],
+    ],
+)
+def test_a_command_that_may_start_is_not(monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.py").touch()
+    (tmp_path / "own.sh").touch(0o700)
+    check_startable(command)

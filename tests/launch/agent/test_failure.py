@@ -107,6 +107,13 @@ def test_records_are_numbered_and_never_replaced(tmp_path):
     assert (record["exit_code"], record["retry"], record["first"]["rank"]) == (75, True, 0)
 
 
+def test_a_record_never_makes_a_run_directory(tmp_path):
+    first = failure(0, 75)
+    with pytest.raises(FileNotFoundError):
+        write_record(tmp_path / "mistyped" / "run", Outcome(first, [first], []).record())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_each_record_is_written_whatever_else_cannot_be(tmp_path, monkeypatch, unread):
     """Neither the log, nor the termination message, nor the task's module."""
     monkeypatch.setattr(sys, "stderr", unread)

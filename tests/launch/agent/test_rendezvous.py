@@ -11,7 +11,7 @@ import pytest
 from launch.agent import keepalive
 from launch.agent.keepalive import end_connections, set_keepalive
 from launch.agent.options import parse
-from launch.agent.rendezvous import forget_round, has_started, join, round_of
+from launch.agent.rendezvous import forget_round, has_started, join, missing_nodes, round_of
 from launch.agent.signals import Signals, StopSignal
 from launch.contract import STOP_SIGNALS
 from tests.support.runs import free_port
@@ -136,3 +136,27 @@ def test_a_signal_after_all_nodes_have_joined_does_not(nodes, signals):
     assert signals.first == signal.SIGTERM
     last.join(60)
     assert not has_started(nodes[0], round_of(nodes[0])), "of a former round"
+
+
+def test_what_a_node_waits_for():
+    address = f"127.0.0.1:{free_port()}"
+    words = ["--nnodes", "2", "--rdzv-endpoint", address, "--rdzv-timeout", "60"]
+    options = parse([*words, "--node-rank", "0", "--local-addr", "127.0.0.5", "--", "true"], {})
+    first = join(options)
+    assert (
+        missing_nodes(options, first) == f"2 of 2 nodes at the rendezvous {address} (joined: none)"
+    )
+    waits = in_a_thread(first.next_rendezvous)
+    expected = f"1 of 2 nodes at the rendezvous {address} (joined: 127.0.0.5)"
+    while missing_nodes(options, first) != expected:
+        time.sleep(0.01)
+    second = join(parse([*words, "--node-rank", "1", "--", "true"], {}))
+    second.next_rendezvous()
+    waits.join(60)
+    assert "the addresses and ranks of the other nodes" in missing_nodes(options, first)
+    late = join(parse([*words, "--node-rank", "1", "--", "true"], {}))
+    late._state_holder.sync()
+    assert missing_nodes(options, late).startswith("the 2 nodes that run at ")
+    assert missing_nodes(options, object()) == f"other nodes at the rendezvous {address}"
+    for handler in (first, second):
+        handler.shutdown()

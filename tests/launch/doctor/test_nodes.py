@@ -152,7 +152,7 @@ def test_a_rank_that_never_joins(tmp_path):
 @pytest.mark.slow
 def test_rank_0_that_never_joins(tmp_path):
     told = doctor(tmp_path, "--wait", "2", nodes=2, only=[1], expect=75)
-    assert "waiting for the store at 127.0.0.1:" in told.errors[0]
+    assert "waiting for the store of rank 0 at 127.0.0.1:" in told.errors[0]
     assert len(told.errors[0].splitlines()) == 1
 
 

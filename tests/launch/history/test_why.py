@@ -50,6 +50,14 @@ def test_why_names_the_rank_the_error_and_the_remedy(capsys, tmp_path, code, aga
     assert again in told
 
 
+def test_why_without_a_run_explains_the_last_launch(capsys, tmp_path):
+    assert "There is no launch in " in said(capsys, "why", expect=64)
+    submit("3", "slurm", f"run.dir={tmp_path}")
+    handle, run_id = submit("4", "slurm", f"run.dir={tmp_path}")
+    launch_log.record_end(handle, "SUCCEEDED", [0])
+    assert said(capsys, "why").startswith(f"{run_id} on slurm: it succeeded.")
+
+
 def test_incomplete_failure_records_are_ignored(capsys, tmp_path):
     handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
     failure(tmp_path, 75, error="The disk is full.")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from torchx.schedulers.api import Stream
-from torchx.specs import AppState, AppStatus, ReplicaState
+from torchx.specs import AppState, AppStatus, ReplicaState, macros
 
 from launch.agent.failure import Outcome, RankFailure
 from launch.kubernetes import logs, state
@@ -209,6 +209,18 @@ def test_nodes_of_a_sweep_are_independent(cluster, scheduler):
     container = cluster.pod(1)["spec"]["containers"][0]
     assert container["command"] == ["tini", "--"]
     assert "$(JOB_COMPLETION_INDEX)/2" in container["args"]
+
+
+def test_the_number_of_the_node_in_a_variable(cluster, scheduler):
+    """Kubernetes expands only variables that come before, and the Job controller appends its own."""
+    scheduler.submit(app(env={"SHARD": f"part-{macros.replica_id}", "PLAIN": "$(SHARD)"}), CFG)
+    env = cluster.pod(1)["spec"]["containers"][0]["env"]
+    names = [entry["name"] for entry in env]
+    values = {entry["name"]: entry.get("value") for entry in env}
+    assert values["SHARD"] == "part-$(JOB_COMPLETION_INDEX)"
+    assert values["PLAIN"] == "$$(SHARD)"
+    assert names.count("JOB_COMPLETION_INDEX") == 1
+    assert names.index("JOB_COMPLETION_INDEX") < names.index("SHARD")
 
 
 # ---------------------------------------------------------------------------------------- logs
