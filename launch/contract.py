@@ -7,6 +7,7 @@ Signals            those that request a stop
 Rendezvous         how ranks find each other, and the waits for names, ports and keys
 Environment        what a launcher sets for a rank, and where a rank writes its error
 Run directory      the files of a run that other programs may read
+JSON               records that another process has written, checked when they are read
 
 A launcher must start fast, and the agent runs on every node: modules that import pydantic,
 omegaconf or more are imported when one of their names is used for the first time.
@@ -35,7 +36,9 @@ from train.exits import (
     first_line,
     is_worth_retrying,
 )
+from train.files import open_regular, refuse_link
 from train.imports import import_extra
+from train.json_files import Fields, has_fields, parse_object, parsed_lines, read_object
 from train.numeric_text import finite_number, port_number, seconds_in, whole_number
 from train.process.error_file import write_error_file
 from train.process.stop_signals import (
@@ -84,6 +87,7 @@ __all__ = [
     "CheckpointStore",
     "Commands",
     "Exit",
+    "Fields",
     "LoadedConfig",
     "Parser",
     "RetryError",
@@ -101,6 +105,7 @@ __all__ = [
     "first_host",
     "first_line",
     "handled_signals",
+    "has_fields",
     "import_extra",
     "is_worth_retrying",
     "join_ranks",
@@ -108,9 +113,14 @@ __all__ = [
     "load_config",
     "log",
     "new_run_id",
+    "open_regular",
     "open_store",
+    "parse_object",
+    "parsed_lines",
     "port_number",
     "python_module",
+    "read_object",
+    "refuse_link",
     "run_directory",
     "run_train",
     "safe_path_options",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import time
@@ -12,7 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.contract import ADVICE, FAILURES, Exit, finite_number, is_worth_retrying, whole_number
+from launch.contract import (
+    ADVICE,
+    FAILURES,
+    Exit,
+    finite_number,
+    is_worth_retrying,
+    open_regular,
+    refuse_link,
+    whole_number,
+)
 from launch.failure_record import headline
 
 TERMINATION_BYTES = 4096  # Kubernetes' limit for termination messages
@@ -169,7 +179,7 @@ def error_of(message: Any) -> tuple[str, float | None]:
 def tail(path: str | Path) -> list[str]:
     """The last lines of a log; empty if it cannot be read."""
     try:
-        with Path(path).open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
@@ -184,6 +194,7 @@ def write_record(directory: Path, record: dict[str, Any]) -> Path:
     Raises OSError.
     """
     folder = directory / FAILURES
+    refuse_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**record, "time": time.time()}, indent=1)
     number = 1 + max((whole_number(p.stem) or 0 for p in folder.glob("*.json")), default=0)

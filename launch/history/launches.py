@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -11,7 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.contract import FAILURES, UsageError, did_you_mean, first_line, run_directory
+from launch.contract import (
+    FAILURES,
+    UsageError,
+    did_you_mean,
+    first_line,
+    read_object,
+    run_directory,
+)
 from launch.failure_record import is_complete
 from launch.history import launch_log
 from launch.history.quietly import quietly
@@ -83,7 +89,7 @@ class Launch:
         found = []
         for file in sorted((directory / FAILURES).glob("*.json")) if directory else []:
             with suppress(OSError, ValueError):
-                record = json.loads(file.read_text(encoding="utf-8"))
+                record = read_object(file)
                 if not is_complete(record):
                     continue
                 if self.line["time"] <= record["time"] <= (self.end or {}).get("time", time.time()):

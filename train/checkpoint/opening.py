@@ -5,7 +5,6 @@ See :mod:`train.checkpoint.consistency` for the values that are compared.
 
 from __future__ import annotations
 
-import json
 import math
 import uuid
 from pathlib import Path
@@ -19,11 +18,15 @@ from train.checkpoint.consistency import (
     foreign_fault,
     manifests_of,
     own_fault,
+    rows_of,
 )
+from train.checkpoint.damage import DamagedError
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_directory import RunDirectory
-from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
+from train.checkpoint.store import CheckpointStore
 from train.data.ledger import recorded_step
 from train.exits import ResumeRefusedError
+from train.json_files import has_fields
 
 _REMEDY = "restore the file that is of another run, or choose another run.dir"
 
@@ -120,17 +123,8 @@ def set_aside_metrics(directory: RunDirectory, step: int) -> list[str]:
 
 def _newest_row(path: Path, step: int) -> dict[str, Any] | None:
     """The last row of the steps up to ``step`` that has ``train/epoch``."""
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if (
-            isinstance(row, dict)
-            and isinstance(row.get("step"), int)
-            and row["step"] <= step
-            and isinstance(row.get("train/epoch"), float)
-        ):
-            return row
-    return None
+    newest = None
+    for row in rows_of(path):
+        if has_fields(row, {"step": int, "train/epoch": float}) and row["step"] <= step:
+            newest = row
+    return newest

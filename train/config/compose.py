@@ -55,6 +55,16 @@ def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
     ``${...}`` refers to other values, ``${oc.env:NAME}`` to the environment. Raises UsageError
     for a file that cannot be read or parsed, a malformed override or an unknown reference.
     """
+    try:
+        return _compose(files, overrides)
+    except RecursionError:
+        raise UsageError(
+            f"The config of {', '.join([*files, *overrides])[:200]} is nested too deeply; name a "
+            "config file of isorun."
+        ) from None
+
+
+def _compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
     merged = OmegaConf.create()
     origins: dict[str, str] = {}
     for name in files:

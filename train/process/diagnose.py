@@ -10,7 +10,8 @@ import errno
 import os
 import sys
 
-from train.exits import OutOfMemoryError, RetryError, RunError, first_line
+from train.exits import DataError, OutOfMemoryError, RetryError, RunError, first_line
+from train.files import TooLargeError
 
 LOST_PEER = (
     "Another rank has ended or cannot be reached, so this rank stops; see that rank's message for "
@@ -111,6 +112,8 @@ def as_run_error(error: BaseException) -> RunError | None:
         return error
     if is_out_of_memory(error):
         return OutOfMemoryError(OUT_OF_MEMORY.format(first_line(error)))
+    if isinstance(error, TooLargeError):
+        return DataError(f"{error.filename} cannot be read ({error.strerror}); use a smaller file.")
     if is_lost_peer(error):
         return RetryError(LOST_PEER)
     if is_fault_of_machine(error):

@@ -20,9 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from train.exits import Exit
+from train.files import create, read_bytes, refuse_link, replace_text
+from train.json_files import LIMIT, Fields, read_object
 from train.process.emergency_output import write_stderr
 from train.section import Section, non_semantic
 
+_HEARTBEAT: Fields = {
+    "rank": int, "host": str, "phase": str, "step": int, "beats": int, "time": (int, float),
+    "silent": (int, float),
+}  # fmt: skip
 _log = logging.getLogger("train")
 
 
@@ -107,6 +113,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self._interval:
+            refuse_link(self._heartbeats)
             self._heartbeats.mkdir(exist_ok=True)
             self._folder = os.open(self._heartbeats, os.O_RDONLY | os.O_DIRECTORY)
             self._write_heartbeat()
@@ -150,8 +157,7 @@ class Watchdog:
         }  # fmt: skip
         with suppress(OSError):  # such as a full disk
             folder, temporary = self._folder, f"rank-{self.rank}.new"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            with os.fdopen(os.open(temporary, flags, 0o666, dir_fd=folder), "w") as file:
+            with os.fdopen(create(temporary, dir_fd=folder), "w") as file:
                 json.dump(values, file)
             os.replace(temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
 
@@ -161,7 +167,9 @@ class Watchdog:
         with suppress(OSError):
             self._hang.parent.mkdir(exist_ok=True)  # never the run directory, if it was moved
             self._hang.mkdir(exist_ok=True)
-            with (self._hang / f"rank-{self.rank}.txt").open("w", encoding="utf-8") as file:
+            refuse_link(self._hang.parent)
+            refuse_link(self._hang)
+            with os.fdopen(create(self._hang / f"rank-{self.rank}.txt"), "w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
         report = self._hang / "report.txt"
         try:
@@ -196,22 +204,19 @@ class Watchdog:
         text = describe_hang(ranks, self.world_size, limit, noticed)
         for rank in range(self.world_size):
             with suppress(OSError):
-                stacks = (self._hang / f"rank-{rank}.txt").read_text(encoding="utf-8")
+                stacks = read_bytes(self._hang / f"rank-{rank}.txt", LIMIT).decode(errors="replace")
                 text += f"\n\nrank {rank}:\n{stacks}"
         _log.error("%s", text)
         first = text.splitlines()[0]
         write_stderr(f"error: {first}")
         with suppress(OSError):
-            temporary = path.with_suffix(".new")
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(path)
+            replace_text(path, text + "\n")
 
     def _read_heartbeats(self) -> list[dict[str, Any]]:
         found = []
         for rank in range(self.world_size):
             with suppress(OSError, ValueError):
-                text = (self._heartbeats / f"rank-{rank}.json").read_text(encoding="utf-8")
-                found.append(json.loads(text))
+                found.append(read_object(self._heartbeats / f"rank-{rank}.json", _HEARTBEAT))
         return found
 
 

@@ -10,7 +10,6 @@ are kept in the run directory: a run that is started again tries nothing.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from collections.abc import Callable
 from datetime import timedelta
@@ -27,6 +26,7 @@ from train.data.plan import BatchConfig, BatchPlan
 from train.distributed.collectives import Collectives
 from train.exits import OutOfMemoryError, RetryError, first_line
 from train.files import write_json
+from train.json_files import read_object
 from train.process.diagnose import is_out_of_memory
 from train.setup.build import TrainableModel
 from train.setup.compile_check import check_compiled
@@ -36,6 +36,7 @@ from train.tasks.checked import count_of, loss_of
 
 _log = logging.getLogger("train")
 FILE = "micro_batches.json"
+_RESULTS = ("begun", "fits", "too large")
 # Ranks may wait in an exchange for a rank that ran out of memory.
 _TRIAL_TIMEOUT = timedelta(minutes=5)
 
@@ -168,10 +169,15 @@ class BatchSizeFinder:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
+            found = read_object(self._path)
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        # Results of any other form are tried again.
+        return {
+            key: {size: result for size, result in results.items() if result in _RESULTS}
+            for key, results in found.items()
+            if isinstance(results, dict)
+        }
 
     def _keep(self, size: str, result: str) -> None:
         self._results[size] = result
