@@ -56,7 +56,7 @@ def parse_json(data: bytes | str) -> Any:
 
 def is_too_deep(value: object) -> bool:
     """Whether a JSON value is nested so deeply that printing or storing it could fail."""
-    level = [value]
+    level: list[Any] = [value]
     for _ in range(_DEEPEST):
         parts = [v.values() if isinstance(v, dict) else v for v in level if type(v) in _CONTAINERS]
         level = [part for values in parts for part in values if type(part) in _CONTAINERS]

@@ -376,7 +376,6 @@ def first_part(index):
         lambda index: index["files"].pop("index.json"),
         lambda index: index["files"].update({"index.json": index["files"]["manifest.json"]}),
         lambda index: index["files"]["__0_0.distcp"].pop(),
-        lambda index: index["files"]["__0_0.distcp"].reverse(),
         lambda index: first_part(index).update(key="../secret"),
         lambda index: first_part(index).update(key="step-000000000010/../../secret"),
         lambda index: first_part(index).update(key="run.json"),

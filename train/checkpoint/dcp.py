@@ -1,9 +1,9 @@
-"""Saves and loads sharded tensors with ``torch.distributed.checkpoint`` (DCP), without pickles.
+"""Saves and loads sharded tensors with ``torch.distributed.checkpoint`` (DCP).
 
 DCP stores tensors by name, in one file per rank, and loads them into any placement. Its own index,
-the pickle ``.metadata``, is written for DCP's tools only: what is loaded comes from the index that
-train.checkpoint.index reads, which is data. Values that are not tensors, which DCP would unpickle,
-are refused; the state of the loop is JSON in the manifest.
+the pickle ``.metadata``, is written for DCP's tools only: where a tensor is comes from the index
+that train.checkpoint.index reads as data. DCP reads tensors with ``weights_only``. Other values are
+refused; the state of the loop is JSON in the manifest.
 """
 
 from __future__ import annotations

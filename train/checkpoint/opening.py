@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from train.checkpoint.consistency import (
     foreign_fault,
     manifests_of,
     own_fault,
-    rows_of,
 )
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.manifest import Manifest
@@ -26,7 +26,8 @@ from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.data.ledger import recorded_step
 from train.exits import ResumeRefusedError
-from train.json_files import has_fields
+from train.files import read_bytes
+from train.json_files import parse_object
 
 _REMEDY = "restore the file that is of another run, or choose another run.dir"
 
@@ -123,8 +124,10 @@ def set_aside_metrics(directory: RunDirectory, step: int) -> list[str]:
 
 def _newest_row(path: Path, step: int) -> dict[str, Any] | None:
     """The last row of the steps up to ``step`` that has ``train/epoch``."""
-    newest = None
-    for row in rows_of(path):
-        if has_fields(row, {"step": int, "train/epoch": float}) and row["step"] <= step:
-            newest = row
-    return newest
+    lines = read_bytes(path).splitlines() if path.is_file() else []
+    for line in reversed(lines):
+        with suppress(ValueError):  # damaged lines are moved later
+            row = parse_object(line, {"step": int, "train/epoch": float})
+            if row["step"] <= step:
+                return row
+    return None
