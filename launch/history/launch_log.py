@@ -47,6 +47,11 @@ _FIELDS: dict[str, Fields] = {
     "ended": {"time": (int, float), "handle": str, "state": str, "exit_codes": list},
 }  # fmt: skip
 """The fields that a line of each event has."""
+_OPTIONAL: Fields = {
+    "time": (int, float), "pid": int, "directory": str, "message": str, "replicas": list,
+}  # fmt: skip
+"""The fields that some events, or lines of older versions, do not have."""
+_DEFAULTS: dict[str, Any] = {"time": 0, "pid": 0, "directory": "", "message": "", "replicas": []}
 _LATEST = 1 << 36  # seconds since the epoch; the calendar has no year for much larger numbers
 _GIT: Fields = {"commit": str, "dirty": bool}
 
@@ -71,13 +76,12 @@ def _is_complete(line: object) -> TypeGuard[dict[str, Any]]:
     return (
         event in _FIELDS
         and has_fields(line, _FIELDS[event])
+        and has_fields({**_DEFAULTS, **line}, _OPTIONAL)
         and 0 <= line.get("time", 0) < _LATEST
         and 0 <= line.get("pid", 0) < 1 << 31
         and "\0" not in line.get("directory", "")
         and (not line.get("git") or has_fields(line["git"], _GIT))
         and (event != "ended" or all(type(code) is int for code in line["exit_codes"]))
-        and isinstance(line.get("message", ""), str)  # older versions do not record these
-        and isinstance(line.get("replicas", []), list)
     )
 
 

@@ -156,6 +156,8 @@ def test_a_launch_without_a_field_is_left_out(tmp_path, monkeypatch, capsys):
     damaged = [{**first, "handle": "x://y/z", key: value} for key, value in
                [("time", 1e300), ("time", None), ("nodes", "1"), ("directory", "a\0b"),
                 ("pid", -1), ("command", None), ("git", {"commit": 1})]]  # fmt: skip
+    damaged += [{"event": "cancelled", "handle": first["handle"], key: value} for key, value in
+                [("time", "x"), ("time", float("nan")), ("pid", "x"), ("directory", 3)]]  # fmt: skip
     text = "\n".join([*lines, *map(json.dumps, damaged), "[" * 100_000, ""])
     (tmp_path / "isorun/launches.jsonl").write_text(text)
     assert launch(["history", "--offline"]) == 0

@@ -24,9 +24,10 @@ _CLASSES = {
 _SIZE = "torch.Size"
 _FUNCTIONS = {
     _SIZE, f"{_DCP}.metadata._MEM_FORMAT_ENCODING", "torch.serialization._get_layout",
-    "pathlib.PosixPath", "builtins.getattr",
+    "pathlib.PosixPath", "pathlib._local.PosixPath", "builtins.getattr",
 }  # fmt: skip
-"""What a metadata pickle calls. ``getattr``: for an enum member, by early Python 3.11."""
+"""What a metadata pickle calls. ``getattr``: for an enum member, by early Python 3.11;
+``pathlib._local``: by Python 3.13."""
 
 
 @dataclass(frozen=True)
