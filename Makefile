@@ -8,7 +8,7 @@ SHARED := $(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 # Uses all cores alone.
 ALONE := tests/invariants/test_chaos.py
 
-.PHONY: help lock setup train test test-fast test-more test-all lint format chaos bench image sbom clean
+.PHONY: help lock setup train test test-fast test-more test-all lint format chaos bench image sbom audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,7 +19,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-lock: ## update the versions in constraints.txt, except torch
+# What EXTRAS of the Dockerfile may name.
+IMAGE_EXTRAS := deepspeed digits gcs plot s3 tokenizers
+
+lock: ## update constraints.txt and docker/requirements.lock, except torch
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
 	grep '^torch==' constraints.txt > $(VENV)-lock/pins
@@ -28,6 +31,11 @@ lock: ## update the versions in constraints.txt, except torch
 		--all-extras pyproject.toml --output-file $(VENV)-lock/found
 	(echo '# The exact versions with which the tests run; written by `make lock`.'; \
 		sed -E '/^setuptools==/d; s/\+(cpu|cu[0-9]+)$$//' $(VENV)-lock/found) > constraints.txt
+	(echo '# What the image installs, with hashes; written by `make lock`, read by docker/requirements.py.'; \
+		$(VENV)-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--constraint $(VENV)-lock/pins --no-header $(foreach extra,$(IMAGE_EXTRAS),--extra $(extra)) \
+		pyproject.toml) > $(VENV)-lock/image
+	mv $(VENV)-lock/image docker/requirements.lock
 	rm -r $(VENV)-lock
 
 setup: $(VENV)/ready ## create the virtual environment
@@ -84,6 +92,12 @@ sbom: ## list the packages of the image in CycloneDX format (sbom.json)
 	$(DOCKER) run --rm $(RUN_OPTIONS) $(IMAGE) sh -c 'python -m venv /scratch/sbom && \
 		/scratch/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0 && \
 		/scratch/sbom/bin/cyclonedx-py environment /opt/venv/bin/python' > $(SBOM)
+
+audit: ## fail if a package of the image has a known vulnerability, or cannot be looked up
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	$(VENV)-audit/bin/python docker/audit.py docker/requirements.lock; code=$$?; \
+		rm -r $(VENV)-audit; exit $$code
 
 clean: ## remove the virtual environment and caches, but no runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """Everything that ``launch`` uses of ``train``; no other file of ``launch`` imports ``train``.
 
 Command line       its parser and errors; how a training command is written, read and started
+Secrets            which names and values are secret; how texts are recorded and shown
 Config             its schema, and the checks that do not need the training's processes
 Exit codes         what the end of a process means, and the errors that carry a code
 Signals            those that request a stop
@@ -40,6 +41,7 @@ from train.files import open_regular, refuse_link
 from train.imports import import_extra
 from train.json_files import Fields, has_fields, parse_object, parsed_lines, read_object
 from train.numeric_text import finite_number, port_number, seconds_in, whole_number
+from train.private_directory import private_directory
 from train.process.error_file import write_error_file
 from train.process.stop_signals import (
     STOP_SIGNALS,
@@ -47,7 +49,16 @@ from train.process.stop_signals import (
     handled_signals,
     unblock_stop_signals,
 )
+from train.secrets import (
+    HIDDEN,
+    is_secret_name,
+    is_secret_value,
+    redact,
+    redact_command,
+    redact_values,
+)
 from train.suggest import did_you_mean
+from train.visible import visible
 
 if TYPE_CHECKING:
     from train.checkpoint.run_directory import code_version, new_run_id, slug
@@ -67,6 +78,7 @@ if TYPE_CHECKING:
     from train.config.load import LoadedConfig, load_config
     from train.config.load import check as check_config
     from train.data.plan import BatchPlan
+    from train.distributed.gpu import gpu_index, shared_gpu
     from train.distributed.rendezvous import join as join_ranks
     from train.distributed.rendezvous import open_store, wait_for_key
     from train.track.wandb_sink import wandb_mode
@@ -74,6 +86,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADVICE",
     "FAILURES",
+    "HIDDEN",
     "RUN_FILE",
     "RUN_ID",
     "STOP_DEADLINE",
@@ -104,9 +117,12 @@ __all__ = [
     "finite_number",
     "first_host",
     "first_line",
+    "gpu_index",
     "handled_signals",
     "has_fields",
     "import_extra",
+    "is_secret_name",
+    "is_secret_value",
     "is_worth_retrying",
     "join_ranks",
     "key_value",
@@ -118,14 +134,19 @@ __all__ = [
     "parse_object",
     "parsed_lines",
     "port_number",
+    "private_directory",
     "python_module",
     "read_object",
+    "redact",
+    "redact_command",
+    "redact_values",
     "refuse_link",
     "run_directory",
     "run_train",
     "safe_path_options",
     "say",
     "seconds_in",
+    "shared_gpu",
     "slug",
     "this_world",
     "train_arguments",
@@ -133,6 +154,7 @@ __all__ = [
     "train_version",
     "training_config",
     "unblock_stop_signals",
+    "visible",
     "wait_for_key",
     "wait_for_name",
     "wait_for_port",
@@ -152,11 +174,13 @@ _IMPORTED_WHEN_USED = {
     "check_config": ("train.config.load", "check"),
     "code_version": ("train.checkpoint.run_directory", "code_version"),
     "exit_code_of": ("train.command_line", "exit_code_of"),
+    "gpu_index": ("train.distributed.gpu", "gpu_index"),
     "join_ranks": ("train.distributed.rendezvous", "join"),
     "key_value": ("train.command_line", "key_value"),
     "load_config": ("train.config.load", "load_config"),
     "log": ("train.command_line", "log"),
     "new_run_id": ("train.checkpoint.run_directory", "new_run_id"),
+    "shared_gpu": ("train.distributed.gpu", "shared_gpu"),
     "slug": ("train.checkpoint.run_directory", "slug"),
     "open_store": ("train.distributed.rendezvous", "open_store"),
     "python_module": ("train.command_line", "python_module"),

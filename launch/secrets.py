@@ -7,13 +7,9 @@ of other packages get the placeholders (``launch.torchx.schedulers``).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from launch.contract import UsageError
-
-_NAME = re.compile(r".*(_KEY|_TOKEN|_SECRET)|.*PASSWORD.*", re.IGNORECASE)
-_HIDDEN = "***"
+from launch.contract import HIDDEN, UsageError, is_secret_name, is_secret_value, redact
 
 # What to do instead, by scheduler.
 _KUBERNETES = "store it in a Secret of the cluster, from which the pods read it"
@@ -31,14 +27,14 @@ _withheld: dict[str, str] = {}
 """Placeholder to secret, in this process only."""
 
 
-def is_secret(name: str) -> bool:
-    """Whether an environment variable with this name holds a secret."""
-    return _NAME.fullmatch(name) is not None
+def is_secret(name: str, value: str) -> bool:
+    """Whether an environment variable holds a secret, by its name or by the form of its value."""
+    return bool(value) and (is_secret_name(name) or is_secret_value(value))
 
 
 def plaintext(env: Mapping[str, str]) -> list[str]:
     """The variables that hold secrets in plain text."""
-    return [name for name, value in env.items() if value and is_secret(name)]
+    return [name for name, value in env.items() if is_secret(name, value)]
 
 
 def withhold(env: Mapping[str, str]) -> dict[str, str]:
@@ -55,19 +51,26 @@ def restore(env: Mapping[str, str]) -> dict[str, str]:
     return {name: _withheld.get(value, value) for name, value in env.items()}
 
 
-def refuse(env: Mapping[str, str], scheduler: str) -> None:
-    """Raises UsageError if an environment holds a secret."""
-    for name in plaintext(env):
+def refuse(env: Mapping[str, str], arguments: Sequence[str], scheduler: str) -> None:
+    """Raises UsageError if an environment or the arguments of a job hold a secret."""
+    seen = f"in plain text, readable by everyone who can see jobs of {scheduler}"
+    instead = _INSTEAD.get(scheduler, _ELSEWHERE)
+    for name in plaintext(restore(env)):
         raise UsageError(
-            f"--env gives {name} in plain text, readable by everyone who can see jobs of "
-            f"{scheduler}; {_INSTEAD.get(scheduler, _ELSEWHERE)}. Only local schedulers accept "
-            "secrets."
+            f"--env gives {name} {seen}; {instead}. Only local schedulers accept secrets."
         )
+    for word in arguments:
+        if is_secret_value(word):
+            raise UsageError(
+                f"The command has the argument {redact(word)!r}, which gives a secret {seen}; "
+                f"remove it from the command and {instead}. Only local schedulers accept secrets."
+            )
 
 
 def hide(text: str, environments: Iterable[Mapping[str, str]]) -> str:
-    """The text with the secrets of these environments replaced by ``***``."""
+    """The text with the secrets of these environments, and those that their form shows, replaced by
+    ``***``."""
     values = {env[name] for env in environments for name in plaintext(env)}
     for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, _HIDDEN)
-    return text
+        text = text.replace(value, HIDDEN)
+    return redact(text)

@@ -39,6 +39,24 @@ def http_error(status):
     return urllib.error.HTTPError("http://x", status, "text", http.client.HTTPMessage(), None)
 
 
+def nccl_error(kind, name, last):
+    """The error that torch raises for one of NCCL's, with the three lines that it has."""
+    return DistBackendError(
+        f"NCCL error in: NCCLUtils.cpp:77, {kind} (run with NCCL_DEBUG=INFO for details), NCCL "
+        f"version 2.27.5\nnccl{name}: What it is.\nLast error:\n{last}\n"
+    )
+
+
+def full_gpu(*, free="0 bytes", allocated="1.00 GiB", reserved="512.00 KiB", pools=""):
+    """The error of torch's allocator for a GPU of 31.47 GiB."""
+    return torch.OutOfMemoryError(
+        f"CUDA out of memory. Tried to allocate 22.78 GiB. GPU 0 has a total capacity of 31.47 GiB "
+        f"of which {free} is free. Process 7 has 18.73 GiB memory in use. Of the allocated memory "
+        f"{allocated} is allocated by PyTorch,{pools} and {reserved} is reserved by PyTorch but "
+        "unallocated. If reserved but unallocated memory is large try setting a variable."
+    )
+
+
 CAUSES = {
     "a full disk": (OSError(errno.ENOSPC, "No space left on device"), Exit.RETRY),
     "a quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), Exit.RETRY),
@@ -65,6 +83,18 @@ CAUSES = {
     "no memory for a mapping": (OSError(errno.ENOMEM, "Cannot allocate"), Exit.OUT_OF_MEMORY),
     "no memory on the host": (too_large(), Exit.OUT_OF_MEMORY),
     "no memory on the device": (torch.OutOfMemoryError("CUDA out of memory"), Exit.OUT_OF_MEMORY),
+    "a GPU that this run fills": (
+        full_gpu(free="12.73 GiB", allocated="9.08 GiB"),
+        Exit.OUT_OF_MEMORY,
+    ),
+    "a GPU that another process fills": (
+        full_gpu(free="3.00 MiB", allocated="9.08 GiB", reserved="463.48 MiB"),
+        Exit.RETRY,
+    ),
+    "a GPU that another process fills, with CUDA graphs": (
+        full_gpu(pools=" with 1.00 GiB allocated in private pools (e.g., CUDA Graphs),"),
+        Exit.RETRY,
+    ),
     "no memory for CUDA": (RuntimeError("CUDA error: out of memory"), Exit.OUT_OF_MEMORY),
     "no memory for cuBLAS": (
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -74,11 +104,101 @@ CAUSES = {
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         Exit.OUT_OF_MEMORY,
     ),
-    "no memory for NCCL": (
-        DistBackendError("NCCL error: unhandled cuda error ... Cuda failure 'out of memory'"),
+    "no memory for cuDNN 9": (
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         Exit.OUT_OF_MEMORY,
     ),
+    "no memory for the handle of cuBLAS": (
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+        ),
+        Exit.OUT_OF_MEMORY,
+    ),
+    "cuBLAS that fails in a multiplication": (
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( ...)`"),
+        None,
+    ),
+    "no memory for cuSOLVER": (
+        RuntimeError(
+            "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"
+        ),
+        Exit.OUT_OF_MEMORY,
+    ),
+    "no memory for cuSPARSE": (
+        RuntimeError(
+            "CUDA error: CUSPARSE_STATUS_INSUFFICIENT_RESOURCES when calling `cusparseX()`"
+        ),
+        Exit.OUT_OF_MEMORY,
+    ),
+    "no memory for cuFFT": (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), Exit.OUT_OF_MEMORY),
+    "no memory for the driver": (
+        RuntimeError("CUDA driver error: out of memory"),
+        Exit.OUT_OF_MEMORY,
+    ),
+    "no memory for Triton": (
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        Exit.OUT_OF_MEMORY,
+    ),
+    "no memory in a compiled model": (
+        RuntimeError("backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried to"),
+        Exit.OUT_OF_MEMORY,
+    ),
+    "no memory for an older NCCL": (
+        nccl_error("unhandled cuda error", "UnhandledCudaError", "Cuda failure 'out of memory'"),
+        Exit.OUT_OF_MEMORY,
+    ),
+    "no memory for NCCL": (
+        nccl_error("unhandled cuda error", "UnhandledCudaError", "Cuda failure 2 'out of memory'"),
+        Exit.OUT_OF_MEMORY,
+    ),
+    "a GPU with two ranks": (
+        nccl_error(
+            "invalid usage",
+            "InvalidUsage",
+            "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000",
+        ),
+        Exit.USAGE,
+    ),
+    "full shared memory of NCCL": (
+        nccl_error(
+            "unhandled system error",
+            "SystemError",
+            "Error while creating shared memory segment /dev/shm/nccl-x (size 9637888), error: "
+            "No space left on device (28)",
+        ),
+        Exit.RETRY,
+    ),
+    "a GPU that NCCL finds broken": (
+        nccl_error(
+            "unhandled cuda error", "UnhandledCudaError", "Cuda failure 999 'unknown error'"
+        ),
+        Exit.RETRY,
+    ),
+    "a GPU with broken memory": (
+        RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might"),
+        Exit.RETRY,
+    ),
+    "a GPU that is taken": (
+        RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"),
+        Exit.RETRY,
+    ),
+    "a GPU that is taken, of CUDA 12": (
+        RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
+        Exit.RETRY,
+    ),
+    "an index that the code got wrong": (
+        RuntimeError("CUDA error: device-side assert triggered"),
+        None,
+    ),
     "another rank that ended": (DistBackendError("NCCL communicator was aborted"), Exit.RETRY),
+    "another rank that NCCL lost": (
+        nccl_error("remote process exited or there was a network error", "RemoteError", "socketX"),
+        Exit.RETRY,
+    ),
+    "another rank that reset a connection": (
+        nccl_error("unhandled system error", "SystemError", "Connection reset by peer"),
+        Exit.RETRY,
+    ),
     "a store that ended": (DistStoreError("wait timeout after 1000ms"), Exit.RETRY),
     "a bug": (ValueError("No space left on device"), None),
     "another bug": (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
@@ -91,3 +211,24 @@ def test_each_cause_has_its_exit_code(cause):
     found = as_run_error(error)
     assert (found and found.code) == code
     assert found is None or "\n" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        ("no memory for NCCL", "(Cuda failure 2 'out of memory')"),
+        ("a GPU with two ranks", "Two ranks have the same GPU (Duplicate GPU detected"),
+        ("full shared memory of NCCL", "/dev/shm/nccl-x"),
+        ("a GPU that NCCL finds broken", "Cuda failure 999 'unknown error'"),
+        ("another rank that NCCL lost", "Another rank has ended"),
+        ("another rank that reset a connection", "Another rank has ended"),
+        ("another rank that ended", "Another rank has ended"),
+    ],
+)
+def test_the_reason_of_an_error_of_nccl_is_its_last_error(cause, said):
+    assert said in str(as_run_error(CAUSES[cause][0]))
+
+
+def test_the_memory_of_other_processes_is_named():
+    text = str(as_run_error(CAUSES["a GPU that another process fills"][0]))
+    assert "other processes use about 21.9 of 31.5 GiB" in text

@@ -27,7 +27,7 @@ from train.config import load as config_load
 from train.config.load import LoadedConfig
 from train.distributed.world import this_world
 from train.exits import Exit, UsageError
-from train.imports import importing
+from train.imports import import_path_restored, importing
 from train.process.diagnose import as_run_error, is_lost_peer
 from train.process.error_file import write_error_file
 from train.process.local_ranks import run_ranks
@@ -65,7 +65,8 @@ def load_config(*config: str | Path, task: type[Task] | None = None) -> LoadedCo
 
     ``task``: the task's class, instead of its name in task.use. Raises UsageError.
     """
-    return _load(config, task, runs=False)
+    with import_path_restored():
+        return _load(config, task, runs=False)
 
 
 def fit(*config: str | Path, task: type[Task] | None = None, allow_changes: bool = False) -> Result:
@@ -132,7 +133,8 @@ def launch(
             "train.launch starts processes of its own, but this process is one of "
             f"{this_world().world_size} ranks (WORLD_SIZE); call train.fit here."
         )
-    loaded = _load(config, task, runs=True)
+    with import_path_restored():
+        loaded = _load(config, task, runs=True)
     config_load.check(loaded.config, loaded.composed, processes)
     if task is not None and (
         loaded.config.task.use.startswith("__main__:") or "<locals>" in task.__qualname__
@@ -204,7 +206,7 @@ def _one_run(name: str) -> Iterator[None]:
         )
     try:
         _check_process_group(name)
-        with environment_restored(), logging_restored():
+        with environment_restored(), logging_restored(), import_path_restored():
             try:
                 yield
             except Exception as error:

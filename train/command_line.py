@@ -20,7 +20,9 @@ from typing import NoReturn
 from train.exits import Exit, RetryError, RunError, UsageError
 from train.process.emergency_output import silence
 from train.process.error_file import write_error_file
+from train.secrets import redact
 from train.suggest import did_you_mean
+from train.visible import visible
 
 # What no command can do without, by the name that is imported.
 _DEPENDENCIES = {
@@ -189,7 +191,8 @@ def _unexpected_code(error: Exception, unexpected: Callable[[Exception], int | N
 def print_traceback(error: Exception) -> None:
     """Prints an error that is a bug on standard error. The command goes on if that fails."""
     with suppress(OSError):
-        traceback.print_exception(error)
+        text = "".join(traceback.format_exception(error))
+        print(visible(redact(text)), end="", file=sys.stderr)
 
 
 def report(error: RunError) -> int:
@@ -220,15 +223,17 @@ def _flush() -> RetryError | None:
 
 
 def say(text: str) -> None:
-    """Prints a line on standard output. The command goes on if the reader has closed it."""
+    """Prints a line on standard output, with control characters as escapes. The command goes on if
+    the reader has closed it."""
     with suppress(BrokenPipeError):
-        print(text, flush=True)
+        print(visible(text), flush=True)
 
 
 def log(text: str) -> None:
-    """Prints a line for people on standard error. The command goes on if that fails."""
+    """Prints a line for people on standard error, without secrets and with control characters as
+    escapes. The command goes on if that fails."""
     with suppress(OSError):
-        print(f"isorun: {text}", file=sys.stderr, flush=True)
+        print(f"isorun: {visible(redact(text))}", file=sys.stderr, flush=True)
 
 
 def _missing_dependency(error: Exception) -> UsageError | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,25 @@ def import_extra(module: str, extra: str, needed_by: str, alternative: str = "")
         ) from error
 
 
+@contextmanager
+def import_path_restored() -> Iterator[None]:
+    """Restores the places where this process looks for modules. An import by dotted path adds the
+    working directory, where later imports of the caller's would find other modules."""
+    before = sys.path[:]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
 def importing() -> str | None:
     """The user's module that is being imported by a dotted path now."""
     return _importing[-1] if _importing else None
 
 
 def _import(reference: str, field: str, form: str, wanted: Callable[[Any], bool]) -> Any:
-    """The object that the reference names; ``wanted`` selects the names to suggest."""
+    """The object that the reference names; ``wanted`` selects the names to suggest. The working
+    directory stays first in ``sys.path``: the module may import others later."""
     from train.suggest import did_you_mean
 
     module_name, colon, name = reference.partition(":")

@@ -69,10 +69,9 @@ def torch_restored() -> Iterator[None]:
 
 def _forget_process_groups() -> None:
     """Accelerate and DeepSpeed keep the groups of their first run, which are destroyed now."""
-    import torch.distributed as dist
+    from train.distributed.process_group import end_groups
 
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    end_groups(failed=True)
     if "accelerate.state" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
 

@@ -20,6 +20,8 @@ from launch.contract import (
     finite_number,
     is_worth_retrying,
     open_regular,
+    redact,
+    redact_values,
     refuse_link,
     whole_number,
 )
@@ -116,8 +118,8 @@ class Outcome:
         return advice(self.exit_code, overdue=self.first.overdue)
 
     def record(self, **more: Any) -> dict[str, Any]:
-        """The failure record, for JSON."""
-        return {
+        """The failure record, for JSON, without secrets."""
+        record = {
             "exit_code": self.exit_code,
             "what": self.first.what,
             "retry": self.retry,
@@ -131,12 +133,13 @@ class Outcome:
             "lost_nodes": self.lost_nodes,
             **more,
         }
+        return {key: redact_values(value) for key, value in record.items()}
 
     def paragraph(self) -> str:
         """The message for people."""
         first = self.first
         text = headline(self.record())
-        text += f", {first.error}" if first.error else "."
+        text += f", {redact(first.error)}" if first.error else "."
         if not text.endswith((".", "!", "?")):
             text += "."
         others = len(self.failures) - 1
@@ -146,7 +149,7 @@ class Outcome:
             text += f" Node {', '.join(map(str, self.lost_nodes))} did not report."
         text += f" What to do: {self.advice}."
         if first.log and not first.error:
-            lines = "\n".join(f"    {line}" for line in first.log[-5:])
+            lines = redact("\n".join(f"    {line}" for line in first.log[-5:]))
             text += f"\n  last lines of its standard error:\n{lines}"
         return text
 

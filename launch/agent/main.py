@@ -36,6 +36,7 @@ from launch.contract import (
     UsageError,
     exit_code_of,
     log,
+    redact_command,
     run_directory,
     wait_for_name,
     wait_for_port,
@@ -215,7 +216,7 @@ def _write(
     write_error_file(RunError(outcome.paragraph()))  # read by TorchX, if it started this agent
     record = outcome.record(
         run_id=os.environ.get(RUN_ID),
-        command=list(command),
+        command=redact_command(command),
         agent=socket.gethostname(),
         round=number,
     )

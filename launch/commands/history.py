@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from launch.contract import Exit, UsageError
+from launch.contract import Exit, UsageError, say
 from launch.history import launch_log
 from launch.history.launches import all_launches
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         raise UsageError(f"-n must be at least 1, but is {arguments.n}.")
     launches = all_launches()
     if not launches:
-        print(f"No launches recorded in {launch_log.path()}.")
+        say(f"No launches recorded in {launch_log.path()}.")
         return Exit.DONE
     rows = [("submitted", "run", "scheduler", "nodes", "state", "handle")]
     for launch in launches[-arguments.n :]:
@@ -49,5 +49,5 @@ def run(arguments: argparse.Namespace) -> Exit:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
     return Exit.DONE

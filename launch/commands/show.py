@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 
-from launch.contract import Exit
+from launch.contract import Exit, say
 from launch.history.launches import Launch, find_launch
 
 
@@ -31,12 +31,12 @@ def run(arguments: argparse.Namespace) -> Exit:
     """Prints it."""
     launch = find_launch(arguments.run_name)
     if arguments.json:
-        print(json.dumps({"submitted": launch.line, "ended": launch.end}, indent=1))
+        say(json.dumps({"submitted": launch.line, "ended": launch.end}, indent=1))
         return Exit.DONE
     state = launch.refresh()
     for name, value in _facts(launch, state):
-        print(f"{name:<13} {value}")
-    print(f"\nSubmitted to {launch.line['scheduler']}:\n{launch.line['request']}")
+        say(f"{name:<13} {value}")
+    say(f"\nSubmitted to {launch.line['scheduler']}:\n{launch.line['request']}")
     return Exit.DONE
 
 

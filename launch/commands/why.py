@@ -11,7 +11,7 @@ from typing import Any
 
 from launch.agent.failure import advice
 from launch.commands.show import add_run_argument
-from launch.contract import Exit, first_line, is_worth_retrying
+from launch.contract import Exit, first_line, is_worth_retrying, say
 from launch.failure_record import headline
 from launch.history.launches import Launch, find_launch
 from launch.history.quietly import quietly
@@ -30,23 +30,21 @@ def run(arguments: argparse.Namespace) -> Exit:
     launch = find_launch(arguments.run_name)
     state = launch.refresh()
     failure = _last(launch.failures())
-    print(f"{launch.run_id} on {launch.line['scheduler']}: {_outcome(launch, state)}")
+    say(f"{launch.run_id} on {launch.line['scheduler']}: {_outcome(launch, state)}")
     for note in launch.notes:
-        print(f"  {note}")
+        say(f"  {note}")
     if failure:
         _print_failure(failure)
     elif state in {"FAILED", "LOST"}:
-        print("There is no failure record on this machine.")
+        say("There is no failure record on this machine.")
         _print_log(launch)
     code = failure["exit_code"] if failure else launch.exit_code
     if code:
         again = "may succeed" if is_worth_retrying(code) else "would fail again"
         overdue = bool(failure and failure["first"].get("overdue"))
-        print(
-            f"What to do: {advice(code, overdue=overdue)}. Another launch of the same run {again}."
-        )
+        say(f"What to do: {advice(code, overdue=overdue)}. Another launch of the same run {again}.")
     elif state == "LOST":
-        print("What to do: launch it again; it resumes from the last checkpoint.")
+        say("What to do: launch it again; it resumes from the last checkpoint.")
     return Exit.DONE
 
 
@@ -80,14 +78,14 @@ def _outcome(launch: Launch, state: str) -> str:
 
 def _print_failure(record: dict[str, Any]) -> None:
     first = record["first"]
-    print(headline(record))
+    say(headline(record))
     for line in str(first["error"]).splitlines() or first["log"][-_LINES:]:
-        print(f"  {line}")
+        say(f"  {line}")
     if record["others"]:
         others = ", ".join(f"{x['rank']} ({x['exit_code']})" for x in record["others"][:16])
-        print(f"After it: rank {others}")
+        say(f"After it: rank {others}")
     if record["lost_nodes"]:
-        print(f"No report from node {', '.join(map(str, record['lost_nodes']))}.")
+        say(f"No report from node {', '.join(map(str, record['lost_nodes']))}.")
 
 
 def _print_log(launch: Launch) -> None:
@@ -102,7 +100,7 @@ def _print_log(launch: Launch) -> None:
             with get_runner() as runner:
                 lines = list(runner.log_lines(launch.handle, role, 0))[-_LINES:]
     except Exception as error:  # the clients of clusters raise many kinds
-        print(f"Its log cannot be read: {first_line(error)}.")
+        say(f"Its log cannot be read: {first_line(error)}.")
         return
     for line in lines:
-        print(f"  {line.rstrip()}")
+        say(f"  {line.rstrip()}")

@@ -17,14 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from launch.contract import (
+    HIDDEN,
     RUN_ID,
     WANDB_ID,
     Exit,
     Fields,
+    UsageError,
     code_version,
+    first_line,
     has_fields,
     log,
     parsed_lines,
+    private_directory,
+    redact,
+    redact_command,
 )
 from launch.history.image import image_digest
 from launch.secrets import hide, is_secret
@@ -108,8 +114,8 @@ def record_start(
             "role": role.name,
             "job_type": role.env.get("WANDB_JOB_TYPE"),
             "nodes": role.num_replicas,
-            "command": role.args,
-            "env": {k: "***" if is_secret(k) else v for k, v in role.env.items()},
+            "command": redact_command(role.args),
+            "env": {k: HIDDEN if is_secret(k, v) else v for k, v in role.env.items()},
             "image": role.image,
             "image_digest": (
                 None if scheduler in {"local_cwd", "slurm"} else image_digest(role.image)
@@ -148,7 +154,9 @@ class StatusText:
         """From the message and the roles of TorchX's status."""
         replicas = (replica for role in roles or () for replica in role.replicas)
         return cls(
-            "" if message in {None, "<NONE>"} else str(message).strip(),  # <NONE>: TorchX's default
+            ""
+            if message in {None, "<NONE>"}
+            else redact(str(message)).strip(),  # <NONE>: TorchX's default
             tuple(f"{r.role}/{r.id}: {r.state.name} on {r.hostname or '?'}" for r in replicas),
         )
 
@@ -209,16 +217,19 @@ def _git_commit() -> dict[str, Any] | None:
 def _append(values: dict[str, Any]) -> None:
     file = path()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(file.parent)
         # One write with O_APPEND: lines of concurrent launches do not mix.
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        descriptor = os.open(file, flags, 0o600)
         try:
+            os.fchmod(descriptor, 0o600)  # an older version may have made it under another mode
             os.write(descriptor, json.dumps(values).encode() + b"\n")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except OSError as error:
+    except (OSError, UsageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
         log(
-            f"warning: the launch log {file} cannot be written ({error.strerror}); this launch is "
-            "not recorded."
+            f"warning: the launch log {file} cannot be written ({reason}); this launch is not "
+            "recorded."
         )

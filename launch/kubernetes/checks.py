@@ -11,7 +11,14 @@ from typing import Any
 from launch import deadlines
 from launch.agent.options import parse
 from launch.agent_command import agent_arguments, options_of, variable
-from launch.contract import STOP_DEADLINE, UsageError, seconds_in, whole_number
+from launch.contract import (
+    STOP_DEADLINE,
+    UsageError,
+    is_secret_value,
+    redact,
+    seconds_in,
+    whole_number,
+)
 from launch.kubernetes import rules
 from launch.kubernetes.values import Change, number
 from launch.secrets import is_secret
@@ -167,7 +174,7 @@ def _pods_of(owner: Object) -> int:
 
 def _secrets(owner: Object, container: dict[str, Any]) -> None:
     for item in container.get("env", []):
-        if is_secret(item["name"]) and item.get("value"):
+        if is_secret(item["name"], str(item.get("value") or "")):
             key = item["name"].lower().replace("_", "-")
             raise UsageError(
                 f"The environment variable {item['name']} would be in plain text in the "
@@ -175,6 +182,14 @@ def _secrets(owner: Object, container: dict[str, Any]) -> None:
                 "that object; create a Secret (kubectl create secret generic NAME "
                 f"--from-literal={key}=...) and refer to it with valueFrom.secretKeyRef, as "
                 "k8s/components/wandb-secret does."
+            )
+    for word in [*container.get("command", []), *container.get("args", [])]:
+        if is_secret_value(str(word)):
+            raise UsageError(
+                f"The command of the {owner['kind']} {owner['metadata']['name']} has the argument "
+                f"{redact(str(word))!r}, which gives a secret in plain text, readable by everyone "
+                "who can read that object; store it in a Secret, from which the pods read it as a "
+                "variable or a file."
             )
 
 

@@ -51,6 +51,24 @@ def test_training_may_change_tensors_during_the_write(store):
     assert saver.last_step == 1
 
 
+def test_the_threads_use_the_device_of_the_training(store, monkeypatch):
+    """The current device of a new thread is device 0, where each rank would get a context."""
+    chosen = {}
+
+    def choose(device):
+        chosen.setdefault(threading.current_thread().name, device)
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    saver = CheckpointSaver(store, CheckpointConfig(), ALONE)
+    shards = held({"a": torch.ones(10)})
+    saver.reserve(shards)
+    saver.save(shards, request(1))
+    assert saver.wait() is None
+    assert chosen == {"reserve": 5, "checkpoint": 5}
+
+
 def test_only_one_checkpoint_is_in_flight(store):
     saver = CheckpointSaver(store, CheckpointConfig(keep_last=5), ALONE)
     committed_before = []

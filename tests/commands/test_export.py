@@ -9,9 +9,11 @@ import pytest
 
 import train
 from tests.support.forked import run
-from tests.support.runs import ROOT, TINY, assert_same_bits, environment, tensors
+from tests.support.runs import ROOT, TINY, assert_same_bits, environment, tensors, tiny_config
 from tests.support.tiny import TinyTask
 from train.cli import main
+from train.exits import UsageError
+from train.strategies.meta_init import build_full_model
 from train.tasks.base import Task
 
 QUIET = ["track.tensorboard=false", "track.wandb=disabled"]
@@ -30,7 +32,7 @@ import train
 
 for name in sys.argv[1:]:
     directory = Path(name)
-    module = train.load(directory)
+    module = train.load(directory, trust=True)
     assert not module.training
     stored = load_file(directory / "model.safetensors")
     state = module.state_dict()
@@ -165,9 +167,51 @@ def test_load_refuses_what_is_not_a_valid_export(exported, tmp_path):
     )
     (tmp_path / "model.safetensors").write_bytes((to / "model.safetensors").read_bytes())
     with pytest.raises(DataError, match="do not match the task's model"):
-        train.load(tmp_path)
+        train.load(tmp_path, trust=True)
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match=r"model\.safetensors"):
+        train.load(tmp_path, trust=True)
+
+
+def test_load_imports_no_code_that_only_the_export_names(tmp_path, monkeypatch):
+    import train
+    from tests.support.tiny import TinyTask
+    from train.config.load import load_config
+    from train.exits import UsageError
+    from train.export.module import export_parameters, write_description
+
+    def describe(**changes):
+        values = loaded.config.model_dump(mode="json")
+        values["task"] |= changes
+        write_description(tmp_path, values, {}, model)
+
+    loaded = load_config([], TINY, runs=False)
+    model = loaded.task(loaded.config).build_model()
+    export_parameters(model, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code_of_others.py").write_text(
+        "from pathlib import Path\nfrom tests.support.tiny import TinyTask\nPath('ran').touch()\n"
+    )
+    path = sys.path[:]
+    describe(use="code_of_others:TinyTask")
+    with pytest.raises(UsageError, match=r"names the code .* trust=True .* task="):
+        train.load(tmp_path)
+    module = train.load(tmp_path, task=TinyTask)
+    assert_same_bits(dict(model.state_dict()), dict(module.state_dict()))
+    assert not (tmp_path / "ran").exists()
+    train.load(tmp_path, trust=True)
+    assert (tmp_path / "ran").exists()
+    assert sys.path == path
+    assert str(tmp_path) not in sys.path
+
+
+def test_load_imports_no_loss_that_the_export_of_a_built_in_task_names(tmp_path):
+    import train
+    from train.exits import UsageError
+
+    config = {"task": {"use": "digits", "loss": "code_of_others:loss"}, "run": {"seed": 0}}
+    (tmp_path / "export.json").write_text(json.dumps({"task": "digits", "config": config}))
+    with pytest.raises(UsageError, match=r"names the code 'code_of_others:loss' \(task.loss\)"):
         train.load(tmp_path)
 
 
@@ -204,3 +248,24 @@ def test_a_model_that_torch_export_refuses_is_one_sentence_and_leaves_nothing(ex
     assert "torch.export cannot export the Sequential" in line
     assert line.endswith("or use --form parameters.")
     assert export("--form", "parameters")[0] == 0
+
+
+@pytest.mark.parametrize("attribute", ["false", "true"])
+def test_a_model_that_depends_on_the_data_is_evaluated_exported_and_loaded(tmp_path, attribute):
+    task = ["task.use=tests.support.uneven:DataDependentTask", f"model.attribute={attribute}"]
+    run("fit", tmp_path / "run", *task, "length.steps=2", "schedule.warmup_steps=0")
+    run("evaluate", tmp_path / "run", *task)
+    run("export", tmp_path / "run", *task, "--to", tmp_path / "export")
+    assert train.load(tmp_path / "export", trust=True).weight.shape == (4, 8)
+
+
+def test_a_model_that_needs_data_which_is_gone_is_one_sentence():
+    class Gone(TinyTask):
+        def build_model(self):
+            return self.model
+
+        def train_dataset(self):
+            raise FileNotFoundError("data.bin")
+
+    with pytest.raises(UsageError, match=r"build_model\(\) failed .*'model'.* failed .*data.bin"):
+        build_full_model(Gone(tiny_config()), 0, {})

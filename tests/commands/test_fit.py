@@ -1,7 +1,9 @@
 """``fit`` with the options for the length of a run, for checkpoints and for retention."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +137,29 @@ def test_a_changed_number_of_samples_is_refused_without_allow_changes(tmp_path):
     refused = run("fit", tmp_path, *half, "data.size=90", expect=76)
     assert "has 90 samples, but had 103 when step 20 was saved" in refused.stderr
     run("fit", tmp_path, *half, "data.size=90", "--allow-changes")
+
+
+class ShiftedTask(TinyTask):
+    """The data changes behind the same config: by a file in the run directory."""
+
+    def train_dataset(self):
+        data = super().train_dataset()
+        data.x += Path(self.config.run.dir, "shift").exists()
+        return data
+
+
+def test_changed_samples_are_refused_without_allow_changes(tmp_path):
+    options = ["task.use=tests.commands.test_fit:ShiftedTask", "length.steps=6"]
+    options += ["schedule.use=constant", "schedule.warmup_steps=0", "checkpoint.every_steps=3"]
+    run("fit", tmp_path, *options)
+    shutil.rmtree(tmp_path / "checkpoints/step-000000000006")
+    (tmp_path / "finished.json").unlink()
+    (tmp_path / "shift").touch()
+    refused = run("fit", tmp_path, *options, expect=76)
+    assert (
+        "The training data has another sample 0['x'] than when step 3 was saved" in refused.stderr
+    )
+    run("fit", tmp_path, *options, "--allow-changes")
 
 
 def test_only_rank_0_prints(tmp_path):

@@ -59,6 +59,43 @@ def test_srun_is_translated():
     assert other["MASTER_PORT"] == environ["MASTER_PORT"]
 
 
+OF_TORCH = {"RANK": "5", "WORLD_SIZE": "7", **RENDEZVOUS}
+
+
+@pytest.mark.parametrize(
+    ("more", "local_rank", "local_world_size"),
+    [
+        (SLURM, 1, 3),
+        ({**SLURM, "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"}, 2, 4),
+        ({**SLURM, "SLURM_PROCID": "0"}, None, 1),  # several ranks in one of Slurm's tasks
+        (
+            {
+                "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "7",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "3",
+            },
+            1,
+            3,
+        ),
+        ({"PMI_RANK": "5", "PMI_SIZE": "7", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "3"}, 1, 3),
+        ({"PMI_RANK": "5", "PMI_SIZE": "7", "PMI_LOCAL_RANK": "2"}, 2, 1),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1", "PMI_LOCAL_RANK": "2"}, None, 1),
+        ({"LOCAL_WORLD_SIZE": "4"}, 1, 4),
+        ({}, None, 1),
+    ],
+)  # fmt: skip
+def test_a_missing_local_rank_is_that_of_the_program_that_started_the_rank(
+    more, local_rank, local_world_size
+):
+    world = find_world({**OF_TORCH, **more})
+    assert world.local_rank_guessed == (local_rank is None)
+    assert (world.local_rank, world.local_world_size) == (local_rank or 0, local_world_size)
+
+
+def test_a_local_rank_that_is_no_number_is_an_error():
+    with pytest.raises(UsageError, match="SLURM_LOCALID must be a whole number"):
+        find_world({**OF_TORCH, **SLURM, "SLURM_LOCALID": "x"})
+
+
 def test_a_batch_script_is_not_srun():
     batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "7", "SLURM_JOB_ID": "1"}
     assert find_world(dict(batch)).world_size == 1

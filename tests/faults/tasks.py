@@ -37,6 +37,19 @@ class OneRankNan(TinyTask):
         return {}
 
 
+class InfiniteLoss(TinyTask):
+    """At some steps the loss is infinite, with finite gradients."""
+
+    class Options(TinyTask.Options):
+        infinite_at_steps: list[int] = non_semantic([])
+        """These steps."""
+
+    def loss(self, model, batch):
+        total, count = super().loss(model, batch)
+        bad = model.training and self.calls in self.config.task.infinite_at_steps
+        return Ratio(total + float("inf") if bad else total, count)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from range(10)

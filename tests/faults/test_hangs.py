@@ -10,7 +10,8 @@ import pytest
 from tests.support.forked import run, run_ranks, start, start_ranks, wait_for
 from tests.support.lanes import slow
 from tests.support.runs import assert_same_bits, checkpoints, curve, tensors
-from train.process.watchdog import describe_hang
+from train.process import watchdog
+from train.process.watchdog import Watchdog, WatchdogConfig, describe_hang
 
 TASK = "task.use=tests.faults.tasks:Hangs"
 SHORT = ["watchdog.timeout=3", "checkpoint.every_steps=3", "checkpoint.asynchronous=false"]
@@ -84,6 +85,25 @@ def test_the_text_of_a_report():
     assert "rank 2 never sent a heartbeat" in text
     both[1] |= {"time": now - 60, "beats": 3}
     assert "rank 1 (a) is frozen or dead: no heartbeat for 60 s" in describe_hang(both, 2, 9.0, now)
+
+
+def test_the_report_has_what_nccl_knows(tmp_path, monkeypatch):
+    class EndedError(Exception):
+        pass
+
+    def end(code):
+        raise EndedError(code)
+
+    monkeypatch.setattr(watchdog, "uses_gpu", lambda: True)
+    monkeypatch.setattr(watchdog, "flight_recorder", lambda environ, rank: f"/tmp/trace-{rank}")
+    monkeypatch.setattr(watchdog, "ras_status", lambda environ: "rank 3 is INCOMPLETE")
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(EndedError, match="75"):
+        Watchdog(WatchdogConfig(), tmp_path, 0, 1, 1)._end_hung_run(5.0)
+    text = report(tmp_path)
+    assert "\n\nNCCL RAS:\nrank 3 is INCOMPLETE\n" in text
+    assert "rank 0:\nNCCL flight recorder: /tmp/trace-0 (read it with torchfrtrace)\n" in text
+    assert "test_the_report_has_what_nccl_knows" in text, "the stacks come after it"
 
 
 def test_a_straggler_is_named_once(tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.support.forked import quick_run, run, run_ranks
+from tests.support.lanes import thinned
 from tests.support.runs import assert_same_bits, curve, metrics, state, tensors
 from train.data.ledger import verify
 
@@ -113,6 +114,34 @@ def test_all_ranks_skip_a_step_that_is_not_finite_on_one(tmp_path):
         3,
         6,
     ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    thinned(
+        [
+            ["strategy=zero1"],
+            ["strategy=zero3"],
+            ["strategy=zero2", "zero.offload_optimizer=cpu"],
+            ["strategy=zero3", "zero.offload_optimizer=cpu"],
+            ["strategy=fsdp2", "fsdp2.cpu_offload=true"],
+        ],
+        kept=[["strategy=zero2", "zero.offload_optimizer=cpu"]],
+    ),
+    ids=" ".join,
+)
+def test_sharded_strategies_skip_a_step_whose_loss_alone_is_not_finite(tmp_path, options):
+    """With offload, DeepSpeed does not look at the gradients that the optimiser gets, and they have
+    padding, which no later step overwrites."""
+    task = ["task.use=tests.faults.tasks:InfiniteLoss", "task.infinite_at_steps=[3]"]
+    run_ranks(2, "fit", tmp_path, *EVERY_STEP, *task, *options, "task.nan_at_steps=[5]")
+    assert finished(tmp_path)["skipped_steps"] == 2
+    for step in range(2, 9):
+        before, after = tensors(tmp_path, step - 1), tensors(tmp_path, step)
+        if step in (3, 5):
+            assert_same_bits(before, after)
+        else:
+            assert not before["model.0.weight"].equal(after["model.0.weight"])
 
 
 def test_all_ranks_exit_with_the_same_code(tmp_path):

@@ -94,7 +94,7 @@ def test_extra_state_is_evaluated_and_exported(tmp_path):
     assert json.loads(done.stdout)["loss"] == pytest.approx(curve(directory, "eval/loss")[6])
     assert "all well" in run("verify", directory, *BASE).stdout
     run("export", directory, *BASE, "--to", exported)
-    module = train.load(exported)
+    module = train.load(exported, trust=True)
     assert module[1].calls == 12, "6 steps of 2 micro-batches"
     for name in ("wide", "late"):
         assert torch.equal(getattr(module[1], name), tensors(directory)[f"model.1.{name}"])

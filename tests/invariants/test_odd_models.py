@@ -9,8 +9,9 @@ import torch
 
 import train
 from tests.support.forked import run, run_ranks
+from tests.support.hf import FAMILIES, HuggingFaceTask
 from tests.support.lanes import thinned
-from tests.support.odd import PARTS
+from tests.support.odd import OF_MICRO_BATCHES, PARTS, REFUSED
 from tests.support.runs import checkpoints, curve, tensors
 from train.data.ledger import read_steps
 from train.parity.compare import largest_difference
@@ -31,6 +32,13 @@ PLACEMENTS = {
     "3 fsdp2": (3, "strategy=fsdp2"),
     "3 zero3, all sharded": (3, "strategy=zero3", ALL_SHARDED),
 }
+REFUSALS = {
+    "complex": "parameter parts.1.filter is complex (torch.complex64)",
+    "sparse": "gradient of parts.1.table.weight is sparse",
+    "sparse-function": "gradient of a parameter of the shape (10, 24) is sparse",
+    "lazy": "the lazy module parts.1.inner (LazyLinear) has no shape yet",
+}
+assert REFUSALS.keys() == REFUSED.keys()
 NAMES = list(PARTS)
 # Each part once; then combinations that nobody has chosen.
 MODELS = [" ".join(NAMES[n::3]) for n in range(3)]
@@ -38,7 +46,12 @@ MODELS += [" ".join(random.Random(seed).sample(NAMES, 5)) for seed in range(5)]
 
 
 def settings(model):
-    """``model``: names of parts; ``2x`` in front for two forward passes per loss."""
+    """``model``: names of parts; ``2x`` in front for two forward passes per loss; or ``hf`` and
+    the name of a Hugging Face model."""
+    if model.startswith("hf "):
+        use = f"task.use={HuggingFaceTask.__module__}:HuggingFaceTask"
+        # The gradient of attention's key bias is rounding alone, which Adam would scale up.
+        return [use, f"model.family={model[3:]}", "optim.eps=1e-3"]
     twice, parts = model.startswith("2x"), model.removeprefix("2x").split()
     return [f"model.parts=[{', '.join(parts)}]", *(["model.passes=2"] if twice else [])]
 
@@ -76,12 +89,19 @@ def assert_same_run(one, other):
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
+HF_MODELS = [f"hf {family}" for family in FAMILIES]
 # The first models on every placement, the others on some.
 PAIRS = [(model, placement) for model in MODELS[:3] for placement in PLACEMENTS]
 PAIRS += [
     (model, placement)
     for n, model in enumerate([*MODELS[3:], "2x frozen looped"])
     for placement in list(PLACEMENTS)[n % 3 :: 3]
+]
+# Dropout's masks are those of micro-batches, which three ranks cannot divide alike.
+PAIRS += [
+    (model, placement)
+    for n, model in enumerate(HF_MODELS)
+    for placement in list(PLACEMENTS)[n % 2 : 6 : 2]
 ]
 # Each of the first models on a third of the placements.
 IN_TEST = [
@@ -90,9 +110,28 @@ IN_TEST = [
 ]
 
 
+IN_TEST += [("hf gpt2", "2 fsdp2"), ("hf t5", "2 zero3, all sharded")]
+PAIRS = list(dict.fromkeys([*PAIRS, *IN_TEST]))
+
+
 @pytest.mark.parametrize(("model", "placement"), thinned(PAIRS, kept=IN_TEST))
 def test_every_placement_gives_the_same_run(finished, model, placement):
     assert_same_run(finished(model, "1"), finished(model, placement))
+
+
+@pytest.mark.parametrize("placement", thinned(list(PLACEMENTS)[1:6], kept=["2 zero3, all sharded"]))
+def test_what_depends_on_micro_batches_is_the_same_where_steps_are_divided_alike(
+    finished, placement
+):
+    model = " ".join([*OF_MICRO_BATCHES, "recurrent"])
+    assert_same_run(finished(model, "2 ddp"), finished(model, placement))
+
+
+@pytest.mark.parametrize(("part", "reason"), REFUSALS.items())
+def test_what_shards_cannot_train_is_refused_on_one_process_too(tmp_path, part, reason):
+    refused = run("fit", tmp_path, *BASE, *settings(f"looped {part}"), expect=64)
+    assert reason in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 MOVES = [
@@ -103,6 +142,9 @@ MOVES = [
     )
 ]  # fmt: skip
 MOVES_IN_TEST = [(model, placement, "2 zero3, all sharded") for model, placement in IN_TEST[:4]]
+# Hugging Face models name tied weights, and build buffers that no checkpoint holds.
+MOVES += [("hf gpt2", "2 zero3, all sharded", "2 fsdp2"), ("hf t5", "2 fsdp2", "1")]
+MOVES += [("hf llama", "2 zero3, all sharded", "1"), ("hf bert", "2 zero1", "2 fsdp2")]
 MOVES_IN_TEST += [(IN_TEST[5][0], "2 zero3, all sharded", "2 fsdp2")]
 
 
@@ -129,7 +171,7 @@ def test_sharded_checkpoints_can_be_evaluated_and_exported(finished, tmp_path, m
     last = list(curve(directory, "eval/loss").values())[-1]
     assert json.loads(done.stdout)["loss"] == pytest.approx(last, rel=1e-5)
     run("export", directory, *base, "--to", tmp_path)
-    module, stored = train.load(tmp_path), tensors(directory)
+    module, stored = train.load(tmp_path, trust=True), tensors(directory)
     own = dict(module.state_dict())
     for name, tensor in stored.items():
         if name.startswith("model.") and name.removeprefix("model.") in own:

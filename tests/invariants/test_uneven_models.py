@@ -1,6 +1,7 @@
 """I1 to I3 for models of which a micro-batch uses a part, or another method than ``forward``."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -13,7 +14,7 @@ from tests.support.lanes import thinned
 from tests.support.ranks import on_ranks
 from tests.support.runs import checkpoints, tensors
 from train.exits import UsageError
-from train.strategies.call_order import same_calls
+from train.strategies.call_order import CallRecord, same_calls
 from train.strategies.unused import not_reached, unused_everywhere
 
 BASE = [
@@ -149,6 +150,29 @@ class Detour(torch.autograd.Function):
         return gradient * 2
 
 
+DROPPING = ["task.use=tests.support.uneven:DroppingTask", "batch.micro_batch_size=6"]
+
+
+@pytest.mark.parametrize(
+    ("options", "when"),
+    thinned(
+        [
+            (["strategy=fsdp2"], "training"),
+            (["strategy=fsdp2"], "evaluation"),
+        ],
+        kept=lambda case: case[1] == "training",
+    ),
+)
+def test_layers_that_ranks_leave_out_later_are_refused(tmp_path, options, when):
+    """Each rank gathers as many layers of the same shape, so that nothing fails by itself."""
+    steps = ["length.steps=20", "checkpoint.every_steps=2", "evaluate.every_steps=4"]
+    found = run_ranks(
+        2, "fit", tmp_path, *DROPPING, *steps, *options, f"model.when={when}", expect=64
+    )
+    assert re.search(r"Rank 0 calls layers\.\d where rank 1 calls layers\.\d", found[0].stderr)
+    assert checkpoints(tmp_path)[-1] < 20
+
+
 @pytest.mark.fast
 def test_parameters_without_a_path_are_found():
     used, detached, idle = (nn.Parameter(torch.ones(2)) for _ in range(3))
@@ -163,10 +187,13 @@ def test_parameters_without_a_path_are_found():
 
 @pytest.mark.fast
 def test_only_what_every_rank_leaves_out_is_unused():
+    def found(ranks):
+        return unused_everywhere(ranks, own[ranks.rank])
+
     own = [{"a", "b"}, {"b", "c"}, {"b"}]
-    assert on_ranks(3, lambda ranks: unused_everywhere(ranks, own[ranks.rank])) == [{"b"}] * 3
+    assert on_ranks(3, found) == [{"b"}] * 3
     own = [{"a"}, set()]
-    assert on_ranks(2, lambda ranks: unused_everywhere(ranks, own[ranks.rank])) == [set()] * 2
+    assert on_ranks(2, found) == [set()] * 2
 
 
 @pytest.mark.fast
@@ -181,6 +208,28 @@ def test_other_calls_on_another_rank_are_refused_on_all(calls):
     errors = on_ranks(2, forward)
     assert all(isinstance(error, UsageError) for error in errors)
     assert str(errors[0]) == str(errors[1])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "calls", [["ab", "ab"], ["ab", "ba"], ["ab", "a"], ["", "b"], ["aab", "ab"], ["ab", "ab", "bb"]]
+)
+def test_recorded_calls_are_compared(calls):
+    def forward(ranks):
+        modules = {name: nn.Identity() for name in "ab"}
+        record = CallRecord(modules, ranks)
+        modules["b"](torch.ones(1))
+        record.clear()
+        for name in calls[ranks.rank]:
+            modules[name](torch.ones(1))
+        record.check(ranks.all_reduce_ints(record.numbers()))
+
+    errors = on_ranks(len(calls), forward)
+    if len(set(calls)) == 1:
+        assert errors == [None] * len(calls)
+    else:
+        assert all(isinstance(error, UsageError) for error in errors)
+        assert len({str(error) for error in errors}) == 1
 
 
 @pytest.mark.fast

@@ -15,15 +15,15 @@ SECRET = "s3cr3t-value"
 
 
 @pytest.mark.parametrize(
-    ("name", "secret"),
+    ("name", "value", "secret"),
     [
-        ("WANDB_API_KEY", True), ("HF_TOKEN", True), ("PASSWORD", True), ("DB_PASSWORD_2", True),
-        ("aws_secret_access_key", True), ("CLIENT_SECRET", True),
-        ("KEYS", False), ("TOKENIZERS_PARALLELISM", False), ("NCCL_DEBUG", False), ("MONKEY", False),
+        ("WANDB_API_KEY", "abc", True), ("TOKEN", "abc", True), ("WANDB_API_KEY", "", False),
+        ("NCCL_DEBUG", "INFO", False), ("TOKENIZERS_PARALLELISM", "false", False),
+        ("DATABASE_URL", "postgres://u:p@h/d", True), ("DATABASE_URL", "postgres://h/d", False),
     ],
 )  # fmt: skip
-def test_variables_that_hold_secrets(name, secret):
-    assert secrets.is_secret(name) is secret
+def test_variables_that_hold_secrets(name, value, secret):
+    assert secrets.is_secret(name, value) is secret
 
 
 @pytest.mark.parametrize("component", ["isorun.fit", "isorun.doctor"])
@@ -38,9 +38,22 @@ def test_a_secret_for_a_remote_scheduler_is_refused(component, scheduler, instea
     assert SECRET not in str(refused.value)
 
 
+def test_a_password_in_a_variable_with_another_name_is_refused():
+    with pytest.raises(UsageError, match="--env gives PROXY in plain text"):
+        dryrun("isorun.fit", "--env", f"PROXY=http://me:{SECRET}@proxy", *TINY, scheduler="slurm")
+
+
+def test_a_secret_among_the_arguments_of_a_remote_job_is_refused():
+    words = ["--", "python", "x.py", f"--db=postgres://me:{SECRET}@db/x"]
+    dryrun("isorun.run", *words)
+    with pytest.raises(UsageError, match="argument '--db=postgres://me:") as refused:
+        dryrun("isorun.run", *words, scheduler="slurm")
+    assert SECRET not in str(refused.value)
+
+
 @pytest.mark.normal
 def test_other_variables_are_passed_on():
-    dryrun("isorun.fit", "--env", "NCCL_DEBUG=INFO,KEYS=2", *TINY, scheduler="slurm")
+    dryrun("isorun.fit", "--env", "NCCL_DEBUG=INFO,NUM_KEYS=2", *TINY, scheduler="slurm")
 
 
 def test_a_local_job_gets_its_secrets():
@@ -100,3 +113,19 @@ def test_the_launch_log_holds_no_secret():
     assert SECRET not in launch_log.path().read_text()
     assert line["env"]["WANDB_API_KEY"] == "***"
     assert "***" in line["request"]
+
+
+def test_the_launch_log_holds_no_secret_of_the_command_line():
+    info = dryrun("isorun.run", "--", "python", "x.py", "--password", SECRET, f"HF_TOKEN={SECRET}",
+                  f"--db=postgres://me:{SECRET}@db/x")  # fmt: skip
+    made = getattr(info, "app", None) or info._app
+    launch_log.record_start("local_cwd://torchx/x", "local_cwd", made, "")
+    (line,) = launch_log.read()
+    assert line["command"][-4:] == [
+        "--password",
+        "***",
+        "HF_TOKEN=***",
+        "--db=postgres://me:***@db/x",
+    ]
+    assert SECRET not in launch_log.path().read_text()
+    assert SECRET in " ".join(made.roles[0].args)

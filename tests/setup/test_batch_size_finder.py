@@ -2,13 +2,18 @@
 
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.support.forked import run, run_ranks
 from tests.support.lanes import thinned
+from tests.support.ranks import on_ranks
 from tests.support.runs import assert_same_bits, tensors
+from train.exits import RetryError
+from train.setup import batch_size_finder
+from train.setup.batch_size_finder import BatchSizeFinder, free_device_memory
 
 SMALL = ["task.use=tests.faults.tasks:SmallMemory", "batch.try_out=true", "ema.decay=0.9"]
 SMALL += ["length.steps=10"]
@@ -102,3 +107,42 @@ def test_an_out_of_memory_error_of_the_allocator(tmp_path):
     done = run("fit", tmp_path, "task.use=tests.faults.tasks:Hungry", "batch.try_out=true")
     assert "micro-batch 6 x accumulation 2" in done.stdout
     assert torch.isfinite(tensors(tmp_path)["model.0.weight"]).all()
+
+
+@pytest.mark.parametrize("in_step", [True, False])
+def test_ranks_that_ran_out_of_memory_at_different_collectives_do_not_go_on(
+    tmp_path, monkeypatch, in_step
+):
+    """One has started an all-reduce more, which would be taken for one of the next trial."""
+    numbers = [[7, 3], [7, 3] if in_step else [6, 3]]
+    tried = []
+
+    def check(collectives):
+        finder = object.__new__(BatchSizeFinder)
+        rank = collectives.rank
+        finder._engine = SimpleNamespace(world_size=2, is_main=rank == 0)
+        finder._results, finder._path = {"6": "begun"}, tmp_path / "micro_batches.json"
+        finder._kept = {"key": finder._results}
+        tried.append(finder)
+        monkeypatch.setattr(batch_size_finder, "collectives_called", lambda: numbers[rank])
+        finder._check_in_step(collectives, 6)
+
+    errors = on_ranks(2, check)
+    if in_step:
+        assert errors == [None, None]
+        return
+    for error in errors:
+        assert isinstance(error, RetryError)
+        assert "Micro-batches of 6 samples do not fit" in str(error)
+    assert [finder._results["6"] for finder in tried] == ["too large"] * 2
+    assert kept(tmp_path)["6"] == "too large", "the next start tries smaller ones"
+
+
+def test_the_peak_of_a_trial_is_not_that_of_the_run(monkeypatch):
+    called = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: called.append("empty"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", called.append)
+    free_device_memory(torch.device("cpu"))
+    assert called == []
+    free_device_memory(torch.device("cuda", 3))
+    assert called == ["empty", torch.device("cuda", 3)]

@@ -8,6 +8,7 @@ from torch import nn
 from tests.support.ranks import on_ranks
 from train.data.loader_config import LoaderConfig
 from train.exits import UsageError
+from train.setup.fingerprint import DataFingerprint
 from train.setup.same_parts import check_same_data, check_same_model
 
 
@@ -27,7 +28,8 @@ def check_data(*datasets):
 
     def check(ranks):
         named = {"train_dataset": datasets[ranks.rank], "eval_dataset": [{"x": 1}]}
-        return check_same_data(ranks, named, 5, LoaderConfig())
+        fingerprints = {n: DataFingerprint(d, 5, LoaderConfig()) for n, d in named.items()}
+        return check_same_data(ranks, fingerprints)
 
     return on_ranks(len(datasets), check)
 

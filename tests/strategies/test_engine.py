@@ -18,6 +18,7 @@ from train.optim.optimizer import OptimConfig, build_optimizer
 from train.setup.model_summary import model_summary
 from train.strategies.base import StrategySetup
 from train.strategies.single import SingleStrategy
+from train.strategies.torch_native import flag_is_beside
 
 
 def model():
@@ -77,6 +78,17 @@ def test_skipping_on_the_device_and_on_the_host_are_equivalent():
     assert_same_bits(weights(first), weights(second))
     assert_same_bits(state(first), state(second))
     assert state(first)["0.weight.step"] == 3
+
+
+def test_a_flag_on_the_device_is_used_only_beside_the_parameters():
+    """``fsdp2.cpu_offload`` has them on the CPU, where the optimiser would read the flag too early.
+    Here "meta" is the device."""
+    device, host = torch.device("meta"), torch.device("cpu")
+    on_device, on_host = torch.zeros(1, device=device), torch.zeros(1)
+    assert flag_is_beside([on_device, on_device], device)
+    assert not flag_is_beside([on_host, on_host], device)
+    assert not flag_is_beside([on_device, on_host], device)
+    assert not flag_is_beside([on_host], host)
 
 
 def test_a_skipped_first_step_has_no_effect():

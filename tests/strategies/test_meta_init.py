@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from tests.faults.tasks import ByModule
 from tests.support.forked import run, run_ranks
@@ -28,6 +32,24 @@ def test_values_depend_only_on_seed_and_name():
     assert torch.equal(model.blocks[0].weight, drawn["blocks.0"].weight)
     assert not model.out.bias.requires_grad
     assert model.scale.tolist() == [0.5] * 4
+
+
+def test_only_the_shards_are_offloaded():
+    """Forward needs buffers and parameters without dimensions on the device, here "meta"."""
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        model, initial, _ = build_model(ByModule(tiny_config()), seed=3)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)), ignored_params={model.out.bias})
+        initial.fill(model, torch.device("meta"), torch.device("cpu"))
+        drawn = {name: module for name, module in initial.modules() if name}
+        weight = model.first.weight.to_local()
+        assert weight.device.type == "cpu"
+        assert torch.equal(weight, drawn["first"].weight)
+        assert model.out.bias.is_meta
+        assert all(buffer.is_meta for buffer in model.buffers())
+        assert dict(model.named_buffers())
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

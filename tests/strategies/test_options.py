@@ -108,9 +108,10 @@ def test_activation_checkpointing_needs_blocks(tmp_path):
     assert "the model has no blocks" in done.stderr
 
 
-def generated(*overrides, stage=2, ranks=2):
+def generated(*overrides, stage=2, ranks=2, **more):
     config = tiny_config(*overrides)
-    return deepspeed_config(config.zero, stage, BatchPlan.from_config(config.batch, ranks))
+    plan = BatchPlan.from_config(config.batch, ranks)
+    return deepspeed_config(config.zero, stage, plan, **more)
 
 
 def test_deepspeed_s_config_is_written_without_auto_values(tmp_path):
@@ -119,6 +120,18 @@ def test_deepspeed_s_config_is_written_without_auto_values(tmp_path):
     assert written == generated("strategy=zero2", "length.steps=6")
     assert '"auto"' not in json.dumps(written)
     assert written["zero_optimization"]["stage"] == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "on_gpu", "pinned"),
+    [("true", True, True), ("false", True, False), ("true", False, False)],
+)
+def test_offloaded_tensors_are_in_locked_memory_on_a_gpu(option, on_gpu, pinned):
+    options = ["zero.offload_optimizer=cpu", "zero.offload_parameters=cpu"]
+    options.append(f"zero.pin_memory={option}")
+    zero = generated(*options, stage=3, on_gpu=on_gpu)["zero_optimization"]
+    for section in ("offload_optimizer", "offload_param"):
+        assert zero[section] == {"device": "cpu", "pin_memory": pinned}
 
 
 @pytest.mark.parametrize(("micro", "accumulation"), [("auto", 1), ("3", 2), ("1", 6)])

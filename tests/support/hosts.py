@@ -51,11 +51,11 @@ class Hosts:
         for name in self.names:
             ip("netns", "del", name)  # deletes its end of the veth pair as well
 
-    def cut(self):
-        ip("-n", self.names[0], "link", "set", self.cables[0], "down")
+    def cut(self, host=0):
+        ip("-n", self.names[host], "link", "set", self.cables[host], "down")
 
-    def mend(self):
-        ip("-n", self.names[0], "link", "set", self.cables[0], "up")
+    def mend(self, host=0):
+        ip("-n", self.names[host], "link", "set", self.cables[host], "up")
 
     def start(self, directory, *overrides, base=TINY):
         shared = {
@@ -100,13 +100,14 @@ class Hosts:
                  "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         )  # fmt: skip
 
-    def start_node_agent(self, host, command, *options, env=()):
-        """Starts our agent on one host, with a command."""
+    def start_node_agent(self, host, command, *options, env=(), output=None):
+        """Starts our agent on one host, with a command. ``output``: a file for all that it prints
+        instead of pipes."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self.names[host], sys.executable, "-m", "launch.agent",
              "--node-rank", str(host), "--local-addr", f"{self.subnet}.{host + 1}",
              "--preflight", "off", *options, "--", *command],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=ROOT, stdout=output or subprocess.PIPE, stderr=output or subprocess.PIPE, text=True,
             env={**environment(), "GLOO_SOCKET_IFNAME": self.cables[host], **dict(env)},
         )  # fmt: skip
 

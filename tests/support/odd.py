@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from tests.support.tiny import Noisy, TinyTask
 from train import Ratio, Section
@@ -99,7 +99,8 @@ class ChannelsLast(nn.Module):
 
 
 class Constants(nn.Module):
-    """Buffers of many dtypes, an integer parameter, and a buffer that is not stored."""
+    """Buffers of many dtypes, frozen parameters that are complex and integer, and a buffer that is
+    not stored."""
 
     def __init__(self):
         super().__init__()
@@ -109,11 +110,15 @@ class Constants(nn.Module):
         self.register_buffer("short", torch.randn(WIDTH).bfloat16())
         self.register_buffer("long_", torch.rand(WIDTH).double())
         self.register_buffer("passing", torch.ones(WIDTH), persistent=False)
+        phase = torch.polar(torch.ones(WIDTH // 2), torch.rand(WIDTH // 2))
+        self.phase = nn.Parameter(phase, False)
         self.codes = nn.Parameter(torch.randint(-3, 3, (WIDTH,), dtype=torch.int8), False)
 
     def forward(self, x):
         turned = (
-            torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2).contiguous()) * self.turn
+            torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2).contiguous())
+            * self.turn
+            * self.phase
         )
         x = torch.view_as_real(turned).flatten(-2)[..., self.order].to(x.dtype)
         return x * self.passing + self.short.to(x.dtype) * self.codes + self.long_.to(x.dtype)
@@ -152,6 +157,84 @@ class Looped(nn.Module):
         return self.inner(torch.tanh(self.inner(x)))
 
 
+class Complex(nn.Module):
+    """A filter in the frequency domain, whose weight is complex."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter = nn.Parameter(0.3 * torch.randn(WIDTH // 2 + 1, dtype=torch.complex64))
+
+    def forward(self, x):
+        return torch.fft.irfft(torch.fft.rfft(x.float()) * self.filter, n=WIDTH)
+
+
+class Sparse(nn.Module):
+    """A table of vectors with sparse gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, WIDTH, sparse=True)
+
+    def forward(self, x):
+        return x + self.table((x.detach().sum(-1).abs() * 10).long() % 10)
+
+
+class SparseFunction(nn.Module):
+    """A sparse gradient that no module shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(10, WIDTH))
+
+    def forward(self, x):
+        rows = (x.detach().sum(-1).abs() * 10).long() % 10
+        return x + nn.functional.embedding(rows, self.table, sparse=True)
+
+
+class Orthogonal(nn.Module):
+    """A weight that a parametrisation holds orthogonal."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = orthogonal(nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class BatchNormed(nn.Module):
+    """A layer that normalises by a micro-batch, and keeps statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(WIDTH)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+class Spectral(nn.Module):
+    """A weight whose largest singular value is estimated in each forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = spectral_norm(nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Lazy(nn.Module):
+    """A layer that finds its width in the first forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.LazyLinear(WIDTH)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
 PARTS = {
     "frozen": Frozen,
     "frozen-bf16": lambda: Frozen(torch.bfloat16),
@@ -167,6 +250,16 @@ PARTS = {
     "normed": Normed,
     "recurrent": Recurrent,
     "looped": Looped,
+    "orthogonal": Orthogonal,
+}
+# The same on placements that divide steps alike.
+OF_MICRO_BATCHES = {"batch-normed": BatchNormed, "spectral": Spectral}
+# No strategy that shards parameters can train these.
+REFUSED = {
+    "complex": Complex,
+    "sparse": Sparse,
+    "sparse-function": SparseFunction,
+    "lazy": Lazy,
 }
 
 
@@ -176,7 +269,9 @@ class OddModel(nn.Module):
     def __init__(self, parts):
         super().__init__()
         self.first, self.last = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 4)
-        self.parts = nn.ModuleList(PARTS[part]() for part in parts)
+        self.parts = nn.ModuleList(
+            {**PARTS, **OF_MICRO_BATCHES, **REFUSED}[part]() for part in parts
+        )
 
     def forward(self, x):
         x = torch.tanh(self.first(x))

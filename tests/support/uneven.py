@@ -146,3 +146,60 @@ class OddRankTask(TinyTask):
 
     def eval_dataset(self):
         return Noisy(36 if self.is_odd("eval") else 37, augment=True)
+
+
+class Dropping(nn.Module):
+    """Leaves out one of its layers, as stochastic depth does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 4)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x, left_out):
+        x = torch.tanh(self.first(x))
+        for number, layer in enumerate(self.layers):
+            if number != left_out:
+                x = x + torch.tanh(layer(x))
+        return self.last(x)
+
+
+class DroppingTask(TinyTask):
+    """The first sample of a micro-batch decides which layer is left out, after two steps, or in
+    evaluations."""
+
+    class Model(Section):
+        when: str = "training"
+        """training, evaluation or never."""
+
+    def build_model(self):
+        return Dropping()
+
+    def loss(self, model, batch):
+        self.calls += model.training
+        here = "training" if model.training else "evaluation"
+        drops = self.config.model.when == here and self.calls > 2
+        left_out = int(batch["x"][0, 0] * 50) % 3 if drops else 2
+        errors = (model(batch["x"], left_out) - batch["y"]).square() * batch["mask"]
+        return Ratio(errors.sum(), batch["mask"].sum())
+
+
+class DataDependentTask(TinyTask):
+    """The model has as many inputs as the training data."""
+
+    features = 3
+
+    def train_dataset(self):
+        data = super().train_dataset()
+        self.features = len(data[0]["x"])
+        if self.config.model.attribute:
+            self.found = self.features
+        return data
+
+    class Model(TinyTask.Model):
+        attribute: bool = False
+        """Whether the model cannot be built without the data at all."""
+
+    def build_model(self):
+        width = self.found if self.config.model.attribute else self.features
+        return nn.Linear(width, 4)

@@ -67,6 +67,9 @@ sys.exit(int(values.get("exit", 0)))
 """
 
 
+SECRET_WORDS = ["--password", "hunter2", "--url=https://me:hunter2@host"]
+
+
 def track(directory, expect=0, env=None, **values):
     """An attempt of a run; its environment has only the given W&B variables."""
     clean = {k: v for k, v in os.environ.items() if "WANDB" not in k}
@@ -76,7 +79,7 @@ def track(directory, expect=0, env=None, **values):
     # Files, since a pipe ends only when W&B's service has ended as well.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         done = subprocess.run(
-            [sys.executable, "-c", MADE, str(directory), json.dumps(values)],
+            [sys.executable, "-c", MADE, str(directory), json.dumps(values), *SECRET_WORDS],
             cwd=ROOT, env=clean, stdout=out, stderr=err, timeout=60, check=False,
         )  # fmt: skip
         for stream in (out, err):
@@ -91,7 +94,8 @@ def twice(tmp_path_factory):
     """Two attempts of one run, and their output."""
     directory = tmp_path_factory.mktemp("my runs")
     tags = {"wandb_tags": ["quick"], "wandb_project": "mine"}
-    first = track(directory, track=tags)
+    config = {"optim": {"lr": 0.1}, "data": {"url": "https://me:hunter2@host"}}
+    first = track(directory, track=tags, run={"config": config})
     second = track(
         directory, run={"attempt": 2, "start_step": 2}, track=tags, exit=7, expect=7, fail=70
     )
@@ -120,6 +124,12 @@ def test_an_attempt_that_fails_is_reported_with_its_exit_code(files):
 def test_the_config_and_the_version_are_logged(files):
     assert files[0].config["optim"] == {"lr": 0.1}
     assert files[0].config["code"] == {"isorun": "0.1.0"}
+
+
+def test_secrets_of_the_command_line_and_the_config_are_not_recorded(twice):
+    found = [path for path in twice[0].rglob("*") if path.is_file() and path.suffix != ".py"]
+    assert any(path.suffix == ".wandb" for path in found)
+    assert [path for path in found if b"hunter2" in path.read_bytes()] == []
 
 
 def test_rows_have_the_step_of_the_run(files):

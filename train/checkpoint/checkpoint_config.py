@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from train.secrets import secret_option
 from train.section import Section
 
 
@@ -43,12 +43,11 @@ class MirrorConfig(Section):
     @field_validator("options")
     @classmethod
     def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name in options:
-            if re.search("key|secret|token|password|credential", name, re.IGNORECASE):
-                raise ValueError(
-                    f"without {name!r}, because the config is stored and logged; set secrets in "
-                    "the environment"
-                )
+        if name := secret_option(options):
+            raise ValueError(
+                f"without {name!r}, because the config is stored and logged; set secrets in the "
+                "environment"
+            )
         return options
 
 

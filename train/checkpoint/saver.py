@@ -21,6 +21,7 @@ from train.checkpoint.index import INDEX, PICKLED_INDEX
 from train.checkpoint.manifest import Manifest, hash_file
 from train.checkpoint.store import CheckpointStore
 from train.distributed.collectives import Collectives
+from train.distributed.gpu import with_current_gpu
 from train.distributed.shard import Shard
 from train.exits import RetryError
 from train.process.diagnose import is_lost_peer
@@ -107,7 +108,9 @@ class CheckpointSaver:
         copies = self._copy(shards)
         job = _Job(request, SaveTiming(copy=time.perf_counter() - started))
         # Not a daemon thread: the process finishes the write even if it ends by an exception.
-        thread = threading.Thread(target=self._run, args=(job, copies), name="checkpoint")
+        thread = threading.Thread(
+            target=with_current_gpu(self._run), args=(job, copies), name="checkpoint"
+        )
         self._job = job
         try:
             thread.start()
@@ -166,7 +169,10 @@ class CheckpointSaver:
         save stalls no longer than later ones."""
         if self.config.asynchronous:
             self._reserving = threading.Thread(
-                target=self._allocate, args=(dict(shards),), name="reserve", daemon=True
+                target=with_current_gpu(self._allocate),
+                args=(dict(shards),),
+                name="reserve",
+                daemon=True,
             )
             self._reserving.start()
 

@@ -175,6 +175,15 @@ def restore_extra_state(
     set_extra_state(model, ExtraState(dict(values), loaded))
 
 
+def model_shapes(directory: Path) -> dict[str, torch.Size]:
+    """The shapes of the model's tensors in a checkpoint, by name. Raises DamagedError."""
+    return {
+        name.removeprefix("model."): shape
+        for name, (shape, _) in dcp.shapes(directory).items()
+        if name.startswith("model.")
+    }
+
+
 def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:
     """Loads a full model in this process; ``averaged``: trainable parameters from the EMA.
 

@@ -17,6 +17,8 @@ from train.exits import DataError, ResumeRefusedError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+    from train.tasks.base import Task
+
 
 def find_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = False) -> Path:
     """The path of the checkpoint that ``--checkpoint WHICH`` names, after a check of its hashes.
@@ -120,12 +122,15 @@ def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:
     return int(which)
 
 
-def load_weights(model: nn.Module, checkpoint: Path, loaded: LoadedConfig) -> None:
-    """Loads a checkpoint's weights into a full model; the averaged ones if the config has
-    ``ema``."""
-    from train.checkpoint.state import restore_model
+def load_full_model(task: Task, checkpoint: Path, loaded: LoadedConfig) -> nn.Module:
+    """The task's model with a checkpoint's weights, in this process; the averaged ones if the
+    config has ``ema``."""
+    from train.checkpoint.state import model_shapes, restore_model
+    from train.strategies.meta_init import build_full_model
 
     try:
+        model = build_full_model(task, loaded.config.run.seed, model_shapes(checkpoint))
         restore_model(checkpoint, model, averaged=loaded.config.ema is not None)
     except DamagedError as error:
         raise DataError(f"{error}; choose another with --checkpoint.") from None
+    return model

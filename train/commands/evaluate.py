@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from train.command_line import say
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments, config_words
-from train.commands.checkpoints import find_checkpoint, load_weights
+from train.commands.checkpoints import find_checkpoint, load_full_model
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, UsageError, sys_exit_refused
 from train.json_files import is_count
@@ -62,12 +63,12 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
         choose_strategy,
         evaluation_data,
     )
-    from train.strategies.meta_init import build_full_model
     from train.strategies.model_call import ModelCall
 
     config = loaded.config
     engine = build_engine(config, choose_strategy(loaded))
-    try:
+    with ExitStack() as stack:
+        stack.push(engine.leave)
         # While the run is training, ranks may see different newest checkpoints.
         checkpoint = engine.collectives.broadcast_object(checkpoint)
         task = loaded.task(config)
@@ -76,8 +77,7 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
             raise UsageError(
                 f"The task {config.task.use!r} has no evaluation data; implement eval_dataset()."
             )
-        model = build_full_model(task, config.run.seed)
-        load_weights(model, checkpoint, loaded)
+        model = load_full_model(task, checkpoint, loaded)
         model = engine.on_device(model)
         plan = BatchPlan.from_config(config.batch, engine.world_size)
         # The run may have found that less fits into memory than this rank's share of a batch.
@@ -89,5 +89,3 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
             call = ModelCall(model, engine.autocast)
             metrics = evaluate(engine, partial(call.through, call), model, task, batches)
         return Evaluated(checkpoint, len(dataset), metrics, engine.is_main)
-    finally:
-        engine.close()

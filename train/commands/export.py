@@ -13,7 +13,7 @@ from pathlib import Path
 from train.checkpoint.manifest import Manifest
 from train.command_line import log, say
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments, config_words
-from train.commands.checkpoints import find_checkpoint, load_weights
+from train.commands.checkpoints import find_checkpoint, load_full_model
 from train.config.load import load_config
 from train.exits import Exit, UsageError
 from train.files import refuse_irregular, refuse_link
@@ -47,12 +47,10 @@ def run(arguments: argparse.Namespace) -> Exit:
         make_program,
         write_description,
     )
-    from train.strategies.meta_init import build_full_model
 
     manifest = Manifest.read(checkpoint)
     task = loaded.task(loaded.config)
-    model = build_full_model(task, loaded.config.run.seed)
-    load_weights(model, checkpoint, loaded)
+    model = load_full_model(task, checkpoint, loaded)
     model.eval()
     form = arguments.form or "both"
     inputs = None if form == "parameters" else example_inputs(task)

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from train.config.no_secrets import check_no_secrets
 from train.exits import UsageError, first_line
 
 DEFAULT = "default"
@@ -53,7 +54,8 @@ def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
     """Merges the files in order, then the overrides; a later value replaces an earlier one.
 
     ``${...}`` refers to other values, ``${oc.env:NAME}`` to the environment. Raises UsageError
-    for a file that cannot be read or parsed, a malformed override or an unknown reference.
+    for a file that cannot be read or parsed, a malformed override, an unknown reference or a
+    secret.
     """
     try:
         return _compose(files, overrides)
@@ -107,7 +109,9 @@ def _compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
             "set the key that it names, or write the value in its place."
         ) from None
     assert isinstance(values, dict)
-    return Composed({str(key): value for key, value in values.items()}, origins)
+    composed = Composed({str(key): value for key, value in values.items()}, origins)
+    check_no_secrets(raw, composed.values, lambda key: composed.where(key.partition("[")[0]))
+    return composed
 
 
 def _read(name: str) -> str:

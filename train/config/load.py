@@ -18,10 +18,12 @@ from train.checkpoint.run_directory import RunDirectory
 from train.config.compose import Composed, compose
 from train.config.explain import explain
 from train.config.schema import Config, TaskConfig, config_class
+from train.config.trust import TASK_SECTIONS, refuse_code_of_others
 from train.data.plan import BatchPlan
 from train.distributed.world import this_world
 from train.exits import RetryError, UsageError, first_line
 from train.hooks import find_hooks
+from train.secrets import redact_command
 from train.tasks.base import Task
 from train.tasks.registry import check_task, find_task, reference_of
 from train.track.sinks import find_sinks
@@ -52,7 +54,7 @@ class LoadedConfig:
             return shlex.join([*words, str(self.run_directory_as_set)])
         for file in self.files:
             words += ["--config", file]
-        return shlex.join([*words, *self.overrides])
+        return shlex.join(redact_command([*words, *self.overrides]))
 
     @property
     def run_directory(self) -> Path:
@@ -81,16 +83,20 @@ def load_config(
 
     ``task`` is the task's class, if the caller has it: task.use is then its name, and nothing is
     imported. A run directory among the files stands for the config of its run. Raises UsageError
-    with one sentence per problem. The general sections are validated before the task's module is
+    with one sentence per problem. Code that the config of another user's run names is refused. The
+    general sections are validated before the task's module is
     imported, so that a typo is reported at once.
     """
     start = Path.cwd()  # before the task's module is imported, which may change it
+    given = files
     files, overrides = _of_runs(files, overrides)
     if task is not None:
         reference = reference_of(task)
         check_task(task, f"task is {reference}")
         overrides = [*overrides, f"task.use={reference}"]
     composed = compose(files, overrides)
+    of_runs = [Path(found) for found, name in zip(files, given, strict=True) if found != name]
+    refuse_code_of_others(composed, of_runs, None if runs else (*TASK_SECTIONS, "strategy"))
     general = _validate(Config, composed, composed.values)
     task_values = composed.values.get("task")
     use = task_values.get("use") if isinstance(task_values, dict) else task_values
@@ -146,10 +152,11 @@ def python() -> str:
     return str(running.relative_to(here) if running.is_relative_to(here) else running)
 
 
-def task_config(values: dict[str, Any], origin: str) -> Task:
-    """The task of a resolved config that was stored, such as in an export."""
+def task_config(values: dict[str, Any], origin: str, task: type[Task] | None = None) -> Task:
+    """The task of a resolved config that was stored, such as in an export; of the class ``task``,
+    by default the one that the config names."""
     composed = Composed(values, dict.fromkeys(values, origin))
-    task = find_task(str(values["task"]["use"]), origin)
+    task = task or find_task(str(values["task"]["use"]), origin)
     return task(_validate(config_class(task), composed, values))
 
 

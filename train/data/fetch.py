@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import traceback
+from bdb import BdbQuit
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -126,6 +127,8 @@ class KeyedDataset:
 
     def _describe(self, keys: SampleKeys, at: int, error: BaseException) -> str:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, BdbQuit):
+            what = "BdbQuit (a breakpoint, which needs a terminal and loader.workers=0)"
         name = type(self.dataset).__name__
         if at >= 0:
             return (

@@ -42,6 +42,8 @@ class World:
     """What started the process: python, torchrun, accelerate, deepspeed, srun, or unknown."""
     host: str
     """Host name."""
+    local_rank_guessed: bool = False
+    """Whether no variable gives the local rank; it is then 0."""
 
 
 def find_world(environ: MutableMapping[str, str]) -> World:
@@ -84,17 +86,64 @@ def find_world(environ: MutableMapping[str, str]) -> World:
                 f"MASTER_PORT must be a port, 1 to 65535, but is {environ['MASTER_PORT']!r} "
                 "(environment); correct it, or start the run with torchrun."
             )
-    local_rank = whole_number_in(environ, "LOCAL_RANK", 0)
-    # DeepSpeed's launcher sets LOCAL_SIZE.
-    default = whole_number_in(environ, "LOCAL_SIZE", 1, at_least=1)
+    local_rank, local_world_size = _on_this_host(environ, rank, world_size)
     return World(
         rank,
         world_size,
-        local_rank,
-        whole_number_in(environ, "LOCAL_WORLD_SIZE", default, at_least=1),
+        local_rank or 0,
+        local_world_size,
         launcher,
         socket.gethostname(),
+        local_rank_guessed=local_rank is None and world_size > 1,
     )
+
+
+# Variables of srun and of MPI's launchers: rank, world size, local rank and ranks of the host.
+_STARTERS = (
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
+    (
+        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
+    (
+        "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_LOCAL_SIZE",
+    ),
+)  # fmt: skip
+
+
+def _on_this_host(environ: Mapping[str, str], rank: int, world_size: int) -> tuple[int | None, int]:
+    """The local rank, None if no variable gives it, and the number of ranks of this host.
+
+    Where LOCAL_RANK is not set, that of the program that started this rank counts. A script may
+    have started several ranks inside of one task, so its rank and world size must be those of the
+    run.
+    """
+    local_rank, default = None, whole_number_in(environ, "LOCAL_SIZE", 1, at_least=1)  # DeepSpeed
+    if environ.get("LOCAL_RANK", "").strip():
+        local_rank = whole_number_in(environ, "LOCAL_RANK", 0)
+    elif starter := _starter(environ, [str(rank), str(world_size)]):
+        local_rank = whole_number_in(environ, starter[2], 0)
+        if starter[3]:
+            default = whole_number_in(environ, starter[3], default, at_least=1)
+        else:
+            default = _slurm_tasks_of_node(environ)
+    local_world_size = whole_number_in(environ, "LOCAL_WORLD_SIZE", default, at_least=1)
+    if local_rank is None and environ.get("LOCAL_WORLD_SIZE", "").strip():
+        local_rank = rank % local_world_size
+    return local_rank, local_world_size
+
+
+def _starter(environ: Mapping[str, str], ours: list[str]) -> tuple[str, str, str, str] | None:
+    """The names of the variables of the program that started this rank, whose rank and world size
+    are ``ours``."""
+    for names in _STARTERS:
+        values = [environ.get(name, "").strip() for name in names[:3]]
+        if values[:2] == ours and values[2]:
+            return names
+    return None
 
 
 @cache
@@ -156,16 +205,20 @@ def _from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     """torch's variables from srun's; the port is a function of job id and step id."""
     hosts = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "localhost"
     job, step = (whole_number_in(environ, n, 0) for n in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    per_node = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE") or "1")
-    node = whole_number_in(environ, "SLURM_NODEID", 0)
     return {
         "RANK": environ["SLURM_PROCID"],
         "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": environ.get("SLURM_LOCALID") or "0",
-        "LOCAL_WORLD_SIZE": str(per_node[node] if node < len(per_node) else 1),
+        "LOCAL_WORLD_SIZE": str(_slurm_tasks_of_node(environ)),
         "MASTER_ADDR": environ.get("MASTER_ADDR") or first_host(hosts),
         "MASTER_PORT": environ.get("MASTER_PORT") or str(20000 + (job * 7 + step) % 30000),
     }
+
+
+def _slurm_tasks_of_node(environ: Mapping[str, str]) -> int:
+    per_node = expand_counts(environ.get("SLURM_STEP_TASKS_PER_NODE") or "1")
+    node = whole_number_in(environ, "SLURM_NODEID", 0)
+    return per_node[node] if node < len(per_node) else 1
 
 
 def first_host(hosts: str) -> str:

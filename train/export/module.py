@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.config.load import task_config
+from train.config.trust import TASK_SECTIONS, dotted_paths
 from train.exits import DataError, UsageError, first_line, sys_exit_refused
 from train.files import open_regular, write_json
+from train.imports import import_path_restored
 from train.json_files import has_fields, read_object
 
 if TYPE_CHECKING:
@@ -133,11 +135,14 @@ def _check_description(description: dict[str, Any]) -> None:
 
 
 @sys_exit_refused()
-def load(path: str | Path) -> nn.Module:
+@import_path_restored()
+def load(path: str | Path, task: type[Task] | None = None, *, trust: bool = False) -> nn.Module:
     """Loads the module of an export directory, in evaluation mode, on the CPU.
 
-    The task's module must be importable. Raises UsageError if ``path`` is not an export, and
-    DataError if the parameters do not match the module.
+    A built-in task is found by its name. Any other is code: pass its class as ``task``, or
+    ``trust=True`` to import what the export names, first from the working directory. Raises
+    UsageError if ``path`` is not an export or names code that is not trusted, and DataError if the
+    parameters do not match the module.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model
@@ -156,10 +161,13 @@ def load(path: str | Path) -> nn.Module:
             f"{directory} is not an export of isorun ({DESCRIPTION}: {error}); "
             "name a directory that `python -m train export` wrote."
         ) from None
-    task = task_config(values, f"{directory / DESCRIPTION}")
+    if not trust:
+        _refuse_code(directory, values, task)
+    of_export = task_config(values, f"{directory / DESCRIPTION}", task)
     generators = GlobalRngState(cuda=True)  # the caller's
     try:
-        model = build_full_model(task, values["run"]["seed"])
+        shapes = _shapes(directory / PARAMETERS)
+        model = build_full_model(of_export, values["run"]["seed"], shapes)
     finally:
         generators.restore()
     tensors = _Tensors(model)
@@ -175,3 +183,26 @@ def load(path: str | Path) -> nn.Module:
             "use the version of the task that was exported."
         ) from error
     return model.eval()
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in a file, by name; empty where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _refuse_code(directory: Path, values: dict[str, Any], task: type[Task] | None) -> None:
+    """Raises UsageError if the config of an export names code other than ``task``."""
+    for key, value in dotted_paths({name: values.get(name) for name in TASK_SECTIONS}):
+        if key == "task.use" and task is not None:
+            continue
+        by_class = ", or pass the task's class as task=" if key == "task.use" else ""
+        raise UsageError(
+            f"{directory / DESCRIPTION} names the code {value!r} ({key}), which runs "
+            f"when it is imported; pass trust=True to train.load if you trust the export{by_class}."
+        )

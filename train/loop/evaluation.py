@@ -48,6 +48,7 @@ class Evaluation:
             return self._stop()
 
         strategy.sync_buffers()
+        strategy.call_record.clear()
         with self._ema.applied() if self._ema else nullcontext(), self._batches as batches:
             try:
                 metrics = evaluate(
@@ -57,4 +58,5 @@ class Evaluation:
                 return None
             self._beat("reporting")
             report = make_report(engine, strategy.call, strategy.bare_model, self._task, self._seed)
+            strategy.check_calls()
         return EvaluationResult(metrics, report)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from train.exits import Exit, first_line
 from train.process.diagnose import as_run_error
+from train.secrets import redact
 
 
 def on_error(report: Callable[[Exit, str], None]) -> Callable[..., None]:
@@ -20,10 +21,10 @@ def on_error(report: Callable[[Exit, str], None]) -> Callable[..., None]:
 
 
 def described(error: BaseException) -> tuple[Exit, str]:
-    """The exit code and the text of an error that ends a run."""
+    """The exit code and the text of an error that ends a run, without secrets."""
     if isinstance(error, KeyboardInterrupt):
         return Exit.STOPPED_AT_ONCE, "Stopped at once, without saving."
     known = as_run_error(error)
     if known:
-        return known.code, str(known)
-    return Exit.INTERNAL, f"{type(error).__name__}: {first_line(error)}"
+        return known.code, redact(str(known))
+    return Exit.INTERNAL, redact(f"{type(error).__name__}: {first_line(error)}")

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from torch import Tensor
+
 from train.exits import UsageError
 from train.loop.hidden_state import HiddenState
 from train.setup.compile_check import check_compiled
 from train.strategies.base import Strategy
 from train.strategies.call_order import same_calls
+from train.strategies.parameters import check_dense
 from train.suggest import listed
 from train.tasks.base import Task
 from train.tasks.checked import count_of
@@ -54,6 +57,10 @@ class FirstStepChecks:
         """Surrounds a forward pass: compares the calls of modules between ranks."""
         strategy = self._strategy
         return same_calls(strategy.gathering_modules(), strategy.collectives)
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Checks that the gradients of ``loss`` can be exchanged."""
+        check_dense(loss)
 
     def after_micro_batch(self, batch: Any, count: object) -> None:
         """Checks that ``count``, which the loss returned, is the task's count of the batch (on

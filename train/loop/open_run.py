@@ -119,7 +119,7 @@ def _open(
             model.strategy,
             model.ema,
             config.optim,
-            samples=data.order.size,
+            fingerprint=data.fingerprint,
             changes=attempt.changes,
             allow_changes=allow_changes,
         )
@@ -153,7 +153,7 @@ def _open(
         facts={
             "run": attempt.identity.id, "attempt": attempt.number, "samples": data.order.size,
             "seed": data.order.seed, "batch": plan.global_batch_size,
-            "optim": state_settings(config.optim),
+            "optim": state_settings(config.optim), "data": data.fingerprint.to_json(),
         },
         last_step=attempt.resume_step,
         ensure_in_place=directory.ensure_in_place,

@@ -93,6 +93,8 @@ class TrainStep:
                 loss_sum += loss.sum.detach()
                 if last:  # runs beside the backward pass
                     wait_for_loss_sum = strategy.collectives.start_all_reduce(loss_sum)
+                if checks:
+                    checks.before_backward(loss.sum)
                 self._beat("computing gradients")
                 strategy.backward(loss.sum, agreed.global_count)
             if checks:

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 
-from train.exits import DataError, OutOfMemoryError, RetryError, RunError, first_line
+from train.exits import (
+    DataError,
+    OutOfMemoryError,
+    RetryError,
+    RunError,
+    UsageError,
+    first_line,
+)
 from train.files import TooLargeError
 
 LOST_PEER = (
@@ -34,7 +42,9 @@ def is_lost_peer(error: BaseException) -> bool:
     if torch is None or not isinstance(error, RuntimeError):
         return False
     if isinstance(error, torch.distributed.DistError):
-        return not is_out_of_memory(error)  # NCCL also allocates
+        # NCCL also allocates, shares memory between processes, and uses the GPU.
+        own = is_out_of_memory(error) or is_same_gpu(error) or _is_fault_of_gpu(str(error))
+        return not own and not any(os.strerror(number) in str(error) for number in _SHORTAGES)
     text = str(error)
     return "gloo" in text.lower() and any(sign in text for sign in _SIGNS)
 
@@ -43,16 +53,19 @@ OUT_OF_MEMORY = (
     "Out of memory ({}); lower batch.micro_batch_size (slower; changes only dropout masks), set "
     "activation_checkpointing=true, or shard the model over more ranks with strategy=fsdp2."
 )
-# Messages of the plain RuntimeErrors that torch raises: its CPU allocator, CUDA and its libraries,
-# and NCCL.
-_NO_MEMORY = (
-    "DefaultCPUAllocator",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDA error: out of memory",
-    "CUDA failure 'out of memory'",
-    "Cuda failure 'out of memory'",
-    "Cuda failure 2 'out of memory'",
+# Messages of the plain RuntimeErrors that torch raises for its CPU allocator, the CUDA runtime and
+# driver, CUDA's libraries (cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED), NCCL and
+# Triton. A library that cannot allocate its handle says that it is not initialised.
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator"
+    r"|\bCU[A-Z]+_(\w+_)?ALLOC(ATION)?_FAILED\b"
+    r"|\bCUSPARSE_STATUS_INSUFFICIENT_RESOURCES\b"
+    r"|\bCU[A-Z]+_STATUS_NOT_INITIALIZED when calling `cu\w+Create\("
+    r"|\b(CUDA|HIP) out of memory\b"
+    r"|\b(CUDA|HIP)( driver)? error: out of memory"
+    r"|\bCuda failure( \d+)? 'out of memory'"
+    r"|Triton Error \[(CUDA|HIP)\]: out of memory",
+    re.IGNORECASE,
 )
 
 
@@ -65,8 +78,53 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY)
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+_SIZES = {"bytes": 0, "KiB": 10, "MiB": 20, "GiB": 30}
+_SIZE = r"([\d.]+) (bytes|KiB|MiB|GiB)"
+_GPU_MEMORY = re.compile(
+    rf"has a total capacity of {_SIZE} of which {_SIZE} is free\."
+    rf".*Of the allocated memory {_SIZE} is allocated by PyTorch,.* and {_SIZE} is reserved",
+    re.DOTALL,
+)
+
+
+def _gpu_memory_of_others(error: BaseException) -> tuple[float, float] | None:
+    """What other processes use of the GPU and all that it has, in GiB, where an error of torch says
+    so and others use more than half. What this process uses besides torch counts as theirs; in a
+    container, torch does not know which process is this one."""
+    if not (found := _GPU_MEMORY.search(str(error))):
+        return None
+    words = found.groups()
+    total, free, allocated, reserved = (
+        float(number) * 2.0 ** (_SIZES[unit] - 30)
+        for number, unit in zip(words[::2], words[1::2], strict=True)
+    )
+    others = total - free - allocated - reserved
+    return (others, total) if others > total / 2 else None
+
+
+_SAME_GPU = re.compile(r"Duplicate GPU detected : rank (\d+) and rank (\d+)")
+
+
+def is_same_gpu(error: BaseException) -> bool:
+    """Whether NCCL has found two ranks on one GPU."""
+    return isinstance(error, RuntimeError) and bool(_SAME_GPU.search(str(error)))
+
+
+# CUDA's texts for a GPU that is broken, lost or taken, not for what the code asked of it.
+_GPU_FAILED = re.compile(
+    r"(CUDA( driver)? error:|Cuda failure( \d+)?) '?"
+    r"(uncorrectable (ECC|NVLink) error|unknown error|hardware stack error"
+    r"|system not yet initialized"
+    r"|(all )?CUDA-capable device(s|\(s\)) (is/)?are busy or unavailable)",
+    re.IGNORECASE,
+)
+
+
+def _is_fault_of_gpu(text: str) -> bool:
+    return bool(_GPU_FAILED.search(text))
 
 
 # Faults of the machine, its storage or its network, not of the run: it can continue later.
@@ -76,6 +134,8 @@ _MACHINE_FAILED = (
     errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
 )  # fmt: skip
+# Of these, those that NCCL reports of its own host.
+_SHORTAGES = (errno.ENOSPC, errno.EMFILE, errno.ENFILE)
 # Errors of networks that are not among Python's own: of requests, urllib3, botocore and aiohttp.
 _NETWORK_ERRORS = {
     "ConnectionError", "Timeout", "URLError", "TimeoutError", "ConnectTimeoutError",
@@ -94,8 +154,8 @@ def is_fault_of_machine(error: BaseException) -> bool:
         return not _is_refusal(error) and not isinstance(error, BrokenPipeError)
     # torch and libraries in Rust raise their own errors with the text of the system's.
     text = str(error)
-    return isinstance(error, RuntimeError | OSError) and any(
-        os.strerror(number) in text for number in _MACHINE_FAILED
+    return isinstance(error, RuntimeError | OSError) and (
+        _is_fault_of_gpu(text) or any(os.strerror(number) in text for number in _MACHINE_FAILED)
     )
 
 
@@ -111,12 +171,45 @@ def as_run_error(error: BaseException) -> RunError | None:
     if isinstance(error, RunError):
         return error
     if is_out_of_memory(error):
-        return OutOfMemoryError(OUT_OF_MEMORY.format(first_line(error)))
-    if isinstance(error, TooLargeError):
-        return DataError(f"{error.filename} cannot be read ({error.strerror}); use a smaller file.")
+        return _out_of_memory(error)
+    if wrong := _wrong_use(error):
+        return wrong
     if is_lost_peer(error):
         return RetryError(LOST_PEER)
     if is_fault_of_machine(error):
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-        return RetryError(f"{kind}{first_line(error)}. Fix the cause, then rerun.")
+        return RetryError(f"{kind}{_reason(error)}. Fix the cause, then rerun.")
     return None
+
+
+def _wrong_use(error: BaseException) -> RunError | None:
+    if isinstance(error, TooLargeError):
+        return DataError(f"{error.filename} cannot be read ({error.strerror}); use a smaller file.")
+    if is_same_gpu(error):
+        return UsageError(
+            f"Two ranks have the same GPU ({_reason(error)}); start at most one rank per GPU, and "
+            "let the launcher set LOCAL_RANK, from 0 on each host."
+        )
+    if any(cls.__name__ == "CheckpointError" for cls in type(error).__mro__):  # torch's
+        return UsageError(
+            f"A block computes something else when it is recomputed for backward "
+            f"({first_line(error)}); let it depend on its arguments, parameters, buffers and "
+            "random numbers alone, or set activation_checkpointing=false."
+        )
+    return None
+
+
+def _out_of_memory(error: BaseException) -> RunError:
+    if others := _gpu_memory_of_others(error):
+        return RetryError(
+            f"Out of memory on a GPU of which other processes use about {others[0]:.1f} of "
+            f"{others[1]:.1f} GiB. End them (nvidia-smi lists them), then rerun."
+        )
+    return OutOfMemoryError(OUT_OF_MEMORY.format(_reason(error)))
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an error's message that names the cause: of NCCL's, the last error."""
+    _, marker, rest = str(error).partition("Last error:")
+    lines = [line.strip() for line in rest.splitlines() if line.strip()] if marker else []
+    return lines[0].rstrip(".") if lines else first_line(error)

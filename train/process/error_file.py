@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from train.exits import RunError
+from train.secrets import redact
 
 
 def write_error_file(error: BaseException) -> None:
@@ -22,7 +23,8 @@ def write_error_file(error: BaseException) -> None:
         return
     is_user_error = isinstance(error, RunError)  # needs no stack trace
     stack = str(error) if is_user_error else "".join(traceback.format_exception(error))
-    extra = {"timestamp": str(int(time.time())), "py_callstack": stack}
-    text = {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}}
+    extra = {"timestamp": str(int(time.time())), "py_callstack": redact(stack)}
+    message = redact(f"{type(error).__name__}: {error}")
+    text = {"message": {"message": message, "extraInfo": extra}}
     with suppress(OSError):  # torchrun then reports the exit code only
         Path(path).write_text(json.dumps(text), encoding="utf-8")

@@ -23,6 +23,7 @@ from train.exits import Exit
 from train.files import create, read_bytes, refuse_link, replace_text
 from train.json_files import LIMIT, Fields, read_object
 from train.process.emergency_output import write_stderr
+from train.process.nccl_reports import flight_recorder, ras_status, uses_gpu
 from train.section import Section, non_semantic
 
 _HEARTBEAT: Fields = {
@@ -169,7 +170,11 @@ class Watchdog:
             self._hang.mkdir(exist_ok=True)
             refuse_link(self._hang.parent)
             refuse_link(self._hang)
+            dump = flight_recorder(os.environ, self.rank) if uses_gpu() else None
             with os.fdopen(create(self._hang / f"rank-{self.rank}.txt"), "w") as file:
+                if dump:
+                    print(f"NCCL flight recorder: {dump} (read it with torchfrtrace)", file=file)
+                    file.flush()  # faulthandler writes to the descriptor
                 faulthandler.dump_traceback(file, all_threads=True)
         report = self._hang / "report.txt"
         try:
@@ -202,6 +207,8 @@ class Watchdog:
     def _report(self, path: Path, limit: float, noticed: float) -> None:
         ranks = self._read_heartbeats()
         text = describe_hang(ranks, self.world_size, limit, noticed)
+        if uses_gpu() and (status := ras_status(os.environ)):
+            text += f"\n\nNCCL RAS:\n{status}"
         for rank in range(self.world_size):
             with suppress(OSError):
                 stacks = read_bytes(self._hang / f"rank-{rank}.txt", LIMIT).decode(errors="replace")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -24,6 +25,7 @@ from torch import Tensor
 from train.config.schema import Config
 from train.data.plan import BatchConfig, BatchPlan
 from train.distributed.collectives import Collectives
+from train.distributed.process_group import collectives_called
 from train.exits import OutOfMemoryError, RetryError, first_line
 from train.files import write_json
 from train.json_files import read_object
@@ -39,6 +41,8 @@ FILE = "micro_batches.json"
 _RESULTS = ("begun", "fits", "too large")
 # Ranks may wait in an exchange for a rank that ran out of memory.
 _TRIAL_TIMEOUT = timedelta(minutes=5)
+# A rank that ran out of memory waits for the others this many times as long as it has taken itself.
+_PATIENCE, _LEAST_PATIENCE = 4, timedelta(seconds=30)
 
 
 def is_wanted(batch: BatchConfig, device: torch.device) -> bool:
@@ -124,11 +128,11 @@ class BatchSizeFinder:
         # First without an exchange, where the strategy allows it: ranks must not wait for one that
         # is out of memory.
         fits = all(self._all_fit(among_ranks, part, size) for part in (trial.alone, trial.together))
+        if not fits:
+            self._check_in_step(among_ranks, size)
         del trial
         self._engine.free_memory()
-        gc.collect()
-        if self._engine.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_device_memory(self._engine.device)
         if group is not None:
             dist.destroy_process_group(group)
         return fits
@@ -138,7 +142,7 @@ class BatchSizeFinder:
         return self._engine.world_size
 
     def _all_fit(self, among_ranks: Collectives, part: Callable[[], None], size: int) -> bool:
-        out_of_memory = False
+        out_of_memory, started = False, time.monotonic()
         try:
             part()
         except Exception as error:
@@ -146,6 +150,12 @@ class BatchSizeFinder:
                 raise
             out_of_memory = True
             _log.info("micro-batches of %d do not fit on this rank: %s", size, first_line(error))
+            if among_ranks.host_group is not None:
+                taken = timedelta(seconds=time.monotonic() - started)
+                dist.distributed_c10d._set_pg_timeout(
+                    min(max(_PATIENCE * taken, _LEAST_PATIENCE), _TRIAL_TIMEOUT),
+                    among_ranks.host_group,
+                )
         try:
             return among_ranks.all_reduce_ints([out_of_memory]) == [0]
         except RuntimeError as error:
@@ -153,6 +163,20 @@ class BatchSizeFinder:
                 f"Micro-batches of {size} samples fit into the memory of some ranks only, which "
                 "wait for the others; rerun to try smaller ones."
             ) from error
+
+    def _check_in_step(self, among_ranks: Collectives, size: int) -> None:
+        """Ends the attempt where ranks ran out of memory at different collectives: they would take
+        the collectives of the next trial for those that are missing. A new start has new process
+        groups, and tries smaller sizes."""
+        if self._ranks == 1:
+            return
+        called = among_ranks.all_gather_object(collectives_called())
+        if any(numbers != called[0] for numbers in called):
+            self._keep(str(size), "too large")
+            raise RetryError(
+                f"Micro-batches of {size} samples do not fit into memory, and ranks noticed it at "
+                "different collectives; rerun to try smaller ones."
+            )
 
     def _key(self, strategy_name: str) -> str:
         """What the result depends on, besides the code."""
@@ -183,6 +207,15 @@ class BatchSizeFinder:
         self._results[size] = result
         if self._engine.is_main:
             write_json(self._path, self._kept)
+
+
+def free_device_memory(device: torch.device) -> None:
+    """Gives back the memory of a trial, which nothing refers to any more, and forgets its peak: the
+    peak that is logged is that of the run."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 class _Trial:

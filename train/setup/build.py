@@ -25,14 +25,17 @@ from train.distributed.world import this_world
 from train.exits import DataError, UsageError
 from train.optim.ema import Ema
 from train.optim.optimizer import build_optimizer
+from train.private_directory import use_private_caches
 from train.section import Section
+from train.setup.fingerprint import DataFingerprint
 from train.setup.model_summary import model_summary
 from train.setup.same_parts import check_same_data, check_same_model
 from train.strategies.base import Strategy, StrategySetup
-from train.strategies.blocks import checkpoint_activations, find_blocks
+from train.strategies.blocks import find_blocks
 from train.strategies.engine import Engine
 from train.strategies.meta_init import build_model
-from train.strategies.parameters import empty_to_buffers
+from train.strategies.parameters import check_parameters, empty_to_buffers
+from train.strategies.recomputation import checkpoint_activations
 from train.strategies.registry import find_strategy, resolve_name
 from train.suggest import listed
 from train.tasks.base import Task
@@ -94,6 +97,7 @@ def _check_options(loaded: LoadedConfig, name: str, cls: type[Strategy]) -> None
 
 def build_engine(config: Config, strategy: StrategyChoice) -> Engine:
     """This process's engine; collective. Returns when all ranks have joined."""
+    use_private_caches()
     return Engine(
         this_world(),
         precision=config.precision,
@@ -112,6 +116,8 @@ class RunData:
     """A map-style dataset."""
     evaluation: Any | None
     """The same for evaluation; None where the task has none."""
+    fingerprint: DataFingerprint
+    """That of the training data."""
     order: SampleOrder
     total_steps: int
     warnings: list[str]
@@ -136,7 +142,11 @@ def build_data(
     check_dataset(train, "train_dataset")
     evaluation = evaluation_data(task, config.run.seed, device)
     datasets = {"train_dataset": train, "eval_dataset": evaluation}
-    warnings = check_same_data(collectives, datasets, config.run.seed, config.loader)
+    fingerprints = {
+        name: DataFingerprint(dataset, config.run.seed, config.loader)
+        for name, dataset in datasets.items()
+    }
+    warnings = check_same_data(collectives, fingerprints)
     if evaluation is None and (asked := _asks_for_evaluation(config)):
         raise DataError(
             f"The task {config.task.use!r} has no evaluation data, but {asked} asks for "
@@ -148,7 +158,8 @@ def build_data(
         batch_size = config.batch.global_batch_size
         steps = steps_in(config.length.epochs, len(train), batch_size, step=step, position=position)
     check_length(config, loaded.composed, steps)
-    return RunData(train, evaluation, SampleOrder(config.run.seed, len(train)), steps, warnings)
+    order = SampleOrder(config.run.seed, len(train))
+    return RunData(train, evaluation, fingerprints["train_dataset"], order, steps, warnings)
 
 
 def evaluation_data(task: Task, seed: int, device: torch.device) -> Any | None:
@@ -191,6 +202,7 @@ def build_trainable(
     config = loaded.config
     seed_everything(initial_seed(config.run.seed), engine.device)
     model, initial, converted = build_model(task, config.run.seed)
+    check_parameters(model)
     check_same_model(engine.collectives, model)
     in_evaluation = start_training(model)
     empty_to_buffers(model)

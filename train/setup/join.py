@@ -51,7 +51,7 @@ def join_ranks(
     choice = choose_strategy(loaded)
     with StartTimeout(config.watchdog):
         engine = build_engine(config, choice)
-        stack.callback(engine.close)
+        stack.push(engine.leave)
         stop.ranks_joined()
         code = code_version()
         hosts = check_same_run(engine.collectives, config, code)

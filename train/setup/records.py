@@ -16,6 +16,7 @@ from train.data.ledger import Ledger
 from train.data.order import SampleOrder
 from train.files import write_json
 from train.process.stop import StopRequest
+from train.secrets import redact
 from train.setup.join import Joined
 from train.strategies.base import Strategy
 
@@ -57,7 +58,7 @@ def record_attempt(
             "micro_batch_size": micro_batch_size,
             "device": strategy.engine.device.type,
             "code": joined.code,
-            "changes": [str(change) for change in attempt.changes],
+            "changes": [redact(str(change)) for change in attempt.changes],
         }
     )
     # Last, so that config.json is never that of an attempt which is not recorded.

@@ -13,10 +13,12 @@ from train.checkpoint.manifest import Manifest
 from train.checkpoint.state import StoredState, restore_extra_state, restore_state
 from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference
+from train.distributed.collectives import Collectives
 from train.exits import ResumeRefusedError, RetryError
 from train.optim.ema import Ema
 from train.optim.optimizer import OptimConfig, restore_param_group_values, state_settings
 from train.optim.state_form import state_that_fits
+from train.setup.fingerprint import DataFingerprint
 from train.strategies.base import Strategy
 
 
@@ -37,25 +39,21 @@ def resume(
     ema: Ema | None,
     optim: OptimConfig,
     *,
-    samples: int,
+    fingerprint: DataFingerprint,
     changes: Sequence[Difference],
     allow_changes: bool,
 ) -> Resumed:
     """Fills the model, the optimiser, the loss scale and the average of weights from the
     checkpoint of a step; collective.
 
-    ``samples`` is the size of the training data, and ``changes`` are those of the config since the
+    ``fingerprint`` is that of the training data, and ``changes`` are those of the config since the
     attempt before. An optimiser that keeps other state than the one that was saved starts without
     state. Raises ResumeRefusedError where the data or the model are not those of the checkpoint.
     """
     path = store.path(step)
     state = Manifest.read(path).state
-    if state["samples"] != samples and not allow_changes:
-        raise ResumeRefusedError(
-            f"The training data has {samples} samples, but had {state['samples']} when step {step} "
-            "was saved, so that each position of the stream would be another sample; restore the "
-            "data, use another run.dir for a new run, or add --allow-changes."
-        )
+    if not allow_changes:
+        _check_data(strategy.collectives, state, step, fingerprint)
     saved = state.get("optim") or _settings_before(optim, changes)
     is_other = saved != state_settings(optim)
 
@@ -80,6 +78,25 @@ def resume(
     if strategy.loss_scale and state.get("loss_scale"):
         strategy.loss_scale.load_state_dict(state["loss_scale"])
     return Resumed(state, [] if loaded else [_dropped_state(saved, optim, step)])
+
+
+def _check_data(
+    collectives: Collectives, state: Mapping[str, Any], step: int, fingerprint: DataFingerprint
+) -> None:
+    """Raises ResumeRefusedError on all ranks where the training data is not that of a checkpoint;
+    collective."""
+    difference = None
+    if fingerprint.length != state["samples"]:
+        difference = f"has {fingerprint.length} samples, but had {state['samples']}"
+    elif collectives.rank == 0 and (name := fingerprint.difference(state.get("data"))):
+        # Samples that are not the same twice are the task's own matter.
+        difference = f"has another {name} than" if fingerprint.is_stable() else None
+    if difference := collectives.broadcast_object(difference):
+        raise ResumeRefusedError(
+            f"The training data {difference} when step {step} was saved, so that positions of the "
+            "stream would be other samples; restore the data, use another run.dir for a new run, "
+            "or add --allow-changes."
+        )
 
 
 def _settings_before(optim: OptimConfig, changes: Sequence[Difference]) -> dict[str, Any]:

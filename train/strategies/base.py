@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from train.exits import UsageError
 from train.optim.probe import KNOWN, Example, Updates, try_whole
 from train.section import Section
 from train.strategies.buffers import BufferSync
+from train.strategies.call_order import CallRecord
 from train.strategies.engine import Engine
 from train.strategies.loss_scale import LossScale
 from train.strategies.meta_init import Initial
@@ -307,9 +309,21 @@ class Strategy(ABC):
             full[window] = view.to(full.device) / self.replicas
         return self.collectives.all_reduce(full)
 
+    @cached_property
+    def call_record(self) -> CallRecord:
+        """Which of them this rank has called in this step."""
+        modules = self.gathering_modules() if self.engine.world_size > 1 else {}
+        return CallRecord(modules, self.collectives)
+
     def gathering_modules(self) -> dict[str, nn.Module]:
         """The modules whose calls gather parameters from all ranks, by name."""
         return {}
+
+    def check_calls(self) -> None:
+        """Raises UsageError on all ranks where these have called other modules since the record was
+        cleared; collective."""
+        if self.call_record.names:
+            self.call_record.check(self.collectives.all_reduce_ints(self.call_record.numbers()))
 
     def check_unused(self) -> None:  # noqa: B027 (most strategies have nothing to check)
         """Raises UsageError for trainable parameters that got no gradient, where the strategy

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import nn
 
 from train.distributed.collectives import Collectives
-from train.distributed.process_group import start_group
+from train.distributed.gpu import check_own_gpus, use_gpu
+from train.distributed.process_group import end_groups, start_group
 from train.distributed.randomness import make_deterministic
 from train.distributed.world import World
 from train.exits import RetryError, UsageError
@@ -35,7 +36,8 @@ class Engine:
     ``distributed`` says whether the ranks need a process group (also for one rank, where the
     strategy asks for it), ``timeout`` how long an exchange may take, and ``kwargs_handlers`` what
     Accelerate must know of the strategy. Raises UsageError for a precision that the device cannot
-    compute in, and RetryError where the launcher's world is not the one that was found.
+    compute in and for ranks that have the same GPU, and RetryError where the launcher's world is
+    not the one that was found.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Engine:
                 "fp32."
             )
         self.world = world
+        if on_gpu:
+            use_gpu(world, os.environ, distributed=distributed)
         if distributed and not dist.is_initialized():
             start_group(world, "cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout)
             # Accelerate and DeepSpeed look for a process group only where a launcher set this.
@@ -93,6 +97,7 @@ class Engine:
             )
         self.collectives = Collectives(self.rank, self.world_size, host_group)
         self.checkpoint_collectives = Collectives(self.rank, self.world_size, checkpoint_group)
+        check_own_gpus(self.collectives, world, self.device)
 
     def on_device(self, model: nn.Module, *, move: bool = True) -> nn.Module:
         """The model, moved to this rank's device where ``move`` is true, with a forward pass in
@@ -120,10 +125,10 @@ class Engine:
         """Drops Accelerate's references to models, so that their memory can be freed."""
         self.accelerator.free_memory()
 
-    def close(self) -> None:
-        """Destroys the process groups, so that the process can end cleanly."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    def leave(self, error: type[BaseException] | None, *_: object) -> None:
+        """An exit for an ``ExitStack``: ends the process groups, so that the process can end
+        cleanly. After an error, other ranks may not take part any more."""
+        end_groups(failed=error is not None)
 
 
 def _ignore_plugins_of_accelerate_launch() -> None:

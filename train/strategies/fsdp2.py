@@ -62,7 +62,9 @@ class Fsdp2Strategy(TorchStrategy):
         fully_shard(self.wrapped, **arguments)
         self.wrapped.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
         if initial:
-            initial.fill(model, torch.device("cpu") if options.cpu_offload else engine.device)
+            # Only shards are offloaded: forward needs buffers and scalars on the device.
+            host = torch.device("cpu")
+            initial.fill(model, engine.device, host if options.cpu_offload else engine.device)
         self._build(build_optimizer)
         self._watch_gradients()
 
@@ -148,6 +150,7 @@ class Fsdp2Strategy(TorchStrategy):
         """Sets all gradients to None."""
         super().zero_grad()
         self._used.clear()
+        self.call_record.clear()
 
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
@@ -156,6 +159,10 @@ class Fsdp2Strategy(TorchStrategy):
         self.wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
         self.wrapped.set_is_last_backward(last)  # type: ignore[operator]
         yield
+
+    def _backward(self, loss: Tensor) -> None:
+        self.check_calls()
+        super()._backward(loss)
 
     def _update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
         self._average_scalar_gradients()

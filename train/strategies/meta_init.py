@@ -8,16 +8,16 @@ draws them or on the order, and a rank keeps its shard of a module before it dra
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from train.data.order import initial_seed, module_seed
+from train.data.order import dataset_seed, initial_seed, module_seed
 from train.distributed.randomness import seed_everything
 from train.distributed.shard import Shard
-from train.exits import UsageError
+from train.exits import RunError, UsageError, first_line
 from train.strategies.parameters import to_fp32
 from train.tasks.base import Task
 from train.tasks.checked import model_of
@@ -52,9 +52,43 @@ def build_model(task: Task, seed: int) -> BuiltModel:
     return BuiltModel(model, Initial(model, task, seed), converted)
 
 
-def build_full_model(task: Task, seed: int) -> nn.Module:
+def build_full_model(task: Task, seed: int, shapes: Mapping[str, Sequence[int]]) -> nn.Module:
     """The task's model with the initial values that a run of this seed starts from, on the CPU.
-    What a checkpoint does not hold, such as a non-persistent buffer, keeps them."""
+    What a checkpoint does not hold, such as a non-persistent buffer, keeps them.
+
+    A run loads its training data before it builds the model, which may depend on what was found in
+    it, such as the number of classes. So the data is loaded where the model cannot be built without
+    it, or has not the ``shapes`` of the checkpoint's tensors, by name.
+    """
+    failed: Exception | None = None
+    model: nn.Module | None = None
+    try:
+        model = _full_model(task, seed)
+    except RunError:
+        raise
+    except Exception as error:
+        failed = error
+    if model is not None and all(
+        tuple(shapes.get(name, parameter.shape)) == tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+    ):
+        return model
+    seed_everything(dataset_seed(seed))
+    try:
+        task.train_dataset()
+    except Exception as error:
+        if model is not None:
+            return model  # whose shapes the caller reports
+        assert failed is not None
+        raise UsageError(
+            f"build_model() failed without the training data ({first_line(failed)}), and "
+            f"train_dataset() failed as well ({first_line(error)}); give the data, or let "
+            "build_model() depend on the config alone."
+        ) from failed
+    return _full_model(task, seed)
+
+
+def _full_model(task: Task, seed: int) -> nn.Module:
     seed_everything(initial_seed(seed))
     model, initial, _ = build_model(task, seed)
     if initial:
@@ -82,10 +116,13 @@ class Initial:
                 self._task.init_module(drawn, name)
             yield name, drawn
 
-    def fill(self, model: nn.Module, device: torch.device) -> None:
-        """Allocates a model on the meta device on ``device`` and gives each tensor, or this rank's
-        shard of it, its values. A tensor with several names gets those drawn for the first."""
-        materialize(model, device)
+    def fill(
+        self, model: nn.Module, device: torch.device, shards_on: torch.device | None = None
+    ) -> None:
+        """Allocates a model on the meta device on ``device``, its sharded parameters on
+        ``shards_on`` (default: there, too), and gives each tensor, or this rank's shard of it, its
+        values. A tensor with several names gets those drawn for the first."""
+        materialize(model, device, shards_on or device)
         targets = {name: Shard.of(tensor) for name, tensor in _tensors(model).items()}
         for name, drawn in self.modules():
             for key, value in _own_tensors(drawn):
@@ -95,9 +132,11 @@ class Initial:
                     view.copy_(value[window])
 
 
-def materialize(model: nn.Module, device: torch.device) -> None:
+def materialize(model: nn.Module, device: torch.device, shards_on: torch.device) -> None:
     """Allocates all tensors of a model on the meta device, without values. Unlike
     ``nn.Module.to_empty``, shared tensors stay shared."""
+    from torch.distributed.tensor import DTensor
+
     made: dict[int, Tensor] = {}
     for module in model.modules():
         for key, parameter in module._parameters.items():
@@ -105,7 +144,11 @@ def materialize(model: nn.Module, device: torch.device) -> None:
                 made.setdefault(
                     id(parameter),
                     nn.Parameter(
-                        torch.empty_like(parameter, device=device, requires_grad=False),
+                        torch.empty_like(
+                            parameter,
+                            device=shards_on if isinstance(parameter, DTensor) else device,
+                            requires_grad=False,
+                        ),
                         requires_grad=parameter.requires_grad,
                     ),
                 )

@@ -60,6 +60,10 @@ class ZeroConfig(Section):
     offload_parameters: Literal["none", "cpu"] = non_semantic("none")
     """Stage 3: keep the parameters' shards in host memory."""
 
+    pin_memory: bool = non_semantic(True)
+    """On a GPU, lock the host memory of offloaded tensors, so that copies are faster. torch then
+    rounds the size of each up to a power of two."""
+
     reduce_bucket_size: int = non_semantic(50_000_000, ge=1)
     """Elements of the buckets in which gradients are reduced."""
 

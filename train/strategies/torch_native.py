@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,9 @@ class TorchStrategy(Strategy):
         self.optimizer = build_optimizer(self.bare_model)
         self._trainable = trainable_parameters(self.bare_model)
         self._parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-        # On the CPU, reading the flag is cheaper: there is no device to wait for.
-        on_cpu = self.engine.device.type == "cpu"
-        # The flag has one form: that of the first parameter.
-        alike = len({isinstance(parameter, DTensor) for parameter in self._parameters}) == 1
-        self.skips_on_device = not on_cpu and alike and skips_on_device(self.optimizer)
+        self.skips_on_device = flag_is_beside(self._parameters, self.engine.device) and (
+            skips_on_device(self.optimizer)
+        )
 
     def zero_grad(self) -> None:
         """Sets all gradients to None."""
@@ -137,6 +135,18 @@ class TorchStrategy(Strategy):
             for name, parameter in self.bare_model.named_parameters()
             if parameter.grad is not None
         }
+
+
+def flag_is_beside(parameters: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether a flag on ``device`` can tell the optimiser to skip a step.
+
+    Where parameters are on the CPU (``fsdp2.cpu_offload``), torch's fused optimisers copy the flag
+    there without waiting for it, and would read it before it has its value. On the CPU, reading the
+    flag is cheaper: there is no device to wait for. And the flag has one form, that of the first
+    parameter.
+    """
+    on_device = device.type != "cpu" and all(p.device.type == device.type for p in parameters)
+    return on_device and len({isinstance(p, DTensor) for p in parameters}) == 1
 
 
 def _by_kind(tensors: list[Tensor]) -> Iterable[list[Tensor]]:

@@ -7,7 +7,8 @@ momentum nor weight decay. It counts as used where any micro-batch of the step u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,23 +39,29 @@ def accumulate_zeros(parameters: Sequence[nn.Parameter]) -> None:
         parameter.requires_grad_(False)
 
 
-def not_reached(loss: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
-    """The names of the parameters to which no path of the loss's autograd graph leads. Empty where
-    the graph does not show all of them: within a reentrant checkpoint of activations."""
-    reached: set[int] = set()
+def autograd_nodes(loss: Tensor) -> Iterator[Any]:
+    """All nodes of the loss's autograd graph."""
     seen = {loss.grad_fn}
     stack = [loss.grad_fn]
     while stack:
         node = stack.pop()
         if node is None:
             continue
+        yield node
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                stack.append(following)
+
+
+def not_reached(loss: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
+    """The names of the parameters to which no path of the loss's autograd graph leads. Empty where
+    the graph does not show all of them: within a reentrant checkpoint of activations."""
+    reached: set[int] = set()
+    for node in autograd_nodes(loss):
         variable = getattr(node, "variable", None)
         if variable is not None:
             reached.add(id(variable))
         elif node.name() == "CheckpointFunctionBackward":
             return []
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                stack.append(following)
     return [name for name, parameter in parameters if id(parameter) not in reached]

@@ -43,7 +43,8 @@ class ZeroStrategy(Strategy):
         """Hands the model and the optimiser to DeepSpeed. Raises UsageError where DeepSpeed is
         not installed, or does not accept its options or the optimiser."""
         deepspeed = import_deepspeed(self.engine.device)
-        self.settings = deepspeed_config(self.options, self.stage, self.setup.plan)
+        on_gpu = self.engine.device.type == "cuda"
+        self.settings = deepspeed_config(self.options, self.stage, self.setup.plan, on_gpu=on_gpu)
         initial = self.setup.initial
         if initial:
             self._shard_modules(deepspeed, model, initial)
@@ -112,7 +113,9 @@ class ZeroStrategy(Strategy):
         and it adds up gradients in the order in which they come, which must be the same on all
         ranks.
         """
-        if not any(self.collectives.all_reduce_ints([len(names)])):
+        number, *sums = self.collectives.all_reduce_ints([len(names), *self.call_record.numbers()])
+        self.call_record.check(sums)
+        if not number:
             return
         by_rank = self.collectives.all_gather_object(list(names))
         rank = next(rank for rank, unused in enumerate(by_rank) if unused)
@@ -126,7 +129,8 @@ class ZeroStrategy(Strategy):
         )
 
     def zero_grad(self) -> None:
-        """Nothing to do: DeepSpeed drops gradients at the end of each step."""
+        """DeepSpeed drops gradients itself, at the end of each step."""
+        self.call_record.clear()
 
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
@@ -143,23 +147,41 @@ class ZeroStrategy(Strategy):
 
     def _update(self, loss_sum: Tensor, clip_norm: float | None) -> tuple[Tensor, Tensor]:
         # The norm and the clipping are this package's, so that they are bitwise those of the other
-        # strategies: DeepSpeed divides the gradients by what it is given as its loss scale. It
-        # skips a step whose gradients are not finite, so where the loss is not finite the
-        # gradients are made NaN.
+        # strategies: DeepSpeed divides the gradients by what it is given as its loss scale.
         while self._hooks:
             self._hooks.pop().remove()
         gradients = [g for part in self._gradients() for g in part]
+        self._wait_for_copies(gradients)
         norm, divisor = self.norm_and_divisor(gradients, clip_norm, sharded=True)
         finite = math.isfinite(norm.item() + loss_sum.item())
         if finite:
             self._zero.override_loss_scale(divisor.item())
         else:
-            torch._foreach_mul_(gradients, float("nan"))
+            self._report_overflow(gradients)
         self.deepspeed.step()
         assert self.deepspeed.was_step_applied() == finite, "DeepSpeed skipped otherwise"
         self._zero.override_loss_scale(1.0)
         skipped = torch.tensor(0.0 if finite else 1.0, device=self.engine.device)
         return norm.float(), skipped
+
+    def _report_overflow(self, gradients: list[Tensor]) -> None:
+        """Makes DeepSpeed skip the step, as it does if it finds that gradients are not finite: they
+        may be finite where the loss is not."""
+        if all(flat.grad is None for flat in self._flat_tensors()):
+            torch._foreach_mul_(gradients, float("nan"))
+            return
+        # With offload_optimizer, it reads the norms that it has computed before it copied the
+        # gradients to these, whose padding keeps what is written to it.
+        norms = self._zero.norm_for_param_grads
+        for parameter, norm in norms.items():
+            norms[parameter] = torch.full_like(norm, float("nan"))
+
+    def _wait_for_copies(self, gradients: Sequence[Tensor]) -> None:
+        """With ``offload_optimizer``, DeepSpeed copies gradients to the host without waiting, and
+        on a stream of its own."""
+        device = self.engine.device
+        if device.type == "cuda" and any(g.device.type == "cpu" for g in gradients):
+            torch.cuda.synchronize(device)
 
     @abstractmethod
     def _flat_tensors(self) -> list[Tensor]:

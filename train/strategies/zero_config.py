@@ -11,12 +11,15 @@ from train.strategies.strategy_config import ZeroConfig
 from train.suggest import did_you_mean
 
 
-def deepspeed_config(options: ZeroConfig, stage: int, plan: BatchPlan) -> dict[str, Any]:
+def deepspeed_config(
+    options: ZeroConfig, stage: int, plan: BatchPlan, *, on_gpu: bool = False
+) -> dict[str, Any]:
     """DeepSpeed's config for a stage of ZeRO. Raises UsageError where ``zero.config`` contradicts
     the run's config.
 
     Micro-batches may be uneven, so their size is nominal; DeepSpeed uses it for reports only.
     """
+    pin_memory = options.pin_memory and on_gpu
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
@@ -29,10 +32,16 @@ def deepspeed_config(options: ZeroConfig, stage: int, plan: BatchPlan) -> dict[s
         "ignore_unused_parameters": True,
     }
     if options.offload_optimizer != "none":
-        zero["offload_optimizer"] = {"device": options.offload_optimizer, "pin_memory": False}
+        zero["offload_optimizer"] = {
+            "device": options.offload_optimizer,
+            "pin_memory": pin_memory,
+        }
     if stage == 3:
         if options.offload_parameters != "none":
-            zero["offload_param"] = {"device": options.offload_parameters, "pin_memory": False}
+            zero["offload_param"] = {
+                "device": options.offload_parameters,
+                "pin_memory": pin_memory,
+            }
         zero |= {
             "stage3_param_persistence_threshold": options.param_persistence_threshold,
             "stage3_prefetch_bucket_size": options.prefetch_bucket_size,

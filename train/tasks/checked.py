@@ -70,7 +70,8 @@ def loss_of(task: Task, model: nn.Module, batch: Any) -> Ratio:
     if torch.is_grad_enabled() and not loss.sum.requires_grad:
         raise UsageError(
             "The task's loss() returned a sum without an autograd graph, so it has no gradient; "
-            "compute it from the model's output, without detach(), item() or torch.no_grad()."
+            "compute it from the model's output, without detach(), item() or torch.no_grad(), also "
+            "for a batch without any target (0 * output.sum())."
         )
     if not _is_scalar(loss.count):
         raise UsageError(

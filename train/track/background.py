@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from train.distributed.gpu import with_current_gpu
 from train.track.sinks import Sink
 
 _log = logging.getLogger("train")
@@ -58,7 +59,9 @@ class Background:
         self._closing = False
         self._dropped: Counter[str] = Counter()
         # A daemon thread, so that a sink that hangs cannot block the process exit.
-        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
+        self._thread = threading.Thread(
+            target=with_current_gpu(self._work), name="tracker", daemon=True
+        )
         self._started = False
 
     def put(self, method: str, *arguments: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from train.process.emergency_output import silence
+from train.visible import visible
 
 _log = logging.getLogger("train")
 
@@ -202,8 +203,8 @@ class GuardedConsole:
             _log.warning("The console failed and is disabled: %r", error)
 
     def print(self, text: str) -> None:
-        """Prints a text."""
-        self._call(self._console.print, text)
+        """Prints a text, with control characters as escapes."""
+        self._call(self._console.print, visible(text))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows the metrics of a step."""

@@ -11,6 +11,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from train.files import open_regular, refuse_link
+from train.secrets import redact
+from train.visible import visible
 
 _BYTES, _FILES = 10 * 2**20, 3
 
@@ -22,6 +24,12 @@ class _File(RotatingFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         """Ignores errors, such as a full disk, instead of printing a traceback."""
+
+
+class _WithoutSecrets(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """The line and its traceback."""
+        return redact(super().format(record))
 
 
 class _Stderr(logging.Handler):
@@ -44,6 +52,7 @@ class _Stderr(logging.Handler):
                 if text in self._seen:
                     return
                 self._seen.add(text)
+            text = visible(redact(text))
             print(f"{record.levelname.lower()}: {text}", file=sys.stderr, flush=True)
         except Exception:
             self.handleError(record)
@@ -64,7 +73,7 @@ def setup_logging(directory: Path, rank: int, attempt: int, level: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _File(path, maxBytes=_BYTES, backupCount=_FILES - 1, encoding="utf-8")
     file.setFormatter(
-        logging.Formatter(
+        _WithoutSecrets(
             f"%(asctime)s %(levelname)s attempt {attempt} rank {rank} %(name)s: %(message)s"
         )
     )

@@ -8,13 +8,15 @@ import netrc
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from train.exits import first_line
 from train.files import refuse_link
+from train.secrets import redact_command, redact_values
 from train.track.sinks import RunInfo, Sink
 from train.track.track_config import TrackConfig
 
@@ -92,19 +94,20 @@ class WandbSink(Sink):
         }
         known = type(wandb.Settings()).model_fields
         settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
-        return wandb.init(
-            id=self.run.wandb_id,
-            resume="allow",
-            name=self.run.name,
-            group=os.environ.get("WANDB_RUN_GROUP") or self.run.id,
-            project=os.environ.get("WANDB_PROJECT") or self.config.wandb_project,
-            entity=self.config.wandb_entity,
-            tags=self.config.wandb_tags or None,
-            config={**self.run.config, "code": self.run.code},
-            dir=str(self.run.directory),
-            mode=mode,  # type: ignore[arg-type]
-            settings=settings,
-        )
+        with _redacted_arguments():
+            return wandb.init(
+                id=self.run.wandb_id,
+                resume="allow",
+                name=self.run.name,
+                group=os.environ.get("WANDB_RUN_GROUP") or self.run.id,
+                project=os.environ.get("WANDB_PROJECT") or self.config.wandb_project,
+                entity=self.config.wandb_entity,
+                tags=self.config.wandb_tags or None,
+                config=redact_values({**self.run.config, "code": self.run.code}),
+                dir=str(self.run.directory),
+                mode=mode,  # type: ignore[arg-type]
+                settings=settings,
+            )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs one history row with ``step`` as a column; W&B's own step is not used."""
@@ -151,6 +154,19 @@ class WandbSink(Sink):
     def abandon(self) -> None:
         """Unregisters wandb's atexit hook, which could block the process exit without limit."""
         atexit.unregister(_ServiceHook())  # type: ignore[arg-type]
+
+
+@contextmanager
+def _redacted_arguments() -> Iterator[None]:
+    """Hides secrets in the arguments of this process, which W&B records."""
+    before = sys.argv
+    redacted = redact_command(before)
+    if redacted != before:
+        sys.argv = redacted
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 class _ServiceHook:

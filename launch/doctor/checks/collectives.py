@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from launch.contract import gpu_index, shared_gpu
 from launch.doctor.checks.units import readable
-from launch.doctor.findings import Finding, infrastructure_failure, ok, warning
+from launch.doctor.findings import Finding, infrastructure_failure, misconfigured, ok, warning
 from launch.doctor.place import Place
 from launch.doctor.rendezvous import Rendezvous
 
@@ -34,6 +35,8 @@ SLOWER = 0.6
 def check(place: Place, rendezvous: Rendezvous, *, on_gpu: bool, seconds: float) -> list[Finding]:
     """All checks of this file that the level asks for."""
     start_group(place, rendezvous, on_gpu=on_gpu, seconds=seconds)
+    if on_gpu and (found := own_gpus(place)):
+        return found if place.world.rank == 0 else []
     findings = correct(place, on_gpu=on_gpu)
     if not place.full:
         return findings
@@ -74,7 +77,7 @@ def start_group(place: Place, rendezvous: Rendezvous, *, on_gpu: bool, seconds: 
     import torch.distributed as dist
 
     if on_gpu:
-        torch.cuda.set_device(place.world.local_rank)
+        torch.cuda.set_device(gpu_index(place.world, torch.cuda.device_count()))
     dist.init_process_group(
         "cuda:nccl,cpu:gloo" if on_gpu else "gloo",
         store=rendezvous.store,
@@ -84,13 +87,47 @@ def start_group(place: Place, rendezvous: Rendezvous, *, on_gpu: bool, seconds: 
     )
 
 
+def _device(*, on_gpu: bool) -> torch.device:
+    """The device that ``start_group`` has chosen."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def own_gpus(place: Place) -> list[Finding]:
+    """A failure, on all ranks, if two of them have the same GPU, which NCCL refuses."""
+    import torch
+    import torch.distributed as dist
+
+    own = str(torch.cuda.get_device_properties(_device(on_gpu=True)).uuid)
+    devices = [""] * place.world.world_size
+    dist.all_gather_object(devices, own, group=dist.new_group(backend="gloo"))
+    return same_gpu(devices)
+
+
+def same_gpu(devices: list[str]) -> list[Finding]:
+    """A failure if two ranks have the same GPU, from the identifier of each rank's."""
+    found = shared_gpu(devices)
+    if not found:
+        return []
+    ranks, uuid = found
+    return [
+        misconfigured(
+            CHECK,
+            f"ranks {', '.join(map(str, ranks))} have the same GPU ({uuid})",
+            "start at most one rank per GPU, and let the launcher set LOCAL_RANK, from 0 on each "
+            "host",
+        )
+    ]
+
+
 def correct(place: Place, *, on_gpu: bool) -> list[Finding]:
     """Whether a sum over all ranks is exact: the numbers are integers that fp32 represents."""
     import torch
     import torch.distributed as dist
 
     world = place.world
-    device = torch.device("cuda", world.local_rank) if on_gpu else torch.device("cpu")
+    device = _device(on_gpu=on_gpu)
     pattern = torch.arange(_ELEMENTS, device=device, dtype=torch.float32) % 251
     mine = pattern + world.rank
     dist.all_reduce(mine)
@@ -116,7 +153,7 @@ def bandwidth(place: Place, *, on_gpu: bool, nodes: int) -> list[Finding]:
     import torch
 
     world = place.world
-    device = torch.device("cuda", world.local_rank) if on_gpu else torch.device("cpu")
+    device = _device(on_gpu=on_gpu)
     factor = 2 * (world.world_size - 1) / world.world_size
     rates: dict[int, float] = {}
     summary = []
@@ -167,7 +204,7 @@ def pairs(place: Place, rendezvous: Rendezvous, *, on_gpu: bool) -> dict[int, fl
     import torch
     import torch.distributed as dist
 
-    device = torch.device("cuda", place.world.local_rank) if on_gpu else torch.device("cpu")
+    device = _device(on_gpu=on_gpu)
     mine, theirs = (torch.zeros(_PAIR_BYTES // 4, device=device) for _ in range(2))
     plan = rounds(rendezvous.leaders)[:_MOST_ROUNDS]
     rates = torch.zeros(place.world.world_size, len(plan), device=device)
@@ -228,7 +265,7 @@ def compute_rates(place: Place, *, on_gpu: bool) -> dict[int, float]:
     import torch
     import torch.distributed as dist
 
-    device = torch.device("cuda", place.world.local_rank) if on_gpu else torch.device("cpu")
+    device = _device(on_gpu=on_gpu)
     side = 4096 if on_gpu else 512
     matrix = torch.ones(side, side, device=device)
     rates = torch.zeros(place.world.world_size, device=device)

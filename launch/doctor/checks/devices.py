@@ -15,6 +15,9 @@ from launch.doctor.place import Place
 CHECK = "devices"
 _DRIVER = Path("/proc/driver/nvidia/version")
 _GIB = 1 << 30
+_SHOWS_OWN_GPUS = ("srun", "unknown")
+"""Launchers that may show each rank other GPUs than this one has (Slurm's --gpus-per-task). Whether
+each rank has a GPU of its own is then found when all ranks meet."""
 
 
 def inventory() -> dict[str, Any]:
@@ -61,7 +64,7 @@ def check(place: Place, found: Mapping[str, Any]) -> list[Finding]:
             ]
         return [ok(CHECK, f"no GPU{limited}, {processes} process(es) on the CPU", **found)]
     summary = f"{found['kinds']}, driver {found['driver']}, CUDA {found['cuda']}"
-    if processes > count:
+    if processes > count and place.world.launcher not in _SHOWS_OWN_GPUS:
         return [
             misconfigured(
                 CHECK,
@@ -70,6 +73,8 @@ def check(place: Place, found: Mapping[str, Any]) -> list[Finding]:
                 **found,
             )
         ]
+    if processes > count:
+        return [ok(CHECK, f"{summary} for each of {processes} processes{limited}", **found)]
     if processes < count:
         return [
             warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,11 @@ def _free(directory: Path) -> int | None:
 
 
 def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
-    """Free memory of the machine, or within the container's limit, for the node's processes."""
+    """Free memory of the machine, or within the container's limit, for the node's processes.
+
+    Where all of it would not suffice, the setting is wrong; where others use too much of it, a
+    retry may succeed.
+    """
     machine = psutil.virtual_memory()
     limit, used = _cgroup_limit(cgroup)
     if limit is None or limit >= machine.total:
@@ -126,16 +131,21 @@ def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
     values: dict[str, Any] = {"free_bytes": free, "total_bytes": total}
     findings = []
     needed = place.world.local_world_size * 512 * _MIB  # torch and its libraries, in each process
-    if free < needed:
-        findings.append(
-            infrastructure_failure(
-                "memory",
-                f"{summary}, but the {place.world.local_world_size} process(es) need about "
-                f"{readable(needed)} before any data",
-                "end other processes on this node, or raise the limit",
-                **values,
-            )
+    need = (
+        f"but the {place.world.local_world_size} process(es) need about {readable(needed)} before "
+        "any data"
+    )
+    if total < needed:
+        advice = (
+            "raise the container's memory limit (docker: --memory; Kubernetes: resources.limits)"
+            if kind
+            else "use a node with more memory"
         )
+        advice += ", or start fewer processes per node"
+        findings.append(misconfigured("memory", f"{summary}, {need}", advice, **values))
+    elif free < needed:
+        advice = "end other processes " + ("in the container" if kind else "on this node")
+        findings.append(infrastructure_failure("memory", f"{summary}, {need}", advice, **values))
     shm = _total(SHM)
     workers = 0 if place.loaded is None else place.loaded.config.loader.workers
     if workers and shm is not None and limit is not None and limit < shm:
@@ -151,16 +161,32 @@ def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
 
 
 def _cgroup_limit(cgroup: Path) -> tuple[int | None, int]:
-    """(limit, used) in bytes, from cgroup 2 or 1; (None, 0) without a limit."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    """(limit, used) in bytes, from cgroup 2 or 1; (None, 0) without a limit. Files in the page
+    cache that are not in active use do not count as used: the kernel drops them when needed."""
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
     ):
         try:
-            return int((cgroup / limit).read_text()), int((cgroup / used).read_text())
+            found = int((cgroup / limit).read_text()), int((cgroup / used).read_text())
         except (OSError, ValueError):  # no such file, or "max"
             continue
+        return found[0], max(0, found[1] - _stat(cgroup / limit, cached))
     return None, 0
+
+
+def _stat(beside: Path, name: str) -> int:
+    """A number of the memory.stat beside a file of a cgroup; 0 where it has none."""
+    with suppress(OSError, ValueError):
+        for line in beside.with_name("memory.stat").read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    return 0
 
 
 def _total(directory: Path) -> int | None:

@@ -58,7 +58,7 @@ class Watched(Recorded):
             if self.known_as in LOCAL:
                 role.env = secrets.restore(role.env)
             else:
-                secrets.refuse(role.env, self.known_as)
+                secrets.refuse(role.env, role.args, self.known_as)
             installed_here = self.known_as in NO_IMAGE
             if installed_here:
                 role.env.setdefault("PATH", _path())

@@ -135,3 +135,27 @@ def test_a_termination_message_has_a_limited_size(tmp_path, first):
     record = json.loads(path.read_text())
     assert record["exit_code"] == 70
     assert record["first"]["error"]
+
+
+def test_no_record_of_a_failure_holds_a_secret(tmp_path, capsys):
+    first = failure(
+        0, 70, "cannot log in with HF_TOKEN=hunter2", log=["at https://me:hunter2@host"]
+    )
+    outcome = Outcome(first, [first], [])
+    record = outcome.record(command=["python", "x.py"])
+    path = write_record(tmp_path, record)
+    write_termination(tmp_path / "termination", record)
+    texts = [path.read_text(), (tmp_path / "termination").read_text(), outcome.paragraph()]
+    assert not any("hunter2" in text for text in texts)
+    assert "HF_TOKEN=***" in texts[0]
+    assert "https://me:***@host" in texts[0]
+
+
+def test_the_recorded_command_holds_no_secret(tmp_path):
+    path = tmp_path / "termination"
+    options = SimpleNamespace(termination_log=path)
+    outcome = Outcome(failure(0, 70), [failure(0, 70)], [])
+    command = ["python", "x.py", "--password", "hunter2", "MY_KEY=hunter2", "u://a:hunter2@b"]
+    _write(options, command, outcome, 1, in_run_directory=False)
+    written = json.loads(path.read_text())["command"]
+    assert written == ["python", "x.py", "--password", "***", "MY_KEY=***", "u://a:***@b"]

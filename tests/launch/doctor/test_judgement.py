@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -171,6 +172,22 @@ def test_processes_and_devices(processes, change, code, said):
     assert said in found.text
 
 
+@pytest.mark.parametrize(("launcher", "code"), [("srun", 0), ("unknown", 0), ("torchrun", 64)])
+def test_a_launcher_may_show_each_process_its_own_device(launcher, code):
+    """As Slurm's --gpus-per-task=1."""
+    where = Place(World(0, 4, 0, 4, launcher, "a"), "quick", None, {"CUDA_VISIBLE_DEVICES": "0"})
+    (found,) = devices.check(where, {**GPUS, "count": 1, "kinds": "1 x H100"})
+    assert int(found.code) == code
+    assert "4 processes" in found.text
+
+
+def test_ranks_with_the_same_device():
+    assert collectives.same_gpu(["GPU-a", "GPU-b"]) == []
+    (found,) = collectives.same_gpu(["GPU-a", "GPU-b", "GPU-b"])
+    assert int(found.code) == 64
+    assert found.text == "ranks 1, 2 have the same GPU (GPU-b)"
+
+
 def test_devices_hidden_by_the_user_are_not_a_failure():
     (found,) = devices.check(place(CUDA_VISIBLE_DEVICES=""), {**GPUS, "count": 0})
     assert found.status is Status.OK
@@ -226,10 +243,44 @@ def test_the_memory_limit_of_a_container(tmp_path, names):
     (tmp_path / "memory").mkdir()
     (tmp_path / names[0]).write_text(f"{1 << 30}\n")
     (tmp_path / names[1]).write_text(f"{1 << 29}\n")
-    found = memory.memory(place(local_world_size=4), tmp_path)
+    found = memory.memory(place(local_world_size=2), tmp_path)
     assert found[0].text.startswith("512 MiB free of 1.0 GiB (the container's memory limit)")
-    assert int(found[0].code) == 75
+    assert int(found[0].code) == 75, "others use it: they may end"
+    found = memory.memory(place(local_world_size=4), tmp_path)
+    assert int(found[0].code) == 64, "the limit itself is too low"
+    assert "raise the container's memory limit" in found[0].advice
     assert not [f for f in memory.memory(place(), tmp_path) if f.code]
+
+
+@pytest.mark.parametrize(
+    ("names", "key"),
+    [
+        (("memory.max", "memory.current"), "inactive_file"),
+        (
+            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_memory_of_cached_files_counts_as_free(tmp_path, names, key):
+    (tmp_path / "memory").mkdir()
+    (tmp_path / names[0]).write_text(f"{1 << 30}\n")
+    (tmp_path / names[1]).write_text(f"{(1 << 30) - 4096}\n")
+    stat = (tmp_path / names[0]).with_name("memory.stat")
+    stat.write_text(f"anon 1\n{key} {1 << 30}\nactive_file 2\n")
+    assert not [f for f in memory.memory(place(), tmp_path) if f.code]
+    stat.write_text("anon 1\n")
+    assert [int(f.code) for f in memory.memory(place(), tmp_path) if f.code] == [75]
+
+
+def test_a_machine_without_limit_and_with_too_little_memory(monkeypatch, tmp_path):
+    machine = SimpleNamespace(total=1 << 30, available=1 << 29)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: machine)
+    found = memory.memory(place(local_world_size=4), tmp_path)
+    assert int(found[0].code) == 64
+    assert "use a node with more memory" in found[0].advice
+    found = memory.memory(place(local_world_size=2), tmp_path)
+    assert int(found[0].code) == 75
 
 
 # -- between nodes -------------------------------------------------------------------------------

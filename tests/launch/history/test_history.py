@@ -180,3 +180,23 @@ def test_help_lists_all_commands_and_imports_nothing_heavy():
     assert done.stdout.strip().endswith("[]"), done.stderr
     for name in ("history", "show", "why", "render"):
         assert re.search(rf"^    {name} ", done.stdout, re.MULTILINE)
+
+
+def test_the_directory_and_the_file_of_the_launch_log_are_private():
+    before = os.umask(0)
+    try:
+        launch_log.path().parent.mkdir(parents=True)
+        launch_log.path().touch()
+        submit()
+    finally:
+        os.umask(before)
+    assert launch_log.path().stat().st_mode & 0o777 == 0o600
+    assert launch_log.path().parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_link_in_place_of_the_launch_log_is_not_followed(tmp_path, capsys):
+    launch_log.path().parent.mkdir(parents=True)
+    launch_log.path().symlink_to(tmp_path / "target")
+    submit()
+    assert not (tmp_path / "target").exists()
+    assert "cannot be written" in capsys.readouterr().err

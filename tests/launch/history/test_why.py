@@ -138,3 +138,12 @@ def test_agents_that_write_at_the_same_time_do_not_replace_each_other_s_records(
         write_record(tmp_path, {"agent": agent})
     for name, agent in {"0001": "one", "0002": "other"}.items():
         assert json.loads((tmp_path / f"failures/{name}.json").read_text())["agent"] == agent
+
+
+def test_texts_of_files_cannot_command_the_terminal(capsys, tmp_path):
+    handle, _ = submit("3", "slurm", f"run.dir={tmp_path}")
+    failure(tmp_path, 75, error="\x1b[2J\x1b]0;x\x07 full", log=["\x9b31m"])
+    launch_log.record_end(handle, "FAILED", [75])
+    told = said(capsys, "why", "3")
+    assert "\\x1b[2J" in told
+    assert not any(ord(letter) < 32 and letter != "\n" for letter in told)

@@ -50,21 +50,23 @@ def extras():
 def wheels():
     """A directory of wheels with everything that the image installs."""
     with tempfile.TemporaryDirectory() as directory:
-        words = [sys.executable, "docker/requirements.py", "pyproject.toml", extras()]
-        subprocess.run([*words, directory], cwd=ROOT, check=True)
-        needed = "".join((Path(directory) / name).read_text() for name in ("torch.txt", "rest.txt"))
-    needed += "setuptools>=77\ncyclonedx-bom==7.5.0\n"
-    pinned = (ROOT / "constraints.txt").read_text()
+        # Without hashes: pip builds some of the wheels here.
+        words = [sys.executable, "docker/requirements.py", "pyproject.toml"]
+        words += ["docker/requirements.lock", extras(), "none", directory]
+        subprocess.run(words, cwd=ROOT, check=True)
+        names = ("build.txt", "torch-cpu.txt", "rest.txt")
+        needed = "".join((Path(directory) / name).read_text() for name in names)
+    needed += "cyclonedx-bom==7.5.0\n"
 
     def make(directory):
         (directory / "needed.txt").write_text(needed)
         subprocess.run(
             [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", directory,
-             "-c", "constraints.txt", "-r", directory / "needed.txt"],
+             "-r", directory / "needed.txt"],
             cwd=ROOT, check=True, timeout=900,
         )  # fmt: skip
 
-    key = hashlib.sha256((needed + pinned + sys.version).encode()).hexdigest()[:16]
+    key = hashlib.sha256((needed + sys.version).encode()).hexdigest()[:16]
     return cached(f"wheels-{key}", make)
 
 
@@ -77,7 +79,7 @@ class Builder:
         self.context = directory / "context"
         for name in ("train", "launch", "configs", "docker"):
             shutil.copytree(ROOT / name, self.context / name)
-        for name in ("pyproject.toml", "constraints.txt", "README.md", ".dockerignore"):
+        for name in ("pyproject.toml", "README.md", ".dockerignore"):
             shutil.copy(ROOT / name, self.context / name)
         with ThreadPoolExecutor() as pool:  # each takes about a minute the first time
             base = pool.submit(cached, f"base-{RELEASES.get(sys.version_info[:2])}", make_base)
@@ -95,6 +97,7 @@ class Builder:
             "--file", self.context / "docker" / "Dockerfile", "--tag", tag,
             "--secret", f"id=pip.conf,src={self.pip_conf}",
             "--build-arg", "BASE_IMAGE=isorun-test-base", "--build-arg", "WHEELS=isorun-test-wheels",
+            "--build-arg", "HASHES=none",
             "--build-arg", f"REVISION={git('rev-parse', 'HEAD') or 'unknown'}",
             *options, self.context, timeout=1200,
         )  # fmt: skip
