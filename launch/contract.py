@@ -5,7 +5,8 @@ Secrets            which names and values are secret; how texts are recorded and
 Config             its schema, and the checks that do not need the training's processes
 Exit codes         what the end of a process means, and the errors that carry a code
 Signals            those that request a stop
-Rendezvous         how ranks find each other, and the waits for names, ports and keys
+Rendezvous         how ranks find each other, the signed messages of a store and the address at
+                   which it listens, and the waits for names and ports
 Environment        what a launcher sets for a rank, and where a rank writes its error
 Run directory      the files of a run that other programs may read
 JSON               records that another process has written, checked when they are read
@@ -57,6 +58,7 @@ from train.secrets import (
     redact_command,
     redact_values,
 )
+from train.signing import SECRET, MessageError, Signer, new_secret, read_secret
 from train.suggest import did_you_mean
 from train.visible import visible
 
@@ -79,16 +81,25 @@ if TYPE_CHECKING:
     from train.config.load import check as check_config
     from train.data.plan import BatchPlan
     from train.distributed.gpu import gpu_index, shared_gpu
+    from train.distributed.listening import (
+        LOOPBACK,
+        address_to_listen_at,
+        listen,
+        open_listening_store,
+    )
+    from train.distributed.messages import Messages, unreadable
     from train.distributed.rendezvous import join as join_ranks
-    from train.distributed.rendezvous import open_store, wait_for_key
+    from train.distributed.rendezvous import open_store
     from train.track.wandb_sink import wandb_mode
 
 __all__ = [
     "ADVICE",
     "FAILURES",
     "HIDDEN",
+    "LOOPBACK",
     "RUN_FILE",
     "RUN_ID",
+    "SECRET",
     "STOP_DEADLINE",
     "STOP_SIGNALS",
     "TERMINATING",
@@ -102,11 +113,15 @@ __all__ = [
     "Exit",
     "Fields",
     "LoadedConfig",
+    "MessageError",
+    "Messages",
     "Parser",
     "RetryError",
     "RunError",
+    "Signer",
     "UsageError",
     "World",
+    "address_to_listen_at",
     "check_command",
     "check_command_first",
     "check_config",
@@ -126,9 +141,12 @@ __all__ = [
     "is_worth_retrying",
     "join_ranks",
     "key_value",
+    "listen",
     "load_config",
     "log",
     "new_run_id",
+    "new_secret",
+    "open_listening_store",
     "open_regular",
     "open_store",
     "parse_object",
@@ -137,6 +155,7 @@ __all__ = [
     "private_directory",
     "python_module",
     "read_object",
+    "read_secret",
     "redact",
     "redact_command",
     "redact_values",
@@ -154,8 +173,8 @@ __all__ = [
     "train_version",
     "training_config",
     "unblock_stop_signals",
+    "unreadable",
     "visible",
-    "wait_for_key",
     "wait_for_name",
     "wait_for_port",
     "wandb_mode",
@@ -164,17 +183,21 @@ __all__ = [
 ]
 
 _IMPORTED_WHEN_USED = {
+    "LOOPBACK": ("train.distributed.listening", "LOOPBACK"),
     "BatchPlan": ("train.data.plan", "BatchPlan"),
     "CheckpointStore": ("train.checkpoint.store", "CheckpointStore"),
     "Commands": ("train.command_line", "Commands"),
     "LoadedConfig": ("train.config.load", "LoadedConfig"),
+    "Messages": ("train.distributed.messages", "Messages"),
     "Parser": ("train.command_line", "Parser"),
+    "address_to_listen_at": ("train.distributed.listening", "address_to_listen_at"),
     "check_command": ("train.command_line", "check_command"),
     "check_command_first": ("train.command_line", "check_command_first"),
     "check_config": ("train.config.load", "check"),
     "code_version": ("train.checkpoint.run_directory", "code_version"),
     "exit_code_of": ("train.command_line", "exit_code_of"),
     "gpu_index": ("train.distributed.gpu", "gpu_index"),
+    "listen": ("train.distributed.listening", "listen"),
     "join_ranks": ("train.distributed.rendezvous", "join"),
     "key_value": ("train.command_line", "key_value"),
     "load_config": ("train.config.load", "load_config"),
@@ -182,11 +205,12 @@ _IMPORTED_WHEN_USED = {
     "new_run_id": ("train.checkpoint.run_directory", "new_run_id"),
     "shared_gpu": ("train.distributed.gpu", "shared_gpu"),
     "slug": ("train.checkpoint.run_directory", "slug"),
+    "open_listening_store": ("train.distributed.listening", "open_listening_store"),
     "open_store": ("train.distributed.rendezvous", "open_store"),
     "python_module": ("train.command_line", "python_module"),
-    "say": ("train.command_line", "say"),
     "safe_path_options": ("train.command_line", "safe_path_options"),
-    "wait_for_key": ("train.distributed.rendezvous", "wait_for_key"),
+    "say": ("train.command_line", "say"),
+    "unreadable": ("train.distributed.messages", "unreadable"),
     "wandb_mode": ("train.track.wandb_sink", "wandb_mode"),
 }
 

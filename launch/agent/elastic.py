@@ -21,7 +21,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousStateError
 
 from launch import deadlines
 from launch.agent.failure import (
@@ -38,7 +38,7 @@ from launch.agent.options import AgentOptions
 from launch.agent.rendezvous import forget_round, has_started, round_of, store_lost
 from launch.agent.reports import Report, Reports
 from launch.agent.signals import Signals, StopSignal
-from launch.contract import Exit, RetryError, first_line
+from launch.contract import Exit, Messages, RetryError, Signer, first_line
 
 _CHECK_OTHERS = 1.0  # seconds between two checks of the other nodes' reports
 _TO_NOTICE = 5.0  # seconds for ranks to detect by themselves that others are gone, and report it
@@ -105,13 +105,22 @@ class NodeAgent(LocalElasticAgent):
                 "A node fell silent while the nodes exchanged addresses and ranks "
                 f"({first_line(error)}). Rerun to resume from the last checkpoint."
             ) from error
+        except (LookupError, TypeError, ValueError) as error:
+            # torch expects that nobody else writes to its store.
+            raise RetryError(
+                "The nodes found values in the store of the rendezvous that none of them writes "
+                f"({first_line(error)}). Check who can reach its port (docs/security.md), then "
+                "rerun."
+            ) from error
         self._signals.interruptible = lambda: False
         self._round = round_of(handler)
         self.outcome, self._failed_elsewhere_at, self._lost = None, None, ""
         self._overdue, self._ended_for_lost = set(), set()
         set_keepalive(self._options.port)
         node, nodes = self._place
-        self._reports = Reports(cast("Any", worker_group.store), node, nodes)
+        signer = Signer(self._options.secret, handler.get_run_id())
+        messages = Messages(cast("Any", worker_group.store), signer, f"round {self._round}")
+        self._reports = Reports(messages, node, nodes)
         if nodes > 1:
             ranks = [worker.global_rank for worker in worker_group.workers]
             self._log(
@@ -213,19 +222,23 @@ class NodeAgent(LocalElasticAgent):
                     nodes = ", ".join(map(str, lost))
                     self._lost = f"Node {nodes} has sent no heartbeat for {_TO_REPORT:g} s"
         except RuntimeError:
-            self._lose_store()
+            self._lose_store(store_lost(self._options))
 
-    def _lose_store(self) -> None:
-        """The node that keeps the store is gone or does not answer."""
+    def _lose_store(self, why: str) -> None:
+        """The node that keeps the store is gone or does not answer, or the state there is not of
+        this run; ``why`` is a text without full stop."""
         end_connections(self._options.port)
-        self._store_is_lost, self._lost = True, store_lost(self._options)
+        self._store_is_lost, self._lost = True, why
         self._failed_elsewhere_at = self._failed_elsewhere_at or time.monotonic()
 
     def _num_nodes_waiting(self) -> int:
         try:
             return 0 if self._store_is_lost else self._nodes_waiting()
+        except RendezvousStateError as error:
+            self._lose_store(first_line(error))
+            return 0
         except RendezvousError:
-            self._lose_store()
+            self._lose_store(store_lost(self._options))
             return 0
 
     def _decide(self, result: RunResult, ended: Collection[int]) -> None:

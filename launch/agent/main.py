@@ -29,6 +29,7 @@ from launch.agent.rendezvous import (
 from launch.agent.signals import Signals, StopSignal
 from launch.contract import (
     RUN_ID,
+    SECRET,
     STOP_DEADLINE,
     Exit,
     RetryError,
@@ -67,6 +68,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent"
 
 def _supervise(options: AgentOptions, signals: Signals) -> int:
     if options.max_nodes > 1:
+        if not options.secret:
+            log(
+                f"{SECRET} is not set, so whoever reaches the ports of this run can change its "
+                "messages (docs/security.md)."
+            )
         _wait_for_node_0(options)
     _prepare_environment(options)
     with ExitStack() as stack:
@@ -82,7 +88,7 @@ def _supervise(options: AgentOptions, signals: Signals) -> int:
             return code
         # The first rendezvous stays until the second exists: torch uses one store for both, so
         # its port is never closed in between.
-        second = join(options)
+        second = join(options, former=first)
         del first
         return _run(options, options.command, second, signals, logs)
 
@@ -142,6 +148,11 @@ def _prepare_environment(options: AgentOptions) -> None:
     threads = max(1, usable_cores() // options.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ[STOP_DEADLINE] = f"{options.stop_deadline:g}"
+    if options.max_nodes == 1:
+        # One process has nobody to exchange messages with. Several ranks use this node's secret.
+        os.environ.pop(SECRET, None)
+        if options.processes > 1:
+            os.environ[SECRET] = options.secret.decode(errors="surrogateescape")
     if options.elastic:
         # Otherwise torch 2.13 does not tell a node that joins later where rank 0 is.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch import deadlines
@@ -19,6 +20,7 @@ from launch.contract import (
     first_host,
     key_value,
     port_number,
+    read_secret,
     seconds_in,
     whole_number,
 )
@@ -62,6 +64,8 @@ class AgentOptions:
     """off, quick or full."""
     preflight_only: bool
     command: tuple[str, ...]
+    secret: bytes = field(repr=False)
+    """With which the messages of the run are signed; empty: they are not."""
 
     @property
     def endpoint(self) -> str:
@@ -138,6 +142,7 @@ def parse(
         preflight=preflight,
         preflight_only=preflight_only,
         command=command,
+        secret=_secret(environ, max_nodes),
     )
 
 
@@ -284,6 +289,11 @@ def _stop_deadline(timeout: float, environ: Mapping[str, str]) -> float:
             "timeout longer than the deadline."
         )
     return deadline
+
+
+def _secret(environ: Mapping[str, str], max_nodes: int) -> bytes:
+    """That of the environment. A single node needs no other one to know it, and makes its own."""
+    return read_secret(environ) or (secrets.token_hex(32).encode() if max_nodes == 1 else b"")
 
 
 def _preflight(text: str, origin: str) -> str:

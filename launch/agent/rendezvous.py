@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from launch.agent.keepalive import set_keepalive
 from launch.agent.options import AgentOptions
 from launch.agent.quiet_torch import import_torch
-from launch.contract import RetryError, UsageError
+from launch.contract import RetryError, Signer, UsageError, first_line
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
@@ -27,18 +26,25 @@ class ClosedError(RetryError):
         )
 
 
-def join(options: AgentOptions, suffix: str = "") -> RendezvousHandler:
-    """The rendezvous of all nodes; ``suffix`` tells apart several of one run.
+def join(
+    options: AgentOptions, suffix: str = "", former: RendezvousHandler | None = None
+) -> RendezvousHandler:
+    """The rendezvous of all nodes; ``suffix`` tells apart several of one run. ``former`` is one
+    that this process has joined at the same address.
 
-    Raises RetryError if its store cannot be reached, and UsageError for settings that torch
-    rejects.
+    Raises RetryError if its store cannot be reached or is not of this run, and UsageError for
+    settings that torch rejects.
     """
     import_torch()
     from torch.distributed.elastic.rendezvous import (
         RendezvousError,
         RendezvousParameters,
-        registry,
+        RendezvousStateError,
     )
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
+
+    from launch.agent.backend import SignedBackend
+    from launch.agent.store import open_store, open_store_of_ranks
 
     # A node that sends no keep-alive for 5 s is removed.
     settings: dict[str, str | int] = {
@@ -60,18 +66,26 @@ def join(options: AgentOptions, suffix: str = "") -> RendezvousHandler:
         **{**settings, **options.rdzv_conf},
     )
     try:
-        handler = registry.get_rendezvous_handler(parameters)
-    except RendezvousError as error:
+        store = open_store(options, parameters, _store(former) if former else None)
+        signer = Signer(options.secret, parameters.run_id)
+        backend = SignedBackend(store, signer, parameters.run_id)
+        handler = create_handler(store, backend, parameters)
+    except RendezvousStateError as error:
+        raise RetryError(str(error)) from None
+    except (OSError, RendezvousError, RuntimeError) as error:
+        why = first_line(error.__cause__ or error)
         raise RetryError(
-            f"The rendezvous at {options.endpoint} failed ({error.__cause__ or error}). Check that "
-            "node 0 runs there and that no other process uses the port."
+            f"The rendezvous at {options.endpoint} failed ({why}). Check that node 0 runs "
+            "there and that no other process uses the port."
         ) from error
     except (TypeError, ValueError) as error:
         if not options.rdzv_conf:
             raise
         raise UsageError(f"torch rejects --rdzv-conf: {error}; correct it.") from None
+    # torch's own would listen at all addresses.
+    cast("Any", handler)._create_tcp_store_server = open_store_of_ranks
     set_keepalive(options.port)
-    _store(handler).set_timeout(timedelta(seconds=_WAIT))
+    store.set_timeout(timedelta(seconds=_WAIT))
     return handler
 
 
@@ -84,8 +98,10 @@ def forget_round(handler: RendezvousHandler) -> None:
 
 def failure_of(options: AgentOptions, error: Exception) -> str:
     """The message for a rendezvous that failed with ``error``."""
-    from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
+    from torch.distributed.elastic.rendezvous import RendezvousStateError, RendezvousTimeoutError
 
+    if isinstance(error, RendezvousStateError):
+        return str(error)
     if isinstance(error, RendezvousTimeoutError):
         wanted = f"{options.min_nodes}" + (" or more" if options.elastic else "")
         return (
@@ -123,13 +139,13 @@ def round_of(handler: RendezvousHandler) -> int | None:
 
 def has_started(handler: RendezvousHandler, after: int | None) -> bool:
     """Whether a later round than ``after`` is complete with this node in it, so that the other
-    nodes start their ranks, even if torch has not noticed it here. False if the store is gone, or
-    if this version of torch keeps the state elsewhere than the known ones."""
+    nodes start their ranks, even if torch has not noticed it here. False if the store is gone or
+    has no valid state, or if this version of torch keeps the state elsewhere than the known ones.
+    """
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     try:
-        found = cast("Any", handler)._state_holder._backend.get_state()
-        state = pickle.loads(found[0]) if found else None
+        state = cast("Any", handler)._state_holder._backend.peek()
         return bool(
             state
             and state.complete
@@ -137,7 +153,7 @@ def has_started(handler: RendezvousHandler, after: int | None) -> bool:
             and state.round != after
             and cast("Any", handler)._this_node in state.participants
         )
-    except (AttributeError, RendezvousError, pickle.PickleError):
+    except (AttributeError, RendezvousError):
         return False
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from launch.agent.failure import RankFailure
+from launch.contract import MessageError
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+    from launch.contract import Messages
 
 _POLL = 0.05
 _HEARTBEAT = 1.0
 _ANY = "isorun/any-report"
 """Set once a node has reported a failure, or is lost."""
+_KINDS = {"int": int, "str": str, "float": int | float, "bool": bool, "list[str]": list}
+"""By the annotation of a field of RankFailure."""
 
 
 @dataclass(frozen=True)
@@ -29,26 +32,36 @@ class Report:
     leaving: bool
     """Whether the node itself was asked to stop, so that it does not rejoin."""
 
-    def encode(self) -> str:
-        """The report as JSON."""
-        return json.dumps(asdict(self))
-
     @classmethod
-    def decode(cls, text: bytes) -> Report:
-        """A report from JSON."""
-        values: dict[str, Any] = json.loads(text)
-        values["failures"] = [RankFailure(**failure) for failure in values["failures"]]
-        return cls(**values)
+    def of(cls, values: Any) -> Report:
+        """A report from its fields, as ``asdict`` returns them. Raises ValueError for others."""
+        match values:
+            case {"node": int(node), "failures": [*failures], "leaving": bool(leaving)}:
+                return cls(node, [_failure_of(failure) for failure in failures], leaving)
+        raise ValueError("not a report")
+
+
+def _failure_of(values: Any) -> RankFailure:
+    expected = fields(RankFailure)
+    if not isinstance(values, dict) or values.keys() != {field.name for field in expected}:
+        raise ValueError("not a failure")
+    for field in expected:
+        if not isinstance(values[field.name], _KINDS[str(field.type)]):
+            raise ValueError(f"{field.name} has a wrong type")
+    if not all(isinstance(line, str) for line in values["log"]):
+        raise ValueError("log has a wrong type")
+    return RankFailure(**values)
 
 
 class Reports:
-    """Exchanges the reports of one round. ``store`` is that round's own.
+    """Exchanges the reports of one round. ``messages`` are those of the round's own store.
 
-    The store goes away with the node that keeps it; then there is nothing to read.
+    The store goes away with the node that keeps it; then there is nothing to read. What nodes of
+    this run have not written counts as not there.
     """
 
-    def __init__(self, store: Store, node: int, nodes: int) -> None:
-        self._store, self._node, self._nodes = store, node, nodes
+    def __init__(self, messages: Messages, node: int, nodes: int) -> None:
+        self._messages, self._node, self._nodes = messages, node, nodes
         self._sent = 0.0
         self._others = [other for other in range(nodes) if other != node]
         # Node 0 watches all others. Each node watches the one before it, so that node 0 and a node
@@ -57,11 +70,13 @@ class Reports:
         self._watched_at = time.monotonic()
         self._heard = dict.fromkeys(self._watched, self._watched_at)
         self._beats: dict[int, int] = {}
+        """The last count of heartbeats of each node that has sent one."""
+        self._own_beats = 0
 
     def somebody_failed(self) -> bool:
         """Whether another node has reported a failure, or is lost. Raises RuntimeError if the store
         is gone."""
-        return bool(self._others) and self._store.check([_ANY])
+        return bool(self._others) and self._messages.is_there(_ANY)
 
     def watch(self, silence: float) -> None:
         """Tells all nodes of those that this node watches, that have not reported, and that sent no
@@ -72,9 +87,9 @@ class Reports:
         self._watched_at = now
         for other in self._watched:
             silent = self._silent_since(other) + silence < now
-            if silent and not self._store.check([_key(other)]):
-                self._store.set(_lost(other), "")
-                self._store.set(_ANY, "")
+            if silent and not self._messages.is_there(_key(other)):
+                self._messages.publish(_lost(other))
+                self._messages.publish(_ANY)
 
     def lost(self) -> list[int]:
         """The other nodes that are lost, as a node that watches them has noticed, and have not
@@ -82,15 +97,20 @@ class Reports:
         return [other for other in self._others if self._is_lost(other)]
 
     def _is_lost(self, other: int) -> bool:
-        store = self._store
-        return store.check([_lost(other)]) and not store.check([_key(other)])
+        is_there = self._messages.is_there
+        return is_there(_lost(other)) and not is_there(_key(other))
 
     def _silent_since(self, other: int) -> float:
         """The monotonic time when its last heartbeat was noticed."""
-        count = self._store.add(f"{_key(other)}/beats", 0)
-        if count != self._beats.get(other) or other not in self._heard:
+        key = f"{_key(other)}/beats"
+        count = 0
+        # The key stays, so later it need not be looked for.
+        if other in self._beats or self._messages.store.check([key]):
+            with suppress(MessageError):
+                count = self._messages.read(key)
+        if isinstance(count, int) and count > self._beats.get(other, 0):
             self._beats[other], self._heard[other] = count, time.monotonic()
-        return self._heard[other]
+        return self._heard.setdefault(other, time.monotonic())
 
     def heartbeat(self) -> None:
         """Shows the others, at most once a second, that this node is alive.
@@ -100,7 +120,8 @@ class Reports:
         now = time.monotonic()
         if self._others and now - self._sent > _HEARTBEAT:
             self._sent = now
-            self._store.add(f"{_key(self._node)}/beats", 1)
+            self._own_beats += 1
+            self._messages.publish(f"{_key(self._node)}/beats", self._own_beats)
 
     def exchange(
         self,
@@ -119,17 +140,17 @@ class Reports:
         """
         found, lost = {own.node: own}, []
         try:
-            self._store.set(_key(self._node), own.encode())
+            self._messages.publish(_key(self._node), asdict(own))
             if own.failures:
-                self._store.set(_ANY, "")
+                self._messages.publish(_ANY)
             heard = dict.fromkeys(self._others, time.monotonic())
             looked = 0.0
             while True:
                 self.heartbeat()
                 waiting = [other for other in self._others if other not in found]
                 for other in waiting:
-                    if self._store.check([_key(other)]):
-                        found[other] = Report.decode(self._store.get(_key(other)))
+                    if report := self._report_of(other):
+                        found[other] = report
                 now = time.monotonic()
                 if while_alive and now - looked > _HEARTBEAT:
                     looked = now
@@ -145,18 +166,27 @@ class Reports:
             lost = [0] if self._node else []
         return [found[node] for node in sorted(found)], lost
 
+    def _report_of(self, other: int) -> Report | None:
+        if not self._messages.store.check([_key(other)]):
+            return None
+        try:
+            report = Report.of(self._messages.read(_key(other)))
+        except (MessageError, ValueError):
+            return None
+        return report if report.node == other else None
+
     def finish(
         self, *, keeps_store: bool, lost: Collection[int], due: Callable[[float], float]
     ) -> None:
         """Notes that this node has read all reports. The node that keeps the store waits for the
         others, which need it to read, but not for ``lost`` ones."""
         try:
-            self._store.set(f"{_key(self._node)}/read", "")
+            self._messages.publish(f"{_key(self._node)}/read")
             started = time.monotonic()
             waiting = [other for other in self._others if keeps_store and other not in lost]
             while waiting and time.monotonic() < due(started):
                 time.sleep(_POLL)
-                waiting = [n for n in waiting if not self._store.check([f"{_key(n)}/read"])]
+                waiting = [n for n in waiting if not self._messages.is_there(f"{_key(n)}/read")]
         except RuntimeError:
             pass
 

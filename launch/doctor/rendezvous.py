@@ -1,12 +1,11 @@
 """How the ranks of a preflight find each other and exchange results.
 
-Results are short JSON texts in the store of torchrun, the agent or rank 0. Every wait has a limit,
-and a rank that missed one is recorded and not waited for again.
+Results are short signed messages in the store of torchrun, the agent or rank 0. Every wait has a
+limit, and a rank that missed one is recorded and not waited for again.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
-from launch.contract import RetryError, join_ranks, wait_for_key
+from launch.contract import Messages, RetryError, Signer, join_ranks, unreadable
 from launch.doctor.place import Place
 
 _MEMBERS = "members"
@@ -35,11 +34,16 @@ class Member:
 class Rendezvous:
     """The ranks that joined, and the store that only they use."""
 
-    def __init__(self, store: Store, rank: int, members: Iterable[Member]) -> None:
-        self.store, self.rank = store, rank
+    def __init__(self, messages: Messages, rank: int, members: Iterable[Member]) -> None:
+        self._messages, self.rank = messages, rank
         self.members = {member.rank: member for member in members}
         self.lost: dict[int, str] = {}
         """Ranks that did not answer, and the topic that they were asked for."""
+
+    @property
+    def store(self) -> Store:
+        """The store, for a process group."""
+        return self._messages.store
 
     @property
     def leaders(self) -> list[int]:
@@ -59,7 +63,7 @@ class Rendezvous:
 
     def publish(self, topic: str, value: Any) -> None:
         """Stores this rank's value for a topic."""
-        self.store.set(f"{topic}/{self.rank}", json.dumps(value))
+        self._messages.publish(f"{topic}/{self.rank}", value)
 
     def collect(self, topic: str, ranks: Iterable[int], seconds: float) -> dict[int, Any]:
         """The values that these ranks publish within ``seconds``."""
@@ -68,8 +72,8 @@ class Rendezvous:
         values = {}
         for rank in waiting:
             key = f"{topic}/{rank}"
-            if wait_for_key(self.store, key, deadline):
-                values[rank] = json.loads(self.store.get(key))
+            if self._messages.wait_for(key, deadline):
+                values[rank] = self._messages.read(key)
             else:
                 self.lost[rank] = topic
         return values
@@ -78,31 +82,43 @@ class Rendezvous:
 def join(place: Place, store: Store, seconds: float) -> Rendezvous:
     """Waits ``seconds`` for all ranks; those that do not join by then are left out.
 
-    Raises RetryError on a rank that rank 0 has not admitted.
+    Raises RetryError on a rank that rank 0 has not admitted, and on messages of another process.
     """
     world = place.world
+    signer = Signer.of_environment(place.environ)
     me = Member(world.rank, place.node, world.host, place.leads)
     # Rank 0 may have started last, and then waits for others as long itself.
     grace = seconds + 5.0
-    greeting = json.dumps(asdict(me))
+    topic = "isorun-doctor"
     joined = join_ranks(
-        store, world, seconds, topic="isorun-doctor", greeting=greeting, grace=grace
-    )
-    own = PrefixStore(joined.name, store)
+        Messages(store, signer), world, seconds,
+        topic=topic, greeting=asdict(me), grace=grace,
+    )  # fmt: skip
+    own = Messages(PrefixStore(joined.name, store), signer, joined.name)
     if world.rank == 0:
-        members = [Member(**json.loads(text)) for text in joined.greetings.values()]
-        own.set(_MEMBERS, json.dumps([asdict(member) for member in members]))
+        members = [_member(topic, greeting) for greeting in joined.greetings.values()]
+        own.publish(_MEMBERS, [asdict(member) for member in members])
         return Rendezvous(own, 0, members)
-    if not wait_for_key(own, _MEMBERS, time.monotonic() + grace):
+    if not own.wait_for(_MEMBERS, time.monotonic() + grace):
         raise RetryError(
             f"Timed out after {grace:g} s waiting for rank 0 to start the preflight. Check rank "
             "0's log, then rerun."
         )
-    members = [Member(**values) for values in json.loads(own.get(_MEMBERS))]
+    listed = own.read(_MEMBERS)
+    if not isinstance(listed, list):
+        raise unreadable(_MEMBERS)
+    members = [_member(_MEMBERS, values) for values in listed]
     return Rendezvous(own, world.rank, members)
+
+
+def _member(key: str, values: Any) -> Member:
+    match values:
+        case {"rank": int(rank), "node": int(node), "host": str(host), "leads": bool(leads)}:
+            return Member(rank, node, host, leads)
+    raise unreadable(key)
 
 
 def alone(place: Place) -> Rendezvous:
     """For rank 0 if the store cannot be opened: it still checks its own node."""
     me = Member(0, place.node, place.world.host, True)
-    return Rendezvous(HashStore(), 0, [me])
+    return Rendezvous(Messages(HashStore(), Signer()), 0, [me])

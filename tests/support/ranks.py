@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from train.distributed.collectives import Collectives
+from train.distributed.plain_data import decode, encode
 
 
 class ThreadCollectives(Collectives):
@@ -19,12 +20,18 @@ class ThreadCollectives(Collectives):
         super().__init__(rank, len(slots))
         self._slots, self._barrier, self._turn = slots, barrier, turn
 
-    def all_gather_object(self, value):
+    def _exchange(self, value):
         self._slots[self.rank] = value
         self._wait_for_others()
         found = list(self._slots)
         self._wait_for_others()
         return found
+
+    def all_gather_object(self, value):
+        return [decode(data) for data in self._exchange(encode(value))]
+
+    def all_gather_pickled(self, value):
+        return self._exchange(value)
 
     def _wait_for_others(self):
         self._turn.release()
@@ -36,20 +43,23 @@ class ThreadCollectives(Collectives):
     def broadcast_object(self, value):
         return self.all_gather_object(value)[0]
 
+    def broadcast_pickled(self, value):
+        return self._exchange(value)[0]
+
     def all_gather_floats(self, values):
-        return self.all_gather_object([float(value) for value in values])
+        return self._exchange([float(value) for value in values])
 
     def start_all_reduce_ints(self, values):
-        gathered = self.all_gather_object(list(values))
+        gathered = self._exchange(list(values))
         return lambda: [sum(column) for column in zip(*gathered, strict=True)]
 
     def start_all_reduce(self, tensor):
-        gathered = self.all_gather_object(tensor.clone())
+        gathered = self._exchange(tensor.clone())
         tensor.copy_(torch.stack(gathered).sum(0))
         return lambda: tensor
 
     def broadcast(self, tensor):
-        tensor.copy_(self.all_gather_object(tensor.clone())[0])
+        tensor.copy_(self._exchange(tensor.clone())[0])
 
 
 def on_ranks(count, function):

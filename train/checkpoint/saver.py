@@ -210,7 +210,7 @@ class CheckpointSaver:
         request = job.request
         try:
             made = self._phase(lambda: self.store.begin(request.step) if self.rank == 0 else None)
-            temporary = self._gather(made)[0]
+            temporary = Path(self._gather(str(made))[0])
             self._phase(temporary.stat)  # DCP would create it, in a moved run as well
             self._phase(lambda: dcp.save(copies, temporary, self.group))
             self._phase(request.before_commit)

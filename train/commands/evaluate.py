@@ -70,7 +70,7 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
     with ExitStack() as stack:
         stack.push(engine.leave)
         # While the run is training, ranks may see different newest checkpoints.
-        checkpoint = engine.collectives.broadcast_object(checkpoint)
+        checkpoint = Path(engine.collectives.broadcast_object(str(checkpoint)))
         task = loaded.task(config)
         dataset = evaluation_data(task, config.run.seed, engine.device)
         if dataset is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -13,9 +15,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
 from train.distributed.gpu import with_current_gpu
-from train.distributed.rendezvous import agent_keeps_store, join, open_store
+from train.distributed.messages import Messages
+from train.distributed.rendezvous import join, open_store
 from train.distributed.world import World
 from train.exits import RetryError, first_line
+from train.signing import Signer
 
 _log = logging.getLogger("train")
 
@@ -31,26 +35,30 @@ def start_group(world: World, backend: str, timeout: timedelta) -> None:
 
     Raises RetryError if they have not within ``timeout``.
     """
-    store: Store | None = None
-    if world.world_size == 1:
-        store = HashStore()
-    elif agent_keeps_store():
+    store: Store = HashStore()
+    if world.world_size > 1:
+        if world.on_one_host:
+            use_loopback(os.environ)
         store = store_of_this_start(open_store(world, timeout.total_seconds()), world, timeout)
-    if store is None:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(
-            backend, store=store, rank=world.rank, world_size=world.world_size, timeout=timeout
-        )
+    dist.init_process_group(
+        backend, store=store, rank=world.rank, world_size=world.world_size, timeout=timeout
+    )
+
+
+def use_loopback(environ: MutableMapping[str, str]) -> None:
+    """Makes gloo use the loopback interface of Linux, unless the environment names another one.
+    Otherwise it listens at the address of the host's name, and accepts everyone there."""
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def store_of_this_start(store: Store, world: World, timeout: timedelta) -> Store:
-    """The part of the agent's store that only the ranks which start now use, all of them.
+    """The part of the ranks' store that only those which start now use, all of them.
 
     Raises RetryError if they have not all joined within ``timeout``.
     """
     seconds = timeout.total_seconds()
-    joined = join(store, world, seconds)
+    joined = join(Messages(store, Signer.of_environment()), world, seconds)
     if world.rank == 0 and len(joined.greetings) < world.world_size:
         missing = sorted(set(range(world.world_size)) - joined.greetings.keys())
         raise RetryError(

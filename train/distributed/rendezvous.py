@@ -2,26 +2,28 @@
 
 torchrun and the node agent keep one store through all restarts and changes of membership, so that
 it still holds what ranks of earlier starts have written. Ranks that start together therefore agree
-on a new name, under which nothing is stored yet.
+on a new name, under which nothing is stored yet. Their messages are signed, so that ranks of one
+run admit each other only.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from train.distributed.endpoint import wait_for_port
+from train.distributed.listening import LOOPBACK, address_to_listen_at, open_listening_store
+from train.distributed.messages import Messages, unreadable
 from train.distributed.world import World
-from train.exits import RetryError
+from train.exits import RetryError, first_line
 
-_POLL = 0.02  # seconds
 _ADMISSION = 2.0  # seconds until a rank looks for a newer name
 
 
@@ -31,7 +33,7 @@ class Members:
 
     name: str
     """A prefix for keys of the store that no other start uses."""
-    greetings: dict[int, str]
+    greetings: dict[int, Any]
     """On rank 0: what each rank that joined has sent along. Empty on other ranks."""
 
 
@@ -41,11 +43,18 @@ def agent_keeps_store(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def open_store(world: World, seconds: float, environ: Mapping[str, str] = os.environ) -> Store:
-    """The store that all ranks share. Raises RetryError if it does not answer in time."""
+    """The store that all ranks share. Where rank 0 keeps it, it listens at the loopback address if
+    all ranks are on one host, else at MASTER_ADDR if that is a numeric address.
+
+    Raises RetryError if it does not answer in time.
+    """
     if world.world_size == 1:
         return HashStore()
     host, port = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
-    is_master = world.rank == 0 and not agent_keeps_store(environ)
+    by_agent = agent_keeps_store(environ)
+    if world.on_one_host and not by_agent:
+        host = LOOPBACK
+    is_master = world.rank == 0 and not by_agent
     deadline = time.monotonic() + seconds
     if not is_master:
         # torch waits as well, but writes a page of C++ frames for each attempt.
@@ -55,22 +64,24 @@ def open_store(world: World, seconds: float, environ: Mapping[str, str] = os.env
         )  # fmt: skip
     limit = timedelta(seconds=max(1.0, deadline - time.monotonic()))
     try:
-        return TCPStore(host, port, is_master=is_master, timeout=limit, wait_for_workers=False)
-    except RuntimeError as error:
+        if is_master:
+            return open_listening_store(address_to_listen_at(host), port, host, limit)
+        return TCPStore(host, port, timeout=limit, wait_for_workers=False)
+    except (OSError, RuntimeError) as error:
         raise RetryError(
             f"Cannot {'open' if is_master else 'reach'} the store of the ranks at {host}:{port} "
-            f"({str(error).splitlines()[0]}). Check which process uses the port, then rerun, if "
+            f"({first_line(error)}). Check which process uses the port, then rerun, if "
             "necessary with another port."
         ) from error
 
 
 def join(
-    store: Store,
+    messages: Messages,
     world: World,
     seconds: float,
     *,
     topic: str = "isorun",
-    greeting: str = "",
+    greeting: Any = None,
     grace: float = 0.0,
 ) -> Members:
     """Joins the ranks that start now, and returns when rank 0 has admitted this rank.
@@ -82,19 +93,23 @@ def join(
     admits in the order of ranks.
 
     On rank 0 ``greetings`` lacks the ranks that did not join in time. Raises RetryError on any
-    other rank that is not admitted.
+    other rank that is not admitted, and where another process has written a message.
     """
     if world.rank == 0:
-        return _admit(store, world.world_size, seconds, topic, greeting)
+        return _admit(messages, world.world_size, seconds, topic, greeting)
     token = uuid.uuid4().hex
     deadline = time.monotonic() + seconds
-    while wait_for_key(store, topic, deadline):
-        name = store.get(topic).decode()
-        store.set(f"{name}/from-{world.rank}", json.dumps([token, greeting]))
-        last = deadline + grace
-        if wait_for_key(store, f"{name}/to-{token}", min(time.monotonic() + _ADMISSION, last)):
+    while messages.wait_for(topic, deadline):
+        name = messages.read(topic)
+        if not isinstance(name, str):
+            raise unreadable(topic)
+        messages.publish(f"{name}/from-{world.rank}", [token, greeting])
+        last = min(time.monotonic() + _ADMISSION, deadline + grace)
+        admitted = f"{name}/to-{token}"
+        if messages.wait_for(admitted, last):
+            messages.read(admitted)
             return Members(name, {})
-        if time.monotonic() > last:
+        if time.monotonic() > deadline + grace:
             raise RetryError(
                 f"Timed out after {seconds + grace:g} s waiting for rank 0 to admit rank "
                 f"{world.rank} on {world.host}: rank 0 failed, or started without this rank. Check "
@@ -105,25 +120,24 @@ def join(
     )
 
 
-def _admit(store: Store, world_size: int, seconds: float, topic: str, greeting: str) -> Members:
+def _admit(
+    messages: Messages, world_size: int, seconds: float, topic: str, greeting: Any
+) -> Members:
     """Rank 0's side."""
     deadline = time.monotonic() + seconds
     name = f"{topic}/{uuid.uuid4().hex}"
-    store.set(topic, name)
+    messages.publish(topic, name)
     greetings = {0: greeting}
     for rank in range(1, world_size):
         key = f"{name}/from-{rank}"
-        if wait_for_key(store, key, deadline):
-            token, greetings[rank] = json.loads(store.get(key))
-            store.set(f"{name}/to-{token}", "")
+        if messages.wait_for(key, deadline):
+            token, greetings[rank] = _greeting(key, messages.read(key))
+            messages.publish(f"{name}/to-{token}")
     return Members(name, greetings)
 
 
-def wait_for_key(store: Store, key: str, deadline: float) -> bool:
-    """Whether the key is set by ``deadline``, in monotonic seconds. Polls, because a wait inside
-    torch blocks the signals and the other threads of this process."""
-    while not store.check([key]):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL)
-    return True
+def _greeting(key: str, value: Any) -> tuple[str, Any]:
+    match value:
+        case [str(token), greeting]:
+            return token, greeting
+    raise unreadable(key)

@@ -45,6 +45,11 @@ class World:
     local_rank_guessed: bool = False
     """Whether no variable gives the local rank; it is then 0."""
 
+    @property
+    def on_one_host(self) -> bool:
+        """Whether all processes are on this host."""
+        return self.local_world_size == self.world_size
+
 
 def find_world(environ: MutableMapping[str, str]) -> World:
     """Reads torch's variables from ``environ``; adds them to it if only Slurm's are set, and

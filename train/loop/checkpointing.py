@@ -226,16 +226,17 @@ class Checkpointing:
     def _check_records(self) -> None:
         """Drops the records that are in the ledger; after a failed write it may lack some. Raises
         RetryError on all ranks if the run directory was moved."""
-        recorded: int | RetryError | None = None
+        recorded: int | None = None
+        moved = ""
         if self._ledger is not None:
             try:
                 self._ensure_in_place()
                 recorded = self._ledger.last_step
             except RetryError as error:
-                recorded = error
-        recorded = self._strategy.collectives.broadcast_object(recorded)
-        if isinstance(recorded, RetryError):
-            raise recorded
+                moved = str(error)
+        recorded, moved = self._strategy.collectives.broadcast_object((recorded, moved))
+        if moved:
+            raise RetryError(moved)
         self._pending = [r for r in self._pending if recorded is None or r.step > recorded]
 
 

@@ -65,7 +65,7 @@ class MetricObjects:
         before = [(m, {name: getattr(m, name) for name in m._reductions}) for m in metrics.values()]
         if collectives.world_size > 1:
             own = {path: _State(m.update_count, _on_host(m)) for path, m in metrics.items()}
-            by_rank = collectives.all_gather_object((own, updated))
+            by_rank = collectives.all_gather_pickled((own, updated))
             updated = set().union(*(names for _, names in by_rank))
             for path, metric in metrics.items():
                 by_path = [states[path] for states, _ in by_rank if path in states]

@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 
 from train.exits import Exit, RetryError, error_of_code
 from train.process.stop_signals import handled_signals, stop_signals_blocked
+from train.signing import new_secret
 
 _POLL = 0.05
 _LAST_LINES = 5.0
@@ -56,9 +57,10 @@ def run_ranks(arguments: Sequence[str], processes: int, *, grace: float | None) 
         try:
             with _received_signals() as received:
                 port = _free_port()
+                inherited = {**os.environ, **new_secret(os.environ)}
                 for number in range(processes):
                     error_file = Path(folder, f"{number}.json")
-                    environment = rank_environment(os.environ, number, processes, port, error_file)
+                    environment = rank_environment(inherited, number, processes, port, error_file)
                     ranks.append(_start(arguments, number, environment, error_file))
                 failed = _wait(ranks, received, grace)
         finally:

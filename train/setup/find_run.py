@@ -61,7 +61,7 @@ def find_run(
             found = error
         except OSError as error:
             found = unusable(directory.path, error)
-    found = collectives.broadcast_object(found)
+    found = collectives.broadcast_pickled(found)
     if isinstance(found, RunError):
         raise found
     assert found is not None

@@ -70,7 +70,9 @@ def check_same_data(collectives: Collectives, datasets: Mapping[str, DataFingerp
 
 def _odd_rank(collectives: Collectives, parts: list[Part]) -> tuple[int, str] | None:
     """A rank whose parts differ from those of most ranks, and the name of the part; collective."""
-    difference = first_difference(collectives.broadcast_object(parts), parts)
+    plain = [(part.name, part.exact, part.values) for part in parts]
+    of_rank_0 = [Part(*fields) for fields in collectives.broadcast_object(plain)]
+    difference = first_difference(of_rank_0, parts)
     by_rank = collectives.all_gather_object(difference)
     odd = [(rank, name) for rank, name in enumerate(by_rank) if name is not None]
     if not odd:

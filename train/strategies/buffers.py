@@ -73,7 +73,7 @@ class BufferSync:
         if self._collectives.world_size == 1:
             return own
         on_host = ExtraState(own.values, {name: t.cpu() for name, t in own.tensors.items()})
-        shared = self._collectives.broadcast_object(on_host)
+        shared = self._collectives.broadcast_pickled(on_host)
         if not same(on_host, shared):
             set_extra_state(self._model, shared)
         return shared

@@ -24,6 +24,7 @@ from train.distributed.process_group import end_groups, start_group
 from train.distributed.randomness import make_deterministic
 from train.distributed.world import World
 from train.exits import RetryError, UsageError
+from train.signing import Signer
 
 T = TypeVar("T")
 _CHECKPOINT_TIMEOUT = timedelta(hours=1)
@@ -95,8 +96,11 @@ class Engine:
             dist.distributed_c10d._set_pg_timeout(
                 max(timeout, _CHECKPOINT_TIMEOUT), checkpoint_group
             )
-        self.collectives = Collectives(self.rank, self.world_size, host_group)
-        self.checkpoint_collectives = Collectives(self.rank, self.world_size, checkpoint_group)
+        signer = Signer.of_environment() if self.world_size > 1 else Signer()
+        self.collectives = Collectives(self.rank, self.world_size, host_group, signer)
+        self.checkpoint_collectives = Collectives(
+            self.rank, self.world_size, checkpoint_group, signer
+        )
         check_own_gpus(self.collectives, world, self.device)
 
     def on_device(self, model: nn.Module, *, move: bool = True) -> nn.Module:

@@ -21,7 +21,7 @@ def unused_everywhere(collectives: Collectives, unused: Iterable[str]) -> set[st
     own = set(unused)
     if not any(collectives.all_reduce_ints([len(own)])):
         return set()
-    return set.intersection(*collectives.all_gather_object(own))
+    return set.intersection(*map(set, collectives.all_gather_object(list(own))))
 
 
 def accumulate_zeros(parameters: Sequence[nn.Parameter]) -> None:

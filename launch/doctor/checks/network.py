@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launch.contract import first_line
+from launch.contract import finite_number, first_line, listen
 from launch.doctor.checks.interfaces import addresses_of, is_loopback
 from launch.doctor.findings import Finding, infrastructure_failure, misconfigured, ok, warning
 from launch.doctor.place import Place
@@ -22,39 +22,46 @@ CHECK = "network"
 CONNECT_SECONDS = 3.0
 _PINGS = 5
 _AT_ONCE = 32
+_CONNECTIONS = 256
+"""That a listener serves at the same time; further ones wait, since anybody may connect."""
+_LONGEST_ANSWER = 100  # characters
 SLOW_NAME = 1.0  # seconds
 
 
 class Listener:
     """Answers on a port of its own with its token and the time of its clock, until the process
-    ends."""
+    ends. It listens at the address, or at all addresses if it is empty.
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    A connection gets as many answers as ``ask`` needs, within a time limit.
+    """
+
+    def __init__(self, address: str = "", clock: Callable[[], float] = time.time) -> None:
         self.token = secrets.token_hex(8)
         self._clock = clock
-        if socket.has_dualstack_ipv6():
-            self._server = socket.create_server(
-                ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
-            )
-        else:
-            self._server = socket.create_server(("", 0), backlog=1024)
+        self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        self._server = listen(address, 0)
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._serve, name="listener", daemon=True).start()
 
     def _serve(self) -> None:
         while True:
+            self._free.acquire()
             connection, _ = self._server.accept()
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with connection:
-            connection.settimeout(10 * CONNECT_SECONDS)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                while connection.recv(1):
+        try:
+            with connection:
+                connection.settimeout(CONNECT_SECONDS)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for _ in range(_PINGS):
+                    if not connection.recv(1):
+                        break
                     connection.sendall(f"{self.token} {self._clock():.6f}\n".encode())
-            except OSError:
-                pass  # the other side has gone
+        except OSError:
+            pass  # the other side has gone
+        finally:
+            self._free.release()
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,14 @@ def ask(
         for _ in range(_PINGS):
             started, shown = time.perf_counter(), clock()
             connection.sendall(b"?")
-            words = reader.readline().split()
+            words = reader.readline(_LONGEST_ANSWER).split()
             took = time.perf_counter() - started
             if len(words) != 2 or words[0] != token:
                 raise OSError("something else answers there")
-            answers.append((took, float(words[1]) - (shown + took / 2)))
+            theirs = finite_number(words[1])
+            if theirs is None:
+                raise OSError("something else answers there")
+            answers.append((took, theirs - (shown + took / 2)))
     return min(answers)
 
 
@@ -130,8 +140,8 @@ def check(place: Place, rendezvous: Rendezvous, patience: float) -> dict[int, di
 
     Returns, on rank 0, the attempts of each node; nodes are given by their first ranks.
     """
-    here = Listener()
     addresses = addresses_of(place.environ)
+    here = Listener(next(iter(addresses)) if len(addresses) == 1 else "")
     rendezvous.publish(
         "listener",
         {"addresses": list(addresses), "why": addresses, "port": here.port, "token": here.token},

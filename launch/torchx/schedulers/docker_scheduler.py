@@ -19,7 +19,7 @@ from torchx.schedulers import docker_scheduler as theirs
 from torchx.schedulers.docker_scheduler import create_scheduler
 
 from launch.agent_command import agent_arguments
-from launch.contract import TRAIN, UsageError, config_arguments, log
+from launch.contract import TRAIN, UsageError, config_arguments, log, new_secret
 from launch.history import launch_log
 from launch.torchx.schedulers.local_scheduler import seconds_to_stop
 from launch.torchx.schedulers.watched import Recorded
@@ -34,11 +34,14 @@ class LocalDockerScheduler(Recorded, theirs.DockerScheduler):  # type: ignore[mi
     """See the module."""
 
     def submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
-        """Limits the cores to those of the machine, and warns of what containers cannot do."""
+        """Limits the cores to those of the machine, gives several nodes a secret, and warns of what
+        containers cannot do."""
         for role in app.roles if launch_log.is_ours(app) else ():
             with suppress(Exception):  # a dry run needs no Docker engine
                 cores = int(self._docker_client.info()["NCPU"])
                 role.resource = replace(role.resource, cpu=min(role.resource.cpu, cores))
+            if role.num_replicas > 1:
+                role.env.update(new_secret(role.env))  # containers do not inherit an environment
             if role.max_retries:
                 log(
                     f"warning: --max_retries {role.max_retries} is ignored: Docker restarts a "

@@ -24,7 +24,7 @@ from torchx.schedulers.local_scheduler import create_scheduler
 from torchx.specs import AppState, Role
 
 from launch.agent_command import options_of, variable
-from launch.contract import UsageError, finite_number, whole_number
+from launch.contract import UsageError, finite_number, new_secret, whole_number
 from launch.cores import usable_cores
 from launch.deadlines import grace_period
 from launch.history import launch_log
@@ -49,10 +49,13 @@ class LocalCwdScheduler(Recorded, theirs.LocalScheduler):  # type: ignore[misc]
         self._cancelled: set[str] = set()
 
     def submit_dryrun(self, app: AppDef, cfg: Any) -> Any:
-        """Gives the nodes of an app a free rendezvous port, and each its share of the cores."""
+        """Gives the nodes of an app a free rendezvous port and a secret, and each its share of
+        the cores."""
         for role in app.roles if launch_log.is_ours(app) else ():
             if "--rdzv-port" not in role.args:
                 role.env.setdefault(variable("rdzv-port"), str(free_port()))
+            if role.num_replicas > 1:
+                role.env.update(new_secret({**os.environ, **role.env}))
             # An agent divides all cores among its ranks; it does not know of other nodes here.
             if role.num_replicas > 1 and "OMP_NUM_THREADS" not in os.environ:
                 processes = role.num_replicas * _processes_per_node(role, self._devices())

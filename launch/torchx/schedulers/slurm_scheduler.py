@@ -26,7 +26,7 @@ from torchx.schedulers.slurm_scheduler import create_scheduler
 from torchx.specs import AppState, ReplicaStatus, Role, RoleStatus
 
 from launch.agent_command import variable
-from launch.contract import RUN_ID, UsageError, python_module
+from launch.contract import RUN_ID, UsageError, new_secret, python_module
 from launch.history import launch_log
 from launch.ports import port_of_run
 from launch.torchx.refusals import command_refusal, program_refusal
@@ -91,8 +91,8 @@ class RequeueingSlurmScheduler(Recorded, theirs.SlurmScheduler):  # type: ignore
         return info
 
     def schedule(self, dryrun_info: Any) -> str:
-        """Submits without the variables of an allocation's shell. Raises UsageError or RetryError
-        with sbatch's message, which TorchX does not read."""
+        """Submits without the variables of an allocation's shell, and with a secret for several
+        nodes. Raises UsageError or RetryError with sbatch's message, which TorchX does not read."""
         request = dryrun_info.request
         if (images := getattr(request, "images_to_push", None)) is not None:  # TorchX's nightly
             self.push_images(images)
@@ -105,7 +105,10 @@ class RequeueingSlurmScheduler(Recorded, theirs.SlurmScheduler):  # type: ignore
             script.write_text(request.materialize(), encoding="utf-8")
             chdir = [f"--chdir={directory}"] if directory else []
             words = [*request.cmd, *chdir, str(script)]
-            job = _submit(words, for_submission(os.environ, options))
+            environ = for_submission(os.environ, options)
+            # sbatch passes its environment on to the job; only Slurm and the user can read it.
+            secret = new_secret(environ) if len(request.replicas) > 1 else {}
+            job = _submit(words, {**environ, **secret})
         if directory:
             theirs._save_job_dir(job, directory)
         return job

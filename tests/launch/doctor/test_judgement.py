@@ -122,8 +122,10 @@ def test_a_check_that_hangs_or_raises_is_a_finding_and_does_not_delay_others():
 def test_a_rank_that_did_not_answer_is_not_waited_for_again():
     from torch.distributed import HashStore
 
+    from launch.contract import Messages, Signer
+
     members = [Member(rank, rank, "host", True) for rank in range(2)]
-    rendezvous = Rendezvous(HashStore(), 0, members)
+    rendezvous = Rendezvous(Messages(HashStore(), Signer()), 0, members)
     assert rendezvous.nodes == ["host (node 0)", "host (node 1)"]
     assert rendezvous.collect("first", [0, 1], 0.1) == {}
     rendezvous.publish("second", 5)

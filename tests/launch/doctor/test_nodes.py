@@ -159,9 +159,10 @@ def test_rank_0_that_never_joins(tmp_path):
 @pytest.mark.slow
 def test_a_node_that_dies_during_the_checks(tmp_path):
     code = (
-        "import socket, os\n"
-        "def die(*args, **kwargs): os._exit(0)\n"
-        "socket.has_dualstack_ipv6 = die\n"
+        "import os, threading\n"
+        "start = threading.Thread.start\n"
+        "def die(thread): os._exit(0) if thread.name == 'listener' else start(thread)\n"
+        "threading.Thread.start = die\n"
     )
     each = [{}, with_sitecustomize(tmp_path / "site", code)]
     told = doctor(**two(tmp_path, each=each, expect=[75, 0]))
@@ -220,9 +221,10 @@ def test_keys_of_an_earlier_start_in_the_store_are_ignored(tmp_path):
 @pytest.mark.slow
 def test_rank_0_dies_during_the_checks(tmp_path):
     code = (
-        "import socket, os\n"
-        "def die(*args, **kwargs): os._exit(0)\n"
-        "socket.has_dualstack_ipv6 = die\n"
+        "import os, threading\n"
+        "start = threading.Thread.start\n"
+        "def die(thread): os._exit(0) if thread.name == 'listener' else start(thread)\n"
+        "threading.Thread.start = die\n"
     )
     each = [with_sitecustomize(tmp_path / "site", code), {}]
     # Not quick: the doctor turns off torch's own messages before it imports it.

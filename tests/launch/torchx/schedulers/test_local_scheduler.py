@@ -1,8 +1,11 @@
 import pytest
 
+from launch.history import launch_log
 from launch.history.launch_log import record_end
 from launch.torchx.schedulers.local_scheduler import log_directory, seconds_to_stop
 from tests.launch.launched import submit
+from tests.launch.launching import dryrun
+from tests.support.runs import TINY
 from train.exits import UsageError
 
 
@@ -34,3 +37,23 @@ def test_a_log_that_is_gone_is_reported(recorded, message):
 def test_an_unknown_job_is_reported():
     with pytest.raises(UsageError, match="local_cwd has no job 'x'"):
         log_directory("x")
+
+
+@pytest.mark.parametrize("scheduler", ["local_cwd", "local_docker"])
+def test_nodes_that_start_together_get_a_secret_that_is_not_recorded(scheduler, monkeypatch):
+    for name in ("ISORUN_SECRET", "ISORUN_SECRET_FILE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def secret_of(nodes):
+        info = dryrun("isorun.fit", "-j", f"{nodes}x1", *TINY, scheduler=scheduler)
+        [role] = (getattr(info, "app", None) or info._app).roles
+        return role.env.get("ISORUN_SECRET"), info
+
+    assert secret_of(1)[0] is None, "the agent makes one"
+    (first, info), (second, _) = secret_of(2), secret_of(2)
+    assert len(first) == 64
+    assert first != second
+    app = getattr(info, "app", None) or info._app
+    assert first in str(info)
+    launch_log.record_start(f"{scheduler}://torchx/1", scheduler, app, str(info))
+    assert first not in launch_log.path().read_text()

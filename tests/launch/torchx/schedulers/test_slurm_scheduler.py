@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from launch.history import launch_log
 from launch.torchx.schedulers import create
 from launch.torchx.schedulers.slurm_environment import for_submission
 from tests.launch.launching import dryrun
@@ -67,6 +68,25 @@ def test_an_option_of_the_job_wins_over_a_variable_of_the_user():
         "SBATCH_PARTITION": "cpu", "SBATCH_ACCOUNT": "us", "A": "b"
     }  # fmt: skip
     assert for_submission(mine, ["partition"]) == {"SBATCH_ACCOUNT": "us", "A": "b"}
+
+
+@pytest.mark.process
+def test_a_job_of_several_nodes_gets_a_secret_in_its_environment_alone(
+    sbatch, tmp_path, monkeypatch
+):
+    for name in ("ISORUN_SECRET", "ISORUN_SECRET_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    sbatch(f'env > {tmp_path}/env; echo "$@" > {tmp_path}/words; cp $2 {tmp_path}/script; echo 12')
+    submit()
+    seen = dict(line.strip().partition("=")[::2] for line in (tmp_path / "env").open())
+    secret = seen["ISORUN_SECRET"]
+    assert len(secret) == 64
+    for name in ("words", "script"):
+        assert secret not in (tmp_path / name).read_text()
+    assert secret not in launch_log.path().read_text()
+    monkeypatch.setenv("ISORUN_SECRET_FILE", "/home/me/secret")
+    submit()
+    assert "ISORUN_SECRET=" not in (tmp_path / "env").read_text()
 
 
 @pytest.mark.process
