@@ -9,6 +9,7 @@ Rendezvous         how ranks find each other, the signed messages of a store and
                    which it listens, and the waits for names and ports
 Environment        what a launcher sets for a rank, and where a rank writes its error
 Run directory      the files of a run that other programs may read
+JSON               records that another process has written, checked when they are read
 
 A launcher must start fast, and the agent runs on every node: modules that import pydantic,
 omegaconf or more are imported when one of their names is used for the first time.
@@ -38,7 +39,9 @@ from train.exits import (
     first_line,
     is_worth_retrying,
 )
+from train.files import open_regular, refuse_link
 from train.imports import import_extra
+from train.json_files import Fields, has_fields, parse_object, parsed_lines, read_object
 from train.numeric_text import finite_number, port_number, seconds_in, whole_number
 from train.output import log
 from train.private_directory import private_directory
@@ -111,6 +114,7 @@ __all__ = [
     "CheckpointStore",
     "Commands",
     "Exit",
+    "Fields",
     "LoadedConfig",
     "MessageError",
     "Messages",
@@ -133,6 +137,7 @@ __all__ = [
     "first_line",
     "gpu_index",
     "handled_signals",
+    "has_fields",
     "import_extra",
     "is_secret_name",
     "is_secret_value",
@@ -146,14 +151,19 @@ __all__ = [
     "new_run_id",
     "new_secret",
     "open_listening_store",
+    "open_regular",
     "open_store",
+    "parse_object",
+    "parsed_lines",
     "port_number",
     "private_directory",
     "python_module",
+    "read_object",
     "read_secret",
     "redact",
     "redact_command",
     "redact_values",
+    "refuse_link",
     "reported_wait",
     "run_directory",
     "run_train",

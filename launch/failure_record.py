@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from launch.fields import Fields, has_fields
+from launch.contract import Fields, has_fields
 
 _FIELDS: Fields = {
     "time": (int, float), "exit_code": int, "what": str, "retry": bool, "first": dict,

@@ -12,6 +12,7 @@ import torch
 from torch.distributed import DistBackendError, DistStoreError
 
 from train.exits import Exit
+from train.files import TooLargeError
 from train.process.diagnose import as_run_error
 
 
@@ -77,6 +78,7 @@ CAUSES = {
     "a file that does not exist": (FileNotFoundError(errno.ENOENT, "No such file"), None),
     "a file without permission": (PermissionError(errno.EACCES, "Permission denied"), None),
     "a pipe that the code closed": (BrokenPipeError(errno.EPIPE, "Broken pipe"), None),
+    "a file that is too large": (TooLargeError(errno.EFBIG, "it has 9 bytes", "x"), Exit.DATA),
     "no memory": (MemoryError(), Exit.OUT_OF_MEMORY),
     "no memory for a mapping": (OSError(errno.ENOMEM, "Cannot allocate"), Exit.OUT_OF_MEMORY),
     "no memory on the host": (too_large(), Exit.OUT_OF_MEMORY),

@@ -1,13 +1,114 @@
-"""Durable file writes: after a crash a file has its old content or its new content."""
+"""Durable file writes, and files of others opened with care.
+
+After a crash a written file has its old content or its new content. A file in a directory that
+others can write to is opened only if it is a regular file: a symbolic link could lead out of the
+directory, and a FIFO or a device could block or act.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
+
+_LONGEST_NAME = 255  # bytes, on all common file systems
+_KINDS = (
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class NotRegularError(OSError):
+    """A file is a symbolic link, a FIFO, a socket or a device."""
+
+
+class TooLargeError(OSError):
+    """A file is larger than such a file may be, or than the memory."""
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a name from a file or a mirror is safe as one component of a path.
+
+    It then has no separator, no control character and no surrogate, is not ``.`` or ``..``, and is
+    not longer than a file system allows.
+    """
+    if not isinstance(name, str) or name in ("", ".", ".."):
+        return False
+    if any(character in "/\\" or not character.isprintable() for character in name):
+        return False
+    return len(name.encode("utf-8")) <= _LONGEST_NAME
+
+
+def open_regular(
+    path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666, *, dir_fd: int | None = None
+) -> int:
+    """``os.open`` for a file that must be regular; follows no symbolic link at the end of the path.
+
+    Raises NotRegularError for a link, a FIFO, a socket or a device, and IsADirectoryError.
+    """
+    safe = flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block
+    try:
+        descriptor = os.open(path, safe, mode, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK):
+            _refuse_kind(path, os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode)
+        raise
+    try:
+        _refuse_kind(path, os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def refuse_irregular(path: Path) -> None:
+    """Raises NotRegularError or IsADirectoryError for what exists and is no regular file, so that
+    a library may write to the path."""
+    with suppress(FileNotFoundError):
+        _refuse_kind(path, path.lstat().st_mode)
+
+
+def _refuse_kind(path: str | Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    for is_kind, kind in _KINDS:
+        if is_kind(mode):
+            raise NotRegularError(errno.ELOOP, f"it is {kind}, not a regular file", str(path))
+
+
+def refuse_link(directory: Path) -> None:
+    """Raises NotRegularError if a directory is reached by a symbolic link at the end of its
+    path."""
+    if directory.is_symlink():
+        text = "it is a symbolic link, not a directory"
+        raise NotRegularError(errno.ELOOP, text, str(directory))
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
+
+    Raises OSError: TooLargeError for a file that is larger than ``limit`` or than the memory.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            text = f"it has {size:,} bytes, more than the {limit:,} that such a file may have"
+            raise TooLargeError(errno.EFBIG, text, str(path))
+        try:
+            # Not more than it had when it was checked: it may grow.
+            return file.read() if limit is None else file.read(limit)
+        except (MemoryError, OverflowError):
+            text = f"its {size:,} bytes do not fit into memory"
+            raise TooLargeError(errno.EFBIG, text, str(path)) from None
 
 
 def fsync(path: Path) -> None:
@@ -36,10 +137,19 @@ def append_bytes(file: FileIO, data: bytes, *, durable: bool) -> None:
         raise
 
 
+def create(path: str | Path, *, dir_fd: int | None = None) -> int:
+    """Opens a new file for writing. Removes what has the name, such as the file of a crash;
+    never writes through a link."""
+    with suppress(FileNotFoundError):
+        os.unlink(path, dir_fd=dir_fd)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
+
+
 def replace_bytes(path: Path, data: bytes) -> None:
     """Replaces a file atomically and durably, through a temporary file beside it."""
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(data)
+    with os.fdopen(create(temporary), "wb") as file:
+        file.write(data)
     fsync(temporary)
     temporary.replace(path)
     fsync(path.parent)

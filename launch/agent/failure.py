@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import time
@@ -18,8 +19,10 @@ from launch.contract import (
     Exit,
     finite_number,
     is_worth_retrying,
+    open_regular,
     redact,
     redact_values,
+    refuse_link,
     whole_number,
 )
 from launch.failure_record import headline
@@ -179,7 +182,7 @@ def error_of(message: Any) -> tuple[str, float | None]:
 def tail(path: str | Path) -> list[str]:
     """The last lines of a log; empty if it cannot be read."""
     try:
-        with Path(path).open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
@@ -195,6 +198,7 @@ def write_record(directory: Path, record: dict[str, Any]) -> Path:
     one.
     """
     folder = directory / FAILURES
+    refuse_link(folder)
     folder.mkdir(exist_ok=True)
     text = json.dumps({**record, "time": time.time()}, indent=1)
     number = 1 + max((whole_number(p.stem) or 0 for p in folder.glob("*.json")), default=0)

@@ -14,22 +14,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from launch.contract import (
     HIDDEN,
     RUN_ID,
     WANDB_ID,
     Exit,
+    Fields,
     UsageError,
     code_version,
     first_line,
+    has_fields,
     log,
+    parsed_lines,
     private_directory,
     redact,
     redact_command,
 )
-from launch.fields import Fields, has_fields
 from launch.history.image import image_digest
 from launch.secrets import hide, is_secret
 
@@ -51,6 +53,12 @@ _FIELDS: dict[str, Fields] = {
     "ended": {"time": (int, float), "handle": str, "state": str, "exit_codes": list},
 }  # fmt: skip
 """The fields that a line of each event has."""
+_OPTIONAL: Fields = {
+    "time": (int, float), "pid": int, "directory": str, "message": str, "replicas": list,
+}  # fmt: skip
+"""The fields that some events, or lines of older versions, do not have."""
+_DEFAULTS: dict[str, Any] = {"time": 0, "pid": 0, "directory": "", "message": "", "replicas": []}
+_LATEST = 1 << 36  # seconds since the epoch; the calendar has no year for much larger numbers
 _GIT: Fields = {"commit": str, "dirty": bool}
 
 
@@ -62,15 +70,11 @@ def path() -> Path:
 
 def read() -> Iterator[dict[str, Any]]:
     """All complete lines, the oldest first."""
-    with suppress(FileNotFoundError), path().open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with suppress(ValueError):
-                values = json.loads(line)
-                if _is_complete(values):
-                    yield values
+    with suppress(FileNotFoundError), path().open("rb") as file:
+        yield from (values for _, values in parsed_lines(file) if _is_complete(values))
 
 
-def _is_complete(line: object) -> bool:
+def _is_complete(line: object) -> TypeGuard[dict[str, Any]]:
     """Whether the line has a known event and all fields that its readers need."""
     if not has_fields(line, {"event": str}):
         return False
@@ -78,10 +82,12 @@ def _is_complete(line: object) -> bool:
     return (
         event in _FIELDS
         and has_fields(line, _FIELDS[event])
+        and has_fields({**_DEFAULTS, **line}, _OPTIONAL)
+        and 0 <= line.get("time", 0) < _LATEST
+        and 0 <= line.get("pid", 0) < 1 << 31
+        and "\0" not in line.get("directory", "")
         and (not line.get("git") or has_fields(line["git"], _GIT))
-        and (event != "ended" or all(isinstance(code, int) for code in line["exit_codes"]))
-        and isinstance(line.get("message", ""), str)  # older versions do not record these
-        and isinstance(line.get("replicas", []), list)
+        and (event != "ended" or all(type(code) is int for code in line["exit_codes"]))
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import socket
@@ -17,6 +16,7 @@ from launch.contract import (
     UsageError,
     did_you_mean,
     first_line,
+    read_object,
     run_directory,
     typed_command,
 )
@@ -91,7 +91,7 @@ class Launch:
         found = []
         for file in sorted((directory / FAILURES).glob("*.json")) if directory else []:
             with suppress(OSError, ValueError):
-                record = json.loads(file.read_text(encoding="utf-8"))
+                record = read_object(file)
                 if not is_complete(record):
                     continue
                 if self.line["time"] <= record["time"] <= (self.end or {}).get("time", time.time()):

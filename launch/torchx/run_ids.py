@@ -8,11 +8,10 @@ which names the launch only, and the run keeps the id of its run.json.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.contract import RUN_FILE, RUN_ID, WANDB_GROUP, WANDB_ID, new_run_id
+from launch.contract import RUN_FILE, RUN_ID, WANDB_GROUP, WANDB_ID, new_run_id, read_object
 
 JOB_TYPE = "WANDB_JOB_TYPE"
 
@@ -48,7 +47,7 @@ def ids_of_run(name: str, job_type: str, run_directory: Path | None = None) -> R
 def _stored(run_directory: Path) -> tuple[str, str] | None:
     """The ids in run.json; None if it is missing or damaged: ``train`` reports a damaged one."""
     try:
-        values = json.loads((run_directory / RUN_FILE).read_text(encoding="utf-8"))
-        return str(values["id"]), str(values["wandb_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        values = read_object(run_directory / RUN_FILE, {"id": str, "wandb_id": str})
+        return values["id"], values["wandb_id"]
+    except (OSError, ValueError):
         return None

@@ -6,7 +6,6 @@ directory records whether its run has finished, so the same sweep can be started
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -20,18 +19,20 @@ from launch.contract import (
     RUN_ID,
     WANDB_ID,
     Exit,
+    Fields,
     Parser,
     UsageError,
     exit_code_of,
     handled_signals,
+    has_fields,
     is_worth_retrying,
     log,
+    parse_object,
     python_module,
     say,
     slug,
     whole_number,
 )
-from launch.fields import Fields, has_fields
 
 _SWEEP: Fields = {"config": list, "runs": list, "max_restarts": int}
 _RUN: Fields = {"overrides": list}
@@ -116,7 +117,7 @@ def _share(text: str) -> tuple[int, int]:
 
 def _sweep(text: str) -> dict[str, Any]:
     with suppress(ValueError):
-        sweep = json.loads(text)
+        sweep = parse_object(text)
         if has_fields(sweep, _SWEEP) and all(has_fields(run, _RUN) for run in sweep["runs"]):
             return sweep
     raise UsageError(

@@ -1,15 +1,17 @@
 """DCP: tensors are saved and loaded, and no unsafe pickle is loaded."""
 
 import errno
+import json
 import os
 import pickle
+from contextlib import suppress
 
 import pytest
 import torch
 import torch.distributed.checkpoint
 
 from train.checkpoint import dcp
-from train.checkpoint.store import DamagedError
+from train.checkpoint.damage import DamagedError
 from train.distributed.shard import Shard
 
 
@@ -33,6 +35,12 @@ def test_tensors_of_all_kinds_are_restored(tmp_path):
         assert torch.equal(back[name], tensor)
 
 
+def former(directory, tensors):
+    """Saves them as earlier versions did: with no other index than DCP's pickle."""
+    dcp.save(held(tensors), directory, None)
+    (directory / "index.json").unlink()
+
+
 class Evil:
     def __init__(self, path):
         self.path = path
@@ -42,19 +50,11 @@ class Evil:
 
 
 def test_a_pickle_with_code_in_the_metadata_is_not_run(tmp_path):
-    dcp.save(held({"a": torch.ones(2)}), tmp_path, None)
+    former(tmp_path, {"a": torch.ones(2)})
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "pwned")))
-    with pytest.raises(DamagedError, match=r"not safe to load: posix\.mkdir"):
+    with pytest.raises(DamagedError, match=r"not safe to load: 'posix\.mkdir'"):
         dcp.load(held({"a": torch.zeros(2)}), tmp_path, None)
     assert not (tmp_path / "pwned").exists()
-
-
-class Attribute:
-    def __init__(self, owner, name):
-        self.arguments = (owner, name)
-
-    def __reduce__(self):
-        return getattr, self.arguments
 
 
 def test_metadata_of_early_python_3_11_can_be_read(tmp_path, monkeypatch):
@@ -65,27 +65,187 @@ def test_metadata_of_early_python_3_11_can_be_read(tmp_path, monkeypatch):
         patched.setattr(
             formats, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name))
         )
-        dcp.save(held(tensors), tmp_path, None)
+        former(tmp_path, tensors)
     assert b"getattr" in (tmp_path / ".metadata").read_bytes()
     back = {"a": torch.zeros(7, 3)}
     dcp.load(held(back), tmp_path, None)
     assert torch.equal(back["a"], tensors["a"])
 
 
-@pytest.mark.parametrize("name", ["__class__", "mro"])
-@pytest.mark.parametrize("owner", ["_MEM_FORMAT_ENCODING", "Metadata"])
-def test_getattr_in_a_pickle_is_limited_to_enum_members(tmp_path, owner, name):
-    dcp.save(held({"a": torch.ones(2)}), tmp_path, None)
-    owner = getattr(torch.distributed.checkpoint.metadata, owner)
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(Attribute(owner, name)))
-    with pytest.raises(DamagedError, match=rf"{name} is not allowed in a checkpoint"):
+METADATA = "torch.distributed.checkpoint.metadata"
+
+
+def build_on(global_name):
+    """A pickle that sets an attribute of a class or function of this name."""
+    module, _, name = global_name.rpartition(".")
+    changed = b"}X\x07\x00\x00\x00versionX\x01\x00\x00\x00xsb."
+    return b"\x80\x02c" + f"{module}\n{name}\n".encode() + changed
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        f"{METADATA}.Metadata",
+        f"{METADATA}._MEM_FORMAT_ENCODING",
+        "torch.distributed.checkpoint.filesystem._StorageInfo",
+        "torch.serialization._get_layout",
+        "torch.Size",
+        "builtins.getattr",
+    ],
+)
+def test_a_pickle_changes_no_class_and_no_function(tmp_path, target):
+    former(tmp_path, {"a": torch.ones(2)})
+    (tmp_path / ".metadata").write_bytes(build_on(target))
+    with pytest.raises(DamagedError, match="changes something that no metadata has"):
         dcp.shapes(tmp_path)
+    assert torch.distributed.checkpoint.metadata.Metadata.version is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b".",
+        b"garbage",
+        b"\x80\x04N.",
+        b"\x80\x04}.",
+        b"\x80\x04\x8c\x05torch\x8c\x04load\x93\x8c\x01x\x85R.",  # torch.load("x")
+        b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x01x\x85R.",
+        b"\x80\x04" + b"(" * 1000 + b".",
+        b"\x80\x04})" + b"\x85" * 100_000 + b"Ns.",  # the key is nested 100,000 times
+        b"\x80\x02Nr\xff\xff\xff\xff.",  # a memo of 4 billion entries
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",  # announces 2**63 bytes
+        b"cos\nsystem\n(S'x'\ntR.",
+        b"(S'x'\nios\nsystem\n.",
+        b"Pid\n.",
+        b"\x80\x04\x82\x01.",
+    ],
+)
+def test_any_other_pickle_is_refused(tmp_path, text):
+    former(tmp_path, {"a": torch.ones(2)})
+    (tmp_path / ".metadata").write_bytes(text)
+    with pytest.raises(DamagedError, match=r"\.metadata cannot be used \("):
+        dcp.shapes(tmp_path)
+
+
+def test_an_index_of_an_earlier_version_is_read_without_loading_a_pickle(tmp_path, monkeypatch):
+    tensors = {"a": torch.randn(7, 3), "b": torch.tensor(2.0), "c": torch.empty(0, 5)}
+    former(tmp_path, tensors)
+    with monkeypatch.context() as patched:
+        patched.setattr(pickle, "load", None)
+        patched.setattr(pickle, "loads", None)
+        patched.setattr(pickle, "Unpickler", None)
+        assert dcp.shapes(tmp_path) == {name: (t.shape, t.dtype) for name, t in tensors.items()}
+    back = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    dcp.load(held(back), tmp_path, None)
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+
+
+def change_index(directory, change):
+    path = directory / "index.json"
+    values = json.loads(path.read_text())
+    change(values, values["tensors"]["a"], values["tensors"]["a"]["chunks"][0])
+    path.write_text(json.dumps(values))
+
+
+def top(**values):
+    """A change of the index."""
+    return lambda index, tensor, chunk: index.update(values)
+
+
+def tensor(**values):
+    """A change of the entry of a tensor in the index."""
+    return lambda index, tensor, chunk: tensor.update(values)
+
+
+def chunk(**values):
+    """A change of the entry of a chunk in the index."""
+    return lambda index, tensor, chunk: chunk.update(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            chunk(file=file)
+            for file in (
+                "../outside.distcp", "/etc/passwd", "sub/__0_0.distcp", "..", "", "a\0b",
+                "other.distcp", "\ud800", 5,
+            )
+        ),
+        chunk(at=-1),
+        chunk(at=1 << 40),
+        chunk(length=1 << 40),
+        chunk(length=8),
+        chunk(length=True),
+        chunk(offsets=[1, 0]),
+        chunk(offsets=[0]),
+        chunk(sizes=[4, 3]),
+        chunk(sizes=[1 << 61, 1 << 61]),
+        chunk(sizes=[0, 3]),
+        chunk(sizes="73"),
+        chunk(sizes=[1] * 1000),
+        tensor(chunks=[]),
+        tensor(chunks={}),
+        tensor(chunks=[None]),
+        tensor(shape=[70, 3]),
+        tensor(shape=[-7, 3]),
+        tensor(dtype="complex128", shape=[700, 300]),
+        tensor(dtype="load"),
+        tensor(dtype="__doc__"),
+        tensor(dtype=None),
+        top(format=2),
+        top(tensors=[]),
+        top(tensors={"a": None}),
+        lambda index, tensor, chunk: tensor["chunks"].append(chunk),
+        lambda index, tensor, chunk: chunk.pop("file"),
+    ],
+)  # fmt: skip
+def test_an_index_that_leaves_its_files_or_its_tensors_is_refused(tmp_path, change):
+    (tmp_path / "outside.distcp").write_bytes(bytes(10_000))
+    directory = tmp_path / "step"
+    dcp.save(held({"a": torch.randn(7, 3)}), directory, None)
+    (directory / "sub").mkdir()
+    (directory / "sub/__0_0.distcp").write_bytes((directory / "__0_0.distcp").read_bytes())
+    change_index(directory, change)
+    with pytest.raises(DamagedError):
+        dcp.shapes(directory)
+    with pytest.raises(DamagedError):
+        dcp.load(held({"a": torch.zeros(7, 3)}), directory, None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, '{"format": 1}', "\xff"])
+def test_an_index_of_any_other_form_is_refused(tmp_path, text):
+    dcp.save(held({"a": torch.ones(2)}), tmp_path, None)
+    (tmp_path / "index.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DamagedError, match=r"index\.json cannot be used \("):
+        dcp.shapes(tmp_path)
+
+
+@pytest.mark.parametrize("at", range(0, 1200, 60))
+def test_bytes_that_are_no_tensor_are_damage(tmp_path, at):
+    dcp.save(held({"a": torch.randn(7, 3)}), tmp_path, None)
+    path = tmp_path / "__0_0.distcp"
+    data = bytearray(path.read_bytes())
+    data[at : at + 40] = b"\xff" * len(data[at : at + 40])
+    path.write_bytes(data)
+    with suppress(DamagedError):  # the padding has no meaning
+        dcp.load(held({"a": torch.zeros(7, 3)}), tmp_path, None)
+
+
+def test_a_link_in_place_of_a_file_is_not_followed(tmp_path):
+    directory = tmp_path / "step"
+    dcp.save(held({"a": torch.ones(2)}), directory, None)
+    (directory / "__0_0.distcp").rename(tmp_path / "elsewhere")
+    (directory / "__0_0.distcp").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises((DamagedError, OSError)):
+        dcp.load(held({"a": torch.zeros(2)}), directory, None)
 
 
 def test_a_value_that_is_not_a_tensor_is_refused(tmp_path):
     values = {"a": torch.ones(2), "b": Evil(tmp_path / "pwned")}
     torch.distributed.checkpoint.save(values, checkpoint_id=tmp_path, no_dist=True)
-    with pytest.raises(DamagedError, match="'b', which is not a tensor"):
+    with pytest.raises(DamagedError, match="'b' is not a tensor"):
         dcp.shapes(tmp_path)
     with pytest.raises(DamagedError, match="not a tensor"):
         dcp.load({"a": torch.zeros(2), "b": object()}, tmp_path, None)  # type: ignore

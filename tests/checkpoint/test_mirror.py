@@ -9,10 +9,13 @@ import fsspec
 import pytest
 
 from train.checkpoint.checkpoint_config import CheckpointConfig, MirrorConfig
+from train.checkpoint.damage import DamagedError
+from train.checkpoint.index import to_json
 from train.checkpoint.layout import dumps_with_sha256
+from train.checkpoint.manifest import Manifest, hash_file
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirroring import Mirroring, restore_from_mirror
-from train.checkpoint.store import CheckpointStore, DamagedError, Manifest, hash_file
+from train.checkpoint.store import CheckpointStore
 from train.exits import ResumeRefusedError, RetryError, UsageError
 
 LARGE = 5 * 2**20 + 3  # bytes: six parts of 1 MiB
@@ -54,7 +57,7 @@ def make(store, step, **state):
     store.directory.parent.mkdir(exist_ok=True)
     temporary = store.begin(step)
     (temporary / "__0_0.distcp").write_bytes(bytes([step]) * LARGE)
-    (temporary / ".metadata").write_bytes(b"of " + str(step).encode())
+    (temporary / "index.json").write_text(to_json({}))
     files = {p.name: hash_file(p) for p in temporary.iterdir()}
     store.commit(temporary, Manifest(step, {"position": step, **state}, None, files))
 
@@ -323,7 +326,7 @@ def test_a_copy_cannot_choose_a_path(local, store, tmp_path):
     path = tmp_path / "mirror/step-000000000010/mirror.json"
     index = json.loads(path.read_text())
     del index["sha256"]
-    index["files"]["run/../../../planted"] = index["files"].pop(".metadata")
+    index["files"]["run/../../../planted"] = index["files"].pop("index.json")
     path.write_text(dumps_with_sha256(index))
     other = elsewhere(tmp_path)
     step, notes = restore_from_mirror(mirror, other)
@@ -344,3 +347,116 @@ def test_nothing_is_removed_from_the_mirror_of_a_run_that_was_moved(local, store
     mirroring = Mirroring(Mirror(local), store, "mine", lambda text: None, ensure_in_place)
     mirroring.close(5.0)
     assert Mirror(local).steps() == [10]
+
+
+def rewrite_index(mirror_path, change, step=10):
+    """Changes the index of a copy together with its hash."""
+    path = mirror_path / f"step-{step:012d}/mirror.json"
+    index = json.loads(path.read_text())
+    del index["sha256"]
+    change(index)
+    path.write_text(dumps_with_sha256(index))
+
+
+def first_part(index):
+    return index["files"]["__0_0.distcp"][0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index["files"].update({"run/.bashrc": index["files"]["manifest.json"]}),
+        lambda index: index["files"].update({"/planted": index["files"]["manifest.json"]}),
+        lambda index: index["files"].update({"..": index["files"]["manifest.json"]}),
+        lambda index: index["files"].update({"": index["files"]["manifest.json"]}),
+        lambda index: index["files"].update({"run": index["files"]["manifest.json"]}),
+        lambda index: index["files"].update({"run/": index["files"]["manifest.json"]}),
+        lambda index: index["files"].update({"more.distcp": index["files"]["manifest.json"]}),
+        lambda index: index["files"].pop("manifest.json"),
+        lambda index: index["files"].pop("index.json"),
+        lambda index: index["files"].update({"index.json": index["files"]["manifest.json"]}),
+        lambda index: index["files"]["__0_0.distcp"].pop(),
+        lambda index: first_part(index).update(key="../secret"),
+        lambda index: first_part(index).update(key="step-000000000010/../../secret"),
+        lambda index: first_part(index).update(key="run.json"),
+        lambda index: first_part(index).update(key=["x"]),
+        lambda index: first_part(index).update(size=-1),
+        lambda index: first_part(index).update(size=1),
+        lambda index: first_part(index).update(size=1 << 60),
+        lambda index: first_part(index).update(sha256=None),
+        lambda index: first_part(index).pop("key"),
+        lambda index: index["files"].update({"__0_0.distcp": None}),
+        lambda index: index.update(files=[]),
+        lambda index: index.update(step="10"),
+        lambda index: index.update(format=None),
+        lambda index: index.pop("files"),
+    ],
+)
+def test_a_copy_of_another_form_is_not_restored(local, store, tmp_path, change):
+    mirror = Mirror(local)
+    mirror.upload(store, 10, always)
+    rewrite_index(tmp_path / "mirror", change)
+    other = elsewhere(tmp_path)
+    step, notes = restore_from_mirror(mirror, other)
+    assert step is None
+    assert "The mirror's checkpoint of step 10 is damaged" in notes[0]
+    assert list(other.directory.iterdir() if other.directory.exists() else []) == []
+    assert [path.name for path in other.directory.parent.iterdir()] in ([], ["checkpoints"])
+
+
+@pytest.mark.parametrize("text", ["{}", "", "[]", "[" * 100_000, "\xff", '{"files": {}}'])
+def test_an_index_that_is_no_index_is_not_restored(local, store, tmp_path, text):
+    mirror = Mirror(local)
+    mirror.upload(store, 10, always)
+    path = tmp_path / "mirror/step-000000000010/mirror.json"
+    path.write_text(text, encoding="latin-1")
+    step, notes = restore_from_mirror(mirror, elsewhere(tmp_path))
+    assert step is None
+    assert "damaged" in notes[0]
+
+
+def test_a_copy_that_is_refused_for_its_content_is_not_restored(local, store, tmp_path):
+    make(store, 20)
+    mirror = Mirror(local)
+    for step in (10, 20):
+        mirror.upload(store, step, always)
+    other = elsewhere(tmp_path)
+
+    def check(path):
+        if Manifest.read(path).step == 20:
+            raise DamagedError("its index names /etc/passwd")
+
+    step, notes = restore_from_mirror(mirror, other, check)
+    assert step == 10
+    assert "/etc/passwd" in notes[0]
+    assert other.steps() == [10]
+
+
+def test_what_differs_from_the_manifest_is_not_sent(local, store):
+    data = store.path(10) / "__0_0.distcp"
+    data.write_bytes(b"?" * LARGE)
+    with pytest.raises(DamagedError, match=r"__0_0\.distcp does not match its SHA-256"):
+        Mirror(local).upload(store, 10, always)
+    assert Mirror(local).steps() == []
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/step-000000000010/__0_0.distcp"])
+def test_a_linked_file_is_not_sent(local, store, tmp_path, name):
+    """The run directory may come from somebody who wants a file of this user."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    path = tmp_path / "run" / name
+    path.unlink(missing_ok=True)
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises((DamagedError, OSError)):
+        Mirror(local).upload(store, 10, always)
+    sent = [path for path in (tmp_path / "mirror").rglob("*") if path.is_file()]
+    assert not any(b"secret" in path.read_bytes() for path in sent)
+
+
+def test_a_linked_file_of_the_run_directory_is_not_written_through(local, store, tmp_path):
+    mirror = Mirror(local)
+    mirror.upload(store, 10, always)
+    other = elsewhere(tmp_path)
+    (other.directory.parent / "ledger.bin").symlink_to(tmp_path / "planted")
+    assert restore_from_mirror(mirror, other)[0] == 10
+    assert not (tmp_path / "planted").exists()

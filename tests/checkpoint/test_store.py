@@ -1,19 +1,25 @@
 """The checkpoint store: transactions, damage and retention."""
 
 import errno
+import json
 import os
 
 import pytest
 
 from train.checkpoint.checkpoint_config import BestConfig, CheckpointConfig
-from train.checkpoint.store import MANIFEST, CheckpointStore, DamagedError, Manifest, hash_file
+from train.checkpoint.damage import DamagedError
+from train.checkpoint.index import to_json
+from train.checkpoint.layout import dumps_with_sha256
+from train.checkpoint.manifest import MANIFEST, Manifest, hash_file
+from train.checkpoint.store import CheckpointStore
+from train.exits import ResumeRefusedError
 
 
 def commit(store, step, metrics=None, data=b"tensors" * 1000):
     temporary = store.begin(step)
     (temporary / "__0_0.distcp").write_bytes(data)
-    (temporary / ".metadata").write_bytes(b"meta")
-    files = {name: hash_file(temporary / name) for name in ("__0_0.distcp", ".metadata")}
+    (temporary / "index.json").write_text(to_json({}))
+    files = {name: hash_file(temporary / name) for name in ("__0_0.distcp", "index.json")}
     return store.commit(temporary, Manifest(step, {"x": 1}, metrics, files))
 
 
@@ -59,13 +65,29 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
+def as_link(path):
+    """The same content, but elsewhere."""
+    elsewhere = path.parents[1] / f"elsewhere-{path.name}"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def as_fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "name", "expected"),
     [
         (truncate, "__0_0.distcp", "has 6999 bytes instead of 7000"),
         (flip_a_bit, "__0_0.distcp", "does not match its SHA-256"),
         (os.remove, "__0_0.distcp", "cannot be read"),
-        (os.remove, ".metadata", "cannot be read"),
+        (os.remove, "index.json", "cannot be read"),
+        (as_link, "__0_0.distcp", "it is a symbolic link"),
+        (as_fifo, "__0_0.distcp", "it is a FIFO"),
+        (as_link, MANIFEST, "it is a symbolic link"),
+        (as_link, "", "it is a symbolic link"),
         (truncate, MANIFEST, MANIFEST),
         (flip_a_bit, MANIFEST, MANIFEST),
         (os.remove, MANIFEST, "is missing"),
@@ -77,6 +99,73 @@ def test_damage_is_detected_and_named(store, damage, name, expected):
     (problem,) = store.problems(10)
     assert name in problem
     assert expected in problem
+
+
+@pytest.mark.parametrize("name", ["__1_0.distcp", "x.distcp", ".metadata"])
+def test_data_that_the_manifest_does_not_name_is_refused(store, name):
+    path = commit(store, 10)
+    (path / name).write_bytes(b"planted")
+    assert store.problems(10) == [f"{path / name} is not in {path / MANIFEST}"]
+    (path / name).unlink()
+    (path / ".DS_Store").touch()  # of a file manager
+    assert store.problems(10) == []
+
+
+def rewritten(path, change):
+    """Changes a manifest together with the hash of itself, as somebody who means harm can."""
+    body = json.loads(path.read_text())
+    del body["sha256"]
+    change(body)
+    path.write_text(dumps_with_sha256(body))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda body: body["files"].update({"../../../x": body["files"]["__0_0.distcp"]}),
+        lambda body: body["files"].update({"/x": body["files"]["__0_0.distcp"]}),
+        lambda body: body["files"].update({"": body["files"]["__0_0.distcp"]}),
+        lambda body: body["files"].update({"a\nb": body["files"]["__0_0.distcp"]}),
+        lambda body: body["files"].update({"x" * 256: body["files"]["__0_0.distcp"]}),
+        lambda body: body["files"].update({"x": None}),
+        lambda body: body["files"]["__0_0.distcp"].update(size="7000"),
+        lambda body: body["files"]["__0_0.distcp"].update(size=-1),
+        lambda body: body["files"]["__0_0.distcp"].update(sha256="../x"),
+        lambda body: body.update(step=True),
+        lambda body: body.update(step=10**30),
+        lambda body: body.update(state=[]),
+        lambda body: body.update(metrics={"loss": "low"}),
+        lambda body: body.update(metrics=3),
+        lambda body: body.update(more=1),
+        lambda body: body.pop("files"),
+        lambda body: body["files"].pop("index.json"),
+    ],
+)
+def test_a_manifest_of_another_form_is_damage(store, change):
+    path = commit(store, 10, {"loss": 0.5})
+    rewritten(path / MANIFEST, change)
+    assert store.problems(10)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '"x"', "1", "null", '{"sha256": 1}', "\xff\xfe"])
+def test_a_manifest_that_is_no_object_is_damage(store, text):
+    path = commit(store, 10)
+    (path / MANIFEST).write_text(text, encoding="latin-1")
+    assert "cannot be read" in store.problems(10)[0]
+
+
+def test_a_manifest_is_not_read_if_it_is_too_large(store):
+    path = commit(store, 10) / MANIFEST
+    os.truncate(path, 5 << 30)  # a sparse file
+    assert "has 5,368,709,120 bytes, more than" in store.problems(10)[0]
+
+
+def test_a_linked_directory_of_checkpoints_is_refused(store, tmp_path):
+    commit(store, 10)
+    store.directory.rename(tmp_path / "elsewhere")
+    store.directory.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ResumeRefusedError, match="it is a symbolic link"):
+        store.steps()
 
 
 def test_a_changed_number_in_the_manifest_is_damage(store):

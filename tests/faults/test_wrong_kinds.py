@@ -56,9 +56,37 @@ def as_link_to_itself(path):
     path.symlink_to(path)
 
 
+def as_link(path):
+    """A link to what was there, which is now elsewhere."""
+    elsewhere = path.parent.with_name("elsewhere")
+    if path.exists():
+        shutil.move(path, elsewhere)
+    else:
+        elsewhere.write_text("{}")
+    path.symlink_to(elsewhere)
+
+
+def as_fifo(path):
+    remove(path)
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("name", "make"),
     [
+        ("config.json", as_link),
+        ("lock", as_link),
+        ("ledger.bin", as_link),
+        slow(("run.json", as_link)),
+        slow(("attempts.jsonl", as_link)),
+        slow(("metrics.jsonl", as_link)),
+        slow(("finished.json", as_link)),
+        slow(("checkpoints", as_link)),
+        slow(("logs", as_link)),
+        ("logs/rank-0.log", as_link),
+        slow(("run.json", as_fifo)),
+        slow(("lock", as_fifo)),
+        slow(("ledger.bin", as_fifo)),
         ("checkpoints", as_file),
         ("checkpoints", as_broken_link),
         slow(("checkpoints", as_link_to_itself)),
@@ -82,6 +110,26 @@ def test_a_file_of_another_kind_is_refused_by_name(killed, name, make):
     (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
     assert str(killed / name) in line
     assert "Traceback" not in done.stderr
+
+
+def test_the_run_directory_itself_may_be_a_link(killed, tmp_path):
+    (tmp_path / "runs").symlink_to(killed.parent)
+    (tmp_path / "linked").symlink_to(tmp_path / "runs/run")
+    run("fit", tmp_path / "linked", *BASE)
+    assert checkpoints(killed)[-1] == 40
+    assert "all well" in run("verify", tmp_path / "runs/run").stdout
+
+
+@pytest.mark.parametrize(
+    "name", [".config.json.new", "metrics.jsonl.damaged", ".attempts.jsonl.new"]
+)
+def test_a_name_that_can_be_foretold_is_not_written_through(killed, tmp_path, name):
+    (tmp_path / "mine").write_text("of others")
+    (killed / name).symlink_to(tmp_path / "mine")
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write("damaged\n")
+    run("fit", killed, *BASE)
+    assert (tmp_path / "mine").read_text() == "of others"
 
 
 @pytest.mark.parametrize("make", [as_file, as_broken_link])

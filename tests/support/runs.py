@@ -94,7 +94,8 @@ def tensors(directory, step=None):
 
 def state(directory, step=None):
     """The loop's state in a checkpoint."""
-    from train.checkpoint.store import CheckpointStore, Manifest
+    from train.checkpoint.manifest import Manifest
+    from train.checkpoint.store import CheckpointStore
 
     store = CheckpointStore(Path(directory) / "checkpoints")
     return Manifest.read(store.path(step or store.steps()[-1])).state

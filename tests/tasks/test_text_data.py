@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.exits import DataError, Exit, UsageError
+from train.exits import DataError, Exit, OutOfMemoryError, UsageError
 from train.tasks.text.corpus import find_files, read_documents, split_documents
 from train.tasks.text.data import Windows, tokenize, unigram_entropy
 from train.tasks.text.task import TextTask
@@ -159,6 +160,14 @@ def test_files_are_sorted_and_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     patterns = ["z.txt", "**/*.txt", str(tmp_path / "a/y.txt"), "a/b/[1].txt"]
     names = ["a/b/[1].txt", "a/b/x.txt", "a/y.txt", "z.txt"]
     assert read_documents(Data(files=patterns)) == names
+
+
+def test_a_corpus_larger_than_the_memory_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "large.txt"
+    path.touch()
+    os.truncate(path, 1 << 43)  # a sparse file
+    with pytest.raises(OutOfMemoryError, match=r"large\.txt .* has 8,796,093,022,208 bytes"):
+        read_documents(Data(files=[str(path)]))
 
 
 def test_a_separator_splits_a_file_into_documents(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -209,15 +208,9 @@ class FullDisk:
 
 
 def test_rows_are_kept_until_the_disk_has_space(path, monkeypatch):
-    disk, opened = FullDisk(path.open("ab", buffering=0), 100), Path.open
+    disk = FullDisk(path.open("ab", buffering=0), 100)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            Path,
-            "open",
-            lambda self, mode="r", *options, **named: (
-                disk if mode == "ab" else opened(self, mode, *options, **named)
-            ),
-        )
+        patch.setattr("train.track.metrics_file._opened", lambda path: disk)
         file = MetricsFile(path, start_step=0, attempt=1)
     file.log(1, {"train/loss": 1.0})
     file.advance(2)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train.files import replace_bytes
+from train.files import open_regular, read_bytes, replace_bytes
+from train.json_files import parse_object
 
 NO_END = "no recorded end: it was killed, lost its machine, or is in progress"
 
@@ -21,7 +22,7 @@ class Attempts:
         self.path = path
 
     def _lines(self) -> list[bytes]:
-        return self.path.read_bytes().splitlines() if self.path.exists() else []
+        return read_bytes(self.path).splitlines() if self.path.exists() else []
 
     def count(self) -> int:
         """The number of attempts so far, failed ones included."""
@@ -43,7 +44,8 @@ class Attempts:
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Appends a line for this attempt, durably."""
-        with self.path.open("a+b") as file:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        with os.fdopen(open_regular(self.path, flags), "a+b") as file:
             file.seek(0, os.SEEK_END)
             if file.tell():
                 file.seek(-1, os.SEEK_END)
@@ -74,7 +76,6 @@ def described_end(values: Mapping[str, Any]) -> str:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
+        return parse_object(line)
+    except ValueError:
         return {}
-    return values if isinstance(values, dict) else {}

@@ -6,16 +6,19 @@ are not compared.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from train.checkpoint.damage import DamagedError
+from train.checkpoint.loop_state import state_fault
+from train.checkpoint.manifest import MANIFEST, Manifest
 from train.checkpoint.run_directory import RunDirectory
-from train.checkpoint.store import MANIFEST, CheckpointStore, DamagedError, Manifest
+from train.checkpoint.store import CheckpointStore
 from train.data.ledger import AttemptStart, History, StepRecord, read_history
 from train.exits import DataError
+from train.json_files import is_count, json_lines
 
 
 def contradictions(directory: RunDirectory) -> list[str]:
@@ -94,12 +97,14 @@ def _progress(manifest: Manifest) -> Mapping[str, Any]:
 
 
 def own_fault(checkpoint: Path, manifest: Manifest) -> str | None:
-    """How a manifest contradicts itself."""
+    """How a manifest contradicts itself, or what it has of another type."""
     progress, path = _progress(manifest), checkpoint / MANIFEST
+    if fault := state_fault(manifest.state):
+        return f"{path} has {fault}"
     if progress.get("step") != manifest.step:
         return f"{path} is of step {manifest.step}, but its progress is {progress.get('step')!r}"
     position = progress.get("position")
-    if not isinstance(position, int) or (position <= 0) != (manifest.step == 0):
+    if not is_count(position) or (position == 0) != (manifest.step == 0):
         return f"{path} is of step {manifest.step}, but has position {position!r}"
     return None
 
@@ -245,11 +250,4 @@ def rows_of(path: Path) -> Iterable[dict[str, Any]]:
     """The rows of metrics.jsonl; damaged lines, which the next start moves, are left out."""
     if not path.is_file():
         return
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict):
-                yield row
+    yield from (row for _, row in json_lines(path) if row is not None)

@@ -8,12 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from train.exits import ResumeRefusedError, RetryError, RunError
+from train.files import NotRegularError, TooLargeError
 
 # A retry meets the same file again.
 _WRONG_KIND = (
     errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EACCES, errno.EPERM,
     errno.EROFS, errno.ENOTEMPTY,
 )  # fmt: skip
+
+
+class DamagedError(Exception):
+    """A checkpoint differs from what was committed; the text names the file and the fault."""
+
+
+NOT_A_FILE = (
+    FileNotFoundError, IsADirectoryError, NotADirectoryError, NotRegularError, TooLargeError,
+)  # fmt: skip
+"""Any other OSError is a fault of the machine: the checkpoint itself may be valid."""
 
 
 def damaged(path: Path, why: object) -> ResumeRefusedError:
@@ -30,7 +41,7 @@ def unusable(path: Path, error: OSError) -> RunError:
     names = [name for name in (error.filename2, error.filename) if isinstance(name, str)]
     where = Path(names[0]) if names else path  # of a rename: its target
     reason = error.strerror or str(error)
-    if error.errno in _WRONG_KIND:
+    if error.errno in _WRONG_KIND or isinstance(error, TooLargeError):
         return ResumeRefusedError(
             f"{where} cannot be used ({reason}); correct its kind or its rights, or choose another "
             "run.dir."
@@ -46,6 +57,6 @@ def refused_files(directory: Path) -> Iterator[None]:
     except OSError as error:
         names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
         inside = any(Path(name).is_relative_to(directory) for name in names)
-        if error.errno in _WRONG_KIND and inside:
+        if inside and (error.errno in _WRONG_KIND or isinstance(error, TooLargeError)):
             raise unusable(directory, error) from error
         raise

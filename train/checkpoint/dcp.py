@@ -1,24 +1,44 @@
-"""Saves and loads sharded tensors with ``torch.distributed.checkpoint`` (DCP), without unsafe
-pickles.
+"""Saves and loads sharded tensors with ``torch.distributed.checkpoint`` (DCP).
 
-DCP stores tensors by name, in one file per rank, and loads them into any placement. Its metadata is
-a pickle, which is read here with an unpickler that allows only DCP's own dataclasses. Values that
-are not tensors, which DCP would unpickle, are refused; the state of the loop is JSON in the
-manifest.
+DCP stores tensors by name, in one file per rank, and loads them into any placement. Its own index,
+the pickle ``.metadata``, is written for DCP's tools only: where a tensor is comes from the index
+that train.checkpoint.index reads as data. DCP reads tensors with ``weights_only``. Other values are
+refused; the state of the loop is JSON in the manifest.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from enum import EnumMeta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from train.checkpoint.store import NOT_A_FILE, DamagedError
+from train.checkpoint.damage import DamagedError
+from train.checkpoint.index import (
+    DATA_SUFFIX,
+    INDEX,
+    PICKLED_INDEX,
+    Chunk,
+    Index,
+    StoredTensor,
+    to_json,
+)
+from train.checkpoint.index import read_index as read_index_of
+from train.checkpoint.manifest import MANIFEST, Manifest
+from train.exits import first_line
+from train.files import open_regular
+from train.process.diagnose import is_out_of_memory
+
+_UNREADABLE = (
+    pickle.UnpicklingError, EOFError, AssertionError, LookupError, TypeError, ValueError,
+    AttributeError,
+)  # fmt: skip
+"""What ``torch.load`` raises, with ``weights_only``, for bytes that are not a tensor."""
 
 if TYPE_CHECKING:
     import torch
@@ -27,72 +47,82 @@ if TYPE_CHECKING:
 
     from train.distributed.shard import Shard
 
-_METADATA = ".metadata"
-_BROKEN_PICKLE = (
-    EOFError, AttributeError, ImportError, LookupError, TypeError, ValueError, RecursionError,
-)  # fmt: skip
-_ALLOWED = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "pathlib": {"PosixPath"},
-}
+
+def read_index(directory: Path) -> Index:
+    """The index of a checkpoint, checked against its manifest or, before the commit, against the
+    files that are there. Raises DamagedError."""
+    if (directory / MANIFEST).exists():
+        files: Mapping[str, Mapping[str, Any]] = Manifest.read(directory).files
+    else:
+        files = {
+            entry.name: {"size": entry.lstat().st_size}
+            for entry in directory.iterdir()
+            if entry.suffix == DATA_SUFFIX or entry.name in (INDEX, PICKLED_INDEX)
+        }
+    index = read_index_of(directory, files)
+    for name, tensor in index.items():
+        _check_type(directory, name, tensor)
+    return index
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        import torch
+def _check_type(directory: Path, name: str, tensor: StoredTensor) -> None:
+    import torch
 
-        if (module, name) == ("builtins", "getattr"):
-            return _member
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if name not in _ALLOWED.get(module, ()) and not is_dtype:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a checkpoint")
-        return super().find_class(module, name)
-
-
-def _member(cls: Any, name: str) -> Any:
-    """An enum member, which early releases of Python 3.11 pickle as a call of ``getattr``."""
-    if not isinstance(cls, EnumMeta) or name not in cls.__members__:
-        raise pickle.UnpicklingError(f"{cls!r}.{name} is not allowed in a checkpoint")
-    return cls[name]
-
-
-def read_metadata(directory: Path) -> Metadata:
-    """DCP's metadata: shape, dtype and chunks of each tensor. Raises DamagedError."""
-    from torch.distributed.checkpoint.metadata import Metadata
-
-    try:
-        metadata = _MetadataUnpickler(io.BytesIO((directory / _METADATA).read_bytes())).load()
-    except (*NOT_A_FILE, *_BROKEN_PICKLE) as error:
-        raise DamagedError(f"{directory / _METADATA} cannot be read ({error})") from None
-    except pickle.UnpicklingError as error:
-        raise DamagedError(f"{directory / _METADATA} is not safe to load: {error}") from None
-    if not isinstance(metadata, Metadata):
-        raise DamagedError(f"{directory / _METADATA} is not DCP metadata")
-    return metadata
+    dtype = getattr(torch, tensor.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise DamagedError(f"{directory} has {name!r} of the dtype {tensor.dtype!r}, unknown here")
+    for chunk in tensor.chunks:
+        # So that no more memory is allocated for a tensor than it has on disk.
+        if math.prod(chunk.sizes) * dtype.itemsize > chunk.length:
+            raise DamagedError(f"{directory} has too few bytes for {name!r}")
 
 
 def shapes(directory: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and dtype of every tensor of a checkpoint, by name. Raises DamagedError."""
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    import torch
 
-    found = {}
-    for name, entry in read_metadata(directory).state_dict_metadata.items():
-        if not isinstance(entry, TensorStorageMetadata):
-            raise DamagedError(f"{directory} holds {name!r}, which is not a tensor")
-        found[name] = (entry.size, entry.properties.dtype)
-    return found
+    return {
+        name: (torch.Size(tensor.shape), getattr(torch, tensor.dtype))
+        for name, tensor in read_index(directory).items()
+    }
+
+
+def _metadata(index: Index) -> Metadata:
+    """The index in the form that DCP uses."""
+    import torch
+    from torch.distributed.checkpoint import metadata as forms
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    entries: dict[str, Any] = {}
+    places = {}
+    for name, tensor in index.items():
+        chunks = []
+        for chunk in tensor.chunks:
+            offsets = torch.Size(chunk.offsets)
+            chunks.append(forms.ChunkStorageMetadata(offsets, torch.Size(chunk.sizes)))
+            places[forms.MetadataIndex(name, offsets)] = _StorageInfo(
+                chunk.file, chunk.at, chunk.length
+            )
+        properties = forms.TensorProperties(getattr(torch, tensor.dtype))
+        entries[name] = forms.TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
+    return forms.Metadata(entries, storage_data=places, storage_meta=forms.StorageMeta())
+
+
+def _index(metadata: Metadata) -> Index:
+    """The index of what DCP has written."""
+    from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+
+    index = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata), name
+        chunks = []
+        for chunk in entry.chunks:
+            place = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+            where = place.relative_path, place.offset, place.length
+            chunks.append(Chunk(tuple(chunk.offsets), tuple(chunk.sizes), *where))
+        dtype = str(entry.properties.dtype).removeprefix("torch.")
+        index[name] = StoredTensor(dtype, tuple(entry.size), tuple(chunks))
+    return index
 
 
 def save(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | None) -> None:
@@ -105,8 +135,13 @@ def save(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | Non
 
     from train.checkpoint.planners import ShardSavePlanner
 
+    class Writer(FileSystemWriter):
+        def finish(self, metadata: Metadata, results: Any) -> None:
+            super().finish(metadata, results)
+            (directory / INDEX).write_text(to_json(_index(metadata)), encoding="utf-8")
+
     # With more than one thread, DCP drops the exceptions of its writer threads.
-    writer = FileSystemWriter(directory, thread_count=1, sync_files=True)
+    writer = Writer(directory, thread_count=1, sync_files=True)
     with _without_single_process_warning():
         state_dict_saver.save(
             dict(shards),
@@ -121,29 +156,46 @@ def load(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | Non
     """Loads the named shards in place from a checkpoint of any placement; collective over
     ``group``.
 
-    Each rank reads only its own chunks. Raises DamagedError for damaged metadata or for an entry
+    Each rank reads only its own chunks. Raises DamagedError for a damaged index or for an entry
     that is not a tensor, and what went wrong first on any rank, such as an OSError.
     """
+    import torch
     from torch.distributed.checkpoint import state_dict_loader
     from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
 
     from train.checkpoint.planners import ShardLoadPlanner
 
-    shapes(directory)  # raises DamagedError before DCP can wrap it in its own error
-    metadata = read_metadata(directory)
+    metadata = _metadata(read_index(directory))  # raises before DCP can wrap it in its own error
+
+    class Files(FileSystem):
+        @contextmanager
+        def create_stream(self, path: Any, mode: str) -> Iterator[io.IOBase]:
+            with os.fdopen(open_regular(path), mode) as stream:
+                yield cast(io.IOBase, stream)
 
     class Reader(FileSystemReader):
+        def __init__(self) -> None:
+            super().__init__(directory)
+            self.fs = Files()
+
         def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
-            if metadata.storage_meta is not None:
-                metadata.storage_meta.load_id = self.load_id
             return metadata
+
+        def read_data(self, plan: Any, planner: Any) -> Any:
+            try:
+                return super().read_data(plan, planner)
+            except (*_UNREADABLE, RuntimeError) as error:
+                if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                    raise
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                raise DamagedError(f"A tensor of {directory} cannot be read ({reason})") from error
 
     with _without_single_process_warning():
         try:
             state_dict_loader.load(
                 dict(shards),
-                storage_reader=Reader(directory),
+                storage_reader=Reader(),
                 planner=ShardLoadPlanner(shards),
                 process_group=group,
                 no_dist=group is None,

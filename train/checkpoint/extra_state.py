@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from train.distributed.shard import EXTRA_STATE
 from train.exits import UsageError, first_line
+from train.json_files import is_too_deep
 
 _SEQUENCES = {"list": list, "tuple": tuple}
 _MAPPINGS = {"dict": dict, "ordered": OrderedDict}
@@ -52,6 +53,8 @@ def get_extra_state(model: nn.Module) -> ExtraState:
     for key, module in _modules(model).items():
         try:
             state.values[key] = _encode(module.get_extra_state(), key, state.tensors)
+            if is_too_deep(state.values[key]):
+                raise RecursionError
         except (_NotDataError, RecursionError) as error:
             what = "nested too deep" if isinstance(error, RecursionError) else str(error)
             raise UsageError(

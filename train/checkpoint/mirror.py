@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.checkpoint.damage import DamagedError
 from train.checkpoint.layout import dumps_with_sha256, json_sha256, parse_step_name, step_name
-from train.checkpoint.store import MANIFEST, CheckpointStore, DamagedError, Manifest
+from train.checkpoint.manifest import MANIFEST, Manifest
+from train.checkpoint.store import CheckpointStore
 from train.exits import ResumeRefusedError, UsageError, first_line
-from train.files import fsync
+from train.files import create, fsync, is_plain_name, open_regular
+from train.json_files import LIMIT, Fields, has_fields, parse_object, read_object, shown
 
 if TYPE_CHECKING:
     from train.checkpoint.checkpoint_config import MirrorConfig
@@ -28,6 +32,9 @@ OWNER = "run.json"
 RUN_FILES = ("run.json", "config.json", "attempts.jsonl", "ledger.bin", "metrics.jsonl")
 _RUN = "run/"
 _FORMAT = 1
+_LARGEST_PART = 16 << 30  # bytes
+_INDEX: Fields = {"format": int, "step": int, "files": dict, "sha256": str}
+_PART: Fields = {"key": str, "size": int, "sha256": str}
 
 
 class MirrorError(Exception):
@@ -59,8 +66,13 @@ class Mirror:
 
     def owner(self) -> str | None:
         """The id of the run that owns the mirror; None without an owner."""
-        values = self._json(OWNER)
-        return str(values["id"]) if values else None
+        data = self._get(OWNER, LIMIT)
+        if data is None:
+            return None
+        try:
+            return str(parse_object(data, {"id": str})["id"])
+        except ValueError:  # a crash may have cut it off
+            return None
 
     def claim(self, run_id: str) -> None:
         """Makes the run the owner. Raises ResumeRefusedError if another run's checkpoints are
@@ -100,17 +112,20 @@ class Mirror:
         files |= {_RUN + name: run / name for name in RUN_FILES if (run / name).exists()}
         index: dict[str, list[dict[str, Any]]] = {}
         for name, file in files.items():
-            index[name] = []
+            index[name], whole = [], hashlib.sha256()
             for number, part in enumerate(self._parts(file)):
                 if not should_continue():
                     raise MirrorError("the run has ended")
                 digest = hashlib.sha256(part).hexdigest()
+                whole.update(part)
                 key = f"{folder}/{name}.{number:05d}-{digest}"
-                if self._get(key) != part:
+                if self._get(key, len(part)) != part:
                     self._put(key, part)
-                    if self._get(key) != part:
+                    if self._get(key, len(part)) != part:
                         raise MirrorError(f"{key} differs when read back")
                 index[name].append({"key": key, "size": len(part), "sha256": digest})
+            if name in manifest.files and whole.hexdigest() != manifest.files[name]["sha256"]:
+                raise DamagedError(f"{file} does not match its SHA-256")
         body = {"format": _FORMAT, "step": step, "files": index}
         self._put(f"{folder}/{INDEX}", dumps_with_sha256(body).encode())
 
@@ -122,37 +137,42 @@ class Mirror:
 
     # -- download ----------------------------------------------------------------------------
 
-    def download(self, step: int, store: CheckpointStore) -> None:
+    def download(
+        self, step: int, store: CheckpointStore, check: Callable[[Path], object] = lambda _: None
+    ) -> None:
         """Downloads a checkpoint and commits it, and the files of the run directory that are
         missing.
 
-        Raises DamagedError if a part is missing or differs from what was uploaded, or if the
-        checkpoint is of another run or step.
+        Raises DamagedError if a part is missing or differs from what was uploaded, if the
+        checkpoint is of another run or step, or if ``check`` raises it before the commit.
         """
-        path = f"{self.url}/{step_name(step)}/{INDEX}"
-        index = self._json(f"{step_name(step)}/{INDEX}") or {}
-        digest = index.pop("sha256", None)
-        if digest != json_sha256(index) or index.get("format") != _FORMAT:
-            raise DamagedError(f"{path} does not match its own SHA-256")
-        for name in index.get("files", {}):
-            if Path(name.removeprefix(_RUN)).name != name.removeprefix(_RUN):
-                raise DamagedError(f"{path} names {name!r}, which is not a file of a checkpoint")
+        files = self._index(step)
         temporary = store.begin(step)
         run = store.directory.parent
         (temporary / _RUN).mkdir()
-        for name, parts in index["files"].items():
-            with (temporary / name).open("wb") as file:
+        received = {}
+        for name, parts in files.items():
+            whole = hashlib.sha256()
+            with os.fdopen(create(temporary / name), "wb") as file:
                 for part in parts:
-                    data = self._get(part["key"])
+                    data = self._get(part["key"], part["size"])
                     if data is None or hashlib.sha256(data).hexdigest() != part["sha256"]:
                         raise DamagedError(f"{self.url}/{part['key']} is missing or damaged")
                     file.write(data)
+                    whole.update(data)
+            received[name] = whole.hexdigest()
         manifest = Manifest.read(temporary)
+        expected = {name: entry["sha256"] for name, entry in manifest.files.items()}
+        own = {name for name in received if not name.startswith(_RUN)} - {MANIFEST}
+        for name in sorted(own | expected.keys()):
+            if received.get(name) != expected.get(name):
+                raise DamagedError(f"{name} of step {step} in {self.url} is not that of {MANIFEST}")
         of_run = run / OWNER if (run / OWNER).exists() else temporary / _RUN / OWNER
         _check_is_of(manifest, f"{self.url}/{step_name(step)}/{MANIFEST}", step, _run_id(of_run))
+        check(temporary)
         for source in (temporary / _RUN).iterdir():
             fsync(source)
-            if not (run / source.name).exists():
+            if not os.path.lexists(run / source.name):
                 source.rename(run / source.name)
             else:
                 source.unlink()
@@ -160,27 +180,48 @@ class Mirror:
         fsync(run)
         store.commit(temporary, manifest)
 
+    def _index(self, step: int) -> dict[str, list[dict[str, Any]]]:
+        """The parts of each file of a copy, from its ``mirror.json``. Raises DamagedError."""
+        folder = step_name(step)
+        path = f"{self.url}/{folder}/{INDEX}"
+        try:
+            index = parse_object(self._get(f"{folder}/{INDEX}", LIMIT) or b"", _INDEX)
+        except ValueError as error:
+            raise DamagedError(f"{path} cannot be read ({error})") from None
+        if index.pop("sha256") != json_sha256(index) or index["format"] != _FORMAT:
+            raise DamagedError(f"{path} does not match its own SHA-256")
+        if index["step"] != step:
+            raise DamagedError(f"{path} is of step {index['step']}, not of step {step}")
+        for name, parts in index["files"].items():
+            plain = name.removeprefix(_RUN)
+            of_run = plain != name
+            if not is_plain_name(plain) or (plain not in RUN_FILES if of_run else plain == "run"):
+                raise DamagedError(f"{path} names {shown(name)}, which is no file of a checkpoint")
+            if not isinstance(parts, list) or not all(map(_is_part, parts)):
+                raise DamagedError(f"{path} does not have the parts of {shown(name)}")
+            for part in parts:
+                prefix = f"{folder}/{_RUN if of_run else ''}"
+                is_inside = part["key"].startswith(prefix)
+                if not is_inside or not is_plain_name(part["key"].removeprefix(prefix)):
+                    raise DamagedError(f"{path} names {shown(part['key'])}, which is not its part")
+        files: dict[str, list[dict[str, Any]]] = index["files"]
+        return files
+
     # -- storage -----------------------------------------------------------------------------
 
     def _parts(self, file: Path) -> Iterator[bytes]:
-        with file.open("rb") as stream:
+        with os.fdopen(open_regular(file), "rb") as stream:
             while part := stream.read(self._part_size):
                 yield part
 
-    def _json(self, key: str) -> dict[str, Any] | None:
-        data = self._get(key)
-        if data is None:
-            return None
+    def _get(self, key: str, size: int) -> bytes | None:
+        """An object's content; None if it does not exist, and nothing if it has more than ``size``
+        bytes, so that it matches no hash."""
+        path = f"{self._root}/{key}"
         try:
-            values = json.loads(data)
-        except ValueError:
-            return {}
-        return values if isinstance(values, dict) else {}
-
-    def _get(self, key: str) -> bytes | None:
-        """An object's content; None if it does not exist."""
-        try:
-            return bytes(self._fs.cat_file(f"{self._root}/{key}"))
+            if (self._fs.info(path).get("size") or 0) > size:
+                return b""
+            return bytes(self._fs.cat_file(path))
         except FileNotFoundError:
             return None
         except Exception as error:
@@ -198,6 +239,10 @@ class Mirror:
             raise _failed(error) from error
 
 
+def _is_part(part: object) -> bool:
+    return has_fields(part, _PART) and 0 <= part["size"] <= _LARGEST_PART
+
+
 def _check_is_of(manifest: Manifest, path: Path | str, step: int, run_id: str | None) -> None:
     """Raises DamagedError if a checkpoint is not of this step and run."""
     of_run = manifest.state.get("run")
@@ -210,8 +255,8 @@ def _check_is_of(manifest: Manifest, path: Path | str, step: int, run_id: str | 
 def _run_id(path: Path) -> str | None:
     """The id in a run.json; None if it cannot be read."""
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
-    except (OSError, ValueError, LookupError, TypeError):
+        return str(read_object(path, {"id": str})["id"])
+    except (OSError, ValueError):
         return None
 
 

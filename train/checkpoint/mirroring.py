@@ -6,9 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from train.checkpoint.damage import DamagedError
 from train.checkpoint.mirror import Mirror, MirrorError
-from train.checkpoint.store import CheckpointStore, DamagedError
+from train.checkpoint.store import CheckpointStore
 from train.exits import RetryError, RunError, UsageError
 
 _log = logging.getLogger("train")
@@ -26,8 +28,11 @@ def mirror_unreadable(mirror: Mirror, store: CheckpointStore, error: MirrorError
     )
 
 
-def restore_from_mirror(mirror: Mirror, store: CheckpointStore) -> tuple[int | None, list[str]]:
-    """Downloads the newest valid checkpoint into a run directory that has none.
+def restore_from_mirror(
+    mirror: Mirror, store: CheckpointStore, check: Callable[[Path], object] = lambda _: None
+) -> tuple[int | None, list[str]]:
+    """Downloads the newest valid checkpoint into a run directory that has none. A checkpoint for
+    which ``check`` raises DamagedError is not valid.
 
     Returns its step (None if the mirror has none) and messages for the user. Raises RetryError, or
     UsageError for missing credentials, if the mirror cannot be read.
@@ -36,7 +41,7 @@ def restore_from_mirror(mirror: Mirror, store: CheckpointStore) -> tuple[int | N
     try:
         for step in reversed(mirror.steps()):
             try:
-                mirror.download(step, store)
+                mirror.download(step, store, check)
             except DamagedError as error:
                 store.remove_incomplete()
                 notes.append(f"The mirror's checkpoint of step {step} is damaged ({error}).")

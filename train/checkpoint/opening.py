@@ -5,9 +5,9 @@ See :mod:`train.checkpoint.consistency` for the values that are compared.
 
 from __future__ import annotations
 
-import json
 import math
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,14 @@ from train.checkpoint.consistency import (
     manifests_of,
     own_fault,
 )
+from train.checkpoint.damage import DamagedError
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_directory import RunDirectory
-from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
+from train.checkpoint.store import CheckpointStore
 from train.data.ledger import recorded_step
 from train.exits import ResumeRefusedError
+from train.files import read_bytes
+from train.json_files import parse_object
 
 _REMEDY = "restore the file that is of another run, or choose another run.dir"
 
@@ -120,17 +124,10 @@ def set_aside_metrics(directory: RunDirectory, step: int) -> list[str]:
 
 def _newest_row(path: Path, step: int) -> dict[str, Any] | None:
     """The last row of the steps up to ``step`` that has ``train/epoch``."""
-    lines = path.read_bytes().splitlines() if path.is_file() else []
+    lines = read_bytes(path).splitlines() if path.is_file() else []
     for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if (
-            isinstance(row, dict)
-            and isinstance(row.get("step"), int)
-            and row["step"] <= step
-            and isinstance(row.get("train/epoch"), float)
-        ):
-            return row
+        with suppress(ValueError):  # damaged lines are moved later
+            row = parse_object(line, {"step": int, "train/epoch": float})
+            if row["step"] <= step:
+                return row
     return None

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from train.checkpoint.store import DamagedError
+from train.checkpoint.damage import DamagedError
 from train.distributed.shard import Chunk, Shard
 
 

@@ -17,7 +17,6 @@ lock            held by the process that trains
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import re
@@ -26,20 +25,23 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from train.checkpoint.attempts import Attempts
 from train.checkpoint.damage import damaged, unusable
-from train.exits import ResumeRefusedError, RetryError, StoppedError
-from train.files import write_json
+from train.exits import ResumeRefusedError, RetryError, StoppedError, UsageError
+from train.files import is_plain_name, open_regular, write_json
+from train.json_files import Fields, is_count, read_object, shown
 from train.process.diagnose import is_fault_of_machine
 from train.version import __version__
 
 _LOCK = "lock"
 _log = logging.getLogger("train")
 _STOPPED = "stopped.json"
+_IDENTITY: Fields = {"id": str, "name": str, "wandb_id": str, "created": (int, float)}
+_STOP: Fields = {"launch": str, "restarts": int}
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,13 @@ class RunDirectory:
         """The open lock file, locked. Another process may replace it before it is locked."""
         path = self.path / _LOCK
         while True:
-            lock = path.open("a+", encoding="utf-8")
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            lock = os.fdopen(open_regular(path, flags), "a+", encoding="utf-8", errors="replace")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
-                holder = lock.read().strip() or "another process"
+                holder = lock.read(200).strip() or "another process"
                 lock.close()
                 raise ResumeRefusedError(
                     f"The run directory {self.path} is in use by {holder}; wait for it to end, "
@@ -162,16 +165,23 @@ class RunDirectory:
         """
         path = self.identity_path
         if path.exists():
-            values = self._read_json(path)
-            if values.keys() != {field.name for field in fields(RunIdentity)}:
+            values = self._read_json(path, _IDENTITY)
+            if values.keys() != _IDENTITY.keys():
                 raise damaged(path, "its keys are not those of an identity")
-            if not isinstance(values["id"], str) or not values["id"]:
-                raise damaged(path, f"its id is {values['id']!r}")
+            for key in ("id", "wandb_id"):
+                if not is_plain_name(values[key]):
+                    raise damaged(path, f"its {key} is {shown(values[key])}")
             return RunIdentity(**values)
         if self.attempts.count():
             raise damaged(path, "it is missing")
         run_id = os.environ.get("ISORUN_RUN_ID") or new_run_id(name)
         wandb_id = os.environ.get("WANDB_RUN_ID") or run_id
+        for variable, value in (("ISORUN_RUN_ID", run_id), ("WANDB_RUN_ID", wandb_id)):
+            if not is_plain_name(value):
+                raise UsageError(
+                    f"{variable} is {shown(value)}, which cannot be a file name; set an id of "
+                    "letters, digits, - and _."
+                )
         identity = RunIdentity(run_id, name, wandb_id, time.time())
         write_json(path, asdict(identity))
         return identity
@@ -214,12 +224,12 @@ class RunDirectory:
         count. If it stopped the ranks itself, for a change of membership, the count stays.
         """
         path, launch = self.path / _STOPPED, _launch()
-        stopped = self._read_json(path) if path.exists() else None
+        stopped = self._read_json(path, _STOP) if path.exists() else None
         restarted = (
             stopped is not None
             and launch is not None
-            and stopped.get("launch") == launch["launch"]
-            and launch["restarts"] > stopped.get("restarts", 0)
+            and stopped["launch"] == launch["launch"]
+            and launch["restarts"] > stopped["restarts"]
         )
         if restarted:
             raise StoppedError(
@@ -233,9 +243,9 @@ class RunDirectory:
         path = self.finished_path
         if not path.exists():
             return None
-        values = self._read_json(path)
-        if not isinstance(values.get("step"), int):
-            raise damaged(path, f"its step is {values.get('step')!r}")
+        values = self._read_json(path, {"step": int})
+        if not is_count(values["step"]):
+            raise damaged(path, f"its step is {shown(values['step'])}")
         return values
 
     def mark_finished(self, values: Mapping[str, Any]) -> None:
@@ -248,18 +258,15 @@ class RunDirectory:
         self.ensure_in_place()
         self.finished_path.unlink(missing_ok=True)
 
-    def _read_json(self, path: Path) -> dict[str, Any]:
+    def _read_json(self, path: Path, form: Fields | None = None) -> dict[str, Any]:
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise ValueError("not a JSON object")
+            return read_object(path, form)
         except OSError as error:
             if is_fault_of_machine(error):
                 raise unusable(path, error) from error
             raise damaged(path, error) from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise damaged(path, error) from None
-        return values
 
 
 def _launch() -> dict[str, Any] | None:

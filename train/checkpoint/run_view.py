@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +9,12 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from train.checkpoint.damage import DamagedError
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_directory import RunDirectory
-from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
+from train.checkpoint.store import CheckpointStore
 from train.exits import UsageError
+from train.json_files import json_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,10 +116,4 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects in a file of JSON lines, without a line that is being written or is damaged."""
     if not path.is_file():
         return
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
+    yield from (row for _, row in json_lines(path) if row is not None)

@@ -16,7 +16,10 @@ from torch import Tensor
 
 from train.checkpoint import dcp
 from train.checkpoint.checkpoint_config import CheckpointConfig
-from train.checkpoint.store import CheckpointStore, DamagedError, Manifest, hash_file
+from train.checkpoint.damage import DamagedError
+from train.checkpoint.index import INDEX, PICKLED_INDEX
+from train.checkpoint.manifest import Manifest, hash_file
+from train.checkpoint.store import CheckpointStore
 from train.distributed.collectives import Collectives
 from train.distributed.gpu import with_current_gpu
 from train.distributed.shard import Shard
@@ -246,11 +249,12 @@ class CheckpointSaver:
         return self._collectives.all_gather_object(value)
 
     def _hash_own(self, directory: Path) -> dict[str, Any]:
-        """Size and SHA-256 of the files that this rank wrote; rank 0 also wrote the metadata."""
+        """Size and SHA-256 of the files that this rank wrote; rank 0 also wrote the index."""
         return {
             path.name: hash_file(path)
             for path in sorted(directory.iterdir())
-            if path.name.startswith(f"__{self.rank}_") or (self.rank == 0 and path.name[0] == ".")
+            if path.name.startswith(f"__{self.rank}_")
+            or (self.rank == 0 and path.name in (INDEX, PICKLED_INDEX))
         }
 
     def _commit(self, temporary: Path, manifest: Manifest) -> None:

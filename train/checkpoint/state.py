@@ -19,7 +19,7 @@ from torch import nn
 from train.checkpoint import dcp
 from train.checkpoint.buffers import adopt_buffers
 from train.checkpoint.extra_state import ExtraState, get_extra_state, set_extra_state
-from train.checkpoint.store import Manifest
+from train.checkpoint.manifest import Manifest
 from train.distributed.shard import Shard, is_extra_state, model_tensors
 from train.exits import ResumeRefusedError
 from train.optim.ema import Ema

@@ -8,105 +8,24 @@ under a temporary name, fsynced, then renamed. A directory with a temporary name
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import math
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
-from train.checkpoint.damage import unusable
-from train.checkpoint.layout import dumps_with_sha256, json_sha256, parse_step_name, step_name
-from train.files import fsync, replace_text
+from train.checkpoint.damage import NOT_A_FILE, DamagedError, unusable
+from train.checkpoint.index import DATA_SUFFIX, INDEX, PICKLED_INDEX, read_index
+from train.checkpoint.layout import parse_step_name, step_name
+from train.checkpoint.manifest import MANIFEST, Manifest, hash_file
+from train.files import NotRegularError, fsync, refuse_link, replace_text
 
-MANIFEST = "manifest.json"
-FORMAT = 1
 _TEMPORARY = ".writing-"
-_CHUNK = 1 << 22
-_ENTRY = {"size", "sha256"}
 _NO_DIRECTORY = "not a directory, or a link to none"
-
-
-class DamagedError(Exception):
-    """A checkpoint differs from what was committed; the text names the file and the fault."""
-
-
-# Any other OSError is a fault of the machine: the checkpoint itself may be valid.
-NOT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The content of a checkpoint's ``manifest.json``."""
-
-    step: int
-    state: dict[str, Any]
-    """State of the loop as JSON values: position, early stopping, step metrics ..."""
-    metrics: dict[str, float] | None
-    """Evaluation at this step, if there was one."""
-    files: dict[str, dict[str, Any]]
-    """Size in bytes and SHA-256 in hex of each file, by name."""
-
-    def to_json(self) -> str:
-        """The text of ``manifest.json``, with its own SHA-256 as the last key."""
-        body = {"format": FORMAT, **vars(self)}
-        return dumps_with_sha256(body)
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> Manifest:
-        """Reads a checkpoint's manifest. Raises DamagedError if it is missing or damaged."""
-        path = checkpoint / MANIFEST
-        try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-            digest = body.pop("sha256")
-        except FileNotFoundError:
-            raise DamagedError(f"{path} is missing") from None
-        except (
-            *NOT_A_FILE,
-            ValueError,
-            LookupError,
-            AttributeError,
-            TypeError,
-            RecursionError,
-        ) as error:
-            raise DamagedError(f"{path} cannot be read ({error})") from None
-        if digest != json_sha256(body):
-            raise DamagedError(f"{path} does not match its own SHA-256")
-        if body.pop("format", None) != FORMAT:
-            raise DamagedError(f"{path} has a format that this version of isorun does not support")
-        if not _is_manifest(body):
-            raise DamagedError(f"{path} does not have the content of a manifest")
-        return cls(**body)
-
-
-def _is_manifest(body: Mapping[str, Any]) -> bool:
-    """Whether the keys and types are those of a manifest; a file of it is in its directory."""
-    return (
-        body.keys() == {field.name for field in fields(Manifest)}
-        and isinstance(body["step"], int)
-        and isinstance(body["state"], dict)
-        and isinstance(body["metrics"], dict | None)
-        and isinstance(body["files"], dict)
-        and all(
-            Path(name).name == name and isinstance(entry, dict) and entry.keys() >= _ENTRY
-            for name, entry in body["files"].items()
-        )
-    )
-
-
-def hash_file(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return {"size": size, "sha256": digest.hexdigest()}
 
 
 class CheckpointStore:
@@ -124,8 +43,9 @@ class CheckpointStore:
     def steps(self) -> list[int]:
         """The steps of all committed checkpoints, oldest first.
 
-        Raises ResumeRefusedError if the directory of the checkpoints is a file or a broken link.
+        Raises ResumeRefusedError if the directory of the checkpoints is a file or a link.
         """
+        self._refuse_link()
         if not self.directory.is_dir():
             if os.path.lexists(self.directory):
                 raise unusable(self.directory, NotADirectoryError(errno.ENOTDIR, _NO_DIRECTORY))
@@ -133,8 +53,15 @@ class CheckpointStore:
         steps = (parse_step_name(entry.name) for entry in self.directory.iterdir())
         return sorted(step for step in steps if step is not None)
 
+    def _refuse_link(self) -> None:
+        try:
+            refuse_link(self.directory)
+        except OSError as error:
+            raise unusable(self.directory, error) from error
+
     def begin(self, step: int) -> Path:
         """Creates a temporary directory for the checkpoint of a step."""
+        self._refuse_link()
         temporary = self.directory / f"{_TEMPORARY}{step:012d}-{uuid.uuid4().hex[:8]}"
         if not self.directory.exists():
             self.directory.mkdir()  # never a new run directory, in place of one that was moved
@@ -164,6 +91,7 @@ class CheckpointStore:
 
     def remove_incomplete(self) -> list[str]:
         """Removes the directories of interrupted saves; returns their names."""
+        self._refuse_link()
         if not self.directory.is_dir():
             return []
         leftovers = [e for e in self.directory.iterdir() if e.name.startswith(_TEMPORARY)]
@@ -172,16 +100,20 @@ class CheckpointStore:
         return [entry.name for entry in leftovers]
 
     def problems(self, step: int) -> list[str]:
-        """Verifies a committed checkpoint by size and SHA-256; returns the faults, [] if valid.
+        """Verifies a committed checkpoint: size and SHA-256 of each file, and that its index names
+        only these files. Returns the faults, [] if valid.
 
         Raises OSError if the storage fails, since the checkpoint may then be valid.
         """
         checkpoint = self.path(step)
         try:
+            refuse_link(checkpoint)
             manifest = Manifest.read(checkpoint)
+        except NotRegularError as error:
+            return [f"{checkpoint} cannot be used ({error.strerror})"]
         except DamagedError as error:
             return [str(error)]
-        found = []
+        found = _unnamed(checkpoint, manifest)
         if manifest.step != step:
             found.append(f"{checkpoint / MANIFEST} belongs to step {manifest.step}")
         for name, expected in manifest.files.items():
@@ -196,6 +128,11 @@ class CheckpointStore:
                 )
             elif actual["sha256"] != expected["sha256"]:
                 found.append(f"{checkpoint / name} does not match its SHA-256")
+        if not found:
+            try:
+                read_index(checkpoint, manifest.files)
+            except DamagedError as error:
+                found.append(str(error))
         return found
 
     def quarantine(self, step: int) -> Path:
@@ -278,3 +215,14 @@ class CheckpointStore:
             shutil.rmtree(doomed, ignore_errors=True)
             removed.append(step)
         return removed
+
+
+def _unnamed(checkpoint: Path, manifest: Manifest) -> list[str]:
+    """The faults of files with data that the manifest does not name. Other files are ignored, such
+    as those that a file system or a file manager creates."""
+    return [
+        f"{entry} is not in {checkpoint / MANIFEST}"
+        for entry in sorted(checkpoint.iterdir())
+        if entry.name not in manifest.files
+        and (entry.suffix == DATA_SUFFIX or entry.name in (INDEX, PICKLED_INDEX))
+    ]

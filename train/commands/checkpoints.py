@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.checkpoint.damage import refused_files
+from train.checkpoint.damage import DamagedError, refused_files
 from train.checkpoint.layout import parse_step_name
 from train.checkpoint.opening import fault_of_run
 from train.checkpoint.run_directory import RunDirectory
-from train.checkpoint.store import CheckpointStore, DamagedError
+from train.checkpoint.store import CheckpointStore
 from train.config.changes import differences, listed
 from train.config.load import LoadedConfig
 from train.exits import DataError, ResumeRefusedError, UsageError
@@ -68,7 +68,8 @@ def _check_config(loaded: LoadedConfig, checkpoint: Path, *, other_data: bool) -
         return
     changes = [change for change in differences(loaded.config, stored) if change.changes_results]
     # A task of a notebook has another name in the module that other processes import.
-    of_notebook = str(stored.get("task", {}).get("use", "")).startswith("__main__:")
+    task = stored.get("task")
+    of_notebook = isinstance(task, dict) and str(task.get("use")).startswith("__main__:")
     model = [
         change
         for change in changes

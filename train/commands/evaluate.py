@@ -17,6 +17,7 @@ from train.commands.arguments import add_checkpoint_argument, add_config_argumen
 from train.commands.checkpoints import find_checkpoint, load_full_model
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, UsageError, sys_exit_refused
+from train.json_files import is_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +82,9 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
         plan = BatchPlan.from_config(config.batch, engine.world_size)
         # The run may have found that less fits into memory than this rank's share of a batch.
         of_run = RunDirectory(loaded.run_directory).attempts.last().get("micro_batch_size")
-        size = min(plan.largest_micro_batch, of_run or plan.largest_micro_batch)
+        size = plan.largest_micro_batch
+        if is_count(of_run) and of_run:
+            size = min(size, of_run)
         with build_evaluation_batches(config, task, dataset, size, engine) as batches:
             call = ModelCall(model, engine.autocast)
             metrics = evaluate(engine, partial(call.through, call), model, task, batches)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from train.checkpoint.store import Manifest
+from train.checkpoint.manifest import Manifest
 from train.command_line import say
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments, config_words
 from train.commands.checkpoints import find_checkpoint, load_full_model
 from train.config.load import load_config
 from train.exits import Exit, UsageError
+from train.files import refuse_irregular, refuse_link
 from train.output import log
 
 
@@ -39,6 +40,8 @@ def run(arguments: argparse.Namespace) -> Exit:
     loaded = load_config(*config_words(arguments), runs=False)
     checkpoint = find_checkpoint(loaded, arguments.checkpoint, other_data=arguments.other_data)
     from train.export.module import (
+        PARAMETERS,
+        PROGRAM,
         example_inputs,
         export_parameters,
         export_program,
@@ -63,7 +66,12 @@ def run(arguments: argparse.Namespace) -> Exit:
     program = None if inputs is None else make_program(model, inputs)
     directory = Path(arguments.to or loaded.run_directory / "exports" / f"step-{manifest.step}")
     try:
+        if not arguments.to:  # others may write to a run directory
+            for folder in (directory.parent, directory):
+                refuse_link(folder)
         directory.mkdir(parents=True, exist_ok=True)
+        for name in (PARAMETERS, PROGRAM):
+            refuse_irregular(directory / name)
         written = []
         if form in ("both", "parameters"):
             written.append(export_parameters(model, directory))

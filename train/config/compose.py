@@ -57,6 +57,16 @@ def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
     for a file that cannot be read or parsed, a malformed override, an unknown reference or a
     secret.
     """
+    try:
+        return _compose(files, overrides)
+    except RecursionError:
+        raise UsageError(
+            f"The config of {', '.join([*files, *overrides])[:200]} is nested too deeply; name a "
+            "config file of isorun."
+        ) from None
+
+
+def _compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
     merged = OmegaConf.create()
     origins: dict[str, str] = {}
     for name in files:

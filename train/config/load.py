@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from train.checkpoint.run_directory import RunDirectory
 from train.config.compose import Composed, compose
 from train.config.explain import explain
 from train.config.schema import Config, TaskConfig, config_class
@@ -129,8 +130,10 @@ def _of_runs(files: Sequence[str], overrides: Sequence[str]) -> tuple[list[str],
                 f"{name} is a directory without config.json, so it is not that of a run; name a "
                 "run directory or a config file."
             )
+        if stored.exists():
+            RunDirectory(Path(name)).stored_config()  # raises if it is a link or no JSON object
+            directories.append(f"run.dir={name}")
         found.append(str(stored) if stored.exists() else name)
-        directories += [f"run.dir={name}"] if stored.exists() else []
     return found, [*directories, *overrides]
 
 

@@ -8,10 +8,12 @@ record cut off by a crash differs from a damaged file.
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from train.data.order import SampleOrder, mix
 from train.exits import DataError
-from train.files import append_bytes, fsync
+from train.files import append_bytes, fsync, open_regular, read_bytes
 
 _MAGIC = b"isorun ledger 1\n"
 # Little endian: kind, flags, attempt, step, position, then two words by kind, and the CRC-32.
@@ -113,7 +115,7 @@ class Ledger:
             for end, item in _scan(path):
                 valid = end
                 self.last_step = item.step
-        self._file = path.open("r+b" if exists else "w+b", buffering=0)
+        self._file = FileIO(open_regular(path, os.O_RDWR | os.O_CREAT), "r+b")
         self._file.write(_MAGIC)
         self._file.truncate(valid)
         if not exists:
@@ -155,7 +157,7 @@ def _scan(path: Path) -> Iterator[tuple[int, StepRecord | AttemptStart]]:
     Ignores an incomplete record at the end. Raises DataError if valid records follow an invalid
     one.
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     if _MAGIC.startswith(data):
         return  # empty, or cut off in the header
     if not data.startswith(_MAGIC):
@@ -225,7 +227,7 @@ def recorded_step(path: Path, step: int) -> tuple[StepRecord, AttemptStart] | No
 
     Reads only the records that are asked for, so it does not notice other damage.
     """
-    data = path.read_bytes() if path.is_file() else b""
+    data = read_bytes(path) if path.is_file() else b""
     if not data.startswith(_MAGIC):
         return None
     count = (len(data) - len(_MAGIC)) // _RECORD.size

@@ -12,15 +12,16 @@ An export is a directory with
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.config.load import task_config
 from train.config.trust import TASK_SECTIONS, dotted_paths
 from train.exits import DataError, UsageError, first_line, sys_exit_refused
-from train.files import write_json
+from train.files import open_regular, write_json
 from train.imports import import_path_restored
+from train.json_files import has_fields, read_object
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -122,6 +123,17 @@ def write_description(
     return path
 
 
+def _check_description(description: dict[str, Any]) -> None:
+    """Raises ValueError where ``export.json`` lacks what a module is built from."""
+    values = description["config"]
+    for section, field, kind in (("task", "use", str), ("run", "seed", int)):
+        part = values.get(section)
+        if not has_fields(part, {field: kind}):
+            raise ValueError(f"its config has no {section}.{field}")
+    if not isinstance(description.get("extra_state", {}), dict):
+        raise ValueError("its extra_state is not an object")
+
+
 @sys_exit_refused()
 @import_path_restored()
 def load(path: str | Path, task: type[Task] | None = None, *, trust: bool = False) -> nn.Module:
@@ -141,9 +153,10 @@ def load(path: str | Path, task: type[Task] | None = None, *, trust: bool = Fals
 
     directory = Path(path)
     try:
-        description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_object(directory / DESCRIPTION, {"config": dict})
         values = description["config"]
-    except (OSError, ValueError, KeyError) as error:
+        _check_description(description)
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"{directory} is not an export of isorun ({DESCRIPTION}: {error}); "
             "name a directory that `python -m train export` wrote."
@@ -159,6 +172,7 @@ def load(path: str | Path, task: type[Task] | None = None, *, trust: bool = Fals
         generators.restore()
     tensors = _Tensors(model)
     try:
+        os.close(open_regular(directory / PARAMETERS))  # a FIFO would block
         load_model(tensors, str(directory / PARAMETERS))  # type: ignore[arg-type]
         extra = ExtraState(description.get("extra_state", {}), tensors.extra)
         set_extra_state(model, extra)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
+from train.checkpoint.damage import DamagedError
 from train.checkpoint.mirroring import Mirroring
 from train.checkpoint.saver import CheckpointSaver, SaveRequest
 from train.checkpoint.state import collect_extra_state, collect_state
-from train.checkpoint.store import CheckpointStore, DamagedError
+from train.checkpoint.store import CheckpointStore
 from train.data.fetch import MicroBatch
 from train.data.ledger import Ledger, StepRecord
 from train.exits import RetryError, RunError

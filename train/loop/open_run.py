@@ -12,9 +12,10 @@ import torch
 
 from train.checkpoint.attempts import described_end
 from train.checkpoint.damage import refused_files
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.run_directory import RunDirectory
-from train.checkpoint.store import CheckpointStore, Manifest
+from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference
 from train.config.load import LoadedConfig
 from train.data.loader import Batches, training_batches

@@ -224,7 +224,7 @@ def restore_param_group_values(
 ) -> None:
     """Restores what ``param_group_values`` returned, except values that the config sets or, as
     ``former_options``, has set before."""
-    configured = {"lr", "weight_decay", "momentum", "eps", *config.options, *_SWITCHES}
+    configured = {"params", "lr", "weight_decay", "momentum", "eps", *config.options, *_SWITCHES}
     configured |= set(former_options)
     for index, group in enumerate(optimizer.param_groups):
         values = stored[index] if index < len(stored) else {}

@@ -11,7 +11,15 @@ import os
 import re
 import sys
 
-from train.exits import OutOfMemoryError, RetryError, RunError, UsageError, first_line
+from train.exits import (
+    DataError,
+    OutOfMemoryError,
+    RetryError,
+    RunError,
+    UsageError,
+    first_line,
+)
+from train.files import TooLargeError
 
 LOST_PEER = (
     "Another rank has ended or cannot be reached, so this rank stops; see that rank's message for "
@@ -164,8 +172,8 @@ def as_run_error(error: BaseException) -> RunError | None:
         return error
     if is_out_of_memory(error):
         return _out_of_memory(error)
-    if reason := _wrong_use(error):
-        return UsageError(reason)
+    if wrong := _wrong_use(error):
+        return wrong
     if is_lost_peer(error):
         return RetryError(LOST_PEER)
     if is_fault_of_machine(error):
@@ -174,14 +182,16 @@ def as_run_error(error: BaseException) -> RunError | None:
     return None
 
 
-def _wrong_use(error: BaseException) -> str | None:
+def _wrong_use(error: BaseException) -> RunError | None:
+    if isinstance(error, TooLargeError):
+        return DataError(f"{error.filename} cannot be read ({error.strerror}); use a smaller file.")
     if is_same_gpu(error):
-        return (
+        return UsageError(
             f"Two ranks have the same GPU ({_reason(error)}); start at most one rank per GPU, and "
             "let the launcher set LOCAL_RANK, from 0 on each host."
         )
     if any(cls.__name__ == "CheckpointError" for cls in type(error).__mro__):  # torch's
-        return (
+        return UsageError(
             f"A block computes something else when it is recomputed for backward "
             f"({first_line(error)}); let it depend on its arguments, parameters, buffers and "
             "random numbers alone, or set activation_checkpointing=false."

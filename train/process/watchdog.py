@@ -20,10 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from train.exits import Exit
+from train.files import create, read_bytes, refuse_link, replace_text
+from train.json_files import LIMIT, Fields, read_object
 from train.process.emergency_output import write_stderr
 from train.process.nccl_reports import flight_recorder, ras_status, uses_gpu
 from train.section import Section, non_semantic
 
+_HEARTBEAT: Fields = {
+    "rank": int, "host": str, "phase": str, "step": int, "beats": int, "time": (int, float),
+    "silent": (int, float),
+}  # fmt: skip
 _log = logging.getLogger("train")
 
 
@@ -108,6 +114,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self._interval:
+            refuse_link(self._heartbeats)
             self._heartbeats.mkdir(exist_ok=True)
             self._folder = os.open(self._heartbeats, os.O_RDONLY | os.O_DIRECTORY)
             self._write_heartbeat()
@@ -151,8 +158,7 @@ class Watchdog:
         }  # fmt: skip
         with suppress(OSError):  # such as a full disk
             folder, temporary = self._folder, f"rank-{self.rank}.new"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            with os.fdopen(os.open(temporary, flags, 0o666, dir_fd=folder), "w") as file:
+            with os.fdopen(create(temporary, dir_fd=folder), "w") as file:
                 json.dump(values, file)
             os.replace(temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
 
@@ -162,8 +168,10 @@ class Watchdog:
         with suppress(OSError):
             self._hang.parent.mkdir(exist_ok=True)  # never the run directory, if it was moved
             self._hang.mkdir(exist_ok=True)
+            refuse_link(self._hang.parent)
+            refuse_link(self._hang)
             dump = flight_recorder(os.environ, self.rank) if uses_gpu() else None
-            with (self._hang / f"rank-{self.rank}.txt").open("w", encoding="utf-8") as file:
+            with os.fdopen(create(self._hang / f"rank-{self.rank}.txt"), "w") as file:
                 if dump:
                     print(f"NCCL flight recorder: {dump} (read it with torchfrtrace)", file=file)
                     file.flush()  # faulthandler writes to the descriptor
@@ -203,22 +211,19 @@ class Watchdog:
             text += f"\n\nNCCL RAS:\n{status}"
         for rank in range(self.world_size):
             with suppress(OSError):
-                stacks = (self._hang / f"rank-{rank}.txt").read_text(encoding="utf-8")
+                stacks = read_bytes(self._hang / f"rank-{rank}.txt", LIMIT).decode(errors="replace")
                 text += f"\n\nrank {rank}:\n{stacks}"
         _log.error("%s", text)
         first = text.splitlines()[0]
         write_stderr(f"error: {first}")
         with suppress(OSError):
-            temporary = path.with_suffix(".new")
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(path)
+            replace_text(path, text + "\n")
 
     def _read_heartbeats(self) -> list[dict[str, Any]]:
         found = []
         for rank in range(self.world_size):
             with suppress(OSError, ValueError):
-                text = (self._heartbeats / f"rank-{rank}.json").read_text(encoding="utf-8")
-                found.append(json.loads(text))
+                found.append(read_object(self._heartbeats / f"rank-{rank}.json", _HEARTBEAT))
         return found
 
 

@@ -10,7 +10,6 @@ are kept in the run directory: a run that is started again tries nothing.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from train.distributed.collectives import Collectives
 from train.distributed.process_group import collectives_called
 from train.exits import OutOfMemoryError, RetryError, first_line
 from train.files import write_json
+from train.json_files import read_object
 from train.process.diagnose import is_out_of_memory
 from train.setup.build import TrainableModel
 from train.setup.compile_check import check_compiled
@@ -38,6 +38,7 @@ from train.tasks.checked import count_of, loss_of
 
 _log = logging.getLogger("train")
 FILE = "micro_batches.json"
+_RESULTS = ("begun", "fits", "too large")
 # Ranks may wait in an exchange for a rank that ran out of memory.
 _TRIAL_TIMEOUT = timedelta(minutes=5)
 # A rank that ran out of memory waits for the others this many times as long as it has taken itself.
@@ -192,10 +193,15 @@ class BatchSizeFinder:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
+            found = read_object(self._path)
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        # Results of any other form are tried again.
+        return {
+            key: {size: result for size, result in results.items() if result in _RESULTS}
+            for key, results in found.items()
+            if isinstance(results, dict)
+        }
 
     def _keep(self, size: str, result: str) -> None:
         self._results[size] = result

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train.checkpoint import dcp
-from train.checkpoint.damage import damaged, unusable
+from train.checkpoint.consistency import own_fault
+from train.checkpoint.damage import DamagedError, damaged, unusable
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirroring import mirror_unreadable, restore_from_mirror
 from train.checkpoint.opening import (
@@ -82,7 +84,7 @@ def _find(
     if mirror and step is None:
         if directory.exists:
             _claim(mirror, directory, config.run.name, notes, required=True)
-        step, fetched = restore_from_mirror(mirror, store)
+        step, fetched = restore_from_mirror(mirror, store, _check_content)
         notes += fetched
         changes = allowed_changes(loaded, directory, allow=allow_changes)
     identity = directory.identity(config.run.name)
@@ -96,7 +98,7 @@ def _newest_of_run(directory: RunDirectory, store: CheckpointStore) -> tuple[int
     if not directory.exists:
         if store.steps():
             raise damaged(directory.identity_path, "it is missing")
-        return store.newest_valid()
+        return store.newest_valid(_check_content)
     run_id = directory.identity("").id
     check_attempts(directory, run_id)
     foreign = [
@@ -106,12 +108,19 @@ def _newest_of_run(directory: RunDirectory, store: CheckpointStore) -> tuple[int
     ]
 
     def check(checkpoint: Path) -> None:
-        dcp.shapes(checkpoint)
+        _check_content(checkpoint)
         check_checkpoint(directory, run_id, checkpoint)
 
     step, notes = store.newest_valid(check)
     metrics = [] if step is None else set_aside_metrics(directory, step)
     return step, foreign + notes + metrics
+
+
+def _check_content(checkpoint: Path) -> None:
+    """Raises DamagedError for an index or a state of the loop that cannot be used."""
+    dcp.shapes(checkpoint)
+    if fault := own_fault(checkpoint, Manifest.read(checkpoint)):
+        raise DamagedError(fault)
 
 
 def _claim(

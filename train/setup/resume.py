@@ -8,8 +8,10 @@ from typing import Any
 
 from train.checkpoint import dcp
 from train.checkpoint.buffers import adopt_buffers
+from train.checkpoint.damage import DamagedError
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.state import StoredState, restore_extra_state, restore_state
-from train.checkpoint.store import CheckpointStore, DamagedError, Manifest
+from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference
 from train.distributed.collectives import Collectives
 from train.exits import ResumeRefusedError, RetryError

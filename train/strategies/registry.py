@@ -6,13 +6,13 @@ in the config by its dotted path.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.exits import UsageError, first_line
+from train.json_files import parse_object
 
 if TYPE_CHECKING:
     from train.strategies.base import Strategy
@@ -62,7 +62,7 @@ def _stage_in_file(path: str | None) -> str | None:
     if not path or path.lower() == "none":
         return None
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = parse_object(Path(path).read_bytes())
         return str(values.get("zero_optimization", {}).get("stage", 0))
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from train.files import open_regular, refuse_link
 from train.secrets import redact
 from train.visible import visible
 
@@ -15,6 +18,10 @@ _BYTES, _FILES = 10 * 2**20, 3
 
 
 class _File(RotatingFileHandler):
+    def _open(self) -> TextIOWrapper:
+        descriptor = open_regular(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        return os.fdopen(descriptor, "a", encoding="utf-8")
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         """Ignores errors, such as a full disk, instead of printing a traceback."""
 
@@ -62,6 +69,7 @@ def setup_logging(directory: Path, rank: int, attempt: int, level: str) -> None:
     excluded.
     """
     path = directory / "logs" / f"rank-{rank}.log"
+    refuse_link(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _File(path, maxBytes=_BYTES, backupCount=_FILES - 1, encoding="utf-8")
     file.setFormatter(

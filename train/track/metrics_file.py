@@ -9,10 +9,12 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from train.files import append_bytes, replace_bytes
+from train.files import append_bytes, open_regular, read_bytes, replace_bytes
+from train.json_files import has_fields, json_lines
 
 
 class MetricsFile:
@@ -27,7 +29,7 @@ class MetricsFile:
     def __init__(self, path: Path, *, start_step: int, attempt: int) -> None:
         self.path, self.attempt = path, attempt
         self.damaged, self._last = remove_rows_after(path, start_step)
-        self._file = path.open("ab", buffering=0)
+        self._file = _opened(path)
         self._row: dict[str, Any] = {}
         self._unwritten = b""  # complete lines
         self._replaces_last = False  # whether the first of them replaces the last line on disk
@@ -82,10 +84,10 @@ class MetricsFile:
         if self._replaces_last:
             if not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
                 raise FileNotFoundError(errno.ENOENT, "was moved or replaced", str(self.path))
-            lines = self.path.read_bytes().splitlines(keepends=True)
+            lines = read_bytes(self.path).splitlines(keepends=True)
             replace_bytes(self.path, b"".join([*lines[:-1], self._unwritten]))
             self._file.close()
-            self._file = self.path.open("ab", buffering=0)
+            self._file = _opened(self.path)
             self._replaces_last = False
         else:
             append_bytes(self._file, self._unwritten, durable=False)
@@ -98,6 +100,11 @@ class MetricsFile:
             self._write()
 
 
+def _opened(path: Path) -> FileIO:
+    """The file, open for appending; created where it does not exist."""
+    return FileIO(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+
+
 def remove_rows_after(path: Path, step: int) -> tuple[int, dict[str, Any]]:
     """Removes the rows after ``step`` and an incomplete last line, atomically.
 
@@ -108,20 +115,19 @@ def remove_rows_after(path: Path, step: int) -> tuple[int, dict[str, Any]]:
         return 0, {}
     kept, damaged = [], []
     last: dict[str, Any] = {}
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-            if row["step"] <= step:
-                kept.append(line.rstrip(b"\n") + b"\n")
-                last = row
-        except (ValueError, TypeError, KeyError):
-            torn = number == len(lines) - 1 and not line.endswith(b"\n")
-            if not torn:
-                damaged.append(line)
+    lines = []
+    for line, row in json_lines(path):
+        lines.append(line)
+        if not has_fields(row, {"step": int}):
+            damaged.append(line)
+        elif row["step"] <= step:
+            kept.append(line.rstrip(b"\n") + b"\n")
+            last = row
+    if damaged and damaged[-1] is lines[-1] and not lines[-1].endswith(b"\n"):
+        del damaged[-1]  # a crash cut it off
     if damaged:
-        with path.with_name(path.name + ".damaged").open("ab") as file:
-            file.writelines(damaged)
+        with _opened(path.with_name(path.name + ".damaged")) as file:
+            append_bytes(file, b"".join(damaged), durable=False)
     if kept != lines:
         replace_bytes(path, b"".join(kept))
     return len(damaged), last

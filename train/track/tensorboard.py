@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from train.files import refuse_link
 from train.track.sinks import RunInfo, Sink
 
 
@@ -31,9 +32,9 @@ class TensorBoardSink(Sink):
         # beginning also repeats the evaluation before the first step.
         purge = (start + 1 if start else 0) if self.run.attempt > 1 else None
         # With TensorFlow installed, events are buffered, and lost if the process is killed.
-        self._writer: Any = SummaryWriter(
-            str(self.run.directory / "tensorboard"), purge_step=purge, flush_secs=1
-        )
+        directory = self.run.directory / "tensorboard"
+        refuse_link(directory)
+        self._writer: Any = SummaryWriter(str(directory), purge_step=purge, flush_secs=1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one event with all scalars; one event each takes ten times as long."""

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from train.exits import first_line
+from train.files import refuse_link
 from train.secrets import redact_command, redact_values
 from train.track.sinks import RunInfo, Sink
 from train.track.track_config import TrackConfig
@@ -60,6 +61,7 @@ class WandbSink(Sink):
         user = wandb.setup(settings=wandb.Settings(silent=True)).settings
         mode = wandb_mode(self.config.wandb, user.mode, user.base_url, user.api_key)
         message = None
+        refuse_link(self.run.directory / "wandb")
         try:
             self._run = self._init(mode)
         except Exception as error:

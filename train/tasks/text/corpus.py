@@ -6,7 +6,7 @@ import glob
 import hashlib
 from pathlib import Path
 
-from train.exits import DataError
+from train.exits import DataError, OutOfMemoryError
 from train.tasks.text.text_config import Data
 
 
@@ -72,6 +72,11 @@ def _read(path: Path) -> str:
         raise DataError(
             f"The file {path} (data.files) is not UTF-8: the byte 0x{byte:02x} at offset "
             f"{error.start} is invalid ({error.reason}); convert the file or remove it."
+        ) from None
+    except MemoryError:
+        raise OutOfMemoryError(
+            f"The file {path} (data.files) has {path.stat().st_size:,} bytes, and the corpus does "
+            "not fit into memory; use fewer files, or a machine with more memory."
         ) from None
     except OSError as error:
         raise DataError(

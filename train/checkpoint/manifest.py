@@ -1,0 +1,87 @@
+"""The manifest of a checkpoint: the size and SHA-256 of each file, and the state of the loop."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint.damage import NOT_A_FILE, DamagedError
+from train.checkpoint.layout import dumps_with_sha256, json_sha256
+from train.files import is_plain_name, open_regular
+from train.json_files import Fields, has_fields, is_count, read_object, shown
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_CHUNK = 1 << 22
+_FIELDS: Fields = {"step": int, "state": dict, "metrics": (dict, type(None)), "files": dict}
+_ENTRY: Fields = {"size": int, "sha256": str}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of a checkpoint's ``manifest.json``."""
+
+    step: int
+    state: dict[str, Any]
+    """State of the loop as JSON values: position, early stopping, step metrics ..."""
+    metrics: dict[str, float] | None
+    """Evaluation at this step, if there was one."""
+    files: dict[str, dict[str, Any]]
+    """Size in bytes and SHA-256 in hex of each file, by name."""
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``, with its own SHA-256 as the last key."""
+        body = {"format": FORMAT, **vars(self)}
+        return dumps_with_sha256(body)
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Manifest:
+        """Reads a checkpoint's manifest. Raises DamagedError if it is missing or damaged."""
+        path = checkpoint / MANIFEST
+        try:
+            body = read_object(path, {"sha256": str})
+        except FileNotFoundError:
+            raise DamagedError(f"{path} is missing") from None
+        except (*NOT_A_FILE, ValueError) as error:
+            raise DamagedError(f"{path} cannot be read ({error})") from None
+        if body.pop("sha256") != json_sha256(body):
+            raise DamagedError(f"{path} does not match its own SHA-256")
+        if body.pop("format", None) != FORMAT:
+            raise DamagedError(f"{path} has a format that this version of isorun does not support")
+        if fault := _fault(body):
+            raise DamagedError(f"{path} does not have the content of a manifest ({fault})")
+        return cls(**body)
+
+
+def _fault(body: Mapping[str, Any]) -> str | None:
+    """What is wrong with the keys and values of a manifest."""
+    if body.keys() != _FIELDS.keys() or not has_fields(body, _FIELDS):
+        return "its keys or their types"
+    if not is_count(body["step"]):
+        return "its step"
+    for name, value in (body["metrics"] or {}).items():
+        if type(value) not in (int, float):
+            return f"the metric {shown(name)}"
+    for name, entry in body["files"].items():
+        if not is_plain_name(name) or name == MANIFEST:
+            return f"the file name {shown(name)}"
+        is_entry = has_fields(entry, _ENTRY) and is_count(entry["size"])
+        if not is_entry or not _SHA256.fullmatch(entry["sha256"]):
+            return f"the entry of {shown(name)}"
+    return None
+
+
+def hash_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a regular file."""
+    digest, size = hashlib.sha256(), 0
+    with os.fdopen(open_regular(path), "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"size": size, "sha256": digest.hexdigest()}
