@@ -28,7 +28,6 @@ from launch.agent.failure import (
     Outcome,
     RankFailure,
     error_of,
-    first_failure,
     shell_code,
     tail,
     write_termination,
@@ -394,4 +393,4 @@ class NodeAgent(LocalElasticAgent):
 
 def _outcome(reports: list[Report], lost: list[int]) -> Outcome:
     failures = [failure for report in reports for failure in report.failures]
-    return Outcome(first_failure(failures), failures, lost)
+    return Outcome.of(failures, lost, asked=any(report.leaving for report in reports))

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,18 @@ class Outcome:
     failures: list[RankFailure]
     lost_nodes: list[int]
     """Nodes that did not report."""
+
+    @classmethod
+    def of(cls, failures: list[RankFailure], lost_nodes: list[int], *, asked: bool) -> Outcome:
+        """The outcome of the failures of all nodes. ``asked``: a node that reported was asked to
+        stop. If none was, ranks that stopped on request did so because the agent of a lost node had
+        stopped its own."""
+        first = first_failure(failures)
+        if lost_nodes and not asked and first.exit_code == Exit.PREEMPTED:
+            error = "the agent of a lost node has stopped the ranks of all nodes"
+            lost = replace(first, exit_code=int(Exit.RETRY), error=error)
+            failures, first = [lost if f is first else f for f in failures], lost
+        return cls(first, failures, lost_nodes)
 
     @property
     def exit_code(self) -> int:

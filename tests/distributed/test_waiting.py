@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore
 
+from tests.support.ranks import messages_in
 from tests.support.runs import free_port
 from train.distributed import process_group, rendezvous, waiting
 from train.distributed.endpoint import wait_for_port
@@ -39,8 +40,14 @@ class Lines(list):
     """The reported lines."""
 
     def wait(self, count):
+        self._until(lambda: len(self) >= count)
+
+    def wait_for(self, text):
+        self._until(lambda: any(text in line for line in self))
+
+    def _until(self, condition):
         deadline = time.monotonic() + 30
-        while len(self) < count:
+        while not condition():
             assert time.monotonic() < deadline, self
             time.sleep(0.005)
 
@@ -105,12 +112,11 @@ def test_a_port_that_nobody_listens_at():
 @pytest.mark.usefixtures("address")
 def test_rank_0_names_the_missing_ranks_and_where_they_should_come(store):
     lines, silent = Lines(), Lines()
-    rank_0 = in_a_thread(join, store, of(0), 30, report=lines.append)
-    come = [in_a_thread(join, store.clone(), of(2), 30, report=silent.append)]
-    while not any("ranks 1, 3 of 4 to join" in line for line in lines):
-        time.sleep(0.01)
+    rank_0 = in_a_thread(join, messages_in(store), of(0), 30, report=lines.append)
+    come = [in_a_thread(join, messages_in(store.clone()), of(2), 30, report=silent.append)]
+    lines.wait_for("ranks 1, 3 of 4 to join")
     assert "127.0.0.1:" in lines[-1]
-    come += [in_a_thread(join, store.clone(), of(rank), 30) for rank in (1, 3)]
+    come += [in_a_thread(join, messages_in(store.clone()), of(rank), 30) for rank in (1, 3)]
     for thread in [rank_0, *come]:
         thread.join(30)
     assert lines[-1].startswith("All ranks have joined after ")
@@ -124,12 +130,12 @@ def test_one_rank_of_each_node_reports_that_rank_0_is_missing(
     store, rank, local_rank, speaks, monkeypatch
 ):
     """Rank 0 of an earlier start, which is gone, has left its name in the store."""
-    store.set("isorun", "isorun/former")
+    messages_in(store).publish("isorun", "isorun/former")
     store.add("isorun/former/beats", 7)
     monkeypatch.setattr(rendezvous, "_ADMISSION", 0.05)
     lines = Lines()
     with pytest.raises(RetryError):
-        join(store, of(rank, local_rank=local_rank), 0.5, report=lines.append)
+        join(messages_in(store), of(rank, local_rank=local_rank), 0.5, report=lines.append)
     assert any("Waiting for rank 0 of 4 to join" in line for line in lines) is speaks
 
 
@@ -139,12 +145,14 @@ def test_other_nodes_are_silent_while_rank_0_reports_who_is_missing(store, monke
     monkeypatch.setattr(waiting, "FIRST_REPORT", 1.0)
     lines = {rank: Lines() for rank in (0, 2)}
     ranks = [
-        in_a_thread(join, store.clone(), of(rank, local_rank=0), 30, report=lines[rank].append)
+        in_a_thread(
+            join, messages_in(store.clone()), of(rank, local_rank=0), 30, report=lines[rank].append
+        )
         for rank in (0, 2)
     ]
     lines[0].wait(1)
     assert "Waiting for ranks 1, 3 of 4 to join" in lines[0][0]
-    ranks += [in_a_thread(join, store.clone(), of(rank), 30) for rank in (1, 3)]
+    ranks += [in_a_thread(join, messages_in(store.clone()), of(rank), 30) for rank in (1, 3)]
     for thread in ranks:
         thread.join(30)
     assert lines[2] == []

@@ -10,6 +10,7 @@ from torch.distributed import TCPStore
 
 from tests.support.forked import Command, start_ranks, wait_for
 from tests.support.lanes import slow
+from tests.support.ranks import messages_in
 from tests.support.runs import TINY, checkpoints, free_port
 from train.distributed.process_group import store_of_this_start
 from train.distributed.rendezvous import join
@@ -72,7 +73,7 @@ def met(store, ranks, timeout=20.0):
     names, threads = {}, []
 
     def start(rank):
-        names[rank] = join(store.clone(), place(rank, 3), timeout).name
+        names[rank] = join(messages_in(store.clone()), place(rank, 3), timeout).name
 
     for rank in ranks:
         threads.append(threading.Thread(target=start, args=(rank,)))
@@ -93,8 +94,8 @@ def test_ranks_join_under_a_new_name_each_time(store, order):
 
 
 def test_the_name_of_a_dead_rank_is_not_reused(store):
-    store.set("isorun", "dead")
-    store.set("dead/from-1", '["token", ""]')
+    messages_in(store).publish("isorun", "dead")
+    messages_in(store).publish("dead/from-1", ["token", ""])
     names = met(store, (1, 2, 0))
     assert set(names) == {0, 1, 2}
     assert "dead" not in names.values()
@@ -113,14 +114,14 @@ def test_waiting_for_ranks_ends_with_an_error(store, rank, told):
 
 
 def test_a_rank_that_joins_too_late_is_not_admitted(store):
-    join(store.clone(), place(0, 2), 0.1)
+    join(messages_in(store.clone()), place(0, 2), 0.1)
     with pytest.raises(RetryError, match="rank 0 to admit rank 1 on host"):
-        join(store, place(1, 2), 0.2, grace=0.1)
+        join(messages_in(store), place(1, 2), 0.2, grace=0.1)
 
 
 def test_rank_0_learns_who_joined_and_what_they_sent(store):
-    other = threading.Thread(target=join, args=(store.clone(), place(2, 3), 20.0))
+    other = threading.Thread(target=join, args=(messages_in(store.clone()), place(2, 3), 20.0))
     other.start()
-    joined = join(store, place(0, 3), 1.0, greeting="a")
+    joined = join(messages_in(store), place(0, 3), 1.0, greeting="a")
     other.join()
-    assert joined.greetings == {0: "a", 2: ""}
+    assert joined.greetings == {0: "a", 2: None}

@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from train.distributed.collectives import Collectives
+from train.distributed.messages import Messages
 from train.distributed.plain_data import decode, encode
+from train.signing import Signer
 
 
 class ThreadCollectives(Collectives):
@@ -76,3 +78,8 @@ def on_ranks(count, function):
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(call, range(count)))
+
+
+def messages_in(store):
+    """The messages of ranks in a store, of a run without a secret."""
+    return Messages(store, Signer())

@@ -205,7 +205,7 @@ class GuardedConsole:
 
     def print(self, text: str) -> None:
         """Prints a text, with control characters as escapes."""
-        self._call(self._console.print, visible(text))
+        self._call(self._console.print, visible(str(text)))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows the metrics of a step."""

@@ -44,6 +44,16 @@ def test_the_failure_that_explains_the_others_comes_first(failures, first):
     assert first_failure(failures[::-1]).rank == first
 
 
+@pytest.mark.parametrize(
+    ("lost", "asked", "code"), [([], False, 143), ([1], True, 143), ([1], False, 75)]
+)
+def test_ranks_that_a_lost_node_stopped_were_not_preempted(lost, asked, code):
+    found = Outcome.of([failure(0, 143), failure(1, 143, time=1)], lost, asked=asked)
+    assert found.exit_code == code
+    assert len(found.record()["others"]) == 1
+    assert ("agent of a lost node" in found.paragraph()) is (code == 75)
+
+
 def test_exit_codes_worth_a_retry():
     assert {code for code in Exit if is_worth_retrying(code)} == {Exit.RETRY, Exit.PREEMPTED}
     assert is_worth_retrying(shell_code(-9))
