@@ -13,17 +13,39 @@ import sys
 import tempfile
 from pathlib import Path
 
+from requirements import Package, read
+
 KNOWN = "jinja2==2.4.1"
 """A version whose vulnerabilities were published years ago."""
+
+
+IMAGE = {
+    "python_version": "3.11", "python_full_version": "3.11.9", "implementation_name": "cpython",
+    "platform_python_implementation": "CPython", "sys_platform": "linux", "os_name": "posix",
+    "platform_system": "Linux", "platform_machine": "x86_64",
+}  # fmt: skip
+"""What the markers of the lock file mean in the image."""
 
 
 class UnknownError(Exception):
     """The advisories cannot be looked up."""
 
 
-def vulnerabilities(*options: str) -> list[str]:
-    """A line for each known vulnerability of the packages. Raises UnknownError if the answer does
-    not cover all of them."""
+def of_image(lock: str) -> list[Package]:
+    """The packages of the lock file that the image's Python installs on Linux, whatever Python runs
+    this program."""
+    from packaging.markers import Marker
+
+    def is_wanted(package: Package) -> bool:
+        marker = package.requirement.partition(";")[2].strip()
+        return not marker or Marker(marker).evaluate(IMAGE)
+
+    return list(filter(is_wanted, read(Path(lock).read_text(encoding="utf-8"))))
+
+
+def vulnerabilities(*options: str) -> tuple[list[str], int]:
+    """A line for each known vulnerability of the packages, and the number of packages that were
+    looked up. Raises UnknownError if the answer does not cover all of them."""
     words = ["--strict", "--disable-pip", "--progress-spinner", "off", "--format", "json"]
     done = subprocess.run(
         [sys.executable, "-m", "pip_audit", *words, *options],
@@ -43,7 +65,7 @@ def vulnerabilities(*options: str) -> list[str]:
         raise UnknownError(f"no answer for {', '.join(skipped) or 'any package'}")
     if done.returncode != bool(found):
         raise UnknownError(done.stderr.strip() or f"pip-audit ended with {done.returncode}")
-    return found
+    return found, len(packages)
 
 
 def main(lock: str) -> int:
@@ -52,9 +74,14 @@ def main(lock: str) -> int:
         with tempfile.TemporaryDirectory() as folder:
             known = Path(folder, "known.txt")
             known.write_text(f"{KNOWN}\n", encoding="utf-8")
-            if not vulnerabilities("--no-deps", "--requirement", str(known)):
+            if not vulnerabilities("--no-deps", "--requirement", str(known))[0]:
                 raise UnknownError(f"the index has no advisory for {KNOWN}, so it has none at all")
-        found = vulnerabilities("--require-hashes", "--requirement", lock)
+            pinned = [p.requirement.partition(";")[0].strip() for p in of_image(lock)]
+            chosen = Path(folder, "chosen.txt")
+            chosen.write_text("\n".join(pinned) + "\n", encoding="utf-8")
+            found, looked_up = vulnerabilities("--no-deps", "--requirement", str(chosen))
+            if looked_up != len(pinned):
+                raise UnknownError(f"{looked_up} of {len(pinned)} packages were looked up")
     except UnknownError as error:
         print(
             f"The advisories cannot be looked up: {error}\nUse an index that has them, such as "

@@ -55,13 +55,13 @@ from train.process.stop_signals import (
 from train.program import typed_command
 from train.secrets import (
     HIDDEN,
-    is_secret_name,
     is_secret_value,
+    is_secret_variable,
     redact,
     redact_command,
     redact_values,
 )
-from train.signing import SECRET, MessageError, Signer, new_secret, read_secret
+from train.signing import SECRET, SECRET_FILE, MessageError, Signer, new_secret, read_secret
 from train.suggest import did_you_mean, listed
 from train.visible import visible
 
@@ -90,6 +90,7 @@ if TYPE_CHECKING:
         open_listening_store,
     )
     from train.distributed.messages import Messages, unreadable
+    from train.distributed.process_group import use_loopback
     from train.distributed.rendezvous import join as join_ranks
     from train.distributed.rendezvous import open_store
     from train.track.wandb_sink import wandb_mode
@@ -102,6 +103,7 @@ __all__ = [
     "RUN_FILE",
     "RUN_ID",
     "SECRET",
+    "SECRET_FILE",
     "STOP_DEADLINE",
     "STOP_SIGNALS",
     "TERMINATING",
@@ -139,8 +141,8 @@ __all__ = [
     "handled_signals",
     "has_fields",
     "import_extra",
-    "is_secret_name",
     "is_secret_value",
+    "is_secret_variable",
     "is_worth_retrying",
     "join_ranks",
     "key_value",
@@ -180,6 +182,7 @@ __all__ = [
     "typed_command",
     "unblock_stop_signals",
     "unreadable",
+    "use_loopback",
     "visible",
     "wait_for_name",
     "wait_for_port",
@@ -216,6 +219,7 @@ _IMPORTED_WHEN_USED = {
     "safe_path_options": ("train.command_line", "safe_path_options"),
     "say": ("train.command_line", "say"),
     "unreadable": ("train.distributed.messages", "unreadable"),
+    "use_loopback": ("train.distributed.process_group", "use_loopback"),
     "wandb_mode": ("train.track.wandb_sink", "wandb_mode"),
 }
 

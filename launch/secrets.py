@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from launch.contract import HIDDEN, UsageError, is_secret_name, is_secret_value, redact
+from launch.contract import HIDDEN, UsageError, is_secret_value, is_secret_variable, redact
 
 # What to do instead, by scheduler.
 _KUBERNETES = "store it in a Secret of the cluster, from which the pods read it"
@@ -29,7 +29,7 @@ _withheld: dict[str, str] = {}
 
 def is_secret(name: str, value: str) -> bool:
     """Whether an environment variable holds a secret, by its name or by the form of its value."""
-    return bool(value) and (is_secret_name(name) or is_secret_value(value))
+    return is_secret_variable(name, value) or is_secret_value(value)
 
 
 def plaintext(env: Mapping[str, str]) -> list[str]:

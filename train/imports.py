@@ -76,13 +76,21 @@ def importing() -> str | None:
     return _importing[-1] if _importing else None
 
 
+def is_dotted_path(text: str) -> bool:
+    """Whether a text has the form ``module.path:name``, the only one that is imported."""
+    module, colon, name = text.partition(":")
+    return bool(colon) and all(
+        part.isidentifier() for part in [*module.split("."), *name.split(".")]
+    )
+
+
 def _import(reference: str, field: str, form: str, wanted: Callable[[Any], bool]) -> Any:
     """The object that the reference names; ``wanted`` selects the names to suggest. The working
     directory stays first in ``sys.path``: the module may import others later."""
     from train.suggest import did_you_mean
 
-    module_name, colon, name = reference.partition(":")
-    if not colon or not module_name or not name or module_name.startswith("."):
+    module_name, _, name = reference.partition(":")
+    if not is_dotted_path(reference):
         raise UsageError(f"{field} must have the form module.path:{form}, but is {reference!r}.")
     here = str(Path.cwd())
     if here not in sys.path:

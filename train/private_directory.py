@@ -33,6 +33,8 @@ def use_private_caches() -> None:
         return
     base = cache_home() / "isorun"
     try:
+        if not base.is_absolute():  # there is no home directory
+            raise FileNotFoundError(base)
         private_directory(base)
         for below in missing.values():
             private_directory(base / below)

@@ -35,7 +35,9 @@ _PAIRS = {
 }  # fmt: skip
 # Parts of a word, such as PGPASSWORD.
 _PARTS = ("password", "passwd", "passphrase", "credential", "apikey", "connectionstring")
-_ENDINGS = ("token", "secret")
+_ENDINGS = ("secret", "authtoken", "accesstoken", "apitoken", "hftoken", "ghtoken", "githubtoken",
+            "gitlabtoken", "sessiontoken", "refreshtoken", "securitytoken", "bearertoken",
+            "usertoken", "bottoken")  # fmt: skip
 
 # What the last word says that the value is instead of the secret. A file is protected by its own
 # mode, so its path is not secret.
@@ -46,6 +48,7 @@ _ABOUT = {
     "expiry", "expiration", "lifetime", "version", "algorithm", "format", "enabled", "disabled",
     "required", "provider", "prefix", "suffix", "column", "columns", "field", "fields", "index",
     "rate", "ratio", "scope", "scopes", "id", "ids", "mask", "policy", "bits", "helper", "through",
+    "env", "envvar", "var", "variable",
 }  # fmt: skip
 # Words beside an ambiguous one that make it a number, a token of a vocabulary, or public.
 _PLAIN = {
@@ -60,8 +63,11 @@ _HARMLESS = {
 _SIGNATURES = {"sig", "signature", "x-amz-signature", "x-goog-signature", "awsaccesskeyid"}
 
 _URL = r"\b[A-Za-z][A-Za-z0-9+.-]{0,20}://"
-_URL_PASSWORD = re.compile(rf"({_URL}[^\s/:@'\"]*:)([^\s/'\"]+)(?=@)")
-_URL_USER = re.compile(rf"({_URL})(?=[^@\s]{{0,200}}\d)([A-Za-z0-9_\-.~%]{{20,200}})(?=@)")
+_URL_PASSWORD = re.compile(rf"({_URL}[^\s/:@'\"]*:)([^\s/'\"]+)(?=@(?!sha256:))")
+# A token in place of a user; other schemes have accounts and containers there.
+_URL_USER = re.compile(
+    r"(\b(?:git\+)?https?://)(?=[^@\s]{0,200}\d)([A-Za-z0-9_\-.~%]{20,200})(?=@)"
+)
 _URL_QUERY = re.compile(r"([?&])([\w.\-]+)=([^&\s'\"#]+)")
 _PEM = re.compile(
     r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(.*?-----END [A-Z0-9 ]*PRIVATE KEY-----|.*\Z)", re.DOTALL
@@ -88,12 +94,16 @@ _TOKEN = re.compile(
 _WEBHOOK = re.compile(
     r"(https://(?:hooks\.slack\.com/services|discord(?:app)?\.com/api/webhooks)/)([\w/-]+)"
 )
+# What something else resolves, such as ${PASSWORD}, $(PASSWORD) or <password>, is no secret.
+_REFERENCE = re.compile(r"\$\{[^}]*\}|\$\([^)]*\)|\{\{.*\}\}|\$\w+|<[^>]*>|\*+|\{\w*\}|%s|VALUE")
+# Numbers, switches and short words, beside a name that need not be that of a secret.
+_PLAIN_VALUE = re.compile(r"[+-]?[\d_.,eE+-]+|(?i:true|false|yes|no|on|off|none|null)|.{0,7}")
 # name=value, also "name": "value" as in JSON and in a repr.
 _ASSIGNED = re.compile(
     r"""(?<![\w.\-])(?P<name>[A-Za-z_][\w.\-]*)(?P<is>=|(?:["']\s*:\s*))"""
     r"""(?P<value>"(?:[^"\\]|\\.){0,4096}"|'(?:[^'\\]|\\.){0,4096}'|[^\s,;&'"\[\](){}]+)"""
 )
-_OPTIONS = {"options", "kwargs", "storage", "mirror", "env", "environ"}
+_OPTIONS = {"storage", "mirror", "env", "environ"}
 
 
 def is_secret_name(name: str) -> bool:
@@ -106,6 +116,16 @@ def is_secret_name(name: str) -> bool:
     if _names_credential(words):
         return True
     return bool(_AMBIGUOUS.intersection(words)) and not _PLAIN.intersection(words)
+
+
+def is_secret_variable(name: str, value: str) -> bool:
+    """Whether an environment variable with this name and value holds a secret: ``USE_AUTH=0``,
+    ``TRAIN_TOKENS=300000000`` and ``IMAGE_KEY=jpg`` do not."""
+    if not value or not is_secret_name(name):
+        return False
+    words = _words(name)
+    is_sure = len(words) == 1 or _names_credential(words)
+    return is_sure or not _PLAIN_VALUE.fullmatch(value.strip())
 
 
 def is_credential_name(name: str) -> bool:
@@ -201,7 +221,7 @@ def _names_credential(words: Sequence[str]) -> bool:
         bool(_CREDENTIALS.intersection(words))
         or any(pair in _PAIRS for pair in pairwise(words))
         or any(part in word for word in words for part in _PARTS)
-        or any(word.endswith(_ENDINGS) and word not in _ENDINGS for word in words)
+        or any(word.endswith(_ENDINGS) and word != "secret" for word in words)
     )
 
 
@@ -217,20 +237,20 @@ def _without_known_forms(text: str) -> str:
 
 
 def _redacted_password(match: re.Match[str]) -> str:
-    # A reference that something else resolves, such as ${PASSWORD} or <password>, is no secret.
-    is_reference = re.fullmatch(r"\$\{[^}]*\}|\$\w+|<[^>]*>|\*+|\{\w*\}|%s", match[2])
-    return match[0] if is_reference else match[1] + HIDDEN
+    return match[0] if _REFERENCE.fullmatch(match[2]) else match[1] + HIDDEN
 
 
 def _redacted_parameter(match: re.Match[str]) -> str:
-    secret = is_secret_name(match[2]) or match[2].lower() in _SIGNATURES
+    named = is_secret_variable(match[2], match[3]) or match[2].lower() in _SIGNATURES
+    secret = named and not _REFERENCE.fullmatch(match[3])
     return f"{match[1]}{match[2]}={HIDDEN}" if secret else match[0]
 
 
 def _redacted_assignment(match: re.Match[str]) -> str:
     value = match["value"]
     quote = value[0] if value[0] in "\"'" else ""
-    if not value.strip("\"'") or not _is_assigned_secret(match["name"]):
+    inner = value.strip("\"'")
+    if not inner or _REFERENCE.fullmatch(inner) or not _is_assigned_secret(match["name"]):
         return match[0]
     return f"{match['name']}{match['is']}{quote}{HIDDEN}{quote}"
 

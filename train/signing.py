@@ -84,7 +84,7 @@ def read_secret(environ: Mapping[str, str]) -> bytes:
     """The secret in ISORUN_SECRET, or in the file that ISORUN_SECRET_FILE names; empty without
     both. Raises UsageError for a secret that is too short, or a file that others can read."""
     if text := environ.get(SECRET, "").strip():
-        return _long_enough(text.encode(), f"{SECRET} (environment)")
+        return _long_enough(os.fsencode(text), f"{SECRET} (environment)")
     if path := environ.get(SECRET_FILE, "").strip():
         return _long_enough(_read_file(path), f"The secret in {path!r} ({SECRET_FILE})")
     return b""
@@ -98,7 +98,8 @@ def _read_file(path: str) -> bytes:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 raise UsageError(f"{SECRET_FILE} is {path!r}, which is not a file; name a file.")
-            if found.st_mode & 0o077:
+            # Files of a Kubernetes Secret belong to root and to the group of the pod.
+            if found.st_mode & (0o037 if found.st_uid == 0 != os.geteuid() else 0o077):
                 raise UsageError(
                     f"{SECRET_FILE} is {path!r}, which other users can access (mode "
                     f"{stat.S_IMODE(found.st_mode):04o}); run `chmod 600 {path}`."

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from launch.contract import TRAIN_COMMANDS, UsageError, python_module, safe_path_options
 
+_PYTHON = re.compile(r"python(\d+(\.\d+)*)?")
+
 
 def rank_command(command: Sequence[str]) -> list[str]:
     """The command as it is started. ``isorun`` and ``python -m train`` run this very package, even
@@ -59,7 +61,10 @@ def check_startable(command: Sequence[str]) -> None:
 
 
 def _is_found(module: str) -> bool:
-    """Whether Python finds a top-level module, also in the working directory."""
+    """Whether Python finds a top-level module, also in the working directory; true where this
+    process cannot tell."""
+    if sys.flags.ignore_environment:  # the ranks may find it by PYTHONPATH
+        return True
     try:
         found = find_spec(module)
     except (ValueError, ImportError):  # such as __main__
@@ -77,7 +82,7 @@ def _module_of(words: Sequence[str]) -> tuple[str, list[str]]:
 def _run_by_python(words: Sequence[str]) -> tuple[str, str, list[str]]:
     """What a command of Python runs: its kind (module, script, or nothing of both), its name and
     its arguments. Python's options may be combined, as in ``-um train``, and some have a value."""
-    rest = list(words[1:]) if Path(words[0]).name.startswith("python") else []
+    rest = list(words[1:]) if _PYTHON.fullmatch(Path(words[0]).name) else []
     while rest and rest[0].startswith("-") and rest[0] != "-":
         word = rest.pop(0)
         if word.startswith("--"):

@@ -30,6 +30,7 @@ from launch.agent.signals import Signals, StopSignal
 from launch.contract import (
     RUN_ID,
     SECRET,
+    SECRET_FILE,
     STOP_DEADLINE,
     TYPED,
     Exit,
@@ -152,7 +153,7 @@ def _prepare_environment(options: AgentOptions) -> None:
     threads = max(1, usable_cores() // options.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ[STOP_DEADLINE] = f"{options.stop_deadline:g}"
-    if options.max_nodes == 1:
+    if options.max_nodes == 1 and not os.environ.get(SECRET_FILE, "").strip():
         # One process has nobody to exchange messages with. Several ranks use this node's secret.
         os.environ.pop(SECRET, None)
         if options.processes > 1:

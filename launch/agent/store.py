@@ -29,18 +29,13 @@ def open_store(
 
     if (kind := parameters.get("store_type", "tcp")) != "tcp":
         raise UsageError(f"--rdzv-conf has store_type={kind}, but the agent only supports tcp.")
+    if former is not None:
+        return former  # its keys have the name of another rendezvous
     timeout = timedelta(seconds=max(1, parameters.get_as_int("read_timeout", 60) or 0))
     host, port = options.host, options.port
     given = parameters.get_as_bool("is_host")
     if given or (given is None and _matches_machine_hostname(host)):
         address = listening_address(options)
-        if former is not None:
-            # torch shares one server among the stores of a process with one port. It would listen
-            # at all addresses only if there were none.
-            return TCPStore(
-                address or host, port, is_master=True, timeout=timeout, wait_for_workers=False,
-                multi_tenant=True,
-            )  # fmt: skip
         try:
             return open_listening_store(address, port, host, timeout)
         except (OSError, RuntimeError):

@@ -48,9 +48,27 @@ if TYPE_CHECKING:
     from train.distributed.shard import Shard
 
 
+_newest: dict[Any, Index] = {}
+"""The index that was read last."""
+
+
 def read_index(directory: Path) -> Index:
     """The index of a checkpoint, checked against its manifest or, before the commit, against the
     files that are there. Raises DamagedError."""
+    try:
+        found = [(directory / name).lstat() for name in (MANIFEST, INDEX)]
+    except OSError:
+        return _read_index(directory)
+    # A resume reads it several times, and it may be large.
+    key = (directory, *((status.st_ino, status.st_mtime_ns, status.st_size) for status in found))
+    if key not in _newest:
+        index = _read_index(directory)
+        _newest.clear()
+        _newest[key] = index
+    return _newest[key]
+
+
+def _read_index(directory: Path) -> Index:
     if (directory / MANIFEST).exists():
         files: Mapping[str, Mapping[str, Any]] = Manifest.read(directory).files
     else:

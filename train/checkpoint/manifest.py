@@ -12,12 +12,14 @@ from typing import Any
 
 from train.checkpoint.damage import NOT_A_FILE, DamagedError
 from train.checkpoint.layout import dumps_with_sha256, json_sha256
+from train.exits import UsageError
 from train.files import is_plain_name, open_regular
-from train.json_files import Fields, has_fields, is_count, read_object, shown
+from train.json_files import Fields, has_fields, is_count, parse_json, read_object, shown
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 _CHUNK = 1 << 22
+_LIMIT = 1 << 28  # bytes
 _FIELDS: Fields = {"step": int, "state": dict, "metrics": (dict, type(None)), "files": dict}
 _ENTRY: Fields = {"size": int, "sha256": str}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -36,16 +38,26 @@ class Manifest:
     """Size in bytes and SHA-256 in hex of each file, by name."""
 
     def to_json(self) -> str:
-        """The text of ``manifest.json``, with its own SHA-256 as the last key."""
-        body = {"format": FORMAT, **vars(self)}
-        return dumps_with_sha256(body)
+        """The text of ``manifest.json``, with its own SHA-256 as the last key. Raises UsageError
+        for a state that could not be read back."""
+        text = dumps_with_sha256({"format": FORMAT, **vars(self)})
+        try:
+            if len(text) > _LIMIT:
+                raise ValueError(f"it has {len(text)} bytes, and at most {_LIMIT} are read")
+            parse_json(text)
+        except ValueError as error:
+            raise UsageError(
+                f"The state of step {self.step}, such as what get_extra_state() returns, cannot be "
+                f"stored ({error}); return large values as tensors."
+            ) from None
+        return text
 
     @classmethod
     def read(cls, checkpoint: Path) -> Manifest:
         """Reads a checkpoint's manifest. Raises DamagedError if it is missing or damaged."""
         path = checkpoint / MANIFEST
         try:
-            body = read_object(path, {"sha256": str})
+            body = read_object(path, {"sha256": str}, limit=_LIMIT)
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing") from None
         except (*NOT_A_FILE, ValueError) as error:

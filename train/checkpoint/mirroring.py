@@ -152,10 +152,12 @@ class Mirroring:
                 self._mirror.upload(self._store, step, lambda: not self._abandoned)
                 mirrored.append(step)
                 _log.info("the checkpoint of step %d is in %s", step, self._mirror.url)
-            except (FileNotFoundError, DamagedError):
+            except (FileNotFoundError, DamagedError) as error:
                 if self._store.path(step).exists():
-                    raise
-                vanished.add(step)  # removed before it was pinned
+                    if not isinstance(error, DamagedError):
+                        raise
+                    self._warn(f"The checkpoint of step {step} is not copied: {error}.")
+                vanished.add(step)  # damaged, or removed before it was pinned
             except MirrorError:
                 if amended:
                     self._amended.add(step)

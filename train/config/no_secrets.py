@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from train.exits import UsageError
-from train.secrets import is_credential_name, is_secret_name, is_secret_value
+from train.secrets import is_credential_name, is_secret_value, is_secret_variable
 
 _ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)")
 _SHORTEST = 8
@@ -47,12 +47,14 @@ def check_no_secrets(raw: Any, values: Any, where: Callable[[str], str]) -> None
 def _secret_variables(text: str, resolved: Any) -> Iterator[str]:
     """The variables with secret names that an interpolation uses: those that it names, and those
     whose values are in what it became, such as by ``${oc.env:${name}}``."""
-    yield from (name for name in _ENVIRONMENT.findall(text) if is_secret_name(name))
+    for name in _ENVIRONMENT.findall(text):
+        if is_secret_variable(name, os.environ.get(name) or "not known here"):
+            yield name
     texts = [value for _, value in _leaves(resolved) if isinstance(value, str)]
     for name, value in os.environ.items():
         if (
             len(value) >= _SHORTEST
-            and is_secret_name(name)
+            and is_secret_variable(name, value)
             and any(value in text for text in texts)
         ):
             yield name

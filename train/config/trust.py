@@ -7,7 +7,6 @@ the config of another user's run chooses one.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 
 from train.config.compose import Composed
 from train.exits import UsageError
+from train.imports import is_dotted_path
 from train.tasks.registry import BUILT_IN
 
-_DOTTED_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
 TASK_SECTIONS = ("task", "model", "data")
 """What the commands read that load a model without training it, besides ``strategy``."""
 
@@ -32,7 +31,7 @@ def dotted_paths(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from dotted_paths(value, key)
     elif (
         isinstance(values, str)
-        and _DOTTED_PATH.fullmatch(values)
+        and is_dotted_path(values)
         and not (key == "task.use" and values in BUILT_IN.values())
     ):
         yield key, values
@@ -50,8 +49,10 @@ def refuse_code_of_others(
     if not others:
         return
     for key, value in dotted_paths(composed.values):
-        file = composed.origin(key).rpartition(":")[0]
-        if file in others and (sections is None or key.partition(".")[0] in sections):
+        # The origin of an interpolated value names a variable, and then the file.
+        origin = composed.origin(key)
+        file = next((file for file in others if file in origin), None)
+        if file and (sections is None or key.partition(".")[0] in sections):
             raise UsageError(
                 f"{key} is {value!r} in {file}, which {others[file]}, and importing it runs code; "
                 f"if you trust it, set it yourself: add {key}={value} to the command."

@@ -47,11 +47,10 @@ def use_gpu(world: World, environ: MutableMapping[str, str], *, distributed: boo
 def shared_gpu(devices: list[str]) -> tuple[list[int], str] | None:
     """The ranks that have one device, and its identifier, from the identifier of each rank; None
     where each rank has a device of its own."""
-    for device in devices:
-        ranks = [rank for rank, other in enumerate(devices) if other == device]
-        if len(ranks) > 1:
-            return ranks, device
-    return None
+    by_device: dict[str, list[int]] = {}
+    for rank, device in enumerate(devices):
+        by_device.setdefault(device, []).append(rank)
+    return next(((ranks, device) for device, ranks in by_device.items() if len(ranks) > 1), None)
 
 
 def check_own_gpus(collectives: Collectives, world: World, device: torch.device) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ _PIPE = "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"
 _DUMPS = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
 _RAS_ADDRESS = "localhost:28028"  # NCCL's default
 _MOST_BYTES = 1 << 16
+_STARTED = time.time()  # an older dump is of another process
 
 
 def uses_gpu() -> bool:
@@ -39,7 +41,7 @@ def flight_recorder(environ: Mapping[str, str], rank: int, seconds: float = 3.0)
     deadline = time.monotonic() + (seconds if piped else 0.0)
     while piped and not _is_new(path, asked) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return str(path) if path.exists() else None
+    return str(path) if _is_new(path, _STARTED) else None
 
 
 def _write_to_pipe(environ: Mapping[str, str], rank: int) -> bool:
@@ -48,10 +50,13 @@ def _write_to_pipe(environ: Mapping[str, str], rank: int) -> bool:
         return False
     try:
         # Without O_NONBLOCK, it would wait for a reader.
-        pipe = os.open(f"{prefix}{rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
+        pipe = os.open(f"{prefix}{rank}.pipe", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
+        status = os.fstat(pipe)
+        if not stat.S_ISFIFO(status.st_mode) or status.st_uid != os.geteuid():
+            return False  # another user may have put it there
         return os.write(pipe, b"1\n") > 0
     except OSError:
         return False
@@ -60,9 +65,12 @@ def _write_to_pipe(environ: Mapping[str, str], rank: int) -> bool:
 
 
 def _is_new(path: Path, since: float) -> bool:
+    """Whether this user's process has written the file since then."""
     with suppress(OSError):
-        stat = path.stat()
-        return stat.st_size > 0 and stat.st_mtime >= since - 1.0  # coarse times of file systems
+        status = path.lstat()
+        is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+        # Times of file systems are coarse.
+        return is_own and status.st_size > 0 and status.st_mtime >= since - 1.0
     return False
 
 

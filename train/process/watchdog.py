@@ -116,7 +116,7 @@ class Watchdog:
         if self._interval:
             refuse_link(self._heartbeats)
             self._heartbeats.mkdir(exist_ok=True)
-            self._folder = os.open(self._heartbeats, os.O_RDONLY | os.O_DIRECTORY)
+            self._folder = os.open(self._heartbeats, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             self._write_heartbeat()
             self._thread.start()
         return self

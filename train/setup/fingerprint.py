@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Number
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import torch
 from train.data.loader import evaluation_batches
 from train.data.loader_config import LoaderConfig
 from train.data.plan import EvalPlan
+from train.distributed.randomness import GlobalRngState
 from train.exits import RunError
 
 _TOLERANCE = 1e-2
@@ -36,6 +38,8 @@ class Part(NamedTuple):
     """Type, shape, and a hash of values without fractions."""
     values: tuple[float, ...] = ()
     """Some values with fractions."""
+    stored: bool = True
+    """Whether checkpoints have it: not text, which may hold paths of one machine, nor types."""
 
 
 class DataFingerprint:
@@ -52,8 +56,13 @@ class DataFingerprint:
         return self._read()
 
     def is_stable(self) -> bool:
-        """Reads the samples again: whether they are the same each time."""
-        return first_difference(self.parts, self._read()) is None
+        """Reads the samples twice more, from the same states of the global generators: whether
+        they are the same each time. Both in one process, since two could start alike."""
+        both = self._read(times=2)
+        half = len(both) // 2
+        return first_difference(both[:half], both[half:]) is None and (
+            first_difference(self.parts, both[:half]) is None
+        )
 
     def to_json(self) -> list[Any]:
         """What a checkpoint has of the samples."""
@@ -63,8 +72,17 @@ class DataFingerprint:
                 part.exact,
                 [value if math.isfinite(value) else None for value in part.values],
             ]
-            for part in self.parts[:_STORED]
+            for part in self._stored()
         ]
+
+    def _stored(self) -> Iterator[Part]:
+        """As many parts of each sample."""
+        counts: Counter[str] = Counter()
+        for part in self.parts:
+            sample = part.name.partition("[")[0]
+            if part.stored and counts[sample] < _STORED // _SAMPLES:
+                counts[sample] += 1
+                yield part
 
     def difference(self, stored: Any) -> str | None:
         """The name of the first part that is not as ``to_json`` stored it; None where all are, and
@@ -73,19 +91,19 @@ class DataFingerprint:
             before = [
                 Part(name, exact, tuple(map(_number, values))) for name, exact, values in stored
             ]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
         now = [
             Part(name, exact, tuple(map(_number, values))) for name, exact, values in self.to_json()
         ]
         return first_difference(before, now)
 
-    def _read(self) -> list[Part]:
-        """By a worker where the run reads with workers: what a dataset opens when it is first read
-        must not be shared with them."""
+    def _read(self, times: int = 1) -> list[Part]:
+        """The parts of all samples, then those of the next reading. By a worker where the run reads
+        with workers: what a dataset opens when it is first read must not be shared with them."""
         if self._dataset is None:
             return []
-        some = _Some(self._dataset)
+        some = _Some(self._dataset, times)
         update: dict[str, Any] = {
             "workers": min(self._loader.workers, 1),
             "persistent_workers": False,
@@ -104,8 +122,12 @@ class DataFingerprint:
                 samples = next(each).batch
         except RunError:
             return []
-        named = zip(some.indices, samples, strict=True)
-        return [part for index, sample in named for part in parts_of(sample, f"sample {index}")]
+        return [
+            part
+            for time in range(times)
+            for index, readings in zip(some.indices, samples, strict=True)
+            for part in parts_of(readings[time], f"sample {index}")
+        ]
 
 
 def _number(value: float | None) -> float:
@@ -113,37 +135,61 @@ def _number(value: float | None) -> float:
 
 
 class _Some:
-    """A few samples of a dataset."""
+    """A few samples of a dataset, each read several ``times``."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, times: int) -> None:
         last = len(dataset) - 1
-        self.dataset = dataset
+        self.dataset, self.times = dataset, times
         self.indices = sorted({last * n // (_SAMPLES - 1) for n in range(_SAMPLES)})
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, at: int) -> Any:
-        return self.dataset[self.indices[at]]
+    def __getitem__(self, at: int) -> list[Any]:
+        readings, generators = [], GlobalRngState(cuda=False)
+        for _ in range(self.times):
+            generators.restore()
+            readings.append(self.dataset[self.indices[at]])
+        return readings
 
 
 def parts_of(value: Any, name: str) -> Iterator[Part]:
     """The parts of a tensor, an array, a number, text, or containers of these; of other values the
     type alone."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from parts_of(item, f"{name}[{key!r}]")
+    elif isinstance(value, (list, tuple)) and _are_numbers(value):
+        yield _array_part(np.asarray(value), name)
     elif isinstance(value, (list, tuple)):
         for at, item in enumerate(value):
             yield from parts_of(item, f"{name}[{at}]")
     elif isinstance(value, (torch.Tensor, np.ndarray)):
-        yield _tensor_part(torch.as_tensor(value) if _is_plain(value) else value, name)
-    elif isinstance(value, (float, np.floating)):
-        yield Part(name, "", (float(value),))
+        yield _array_part(value, name)
+    elif isinstance(value, float):
+        yield Part(name, "", (value,))
     elif isinstance(value, (str, bytes, Number)):
-        yield Part(name, _hash(repr(value).encode()))
+        is_text = isinstance(value, (str, bytes))
+        yield Part(name, _hash(repr(value).encode("utf-8", "replace")), stored=not is_text)
     else:
-        yield Part(name, type(value).__name__)
+        yield Part(name, type(value).__name__, stored=False)
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return bool(values) and all(type(value) in (int, float, bool) for value in values)
+
+
+def _array_part(value: Any, name: str) -> Part:
+    """That of a tensor or an array; of one that torch cannot look into, the type alone."""
+    try:
+        if isinstance(value, np.ndarray):
+            native = value.astype(value.dtype.newbyteorder("="), copy=False)
+            value = torch.as_tensor(np.ascontiguousarray(native)) if _is_plain(value) else value
+        return _tensor_part(value, name)
+    except Exception:
+        return Part(name, type(value).__name__, stored=False)
 
 
 def _is_plain(value: Any) -> bool:
@@ -157,7 +203,7 @@ def _tensor_part(value: Any, name: str) -> Part:
     if value.layout != torch.strided or not value.numel():
         return Part(name, kind)
     if value.is_complex():
-        value = torch.view_as_real(value)
+        value = torch.view_as_real(value.resolve_conj())
     last, number = value.numel() - 1, min(_VALUES, value.numel())
     some = value.flatten()[[last * n // max(number - 1, 1) for n in range(number)]]
     if value.is_floating_point():

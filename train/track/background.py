@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from train.distributed.gpu import with_current_gpu
 from train.track.sinks import Sink
 
 _log = logging.getLogger("train")
@@ -60,9 +60,12 @@ class Background:
         self._opened = threading.Event()
         self._dropped: Counter[str] = Counter()
         # A daemon thread, so that a sink that hangs cannot block the process exit.
-        self._thread = threading.Thread(
-            target=with_current_gpu(self._work), name="tracker", daemon=True
-        )
+        work = self._work
+        if "torch" in sys.modules:  # else nothing uses a GPU
+            from train.distributed.gpu import with_current_gpu
+
+            work = with_current_gpu(work)
+        self._thread = threading.Thread(target=work, name="tracker", daemon=True)
         self._started = False
 
     def put(self, method: str, *arguments: Any) -> None:

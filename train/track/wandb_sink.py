@@ -173,7 +173,8 @@ class _ServiceHook:
     """Compares equal to the atexit hook of wandb's service connection."""
 
     def __eq__(self, other: object) -> bool:
-        return getattr(other, "__module__", "").startswith("wandb.sdk.lib.service")
+        # None for built-in functions, of which torch registers some.
+        return (getattr(other, "__module__", None) or "").startswith("wandb.sdk.lib.service")
 
     __hash__ = object.__hash__
 

@@ -5,13 +5,14 @@ It uses NCCL on GPUs and gloo on CPUs, as a training does. All ranks take part.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from launch.contract import gpu_index, shared_gpu
+from launch.contract import gpu_index, shared_gpu, use_loopback
 from launch.doctor.checks.units import readable
 from launch.doctor.findings import Finding, infrastructure_failure, misconfigured, ok, warning
 from launch.doctor.place import Place
@@ -27,6 +28,7 @@ _GPU_SIZES = (*_SIZES, 1 << 28)
 _SECONDS_PER_SIZE = 0.3
 _PAIR_BYTES = 1 << 22
 _MOST_ROUNDS = 31
+_UUID = 64  # bytes for the identifier of a GPU
 SLOW_NETWORK = 0.1e9  # bytes per second: a network of 1 Gbit/s
 SLOWER = 0.6
 """A node is reported as slow below this fraction of the others' median."""
@@ -76,6 +78,8 @@ def start_group(place: Place, rendezvous: Rendezvous, *, on_gpu: bool, seconds: 
     import torch
     import torch.distributed as dist
 
+    if place.world.on_one_host:
+        use_loopback(os.environ)
     if on_gpu:
         torch.cuda.set_device(gpu_index(place.world, torch.cuda.device_count()))
     dist.init_process_group(
@@ -99,10 +103,11 @@ def own_gpus(place: Place) -> list[Finding]:
     import torch
     import torch.distributed as dist
 
-    own = str(torch.cuda.get_device_properties(_device(on_gpu=True)).uuid)
-    devices = [""] * place.world.world_size
-    dist.all_gather_object(devices, own, group=dist.new_group(backend="gloo"))
-    return same_gpu(devices)
+    own = str(torch.cuda.get_device_properties(_device(on_gpu=True)).uuid).encode()[:_UUID]
+    mine = torch.tensor(list(own.ljust(_UUID)), dtype=torch.uint8)
+    devices = [torch.empty_like(mine) for _ in range(place.world.world_size)]
+    dist.all_gather(devices, mine, group=dist.new_group(backend="gloo"))
+    return same_gpu([bytes(device.tolist()).decode().strip() for device in devices])
 
 
 def same_gpu(devices: list[str]) -> list[Finding]:

@@ -8,6 +8,7 @@ were removed as succeeded.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,7 @@ from torchx.schedulers import docker_scheduler as theirs
 from torchx.schedulers.docker_scheduler import create_scheduler
 
 from launch.agent_command import agent_arguments
-from launch.contract import TRAIN, UsageError, config_arguments, log, new_secret
+from launch.contract import SECRET, TRAIN, UsageError, config_arguments, log, new_secret
 from launch.history import launch_log
 from launch.torchx.schedulers.local_scheduler import seconds_to_stop
 from launch.torchx.schedulers.watched import Recorded
@@ -41,7 +42,9 @@ class LocalDockerScheduler(Recorded, theirs.DockerScheduler):  # type: ignore[mi
                 cores = int(self._docker_client.info()["NCPU"])
                 role.resource = replace(role.resource, cpu=min(role.resource.cpu, cores))
             if role.num_replicas > 1:
-                role.env.update(new_secret(role.env))  # containers do not inherit an environment
+                # Containers do not inherit an environment.
+                own = {name: os.environ[name] for name in (SECRET,) if os.environ.get(name)}
+                role.env.update({**own, **new_secret({**own, **role.env}), **role.env})
             if role.max_retries:
                 log(
                     f"warning: --max_retries {role.max_retries} is ignored: Docker restarts a "

@@ -107,7 +107,8 @@ class RequeueingSlurmScheduler(Recorded, theirs.SlurmScheduler):  # type: ignore
             words = [*request.cmd, *chdir, str(script)]
             environ = for_submission(os.environ, options)
             # sbatch passes its environment on to the job; only Slurm and the user can read it.
-            secret = new_secret(environ) if len(request.replicas) > 1 else {}
+            given = [{**environ, **replica.env} for replica in request.replicas.values()]
+            secret = new_secret(given[0]) if len(given) > 1 else {}
             job = _submit(words, {**environ, **secret})
         if directory:
             theirs._save_job_dir(job, directory)
