@@ -101,7 +101,7 @@ PAIRS += [
 PAIRS += [
     (model, placement)
     for n, model in enumerate(HF_MODELS)
-    for placement in list(PLACEMENTS)[n % 2 : 6 : 2]
+    for placement in list(PLACEMENTS)[n % 3 : 6 : 3]
 ]
 # Each of the first models on a third of the placements.
 IN_TEST = [

@@ -12,7 +12,7 @@ from tests.support.storm import RUN, Storm
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 # Five seeds have each phase once: ISORUN_STORM_SEEDS="5 6 7 8 9" tries others.
-SEEDS = [int(seed) for seed in os.environ.get("ISORUN_STORM_SEEDS", "0 1").split()]
+SEEDS = [int(seed) for seed in os.environ.get("ISORUN_STORM_SEEDS", "1").split()]
 
 
 @pytest.fixture(scope="module")
