@@ -49,6 +49,7 @@ def settings(model):
     """``model``: names of parts; ``2x`` in front for two forward passes per loss; or ``hf`` and
     the name of a Hugging Face model."""
     if model.startswith("hf "):
+        pytest.importorskip("transformers")
         use = f"task.use={HuggingFaceTask.__module__}:HuggingFaceTask"
         # The gradient of attention's key bias is rounding alone, which Adam would scale up.
         return [use, f"model.family={model[3:]}", "optim.eps=1e-3"]

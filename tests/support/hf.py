@@ -1,5 +1,6 @@
 """Tiny random models of Hugging Face transformers, as their users train them."""
 
+import pytest
 import torch
 from torch.utils.data import Dataset
 
@@ -27,8 +28,7 @@ class Tokens(Dataset):
 
 def build(family):
     """A model of two layers without pretrained weights."""
-    import transformers as hf
-
+    hf = pytest.importorskip("transformers")
     small = {"vocab_size": VOCABULARY, "pad_token_id": PAD}
     if family == "gpt2":
         config = hf.GPT2Config(
