@@ -60,9 +60,10 @@ def read(lock: str) -> list[Package]:
 def needed(packages: list[Package], roots: set[str]) -> list[Package]:
     """The entries that the roots need. Raises KeyError for a root that is not among them."""
     if missing := roots - {package.name for package in packages}:
+        names = ", ".join(sorted(missing))
         raise KeyError(
-            f"the lock file lacks {', '.join(sorted(missing))}; add their extra to IMAGE_EXTRAS in the "
-            "Makefile, then run `make lock`"
+            f"the lock file lacks {names}; add their extra to IMAGE_EXTRAS in the Makefile, then run "
+            "`make lock`"
         )
     found, size = set(roots), 0
     while size < len(found):
