@@ -62,8 +62,8 @@ def needed(packages: list[Package], roots: set[str]) -> list[Package]:
     if missing := roots - {package.name for package in packages}:
         names = ", ".join(sorted(missing))
         raise KeyError(
-            f"the lock file lacks {names}; add their extra to IMAGE_EXTRAS in the Makefile, then run "
-            "`make lock`"
+            f"the lock file lacks {names}; add their extra to IMAGE_EXTRAS in the Makefile, then "
+            "run `make lock`"
         )
     found, size = set(roots), 0
     while size < len(found):
