@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from launch.agent.failure import RankFailure
-from launch.contract import MessageError
+from launch.contract import Fields, MessageError, has_fields
 
 if TYPE_CHECKING:
     from launch.contract import Messages
@@ -18,8 +18,8 @@ _POLL = 0.05
 _HEARTBEAT = 1.0
 _ANY = "isorun/any-report"
 """Set once a node has reported a failure, or is lost."""
-_KINDS = {"int": int, "str": str, "float": int | float, "bool": bool, "list[str]": list}
-"""By the annotation of a field of RankFailure."""
+_KINDS: Fields = {"int": int, "str": str, "float": (int, float), "bool": bool, "list[str]": list}
+_FAILURE: Fields = {field.name: _KINDS[str(field.type)] for field in fields(RankFailure)}
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,8 @@ class Report:
 
 
 def _failure_of(values: Any) -> RankFailure:
-    expected = fields(RankFailure)
-    if not isinstance(values, dict) or values.keys() != {field.name for field in expected}:
+    if not has_fields(values, _FAILURE) or values.keys() != _FAILURE.keys():
         raise ValueError("not a failure")
-    for field in expected:
-        if not isinstance(values[field.name], _KINDS[str(field.type)]):
-            raise ValueError(f"{field.name} has a wrong type")
     if not all(isinstance(line, str) for line in values["log"]):
         raise ValueError("log has a wrong type")
     return RankFailure(**values)

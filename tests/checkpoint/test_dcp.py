@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import pickle
 from contextlib import suppress
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint
 
+from tests.support.hostile import Evil
 from train.checkpoint import dcp
 from train.checkpoint.damage import DamagedError
 from train.distributed.shard import Shard
@@ -39,14 +39,6 @@ def former(directory, tensors):
     """Saves them as earlier versions did: with no other index than DCP's pickle."""
     dcp.save(held(tensors), directory, None)
     (directory / "index.json").unlink()
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def test_a_pickle_with_code_in_the_metadata_is_not_run(tmp_path):

@@ -8,10 +8,10 @@ import time
 import fsspec
 import pytest
 
+from tests.support.hostile import rewrite_hashed
 from train.checkpoint.checkpoint_config import CheckpointConfig, MirrorConfig
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.index import to_json
-from train.checkpoint.layout import dumps_with_sha256
 from train.checkpoint.manifest import Manifest, hash_file
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirroring import Mirroring, restore_from_mirror
@@ -319,15 +319,20 @@ def test_the_copy_of_another_run_or_step_is_not_restored(local, store, tmp_path)
     assert fresh.steps() == [20]
 
 
+def rewrite_index(mirror_path, change, step=10):
+    """Changes the index of a copy together with its hash."""
+    rewrite_hashed(mirror_path / f"step-{step:012d}/mirror.json", change)
+
+
 def test_a_copy_cannot_choose_a_path(local, store, tmp_path):
     """The names of its files come from the storage."""
     mirror = Mirror(local)
     mirror.upload(store, 10, always)
-    path = tmp_path / "mirror/step-000000000010/mirror.json"
-    index = json.loads(path.read_text())
-    del index["sha256"]
-    index["files"]["run/../../../planted"] = index["files"].pop("index.json")
-    path.write_text(dumps_with_sha256(index))
+
+    def plant(index):
+        index["files"]["run/../../../planted"] = index["files"].pop("index.json")
+
+    rewrite_index(tmp_path / "mirror", plant)
     other = elsewhere(tmp_path)
     step, notes = restore_from_mirror(mirror, other)
     assert step is None
@@ -347,15 +352,6 @@ def test_nothing_is_removed_from_the_mirror_of_a_run_that_was_moved(local, store
     mirroring = Mirroring(Mirror(local), store, "mine", lambda text: None, ensure_in_place)
     mirroring.close(5.0)
     assert Mirror(local).steps() == [10]
-
-
-def rewrite_index(mirror_path, change, step=10):
-    """Changes the index of a copy together with its hash."""
-    path = mirror_path / f"step-{step:012d}/mirror.json"
-    index = json.loads(path.read_text())
-    del index["sha256"]
-    change(index)
-    path.write_text(dumps_with_sha256(index))
 
 
 def first_part(index):

@@ -1,15 +1,14 @@
 """The checkpoint store: transactions, damage and retention."""
 
 import errno
-import json
 import os
 
 import pytest
 
+from tests.support.hostile import rewrite_hashed
 from train.checkpoint.checkpoint_config import BestConfig, CheckpointConfig
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.index import to_json
-from train.checkpoint.layout import dumps_with_sha256
 from train.checkpoint.manifest import MANIFEST, Manifest, hash_file
 from train.checkpoint.store import CheckpointStore
 from train.exits import ResumeRefusedError
@@ -111,14 +110,6 @@ def test_data_that_the_manifest_does_not_name_is_refused(store, name):
     assert store.problems(10) == []
 
 
-def rewritten(path, change):
-    """Changes a manifest together with the hash of itself, as somebody who means harm can."""
-    body = json.loads(path.read_text())
-    del body["sha256"]
-    change(body)
-    path.write_text(dumps_with_sha256(body))
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -143,7 +134,7 @@ def rewritten(path, change):
 )
 def test_a_manifest_of_another_form_is_damage(store, change):
     path = commit(store, 10, {"loss": 0.5})
-    rewritten(path / MANIFEST, change)
+    rewrite_hashed(path / MANIFEST, change)
     assert store.problems(10)
 
 

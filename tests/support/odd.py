@@ -124,12 +124,12 @@ class Constants(nn.Module):
         return x * self.passing + self.short.to(x.dtype) * self.codes + self.long_.to(x.dtype)
 
 
-class Normed(nn.Module):
-    """A weight that is computed from a direction and a length."""
+class Around(nn.Module):
+    """Another module below the name ``inner``."""
 
-    def __init__(self):
+    def __init__(self, inner):
         super().__init__()
-        self.inner = weight_norm(nn.Linear(WIDTH, WIDTH))
+        self.inner = inner
 
     def forward(self, x):
         return self.inner(x)
@@ -191,17 +191,6 @@ class SparseFunction(nn.Module):
         return x + nn.functional.embedding(rows, self.table, sparse=True)
 
 
-class Orthogonal(nn.Module):
-    """A weight that a parametrisation holds orthogonal."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = orthogonal(nn.Linear(WIDTH, WIDTH))
-
-    def forward(self, x):
-        return self.inner(x)
-
-
 class BatchNormed(nn.Module):
     """A layer that normalises by a micro-batch, and keeps statistics."""
 
@@ -211,28 +200,6 @@ class BatchNormed(nn.Module):
 
     def forward(self, x):
         return self.norm(x)
-
-
-class Spectral(nn.Module):
-    """A weight whose largest singular value is estimated in each forward pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = spectral_norm(nn.Linear(WIDTH, WIDTH))
-
-    def forward(self, x):
-        return self.inner(x)
-
-
-class Lazy(nn.Module):
-    """A layer that finds its width in the first forward pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.LazyLinear(WIDTH)
-
-    def forward(self, x):
-        return self.inner(x)
 
 
 PARTS = {
@@ -247,19 +214,22 @@ PARTS = {
     "transposed": Transposed,
     "channels-last": ChannelsLast,
     "constants": Constants,
-    "normed": Normed,
+    "normed": lambda: Around(weight_norm(nn.Linear(WIDTH, WIDTH))),
     "recurrent": Recurrent,
     "looped": Looped,
-    "orthogonal": Orthogonal,
+    "orthogonal": lambda: Around(orthogonal(nn.Linear(WIDTH, WIDTH))),
 }
 # The same on placements that divide steps alike.
-OF_MICRO_BATCHES = {"batch-normed": BatchNormed, "spectral": Spectral}
+OF_MICRO_BATCHES = {
+    "batch-normed": BatchNormed,
+    "spectral": lambda: Around(spectral_norm(nn.Linear(WIDTH, WIDTH))),
+}
 # No strategy that shards parameters can train these.
 REFUSED = {
     "complex": Complex,
     "sparse": Sparse,
     "sparse-function": SparseFunction,
-    "lazy": Lazy,
+    "lazy": lambda: Around(nn.LazyLinear(WIDTH)),
 }
 
 

@@ -21,7 +21,7 @@ def check_no_secrets(raw: Any, values: Any, where: Callable[[str], str]) -> None
 
     ``raw``: the values before ``${...}`` is resolved; ``where``: the origin of a dotted key.
     """
-    for key, value in _leaves(raw):
+    for key, value in leaves(raw):
         if isinstance(value, str) and "${" in value:
             for name in _secret_variables(value, _at(values, key)):
                 raise UsageError(
@@ -29,7 +29,7 @@ def check_no_secrets(raw: Any, values: Any, where: Callable[[str], str]) -> None
                     f"a secret by its name, but {_STORED}; remove it: libraries find their "
                     "variables themselves, and a task can read os.environ."
                 )
-    for key, value in _leaves(values):
+    for key, value in leaves(values):
         if isinstance(value, str) and is_secret_value(value):
             raise UsageError(
                 f"{key} ({where(key)}) contains a secret, such as a password in a URL, a token or "
@@ -50,7 +50,7 @@ def _secret_variables(text: str, resolved: Any) -> Iterator[str]:
     for name in _ENVIRONMENT.findall(text):
         if is_secret_variable(name, os.environ.get(name) or "not known here"):
             yield name
-    texts = [value for _, value in _leaves(resolved) if isinstance(value, str)]
+    texts = [value for _, value in leaves(resolved) if isinstance(value, str)]
     for name, value in os.environ.items():
         if (
             len(value) >= _SHORTEST
@@ -60,20 +60,20 @@ def _secret_variables(text: str, resolved: Any) -> Iterator[str]:
             yield name
 
 
-def _leaves(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """All values that are no container, by dotted key; items of lists as ``key[0]``."""
     if isinstance(values, Mapping):
         for name, value in values.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+            yield from leaves(value, f"{key}.{name}" if key else str(name))
     elif isinstance(values, list):
         for index, value in enumerate(values):
-            yield from _leaves(value, f"{key}[{index}]")
+            yield from leaves(value, f"{key}[{index}]")
     else:
         yield key, values
 
 
 def _at(values: Any, wanted: str) -> Any:
-    """The value, possibly a container, that an interpolation at a key of ``_leaves`` became."""
+    """The value, possibly a container, that an interpolation at a key of ``leaves`` became."""
     for part in re.findall(r"[^.\[\]]+|\[\d+\]", wanted):
         try:
             values = values[int(part[1:-1])] if part.startswith("[") else values[part]

@@ -7,12 +7,14 @@ the config of another user's run chooses one.
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from train.config.compose import Composed
+from train.config.no_secrets import leaves
 from train.exits import UsageError
 from train.imports import is_dotted_path
 from train.tasks.registry import BUILT_IN
@@ -21,20 +23,13 @@ TASK_SECTIONS = ("task", "model", "data")
 """What the commands read that load a model without training it, besides ``strategy``."""
 
 
-def dotted_paths(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def dotted_paths(values: Any) -> Iterator[tuple[str, str]]:
     """Key and value of each text that has the form of a dotted path, except built-in tasks."""
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            yield from dotted_paths(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(values, list):
-        for value in values:
-            yield from dotted_paths(value, key)
-    elif (
-        isinstance(values, str)
-        and is_dotted_path(values)
-        and not (key == "task.use" and values in BUILT_IN.values())
-    ):
-        yield key, values
+    for place, value in leaves(values):
+        key = re.sub(r"\[\d+\]", "", place)  # a list is set as a whole
+        is_built_in = key == "task.use" and value in BUILT_IN.values()
+        if isinstance(value, str) and is_dotted_path(value) and not is_built_in:
+            yield key, value
 
 
 def refuse_code_of_others(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from train.config.load import task_config
 from train.config.trust import TASK_SECTIONS, dotted_paths
 from train.exits import DataError, UsageError, first_line, sys_exit_refused
-from train.files import open_regular, write_json
+from train.files import open_regular, refuse_irregular, write_json
 from train.imports import import_path_restored
 from train.json_files import has_fields, read_object
 
@@ -167,10 +167,9 @@ def load(path: str | Path, task: type[Task] | None = None, *, trust: bool = Fals
     of_export = task_config(values, f"{directory / DESCRIPTION}", task)
     generators = GlobalRngState(cuda=True)  # the caller's
     try:
-        shapes = _shapes(directory / PARAMETERS)
-        # Which files a built-in task reads as data is the export's choice.
-        trusted = trust or task is not None
-        model = build_full_model(of_export, values["run"]["seed"], shapes, load_data=trusted)
+        # Without trust no data is loaded: which files a built-in task reads is the export's choice.
+        shapes = _shapes(directory / PARAMETERS) if trust or task is not None else None
+        model = build_full_model(of_export, values["run"]["seed"], shapes)
     finally:
         generators.restore()
     tensors = _Tensors(model)
@@ -193,6 +192,7 @@ def _shapes(path: Path) -> dict[str, list[int]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        refuse_irregular(path.resolve())  # a FIFO would block
         with safe_open(path, framework="pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):

@@ -88,15 +88,10 @@ class DataFingerprint:
         """The name of the first part that is not as ``to_json`` stored it; None where all are, and
         for anything that this version does not store."""
         try:
-            before = [
-                Part(name, exact, tuple(map(_number, values))) for name, exact, values in stored
-            ]
+            before = _from_json(stored)
         except (TypeError, ValueError, OverflowError):
             return None
-        now = [
-            Part(name, exact, tuple(map(_number, values))) for name, exact, values in self.to_json()
-        ]
-        return first_difference(before, now)
+        return first_difference(before, _from_json(self.to_json()))
 
     def _read(self, times: int = 1) -> list[Part]:
         """The parts of all samples, then those of the next reading. By a worker where the run reads
@@ -130,8 +125,11 @@ class DataFingerprint:
         ]
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+def _from_json(stored: Any) -> list[Part]:
+    return [
+        Part(name, exact, tuple(math.nan if value is None else float(value) for value in values))
+        for name, exact, values in stored
+    ]
 
 
 class _Some:
@@ -186,14 +184,11 @@ def _array_part(value: Any, name: str) -> Part:
     try:
         if isinstance(value, np.ndarray):
             native = value.astype(value.dtype.newbyteorder("="), copy=False)
-            value = torch.as_tensor(np.ascontiguousarray(native)) if _is_plain(value) else value
+            plain = value.dtype.kind in "biufc"
+            value = torch.as_tensor(np.ascontiguousarray(native)) if plain else value
         return _tensor_part(value, name)
     except Exception:
         return Part(name, type(value).__name__, stored=False)
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) or value.dtype.kind in "biufc"
 
 
 def _tensor_part(value: Any, name: str) -> Part:

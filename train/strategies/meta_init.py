@@ -53,16 +53,17 @@ def build_model(task: Task, seed: int) -> BuiltModel:
 
 
 def build_full_model(
-    task: Task, seed: int, shapes: Mapping[str, Sequence[int]], *, load_data: bool = True
+    task: Task, seed: int, shapes: Mapping[str, Sequence[int]] | None
 ) -> nn.Module:
     """The task's model with the initial values that a run of this seed starts from, on the CPU.
     What a checkpoint does not hold, such as a non-persistent buffer, keeps them.
 
     A run loads its training data before it builds the model, which may depend on what was found in
     it, such as the number of classes. So the data is loaded where the model cannot be built without
-    it, or has not the ``shapes`` of the checkpoint's tensors, by name; never without
-    ``load_data``.
+    it, or has not the ``shapes`` of the checkpoint's tensors, by name; never where they are None.
     """
+    if shapes is None:
+        return _full_model(task, seed)
     failed: Exception | None = None
     model: nn.Module | None = None
     try:
@@ -70,15 +71,10 @@ def build_full_model(
     except RunError:
         raise
     except Exception as error:
-        if not load_data:
-            raise
         failed = error
-    if model is not None and (
-        not load_data
-        or all(
-            tuple(shapes.get(name, parameter.shape)) == tuple(parameter.shape)
-            for name, parameter in model.named_parameters()
-        )
+    if model is not None and all(
+        tuple(shapes.get(name, parameter.shape)) == tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
     ):
         return model
     seed_everything(dataset_seed(seed))

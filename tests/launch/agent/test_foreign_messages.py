@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pickle
 import random
 import string
@@ -28,21 +27,12 @@ from launch.agent.reports import Report, Reports
 from launch.agent.state import StateError, from_data, to_data
 from launch.contract import Messages, RetryError, Signer
 from tests.launch.agent.test_agent import end, start, wait_for
+from tests.support.hostile import Evil
 from tests.support.lanes import slow
 from tests.support.runs import free_port
 
 SECRET = b"0123456789abcdef"
 KEY = "isorun/rendezvous/run"
-
-
-class Evil:
-    """Runs code where it is unpickled."""
-
-    def __init__(self, path):
-        self._path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self._path),)
 
 
 def a_state(rng):
