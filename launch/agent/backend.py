@@ -21,6 +21,11 @@ class ForeignStateError(RendezvousStateError):
     """The state is one that no agent of this run can have written now; the text is a sentence."""
 
 
+class OtherNumbersError(Exception):
+    """The first node of the rendezvous was started with another smallest or largest number of
+    nodes: the arguments."""
+
+
 class SignedBackend(RendezvousBackend):
     """What torch's rendezvous reads its state from, and writes it to.
 
@@ -32,19 +37,30 @@ class SignedBackend(RendezvousBackend):
 
     name = "c10d"
 
-    def __init__(self, store: Store, signer: Signer, run_id: str) -> None:
-        """Raises ForeignStateError if the name is not one of this run."""
+    def __init__(self, store: Store, signer: Signer, run_id: str, nodes: tuple[int, int]) -> None:
+        """``nodes`` are the smallest and the largest number of nodes. With other numbers, torch
+        would let a node join, but the round would never be complete for the nodes before it.
+
+        Raises ForeignStateError if the name is not one of this run, and OtherNumbersError.
+        """
         self._store = store
         self._key = f"isorun/rendezvous/{run_id}"
         self._number = 0
         """That of the newest state that torch has got."""
         start = f"{self._key}/start"
         names = Messages(store, signer)
-        found = self._compare_set(start, "", names.encode(start, secrets.token_hex(16)))
+        mine = names.encode(start, [secrets.token_hex(16), *nodes])
+        found = self._compare_set(start, "", mine)
         try:
-            self._messages = Messages(store, signer, str(names.decode(start, found.encode())))
+            match names.decode(start, found.encode()):
+                case [str(name), int(fewest), int(most)]:
+                    self._messages = Messages(store, signer, name)
+                case _:
+                    raise unreadable(start)
         except MessageError as error:
             raise ForeignStateError(str(error)) from None
+        if (fewest, most) != nodes:
+            raise OtherNumbersError(fewest, most)
         self._read()
 
     def get_state(self) -> tuple[bytes, str] | None:

@@ -43,7 +43,7 @@ def join(
     that this process has joined at the same address.
 
     Raises RetryError if its store cannot be reached or is not of this run, and UsageError for
-    settings that torch rejects.
+    settings that torch rejects, or another number of nodes than that of the nodes before.
     """
     import_torch()
     from torch.distributed.elastic.rendezvous import (
@@ -53,7 +53,7 @@ def join(
     )
     from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
-    from launch.agent.backend import SignedBackend
+    from launch.agent.backend import OtherNumbersError, SignedBackend
     from launch.agent.store import open_store, open_store_of_ranks
 
     # A node that sends no keep-alive for 5 s is removed.
@@ -80,8 +80,15 @@ def join(
         with waiting_for(lambda: of_node_0, f"{options.endpoint} answers"):
             store = open_store(options, parameters, _store(former) if former else None)
             signer = Signer(options.secret, parameters.run_id)
-            backend = SignedBackend(store, signer, parameters.run_id)
+            nodes = options.min_nodes, options.max_nodes
+            backend = SignedBackend(store, signer, parameters.run_id, nodes)
             handler = create_handler(store, backend, parameters)
+    except OtherNumbersError as error:
+        raise UsageError(
+            f"--nnodes is {as_nnodes(*nodes)}, but the run that uses {options.endpoint} has "
+            f"--nnodes {as_nnodes(*error.args)}; give all nodes of a run the same number, and "
+            "another run on these hosts another --rdzv-endpoint."
+        ) from None
     except RendezvousStateError as error:
         raise RetryError(str(error)) from None
     except (OSError, RendezvousError, RuntimeError) as error:
@@ -99,6 +106,11 @@ def join(
     set_keepalive(options.port)
     store.set_timeout(timedelta(seconds=_WAIT))
     return handler
+
+
+def as_nnodes(fewest: int, most: int) -> str:
+    """The numbers as --nnodes gives them."""
+    return f"{fewest}" if fewest == most else f"{fewest}:{most}"
 
 
 def waiting_for(describe: Callable[[], str], over: str) -> AbstractContextManager[None]:

@@ -1,10 +1,13 @@
 """Starts runs from the command line and reads their run directories."""
 
+import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,6 +16,7 @@ from train.config.load import load_config
 from train.distributed.shard import Shard
 
 ROOT = Path(__file__).parents[2]
+_PORTS = range(12_000, 32_000)
 TINY = [
     "task.use=tests.support.tiny:TinyTask",
     "batch.global_batch_size=12",
@@ -68,9 +72,21 @@ def environment():
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that no process listens at, and that no other test gets, in whatever process, before
+    all of ``_PORTS`` have had their turn. The system gives none of them to a client, nor to a
+    server that asks for any port: with one of its own, a node of one test once joined another's.
+    """
+    with (Path(tempfile.gettempdir()) / f"isorun-tests-port-{os.getuid()}").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        last = int(file.read() or _PORTS[0])
+        for port in (*range(last + 1, _PORTS.stop), *range(_PORTS.start, last + 1)):
+            with socket.socket() as s, suppress(OSError):
+                s.bind(("", port))
+                file.truncate(0)
+                file.write(str(port))
+                return port
+    raise OSError(f"every port of {_PORTS} is taken")
 
 
 def checkpoints(directory):

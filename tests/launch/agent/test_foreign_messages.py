@@ -112,7 +112,7 @@ def stranger(store):
 
 
 def backend(store, secret=SECRET):
-    return SignedBackend(store, Signer(secret, "run"), "run")
+    return SignedBackend(store, Signer(secret, "run"), "run", (2, 2))
 
 
 def write(kept, round_number):

@@ -13,7 +13,7 @@ from launch.agent.keepalive import end_connections, set_keepalive
 from launch.agent.options import parse
 from launch.agent.rendezvous import forget_round, has_started, join, missing_nodes, round_of
 from launch.agent.signals import Signals, StopSignal
-from launch.contract import STOP_SIGNALS
+from launch.contract import STOP_SIGNALS, UsageError
 from tests.support.runs import free_port
 
 pytestmark = pytest.mark.normal
@@ -136,6 +136,15 @@ def test_a_signal_after_all_nodes_have_joined_does_not(nodes, signals):
     assert signals.first == signal.SIGTERM
     last.join(60)
     assert not has_started(nodes[0], round_of(nodes[0])), "of a former round"
+
+
+@pytest.mark.parametrize("other", ["3", "1:2", "2:3"])
+def test_a_node_with_another_number_of_nodes_is_refused(nodes, other):
+    """torch would let it join; the round would then be complete for no node."""
+    address = f"127.0.0.1:{nodes[0]._store.port}"
+    words = ["--nnodes", other, "--rdzv-endpoint", address, "--node-rank", "1", "--", "true"]
+    with pytest.raises(UsageError, match=f"--nnodes is {other}, but .* has --nnodes 2; give"):
+        join(parse(words, {}))
 
 
 def test_what_a_node_waits_for():
