@@ -13,6 +13,7 @@ import yaml
 
 from launch.contract import UsageError
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was compiled
 VARIABLE = "ISORUN_KUSTOMIZE"
 _HOW = (
     "install kubectl 1.27 or newer (https://kubernetes.io/docs/tasks/tools/) or kustomize 5 "
@@ -40,7 +41,7 @@ def build(folder: Path) -> list[dict[str, Any]]:
             f"{Path(words[0]).name} could not build the manifests: {_sentence(done.stderr)}; if "
             f"its version is too old, {_HOW}."
         )
-    return [values for values in yaml.safe_load_all(done.stdout) if values]
+    return [values for values in yaml.load_all(done.stdout, _LOADER) if values]
 
 
 def _sentence(stderr: str) -> str:

@@ -47,7 +47,7 @@ def test_a_killed_run_can_be_restarted_at_once(undisturbed, tmp_path, workers):
     assert_same_bits(tensors(undisturbed), tensors(tmp_path))
 
 
-@pytest.mark.parametrize("context", ["spawn", slow("forkserver")])
+@pytest.mark.parametrize("context", [slow("spawn"), slow("forkserver")])
 def test_workers_can_use_any_start_method(undisturbed, tmp_path, context):
     run("fit", tmp_path, "loader.workers=1", f"loader.multiprocessing_context={context}")
     assert_same_bits(tensors(undisturbed), tensors(tmp_path))

@@ -76,7 +76,7 @@ def test_buffers_that_differ_between_ranks_resume_bitwise_equal(tmp_path):
     ("strategy", "forward_pass"),
     thinned(
         list(itertools.product(["ddp", "fsdp2", "zero3"], [9, 10])),
-        kept=[("ddp", 10), ("fsdp2", 9), ("zero3", 10)],
+        kept=[("ddp", 9), ("zero3", 10)],
     ),
 )
 def test_an_abandoned_step_has_no_effect(tmp_path, strategy, forward_pass):

@@ -8,15 +8,6 @@ RUNS = 36  # four runs for each fault
 FIRST_SEED = 2026
 
 
-def test_a_few_runs_under_faults_end_like_the_run_without_faults(tmp_path):
-    """Their first faults: all ranks killed, and SIGTERM to all ranks."""
-    lines = []
-    failures = run_many(range(FIRST_SEED, FIRST_SEED + 4, 2), tmp_path, report=lines.append)
-    print("\n".join(lines))
-    assert not failures, failures
-    assert len(lines) == 2
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_runs_under_random_faults_end_like_the_run_without_faults(tmp_path):

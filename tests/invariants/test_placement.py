@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.support.forked import quick_run as run
+from tests.support.lanes import slow
 from tests.support.runs import assert_same_bits, curve, tensors
 from train.data.ledger import verify
 
@@ -21,7 +22,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("processes", "overrides"),
     [
-        (2, ["batch.micro_batch_size=3"]),
+        slow((2, ["batch.micro_batch_size=3"])),
         (2, ["batch.micro_batch_size=3", "loader.workers=1"]),
         (4, ["batch.micro_batch_size=3"]),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.forked import quick_run as run
 from tests.support.forked import quick_start as start
+from tests.support.lanes import slow
 from tests.support.runs import (
     assert_same_bits,
     checkpoints,
@@ -47,7 +48,7 @@ def same_result(one, other):
         assert curve(one, key) == curve(other, key), key
 
 
-@pytest.mark.parametrize("step", [1, 8, 20, 40])
+@pytest.mark.parametrize("step", [1, slow(8), 20, slow(40)])
 def test_a_run_killed_at_any_step_resumes_bitwise_equal(undisturbed, tmp_path, step):
     run("fit", tmp_path, *EVERYTHING, f"task.kill_at_step={step * 3}", expect=-signal.SIGKILL)
     run("fit", tmp_path, *EVERYTHING)
@@ -58,16 +59,16 @@ def test_a_run_killed_at_any_step_resumes_bitwise_equal(undisturbed, tmp_path, s
 
 
 def test_no_step_appears_twice_in_the_metrics(tmp_path):
-    slow = [
+    options = [
         "task.kill_at_step=33",
         "checkpoint.every_steps=10",
         "checkpoint.asynchronous=false",
         "evaluate.every_steps=10",
     ]
-    run("fit", tmp_path, *slow, expect=-signal.SIGKILL)
+    run("fit", tmp_path, *options, expect=-signal.SIGKILL)
     torn = tmp_path / "metrics.jsonl"
     torn.write_text(torn.read_text() + '{"step": 33, "train/lo')
-    run("fit", tmp_path, *slow)
+    run("fit", tmp_path, *options)
     rows = metrics(tmp_path)
     assert sorted(r["step"] for r in rows if "train/loss" in r) == list(range(1, 41))
     assert [r["step"] for r in rows if "eval/loss" in r] == [10, 20, 30, 40]

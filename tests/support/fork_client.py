@@ -58,6 +58,8 @@ def program_of(words):
     words = words[len(options) :]
     if len(words) >= 2 and words[0] == "-m":
         return {"module": words[1], "words": words[2:], **kept}
+    if len(words) >= 2 and words[0] == "-c":
+        return {"code": words[1], "words": words[2:], **kept}
     if words and words[0].endswith(".py"):
         return {"file": words[0], "words": words[1:], **kept}
     return None

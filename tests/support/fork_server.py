@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import traceback
+import types
 from contextlib import suppress
 
 PRELOADED = [
@@ -180,6 +181,10 @@ def execute(program):
     try:
         if "module" in program:
             runpy.run_module(program["module"], run_name="__main__", alter_sys=True)
+        elif "code" in program:
+            sys.argv[0] = "-c"
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(program["code"], "<string>", "exec"), vars(sys.modules["__main__"]))
         elif "file" in program:
             sys.argv[0] = program["file"]
             runpy.run_path(program["file"], run_name="__main__")

@@ -12,6 +12,7 @@ import termios
 
 import pytest
 
+from tests.support.forked import quick
 from tests.support.runs import ROOT
 from train.track import console as console_module
 from train.track.console import EtaEstimator, GuardedConsole, format_metrics, open_console
@@ -52,14 +53,14 @@ tracker.close()
 
 def on_terminal(directory, kind="auto", columns=80, term="xterm"):
     """All bytes that reach a terminal."""
+    program = quick([sys.executable, "-c", SAID, str(directory), kind])
+    # Set explicitly: readline, which pytest imports, sets COLUMNS in this process.
+    env = {k: v for k, v in program["env"].items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
     pid, terminal = pty.fork()
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         os.chdir(ROOT)
-        # Set explicitly: readline, which pytest imports, sets COLUMNS in this process.
-        env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
-        env |= {"TERM": term, "OMP_NUM_THREADS": "1"}
-        os.execve(sys.executable, [sys.executable, "-c", SAID, str(directory), kind], env)
+        os.execve(program["args"][0], program["args"], {**env, "TERM": term})
     shown = b""
     while True:
         try:
@@ -76,7 +77,7 @@ def on_terminal(directory, kind="auto", columns=80, term="xterm"):
 
 def not_on_terminal(directory, kind="auto"):
     done = subprocess.run(
-        [sys.executable, "-c", SAID, str(directory), kind],
+        **quick([sys.executable, "-c", SAID, str(directory), kind]),
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -185,7 +186,7 @@ def test_a_closed_pipe_does_not_stop_the_run(tmp_path):
     os.close(reader)
     with os.fdopen(writer, "w") as out:
         done = subprocess.run(
-            [sys.executable, "-c", SAID, str(tmp_path), "plain"],
+            **quick([sys.executable, "-c", SAID, str(tmp_path), "plain"]),
             cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 0

@@ -51,7 +51,7 @@ def steps_on_disk(directory):
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
-    process = start("fit", directory, *EVERYTHING, "task.sleep=0.04")
+    process = start("fit", directory, *EVERYTHING, "task.sleep=0.02")
     wait_for(process, lambda: wandb_has_written(directory) and checkpoints(directory))
     time.sleep(1.2)
     # Well between two checkpoints, so that some steps are taken again.
@@ -114,7 +114,7 @@ def test_ctrl_c_on_a_terminal_stops_the_run(tmp_path):
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
         os.chdir(ROOT)
-        words = command("fit", tmp_path, *EVERYTHING, "task.sleep=0.04")
+        words = command("fit", tmp_path, *EVERYTHING, "task.sleep=0.02")
         os.execve(words[0], words, {**environment(), "TERM": "xterm"})
     shown, typed = b"", False
     while True:

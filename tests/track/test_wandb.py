@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("wandb")
 
+from tests.support.forked import quick
 from tests.support.runs import ROOT
 from tests.track.wandb_file import WandbFile, offline_files
 from train.track.wandb_sink import wandb_mode
@@ -47,9 +48,9 @@ tracker.histograms(info.start_step + 3, {"weights/w": np.arange(10.0)})
 (directory / "logged").write_text(str(time.time()))
 tracker.summary({"loss": 0.125})
 if "signal_to_service" in values:
-    while not offline_files(directory):
-        time.sleep(0.01)
-    time.sleep(values.get("wait", 0.3))
+    while not offline_files(directory) or (values.get("opened", True) and hooks() != before):
+        time.sleep(0.01)  # wandb replaces hooks while it opens the run
+    time.sleep(values.get("wait", 0.3 if values.get("opened", True) else 0.0))
     number = service(os.getpid())
     (directory / "service").write_text(str(number))
     os.kill(number, values["signal_to_service"])
@@ -72,15 +73,16 @@ SECRET_WORDS = ["--password", "hunter2", "--url=https://me:hunter2@host"]
 
 def track(directory, expect=0, env=None, **values):
     """An attempt of a run; its environment has only the given W&B variables."""
-    clean = {k: v for k, v in os.environ.items() if "WANDB" not in k}
+    words = [str(directory), json.dumps(values), *SECRET_WORDS]
+    program = quick([sys.executable, "-c", MADE, *words])
+    clean = {k: v for k, v in program["env"].items() if "WANDB" not in k}
     home = directory / "home"
     home.mkdir(exist_ok=True)
-    clean |= {"HOME": str(home), "OMP_NUM_THREADS": "1", **(env or {})}
+    clean |= {"HOME": str(home), **(env or {})}
     # Files, since a pipe ends only when W&B's service has ended as well.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         done = subprocess.run(
-            [sys.executable, "-c", MADE, str(directory), json.dumps(values), *SECRET_WORDS],
-            cwd=ROOT, env=clean, stdout=out, stderr=err, timeout=60, check=False,
+            program["args"], cwd=ROOT, env=clean, stdout=out, stderr=err, timeout=60, check=False,
         )  # fmt: skip
         for stream in (out, err):
             stream.seek(0)
@@ -247,8 +249,10 @@ def test_rows_before_the_death_of_the_service_are_kept(tmp_path):
     assert [r["step"] for r in WandbFile(path).history if "train/loss" in r] == [1, 2, 3]
 
 
-def test_a_hanging_service_does_not_block_the_exit(tmp_path):
-    done = track(tmp_path, signal_to_service=signal.SIGSTOP, close=1.0, exit=75, expect=75)
+@pytest.mark.parametrize("opened", [False, True], ids=["while it starts", "later"])
+def test_a_hanging_service_does_not_block_the_exit(tmp_path, opened):
+    hangs = {"signal_to_service": signal.SIGSTOP, "opened": opened}
+    done = track(tmp_path, **hangs, close=1.0, exit=75, expect=75)
     os.kill(int((tmp_path / "service").read_text()), signal.SIGKILL)
     (line,) = done.stderr.splitlines()
     assert line.startswith("warning: Timed out after 1 s waiting for the tracking sinks")

@@ -31,6 +31,7 @@ class WandbSink(Sink):
     def __init__(self, run: RunInfo, config: TrackConfig, *, init_seconds: float = 20.0) -> None:
         self.run, self.config, self.init_seconds = run, config, init_seconds
         self._exit_code = 0
+        self._hooks = sys.exit, sys.excepthook
 
     def load(self) -> None:
         """Imports wandb, with defaults that keep its files in the run directory."""
@@ -48,11 +49,11 @@ class WandbSink(Sink):
 
     def open(self) -> str | None:
         """Starts or resumes the W&B run; offline if W&B cannot be reached."""
-        before = sys.exit, sys.excepthook
+        self._hooks = sys.exit, sys.excepthook  # wandb replaces both
         try:
             return self._open()
         finally:
-            sys.exit, sys.excepthook = before  # wandb replaces both
+            sys.exit, sys.excepthook = self._hooks
 
     def _open(self) -> str | None:
         import wandb
@@ -152,7 +153,9 @@ class WandbSink(Sink):
         wandb.teardown()  # now, within the tracker's timeout, instead of at exit
 
     def abandon(self) -> None:
-        """Unregisters wandb's atexit hook, which could block the process exit without limit."""
+        """Unregisters wandb's atexit hook, which could block the process exit without limit, and
+        its other hooks, which ``open`` leaves if it does not end."""
+        sys.exit, sys.excepthook = self._hooks
         atexit.unregister(_ServiceHook())  # type: ignore[arg-type]
 
 
