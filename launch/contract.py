@@ -63,7 +63,7 @@ from train.secrets import (
 )
 from train.signing import SECRET, SECRET_FILE, MessageError, Signer, new_secret, read_secret
 from train.suggest import did_you_mean, listed
-from train.visible import visible
+from train.visible import visible, visible_log
 
 if TYPE_CHECKING:
     from train.checkpoint.run_directory import code_version, new_run_id, slug
@@ -184,6 +184,7 @@ __all__ = [
     "unreadable",
     "use_loopback",
     "visible",
+    "visible_log",
     "wait_for_name",
     "wait_for_port",
     "wandb_mode",

@@ -6,8 +6,9 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
-from launch.contract import Exit
+from launch.contract import Exit, visible
 from launch.doctor.findings import Finding, Status, exit_code, one_of_many
 
 _COLOURS = {
@@ -27,7 +28,10 @@ def show(title: str, findings: Sequence[Finding]) -> None:
     """Prints the title, a row for each finding, and the result, on standard output."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    rows = one_of_many(findings)
+    rows = [
+        replace(row, node=visible(row.node), text=visible(row.text), advice=visible(row.advice))
+        for row in one_of_many(findings)
+    ]
     print(title)
     if sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         _coloured(rows)

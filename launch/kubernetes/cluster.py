@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.contract import RetryError, RunError, UsageError
+from launch.kubernetes.checks import WORKLOADS
 from launch.torchx.refusals import cluster_refusal
 
 Object = dict[str, Any]
@@ -21,6 +22,7 @@ _CALLS = {
     "ServiceAccount": ("CoreV1Api", "service_account"),
     "PersistentVolumeClaim": ("CoreV1Api", "persistent_volume_claim"),
     "ConfigMap": ("CoreV1Api", "config_map"),
+    "Secret": ("CoreV1Api", "secret"),
     "Service": ("CoreV1Api", "service"),
     "NetworkPolicy": ("NetworkingV1Api", "network_policy"),
     "CronJob": ("BatchV1Api", "cron_job"),
@@ -41,9 +43,10 @@ class Cluster:
 
         return getattr(client, name)(self._client)
 
-    def submit(self, objects: Sequence[Object], workload: Object) -> None:
+    def submit(self, objects: Sequence[Object]) -> None:
         """Creates shared objects, then the workload, then the objects that it owns. Raises
         UsageError or RetryError; the workload is deleted then."""
+        (workload,) = (made for made in objects if made["kind"] in WORKLOADS)
         for made in objects:
             if made["kind"] in SHARED:
                 self._create(made, may_exist=True)

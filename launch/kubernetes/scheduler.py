@@ -18,7 +18,7 @@ from torchx.schedulers.api import (
 from torchx.specs import AppDef, AppDryRunInfo, runopts
 
 from launch.contract import UsageError
-from launch.kubernetes import from_torchx, logs, state
+from launch.kubernetes import from_torchx, logs, run_secret, state
 from launch.kubernetes.cluster import Cluster, connect, current_namespace
 from launch.kubernetes.rendering import Rendered, as_yaml, render
 
@@ -82,7 +82,8 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         return AppDryRunInfo(Submission(rendered, name, namespace), str)
 
     def schedule(self, dryrun_info: AppDryRunInfo[Submission]) -> str:
-        """Submits. Raises UsageError or RetryError."""
+        """Submits, with a secret for the run's messages, which a dry run does not show. Raises
+        UsageError or RetryError."""
         request = dryrun_info.request
         workload = request.rendered.workload
         if workload["apiVersion"] not in ("batch/v1", "jobset.x-k8s.io/v1alpha2"):
@@ -92,7 +93,7 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
                 "--dryrun` or `isorun render`, and apply it with kubectl."
             )
         cluster = self._cluster(request.namespace)
-        cluster.submit(request.rendered.objects, workload)
+        cluster.submit(run_secret.with_secret(request.rendered.objects, workload))
         return f"{request.namespace}:{request.name}"
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from torchx.cli.cmd_cancel import CmdCancel
 from torchx.cli.cmd_describe import CmdDescribe
@@ -29,7 +29,7 @@ from torchx.runner import get_runner
 from torchx.runner.config import apply, get_config, load_sections
 from torchx.schedulers.local_scheduler import SignalException
 
-from launch.contract import Exit, RunError, UsageError, first_line, log
+from launch.contract import Exit, RunError, UsageError, first_line, log, visible_log
 from launch.history import launch_log
 from launch.torchx import options, words
 from launch.torchx.refusals import refusal_of
@@ -55,7 +55,7 @@ class RunCommand(CmdRun):  # type: ignore[misc]
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
             signal.signal(signal.SIGHUP, _raise_stop)
         try:
-            with _one_sentence("run the job"):
+            with _one_sentence("run the job"), _visible_logs():
                 _check(args)
                 super().run(args)
         except KeyboardInterrupt:
@@ -79,7 +79,7 @@ class LogCommand(CmdLog):  # type: ignore[misc]
         scheduler, _, path = args.identifier.partition("://")
         session, _, names = path.partition("/")
         job, _, replica = names.partition("/")
-        with _one_sentence(f"read the log of {args.identifier}"):
+        with _one_sentence(f"read the log of {args.identifier}"), _visible_logs():
             if scheduler == "local_cwd" and job:
                 log_directory(job)
             elif job and not replica.partition("/")[2]:
@@ -168,6 +168,32 @@ def _one_sentence(doing: str) -> Iterator[None]:
         _exit_with(refusal)
     finally:
         threading.excepthook = before
+
+
+class _VisibleStream:
+    """A terminal that shows the control characters of what is printed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """See io.TextIOBase."""
+        return self._stream.write(visible_log(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _visible_logs() -> Iterator[None]:
+    """Lets no terminal obey the logs that TorchX prints. Elsewhere they stay as they are."""
+    before = sys.stdout, sys.stderr
+    wrapped = (_VisibleStream(s) if s is not None and s.isatty() else s for s in before)
+    sys.stdout, sys.stderr = cast("tuple[TextIO, TextIO]", tuple(wrapped))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

@@ -12,6 +12,7 @@ import torch.distributed.checkpoint
 from tests.support.hostile import Evil
 from train.checkpoint import dcp
 from train.checkpoint.damage import DamagedError
+from train.checkpoint.index import item_size, read_index
 from train.distributed.shard import Shard
 
 
@@ -204,6 +205,26 @@ def test_an_index_that_leaves_its_files_or_its_tensors_is_refused(tmp_path, chan
         dcp.shapes(directory)
     with pytest.raises(DamagedError):
         dcp.load(held({"a": torch.zeros(7, 3)}), directory, None)
+
+
+def test_the_bytes_of_every_dtype_are_known():
+    dtypes = {v for v in vars(torch).values() if isinstance(v, torch.dtype)}
+    named = {dtype: item_size(str(dtype).removeprefix("torch.")) for dtype in dtypes}
+    assert named == {dtype: dtype.itemsize for dtype in dtypes}
+    assert len(named) > 20
+    assert [item_size(name) for name in ("load", "int0", "int", "float3200", "", "Tensor")] == [
+        None
+    ] * 6
+
+
+@pytest.mark.parametrize("dtype", ["complex128", "load"])
+def test_a_dtype_for_which_the_data_is_too_short_is_found_without_torch(tmp_path, dtype):
+    """As `isorun verify` reads an index."""
+    dcp.save(held({"a": torch.randn(700, 3)}), tmp_path, None)
+    change_index(tmp_path, tensor(dtype=dtype))
+    files = {path.name: {"size": path.stat().st_size} for path in tmp_path.iterdir()}
+    with pytest.raises(DamagedError, match="too few|unknown"):
+        read_index(tmp_path, files)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, '{"format": 1}', "\xff"])

@@ -35,6 +35,17 @@ def test_a_checkpoint_is_not_listed_before_its_commit(store):
     assert list(store.directory.iterdir()) == []
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o2775, 0o700])
+def test_only_the_owner_can_put_files_into_an_uncommitted_checkpoint(store, mode):
+    store.directory.mkdir()
+    store.directory.chmod(mode)
+    temporary = store.begin(10)
+    assert temporary.stat().st_mode & 0o777 == 0o700
+    (temporary / "x").write_bytes(b"")
+    committed = store.commit(temporary, Manifest(10, {}, None, {"x": hash_file(temporary / "x")}))
+    assert committed.stat().st_mode & 0o7777 == mode
+
+
 def test_a_commit_is_read_back(store):
     commit(store, 10, {"loss": 0.5})
     assert store.steps() == [10]

@@ -189,11 +189,11 @@ def test_load_imports_no_code_that_only_the_export_names(tmp_path, monkeypatch):
     model = loaded.task(loaded.config).build_model()
     export_parameters(model, tmp_path)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "code_of_others.py").write_text(
+    (tmp_path / "code_of_an_export.py").write_text(
         "from pathlib import Path\nfrom tests.support.tiny import TinyTask\nPath('ran').touch()\n"
     )
     path = sys.path[:]
-    describe(use="code_of_others:TinyTask")
+    describe(use="code_of_an_export:TinyTask")
     with pytest.raises(UsageError, match=r"names the code .* trust=True .* task="):
         train.load(tmp_path)
     module = train.load(tmp_path, task=TinyTask)

@@ -25,8 +25,7 @@ def run(tmp_path):
     values["task"]["use"] = "code_of_others:TinyTask"
     values["hooks"] = [{"use": "tests.support.none:Hook", "options": {}}]
     (directory / "config.json").write_text(json.dumps(values))
-    yield directory
-    sys.modules.pop("code_of_others", None)
+    return directory
 
 
 @pytest.fixture

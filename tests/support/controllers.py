@@ -53,6 +53,10 @@ class Controllers:
         elif plural == "jobsets":
             made["status"] = {"restarts": 0}
             self._start_child(made)
+        elif plural == "secrets" and self.starts_pods:
+            for pod in self.pods():
+                if pod["status"]["phase"] == "Pending" and self._has_its_secrets(pod):
+                    self.start(pod)
 
     def _start_job(self, job):
         if job["spec"].get("suspend"):
@@ -82,8 +86,15 @@ class Controllers:
         pod["spec"]["hostname"] = f"{name}-{index}"
         self._store("pods", pod)
         self.logs[pod["metadata"]["uid"]] = []
-        if self.starts_pods:
+        if self.starts_pods and self._has_its_secrets(pod):
             self.start(pod)
+
+    def _has_its_secrets(self, pod):
+        """Whether the Secrets exist that its variables come from; the kubelet waits for them."""
+        namespace = pod["metadata"]["namespace"]
+        env = [item for c in pod["spec"]["containers"] for item in c.get("env", [])]
+        names = [item.get("valueFrom", {}).get("secretKeyRef", {}).get("name") for item in env]
+        return all(self._find("secrets", namespace, name) for name in names if name)
 
     def _pod_ended(self, pod, code, disrupted):
         job = self._find("jobs", pod["metadata"]["namespace"], labels(pod).get(JOB))

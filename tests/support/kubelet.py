@@ -37,7 +37,7 @@ class Kubelet:
         last_words.touch()
         own = {}
         for item in container.get("env", []):
-            own[item["name"]] = self._expanded(self._value(item, labels), own)
+            own[item["name"]] = self._expanded(self._value(item, pod), own)
         own |= {
             "JOB_COMPLETION_INDEX": labels[INDEX],
             "PET_RDZV_PORT": port,
@@ -81,11 +81,13 @@ class Kubelet:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
-    @staticmethod
-    def _value(item, labels):
+    def _value(self, item, pod):
         if "value" in item:
             return item["value"]
-        path = item["valueFrom"]["fieldRef"]["fieldPath"]
+        if key := item["valueFrom"].get("secretKeyRef"):
+            secret = self._cluster.objects["secrets", pod["metadata"]["namespace"], key["name"]]
+            return secret["stringData"][key["key"]]
+        labels, path = pod["metadata"]["labels"], item["valueFrom"]["fieldRef"]["fieldPath"]
         return labels[path.split("'")[1]] if "'" in path else "127.0.0.1"
 
     @staticmethod

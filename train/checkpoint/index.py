@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ DATA_SUFFIX = ".distcp"
 _FORMAT = 1
 _LIMIT = 1 << 30  # bytes; a chunk takes about 130
 _MOST_DIMENSIONS = 64  # of a tensor in torch
+_BITS = re.compile(r"(?:b?float|complex|q?u?int|bits)([1-8]|16|32|64|128)(?:_?[a-z]\w*)?")
+"""Bits of an element in torch's name of a dtype. Some have a suffix, such as float8_e4m3fn."""
 _TENSOR: Fields = {"dtype": str, "shape": list, "chunks": list}
 _CHUNK: Fields = {"offsets": list, "sizes": list, "file": str, "at": int, "length": int}
 
@@ -92,6 +95,15 @@ def read_index(checkpoint: Path, files: Mapping[str, Mapping[str, Any]]) -> Inde
     return index
 
 
+def item_size(dtype: str) -> int | None:
+    """Bytes of an element; None if torch has no such dtype. By the name, so that ``verify`` need
+    not import torch."""
+    if dtype == "bool":
+        return 1
+    named = _BITS.fullmatch(dtype)
+    return max(1, int(named[1]) // 8) if named else None
+
+
 def _parse(data: bytes) -> dict[str, Any]:
     values = parse_object(data, {"format": int, "tensors": dict})
     if values["format"] != _FORMAT:
@@ -122,6 +134,8 @@ def _counts(name: str, values: list[object]) -> tuple[int, ...]:
 
 def _check(name: str, tensor: StoredTensor, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises ValueError unless the chunks are inside the tensor and their files, and cover it."""
+    if (size := item_size(tensor.dtype)) is None:
+        raise ValueError(f"{shown(name)} has the dtype {shown(tensor.dtype)}, which is unknown")
     covered, begins = 0, set()
     for chunk in tensor.chunks:
         if not is_plain_name(chunk.file) or chunk.file not in files:
@@ -137,7 +151,8 @@ def _check(name: str, tensor: StoredTensor, files: Mapping[str, Mapping[str, Any
         if elements := math.prod(chunk.sizes):
             covered += elements
             begins.add(chunk.offsets)
-            if elements > chunk.length:  # a byte at least
+            # Else more memory would be allocated for the tensor than it has on the disk.
+            if elements * size > chunk.length:
                 raise ValueError(f"a chunk of {shown(name)} has {chunk.length} bytes, too few")
     nonempty = sum(math.prod(chunk.sizes) > 0 for chunk in tensor.chunks)
     if covered != math.prod(tensor.shape) or len(begins) != nonempty:

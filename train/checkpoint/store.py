@@ -11,8 +11,10 @@ import errno
 import math
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from train.checkpoint.manifest import MANIFEST, Manifest, hash_file
 from train.files import NotRegularError, fsync, refuse_link, replace_text
 
 _TEMPORARY = ".writing-"
+_PRIVATE = 0o700
 _NO_DIRECTORY = "not a directory, or a link to none"
 
 
@@ -60,13 +63,15 @@ class CheckpointStore:
             raise unusable(self.directory, error) from error
 
     def begin(self, step: int) -> Path:
-        """Creates a temporary directory for the checkpoint of a step."""
+        """Creates a temporary directory for the checkpoint of a step. Only its owner can write into
+        it before the commit: in a run directory of a group, somebody else could otherwise put a
+        link where a file is about to be written."""
         self._refuse_link()
         temporary = self.directory / f"{_TEMPORARY}{step:012d}-{uuid.uuid4().hex[:8]}"
         if not self.directory.exists():
             self.directory.mkdir()  # never a new run directory, in place of one that was moved
             fsync(self.directory.parent)
-        temporary.mkdir()
+        temporary.mkdir(_PRIVATE)
         return temporary
 
     def commit(self, temporary: Path, manifest: Manifest) -> Path:
@@ -76,11 +81,18 @@ class CheckpointStore:
         for name in manifest.files:
             fsync(temporary / name)
         fsync(path)
+        self._share(temporary)
         fsync(temporary)
         final = self.path(manifest.step)
         temporary.rename(final)
         fsync(self.directory)
         return final
+
+    def _share(self, directory: Path) -> None:
+        """Gives others the access that they have to the directory of all checkpoints."""
+        others = self.directory.stat().st_mode & ~_PRIVATE & 0o777
+        with suppress(OSError):  # the file system has no modes, or fixed ones
+            directory.chmod(stat.S_IMODE(directory.stat().st_mode) | others)
 
     def amend(self, step: int, state: Mapping[str, Any], metrics: dict[str, float]) -> None:
         """Adds a later evaluation of the step to the manifest of a committed checkpoint."""

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch.doctor import cli, examination
+from launch.doctor import cli, examination, table
 from launch.doctor.checks import (
     clocks,
     collectives,
@@ -413,3 +413,12 @@ def test_samples_larger_than_shared_memory(full, tmp_path):
     (found,) = memory.shared_memory(full, lambda _: 1 << 50, tmp_path)
     assert int(found.code) == 64
     assert found.values["needed_bytes"] == 6 * 12 << 50
+
+
+def test_the_table_shows_control_characters(capsys):
+    """A text may come from another node, or from the name of a file."""
+    table.show("nodes", [ok("storage", "\x1b[2Jwritable"), ok("network", "a\x07")])
+    shown = capsys.readouterr().out
+    assert "\\x1b[2Jwritable" in shown
+    assert "a\\x07" in shown
+    assert "\x1b" not in shown

@@ -54,14 +54,61 @@ def test_submit_creates_all_objects_and_delete_removes_them(cluster, scheduler):
     app_id = scheduler.submit(app(), CFG)
     assert app_id.startswith("ml:")  # from the context of the kubeconfig
     assert kinds(cluster) == sorted(
-        ["ServiceAccount", "PersistentVolumeClaim", "Service", "NetworkPolicy", "Job", "Pod", "Pod"]
-    )
+        ["ServiceAccount", "PersistentVolumeClaim", "Service", "NetworkPolicy", "Secret", "Job",
+         "Pod", "Pod"]
+    )  # fmt: skip
     scheduler.delete(app_id)
     # Objects that the runs of a namespace share stay, such as the volume.
     assert kinds(cluster) == ["PersistentVolumeClaim", "ServiceAccount"]
     assert scheduler.describe(app_id) is None
     scheduler.cancel(app_id)  # has no effect
     assert scheduler.submit(app(), CFG) != app_id  # existing objects are not an error
+
+
+def signing(objects):
+    """The secrets of the messages, and where the pods read theirs from."""
+    keys = [o["stringData"]["key"] for o in objects if o["kind"] == "Secret"]
+    env = [
+        item for o in objects if o["kind"] == "Pod" for item in o["spec"]["containers"][0]["env"]
+    ]
+    return keys, [item["valueFrom"] for item in env if item["name"] == "ISORUN_SECRET"]
+
+
+@pytest.mark.parametrize(
+    ("j", "more"), [("2x1", {}), ("2x1", {"components": ["jobset"]}), ("1:2x1", {})]
+)
+def test_each_run_has_a_secret_of_its_own(cluster, scheduler, j, more):
+    """With other nodes only: a node alone makes its own. Nobody reads it on the way."""
+    found = []
+    for nodes in ("1x1", j, j):
+        before = list(cluster.objects.values())
+        made = scheduler.submit_dryrun(app(j=nodes), {**CFG, **more})
+        text = str(made)
+        name = scheduler.schedule(made).split(":")[1]
+        now = [o for o in cluster.objects.values() if o not in before]
+        keys, read = signing(now)
+        assert read == [{"secretKeyRef": {"name": name, "key": "key"}}] * (len(keys) * len(read))
+        assert "ISORUN_SECRET" not in text
+        assert not any(key in json.dumps(o) for key in keys for o in now if o["kind"] != "Secret")
+        found.append((keys, len(read)))
+    assert [(len(keys), pods) for keys, pods in found] == [(0, 0), (1, 2), (1, 2)]
+    assert found[1] != found[2]
+    assert all(len(key) == 64 for keys, _ in found for key in keys)
+
+
+def test_a_secret_that_the_user_has_chosen_is_kept(cluster, scheduler):
+    scheduler.submit(app(), {**CFG, "components": ["run-secret"]})
+    assert "Secret" not in kinds(cluster)
+    assert [p["status"]["phase"] for p in cluster.pods()] == ["Pending"] * 2, (
+        "it does not exist yet"
+    )
+
+
+def test_without_permission_to_create_secrets_the_reason_is_told(cluster, scheduler):
+    cluster.refuse["POST", "secrets"] = Refused(403, "Forbidden", "secrets is forbidden")
+    with pytest.raises(UsageError, match="refused to create the Secret .*secrets is forbidden"):
+        scheduler.submit(app(), CFG)
+    assert "Job" not in kinds(cluster)
 
 
 @pytest.mark.parametrize("more", [{"overlay": "sweep"}, {"components": ["wandb-offline-sync"]}])

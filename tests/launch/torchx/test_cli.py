@@ -8,6 +8,7 @@ from torchx.cli.argparse_util import ArgOnceAction, torchxconfig
 from torchx.cli.main import create_parser, get_sub_cmds
 
 from launch.history import launch_log
+from launch.torchx.cli import LogCommand
 from launch.torchx.schedulers import create
 from tests.launch.launching import NIGHTLY, dryrun
 from tests.support.runs import TINY
@@ -40,6 +41,7 @@ def torchx(tmp_path, monkeypatch, capsys):
 pytestmark = pytest.mark.process
 
 FIT = ("isorun.fit", *TINY)
+SAID = "\x1b[2J\x1b[31m3 %\x1b[0m\r4 %\n"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,18 @@ def test_arguments_in_the_configuration_file_are_checked_too(torchx, tmp_path):
     text = "[cli:run]\ncomponent = isorun.fit\n[component:isorun.fit]\ncheck = maybe\n"
     (tmp_path / ".torchxconfig").write_text(text)
     assert "--check must be True or False, but is 'maybe'" in torchx("run", "--", "--cpu", "2")[1]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "shown"), [(True, "\\x1b[2J\x1b[31m3 %\x1b[0m\r4 %\n"), (False, SAID)]
+)
+def test_no_terminal_obeys_a_log(monkeypatch, capsys, terminal, shown):
+    monkeypatch.setattr("torchx.cli.cmd_log.get_logs", lambda file, *_, **__: file.write(SAID))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    parser = argparse.ArgumentParser()
+    LogCommand().add_arguments(parser)
+    LogCommand().run(parser.parse_args(["slurm://torchx/7/fit/0"]))
+    assert capsys.readouterr().out == shown
 
 
 def test_a_failure_after_the_submission_says_that_the_job_runs(torchx, monkeypatch):
