@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+# Else each process compiles all tests, or all of isorun, anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Two processes; tests of one file run in the same process. tests/conftest.py assigns the lanes.
 SHARED := $(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder

@@ -28,6 +28,11 @@ def rank_command(command: Sequence[str]) -> list[str]:
     return words
 
 
+def refusal(reason: str) -> list[str]:
+    """The command of ranks that only report why theirs cannot be started."""
+    return [*python_module("launch.agent.refuse"), reason]
+
+
 def is_doctor(command: Sequence[str]) -> bool:
     """Whether the command checks for a training instead of running it."""
     module, arguments = _module_of(rank_command(command))

@@ -15,7 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.agent.command import check_startable, doctor_command, is_doctor, rank_command
+from launch.agent.command import (
+    check_startable,
+    doctor_command,
+    is_doctor,
+    rank_command,
+    refusal,
+)
 from launch.agent.failure import Outcome, write_record, write_termination
 from launch.agent.options import AgentOptions, parse
 from launch.agent.rendezvous import (
@@ -70,8 +76,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent"
 
 
 def _supervise(options: AgentOptions, signals: Signals) -> int:
-    if options.command:
-        check_startable(options.command)
+    refused = _refused(options)
     if options.max_nodes > 1:
         if not options.secret:
             log(
@@ -86,7 +91,7 @@ def _supervise(options: AgentOptions, signals: Signals) -> int:
         else:
             logs = _make_directory(options.log_dir)
         if options.preflight == "off":
-            return _run(options, options.command, join(options), signals, logs)
+            return _run(options, options.command, join(options), signals, logs, refused=refused)
         first = join(options, _PREFLIGHT)
         code = _check_nodes(options, first, signals, logs / _PREFLIGHT)
         if code or options.preflight_only:
@@ -95,7 +100,21 @@ def _supervise(options: AgentOptions, signals: Signals) -> int:
         # its port is never closed in between.
         second = join(options, former=first)
         del first
-        return _run(options, options.command, second, signals, logs)
+        return _run(options, options.command, second, signals, logs, refused=refused)
+
+
+def _refused(options: AgentOptions) -> str:
+    """Why the command cannot be started here, though the other nodes may be able to; else empty.
+    Raises UsageError if there are no other nodes."""
+    try:
+        if options.command:
+            check_startable(options.command)
+    except UsageError as error:
+        if options.max_nodes == 1:
+            raise
+        log(f"error: {error}")
+        return f"On {socket.gethostname()}: {error}"
+    return ""
 
 
 def _wait_for_node_0(options: AgentOptions) -> None:
@@ -175,8 +194,10 @@ def _run(
     logs: Path,
     *,
     preflight: bool = False,
+    refused: str = "",
 ) -> int:
-    """Runs a command as all ranks of this node until they end; returns the exit code."""
+    """Runs a command as all ranks of this node until they end; returns the exit code. With
+    ``refused``, a reason, the ranks only report it."""
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError
@@ -187,11 +208,12 @@ def _run(
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(os.environ.get("LOGLEVEL", "CRITICAL"))
     start_rank = Path(__file__).with_name("start_rank.py")
+    started = refusal(refused) if refused else rank_command(command)
     spec = WorkerSpec(
         role="rank",
         local_world_size=options.processes,
         entrypoint=sys.executable,
-        args=("-S", str(start_rank), str(os.getpid()), *rank_command(command)),
+        args=("-S", str(start_rank), str(os.getpid()), *started),
         rdzv_handler=handler,
         max_restarts=0 if preflight else options.max_restarts,
         monitor_interval=options.monitor_interval,

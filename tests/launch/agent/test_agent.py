@@ -237,6 +237,28 @@ def test_a_signal_before_the_ranks_start_ends_the_agent_at_once(tmp_path):
     assert "nothing is lost" in err
 
 
+@pytest.mark.parametrize("lacks", thinned([0, 1], kept=[1]))
+def test_all_nodes_end_with_the_error_of_one_that_lacks_the_script(tmp_path, lacks):
+    """Instead of waiting for it."""
+    script = tmp_path / "mine.py"
+    script.write_text("import time; time.sleep(600)")
+    port = free_port()
+    agents = [
+        start("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--node-rank", str(node),
+              "--preflight", "off",
+              command=["python", str(tmp_path / "gone.py" if node == lacks else script)])
+        for node in range(2)
+    ]  # fmt: skip
+    ends = [end(agent) for agent in agents]
+    assert [code for code, *_ in ends] == [64, 64]
+    for _, _, err in ends:
+        assert re.search(
+            r"ended first: .*On \S+: The command after -- runs .*gone.py', which", err, re.S
+        )
+        assert "Traceback" not in err
+    assert "error: The command after -- runs" in ends[lacks][2].splitlines()[0]
+
+
 @pytest.mark.slow
 def test_a_command_that_does_not_exist():
     code, _, err = end(start("--max-restarts", "3", command=["no-such-program"]))
