@@ -24,7 +24,7 @@ def alone(tmp_path_factory):
     [
         slow((2, ["batch.micro_batch_size=3"])),
         (2, ["batch.micro_batch_size=3", "loader.workers=1"]),
-        (4, ["batch.micro_batch_size=3"]),
+        slow((4, ["batch.micro_batch_size=3"])),
     ],
 )
 def test_the_same_curve_even_with_dropout(alone, tmp_path, processes, overrides):

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("wandb")
 
 from tests.support.forked import quick
+from tests.support.lanes import slow
 from tests.support.runs import ROOT
 from tests.track.wandb_file import WandbFile, offline_files
 from train.track.wandb_sink import wandb_mode
@@ -197,7 +198,7 @@ def test_the_entries_of_the_wandb_directory(twice):
     assert names == {*runs, "latest-run", "debug.log", "debug-internal.log", "cache"}
 
 
-@pytest.mark.parametrize("answers", [False, True], ids=["connection refused", "black hole"])
+@pytest.mark.parametrize("answers", [slow(False), True], ids=["connection refused", "black hole"])
 def test_an_unreachable_service_is_reported_and_logging_is_offline(tmp_path, answers):
     """A closed port, and one that accepts connections and never answers."""
     with socket.socket() as server:
