@@ -70,11 +70,11 @@ def open_regular(
     return descriptor
 
 
-def refuse_irregular(path: Path) -> None:
+def refuse_irregular(path: str | Path, *, dir_fd: int | None = None) -> None:
     """Raises NotRegularError or IsADirectoryError for what exists and is no regular file, so that
     a library may write to the path."""
     with suppress(FileNotFoundError):
-        _refuse_kind(path, path.lstat().st_mode)
+        _refuse_kind(path, os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode)
 
 
 def _refuse_kind(path: str | Path, mode: int) -> None:

@@ -1,6 +1,7 @@
 """The mirror: upload, interruption, damage and restore."""
 
 import json
+import os
 import queue
 import shutil
 import time
@@ -14,6 +15,7 @@ from train.checkpoint.damage import DamagedError
 from train.checkpoint.index import to_json
 from train.checkpoint.manifest import Manifest, hash_file
 from train.checkpoint.mirror import Mirror, MirrorError
+from train.checkpoint.mirror_storage import UrlStorage
 from train.checkpoint.mirroring import Mirroring, restore_from_mirror
 from train.checkpoint.store import CheckpointStore
 from train.exits import ResumeRefusedError, RetryError, UsageError
@@ -81,8 +83,8 @@ def always():
 
 
 def storage_of(config):
-    """The object of fsspec through which every mirror of this config reads and writes."""
-    return fsspec.url_to_fs(config.url, **config.options)[0]
+    """The class of storage through which every mirror of this config reads and writes."""
+    return type(Mirror(config).storage)
 
 
 def test_upload_and_restore(config, store, tmp_path):
@@ -104,20 +106,20 @@ def test_upload_and_restore(config, store, tmp_path):
 
 def test_an_interrupted_upload_sends_no_part_twice(config, store, monkeypatch):
     storage, sent = storage_of(config), []
-    put = storage.pipe_file
+    put = storage.write
 
-    def interrupted(path, data):
+    def interrupted(self, path, data):
         if len(sent) == 3:
             raise OSError("the cable is cut")
         sent.append(path)
-        put(path, data)
+        put(self, path, data)
 
-    monkeypatch.setattr(storage, "pipe_file", interrupted)
+    monkeypatch.setattr(storage, "write", interrupted)
     with pytest.raises(MirrorError, match="cable"):
         Mirror(config).upload(store, 10, always)
     assert Mirror(config).steps() == []
     monkeypatch.setattr(
-        storage, "pipe_file", lambda path, data: sent.append(path) or put(path, data)
+        storage, "write", lambda self, path, data: sent.append(path) or put(self, path, data)
     )
     Mirror(config).upload(store, 10, always)
     assert len(sent) == len(set(sent)) == 6 + 1 + 1 + 2 + 1  # data, metadata, manifest, run, index
@@ -126,11 +128,11 @@ def test_an_interrupted_upload_sends_no_part_twice(config, store, monkeypatch):
 
 def test_a_part_that_differs_when_read_back_is_not_committed(config, store, monkeypatch):
     storage = storage_of(config)
-    put = storage.pipe_file
+    put = storage.write
     monkeypatch.setattr(
         storage,
-        "pipe_file",
-        lambda path, data: put(path, data.replace(b"\x0a\x0a", b"\x0b\x0a", 1)),
+        "write",
+        lambda self, path, data: put(self, path, data.replace(b"\x0a\x0a", b"\x0b\x0a", 1)),
     )
     with pytest.raises(MirrorError, match="differs when read back"):
         Mirror(config).upload(store, 10, always)
@@ -215,15 +217,15 @@ def test_a_storage_error_is_reported_once_and_retried(config, store, monkeypatch
     from train.checkpoint import mirroring as module
 
     storage, calls, warnings = storage_of(config), [], []
-    put = storage.pipe_file
+    put = storage.write
 
-    def failing(path, data):
+    def failing(self, path, data):
         calls.append(path)
         if len(calls) < 3:
             raise OSError("503")
-        put(path, data)
+        put(self, path, data)
 
-    monkeypatch.setattr(storage, "pipe_file", failing)
+    monkeypatch.setattr(storage, "write", failing)
     monkeypatch.setattr(module, "_FIRST_PAUSE", 0.05)
     mirroring = Mirroring(Mirror(config), store, "mine", warnings.append)
     end = time.monotonic() + 60
@@ -456,3 +458,102 @@ def test_a_linked_file_of_the_run_directory_is_not_written_through(local, store,
     (other.directory.parent / "ledger.bin").symlink_to(tmp_path / "planted")
     assert restore_from_mirror(mirror, other)[0] == 10
     assert not (tmp_path / "planted").exists()
+
+
+def replaced(path, kind, target):
+    """Puts a link or another irregular file in place of what is at the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        path.rename(target)
+    else:
+        path.unlink(missing_ok=True)
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "a link to a device" else target)
+
+
+STEP = "step-000000000010"
+IRREGULAR = ("a link", "a FIFO", "a link to a device")
+
+
+@pytest.mark.parametrize("kind", IRREGULAR)
+def test_an_irregular_owner_is_refused(local, store, tmp_path, kind):
+    """It blocks nothing, is not read, and what it leads to is not written."""
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    replaced(tmp_path / "mirror/run.json", kind, victim)
+    for refused in (Mirror(local).owner, lambda: Mirror(local).claim("mine")):
+        with pytest.raises(
+            MirrorError, match=r"mirror/run\.json: it is .*, not a regular"
+        ) as caught:
+            refused()
+        assert caught.value.is_misconfigured
+    assert victim.read_text() == "kept"
+
+
+@pytest.mark.parametrize("kind", IRREGULAR)
+@pytest.mark.parametrize("name", ["mirror.json", "manifest.json", "run/run.json"])
+def test_no_irregular_object_of_a_copy_is_used(local, store, tmp_path, kind, name):
+    mirror = Mirror(local)
+    mirror.upload(store, 10, always)
+    (path,) = (tmp_path / "mirror" / STEP).glob(name + "*")
+    replaced(path, kind, victim := tmp_path / "victim")
+    with pytest.raises(MirrorError, match="not a regular file"):
+        mirror.upload(store, 10, always)
+    assert not victim.exists()
+    with pytest.raises(UsageError, match=r"(?s)not a regular file.*kind of its files"):
+        restore_from_mirror(mirror, other := elsewhere(tmp_path))
+    assert other.steps() == []
+
+
+@pytest.mark.parametrize("folder", [STEP, f"{STEP}/run"])
+def test_a_linked_folder_of_a_copy_is_refused(local, store, tmp_path, folder):
+    mirror, victim = Mirror(local), tmp_path / "victim"
+    mirror.upload(store, 10, always)
+    replaced(tmp_path / "mirror" / folder, "a link", victim)
+    before = {path: path.read_bytes() for path in victim.rglob("*") if path.is_file()}
+    with pytest.raises(MirrorError, match="not a directory"):
+        mirror.upload(store, 10, always)
+    with pytest.raises(UsageError, match="not a directory"):
+        restore_from_mirror(mirror, elsewhere(tmp_path))
+    if folder == STEP:
+        with pytest.raises(MirrorError, match="not a directory"):
+            mirror.remove(10)
+    assert {path: path.read_bytes() for path in victim.rglob("*") if path.is_file()} == before
+
+
+def test_a_copy_is_not_written_into_a_linked_folder(local, store, tmp_path):
+    (victim := tmp_path / "victim").mkdir()
+    replaced(tmp_path / "mirror" / STEP, "a link", victim.rename(tmp_path / "elsewhere"))
+    with pytest.raises(MirrorError, match="not a directory"):
+        Mirror(local).upload(store, 10, always)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_mirror_may_be_a_link(store, tmp_path):
+    (tmp_path / "large").mkdir()
+    (tmp_path / "mirror").symlink_to(tmp_path / "large")
+    mirror = Mirror(MirrorConfig(url=f"file://{tmp_path}/mirror"))
+    mirror.claim("mine")
+    mirror.upload(store, 10, always)
+    assert restore_from_mirror(mirror, elsewhere(tmp_path))[0] == 10
+    mirror.remove(10)
+    assert sorted(path.name for path in (tmp_path / "large").iterdir()) == ["run.json"]
+
+
+@pytest.mark.parametrize("told", [None, 4])
+def test_an_object_that_is_larger_than_said_is_not_read(told):
+    """A server may say another size than it sends, or none."""
+    requested = []
+
+    class Files:
+        def info(self, path):
+            return {"size": told}
+
+        def cat_file(self, path, start, end):
+            requested.append((start, end))
+            return bytes(100)[start:end]
+
+    assert UrlStorage(Files(), "bucket").read("key", 8) == b""
+    assert requested == [(0, 9)]

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.layout import dumps_with_sha256, json_sha256, parse_step_name, step_name
 from train.checkpoint.manifest import MANIFEST, Manifest
+from train.checkpoint.mirror_storage import storage_at
 from train.checkpoint.store import CheckpointStore
 from train.exits import ResumeRefusedError, UsageError, first_line
-from train.files import create, fsync, is_plain_name, open_regular
+from train.files import NotRegularError, create, fsync, is_plain_name, open_regular
 from train.json_files import LIMIT, Fields, has_fields, parse_object, read_object, shown
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class MirrorError(Exception):
     """The mirror cannot be reached or refuses an operation; the text is one line."""
 
     is_misconfigured = False
-    """Whether a retry cannot help, because credentials or rights are missing."""
+    """Whether a retry cannot help, because credentials or rights are missing, or a file is of the
+    wrong kind."""
 
 
 class Mirror:
@@ -50,17 +52,14 @@ class Mirror:
     def __init__(self, config: MirrorConfig) -> None:
         self.url = config.url.rstrip("/")
         self._part_size = config.part_mb << 20
-        import fsspec  # type: ignore[import-untyped]
-
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, **config.options)
+            self.storage = storage_at(self.url, config.options)
         except (ValueError, ImportError, TypeError) as error:
             raise UsageError(
                 f"checkpoint.mirror.url is {config.url!r}, which cannot be used "
                 f"({first_line(error)}); set a URL such as s3://bucket/folder or file:///folder, "
                 "and install its driver with `pip install 'isorun[s3]'` or 'isorun[gcs]'."
             ) from error
-        self._fs.use_listings_cache = False  # other processes write too
 
     # -- owner -------------------------------------------------------------------------------
 
@@ -92,8 +91,7 @@ class Mirror:
 
     def steps(self) -> list[int]:
         """The steps of all committed copies, oldest first."""
-        found = self._call(self._fs.glob, f"{self._root}/step-*/{INDEX}")
-        steps = (parse_step_name(str(path).split("/")[-2]) for path in found)
+        steps = map(parse_step_name, self._call(self.storage.folders, INDEX))
         return sorted(step for step in steps if step is not None)
 
     def upload(
@@ -131,9 +129,9 @@ class Mirror:
 
     def remove(self, step: int) -> None:
         """Removes a copy, ``mirror.json`` first, so that a partial removal is not a valid copy."""
-        folder = f"{self._root}/{step_name(step)}"
-        self._call(self._fs.rm_file, f"{folder}/{INDEX}")
-        self._call(self._fs.rm, folder, recursive=True)
+        folder = step_name(step)
+        self._call(self.storage.remove, f"{folder}/{INDEX}")
+        self._call(self.storage.remove_folder, folder)
 
     # -- download ----------------------------------------------------------------------------
 
@@ -215,26 +213,15 @@ class Mirror:
                 yield part
 
     def _get(self, key: str, size: int) -> bytes | None:
-        """An object's content; None if it does not exist, and nothing if it has more than ``size``
-        bytes, so that it matches no hash."""
-        path = f"{self._root}/{key}"
-        try:
-            if (self._fs.info(path).get("size") or 0) > size:
-                return b""
-            return bytes(self._fs.cat_file(path))
-        except FileNotFoundError:
-            return None
-        except Exception as error:
-            raise _failed(error) from error
+        found: bytes | None = self._call(self.storage.read, key, size)
+        return found
 
     def _put(self, key: str, data: bytes) -> None:
-        path = f"{self._root}/{key}"
-        self._call(self._fs.makedirs, path.rpartition("/")[0], exist_ok=True)
-        self._call(self._fs.pipe_file, path, data)
+        self._call(self.storage.write, key, data)
 
-    def _call(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return method(*arguments, **options)
+            return method(*arguments)
         except Exception as error:
             raise _failed(error) from error
 
@@ -261,9 +248,13 @@ def _run_id(path: Path) -> str | None:
 
 
 def _failed(error: Exception) -> MirrorError:
-    failed = MirrorError(f"{type(error).__name__}: {first_line(error)}")
+    if isinstance(error, NotRegularError):
+        failed = MirrorError(f"{error.filename}: {error.strerror}")
+    else:
+        failed = MirrorError(f"{type(error).__name__}: {first_line(error)}")
     # s3fs and gcsfs raise these for missing credentials or rights.
     failed.is_misconfigured = (
-        isinstance(error, PermissionError) or "Credential" in type(error).__name__
+        isinstance(error, (PermissionError, NotRegularError, IsADirectoryError))
+        or "Credential" in type(error).__name__
     )
     return failed

@@ -20,7 +20,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 300.0  # seconds before a retry
 def mirror_unreadable(mirror: Mirror, store: CheckpointStore, error: MirrorError) -> RunError:
     """The error if the run has no local checkpoint and its mirror cannot be read."""
     kind = UsageError if error.is_misconfigured else RetryError
-    remedy = "correct its credentials and rights" if error.is_misconfigured else "rerun when it can"
+    remedy = "rerun when it can"
+    if error.is_misconfigured:
+        remedy = "correct its credentials and rights, or the kind of its files"
     return kind(
         f"There is no checkpoint in {store.directory}, and checkpoint.mirror.url, {mirror.url}, "
         f"cannot be read ({error}); {remedy}, or set checkpoint.mirror=null to start from the "
@@ -35,7 +37,7 @@ def restore_from_mirror(
     which ``check`` raises DamagedError is not valid.
 
     Returns its step (None if the mirror has none) and messages for the user. Raises RetryError, or
-    UsageError for missing credentials, if the mirror cannot be read.
+    UsageError for missing credentials or a file of the wrong kind, if the mirror cannot be read.
     """
     notes: list[str] = []
     try:
