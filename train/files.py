@@ -11,12 +11,13 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+_BLOCK = 4 << 20  # bytes
 _LONGEST_NAME = 255  # bytes, on all common file systems
 _KINDS = (
     (stat.S_ISLNK, "a symbolic link"),
@@ -111,6 +112,22 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
             raise TooLargeError(errno.EFBIG, text, str(path)) from None
 
 
+def lines_backwards(path: Path) -> Iterator[bytes]:
+    """The lines of a regular file, without their ends, from the last to the first.
+
+    Of a line that is longer than a block, only a part is given, so that a few blocks are in memory.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        end, rest = os.fstat(file.fileno()).st_size, b""
+        while end > 0:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            rest, *lines = (file.read(end - start) + rest).split(b"\n")
+            yield from reversed(lines)
+            rest, end = rest if len(rest) <= _BLOCK else b"", start
+        yield rest
+
+
 def fsync(path: Path) -> None:
     """Flushes a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -147,9 +164,17 @@ def create(path: str | Path, *, dir_fd: int | None = None) -> int:
 
 def replace_bytes(path: Path, data: bytes) -> None:
     """Replaces a file atomically and durably, through a temporary file beside it."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that replaces a file atomically and durably once it is written; it is created
+    beside it. After an error, the file stays."""
     temporary = path.with_name(f".{path.name}.new")
     with os.fdopen(create(temporary), "wb") as file:
-        file.write(data)
+        yield file
     fsync(temporary)
     temporary.replace(path)
     fsync(path.parent)

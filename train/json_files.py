@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
@@ -37,6 +38,12 @@ def has_fields(values: object, fields: Fields) -> TypeGuard[dict[str, Any]]:
 def is_count(value: object) -> TypeGuard[int]:
     """Whether a JSON value is an integer from 0 to ``LARGEST``."""
     return type(value) is int and 0 <= value <= LARGEST
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a JSON value is a number that ``float`` takes. An integer of JSON may be larger."""
+    is_within = type(value) is int and abs(value) <= sys.float_info.max
+    return is_within or type(value) is float
 
 
 def parse_json(data: bytes | str) -> Any:

@@ -1,10 +1,12 @@
 """attempts.jsonl: numbers, and the end of each attempt."""
 
 import json
+import os
 
 import pytest
 
 from train.checkpoint.attempts import Attempts, described_end
+from train.files import TooLargeError
 
 
 @pytest.fixture
@@ -62,3 +64,11 @@ def test_an_end_that_cannot_be_written_leaves_the_file(attempts, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         attempts.record_end(1, 0, "finished")
     assert attempts.path.read_bytes() == before
+
+
+def test_a_file_that_is_too_large_is_not_read(attempts):
+    os.truncate(attempts.path, 100 << 30)  # sparse
+    for call in (attempts.count, attempts.by_number):
+        with pytest.raises(TooLargeError):
+            call()
+    assert attempts.last() == {}

@@ -1,8 +1,10 @@
 """DCP: tensors are saved and loaded, and no unsafe pickle is loaded."""
 
 import errno
+import io
 import json
 import pickle
+import zipfile
 from contextlib import suppress
 
 import pytest
@@ -13,6 +15,7 @@ from tests.support.hostile import Evil
 from train.checkpoint import dcp
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.index import item_size, read_index
+from train.checkpoint.stored_tensor import check_tensors
 from train.distributed.shard import Shard
 
 
@@ -277,3 +280,90 @@ def test_a_storage_error_while_loading_is_an_os_error(tmp_path, monkeypatch):
     monkeypatch.setattr(FileSystemReader, "read_data", stale)
     with pytest.raises(OSError, match="Stale file handle"):
         dcp.load(held({"a": torch.zeros(3)}), tmp_path, None)
+
+
+def compressed(data):
+    """The same zip file with compression, and as many bytes as before."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry.filename)
+            new.writestr(entry.filename, content, zipfile.ZIP_DEFLATED)
+        new.writestr("padding", bytes(len(data)))
+    return out.getvalue()
+
+
+def twice(data):
+    """A zip file that lists its largest entry twice."""
+    out = io.BytesIO(data)
+    with zipfile.ZipFile(out, "a") as file:
+        file.filelist.append(max(file.filelist, key=lambda entry: entry.file_size))
+        file.writestr("more", b"")
+    return out.getvalue()
+
+
+def in_the_former_form(data):
+    out = io.BytesIO()
+    torch.save(torch.load(io.BytesIO(data)), out, _use_new_zipfile_serialization=False)
+    return out.getvalue()
+
+
+def many_entries(data):
+    out = io.BytesIO(data)
+    with zipfile.ZipFile(out, "a") as file:
+        for number in range(3000):
+            file.writestr(f"entry {number}", b"")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (compressed, "it is compressed"),
+        (twice, "its entries are larger than it is"),
+        (many_entries, r"it is not a zip file \(it has too many entries\)"),
+        (in_the_former_form, "it is not a zip file"),
+        (lambda data: data[:-30], "it is not a zip file"),
+        (lambda data: b"PK\x03\x04", "it is not a zip file"),
+        (lambda data: b"", "it is not a zip file"),
+    ],
+)
+def test_a_tensor_needs_no_more_memory_than_it_has_bytes(tmp_path, change, said):
+    torch.save(torch.zeros(300, 100), tmp_path / "x")
+    data = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").write_bytes(b"before" + data + b"after")
+    check_tensors(tmp_path, [("x", 6, len(data))])
+    changed = change(data)
+    (tmp_path / "x").write_bytes(b"before" + changed + b"after")
+    with pytest.raises(DamagedError, match=f"x at byte 6: {said}"):
+        check_tensors(tmp_path, [("x", 6, len(changed))])
+
+
+def test_a_compressed_tensor_is_not_loaded(tmp_path):
+    tensors = {"a": torch.zeros(300, 100)}
+    dcp.save(held(tensors), tmp_path, None)
+    (path,) = tmp_path.glob("*.distcp")
+    path.write_bytes(compressed(path.read_bytes()))
+    change_index(tmp_path, lambda index, tensor, chunk: chunk.update(length=path.stat().st_size))
+    with pytest.raises(DamagedError, match="it is compressed"):
+        dcp.load(held(tensors), tmp_path, None)
+
+
+@pytest.mark.parametrize("what", ["dimensions", "chunks", "names", "fields"])
+def test_a_pickled_index_takes_no_more_memory_than_it_has_bytes(tmp_path, what):
+    """One object can be referred to many times, in two bytes each."""
+    former(tmp_path, {"a": torch.zeros(2), "b": torch.zeros(3)})
+    path = tmp_path / ".metadata"
+    index = pickle.loads(path.read_bytes())
+    entry = index.state_dict_metadata["a"]
+    if what == "dimensions":
+        entry.size = torch.Size([1] * 65)
+    elif what == "chunks":
+        entry.chunks = entry.chunks * 3
+    elif what == "names":
+        index.state_dict_metadata |= dict.fromkeys("cd", entry)
+    else:
+        vars(entry.chunks[0]).update({f"more{i}": 1 for i in range(65)})
+    path.write_bytes(pickle.dumps(index, protocol=2))
+    with pytest.raises(DamagedError, match="metadata cannot be used"):
+        read_index(tmp_path, {p.name: {"size": p.stat().st_size} for p in tmp_path.iterdir()})

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from train.checkpoint.loop_state import state_fault
+from train.checkpoint.opening import _newest_row
 from train.checkpoint.run_directory import RunDirectory
+from train.checkpoint.run_view import Run
 from train.exits import ResumeRefusedError, UsageError
 
 IDENTITY = {"id": "a-1", "name": "a", "wandb_id": "a-1", "created": 1.5}
@@ -104,6 +106,38 @@ def test_the_state_of_a_run_is_accepted():
     assert state_fault(STATE) is None
     former = {key: STATE[key] for key in ("samples", "progress", "window", "optimizer")}
     assert state_fault(former) is None
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [("window", "loss_sum"), ("early_stop", "best"), ("loss_scale", "value")]
+)
+def test_a_number_that_no_float_holds_is_named(part, key):
+    state = STATE | {part: STATE[part] | {key: 10**400}}
+    assert state_fault(state) == f"{part}.{key} a number that is too large"
+
+
+def test_rows_with_numbers_that_no_array_holds_are_left_out(directory):
+    directory.identity_path.write_text(json.dumps(IDENTITY))
+    rows = [
+        {"step": 1, "loss": 10**400, "time": 1.0}, {"step": 10**30, "loss": 2.0},
+        {"step": -1, "loss": 2.0}, {"step": True, "loss": 2.0}, {"step": 2, "loss": 3},
+        {"step": 3, "loss": None}, {"step": 4, "loss": "low"},
+    ]  # fmt: skip
+    directory.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metrics = Run(directory.path).metrics
+    assert metrics["loss"].steps.tolist() == [2, 3]
+    assert metrics["time"].values.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("more", [b"", b"\n", b"x" * 100, b"\0" * 100_000])
+def test_the_newest_row_is_found_without_the_rest_of_the_file(directory, monkeypatch, more):
+    monkeypatch.setattr("train.files._BLOCK", 64)
+    rows = [{"step": step, "train/epoch": step / 10} for step in range(100)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    directory.metrics.write_bytes(text.encode() + more)
+    assert _newest_row(directory.metrics, 50) == rows[50]
+    assert _newest_row(directory.metrics, 1000) == rows[99]
+    assert _newest_row(directory.metrics, -1) is None
 
 
 TEXTS = (("run",), ("optim", "use"))

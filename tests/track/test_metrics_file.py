@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from tests.support.runs import ROOT
+from train.files import TooLargeError
 from train.track.metrics_file import MetricsFile
 
 
@@ -238,3 +239,14 @@ import os; os.kill(os.getpid(), 9)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     assert steps(path) == [1, 2]
+
+
+def test_a_file_with_too_much_that_is_no_row_is_refused(path, monkeypatch):
+    monkeypatch.setattr("train.json_files.LIMIT", 100)
+    monkeypatch.setattr("train.track.metrics_file.LIMIT", 100)
+    write(path, 1, 2)
+    before = path.read_bytes() + b"\0" * 1000
+    path.write_bytes(before)
+    with pytest.raises(TooLargeError, match="more than 100 bytes of it are not rows"):
+        MetricsFile(path, start_step=2, attempt=2)
+    assert path.read_bytes() == before

@@ -16,8 +16,11 @@ pytest.importorskip("wandb")
 from tests.support.forked import quick
 from tests.support.lanes import slow
 from tests.support.runs import ROOT
+from tests.track.conftest import run_info
 from tests.track.wandb_file import WandbFile, offline_files
-from train.track.wandb_sink import wandb_mode
+from train.files import NotRegularError
+from train.track.track_config import TrackConfig
+from train.track.wandb_sink import WandbSink, wandb_mode
 
 MADE = """
 import json, os, signal, sys, time
@@ -306,3 +309,17 @@ def test_the_config_takes_precedence(no_login):
 def test_a_broken_netrc_is_not_a_login(no_login, tmp_path):
     (tmp_path / "netrc").write_text("machine machine machine what")
     assert wandb_mode("auto", "online", URL, None) == "offline"
+
+
+@pytest.mark.parametrize("name", ["wandb", "wandb/cache"])
+def test_nothing_of_wandb_is_called_if_its_directory_is_a_link(monkeypatch, tmp_path, name):
+    import wandb
+
+    called = []
+    monkeypatch.setattr(wandb, "setup", lambda **_: called.append("setup"))
+    monkeypatch.setattr(wandb, "init", lambda **_: called.append("init"))
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).symlink_to(tmp_path)
+    with pytest.raises(NotRegularError):
+        WandbSink(run_info(tmp_path / "run"), TrackConfig()).open()
+    assert called == []

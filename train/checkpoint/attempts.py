@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from train.files import open_regular, read_bytes, replace_bytes
-from train.json_files import parse_object
+from train.json_files import LIMIT, parse_object
 
 NO_END = "no recorded end: it was killed, lost its machine, or is in progress"
 
@@ -22,7 +22,7 @@ class Attempts:
         self.path = path
 
     def _lines(self) -> list[bytes]:
-        return read_bytes(self.path).splitlines() if self.path.exists() else []
+        return read_bytes(self.path, LIMIT).splitlines() if self.path.exists() else []
 
     def count(self) -> int:
         """The number of attempts so far, failed ones included."""

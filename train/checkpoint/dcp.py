@@ -29,6 +29,7 @@ from train.checkpoint.index import (
 )
 from train.checkpoint.index import read_index as read_index_of
 from train.checkpoint.manifest import MANIFEST, Manifest
+from train.checkpoint.stored_tensor import check_tensors
 from train.exits import first_line
 from train.files import open_regular
 from train.json_files import shown
@@ -196,6 +197,8 @@ def load(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | Non
 
         def read_data(self, plan: Any, planner: Any) -> Any:
             try:
+                places = (metadata.storage_data[item.storage_index] for item in plan.items)
+                check_tensors(directory, ((p.relative_path, p.offset, p.length) for p in places))
                 return super().read_data(plan, planner)
             except (*_UNREADABLE, RuntimeError) as error:
                 if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):

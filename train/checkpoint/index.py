@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint.damage import NOT_A_FILE, DamagedError
-from train.checkpoint.pickled_index import read_pickled_index
+from train.checkpoint.pickled_index import MOST_DIMENSIONS, read_pickled_index
 from train.files import is_plain_name, read_bytes
 from train.json_files import Fields, has_fields, is_count, parse_object, shown
 
@@ -25,7 +25,6 @@ DATA_SUFFIX = ".distcp"
 """The suffix of files with tensors."""
 _FORMAT = 1
 _LIMIT = 1 << 30  # bytes; a chunk takes about 130
-_MOST_DIMENSIONS = 64  # of a tensor in torch
 _BITS = re.compile(r"(?:b?float|complex|q?u?int|bits)([1-8]|16|32|64|128)(?:_?[a-z]\w*)?")
 """Bits of an element in torch's name of a dtype. Some have a suffix, such as float8_e4m3fn."""
 _TENSOR: Fields = {"dtype": str, "shape": list, "chunks": list}
@@ -126,8 +125,8 @@ def _stored(name: str, values: object) -> StoredTensor:
 
 
 def _counts(name: str, values: list[object]) -> tuple[int, ...]:
-    counts = tuple(value for value in values[: _MOST_DIMENSIONS + 1] if is_count(value))
-    if len(counts) != len(values) or len(counts) > _MOST_DIMENSIONS:
+    counts = tuple(value for value in values[: MOST_DIMENSIONS + 1] if is_count(value))
+    if len(counts) != len(values) or len(counts) > MOST_DIMENSIONS:
         raise ValueError(f"the entry of {shown(name)} has a size or an offset that is not a count")
     return counts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from train.json_files import Fields, has_fields, shown
+from train.json_files import Fields, has_fields, is_number, shown
 
 _NUMBER = (int, float)
 _NONE = type(None)
@@ -52,5 +52,6 @@ def _present(values: Mapping[str, Any], fields: Fields) -> Fields:
 
 def _wrong(prefix: str, values: Mapping[str, Any], fields: Fields) -> Iterator[str]:
     for name, kind in fields.items():
-        if not has_fields(values, {name: kind}):
+        is_of_kind = has_fields(values, {name: kind})
+        if not is_of_kind or (type(values[name]) is int and not is_number(values[name])):
             yield f"{prefix}{name} {shown(values.get(name))}"

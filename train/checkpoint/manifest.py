@@ -14,7 +14,7 @@ from train.checkpoint.damage import NOT_A_FILE, DamagedError
 from train.checkpoint.layout import dumps_with_sha256, json_sha256
 from train.exits import UsageError
 from train.files import is_plain_name, open_regular
-from train.json_files import Fields, has_fields, is_count, parse_json, read_object, shown
+from train.json_files import Fields, has_fields, is_count, is_number, parse_json, read_object, shown
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -78,7 +78,7 @@ def _fault(body: Mapping[str, Any]) -> str | None:
     if not is_count(body["step"]):
         return "its step"
     for name, value in (body["metrics"] or {}).items():
-        if type(value) not in (int, float):
+        if not is_number(value):
             return f"the metric {shown(name)}"
     for name, entry in body["files"].items():
         if not is_plain_name(name) or name == MANIFEST:

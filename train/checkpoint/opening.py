@@ -26,7 +26,7 @@ from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.data.ledger import recorded_step
 from train.exits import ResumeRefusedError
-from train.files import read_bytes
+from train.files import lines_backwards
 from train.json_files import parse_object
 
 _REMEDY = "restore the file that is of another run, or choose another run.dir"
@@ -124,8 +124,7 @@ def set_aside_metrics(directory: RunDirectory, step: int) -> list[str]:
 
 def _newest_row(path: Path, step: int) -> dict[str, Any] | None:
     """The last row of the steps up to ``step`` that has ``train/epoch``."""
-    lines = read_bytes(path).splitlines() if path.is_file() else []
-    for line in reversed(lines):
+    for line in lines_backwards(path) if path.is_file() else ():
         with suppress(ValueError):  # damaged lines are moved later
             row = parse_object(line, {"step": int, "train/epoch": float})
             if row["step"] <= step:

@@ -13,6 +13,8 @@ from typing import Any
 
 from train.json_files import shown
 
+MOST_DIMENSIONS = 64  # of a tensor in torch
+_MOST_FIELDS = 64  # of an object; those of DCP have fewer
 _DCP = "torch.distributed.checkpoint"
 _CLASSES = {
     f"{_DCP}.metadata.{name}"
@@ -64,17 +66,28 @@ def read_pickled_index(data: bytes) -> dict[str, Any]:
             if offset is not None:  # a value that is not a tensor has none
                 stored[_text(_field(index, "MetadataIndex", "fqn")), _size(offset)] = info
         entries = _items(_field(metadata, "Metadata", "state_dict_metadata"))
+        # A pickle can refer to one object many times, in a few bytes each.
+        chunks = (_chunks(_text(name), entry) for name, entry in entries)
+        if sum(map(len, chunks)) > len(stored):
+            raise ValueError("its tensors have more chunks than it has stored")
         return {_text(name): _tensor(_text(name), entry, stored) for name, entry in entries}
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ValueError("it is not DCP metadata") from None
 
 
-def _tensor(name: str, entry: Any, stored: Mapping[tuple[str, Any], Any]) -> dict[str, Any]:
+def _chunks(name: str, entry: Any) -> list[Any]:
     if entry.of != f"{_DCP}.metadata.TensorStorageMetadata":
         raise ValueError(f"{shown(name)} is not a tensor")
+    chunks = _field(entry, "TensorStorageMetadata", "chunks")
+    if not isinstance(chunks, list):
+        raise ValueError("it is not DCP metadata")
+    return chunks
+
+
+def _tensor(name: str, entry: Any, stored: Mapping[tuple[str, Any], Any]) -> dict[str, Any]:
     dtype = _made(_field(entry, "TensorStorageMetadata", "properties"), "TensorProperties").state[0]
     chunks = []
-    for chunk in _field(entry, "TensorStorageMetadata", "chunks"):
+    for chunk in _chunks(name, entry):
         offsets = _size(_field(chunk, "ChunkStorageMetadata", "offsets"))
         info = stored[name, offsets]
         values = _fields(_made(info, "_StorageInfo"))
@@ -104,6 +117,8 @@ def _field(value: Any, of: str, name: str) -> Any:
 
 
 def _fields(made: _Made) -> dict[str, Any]:
+    if len(_items(made.state)) > _MOST_FIELDS:
+        raise ValueError("it is not DCP metadata")
     # Other keys could be nested so deeply that their hash overflows the stack.
     return {key: value for key, value in _items(made.state) if isinstance(key, str)}
 
@@ -122,7 +137,9 @@ def _text(value: Any) -> str:
 
 def _size(value: Any) -> tuple[int, ...]:
     (sizes,) = _made(value, "Size").arguments
-    if not isinstance(sizes, tuple) or any(type(size) is not int for size in sizes):
+    if not isinstance(sizes, tuple) or len(sizes) > MOST_DIMENSIONS:
+        raise ValueError("it is not DCP metadata")
+    if any(type(size) is not int for size in sizes):
         raise ValueError("it is not DCP metadata")
     return sizes
 

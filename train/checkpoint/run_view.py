@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from train.checkpoint.damage import DamagedError
@@ -14,7 +13,7 @@ from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.exits import UsageError
-from train.json_files import json_lines
+from train.json_files import is_count, is_number, json_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,10 +83,10 @@ class Run:
         found: dict[str, list[tuple[int, float]]] = {}
         for row in _rows(self._directory.metrics):
             step = row.get("step")
-            if not isinstance(step, int):
+            if not is_count(step):
                 continue
             for name, value in row.items():
-                if name not in ("step", "attempt") and isinstance(value, (int, float, NoneType)):
+                if name not in ("step", "attempt") and (value is None or is_number(value)):
                     number = float("nan") if value is None else float(value)
                     found.setdefault(name, []).append((step, number))
         return {

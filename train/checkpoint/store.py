@@ -24,6 +24,7 @@ from train.checkpoint.damage import NOT_A_FILE, DamagedError, unusable
 from train.checkpoint.index import DATA_SUFFIX, INDEX, PICKLED_INDEX, read_index
 from train.checkpoint.layout import parse_step_name, step_name
 from train.checkpoint.manifest import MANIFEST, Manifest, hash_file
+from train.checkpoint.stored_tensor import check_tensors
 from train.files import NotRegularError, fsync, refuse_link, replace_text
 
 _TEMPORARY = ".writing-"
@@ -112,8 +113,8 @@ class CheckpointStore:
         return [entry.name for entry in leftovers]
 
     def problems(self, step: int) -> list[str]:
-        """Verifies a committed checkpoint: size and SHA-256 of each file, and that its index names
-        only these files. Returns the faults, [] if valid.
+        """Verifies a committed checkpoint: size and SHA-256 of each file, that its index names
+        only these files, and that its tensors are not compressed. Returns the faults, [] if valid.
 
         Raises OSError if the storage fails, since the checkpoint may then be valid.
         """
@@ -142,7 +143,9 @@ class CheckpointStore:
                 found.append(f"{checkpoint / name} does not match its SHA-256")
         if not found:
             try:
-                read_index(checkpoint, manifest.files)
+                index = read_index(checkpoint, manifest.files)
+                chunks = (chunk for tensor in index.values() for chunk in tensor.chunks)
+                check_tensors(checkpoint, ((c.file, c.at, c.length) for c in chunks))
             except DamagedError as error:
                 found.append(str(error))
         return found

@@ -13,8 +13,15 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from train.files import append_bytes, open_regular, read_bytes, replace_bytes
-from train.json_files import has_fields, json_lines
+from train.files import (
+    TooLargeError,
+    append_bytes,
+    open_regular,
+    read_bytes,
+    replace_bytes,
+    replacing,
+)
+from train.json_files import LIMIT, has_fields, json_lines
 
 
 class MetricsFile:
@@ -109,25 +116,42 @@ def remove_rows_after(path: Path, step: int) -> tuple[int, dict[str, Any]]:
     """Removes the rows after ``step`` and an incomplete last line, atomically.
 
     Lines that are not rows are moved to metrics.jsonl.damaged. Returns the number of those lines,
-    and the last remaining row ({} if there is none).
+    and the last remaining row ({} if there is none). Raises TooLargeError for too many of those.
     """
     if not path.exists():
         return 0, {}
-    kept, damaged = [], []
+    damaged: list[bytes] = []
     last: dict[str, Any] = {}
-    lines = []
+    size = 0
+    keeps = bytearray()  # per line; the lines themselves may not fit into memory
+    line = b""
     for line, row in json_lines(path):
-        lines.append(line)
-        if not has_fields(row, {"step": int}):
-            damaged.append(line)
-        elif row["step"] <= step:
-            kept.append(line.rstrip(b"\n") + b"\n")
-            last = row
-    if damaged and damaged[-1] is lines[-1] and not lines[-1].endswith(b"\n"):
-        del damaged[-1]  # a crash cut it off
+        keeps.append(False)
+        if has_fields(row, {"step": int}):
+            if row["step"] <= step:
+                keeps[-1], last = True, row
+            continue
+        size += len(line)
+        damaged.append(line)
+        if size > LIMIT:
+            text = f"more than {LIMIT:,} bytes of it are not rows"
+            raise TooLargeError(errno.EFBIG, text, str(path))
+    is_cut_off = bool(line) and not line.endswith(b"\n")
+    if damaged and damaged[-1] is line and is_cut_off:
+        del damaged[-1]  # by a crash
     if damaged:
         with _opened(path.with_name(path.name + ".damaged")) as file:
             append_bytes(file, b"".join(damaged), durable=False)
-    if kept != lines:
-        replace_bytes(path, b"".join(kept))
+    if not all(keeps) or is_cut_off:
+        _keep_lines(path, keeps)
     return len(damaged), last
+
+
+def _keep_lines(path: Path, keeps: bytearray) -> None:
+    """Replaces the file, atomically, by the lines whose number in ``keeps`` is not 0, each with its
+    end."""
+    with os.fdopen(open_regular(path), "rb") as old, replacing(path) as new:
+        for keep in keeps:
+            line = old.readline(LIMIT)  # as json_lines reads them
+            if keep:
+                new.write(line.rstrip(b"\n") + b"\n")

@@ -58,11 +58,12 @@ class WandbSink(Sink):
     def _open(self) -> str | None:
         import wandb
 
+        for name in ("wandb", "wandb/cache"):
+            refuse_link(self.run.directory / name)
         # Before the first call of init, which otherwise prints the credentials that it found.
         user = wandb.setup(settings=wandb.Settings(silent=True)).settings
         mode = wandb_mode(self.config.wandb, user.mode, user.base_url, user.api_key)
         message = None
-        refuse_link(self.run.directory / "wandb")
         try:
             self._run = self._init(mode)
         except Exception as error:
