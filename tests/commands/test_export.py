@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from torch import nn
 
 import train
 from tests.support.forked import run
@@ -269,3 +270,14 @@ def test_a_model_that_needs_data_which_is_gone_is_one_sentence():
 
     with pytest.raises(UsageError, match=r"build_model\(\) failed .*'model'.* failed .*data.bin"):
         build_full_model(Gone(tiny_config()), 0, {})
+
+
+@pytest.mark.parametrize("size", [10**18, 2**62, 10**30])
+@pytest.mark.parametrize("shapes", [None, {}])
+def test_a_model_of_a_size_that_no_tensor_has_is_refused(size, shapes):
+    class Large(TinyTask):
+        def build_model(self):
+            return nn.Embedding(size, 8)
+
+    with pytest.raises(UsageError, match=r"Large needs a tensor that is too large.*section model"):
+        build_full_model(Large(tiny_config()), 0, shapes)

@@ -94,9 +94,18 @@ def build_full_model(
 
 def _full_model(task: Task, seed: int) -> nn.Module:
     seed_everything(initial_seed(seed))
-    model, initial, _ = build_model(task, seed)
-    if initial:
-        initial.fill(model, torch.device("cpu"))
+    try:
+        model, initial, _ = build_model(task, seed)
+        if initial:
+            initial.fill(model, torch.device("cpu"))
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        # torch has no class for a size that no tensor can have.
+        raise UsageError(
+            f"build_model() of {type(task).__name__} needs a tensor that is too large for torch "
+            f"({first_line(error)}); correct the sizes in the config's section model."
+        ) from error
     return model
 
 
