@@ -64,7 +64,7 @@ def test_secrets_in_any_field_are_refused(override):
 @pytest.mark.parametrize(
     "override",
     [
-        "data.key=image", "model.pad_token='<pad>'", "data.max_tokens=5", "data.password=5",
+        "data.key=image", "model.pad_token='<pad>'", "data.max_tokens=5", "data.password=false",
         "task.password_file=/run/secrets/x", "data.url=https://me@host/x", "task.api_key=",
     ],
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from train.config.leaves import leaves, shown_path, value_at
 from train.config.no_secrets import check_no_secrets
 from train.exits import UsageError, first_line
 
@@ -22,11 +23,22 @@ _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one file or override sets, before ``${...}`` is resolved."""
+
+    name: str
+    values: Any
+    is_stored: bool = False
+    """Whether it is the stored config of a run, which a command or another process has written."""
+
+
+@dataclass(frozen=True)
 class Composed:
     """Values as nested plain containers, and the place where each dotted key was last set."""
 
     values: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
     def origin(self, key: str) -> str:
         """Where ``key`` was set; else where a key below it, or the list that holds it, was set;
@@ -50,15 +62,18 @@ class Composed:
         return origin if origin == DEFAULT else f"from {origin}"
 
 
-def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
+def compose(
+    files: Sequence[str], overrides: Sequence[str], stored: Collection[str] = ()
+) -> Composed:
     """Merges the files in order, then the overrides; a later value replaces an earlier one.
 
-    ``${...}`` refers to other values, ``${oc.env:NAME}`` to the environment. Raises UsageError
-    for a file that cannot be read or parsed, a malformed override, an unknown reference or a
-    secret.
+    ``${...}`` refers to other values, ``${oc.env:NAME}`` to the environment. ``stored``: those of
+    the files that are stored configs of runs, which are resolved and so have no ``${...}``. Raises
+    UsageError for a file that cannot be read or parsed, a malformed override, an unknown reference
+    or a secret.
     """
     try:
-        return _compose(files, overrides)
+        return _compose(files, overrides, stored)
     except RecursionError:
         raise UsageError(
             f"The config of {', '.join([*files, *overrides])[:200]} is nested too deeply; name a "
@@ -66,12 +81,16 @@ def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
         ) from None
 
 
-def _compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
+def _compose(files: Sequence[str], overrides: Sequence[str], stored: Collection[str]) -> Composed:
     merged = OmegaConf.create()
     origins: dict[str, str] = {}
+    parts = []
     for name in files:
         text = _read(name)
-        merged = _merge(merged, _parse(text, name), name)
+        parsed = _parse(text, name)
+        merged = _merge(merged, parsed, name)
+        parts.append(Part(name, OmegaConf.to_container(parsed, resolve=False), name in stored))
+        origins = _without_replaced(origins, parts[-1].values)
         origins.update((key, f"{name}:{line}") for key, line in _lines(text))
     for override in overrides:
         key = _override_key(override)
@@ -91,11 +110,13 @@ def _compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
             )
         created = _created(OmegaConf.to_container(merged, resolve=False), key)
         merged = _merge(merged, part, f"The override {override!r} on the command line")
-        origins = {k: o for k, o in origins.items() if not k.startswith(key + ".")}
+        parts.append(Part(COMMAND_LINE, OmegaConf.to_container(part, resolve=False)))
+        origins = _without_replaced(origins, parts[-1].values)
         origins |= dict.fromkeys(created, COMMAND_LINE)
-        origins |= {k: COMMAND_LINE for k, _ in _leaves(OmegaConf.to_container(part)) if k}
+        origins |= {k: COMMAND_LINE for k, _ in _leaves(parts[-1].values) if k}
         origins[key] = COMMAND_LINE
     raw = OmegaConf.to_container(merged, resolve=False)
+    _refuse_stored_references(parts, raw)
     for key, value in _leaves(raw):
         if isinstance(value, str) and (match := _ENVIRONMENT.search(value)):
             origins[key] = f"environment variable {match[1]}, by {origins.get(key, DEFAULT)}"
@@ -108,10 +129,38 @@ def _compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
             f"A reference{where} cannot be resolved: {first_line(error)}; "
             "set the key that it names, or write the value in its place."
         ) from None
+    assert isinstance(raw, dict)
     assert isinstance(values, dict)
-    composed = Composed({str(key): value for key, value in values.items()}, origins)
-    check_no_secrets(raw, composed.values, lambda key: composed.where(key.partition("[")[0]))
+    raw, values = ({str(key): value for key, value in each.items()} for each in (raw, values))
+    for path, value in leaves(raw):
+        if isinstance(value, str) and "${" in value:  # it may have become a section
+            key = ".".join(map(str, path))
+            below = _leaves(value_at(values, path), key + ".")
+            origins |= {k: origins[key] for k, _ in below if k != key and key in origins}
+    composed = Composed(values, origins, tuple(parts))
+    check_no_secrets(raw, values, lambda key: composed.where(key.partition("[")[0]))
     return composed
+
+
+def _without_replaced(origins: Mapping[str, str], part: Any) -> dict[str, str]:
+    """The origins of what is left once ``part`` is merged: sections are merged key by key, other
+    values replace the sections that were there."""
+    replaced = tuple(
+        f"{key}." for key, value in _leaves(part) if key and not isinstance(value, Mapping)
+    )
+    return {key: origin for key, origin in origins.items() if not key.startswith(replaced)}
+
+
+def _refuse_stored_references(parts: Sequence[Part], raw: Any) -> None:
+    """Raises UsageError for ``${...}`` from the stored config of a run."""
+    for part in parts:
+        for path, value in leaves(part.values) if part.is_stored else ():
+            if isinstance(value, str) and "${" in value and value_at(raw, path) == value:
+                key = shown_path(path)
+                raise UsageError(
+                    f"{key} in {part.name} has a reference (${{...}}), but the config of a run is "
+                    f"stored with its values; set it yourself: add {key}=... to the command."
+                )
 
 
 def _read(name: str) -> str:
