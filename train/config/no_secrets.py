@@ -102,7 +102,11 @@ def _secret_variables(text: str, resolved: Any, secrets: Mapping[str, str]) -> I
         if is_secret_variable(name, value):
             yield name
     texts = [_text(part) for path, value in leaves(resolved) for part in (*path, value)]
-    yield from (name for name, value in secrets.items() if any(value in text for text in texts))
+    parts = texts if isinstance(resolved, Mapping | list) else []  # of a decoded value
+    parts = [part for part in parts if len(part) >= _SHORTEST]
+    for name, value in secrets.items():
+        if any(value in text for text in texts) or any(part in value for part in parts):
+            yield name
 
 
 def _default(written: str, resolved: Any) -> Any:
