@@ -133,3 +133,31 @@ def test_a_section_made_by_a_reference_has_the_origin_of_the_reference(tmp_path)
     assert composed.origin("x.b").endswith("a.yaml:3")
     assert composed.origin("y.p.q") == composed.origin("y.p") == f"{tmp_path}/a.yaml:4"
     assert composed.origin("z.0") == "command line"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("!!int x", "int"), ("!!float x", "float"), ("!!timestamp 2026-99-99", "timestamp"),
+        ("!!timestamp x", "timestamp"), ("!!bool x", "bool"), ("!!int ''", "int"),
+        ("9" * 5000, "int"), ("0x" + "f" * 6000, "int"), ("-" + "9" * 400, "int"),
+        ("1" + ":59" * 900 + ".0", "float"), ("[a, {b: !!int x}]", "int"),
+        ("{0x" + "f" * 300 + ": 1}", "int"),
+    ],
+)  # fmt: skip
+def test_a_value_without_the_form_of_its_type_is_refused_in_one_sentence(tmp_path, value, kind):
+    with pytest.raises(
+        UsageError, match=rf"run.seed on the command line has .* YAML's {kind};"
+    ) as e:
+        compose([], [f"run.seed={value}"])
+    assert len(str(e.value)) < 300
+    file = write(tmp_path / "a.yaml", f"run:\n  name: x\n  seed: {value}\n")
+    with pytest.raises(UsageError, match=rf"a.yaml:3 has .* cannot be read as YAML's {kind};") as e:
+        compose([file], [])
+    assert len(str(e.value)) < 300
+
+
+def test_a_large_number_by_a_reference_is_refused():
+    for digits in (400, 5000):
+        with pytest.raises(UsageError, match="cannot be resolved"):
+            compose([], [f"run.seed=${{oc.decode:'{'9' * digits}'}}"])

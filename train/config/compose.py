@@ -14,11 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from train.config.leaves import leaves, shown_path, value_at
 from train.config.no_secrets import check_no_secrets
+from train.config.scalars import refuse_large_numbers, unreadable
 from train.exits import UsageError, first_line
 
 DEFAULT = "default"
 COMMAND_LINE = "command line"
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
+_UNREADABLE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
+"""What PyYAML raises for a scalar that has not the form of its tag."""
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 
 
@@ -93,14 +96,21 @@ def _compose(files: Sequence[str], overrides: Sequence[str], stored: Collection[
         origins = _without_replaced(origins, parts[-1].values)
         origins.update((key, f"{name}:{line}") for key, line in _lines(text))
     for override in overrides:
-        key = _override_key(override)
+        key, text = _override_key(override), override.partition("=")[2]
         try:
-            comment = _comment(override.partition("=")[2])
+            comment = _comment(text)
             part = OmegaConf.from_dotlist([override])
+            refuse_large_numbers(OmegaConf.to_container(part, resolve=False))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise UsageError(
                 f"The override {override!r} on the command line is not valid YAML after the '=': "
                 f"{first_line(error)}; quote the value."
+            ) from None
+        except _UNREADABLE:
+            _, fault = unreadable(text)
+            raise UsageError(
+                f"The override of {key} on the command line {fault}; correct the value, or quote "
+                "it to make it a text."
             ) from None
         if comment:
             raise UsageError(
@@ -122,7 +132,8 @@ def _compose(files: Sequence[str], overrides: Sequence[str], stored: Collection[
             origins[key] = f"environment variable {match[1]}, by {origins.get(key, DEFAULT)}"
     try:
         values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
+        refuse_large_numbers(values)
+    except (OmegaConfBaseException, OverflowError) as error:
         key = str(getattr(error, "full_key", "") or "")
         where = f" at {key} (from {origins.get(key, DEFAULT)})" if key else ""
         raise UsageError(
@@ -183,6 +194,8 @@ def _read(name: str) -> str:
 def _parse(text: str, name: str) -> Any:
     try:
         parsed = OmegaConf.create(text)
+        if OmegaConf.is_dict(parsed):
+            refuse_large_numbers(OmegaConf.to_container(parsed, resolve=False))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -190,6 +203,11 @@ def _parse(text: str, name: str) -> Any:
         raise UsageError(f"{name}{line} is not valid YAML: {problem}.") from None
     except OmegaConfBaseException as error:
         raise UsageError(f"{name} is not a valid config file: {first_line(error)}.") from None
+    except _UNREADABLE:
+        number, fault = unreadable(text)
+        raise UsageError(
+            f"{name}:{number} {fault}; correct the value, or quote it to make it a text."
+        ) from None
     if not OmegaConf.is_dict(parsed) or (set(parsed) == {text.strip()} and ":" not in text):
         raise UsageError(
             f"{name} must contain keys and values (`run:`, `task:` ...) at the top level."
