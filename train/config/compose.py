@@ -103,8 +103,8 @@ def _compose(files: Sequence[str], overrides: Sequence[str], stored: Collection[
             refuse_large_numbers(OmegaConf.to_container(part, resolve=False))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise UsageError(
-                f"The override {override!r} on the command line is not valid YAML after the '=': "
-                f"{first_line(error)}; quote the value."
+                f"The override {override[:200]!r} on the command line is not valid YAML after the "
+                f"'=': {first_line(error)}; quote the value."
             ) from None
         except _UNREADABLE:
             _, fault = unreadable(text)
