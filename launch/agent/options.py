@@ -159,7 +159,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _nodes(text: str, origin: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    match = re.fullmatch(r"([0-9]{1,9})(?::([0-9]{1,9}))?", text)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= least <= most:
         raise UsageError(

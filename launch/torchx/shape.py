@@ -12,7 +12,7 @@ from launch.torchx.resources import find_resource
 if TYPE_CHECKING:
     from torchx.specs import Resource
 
-_J = re.compile(r"(?:(?:(\d+):)?(\d+)x)?(0*[1-9]\d*|auto)")
+_J = re.compile(r"(?:(?:([0-9]{1,9}):)?([0-9]{1,9})x)?(0{0,9}[1-9][0-9]{0,8}|auto)")
 
 # Cores and MiB of memory by default. A process imports torch and loads data; one with a GPU runs
 # several data loader workers.

@@ -258,3 +258,10 @@ def test_a_deeply_nested_manifest_is_damage(store):
     commit(store, 1)
     (store.path(1) / MANIFEST).write_text("[" * 100_000)
     assert "cannot be read" in store.problems(1)[0]
+
+
+def test_only_ascii_digits_name_a_step(store):
+    commit(store, 10)
+    for digits in ("\u0660" * 10 + "\u0669" * 2, "\uff10" * 11 + "1", "\u00b2" * 12):
+        (store.directory / f"step-{digits}").mkdir()
+    assert store.steps() == [10]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import train
 from tests.support.forked import command, quick_run, run, run_ranks
 from tests.support.runs import TINY, curve
 from tests.support.tiny import TinyTask
-from train.exits import ResumeRefusedError
+from train.commands.checkpoints import find_checkpoint
+from train.exits import ResumeRefusedError, UsageError
 
 BEST = ["checkpoint.keep_best.metric=loss", "checkpoint.keep_best.mode=min"]
 BASE = ["evaluate.every_steps=5", "checkpoint.every_steps=5", "checkpoint.keep_last=99", *BEST]
@@ -155,3 +157,9 @@ def test_a_model_that_lacks_tensors_of_the_checkpoint_is_refused(tmp_path, monke
     )
     with pytest.raises(ResumeRefusedError, match=r"model.1.bias is only in the .*that wrote it\.$"):
         train.evaluate(*where)
+
+
+@pytest.mark.parametrize("which", ["\u00b2", "1\u0663", "9" * 30])
+def test_a_step_has_ascii_digits(tmp_path, which):
+    with pytest.raises(UsageError, match="which is not newest, best, a step"):
+        find_checkpoint(SimpleNamespace(run_directory=tmp_path), which)

@@ -111,3 +111,53 @@ def test_a_key_does_not_take_the_origin_of_a_sibling(tmp_path):
     assert composed.origin("optim.betas.0") == f"{file}:3"
     assert composed.origin("model.layers") == "command line"
     assert composed.origin("model.width") == "default"
+
+
+def test_an_override_of_a_section_keeps_the_origins_of_what_it_does_not_replace(tmp_path):
+    file = write(tmp_path / "a.yaml", "task:\n  use: a\n  b:\n    c: 1\n    d: 2\n")
+    composed = compose([file], ["task={shown: 3, b: {c: 4}}"])
+    assert composed.values["task"] == {"use": "a", "b": {"c": 4, "d": 2}, "shown": 3}
+    keys = ("task.use", "task.b.d", "task.b.c", "task.shown")
+    assert [composed.origin(key) for key in keys] == [
+        f"{file}:2",
+        f"{file}:5",
+        *2 * ["command line"],
+    ]
+    composed = compose([file], ["task.b=1", "task.b={x: 1}"])
+    assert composed.origin("task.b.c") == "default"
+
+
+def test_a_section_made_by_a_reference_has_the_origin_of_the_reference(tmp_path):
+    text = 'a:\n  b: 1\nx: ${a}\ny: "${oc.create:{p: {q: 1}}}"\n'
+    composed = compose([write(tmp_path / "a.yaml", text)], ["z=${oc.decode:'[1, 2]'}"])
+    assert composed.origin("x.b").endswith("a.yaml:3")
+    assert composed.origin("y.p.q") == composed.origin("y.p") == f"{tmp_path}/a.yaml:4"
+    assert composed.origin("z.0") == "command line"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("!!int x", "int"), ("!!float x", "float"), ("!!timestamp 2026-99-99", "timestamp"),
+        ("!!timestamp x", "timestamp"), ("!!bool x", "bool"), ("!!int ''", "int"),
+        ("9" * 5000, "int"), ("0x" + "f" * 6000, "int"), ("-" + "9" * 400, "int"),
+        ("1" + ":59" * 900 + ".0", "float"), ("[a, {b: !!int x}]", "int"),
+        ("{0x" + "f" * 300 + ": 1}", "int"),
+    ],
+)  # fmt: skip
+def test_a_value_without_the_form_of_its_type_is_refused_in_one_sentence(tmp_path, value, kind):
+    with pytest.raises(
+        UsageError, match=rf"run.seed on the command line has .* YAML's {kind};"
+    ) as e:
+        compose([], [f"run.seed={value}"])
+    assert len(str(e.value)) < 300
+    file = write(tmp_path / "a.yaml", f"run:\n  name: x\n  seed: {value}\n")
+    with pytest.raises(UsageError, match=rf"a.yaml:3 has .* cannot be read as YAML's {kind};") as e:
+        compose([file], [])
+    assert len(str(e.value)) < 300
+
+
+def test_a_large_number_by_a_reference_is_refused():
+    for digits in (400, 5000):
+        with pytest.raises(UsageError, match="cannot be resolved"):
+            compose([], [f"run.seed=${{oc.decode:'{'9' * digits}'}}"])

@@ -64,7 +64,7 @@ def test_secrets_in_any_field_are_refused(override):
 @pytest.mark.parametrize(
     "override",
     [
-        "data.key=image", "model.pad_token='<pad>'", "data.max_tokens=5", "data.password=5",
+        "data.key=image", "model.pad_token='<pad>'", "data.max_tokens=5", "data.password=false",
         "task.password_file=/run/secrets/x", "data.url=https://me@host/x", "task.api_key=",
     ],
 )  # fmt: skip
@@ -100,3 +100,88 @@ def test_the_command_that_resumes_hides_secrets():
     loaded = load_config([], [*TINY, "run.name=a"], runs=False)
     vars(loaded)["overrides"] = ("run.name=a", "MY_API_KEY=abc", "x.url=s3://a:b@c")
     assert loaded.command("fit").endswith("run.name=a 'MY_API_KEY=***' 'x.url=s3://a:***@c'")
+
+
+LONG = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model={'a.b': '${oc.env:${run.name}_KEY}'}", "model={'a.b': ['${oc.env:${run.name}_KEY}']}",
+    ],
+)  # fmt: skip
+def test_a_secret_variable_is_found_below_any_key(override):
+    with pytest.raises(UsageError, match="secret") as refused:
+        compose([], ["run.name=MY_API", override])
+    assert SECRET not in str(refused.value)
+
+
+def test_a_decoded_number_or_list_is_compared_with_secret_variables(monkeypatch):
+    monkeypatch.setenv("MY_PASSWORD", "1234567890")
+    monkeypatch.setenv("ITEMS_SECRET", "['hunter2-a', 'hunter2-b']")
+    for name in ("MY_PASSWORD", "ITEMS_SECRET"):
+        with pytest.raises(UsageError, match="environment variable"):
+            compose([], [f"run.name={name}", "data.x=${oc.decode:${oc.env:${run.name}}}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "task.password=12345678", "task.password=1.5", "task.passwords=[12345678, abc]",
+        "task.api_keys={openai: abc, other: 5}", "task.a={credentials: [{user: me}]}",
+        "hooks=[{use: 'a:B', options: {secret: [[abc]]}}]", "task.password=!!binary YWJj",
+    ],
+)  # fmt: skip
+def test_values_of_any_type_below_names_of_secrets_are_refused(override):
+    with pytest.raises(UsageError, match="is a secret by its name"):
+        compose([], [override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "task.credentials={file: /run/x, timeout: 5}", "task.secrets=[]", "task.password=[null]",
+        "task.max_tokens={a: 5}", "task.password_file=[a, b]", "task.api_key={}",
+    ],
+)  # fmt: skip
+def test_properties_of_secrets_and_nothing_are_accepted(override):
+    compose([], [override])
+
+
+@pytest.mark.parametrize("place", ["{x}", "[a, {{b: 'it is {x}.'}}]", "{{a: {{{x}: 1}}}}"])
+def test_a_pasted_secret_is_refused_wherever_it_is(monkeypatch, place):
+    monkeypatch.setenv("WANDB_API_KEY", LONG)
+    with pytest.raises(
+        UsageError, match=r"data.* \(from command line\) contains .*secret"
+    ) as refused:
+        compose([], [f"data.some={place.format(x=LONG)}"])
+    assert LONG not in str(refused.value)
+
+
+def test_a_key_with_the_form_of_a_token_is_refused_and_not_shown():
+    token = "sk-proj-a1B2c3D4e5a1B2c3D4e5a1B2c3D4e5"
+    with pytest.raises(UsageError, match="A key of data") as refused:
+        compose([], [f"data.items={{{token}: 1}}"])
+    assert token not in str(refused.value)
+
+
+def test_words_and_paths_that_are_also_in_variables_are_accepted(monkeypatch):
+    monkeypatch.setenv("DATASET_KEY", "imagenet-1k/train")
+    monkeypatch.setenv("SAMPLE_KEY", "soprano_voice")
+    monkeypatch.setenv("DB_PASSWORD", "postgres")
+    compose([], ["data.a=imagenet-1k/train", "data.b=soprano_voice", "data.c=postgres://host/x"])
+
+
+def test_the_default_of_a_variable_that_is_not_set_decides(monkeypatch):
+    for name in ("IMAGE_KEY", "TRAIN_TOKENS"):
+        monkeypatch.delenv(name, raising=False)
+    overrides = [
+        "a.x=${oc.env:IMAGE_KEY,jpg}", "a.y=${oc.env:TRAIN_TOKENS,300000000}",
+        "a.z=${oc.env:IMAGE_KEY,${b.c}}", "b.c=png", "a.w='dir/${oc.env:IMAGE_KEY, \"jpg\"}/files'",
+    ]  # fmt: skip
+    values = compose([], overrides).values["a"]
+    assert values == {"x": "jpg", "y": "300000000", "z": "png", "w": "dir/jpg/files"}
+    monkeypatch.setenv("IMAGE_KEY", "Ab1Ab1Ab1Ab1")
+    with pytest.raises(UsageError, match="environment variable IMAGE_KEY"):
+        compose([], overrides)

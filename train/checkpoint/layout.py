@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_STEP_NAME = re.compile(r"step-(\d{12})")
+_STEP_NAME = re.compile(r"step-([0-9]{12})")
 
 
 def step_name(step: int) -> str:

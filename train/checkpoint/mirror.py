@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 INDEX = "mirror.json"
 OWNER = "run.json"
 RUN_FILES = ("run.json", "config.json", "attempts.jsonl", "ledger.bin", "metrics.jsonl")
-_RUN = "run/"
+RUN = "run"
+"""The directory of a received checkpoint that has the files of the run."""
+_RUN = f"{RUN}/"
 _FORMAT = 1
 _LARGEST_PART = 16 << 30  # bytes
 _INDEX: Fields = {"format": int, "step": int, "files": dict, "sha256": str}
@@ -141,8 +143,10 @@ class Mirror:
         """Downloads a checkpoint and commits it, and the files of the run directory that are
         missing.
 
-        Raises DamagedError if a part is missing or differs from what was uploaded, if the
-        checkpoint is of another run or step, or if ``check`` raises it before the commit.
+        ``check`` gets the checkpoint before anything of it is installed, with the files of the run
+        in its directory ``run``, and may change these. Raises DamagedError if a part is missing or
+        differs from what was uploaded, or if the checkpoint is of another run or step; and what
+        ``check`` raises.
         """
         files = self._index(step)
         temporary = store.begin(step)

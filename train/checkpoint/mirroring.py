@@ -34,7 +34,8 @@ def restore_from_mirror(
     mirror: Mirror, store: CheckpointStore, check: Callable[[Path], object] = lambda _: None
 ) -> tuple[int | None, list[str]]:
     """Downloads the newest valid checkpoint into a run directory that has none. A checkpoint for
-    which ``check`` raises DamagedError is not valid.
+    which ``check`` raises DamagedError is not valid; another RunError of it ends the download, and
+    nothing is installed.
 
     Returns its step (None if the mirror has none) and messages for the user. Raises RetryError, or
     UsageError for missing credentials or a file of the wrong kind, if the mirror cannot be read.
@@ -48,6 +49,9 @@ def restore_from_mirror(
                 store.remove_incomplete()
                 notes.append(f"The mirror's checkpoint of step {step} is damaged ({error}).")
                 continue
+            except RunError:
+                store.remove_incomplete()
+                raise
             return step, [*notes, f"Restored the checkpoint of step {step} from {mirror.url}."]
     except MirrorError as error:
         raise mirror_unreadable(mirror, store, error) from error

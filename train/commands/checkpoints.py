@@ -13,6 +13,7 @@ from train.checkpoint.store import CheckpointStore
 from train.config.changes import differences, listed
 from train.config.load import LoadedConfig
 from train.exits import DataError, ResumeRefusedError, UsageError
+from train.numeric_text import whole_number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +33,7 @@ def find_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = Fals
 
 def _find(loaded: LoadedConfig, which: str, *, other_data: bool) -> Path:
     given = Path(which)
-    if which not in ("newest", "best") and not which.isdigit():
+    if which not in ("newest", "best") and whole_number(which) is None:
         if not (given / "manifest.json").exists():
             raise UsageError(
                 f"--checkpoint is {which!r}, which is not newest, best, a step, or the path of a "

@@ -26,7 +26,7 @@ from train.imports import import_extra
 from train.process.diagnose import LOST_PEER
 from train.strategies.registry import CHOICES
 
-_PLACEMENT = re.compile(r"(\d+)(?::(.+))?")
+_PLACEMENT = re.compile(r"([0-9]{1,9})(?::(.+))?")
 _DEFAULT = ["1", "2:ddp", "2:fsdp2"]
 # Settings that a comparison needs, and others that are disabled for speed.
 _SETTINGS = [

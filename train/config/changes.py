@@ -82,11 +82,19 @@ def allowed_changes(
     no checkpoint: then there is nothing to resume.
     """
     stored = directory.stored_config()
+    return checked_changes(loaded, stored, allow=allow or not _has_results(directory))
+
+
+def checked_changes(
+    loaded: LoadedConfig, stored: Mapping[str, Any] | None, *, allow: bool
+) -> list[Difference]:
+    """The differences between the config and ``stored``, if there is one. Raises
+    ResumeRefusedError if one of them changes results, unless ``allow``."""
     if stored is None:
         return []
     changes = differences(loaded.config, stored)
     serious = [change for change in changes if change.changes_results]
-    if serious and not allow and _has_results(directory):
+    if serious and not allow:
         raise ResumeRefusedError(
             f"The run in {loaded.run_directory_as_set} last ran with another config, and these "
             f"differences change its results:\n{listed(serious, loaded.composed)}\n"

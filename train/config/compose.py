@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,27 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from train.config.leaves import leaves, shown_path, value_at
 from train.config.no_secrets import check_no_secrets
+from train.config.scalars import refuse_large_numbers, unreadable
 from train.exits import UsageError, first_line
 
 DEFAULT = "default"
 COMMAND_LINE = "command line"
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
+_UNREADABLE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
+"""What PyYAML raises for a scalar that has not the form of its tag."""
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one file or override sets, before ``${...}`` is resolved."""
+
+    name: str
+    values: Any
+    is_stored: bool = False
+    """Whether it is the stored config of a run, which a command or another process has written."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,7 @@ class Composed:
 
     values: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
     def origin(self, key: str) -> str:
         """Where ``key`` was set; else where a key below it, or the list that holds it, was set;
@@ -50,15 +65,18 @@ class Composed:
         return origin if origin == DEFAULT else f"from {origin}"
 
 
-def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
+def compose(
+    files: Sequence[str], overrides: Sequence[str], stored: Collection[str] = ()
+) -> Composed:
     """Merges the files in order, then the overrides; a later value replaces an earlier one.
 
-    ``${...}`` refers to other values, ``${oc.env:NAME}`` to the environment. Raises UsageError
-    for a file that cannot be read or parsed, a malformed override, an unknown reference or a
-    secret.
+    ``${...}`` refers to other values, ``${oc.env:NAME}`` to the environment. ``stored``: those of
+    the files that are stored configs of runs, which are resolved and so have no ``${...}``. Raises
+    UsageError for a file that cannot be read or parsed, a malformed override, an unknown reference
+    or a secret.
     """
     try:
-        return _compose(files, overrides)
+        return _compose(files, overrides, stored)
     except RecursionError:
         raise UsageError(
             f"The config of {', '.join([*files, *overrides])[:200]} is nested too deeply; name a "
@@ -66,22 +84,33 @@ def compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
         ) from None
 
 
-def _compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
+def _compose(files: Sequence[str], overrides: Sequence[str], stored: Collection[str]) -> Composed:
     merged = OmegaConf.create()
     origins: dict[str, str] = {}
+    parts = []
     for name in files:
         text = _read(name)
-        merged = _merge(merged, _parse(text, name), name)
+        parsed = _parse(text, name)
+        merged = _merge(merged, parsed, name)
+        parts.append(Part(name, OmegaConf.to_container(parsed, resolve=False), name in stored))
+        origins = _without_replaced(origins, parts[-1].values)
         origins.update((key, f"{name}:{line}") for key, line in _lines(text))
     for override in overrides:
-        key = _override_key(override)
+        key, text = _override_key(override), override.partition("=")[2]
         try:
-            comment = _comment(override.partition("=")[2])
+            comment = _comment(text)
             part = OmegaConf.from_dotlist([override])
+            refuse_large_numbers(OmegaConf.to_container(part, resolve=False))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise UsageError(
-                f"The override {override!r} on the command line is not valid YAML after the '=': "
-                f"{first_line(error)}; quote the value."
+                f"The override {override[:200]!r} on the command line is not valid YAML after the "
+                f"'=': {first_line(error)}; quote the value."
+            ) from None
+        except _UNREADABLE:
+            _, fault = unreadable(text)
+            raise UsageError(
+                f"The override of {key} on the command line {fault}; correct the value, or quote "
+                "it to make it a text."
             ) from None
         if comment:
             raise UsageError(
@@ -91,27 +120,58 @@ def _compose(files: Sequence[str], overrides: Sequence[str]) -> Composed:
             )
         created = _created(OmegaConf.to_container(merged, resolve=False), key)
         merged = _merge(merged, part, f"The override {override!r} on the command line")
-        origins = {k: o for k, o in origins.items() if not k.startswith(key + ".")}
+        parts.append(Part(COMMAND_LINE, OmegaConf.to_container(part, resolve=False)))
+        origins = _without_replaced(origins, parts[-1].values)
         origins |= dict.fromkeys(created, COMMAND_LINE)
-        origins |= {k: COMMAND_LINE for k, _ in _leaves(OmegaConf.to_container(part)) if k}
+        origins |= {k: COMMAND_LINE for k, _ in _leaves(parts[-1].values) if k}
         origins[key] = COMMAND_LINE
     raw = OmegaConf.to_container(merged, resolve=False)
+    _refuse_stored_references(parts, raw)
     for key, value in _leaves(raw):
         if isinstance(value, str) and (match := _ENVIRONMENT.search(value)):
             origins[key] = f"environment variable {match[1]}, by {origins.get(key, DEFAULT)}"
     try:
         values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
+        refuse_large_numbers(values)
+    except (OmegaConfBaseException, OverflowError) as error:
         key = str(getattr(error, "full_key", "") or "")
         where = f" at {key} (from {origins.get(key, DEFAULT)})" if key else ""
         raise UsageError(
             f"A reference{where} cannot be resolved: {first_line(error)}; "
             "set the key that it names, or write the value in its place."
         ) from None
+    assert isinstance(raw, dict)
     assert isinstance(values, dict)
-    composed = Composed({str(key): value for key, value in values.items()}, origins)
-    check_no_secrets(raw, composed.values, lambda key: composed.where(key.partition("[")[0]))
+    raw, values = ({str(key): value for key, value in each.items()} for each in (raw, values))
+    for path, value in leaves(raw):
+        if isinstance(value, str) and "${" in value:  # it may have become a section
+            key = ".".join(map(str, path))
+            below = _leaves(value_at(values, path), key + ".")
+            origins |= {k: origins[key] for k, _ in below if k != key and key in origins}
+    composed = Composed(values, origins, tuple(parts))
+    check_no_secrets(raw, values, lambda key: composed.where(key.partition("[")[0]))
     return composed
+
+
+def _without_replaced(origins: Mapping[str, str], part: Any) -> dict[str, str]:
+    """The origins of what is left once ``part`` is merged: sections are merged key by key, other
+    values replace the sections that were there."""
+    replaced = tuple(
+        f"{key}." for key, value in _leaves(part) if key and not isinstance(value, Mapping)
+    )
+    return {key: origin for key, origin in origins.items() if not key.startswith(replaced)}
+
+
+def _refuse_stored_references(parts: Sequence[Part], raw: Any) -> None:
+    """Raises UsageError for ``${...}`` from the stored config of a run."""
+    for part in parts:
+        for path, value in leaves(part.values) if part.is_stored else ():
+            if isinstance(value, str) and "${" in value and value_at(raw, path) == value:
+                key = shown_path(path)
+                raise UsageError(
+                    f"{key} in {part.name} has a reference (${{...}}), but the config of a run is "
+                    f"stored with its values; set it yourself: add {key}=... to the command."
+                )
 
 
 def _read(name: str) -> str:
@@ -134,6 +194,8 @@ def _read(name: str) -> str:
 def _parse(text: str, name: str) -> Any:
     try:
         parsed = OmegaConf.create(text)
+        if OmegaConf.is_dict(parsed):
+            refuse_large_numbers(OmegaConf.to_container(parsed, resolve=False))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -141,6 +203,11 @@ def _parse(text: str, name: str) -> Any:
         raise UsageError(f"{name}{line} is not valid YAML: {problem}.") from None
     except OmegaConfBaseException as error:
         raise UsageError(f"{name} is not a valid config file: {first_line(error)}.") from None
+    except _UNREADABLE:
+        number, fault = unreadable(text)
+        raise UsageError(
+            f"{name}:{number} {fault}; correct the value, or quote it to make it a text."
+        ) from None
     if not OmegaConf.is_dict(parsed) or (set(parsed) == {text.strip()} and ":" not in text):
         raise UsageError(
             f"{name} must contain keys and values (`run:`, `task:` ...) at the top level."

@@ -85,15 +85,13 @@ def load_config(
     imported, so that a typo is reported at once.
     """
     start = Path.cwd()  # before the task's module is imported, which may change it
-    given = files
-    files, overrides = _of_runs(files, overrides)
+    files, overrides, stored = _of_runs(files, overrides)
     if task is not None:
         reference = reference_of(task)
         check_task(task, f"task is {reference}")
         overrides = [*overrides, f"task.use={reference}"]
-    composed = compose(files, overrides)
-    of_runs = [Path(found) for found, name in zip(files, given, strict=True) if found != name]
-    refuse_code_of_others(composed, of_runs, None if runs else (*TASK_SECTIONS, "strategy"))
+    composed = compose(files, overrides, stored)
+    refuse_code_of_others(composed, None if runs else (*TASK_SECTIONS, "strategy"))
     general = _validate(Config, composed, composed.values)
     task_values = composed.values.get("task")
     use = task_values.get("use") if isinstance(task_values, dict) else task_values
@@ -119,10 +117,12 @@ def find_run_directory(files: Sequence[str], overrides: Sequence[str]) -> Path:
     return _run_directory(_validate(Config, composed, composed.values))
 
 
-def _of_runs(files: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+def _of_runs(
+    files: Sequence[str], overrides: Sequence[str]
+) -> tuple[list[str], list[str], list[str]]:
     """Replaces each run directory among the files by the config that its run was last started
-    with, and sets run.dir to it."""
-    found, directories = [], []
+    with, and sets run.dir to it. Returns the files, the overrides, and those configs."""
+    found, directories, configs = [], [], []
     for name in files:
         stored = Path(name) / "config.json"
         if Path(name).is_dir() and not stored.exists():
@@ -133,8 +133,9 @@ def _of_runs(files: Sequence[str], overrides: Sequence[str]) -> tuple[list[str],
         if stored.exists():
             RunDirectory(Path(name)).stored_config()  # raises if it is a link or no JSON object
             directories.append(f"run.dir={name}")
+            configs.append(str(stored))
         found.append(str(stored) if stored.exists() else name)
-    return found, [*directories, *overrides]
+    return found, [*directories, *overrides], configs
 
 
 def task_config(values: dict[str, Any], origin: str, task: type[Task] | None = None) -> Task:
@@ -153,7 +154,9 @@ def _validate(model: Any, composed: Composed, values: Any, prefix: str = "") -> 
 
 
 def check(config: Config, composed: Composed, world_size: int | None = None) -> None:
-    """Checks what depends on several sections. ``world_size``: by default that of this process."""
+    """Checks what depends on several sections, and the code of hooks and sinks, which it imports.
+    ``world_size``: by default that of this process."""
+    refuse_code_of_others(composed)
     world_size = world_size or this_world().world_size
     find_hooks(config.hooks, composed.origin("hooks"))
     find_sinks(config.track.sinks, composed.origin("track.sinks"))

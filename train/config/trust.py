@@ -1,20 +1,21 @@
 """Whose configs may name code.
 
 To import a dotted path such as ``my_project.task:MyTask`` runs its module, so neither an export nor
-the config of another user's run chooses one.
+the config of another user's run chooses one. A dotted path is trusted if the command line or a
+config file names it, literally and for the same key, or if it is a default: this is decided from
+what these have set, and not from where a value seems to come from.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from train.config.compose import Composed
-from train.config.no_secrets import leaves
+from train.config.leaves import key_path, leaves
 from train.exits import UsageError
 from train.imports import is_dotted_path
 from train.tasks.registry import BUILT_IN
@@ -23,35 +24,45 @@ TASK_SECTIONS = ("task", "model", "data")
 """What the commands read that load a model without training it, besides ``strategy``."""
 
 
-def dotted_paths(values: Any) -> Iterator[tuple[str, str]]:
-    """Key and value of each text that has the form of a dotted path, except built-in tasks."""
-    for place, value in leaves(values):
-        key = re.sub(r"\[\d+\]", "", place)  # a list is set as a whole
-        is_built_in = key == "task.use" and value in BUILT_IN.values()
+def dotted_paths(values: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Keys and value of each text that has the form of a dotted path, except built-in tasks."""
+    for path, value in leaves(values):
+        keys = key_path(path)
+        is_built_in = keys == ("task", "use") and value in BUILT_IN.values()
         if isinstance(value, str) and is_dotted_path(value) and not is_built_in:
-            yield key, value
+            yield keys, value
 
 
-def refuse_code_of_others(
-    composed: Composed, run_configs: Sequence[Path], sections: Sequence[str] | None
-) -> None:
+def refuse_code_of_others(composed: Composed, sections: Sequence[str] | None = None) -> None:
     """Raises UsageError if a dotted path comes from another user's run.
 
-    ``run_configs``: each the config.json of a run directory. ``sections``: those that are used;
-    None for all.
+    ``sections``: those that are used; None for all.
     """
-    others = {str(path): owner for path in run_configs if (owner := _other_owner(path))}
+    stored = {part.name for part in composed.parts if part.is_stored}
+    others = {name: owner for name in stored if (owner := _other_owner(Path(name)))}
     if not others:
         return
-    for key, value in dotted_paths(composed.values):
-        # The origin of an interpolated value names a variable, and then the file.
-        origin = composed.origin(key)
-        file = next((file for file in others if file in origin), None)
-        if file and (sections is None or key.partition(".")[0] in sections):
-            raise UsageError(
-                f"{key} is {value!r} in {file}, which {others[file]}, and importing it runs code; "
-                f"if you trust it, set it yourself: add {key}={value} to the command."
-            )
+    trusted = {
+        named
+        for part in composed.parts
+        if part.name not in others
+        for named in dotted_paths(part.values)
+    }
+    for keys, value in dotted_paths(composed.values):
+        if (keys, value) in trusted or (sections is not None and keys[0] not in sections):
+            continue
+        key = ".".join(keys)
+        named_in = [
+            part.name
+            for part in composed.parts
+            if part.name in others and (keys, value) in dotted_paths(part.values)
+        ]
+        file = named_in[-1] if named_in else next(iter(others))
+        where = f"in {file}" if named_in else f"by a reference (${{...}}) that may read {file}"
+        raise UsageError(
+            f"{key} is {value!r} {where}, which {others[file]}, and importing it runs code; "
+            f"if you trust it, set it yourself: add {key}={value} to the command."
+        )
 
 
 def _other_owner(path: Path) -> str:

@@ -201,7 +201,8 @@ def _shapes(path: Path) -> dict[str, list[int]]:
 
 def _refuse_code(directory: Path, values: dict[str, Any], task: type[Task] | None) -> None:
     """Raises UsageError if the config of an export names code other than ``task``."""
-    for key, value in dotted_paths({name: values.get(name) for name in TASK_SECTIONS}):
+    for keys, value in dotted_paths({name: values.get(name) for name in TASK_SECTIONS}):
+        key = ".".join(keys)
         if key == "task.use" and task is not None:
             continue
         by_class = ", or pass the task's class as task=" if key == "task.use" else ""

@@ -9,7 +9,7 @@ from train.checkpoint import dcp
 from train.checkpoint.consistency import own_fault
 from train.checkpoint.damage import DamagedError, damaged, unusable
 from train.checkpoint.manifest import Manifest
-from train.checkpoint.mirror import Mirror, MirrorError
+from train.checkpoint.mirror import RUN, Mirror, MirrorError
 from train.checkpoint.mirroring import mirror_unreadable, restore_from_mirror
 from train.checkpoint.opening import (
     check_attempts,
@@ -19,10 +19,12 @@ from train.checkpoint.opening import (
 )
 from train.checkpoint.run_directory import RunDirectory, RunIdentity
 from train.checkpoint.store import CheckpointStore
-from train.config.changes import Difference, allowed_changes
+from train.config.changes import Difference, checked_changes
 from train.config.load import LoadedConfig
 from train.distributed.collectives import Collectives
 from train.exits import RunError
+from train.files import write_json
+from train.json_files import read_object
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,14 @@ def _find(
     if mirror and step is None:
         if directory.exists:
             _claim(mirror, directory, config.run.name, notes, required=True)
-        step, fetched = restore_from_mirror(mirror, store, _check_content)
+
+        def check(checkpoint: Path) -> None:
+            nonlocal changes
+            _check_content(checkpoint)
+            changes = _replace_config(loaded, directory, checkpoint / RUN, allow=allow_changes)
+
+        step, fetched = restore_from_mirror(mirror, store, check)
         notes += fetched
-        changes = allowed_changes(loaded, directory, allow=allow_changes)
     identity = directory.identity(config.run.name)
     if mirror:
         _claim(mirror, directory, config.run.name, notes, required=False)
@@ -121,6 +128,28 @@ def _check_content(checkpoint: Path) -> None:
     dcp.shapes(checkpoint)
     if fault := own_fault(checkpoint, Manifest.read(checkpoint)):
         raise DamagedError(fault)
+
+
+def _replace_config(
+    loaded: LoadedConfig, directory: RunDirectory, received: Path, *, allow: bool
+) -> list[Difference]:
+    """Compares the config with the stored one that a mirror has, unless the run directory has one,
+    and replaces the mirror's by it. Returns the differences.
+
+    Who can write to the mirror chooses the config there, which would name code in a directory of
+    this user. Raises ResumeRefusedError for a difference that changes results, unless ``allow``.
+    """
+    if (stored := directory.stored_config()) is not None:
+        return checked_changes(loaded, stored, allow=allow)
+    path = received / directory.config_path.name
+    try:
+        changes = checked_changes(loaded, read_object(path), allow=allow)
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise DamagedError(f"{path.name} cannot be read ({error})") from None
+    write_json(path, loaded.config.model_dump(mode="json"))
+    return changes
 
 
 def _claim(

@@ -125,7 +125,7 @@ class RequeueingSlurmScheduler(Recorded, theirs.SlurmScheduler):  # type: ignore
         statuses: dict[str, RoleStatus] = {}
         for job in jobs:
             role, _, number = job.name.rpartition("-")
-            if role and number.isdigit():
+            if role and number.isdecimal():
                 status = statuses.setdefault(role, RoleStatus(role, []))
                 status.replicas.append(
                     ReplicaStatus(int(number), role=role, state=_state(job.state), hostname="")

@@ -184,3 +184,8 @@ def test_a_command_is_required():
 def test_ranks_get_less_time_than_the_agent():
     made = options("--shutdown-timeout", "60")
     assert made.stop_deadline < made.shutdown_timeout == 60
+
+
+@pytest.mark.parametrize("nodes", ["\u0662", "1:\uff12", "9" * 5000])
+def test_a_number_of_nodes_has_ascii_digits(nodes):
+    assert "--nnodes must be a number of nodes" in refused("--nnodes", nodes)
