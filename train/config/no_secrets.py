@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from train.exits import UsageError
-from train.secrets import is_credential_name, is_secret_value, is_secret_variable
+from train.secrets import (
+    is_credential_name,
+    is_secret_name,
+    is_secret_value,
+    is_secret_variable,
+)
 
 _ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)")
 _SHORTEST = 8
@@ -48,7 +53,8 @@ def _secret_variables(text: str, resolved: Any) -> Iterator[str]:
     """The variables with secret names that an interpolation uses: those that it names, and those
     whose values are in what it became, such as by ``${oc.env:${name}}``."""
     for name in _ENVIRONMENT.findall(text):
-        if is_secret_variable(name, os.environ.get(name) or "not known here"):
+        value = os.environ.get(name)
+        if is_secret_variable(name, value) if value else is_secret_name(name):
             yield name
     texts = [value for _, value in leaves(resolved) if isinstance(value, str)]
     for name, value in os.environ.items():
