@@ -243,7 +243,7 @@ def test_options_of_a_library_with_lists():
         ('{\\"password\\": \\"hunter2\\"}', '{\\"password\\": \\"***\\"}'),
         ('{"api_key": ["hunter2"]}', '{"api_key": ["***"]}'),
         ('os.environ["HF_TOKEN"] = "hunter2"', 'os.environ["HF_TOKEN"] = "***"'),
-        ("PASSWORD=${X:-hunter2}", "PASSWORD=***}"),
+        ("PASSWORD=${X:-hunter2}", "PASSWORD=***"),
         ("x=PASSWORD=hunter2", "x=PASSWORD=***"),
         (f"PASSWORD={'x' * 9000} y", "PASSWORD=*** y"),
         (f"cache_key={'a1B2c3D4' * 4}", "cache_key=***"),

@@ -1,8 +1,8 @@
 """Which names mean a secret, and what a value beside such a name must look like.
 
 Names are compared word by word: ``HF_TOKEN``, ``hfToken`` and ``options.hf-token`` have the word
-``token``, ``TOKENIZERS_PARALLELISM`` has not. Some words always mean a secret (``password``), others
-only at the end of a name (``HF_TOKEN``, ``DB_PASS``) or beside a random value (``AZURE_KEY``).
+``token``, ``TOKENIZERS_PARALLELISM`` has not. Some words always mean a secret (``password``),
+others only at the end of a name (``HF_TOKEN``, ``DB_PASS``) or beside a random value (``AZURE_KEY``).
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def _is_random(run: str) -> bool:
     if digits == len(run):
         return digits >= 24
     if digits:
-        return (len(run) >= 12 and (switches >= 3 or digits >= 5)) or switches >= 5
+        is_mixed = len(run) >= 12 and (switches >= 3 or digits >= 5)
+        return is_mixed or switches >= 5 or len(run) >= 32
     humps = sum(a.islower() and b.isupper() for a, b in pairwise(run))
     return (len(run) >= 16 and humps * 4 >= len(run)) or (len(run) >= 24 and not humps)
 

@@ -92,7 +92,7 @@ _VALUE = re.compile(
     r"""\\(?P<escaped>["'])[^"'\\\n]*\\(?P=escaped)"""
     r"""|"(?:[^"\\\n]|\\.|"(?=\w))*"|'(?:[^'\\\n]|\\.|'(?=\w))*'"""
     r"""|["'][^\n]*"""  # without an end
-    r"""|(?:[^\s,;&'"\[\](){}]|\$[{(]|["'](?=\w))+)"""
+    r"""|(?:\$\{[^{}\s]*\}|\$[{(]|[^\s,;&'"\[\](){}]|["'](?=\w))+)"""
 )
 # The values of some headers have several words.
 _HEADER = re.compile(
@@ -219,18 +219,19 @@ def _without_keys(text: str) -> str:
     parts = re.split(_PEM_END, _PEM.sub(HIDDEN, text))
     for index, part in enumerate(parts[:-1]):
         lines = part.split("\n")[:-1]
-        is_last = True
-        while lines and _is_key_line(lines[-1], may_be_short=is_last or len(lines) == 1):
+        if lines and _PEM_REST.fullmatch(_last_word(lines[-1])):
             lines.pop()
-            is_last = False
+        while lines and _PEM_BODY.fullmatch(_last_word(lines[-1])):
+            lines.pop()
+        if len(lines) == 1 and _PEM_REST.fullmatch(lines[0]):  # the text may begin within a line
+            lines.pop()
         parts[index] = "".join(f"{line}\n" for line in lines)
     return HIDDEN.join(parts)
 
 
-def _is_key_line(line: str, *, may_be_short: bool) -> bool:
-    """Whether the line ends with base64; a log may begin it with more."""
-    pattern = _PEM_REST if may_be_short else _PEM_BODY
-    return any(pattern.fullmatch(word) for word in line.split()[-1:])
+def _last_word(line: str) -> str:
+    """What a log shows of a line, without its prefix."""
+    return line.rpartition(" ")[2].strip()
 
 
 def _redacted_password(match: re.Match[str]) -> str:
