@@ -98,6 +98,9 @@ def hide(
     for secret in sorted(secrets, key=len, reverse=True):
         for spelling in _spellings(secret):
             text = text.replace(spelling, secrets[secret])
+        if secrets[secret] == HIDDEN and "\n" in secret:  # YAML indents its lines
+            for line in filter(lambda line: len(line) > 3, map(str.strip, secret.splitlines())):
+                text = text.replace(line, HIDDEN)
     return redact(text)
 
 

@@ -2,7 +2,8 @@
 
 Names are compared word by word: ``HF_TOKEN``, ``hfToken`` and ``options.hf-token`` have the word
 ``token``, ``TOKENIZERS_PARALLELISM`` has not. Some words always mean a secret (``password``),
-others only at the end of a name (``HF_TOKEN``, ``DB_PASS``) or beside a random value (``AZURE_KEY``).
+others only at the end of a name (``HF_TOKEN``, ``DB_PASS``) or beside a value that looks random
+(``AZURE_KEY``).
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ REFERENCE = re.compile(
 )
 _SWITCH = re.compile(r"(?i:true|false|yes|no|on|off|none|null|str|bool|int|bytes)|[01]")
 _NUMBER = re.compile(r"[+-]?\d[\d_.,eE+-]{0,14}[kKMGTB]?")
+# One word with a number; with a separator it is rather a path or a version.
+_KEY = re.compile(r"(?=\d*[A-Za-z])[A-Za-z]*\d[A-Za-z0-9]*=*|\d{9,}")
 _PATH = re.compile(r"(?:~|\.{0,2})/\S*")
 
 
@@ -105,6 +108,8 @@ def is_secret_variable(name: str, value: str) -> bool:
         if words[-1] == "auth" and re.fullmatch(r"[A-Za-z]{1,12}", value):
             return False  # the name of a method
         return words[-1] in _PASSWORDS or not _NUMBER.fullmatch(value)
+    if words[-1] == "key" and (len(words) > 1 or name.isupper()) and is_secret_name(name):
+        return looks_random(value) or bool(_KEY.fullmatch(value))
     return looks_random(value)
 
 
