@@ -99,6 +99,7 @@ __all__ = [
     "ADVICE",
     "FAILURES",
     "HIDDEN",
+    "LAUNCHER",
     "LOOPBACK",
     "RUN_FILE",
     "RUN_ID",
@@ -297,6 +298,8 @@ def run_directory(command: Sequence[str]) -> Path | None:
 
 # -- environment ----------------------------------------------------------------------------------
 
+LAUNCHER = "ISORUN_LAUNCHER"
+"""What started the ranks, where no other variable tells."""
 RUN_ID = "ISORUN_RUN_ID"
 """The id that a new run takes; an existing run keeps its own."""
 TYPED = "ISORUN_TYPED"

@@ -104,11 +104,20 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
             text = f"it has {size:,} bytes, more than the {limit:,} that such a file may have"
             raise TooLargeError(errno.EFBIG, text, str(path))
         try:
+            ensure_fits_memory(size)
             # Not more than it had when it was checked: it may grow.
             return file.read() if limit is None else file.read(limit)
         except (MemoryError, OverflowError):
             text = f"its {size:,} bytes do not fit into memory"
             raise TooLargeError(errno.EFBIG, text, str(path)) from None
+
+
+def ensure_fits_memory(size: int) -> None:
+    """Raises MemoryError for more bytes than this machine has. Where the kernel promises any amount
+    (vm.overcommit_memory=1, as on the nodes of Kubernetes), a read does not fail, but has this
+    process killed."""
+    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise MemoryError
 
 
 def fsync(path: Path) -> None:

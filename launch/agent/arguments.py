@@ -27,7 +27,11 @@ OPTIONS = [
     ("rdzv-id", "", "ID", "separates runs; default: $ISORUN_RUN_ID, else isorun"),
     ("rdzv-conf", "", "KEY=VALUE,...", "further settings of torch's rendezvous"),
     ("rdzv-timeout", "900", "SECONDS", "time for all nodes to join, names and ports included"),
-    ("node-rank", "", "N", "number of this node; default: from the launcher's environment"),
+    (
+        "node-rank", "", "N",
+        "0 on the node that keeps the rendezvous, another number on each other one; ranks are "
+        "numbered by the nodes' addresses; default: from the launcher's environment",
+    ),
     ("local-addr", "", "ADDRESS", "address at which other nodes reach this node"),
     ("max-restarts", "0", "N", "restarts of the ranks after infrastructure failures"),
     (

@@ -34,6 +34,7 @@ from launch.agent.rendezvous import (
 )
 from launch.agent.signals import Signals, StopSignal
 from launch.contract import (
+    LAUNCHER,
     RUN_ID,
     SECRET,
     SECRET_FILE,
@@ -171,6 +172,7 @@ def _prepare_environment(options: AgentOptions) -> None:
     """Sets what the ranks inherit."""
     threads = max(1, usable_cores() // options.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ[LAUNCHER] = "isorun agent"
     os.environ[STOP_DEADLINE] = f"{options.stop_deadline:g}"
     if options.max_nodes == 1 and not os.environ.get(SECRET_FILE, "").strip():
         # One process has nobody to exchange messages with. Several ranks use this node's secret.

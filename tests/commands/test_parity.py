@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def test_another_seed_is_not_the_same_run(tmp_path):
     assert found.loss > 1e-3
     assert found.norm > 1e-3
     assert found.weights > 1e-3
+    assert re.fullmatch(r"\d\.\w+ \(\d\.\de[+-]\d\d\)", found.tensor), found.tensor
     assert not found.same_ledger
     assert not found.within(Tolerance(1.0, 1.0, 1.0, 1.0))
 
@@ -107,6 +109,7 @@ def test_metrics_of_the_evaluation_are_compared(tmp_path):
     train.fit(*TINY, "track.log_every_steps=1", "length.steps=6", f"run.dir={one}")
     assert curve(one, "eval/loss").keys() == {6}
     assert compare(one, one).within(Tolerance(0.0, 0.0, 0.0, 0.0))
+    assert compare(one, one).tensor == ""
 
     def compared(name, change):
         found = compare(one, rewritten(one, tmp_path / name, change))

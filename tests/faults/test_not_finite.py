@@ -66,6 +66,17 @@ def test_up_to_max_skipped_steps_in_a_row_are_skipped(tmp_path):
     assert finished(tmp_path)["skipped_steps"] == 6
 
 
+def test_a_run_in_which_no_step_was_taken_is_not_finished(tmp_path):
+    """However short, and again when it is repeated."""
+    short = ["length.steps=4", "schedule.warmup_steps=0", "task.nan_at_steps=[1,2,3,4]"]
+    for _ in range(2):
+        done = run("fit", tmp_path, *short, expect=78)
+        assert (
+            "was not finite in each of the 4 steps; the weights are still the init" in done.stderr
+        )
+        assert not (tmp_path / "finished.json").exists()
+
+
 @pytest.mark.parametrize("log_every_steps", [1, 100])
 def test_more_than_max_skipped_steps_in_a_row_end_the_run(tmp_path, log_every_steps):
     done = run(

@@ -84,6 +84,17 @@ def test_only_a_restart_by_torchrun_keeps_a_run_stopped(
         assert list(tmp_path.iterdir()) == []
 
 
+def test_the_agent_restarts_ranks_that_its_lost_neighbour_has_stopped(tmp_path, monkeypatch):
+    """Linux asks the ranks of an agent that is killed to stop, and they agree on it with all."""
+    monkeypatch.setenv("ISORUN_LAUNCHER", "isorun agent")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    for restarts in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+        RunDirectory(tmp_path).refuse_restart_after_stop()
+        RunDirectory(tmp_path).mark_stopped()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_stop_file_written_during_start_up(tmp_path):
     process = quick_start("fit", tmp_path, "task.use=tests.faults.tasks:SlowToBuild")

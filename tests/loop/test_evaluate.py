@@ -45,6 +45,7 @@ class Task(TinyTask):
 
     def derive(self, totals):
         total, count = totals["loss"]
+        assert (totals["loss"].sum, totals["loss"].count) == (total, count)
         return {"twice": 2 * total / count}
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from train.tasks.base import Ratio
 from train.tasks.text.generate import generate
 from train.tasks.text.task import TextTask
 
@@ -51,7 +52,7 @@ def test_bits_per_byte_of_a_uniform_model_by_hand(make_text_task: MakeTask, corp
     dataset = task.eval_dataset()
     batch = task.collate([dataset[n] for n in range(len(dataset))])
     measured = task.measure(Uniform(256), {**batch, "targets": batch["targets"].clamp(max=255)})
-    totals = {name: (float(r.sum), float(r.count)) for name, r in measured.items()}
+    totals = {name: Ratio(float(r.sum), float(r.count)) for name, r in measured.items()}
     documents = int((batch["targets"] == 256).sum())
     size = int(batch["bytes"].sum())
     # 8 bits for each byte and each end of document; an end stands for no byte.
@@ -63,7 +64,7 @@ def test_bits_per_byte_of_a_uniform_model_by_hand(make_text_task: MakeTask, corp
 
 
 def test_a_perplexity_that_overflows_is_infinite(make_text_task: MakeTask) -> None:
-    assert make_text_task().derive({"loss": (2000.0, 1.0)}) == {"perplexity": math.inf}
+    assert make_text_task().derive({"loss": Ratio(2000.0, 1.0)}) == {"perplexity": math.inf}
 
 
 @pytest.mark.parametrize("pack", [True, False])

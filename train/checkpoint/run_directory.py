@@ -270,8 +270,10 @@ class RunDirectory:
 
 
 def _launch() -> dict[str, Any] | None:
-    """The run id and restart count of the torchrun or node agent above; None without one."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """The run id and restart count of the torchrun above; None without one. The node agent, which
+    sets both as well, restarts no ranks that somebody has asked to stop, but those that its lost
+    neighbour has stopped."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or "ISORUN_LAUNCHER" in os.environ:
         return None
     # A second torchrun with the same --rdzv-id starts at 0 restarts.
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)

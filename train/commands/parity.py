@@ -237,7 +237,7 @@ def _report(
     )  # fmt: skip
     line = "{:<12}{:>12}{:>15}{:>12}{:>12}{:>15}{:>12}  {}"
     say(line.format(*header))
-    passed = True
+    passed, named = True, []
     for name in others:
         found = compare(directories[reference], directories[name])
         within = found.within(tolerance)
@@ -252,6 +252,10 @@ def _report(
                 + ("" if found.same_skips else ", skipped steps differ"),
             )
         )  # fmt: skip
+        if not found.weights <= tolerance.weights and found.tensor:
+            named.append(f"{name}: of all weights, {found.tensor} differs most")
+    if named:
+        say("\n" + "\n".join(named))
     picture = out / "parity.png"
     plot(directories, picture, f"{loaded.config.run.name} on {len(directories)} placements")
     say(f"\ncurves: {picture}")

@@ -189,7 +189,7 @@ def world_warnings(world: World, gpus: int, parent: list[str] | None = None) -> 
 
 
 def _launcher(environ: Mapping[str, str]) -> str:
-    if launcher := environ.get("ISORUN_LAUNCHER"):  # train.launch
+    if launcher := environ.get("ISORUN_LAUNCHER"):  # train.launch, the node agent
         return launcher
     if any(name.startswith("ACCELERATE_") for name in environ):
         return "accelerate"

@@ -16,7 +16,7 @@ from train.exits import UsageError
 from train.loop.metric_objects import MetricObjects
 from train.strategies.engine import Engine
 from train.strategies.model_call import CallModel
-from train.tasks.base import Task
+from train.tasks.base import Ratio, Task
 from train.tasks.checked import measures_of, numbers_of, report_of
 from train.tasks.modes import evaluating
 
@@ -82,9 +82,7 @@ def _double(part: Any, device: torch.device) -> torch.Tensor:
     return torch.tensor(float(part), dtype=torch.float64, device=device)
 
 
-def _add_over_ranks(
-    totals: dict[str, torch.Tensor], engine: Engine
-) -> dict[str, tuple[float, float]]:
+def _add_over_ranks(totals: dict[str, torch.Tensor], engine: Engine) -> dict[str, Ratio]:
     """Sums and counts over all ranks; collective. A rank may lack a name, such as that of a class
     that its samples do not have: it has nothing to add to it."""
     by_rank = engine.collectives.all_gather_object(list(totals))
@@ -94,7 +92,7 @@ def _add_over_ranks(
     nothing = torch.zeros(2, dtype=torch.float64, device=engine.device)
     joined = torch.stack([totals.get(name, nothing) for name in names])
     sums = engine.collectives.all_reduce(joined).tolist()
-    return {name: (total, count) for name, (total, count) in zip(names, sums, strict=True)}
+    return {name: Ratio(*pair) for name, pair in zip(names, sums, strict=True)}
 
 
 def _joined(*sources: dict[str, float]) -> dict[str, float]:

@@ -187,6 +187,8 @@ def preempt(run: OpenRun) -> Exit:
 def finish(run: OpenRun) -> Exit:
     """Writes the last checkpoint, and reports the final metrics and where the files are."""
     progress = run.progress
+    read_metrics(run)
+    progress.ensure_trained()
     if not save_and_wait(run):
         raise run.checkpointing.error(
             "The run is complete, but its last checkpoint could not be written",

@@ -57,5 +57,19 @@ class Progress:
                 raise NotFiniteError(
                     f"The loss or the gradient norm was not finite for more than {limit} steps in "
                     f"a row, the last of them step {step} (optim.max_skipped_steps is {limit}); "
-                    "lower optim.lr, set optim.clip_norm, or check the data."
+                    f"{_advice(none_taken=self.skipped_in_a_row == step)}"
                 )
+
+    def ensure_trained(self) -> None:
+        """Raises NotFiniteError where every step was skipped."""
+        if self.step and self.skipped_in_a_row == self.step:
+            raise NotFiniteError(
+                f"The loss or the gradient norm was not finite in each of the {self.step} steps; "
+                f"{_advice(none_taken=True)}"
+            )
+
+
+def _advice(*, none_taken: bool) -> str:
+    if none_taken:
+        return "the weights are still the initial ones, so check the task's loss and the data."
+    return "lower optim.lr, set optim.clip_norm, or check the data."

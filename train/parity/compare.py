@@ -55,6 +55,9 @@ class Comparison:
     """Of the evaluation metrics; NaN where the runs do not have the same ones."""
     weights: float
     """Of the final weights."""
+    tensor: str
+    """Which parameter or buffer has the largest part in it, and the difference of that one; empty
+    if there is none."""
     same_ledger: bool
     same_skips: bool
 
@@ -87,13 +90,15 @@ def _rows(directory: Path) -> list[dict[str, Any]]:
 
 def compare(reference: Path, other: Path) -> Comparison:
     """Compares two run directories of finished runs that logged every step."""
+    weights, tensor = weights_difference(reference, other)
     return Comparison(
         steps=len(curve(other, LOSS)),
         loss=largest_difference(curve(reference, LOSS), curve(other, LOSS)),
         norm=largest_difference(curve(reference, NORM), curve(other, NORM)),
         rate=largest_difference(curve(reference, RATE), curve(other, RATE)),
         evaluation=_evaluation_difference(reference, other),
-        weights=weights_difference(reference, other),
+        weights=weights,
+        tensor=tensor,
         same_ledger=_ledger(reference) == _ledger(other),
         same_skips=curve(reference, SKIPPED) == curve(other, SKIPPED),
     )
@@ -134,8 +139,9 @@ def largest_difference(
     return largest
 
 
-def weights_difference(reference: Path, other: Path) -> float:
-    """Relative L2 difference of the final parameters and buffers, loaded one tensor at a time.
+def weights_difference(reference: Path, other: Path) -> tuple[float, str]:
+    """Relative L2 difference of the final parameters and buffers, loaded one tensor at a time, and
+    the tensor that has the largest part in it.
 
     NaN if names, shapes or dtypes differ.
     """
@@ -147,14 +153,23 @@ def weights_difference(reference: Path, other: Path) -> float:
         {n: s for n, s in dcp.shapes(path).items() if n.startswith("model.")} for path in paths
     ]
     if stored[0] != stored[1]:
-        return float("nan")
-    squared = total = 0.0
+        return float("nan"), ""
+    squared = total = largest = 0.0
+    worst = ""
     for name, (shape, dtype) in stored[0].items():
         one, two = (torch.empty(shape, dtype=dtype) for _ in paths)
         for tensor, path in zip((one, two), paths, strict=True):
             dcp.load({name: Shard.of(tensor)}, path, None)
-        squared += float((one.double() - two.double()).square().sum())
-        total += float(one.double().square().sum())
+        difference = float((one.double() - two.double()).square().sum())
+        norm = float(one.double().square().sum())
+        squared, total = squared + difference, total + norm
+        if not difference <= largest:  # a NaN as well
+            largest = difference
+            worst = f"{name.removeprefix('model.')} ({_relative(difference, norm):.1e})"
+    return _relative(squared, total), worst
+
+
+def _relative(squared: float, total: float) -> float:
     return math.sqrt(squared / total) if total else math.sqrt(squared)
 
 

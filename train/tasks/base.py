@@ -122,8 +122,9 @@ class Task:
         name ``checkpoint``."""
         return {"loss": self.loss(model, batch)}
 
-    def derive(self, totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """Metrics derived from the (sum, count) totals over all evaluation data."""
+    def derive(self, totals: Mapping[str, Ratio]) -> dict[str, float]:
+        """Metrics derived from the sums and counts (floats) over all evaluation data, by the names
+        that ``measure`` gave them."""
         return {}
 
     def report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 from train.exits import DataError, OutOfMemoryError
+from train.files import ensure_fits_memory
 from train.tasks.text.text_config import Data
 
 
@@ -66,6 +67,7 @@ def find_files(patterns: list[str]) -> list[Path]:
 
 def _read(path: Path) -> str:
     try:
+        ensure_fits_memory(path.stat().st_size)
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]

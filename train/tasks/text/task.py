@@ -117,11 +117,11 @@ class TextTask(Task):
         metrics["bits_per_byte"] = Ratio(nats.sum / math.log(2), batch["bytes"].sum())
         return metrics
 
-    def derive(self, totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    def derive(self, totals: Mapping[str, Ratio]) -> dict[str, float]:
         """``perplexity``, the exponential of the cross entropy."""
-        nats, tokens = totals.get("cross_entropy", totals["loss"])
+        nats = totals.get("cross_entropy", totals["loss"])
         try:
-            return {"perplexity": math.exp(nats / tokens)}
+            return {"perplexity": math.exp(nats.sum / nats.count)}
         except OverflowError:
             return {"perplexity": math.inf}
 
