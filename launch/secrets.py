@@ -23,8 +23,8 @@ from launch.contract import (
 # What to do instead, by scheduler.
 _KUBERNETES = "store it in a Secret of the cluster, from which the pods read it"
 _INSTEAD = {
-    "slurm": "remove it from --env and `export` it before you submit, since Slurm passes on the "
-    "environment, or log in once (`wandb login`) with a home directory that the nodes share",
+    "slurm": "`export` it before you submit, since Slurm passes on the environment, or log "
+    "in once (`wandb login`) with a home directory that the nodes share",
     "kubernetes_job": f"{_KUBERNETES}, as with `-cfg components=wandb-secret` (docs/kubernetes.md)",
     "kubernetes": _KUBERNETES,
     "kubernetes_mcad": _KUBERNETES,
@@ -75,7 +75,8 @@ def refuse(env: Mapping[str, str], arguments: Sequence[str], scheduler: str) -> 
     instead = _INSTEAD.get(scheduler, _ELSEWHERE)
     for name in plaintext(restore(env)):
         raise UsageError(
-            f"--env gives {name} {seen}; {instead}. Only local schedulers accept secrets."
+            f"--env gives {name} {seen}; remove it from --env and {instead}. Only local schedulers "
+            "accept secrets."
         )
     if argument := secret_argument(arguments):
         raise UsageError(

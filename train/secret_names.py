@@ -77,7 +77,7 @@ REFERENCE = re.compile(
     r"\${1,2}(?:[A-Z_][A-Z0-9_]*|\{[\w.:]+\}|\([^()]*\))|\{\{.*\}\}|<[A-Za-z |_-]+>|\[[A-Z_]+\]"
     r"|\*+|\{\w*\}|%s|VALUE|\.\.\."
 )
-_SWITCH = re.compile(r"(?i:true|false|yes|no|on|off|none|null|str|bool|int|bytes)|[01]")
+_SWITCH = re.compile(r"(?i:true|false|yes|no|on|off|none|null|str|bool|int|bytes)")
 _NUMBER = re.compile(r"[+-]?\d[\d_.,eE+-]{0,14}[kKMGTB]?")
 # One word with a number; with a separator it is rather a path or a version.
 _KEY = re.compile(r"(?=\d*[A-Za-z])[A-Za-z]*\d[A-Za-z0-9]*=*|\d{9,}")
