@@ -7,15 +7,24 @@ of other packages get the placeholders (``launch.torchx.schedulers``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from launch.contract import HIDDEN, UsageError, is_secret_value, is_secret_variable, redact
+from launch.contract import (
+    HIDDEN,
+    UsageError,
+    is_secret_value,
+    is_secret_variable,
+    redact,
+    redact_command,
+)
 
 # What to do instead, by scheduler.
 _KUBERNETES = "store it in a Secret of the cluster, from which the pods read it"
 _INSTEAD = {
-    "slurm": "remove it from --env and `export` it before you submit, since Slurm passes on the "
-    "environment, or log in once (`wandb login`) with a home directory that the nodes share",
+    "slurm": "`export` it before you submit, since Slurm passes on the environment, or log "
+    "in once (`wandb login`) with a home directory that the nodes share",
     "kubernetes_job": f"{_KUBERNETES}, as with `-cfg components=wandb-secret` (docs/kubernetes.md)",
     "kubernetes": _KUBERNETES,
     "kubernetes_mcad": _KUBERNETES,
@@ -35,6 +44,15 @@ def is_secret(name: str, value: str) -> bool:
 def plaintext(env: Mapping[str, str]) -> list[str]:
     """The variables that hold secrets in plain text."""
     return [name for name, value in env.items() if is_secret(name, value)]
+
+
+def secret_argument(words: Sequence[str]) -> str | None:
+    """The first argument of a command that holds a secret, as it may be shown; None without. The
+    word after an option such as ``--password`` is one, a reference such as ``$NAME`` is not."""
+    for index, shown in enumerate(redact_command(words)):
+        if shown != words[index]:
+            return f"{words[index - 1]} {shown}" if shown == HIDDEN and index else shown
+    return None
 
 
 def withhold(env: Mapping[str, str]) -> dict[str, str]:
@@ -57,20 +75,41 @@ def refuse(env: Mapping[str, str], arguments: Sequence[str], scheduler: str) -> 
     instead = _INSTEAD.get(scheduler, _ELSEWHERE)
     for name in plaintext(restore(env)):
         raise UsageError(
-            f"--env gives {name} {seen}; {instead}. Only local schedulers accept secrets."
+            f"--env gives {name} {seen}; remove it from --env and {instead}. Only local schedulers "
+            "accept secrets."
         )
-    for word in arguments:
-        if is_secret_value(word):
-            raise UsageError(
-                f"The command has the argument {redact(word)!r}, which gives a secret {seen}; "
-                f"remove it from the command and {instead}. Only local schedulers accept secrets."
-            )
+    if argument := secret_argument(arguments):
+        raise UsageError(
+            f"The command has the argument {argument!r}, which gives a secret {seen}; remove it "
+            f"from the command and {instead}. Only local schedulers accept secrets."
+        )
 
 
-def hide(text: str, environments: Iterable[Mapping[str, str]]) -> str:
-    """The text with the secrets of these environments, and those that their form shows, replaced by
-    ``***``."""
-    values = {env[name] for env in environments for name in plaintext(env)}
-    for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
+def hide(
+    text: str,
+    environments: Iterable[Mapping[str, str]],
+    commands: Iterable[Sequence[str]] = (),
+) -> str:
+    """The text with the secrets of these environments and commands, and those that their form
+    shows, replaced by ``***``."""
+    secrets = {env[name]: HIDDEN for env in environments for name in plaintext(env)}
+    for words in commands:
+        pairs = zip(words, redact_command(words), strict=True)
+        secrets.update((word, shown) for word, shown in pairs if word != shown)
+    for secret in sorted(secrets, key=len, reverse=True):
+        for spelling in _spellings(secret):
+            text = text.replace(spelling, secrets[secret])
+        if secrets[secret] == HIDDEN and "\n" in secret:  # YAML indents its lines
+            for line in filter(lambda line: len(line) > 3, map(str.strip, secret.splitlines())):
+                text = text.replace(line, HIDDEN)
     return redact(text)
+
+
+def _spellings(word: str) -> Iterator[str]:
+    """How a request may write a word: as it is, in a shell, in Python and in JSON or YAML, also
+    with the ``$`` that TorchX has doubled."""
+    for plain in dict.fromkeys((word, word.replace("$$", "$"))):
+        yield from dict.fromkeys(
+            (shlex.quote(plain), json.dumps(plain)[1:-1], repr(plain)[1:-1],
+             plain.replace("'", "''"), plain)
+        )  # fmt: skip

@@ -131,12 +131,14 @@ class Outcome:
 
     def record(self, **more: Any) -> dict[str, Any]:
         """The failure record, for JSON, without secrets."""
+        first = asdict(self.first)
+        first["log"] = _without_secrets(self.first.log)
         record = {
             "exit_code": self.exit_code,
             "what": self.first.what,
             "retry": self.retry,
             "advice": self.advice,
-            "first": asdict(self.first),
+            "first": first,
             "others": [
                 {"rank": f.rank, "host": f.host, "exit_code": f.exit_code}
                 for f in self.failures
@@ -161,7 +163,7 @@ class Outcome:
             text += f" Node {', '.join(map(str, self.lost_nodes))} did not report."
         text += f" What to do: {self.advice}."
         if first.log and not first.error:
-            lines = redact("\n".join(f"    {line}" for line in first.log[-5:]))
+            lines = "\n".join(f"    {line}" for line in _without_secrets(first.log)[-5:])
             text += f"\n  last lines of its standard error:\n{lines}"
         return text
 
@@ -192,15 +194,24 @@ def error_of(message: Any) -> tuple[str, float | None]:
 
 
 def tail(path: str | Path) -> list[str]:
-    """The last lines of a log; empty if it cannot be read."""
+    """The last lines of a log, without secrets; empty if it cannot be read."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL_BYTES))
+            skipped = file.seek(max(0, size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return []
+    if skipped:  # a part of a line may be a part of a secret, which nothing shows
+        text = re.sub(r"\A(?:.*\n|\S*)", "", text)
+    # As a whole, since a private key may begin before the last lines.
+    text = redact(text)
     return [line for line in text.splitlines() if line.strip()][-_TAIL_LINES:]
+
+
+def _without_secrets(lines: Sequence[str]) -> list[str]:
+    """The lines without secrets, also without one that has several lines."""
+    return redact("\n".join(lines)).splitlines()
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> Path:

@@ -126,7 +126,11 @@ def record_start(
             "pid": os.getpid(),
             "log_directory": log_directory,
             # Docker gets some variables of this process too.
-            "request": hide(request, [os.environ, *(role.env for role in app.roles)]),
+            "request": hide(
+                request,
+                [os.environ, *(role.env for role in app.roles)],
+                [role.args for role in app.roles],
+            ),
         }
     )
 

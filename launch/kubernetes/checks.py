@@ -14,14 +14,12 @@ from launch.agent_command import agent_arguments, options_of, variable
 from launch.contract import (
     STOP_DEADLINE,
     UsageError,
-    is_secret_value,
-    redact,
     seconds_in,
     whole_number,
 )
 from launch.kubernetes import rules
 from launch.kubernetes.values import Change, number
-from launch.secrets import is_secret
+from launch.secrets import is_secret, secret_argument
 
 Object = dict[str, Any]
 WORKLOADS = ("Job", "JobSet", "TrainJob")
@@ -183,14 +181,14 @@ def _secrets(owner: Object, container: dict[str, Any]) -> None:
                 f"--from-literal={key}=...) and refer to it with valueFrom.secretKeyRef, as "
                 "k8s/components/wandb-secret does."
             )
-    for word in [*container.get("command", []), *container.get("args", [])]:
-        if is_secret_value(str(word)):
-            raise UsageError(
-                f"The command of the {owner['kind']} {owner['metadata']['name']} has the argument "
-                f"{redact(str(word))!r}, which gives a secret in plain text, readable by everyone "
-                "who can read that object; store it in a Secret, from which the pods read it as a "
-                "variable or a file."
-            )
+    words = [str(word) for key in ("command", "args") for word in container.get(key) or []]
+    if argument := secret_argument(words):
+        raise UsageError(
+            f"The command of the {owner['kind']} {owner['metadata']['name']} has the argument "
+            f"{argument!r}, which gives a secret in plain text, readable by everyone who can read "
+            "that object; store it in a Secret, from which the pods read it as a variable or a "
+            "file."
+        )
 
 
 def _image(image: str) -> list[str]:

@@ -1,10 +1,13 @@
 import json
+import shlex
 
 import pytest
+import yaml
 from torchx.runner import get_runner
 
 from launch import secrets
 from launch.history import launch_log
+from launch.kubernetes import checks
 from launch.torchx.schedulers import SCHEDULERS
 from launch.torchx.schedulers.watched import LOCAL
 from tests.launch.launching import app, dryrun
@@ -49,6 +52,58 @@ def test_a_secret_among_the_arguments_of_a_remote_job_is_refused():
     with pytest.raises(UsageError, match="argument '--db=postgres://me:") as refused:
         dryrun("isorun.run", *words, scheduler="slurm")
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--password", SECRET], "--password ***"), (["--api-key", SECRET], "--api-key ***"),
+        (["env", f"WANDB_API_KEY={SECRET}"], "WANDB_API_KEY=***"),
+        ([f"checkpoint.mirror.options.password={SECRET}"], "checkpoint.mirror.options.password=***"),
+        (["bash", "-c", f"x --password {SECRET}"], "x --password ***"),
+    ],
+)  # fmt: skip
+def test_arguments_with_secret_names_are_refused(words, shown):
+    command = ["python", "x.py", *words]
+    with pytest.raises(UsageError) as refused:
+        secrets.refuse({}, command, "slurm")
+    assert f"has the argument {shown!r}, which gives a secret" in str(refused.value)
+    assert SECRET not in str(refused.value)
+    pod = {"name": "x", "image": "x", "command": command[:1], "args": command[1:]}
+    job = {"kind": "Job", "metadata": {"name": "run"}}
+    with pytest.raises(UsageError, match="The command of the Job run has the argument") as refused:
+        checks._secrets(job, pod)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--password", "$$DB_PASSWORD"], ["--password=$(DB_PASSWORD)"], ["--token", "/run/secrets/x"],
+        ["--key", "image"], ["data.key=image"], ["DATASET_KEY=imagenet-1k/train"], ["--password"],
+        ["bash", "-c", 'x --password "$$DB_PASSWORD"'], ["--token-file", "x"],
+    ],
+)  # fmt: skip
+def test_references_and_other_arguments_are_accepted(words):
+    secrets.refuse({}, ["python", "x.py", *words], "slurm")
+    checks._secrets({"kind": "Job", "metadata": {"name": "run"}}, {"args": words})
+
+
+@pytest.mark.parametrize("secret", [SECRET, 'it\'s a "pass" $$word', "two\nlines-of-it"])
+def test_a_request_shows_no_secret_of_a_command(secret):
+    words = ["python", "x.py", "--password", secret, f"MY_TOKEN={secret}", "--epochs", "5"]
+    spelled = (
+        str(words),
+        json.dumps(words),
+        shlex.join(words),
+        yaml.safe_dump(words),
+        f"x: {secret}",
+    )
+    for text in (*spelled, *(text.replace("$$", "$") for text in spelled)):
+        shown = secrets.hide(text, [], [words])
+        for part in ("s3cr3t", "word", "lines-of-it"):
+            assert part not in shown.replace("--password", "")
+        assert "--epochs" in shown or text.startswith("x: ")
 
 
 @pytest.mark.normal
@@ -119,7 +174,8 @@ def test_the_launch_log_holds_no_secret_of_the_command_line():
     info = dryrun("isorun.run", "--", "python", "x.py", "--password", SECRET, f"HF_TOKEN={SECRET}",
                   f"--db=postgres://me:{SECRET}@db/x")  # fmt: skip
     made = getattr(info, "app", None) or info._app
-    launch_log.record_start("local_cwd://torchx/x", "local_cwd", made, "")
+    assert SECRET in str(info)
+    launch_log.record_start("local_cwd://torchx/x", "local_cwd", made, str(info))
     (line,) = launch_log.read()
     assert line["command"][-4:] == [
         "--password",

@@ -9,7 +9,12 @@ from typing import Any
 
 from train.config.leaves import Path, leaves, shown_path, value_at
 from train.exits import UsageError
-from train.secrets import is_credential_name, is_secret_value, is_secret_variable
+from train.secrets import (
+    is_credential_name,
+    is_secret_name,
+    is_secret_value,
+    is_secret_variable,
+)
 
 _ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_]\w*)\s*(?:,\s*([^${}]*)\})?")
 _SHORTEST = 8
@@ -98,8 +103,8 @@ def _secret_variables(text: str, resolved: Any, secrets: Mapping[str, str]) -> I
     """The variables with secret names that an interpolation uses: those that it names, and those
     whose values are in what it became, such as by ``${oc.env:${name}}``."""
     for name, default in _ENVIRONMENT.findall(text):
-        value = os.environ.get(name) or _text(_default(default, resolved)) or "not known here"
-        if is_secret_variable(name, value):
+        value = os.environ.get(name) or _text(_default(default, resolved))
+        if is_secret_variable(name, value) if value else is_secret_name(name):
             yield name
     texts = [_text(part) for path, value in leaves(resolved) for part in (*path, value)]
     parts = texts if isinstance(resolved, Mapping | list) else []  # of a decoded value

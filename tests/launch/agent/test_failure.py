@@ -82,6 +82,32 @@ def test_the_last_lines_of_a_log(tmp_path):
     assert tail(tmp_path / "none") == []
 
 
+def test_the_last_lines_hold_no_part_of_a_secret(tmp_path):
+    log = tmp_path / "stderr.log"
+    body = "MIIEpAIBAAKCAQEA0123456789abcdef\n" * 30
+    key = "-----BEGIN " + f"PRIVATE KEY-----\n{body}-----END " + "PRIVATE KEY-----\n"
+    log.write_text(f"before\n{key}after\n")  # the key begins before the last lines
+    assert tail(log) == ["before", "***", "after"]
+    log.write_text(f"{key * 30}after\n")  # a key begins before what is read
+    assert tail(log) == ["***"] * (len(tail(log)) - 1) + ["after"]
+    log.write_text("x --token=" + "hunter2" * 3000 + " after")
+    assert tail(log) == [" after"]
+
+
+def test_records_hold_no_secret_of_several_lines():
+    lines = [
+        "-----BEGIN " + "PRIVATE KEY-----",
+        *["MIIEpAIBAAKCAQEA0123"] * 8,
+        "abc=",
+        "-----END " + "PRIVATE KEY-----",
+    ]
+    first = failure(0, 137, log=["before", *lines, "after"])
+    outcome = Outcome(first, [first], [])
+    assert outcome.record()["first"]["log"] == ["before", "***", "after"]
+    assert "MIIE" not in outcome.paragraph()
+    assert "after" in outcome.paragraph()
+
+
 def test_a_paragraph_names_rank_host_error_and_what_to_do():
     first = failure(3, 78, "The loss was not finite")
     said = Outcome(first, [first, failure(0, 75)], []).paragraph()
