@@ -267,7 +267,9 @@ def test_the_text_task_reports_the_cross_entropy_in_bits_with_any_loss(outside):
     task, smooth = measured(f"{module}:smooth")
     assert smooth["cross_entropy"].sum == plain["loss"].sum != smooth["loss"].sum
     assert smooth["bits_per_byte"].sum == plain["bits_per_byte"].sum
-    totals = {name: train.Ratio(float(ratio.sum), float(ratio.count)) for name, ratio in smooth.items()}
+    totals = {
+        name: train.Ratio(float(ratio.sum), float(ratio.count)) for name, ratio in smooth.items()
+    }
     nats, count = totals["cross_entropy"]
     assert task.derive(totals)["perplexity"] == pytest.approx(
         torch.tensor(nats / count).exp().item()
