@@ -132,6 +132,9 @@ def test_the_default_directory_and_a_single_form(exported):
     run("export", directory, "--form", "parameters")
     default = directory / "exports/step-40"
     assert sorted(os.listdir(default)) == ["export.json", "model.safetensors"]
+    assert len({(default / name).stat().st_mode for name in os.listdir(default)}) == 1, (
+        "by the umask"
+    )
     run("export", directory, "--form", "program", "--to", directory / "program")
     assert sorted(os.listdir(directory / "program")) == ["export.json", "model.pt2"]
 

@@ -13,13 +13,14 @@ An export is a directory with
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.config.load import task_config
 from train.config.trust import TASK_SECTIONS, dotted_paths
 from train.exits import DataError, UsageError, first_line, sys_exit_refused
-from train.files import open_regular, refuse_irregular, write_json
+from train.files import create, open_regular, refuse_irregular, write_json
 from train.imports import import_path_restored
 from train.json_files import has_fields, read_object
 
@@ -38,7 +39,10 @@ def export_parameters(model: nn.Module, directory: Path) -> Path:
     from safetensors.torch import save_model
 
     path = directory / PARAMETERS
+    os.close(create(path))
+    mode = path.stat().st_mode  # by the umask; safetensors replaces the file by one with 0600
     save_model(_Tensors(model), str(path))  # type: ignore[arg-type]
+    path.chmod(stat.S_IMODE(mode))
     return path
 
 
