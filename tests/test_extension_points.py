@@ -35,8 +35,7 @@ def outside(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(text)
         return name
 
-    yield write
-    sys.modules.pop(name, None)
+    return write
 
 
 def fit(tmp_path, *overrides, **options):

@@ -45,6 +45,11 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+def as_nnodes(fewest: int, most: int) -> str:
+    """The numbers as --nnodes gives them."""
+    return f"{fewest}" if fewest == most else f"{fewest}:{most}"
+
+
 def variable(option: str) -> str:
     """The environment variable for an option of the agent: ``--rdzv-port`` is PET_RDZV_PORT."""
     return f"PET_{option.removeprefix('--').replace('-', '_').upper()}"

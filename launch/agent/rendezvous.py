@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
+from launch.agent.arguments import as_nnodes
 from launch.agent.keepalive import set_keepalive
 from launch.agent.options import AgentOptions
 from launch.agent.quiet_torch import import_torch
@@ -106,11 +107,6 @@ def join(
     set_keepalive(options.port)
     store.set_timeout(timedelta(seconds=_WAIT))
     return handler
-
-
-def as_nnodes(fewest: int, most: int) -> str:
-    """The numbers as --nnodes gives them."""
-    return f"{fewest}" if fewest == most else f"{fewest}:{most}"
 
 
 def waiting_for(describe: Callable[[], str], over: str) -> AbstractContextManager[None]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from launch.contract import RetryError, RunError, UsageError
-from launch.kubernetes.checks import WORKLOADS
 from launch.torchx.refusals import cluster_refusal
 
 Object = dict[str, Any]
@@ -43,10 +42,9 @@ class Cluster:
 
         return getattr(client, name)(self._client)
 
-    def submit(self, objects: Sequence[Object]) -> None:
+    def submit(self, objects: Sequence[Object], workload: Object) -> None:
         """Creates shared objects, then the workload, then the objects that it owns. Raises
         UsageError or RetryError; the workload is deleted then."""
-        (workload,) = (made for made in objects if made["kind"] in WORKLOADS)
         for made in objects:
             if made["kind"] in SHARED:
                 self._create(made, may_exist=True)

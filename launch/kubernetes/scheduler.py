@@ -93,7 +93,8 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
                 "--dryrun` or `isorun render`, and apply it with kubectl."
             )
         cluster = self._cluster(request.namespace)
-        cluster.submit(run_secret.with_secret(request.rendered.objects, workload))
+        signed = run_secret.with_secret(request.rendered)
+        cluster.submit(signed.objects, signed.workload)
         return f"{request.namespace}:{request.name}"
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from launch.agent.arguments import as_nnodes
 from launch.contract import UsageError
 from launch.torchx.resources import find_resource
 
@@ -32,9 +33,7 @@ class Shape:
     @property
     def nnodes(self) -> str:
         """The value of the agent's ``--nnodes``."""
-        if self.min_nodes == self.max_nodes:
-            return str(self.max_nodes)
-        return f"{self.min_nodes}:{self.max_nodes}"
+        return as_nnodes(self.min_nodes, self.max_nodes)
 
     @property
     def is_elastic(self) -> bool:

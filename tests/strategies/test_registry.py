@@ -72,7 +72,6 @@ def test_options_that_the_strategy_does_not_read_are_refused(
 ):
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "own_strategy", raising=False)
     with pytest.raises(UsageError) as caught:
         choose_strategy(load_config([], [*TINY, *overrides], runs=False))
     assert expected in str(caught.value)
