@@ -118,8 +118,9 @@ def state(directory, step=None):
 
 
 def metrics(directory):
-    """The rows of metrics.jsonl."""
-    return [json.loads(line) for line in (Path(directory) / "metrics.jsonl").open()]
+    """The rows of metrics.jsonl; a line that is still being written does not count."""
+    lines = (Path(directory) / "metrics.jsonl").read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
 
 
 def curve(directory, key="train/loss"):

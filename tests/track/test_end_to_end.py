@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.support.forked import run, start, wait_for
 from tests.support.runs import ROOT, checkpoints, command, curve, environment, metrics
-from tests.track.wandb_file import WandbFile, offline_files, service
+from tests.track.wandb_file import WandbFile, history, offline_files, records, service
 
 EVERYTHING = [
     "length.steps=400", "checkpoint.every_steps=50", "evaluate.every_steps=50",
@@ -32,14 +32,14 @@ def tensorboard(directory):
     return EventAccumulator(path, size_guidance=guidance).Reload()
 
 
-def wandb_steps(path):
-    return [row["step"] for row in WandbFile(path).history if "train/loss" in row]
+def wandb_steps(path, *, growing=False):
+    return [row["step"] for row in history(records(path, growing=growing)) if "train/loss" in row]
 
 
 def wandb_has_written(directory):
     """Whether W&B, which starts late and then writes every second, has the first 50 steps."""
     files = [path for path in offline_files(directory) if path.stat().st_size > 7]
-    return any(len(wandb_steps(path)) >= 50 for path in files)
+    return any(len(wandb_steps(path, growing=True)) >= 50 for path in files)
 
 
 def steps_on_disk(directory):
@@ -98,6 +98,18 @@ def test_wandb_has_one_run(killed_and_resumed):
     assert len(before) >= 50, "rows older than a second are lost"
     assert wandb_steps(second) == list(range(resumed + 1, 401))
     assert WandbFile(second).summary["final/loss"] == curve(directory, "eval/loss")[400]
+
+
+def test_a_file_that_grows_is_read_up_to_its_last_whole_record(killed_and_resumed, tmp_path):
+    whole = offline_files(killed_and_resumed[0])[1]
+    data, cut = whole.read_bytes(), tmp_path / "cut.wandb"
+    lengths = set()
+    for size in range(len(data) - 300, len(data)):
+        cut.write_bytes(data[:size])
+        found = records(cut, growing=True)
+        assert found == records(whole)[: len(found)]
+        lengths.add(len(found))
+    assert len(lengths) > 1
 
 
 def test_a_killed_run_leaves_no_process(killed_and_resumed):

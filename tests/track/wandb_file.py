@@ -18,8 +18,11 @@ _BLOCK, _HEADER = 32 * 1024, struct.Struct("<IHB")
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
-def records(path):
-    """The records of a .wandb file, in order; checks its header and every checksum."""
+def records(path, *, growing=False):
+    """The records of a .wandb file, in order; checks its header and every checksum.
+
+    A file that is still written to (`growing`) may end within a record, which is left out.
+    """
     data = Path(path).read_bytes()
     assert struct.unpack("<4sHB", data[:7])[:2] == (b":W&B", 0xBEE1)
     found, joined, at = [], b"", 7
@@ -31,6 +34,8 @@ def records(path):
         checksum, length, kind = _HEADER.unpack_from(data, at)
         start = at + _HEADER.size
         part = data[start : start + length]
+        if growing and len(part) < length:
+            break
         assert len(part) == length, "the file ends within a record"
         assert checksum == zlib.crc32(bytes([kind]) + part)
         joined = part if kind in (_WHOLE, _FIRST) else joined + part
@@ -42,6 +47,11 @@ def records(path):
     return found
 
 
+def history(records):
+    """The rows as logged, as dicts."""
+    return [_values(record.history.item) for record in records if record.HasField("history")]
+
+
 class WandbFile:
     """The content of an offline run."""
 
@@ -51,15 +61,13 @@ class WandbFile:
         self.config = _values(self.run.config.update)
         self.metrics = {}
         """Definitions by name (or glob) of the metric."""
-        self.history = []
+        self.history = history(self.records)
         """Rows as logged."""
         self.summary = {}
         for record in self.records:
             if record.HasField("metric"):
                 metric = record.metric
                 self.metrics[metric.name or metric.glob_name] = metric
-            elif record.HasField("history"):
-                self.history.append(_values(record.history.item))
             elif record.HasField("summary"):
                 self.summary |= _values(record.summary.update)
         self.exit_code = [r.exit.exit_code for r in self.records if r.HasField("exit")]
