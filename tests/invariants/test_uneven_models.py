@@ -173,6 +173,21 @@ def test_layers_that_ranks_leave_out_later_are_refused(tmp_path, options, when):
     assert checkpoints(tmp_path)[-1] < 20
 
 
+@pytest.mark.parametrize("when", thinned(["training", "evaluation"], kept=["training"]))
+def test_ranks_that_leave_out_other_numbers_of_layers_are_refused(tmp_path, when):
+    """One rank waits within the forward pass that the other has left."""
+    found = run_ranks(
+        2, "fit", tmp_path, *DROPPING, "length.steps=20", "checkpoint.every_steps=2",
+        "evaluate.every_steps=4", "strategy=fsdp2", "watchdog.timeout=2", f"model.when={when}",
+        "model.several=true", expect=64,
+    )  # fmt: skip
+    sentence = r"Rank 0 calls (layers\.\d|no module) where rank 1 calls (layers\.\d|no module), but"
+    for done in found:
+        assert re.search(sentence, done.stderr)
+    assert re.search(sentence, (tmp_path / "hangs/attempt-1/report.txt").read_text())
+    assert checkpoints(tmp_path)[-1] < 20
+
+
 @pytest.mark.fast
 def test_parameters_without_a_path_are_found():
     used, detached, idle = (nn.Parameter(torch.ones(2)) for _ in range(3))
@@ -217,11 +232,13 @@ def test_other_calls_on_another_rank_are_refused_on_all(calls):
 def test_recorded_calls_are_compared(calls):
     def forward(ranks):
         modules = {name: nn.Identity() for name in "ab"}
-        record = CallRecord(modules, ranks)
+        root = nn.Identity()
+        record = CallRecord(modules, root, ranks)
         modules["b"](torch.ones(1))
         record.clear()
         for name in calls[ranks.rank]:
             modules[name](torch.ones(1))
+        root(torch.ones(1))
         record.check(ranks.all_reduce_ints(record.numbers()))
 
     errors = on_ranks(len(calls), forward)
@@ -230,6 +247,26 @@ def test_recorded_calls_are_compared(calls):
     else:
         assert all(isinstance(error, UsageError) for error in errors)
         assert len({str(error) for error in errors}) == 1
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("by_rank", "sentence"),
+    [
+        ({0: [1, 0, -1], 1: [1, 0, 1]}, "Rank 0 calls no module where rank 1 calls b"),
+        ({2: [1, 0], 5: [1, 0, 1], 7: [1, 1]}, "Rank 2 calls a where rank 7 calls b"),
+        ({0: [1, 0], 1: [1, 0, 1]}, None),  # rank 0 may be slow
+        ({0: [1, 0, -1], 1: [2, 1]}, None),  # another step
+        ({0: [1, 0, -1], 1: []}, None),
+        ({0: [1, 0, -1], 1: [1, 9]}, None),
+        ({0: [1, 0, -1]}, None),
+        ({}, None),
+    ],
+)
+def test_the_calls_of_a_run_that_hangs_are_compared(by_rank, sentence):
+    record = CallRecord({name: nn.Identity() for name in "ab"}, nn.Identity(), None)
+    found = record.fault(by_rank)
+    assert found is None if sentence is None else sentence in found
 
 
 @pytest.mark.fast

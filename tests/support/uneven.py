@@ -149,28 +149,30 @@ class OddRankTask(TinyTask):
 
 
 class Dropping(nn.Module):
-    """Leaves out one of its layers, as stochastic depth does."""
+    """Leaves out some of its layers, as stochastic depth does."""
 
     def __init__(self):
         super().__init__()
         self.first, self.last = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 4)
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
 
     def forward(self, x, left_out):
-        x = torch.tanh(self.first(x))
+        x = self.last(torch.tanh(self.first(x)))
         for number, layer in enumerate(self.layers):
-            if number != left_out:
+            if number not in left_out:
                 x = x + torch.tanh(layer(x))
-        return self.last(x)
+        return x
 
 
 class DroppingTask(TinyTask):
-    """The first sample of a micro-batch decides which layer is left out, after two steps, or in
-    evaluations."""
+    """The first sample of a micro-batch decides which layer is left out, or how many, after two
+    steps, or in evaluations."""
 
     class Model(Section):
         when: str = "training"
         """training, evaluation or never."""
+        several: bool = False
+        """Whether more than one may be left out: the last ones of the forward pass."""
 
     def build_model(self):
         return Dropping()
@@ -179,7 +181,8 @@ class DroppingTask(TinyTask):
         self.calls += model.training
         here = "training" if model.training else "evaluation"
         drops = self.config.model.when == here and self.calls > 2
-        left_out = int(batch["x"][0, 0] * 50) % 3 if drops else 2
+        drawn = int(batch["x"][0, 0] * 50) % 3
+        left_out = (range(drawn, 3) if self.config.model.several else [drawn]) if drops else [2]
         errors = (model(batch["x"], left_out) - batch["y"]).square() * batch["mask"]
         return Ratio(errors.sum(), batch["mask"].sum())
 

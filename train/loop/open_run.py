@@ -109,6 +109,7 @@ def _open(
     plan = _plan(loaded, task, data, joined, directory, beat)
     model = build_trainable(loaded, task, engine, joined.choice, plan)
     _check_evaluation(loaded, task, data, plan, model, joined, beat)
+    joined.heartbeat.calls = model.strategy.call_record
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
     notes: list[str] = []

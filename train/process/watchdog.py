@@ -14,10 +14,11 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from train.exits import Exit
 from train.files import create, read_bytes, refuse_link, replace_text
@@ -43,6 +44,17 @@ class WatchdogConfig(Section):
     """Seconds without progress after the first step: for a step, an evaluation batch, or a save."""
 
 
+class Calls(Protocol):
+    """What this rank has done, for a comparison with the other ranks once the run hangs."""
+
+    def so_far(self) -> list[int]:
+        """Numbers for ``fault``; called in the watchdog's thread."""
+
+    def fault(self, by_rank: Mapping[int, Sequence[int]]) -> str | None:
+        """Why the ranks wait for each other, in a sentence that says what to change, if the numbers
+        of the ranks show that a repetition would hang as well. Some ranks may be missing."""
+
+
 @dataclass
 class Heartbeat:
     """The phase of a rank. All ranks make the same updates, so a lower count means behind."""
@@ -55,6 +67,8 @@ class Heartbeat:
     """``time.monotonic()`` of the last update."""
     first_step_done: bool = False
     """Whether the first step is complete."""
+    calls: Calls | None = None
+    """What the strategy records of this rank; None until the model is built."""
 
     def complete_step(self) -> None:
         """A step is complete: from now on the limit is that of later steps."""
@@ -170,6 +184,9 @@ class Watchdog:
             self._hang.mkdir(exist_ok=True)
             refuse_link(self._hang.parent)
             refuse_link(self._hang)
+            if self.heartbeat.calls:
+                with os.fdopen(create(self._calls_of(self.rank)), "w") as file:
+                    json.dump({"calls": self.heartbeat.calls.so_far()}, file)
             dump = flight_recorder(os.environ, self.rank) if uses_gpu() else None
             with os.fdopen(create(self._hang / f"rank-{self.rank}.txt"), "w") as file:
                 if dump:
@@ -186,10 +203,23 @@ class Watchdog:
         else:
             self._wait_for_stacks()
             self._report(report, limit, noticed)
-        write_stderr(
-            f"error: The run hung; see {report}. Rerun to resume from the last checkpoint."
-        )
-        os._exit(Exit.RETRY)
+        fault = self._fault()
+        advice = fault or "Rerun to resume from the last checkpoint."
+        write_stderr(f"error: The run hung; see {report}. {advice}")
+        os._exit(Exit.USAGE if fault else Exit.RETRY)
+
+    def _calls_of(self, rank: int) -> Path:
+        return self._hang / f"calls-{rank}.json"
+
+    def _fault(self) -> str | None:
+        """Why the run would hang again, if the calls of the ranks show it."""
+        by_rank = {}
+        for rank in range(self.world_size):
+            with suppress(OSError, ValueError):
+                calls = read_object(self._calls_of(rank), {"calls": list})["calls"]
+                if all(type(call) is int for call in calls):
+                    by_rank[rank] = calls
+        return self.heartbeat.calls.fault(by_rank) if self.heartbeat.calls else None
 
     def _wait_for_stacks(self) -> None:
         """Waits for the stacks of the other ranks, which time out at about the same time."""
@@ -207,6 +237,8 @@ class Watchdog:
     def _report(self, path: Path, limit: float, noticed: float) -> None:
         ranks = self._read_heartbeats()
         text = describe_hang(ranks, self.world_size, limit, noticed)
+        if fault := self._fault():
+            text += f"\n\n{fault}"
         if uses_gpu() and (status := ras_status(os.environ)):
             text += f"\n\nNCCL RAS:\n{status}"
         for rank in range(self.world_size):

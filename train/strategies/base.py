@@ -313,7 +313,7 @@ class Strategy(ABC):
     def call_record(self) -> CallRecord:
         """Which of them this rank has called in this step."""
         modules = self.gathering_modules() if self.engine.world_size > 1 else {}
-        return CallRecord(modules, self.collectives)
+        return CallRecord(modules, self.model_call, self.collectives)
 
     def gathering_modules(self) -> dict[str, nn.Module]:
         """The modules whose calls gather parameters from all ranks, by name."""

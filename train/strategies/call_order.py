@@ -34,8 +34,9 @@ def same_calls(modules: Mapping[str, nn.Module], collectives: Collectives) -> It
     names = list(modules)
 
     def compare(index: int, *_: Any) -> None:
-        calls = [int(call) for [call] in collectives.all_gather_floats([index])]
-        _refuse_difference([[call] for call in calls], names)
+        calls = [[int(call)] for [call] in collectives.all_gather_floats([index])]
+        if difference := _difference(dict(enumerate(calls)), names):
+            raise UsageError(difference)
 
     hooks = [
         module.register_forward_pre_hook(partial(compare, index), prepend=True)
@@ -50,20 +51,26 @@ def same_calls(modules: Mapping[str, nn.Module], collectives: Collectives) -> It
 
 
 class CallRecord:
-    """The calls on this rank since ``clear``. Compiled modules are not recorded."""
+    """The calls on this rank since ``clear``, and the ends of the forward passes of ``root``.
+    Compiled modules are not recorded."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], collectives: Collectives) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], root: nn.Module, collectives: Collectives
+    ) -> None:
         self.names, self._collectives = list(modules), collectives
-        self._calls = array("l")
+        self._cleared, self._calls = 0, array("l")
         for index, module in enumerate(modules.values()):
-            module.register_forward_pre_hook(partial(self._record, index))
+            # Before the module gathers: this rank may wait there for ever.
+            module.register_forward_pre_hook(partial(self._record, index), prepend=True)
+        root.register_forward_hook(partial(self._record, _END))
 
     def _record(self, index: int, *_: Any) -> None:
         if not torch.compiler.is_compiling():
             self._calls.append(index)
 
     def clear(self) -> None:
-        """Starts anew."""
+        """Starts anew; all ranks do it at the same point."""
+        self._cleared += 1
         del self._calls[:]
 
     def numbers(self) -> list[int]:
@@ -75,20 +82,40 @@ class CallRecord:
         """Raises UsageError on all ranks where the sums of ``numbers`` differ between ranks;
         collective."""
         total, squares = sums
-        if total * total != self._collectives.world_size * squares:
-            by_rank = self._collectives.all_gather_object(self._calls.tolist())
-            _refuse_difference([[*calls, _END] for calls in by_rank], self.names)
+        if total * total == self._collectives.world_size * squares:
+            return
+        by_rank = self._collectives.all_gather_object(self._calls.tolist())
+        if difference := _difference(dict(enumerate(by_rank)), self.names):
+            raise UsageError(difference)
+
+    def so_far(self) -> list[int]:
+        """How often the record was cleared, then the calls."""
+        return [self._cleared, *self._calls]
+
+    def fault(self, by_rank: Mapping[int, Sequence[int]]) -> str | None:
+        """The sentence for ranks that made other calls since they cleared their records equally
+        often. A rank that has made fewer calls, but is still in its forward pass, may be slow."""
+        known = range(_END, len(self.names))
+        whole = all(
+            calls and all(call in known for call in calls[1:]) for calls in by_rank.values()
+        )
+        if not whole or len({calls[0] for calls in by_rank.values()}) != 1:
+            return None
+        return _difference({rank: calls[1:] for rank, calls in by_rank.items()}, self.names)
 
 
-def _refuse_difference(by_rank: Sequence[Sequence[int]], names: Sequence[str]) -> None:
-    """Raises UsageError for the first call in which a rank differs from rank 0."""
-    for rank, calls in enumerate(by_rank):
-        for one, other in zip(by_rank[0], calls, strict=False):
-            if one != other:
-                own, others = ("no module" if c == _END else names[c] for c in (one, other))
-                raise UsageError(
-                    f"Rank 0 calls {own} where rank {rank} calls {others}, but the strategy "
+def _difference(by_rank: Mapping[int, Sequence[int]], names: Sequence[str]) -> str | None:
+    """A sentence about the first call in which a rank differs from the first of the ranks; None
+    where each makes the beginning of the other's calls."""
+    (first, expected), *others = by_rank.items()
+    for rank, calls in others:
+        for pair in zip(expected, calls, strict=False):
+            if pair[0] != pair[1]:
+                own, other = ("no module" if call == _END else names[call] for call in pair)
+                return (
+                    f"Rank {first} calls {own} where rank {rank} calls {other}, but the strategy "
                     "gathers the parameters of these modules at each call, for which all ranks "
                     "must call them in the same order; with fsdp2, return modules around them that "
                     "each rank calls in the task's blocks(), or use strategy=ddp."
                 )
+    return None
