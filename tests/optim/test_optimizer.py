@@ -14,6 +14,16 @@ class MyRMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(4))
 
 
+class Annotated(torch.optim.SGD):
+    """Its arguments have all kinds of annotations."""
+
+    def __init__(
+        self, params, lr, weight_decay: "float" = 0.0, name: "str" = "",
+        number: int = None, anything=1, unknown: "NotDefined" = None,  # noqa: F821, RUF013
+    ):  # fmt: skip
+        super().__init__(params, lr, weight_decay=weight_decay)
+
+
 def model():
     module = nn.ModuleDict(
         {
@@ -91,6 +101,12 @@ def test_arguments_arrive_and_the_fused_kernels_are_used():
         ({"use": "sgd", "options": {"nesterov": True}}, r"rejects its arguments: Nesterov"),
         ({"options": {"lr": 2}}, r"optim\.options\.lr is 2, but optim\.lr decides it"),
         ({"options": {"weight_decay": 0.1}}, r"set optim\.weight_decay, and remove"),
+        ({"options": {"amsgrad": []}}, r"optim\.options\.amsgrad is \[\].*valid boolean"),
+        ({"options": {"fused": "yes"}}, r"optim\.options\.fused is 'yes'.*valid boolean"),
+        ({"options": {"betas": [0.9, "b"]}}, r"optim\.options\.betas is .*valid number"),
+        ({"options": {"betas": [0.9]}}, r"optim\.options\.betas is \[0\.9\]"),
+        ({"use": "sgd", "options": {"dampening": "0.1"}}, r"dampening is '0\.1'.*valid number"),
+        ({"use": f"{__name__}:Annotated", "options": {"name": 3}}, r"name is 3.*valid string"),
         ({"eps": 0.1, "options": {"eps": 0.2}}, r"optim\.options\.eps is 0\.2, but optim\.eps"),
     ],
 )
@@ -98,6 +114,20 @@ def test_an_invalid_optimiser_is_one_sentence(values, text):
     with pytest.raises(UsageError, match=text) as error:
         build_optimizer(OptimConfig(**values), model(), "line 3")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("use", "options"),
+    [
+        ("adamw", {"betas": [0.9, 0.99], "eps": 1, "foreach": None, "fused": False}),
+        ("adafactor", {"eps": [None, 0.01], "d": 2}),
+        ("sgd", {"dampening": 0, "nesterov": False}),
+        ("Annotated", {"name": "a", "number": None, "anything": ["b"], "unknown": "c"}),
+    ],
+)
+def test_options_of_the_right_types_are_taken(use, options):
+    use = f"{__name__}:{use}" if use == "Annotated" else use
+    build_optimizer(OptimConfig(use=use, options=options), model())
 
 
 def test_the_learning_rate_of_every_group_is_set():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PydanticUserError, TypeAdapter, ValidationError
 
 from train.exits import UsageError
 from train.section import Section, non_semantic
@@ -94,6 +95,12 @@ def build_optimizer(config: OptimConfig, model: nn.Module, origin: str = "defaul
             f"optim.{field} is not an argument of the optimiser {config.use!r} ({origin}), which "
             f"takes {', '.join(name for name in accepted if name != 'params')}; remove it."
         )
+    for name, value in config.options.items():
+        if name in accepted and (fault := _misfit(value, accepted[name])):
+            raise UsageError(
+                f"optim.options.{name} is {value!r}, which is not what the optimiser "
+                f"{config.use!r} ({origin}) takes ({fault}); correct or remove it."
+            )
     if {"fused", "foreach"}.isdisjoint(arguments) and "fused" in accepted:
         arguments["fused"] = _fusible(model)
     try:
@@ -102,6 +109,22 @@ def build_optimizer(config: OptimConfig, model: nn.Module, origin: str = "defaul
         raise UsageError(
             f"The optimiser {config.use!r} (optim.use, {origin}) rejects its arguments: {error}."
         ) from error
+
+
+def _misfit(value: Any, argument: inspect.Parameter) -> str | None:
+    """Why a value from a config is none of the argument's type, which would end the first step with
+    an error of torch; None where it is, or where the type is not known."""
+    if argument.annotation is argument.empty or value == argument.default:
+        return None
+    try:
+        # The rules for JSON: a list is a tuple, an integer is a float, but no text is a number.
+        adapter = TypeAdapter(argument.annotation, config={"arbitrary_types_allowed": True})
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return str(error.errors(include_url=False)[0]["msg"])
+    except (PydanticUserError, TypeError, NameError):  # a type that only the optimiser knows
+        return None
+    return None
 
 
 def _find(use: str, origin: str) -> Callable[..., Optimizer]:
