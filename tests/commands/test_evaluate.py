@@ -144,7 +144,10 @@ def test_the_directory_of_a_run_stands_for_its_config(finished, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").exists()
     refused = command("evaluate", moved, "model.hidden=17", expect=76)
     assert "model.hidden: 16 -> 17 (command line)" in refused.stderr
-    assert "'nothing' (--config) does not exist" in command("verify", "nothing", expect=64).stderr
+    assert (
+        "no config file or run directory 'nothing'"
+        in command("verify", "nothing", expect=64).stderr
+    )
     (tmp_path / "empty").mkdir()
     assert "not that of a run" in command("verify", tmp_path / "empty", expect=64).stderr
 

@@ -101,7 +101,7 @@ def test_commands_that_only_read_import_nothing_heavy(package, words):
         (["new"], "required: NAME; see `python -m train new --help`."),
         (["new", "a", "b"], "nknown argument 'b'"),
         (["fit", "lr"], "The argument 'lr' on the command line is not of the form key=value"),
-        (["fit", "--config", "nowhere.yaml"], "'nowhere.yaml' (--config) does not exist"),
+        (["fit", "--config", "nowhere.yaml"], "no config file or run directory 'nowhere.yaml'"),
     ],
 )  # fmt: skip
 def test_a_usage_error_is_one_line_with_exit_code_64(words, expected):

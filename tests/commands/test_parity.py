@@ -165,6 +165,7 @@ def in_this_process(monkeypatch):
 
     def start(files, settings, placement, directory):
         train.fit(*settings, f"run.dir={directory}", f"strategy={placement.strategy}")
+        return f"warning: both\nwarning: twice\nwarning: twice\nwarning: of {placement}\n"
 
     monkeypatch.setattr("train.commands.parity._start", start)
     return lambda out, *words: main(["parity", "--out", str(out), "1", "1:ddp", *TINY, *words])
@@ -203,9 +204,17 @@ def test_a_directory_of_another_origin_is_not_removed(tmp_path, in_this_process,
     assert (tmp_path / "1-ddp" / "mine").exists()
 
 
-def test_few_steps_shorten_warmup_and_decay(tmp_path, in_this_process):
+def test_few_steps_shorten_warmup_and_decay(tmp_path, in_this_process, capsys):
     schedule = ["schedule.use=wsd", "schedule.decay_steps=5"]
     assert in_this_process(tmp_path, "--steps", "3", *schedule) == 0
+    said = capsys.readouterr()
+    repeated = [line for line in (said.out + said.err).splitlines() if "warning (" in line]
+    assert repeated == [
+        "warning (1, 1:ddp): both",
+        "warning (1, 1:ddp): twice",
+        "warning (1): of 1",
+        "warning (1:ddp): of 1:ddp",
+    ], "each warning of a run once, with the placements"
 
 
 def test_the_whole_error_of_a_run_is_quoted_once():

@@ -11,7 +11,7 @@ import pytest
 
 from train.exits import UsageError
 from train.tasks.base import Task
-from train.tasks.registry import BUILT_IN, find_task
+from train.tasks.registry import BUILT_IN, find_task, unused_methods
 
 
 @pytest.fixture
@@ -58,6 +58,12 @@ def test_a_task_in_the_working_directory_is_found(project: Path) -> None:
             ["does not implement train_dataset(), loss();", "a.yaml:3"],
         ),
         (
+            "import train\nclass MyTask(train.Task):\n"
+            "    build_model = loss = lambda *arguments: None\n    def trian_dataset(self): pass",
+            "mine_module:MyTask",
+            ["does not implement train_dataset() (it has trian_dataset());"],
+        ),
+        (
             "import train\nclass MyTask(train.Task):\n    class Model: pass\n"
             "    build_model = train_dataset = loss = lambda *arguments: None",
             "mine_module:MyTask",
@@ -74,6 +80,27 @@ def test_errors_name_the_fault(
         find_task(reference, "a.yaml:3")
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_methods_that_are_almost_those_of_a_task_are_named() -> None:
+    class Misspelt(Task):
+        def eval_datset(self) -> None: ...
+        def mesure(self) -> None: ...
+        def _measure(self) -> None: ...
+        def my_metrics_of_a_batch(self) -> None: ...
+        def losses(self) -> None: ...  # loss() is there
+        def loss(self) -> None: ...  # type: ignore[override]
+
+    class Inherits(Misspelt):
+        def measure(self) -> None: ...  # type: ignore[override]
+
+    first, second = unused_methods(Misspelt)
+    assert "eval_datset()" in first
+    assert "eval_dataset()" in first
+    assert "mesure()" in second
+    assert "measure()" in second
+    assert unused_methods(Inherits) == [first]
+    assert [unused_methods(find_task(name, "default")) for name in BUILT_IN] == [[]] * len(BUILT_IN)
 
 
 def test_finding_the_built_in_tasks_imports_nothing_heavy() -> None:

@@ -40,7 +40,7 @@ _SETTINGS = [
 ]  # fmt: skip
 _MARKER = ".parity"
 """An empty file in each run directory that parity made, and may remove."""
-_ERROR = "isorun: error: "
+_ERROR, _WARNING = "isorun: error: ", "warning: "
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,13 @@ def run(arguments: argparse.Namespace) -> Exit:
     directories = {str(p): out / str(p).replace(":", "-") for p in placements}
     for directory in directories.values():
         _clear(directory)
+    warnings: dict[str, list[str]] = {}
     for placement in placements:
-        _start(arguments.config, settings, placement, directories[str(placement)])
+        log = _start(arguments.config, settings, placement, directories[str(placement)])
+        for warning in warnings_in(log):
+            warnings.setdefault(warning, []).append(str(placement))
+    for warning, by in warnings.items():
+        say(f"warning ({', '.join(by)}): {warning}")
     return _report(directories, out, loaded, arguments)
 
 
@@ -176,8 +181,8 @@ def _clear(directory: Path) -> None:
         ) from None
 
 
-def _start(files: list[str], settings: list[str], placement: Placement, directory: Path) -> None:
-    """Runs one placement in new processes, with its output in a log file.
+def _start(files: list[str], settings: list[str], placement: Placement, directory: Path) -> str:
+    """Runs one placement in new processes, with its output in a log file; returns the output.
 
     Raises RunError with the exit code of a failed run.
     """
@@ -195,8 +200,8 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
         done = subprocess.run(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
         )
+    text = log.read_text(encoding="utf-8", errors="replace")
     if done.returncode:
-        text = log.read_text(encoding="utf-8", errors="replace")
         error = error_in(text)
         why = f": {error.rstrip('.')}" if error else ""
         # torchrun exits with 1; its report has the exit code of the rank.
@@ -205,6 +210,13 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
         raise error_of_code(
             code, f"The run on {placement} ended with exit code {code}{why}; see {log}."
         )
+    return text
+
+
+def warnings_in(log: str) -> list[str]:
+    """The warnings that a run has printed, each once."""
+    lines = (line.partition(_WARNING) for line in log.splitlines())
+    return list(dict.fromkeys(text.strip() for before, mark, text in lines if mark and not before))
 
 
 def error_in(log: str) -> str:

@@ -180,14 +180,13 @@ def _read(name: str) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(
-            f"The config file {name!r} (--config) does not exist; correct the path, which "
-            f"is relative to {Path.cwd()}."
+            f"There is no config file or run directory {name!r}; correct the path, which is "
+            f"relative to {Path.cwd()}."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise UsageError(
-            f"The config file {name!r} (--config) cannot be read ({reason}); "
-            "correct the path or the file."
+            f"The config file {name!r} cannot be read ({reason}); correct the path or the file."
         ) from None
 
 

@@ -53,6 +53,7 @@ from train.setup.records import Records, open_records, record_attempt
 from train.setup.resume import resume
 from train.tasks.base import Task
 from train.tasks.checked import flops_of
+from train.tasks.registry import unused_methods
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
 
@@ -322,8 +323,9 @@ def _open_tracker(
     if last and attempt.number > 1:
         _log.info("the attempt before: %s", described_end(last))
     depends = micro_batch_warnings(last, plan, model.strategy.bare_model)
+    unused = unused_methods(type(task))
     world = world_warnings(engine.world, gpus)
-    for note in [*attempt.notes, *notes, *world, *data.warnings, *depends]:
+    for note in [*attempt.notes, *notes, *world, *data.warnings, *depends, *unused]:
         tracker.warn(note)
     return tracker
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
+from inspect import getmembers, isfunction
 from pathlib import Path
 
 from train.exits import UsageError
@@ -48,9 +50,10 @@ def check_task(task: type[Task], subject: str) -> None:
     required = ("build_model", "train_dataset", "loss")
     missing = [name for name in required if getattr(task, name) is getattr(Task, name)]
     if missing:
+        misspelt = [f" (it has {own}())" for own, name in _near_misses(task) if name in missing]
         raise UsageError(
-            f"{subject}, which does not implement {', '.join(f'{name}()' for name in missing)}; a "
-            f"task needs {', '.join(f'{name}()' for name in required)}."
+            f"{subject}, which does not implement {', '.join(f'{name}()' for name in missing)}"
+            f"{''.join(misspelt)}; a task needs {', '.join(f'{name}()' for name in required)}."
         )
     for name in ("Options", "Model", "Data"):
         section = getattr(task, name)
@@ -59,6 +62,28 @@ def check_task(task: type[Task], subject: str) -> None:
                 f"{subject}, whose {name} is not a config section; write "
                 f"`class {name}(train.Section)` inside the task, or rename it."
             )
+
+
+def unused_methods(task: type[Task]) -> list[str]:
+    """A warning for each method that isorun does not call, though its name is almost that of one
+    which the task does not implement."""
+    return [
+        f"The task has a method {own}(), which isorun does not call; if it should be {name}(), "
+        "correct its name."
+        for own, name in _near_misses(task)
+    ]
+
+
+def _near_misses(task: type[Task]) -> list[tuple[str, str]]:
+    inherited = [
+        name
+        for name, value in vars(Task).items()
+        if isfunction(value) and getattr(task, name) is value
+    ]
+    public = [name for name, _ in getmembers(task, isfunction) if not name.startswith("_")]
+    own = [name for name in public if not hasattr(Task, name)]
+    found = {name: get_close_matches(name, inherited, n=1, cutoff=0.8) for name in own}
+    return [(name, close[0]) for name, close in found.items() if close]
 
 
 def reference_of(task: type[Task]) -> str:
