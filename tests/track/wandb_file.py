@@ -1,21 +1,13 @@
-"""Reads the .wandb file that an offline run leaves behind.
-
-The file is a LevelDB log behind a header of 7 bytes (":W&B", a magic number, a version): blocks of
-32 KiB that hold fragments, each with a header of CRC-32 (4 bytes; zlib's, where LevelDB has a
-masked CRC-32C), length (2) and type (1: whole, 2: first, 3: middle, 4: last), little-endian. The
-fragments joined are protobuf messages.
-"""
+"""Reads the .wandb file that an offline run leaves behind."""
 
 import json
 import struct
-import zlib
 from contextlib import suppress
 from pathlib import Path
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-_BLOCK, _HEADER = 32 * 1024, struct.Struct("<IHB")
-_WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+from train.track.wandb_log import messages
 
 
 def records(path, *, growing=False):
@@ -25,25 +17,11 @@ def records(path, *, growing=False):
     """
     data = Path(path).read_bytes()
     assert struct.unpack("<4sHB", data[:7])[:2] == (b":W&B", 0xBEE1)
-    found, joined, at = [], b"", 7
-    while at + _HEADER.size <= len(data):
-        left = _BLOCK - at % _BLOCK
-        if left < _HEADER.size:  # padding at the end of a block
-            at += left
-            continue
-        checksum, length, kind = _HEADER.unpack_from(data, at)
-        start = at + _HEADER.size
-        part = data[start : start + length]
-        if growing and len(part) < length:
-            break
-        assert len(part) == length, "the file ends within a record"
-        assert checksum == zlib.crc32(bytes([kind]) + part)
-        joined = part if kind in (_WHOLE, _FIRST) else joined + part
-        if kind in (_WHOLE, _LAST):
-            record = Record()
-            record.ParseFromString(joined)
-            found.append(record)
-        at = start + length
+    found = []
+    for message in messages(data, growing=growing):
+        record = Record()
+        record.ParseFromString(message)
+        found.append(record)
     return found
 
 

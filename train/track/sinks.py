@@ -66,6 +66,9 @@ class Sink:
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs histograms of non-empty arrays of finite numbers, by name."""
 
+    def advance(self, step: int) -> None:
+        """Called once after the last item of a step was logged: ``step`` is a later one."""
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Logs the final metrics."""
 

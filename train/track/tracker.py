@@ -39,6 +39,8 @@ class Tracker:
             return
         self._close_seconds = close_seconds
         self._warned: set[str] = set()
+        self._logged: int | None = None
+        """A step of which the sinks got items that may not be the last ones."""
         self._console = open_console(config.console, run.unit, run.total_steps, run.start_step)
         self._file = self._open_file(run)
         if sinks is None:
@@ -84,6 +86,7 @@ class Tracker:
         self._console.log(step, numbers)
         _log.info("step %d %s", step, {name: round(v, 6) for name, v in numbers.items()})
         self._background.put("log", step, numbers)
+        self._logged = step
 
     def _numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         numbers = {}
@@ -103,6 +106,9 @@ class Tracker:
             return
         if self._file:
             self._metrics(self._file.advance, step)
+        if self._logged is not None and self._logged < step:
+            self._background.put("advance", step)
+            self._logged = None
         self._console.progress(step)
 
     def report(self, step: int, items: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import netrc
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from train.files import refuse_link
 from train.secrets import redact_command, redact_values
 from train.track.sinks import RunInfo, Sink
 from train.track.track_config import TrackConfig
+from train.track.wandb_log import is_offline, last_step, synced_marker, transaction_logs
+from train.track.wandb_rows import Rows, as_logged, committed_rows
 
 _FINISH_SECONDS = 15.0  # less than the tracker waits for its sinks
 
@@ -31,6 +33,7 @@ class WandbSink(Sink):
     def __init__(self, run: RunInfo, config: TrackConfig, *, init_seconds: float = 20.0) -> None:
         self.run, self.config, self.init_seconds = run, config, init_seconds
         self._exit_code = 0
+        self._rows: Rows | None = None
         self._hooks = sys.exit, sys.excepthook
 
     def load(self) -> None:
@@ -64,6 +67,7 @@ class WandbSink(Sink):
         user = wandb.setup(settings=wandb.Settings(silent=True)).settings
         mode = wandb_mode(self.config.wandb, user.mode, user.base_url, user.api_key)
         message = None
+        logs = transaction_logs(self.run.directory)  # of earlier attempts
         try:
             self._run = self._init(mode)
         except Exception as error:
@@ -76,10 +80,37 @@ class WandbSink(Sink):
             self._run = self._init(mode)
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
+        if mode != "disabled":
+            self._begin_rows(self._sent(mode, logs))
         if mode == "offline":
             files = f"{shlex.quote(str(self.run.directory / 'wandb'))}/offline-run-*"
             message = f"{message or 'W&B is offline.'} To upload: wandb sync {files}"
         return message
+
+    def _sent(self, mode: str, logs: Sequence[Path]) -> int:
+        """The last step of which W&B has a row."""
+        if mode == "offline":
+            return max((last_step(log) or 0 for log in logs), default=0)
+        for log in logs:
+            # The rows follow from metrics.jsonl, before later ones. W&B can only append.
+            if is_offline(log) and not synced_marker(log).exists():
+                synced_marker(log).write_text("The next attempt has sent its rows.\n")
+        step = self._run.summary.get("step") if self._run.resumed else None
+        return int(step) if isinstance(step, (int, float)) else 0
+
+    def _begin_rows(self, sent: int) -> None:
+        """Sends the committed rows that W&B lacks. The last one may still get more metrics."""
+        start, last = self.run.start_step, dict[str, Any]()
+        rows = Rows(self._run.log, sent)
+        for step, row in committed_rows(self.run.directory / "metrics.jsonl", start):
+            if step > sent:
+                metrics, columns = as_logged(row)
+                rows.add(step, metrics, **columns)
+            elif step == sent == start:
+                last = row
+        if last:
+            rows = Rows(self._run.log, sent, frozenset(last))
+        self._rows = rows
 
     def _init(self, mode: str) -> Any:
         import wandb
@@ -112,11 +143,12 @@ class WandbSink(Sink):
             )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs one history row with ``step`` as a column; W&B's own step is not used."""
-        self._run.log({**metrics, **self._row(step), "attempt": self.run.attempt})
+        """Adds scalars to the row of a step, with ``step`` as a column; W&B's own step is not
+        used."""
+        self._add(step, metrics)
 
     def report(self, step: int, items: Mapping[str, Any]) -> None:
-        """Logs texts (as preformatted HTML) and images."""
+        """Adds texts (as preformatted HTML) and images to the row of a step."""
         import wandb
 
         row: dict[str, Any] = {}
@@ -125,18 +157,24 @@ class WandbSink(Sink):
                 row[name] = wandb.Html(f"<pre>{html.escape(item)}</pre>")
             else:
                 row[name] = wandb.Image(item.transpose(1, 2, 0))
-        self._run.log({**row, **self._row(step)})
+        self._add(step, row)
 
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
-        """Logs one histogram per array."""
+        """Adds one histogram per array to the row of a step."""
         import wandb
 
-        rows = {name: wandb.Histogram(value) for name, value in values.items()}
-        self._run.log({**rows, **self._row(step)})
+        self._add(step, {name: wandb.Histogram(value) for name, value in values.items()})
 
-    def _row(self, step: int) -> dict[str, Any]:
-        """The keys of each row. Without the time, W&B takes that of the call, which is later."""
-        return {"step": step, **({"_timestamp": self.logged_at} if self.logged_at else {})}
+    def _add(self, step: int, values: Mapping[str, Any]) -> None:
+        if self._rows:
+            # Without the time, W&B takes that of the call, which is later.
+            time = {"_timestamp": self.logged_at} if self.logged_at else {}
+            self._rows.add(step, values, attempt=self.run.attempt, **time)
+
+    def advance(self, step: int) -> None:
+        """Sends the row of an earlier step."""
+        if self._rows:
+            self._rows.advance(step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Updates the summary of the W&B run."""
@@ -150,6 +188,8 @@ class WandbSink(Sink):
         """Finishes this attempt; a later attempt can resume the W&B run."""
         import wandb
 
+        if self._rows:
+            self._rows.flush()
         self._run.finish(exit_code=self._exit_code)
         wandb.teardown()  # now, within the tracker's timeout, instead of at exit
 

@@ -1,0 +1,235 @@
+"""W&B gets each step of a run once, in order, over attempts that are killed (I4)."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+pytest.importorskip("wandb")
+
+from tests.support.forked import quick
+from tests.support.lanes import slow
+from tests.support.runs import ROOT, metrics
+from tests.support.wandb_server import WandbServer
+from tests.track.wandb_file import history, offline_files, records
+from train.track.wandb_log import last_step, messages, synced_marker, transaction_logs
+from train.track.wandb_rows import Rows
+
+ATTEMPT = """
+import json, os, signal, sys, time
+from pathlib import Path
+from train.track.logs import setup_logging
+from train.track.track_config import TrackConfig
+from train.track.tracker import Tracker
+from tests.track.conftest import run_info
+from tests.track.wandb_file import service
+
+directory, values = Path(sys.argv[1]), json.loads(sys.argv[2])
+info = run_info(directory, attempt=values["attempt"], start_step=values["start"])
+config = TrackConfig(console="quiet", tensorboard=False, wandb=values["mode"])
+setup_logging(directory, 0, info.attempt, "INFO")
+tracker = Tracker(config, info, is_main=True, close_seconds=80.0)
+tracker.warn("the tracker is made")  # starts nothing
+for step in range(values["start"] + 1, values["end"] + 1):
+    tracker.log(step, {"train/loss": 1.0 / step + info.attempt})
+    if step % 10 == 0:
+        tracker.log(step, {"eval/loss": 2.0 / step})
+        tracker.report(step, {"sample": f"at {step}"})
+        tracker.flush(step)
+    tracker.progress(step + 1)
+if values["kill_after"] is None:
+    tracker.summary({"loss": 0.5})
+    tracker.close()
+else:
+    for _ in range(4):  # some seconds each
+        tracker.wait_until_open()
+    time.sleep(values["kill_after"])
+    for process in (service(os.getpid()), os.getpid()):
+        os.kill(process, signal.SIGKILL)
+"""
+
+
+class Run:
+    """A run whose attempts are processes of their own."""
+
+    def __init__(self, directory, environment=None):
+        self.directory, self.environment, self.attempts = directory, environment or {}, 0
+
+    def attempt(self, start, end, kill_after=None, mode="offline"):
+        """Logs the steps after ``start`` up to ``end``, of which the multiples of ten are
+        committed; ``kill_after``: seconds after which trainer and service are killed."""
+        self.attempts += 1
+        values = {"start": start, "end": end, "kill_after": kill_after, "mode": mode}
+        words = [str(self.directory), json.dumps(values | {"attempt": self.attempts})]
+        expect = 0 if kill_after is None else -9
+        return self._run(quick([sys.executable, "-c", ATTEMPT, *words]), expect)
+
+    def wandb_sync(self, *paths):
+        command = [sys.executable, "-m", "wandb", "sync", *map(str, paths)]
+        return self._run({"args": command, "env": dict(os.environ)}, 0)
+
+    def _run(self, program, expect):
+        clean = {k: v for k, v in program["env"].items() if "WANDB" not in k}
+        clean |= {"HOME": str(self.directory), "WANDB_ERROR_REPORTING": "false"}
+        with tempfile.TemporaryFile("w+") as output:
+            done = subprocess.run(
+                program["args"], cwd=ROOT, env=clean | self.environment, stdout=output,
+                stderr=subprocess.STDOUT, timeout=90, check=False,
+            )  # fmt: skip
+            output.seek(0)
+            text = output.read()
+        assert done.returncode == expect, text
+        return text
+
+    @property
+    def offline_steps(self):
+        return [
+            row["step"]
+            for path in offline_files(self.directory)
+            for row in history(records(path, growing=True))
+        ]
+
+
+@pytest.fixture
+def server():
+    with WandbServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def killed_offline(tmp_path_factory):
+    """Killed three times: after W&B has written, at once, and after no commit of its own."""
+    run = Run(tmp_path_factory.mktemp("run"))
+    run.attempt(0, 25, kill_after=2.5)
+    run.attempt(20, 38, kill_after=0.0)
+    run.attempt(30, 34, kill_after=2.5)
+    run.attempt(30, 60)
+    return run
+
+
+def test_offline_files_have_each_step_once(killed_offline):
+    assert killed_offline.offline_steps == list(range(1, 61))
+
+
+def test_rows_of_an_earlier_attempt_win_and_lost_ones_come_from_metrics_jsonl(killed_offline):
+    files = [
+        history(records(path, growing=True)) for path in offline_files(killed_offline.directory)
+    ]
+    rows = {row["step"]: row for rows in files for row in rows}
+    first = files[0][-1]["step"]
+    assert 20 < first <= 25, "W&B had rows that were not committed"
+    assert [rows[step]["attempt"] for step in range(1, first + 1)] == [1] * first
+    committed = {row["step"]: row for row in metrics(killed_offline.directory)}
+    assert [rows[step]["attempt"] for step in range(31, 35)] == [3] * 4, "the same again"
+    for step in [*range(first + 1, 31), *range(35, 61)]:
+        assert rows[step]["train/loss"] == committed[step]["train/loss"]
+        assert rows[step]["attempt"] == committed[step]["attempt"]
+    assert rows[30]["eval/loss"] == pytest.approx(2.0 / 30)
+    assert rows[30]["_timestamp"] == committed[30]["time"]
+    assert rows[60]["sample"]["_type"] == "html-file", "one row with all that a step has"
+
+
+def test_a_sync_of_the_offline_files_tells_the_run_once(killed_offline, server):
+    killed_offline.environment = server.environment
+    killed_offline.wandb_sync(*offline_files(killed_offline.directory))
+    assert server.runs["digits-wandb-id"].steps == list(range(1, 61))
+
+
+def test_online_runs_that_are_killed_send_each_step_once(tmp_path, server):
+    run = Run(tmp_path, server.environment)
+    run.attempt(0, 25, kill_after=0.0, mode="online")  # before the client sends anything
+    sent = server.runs["digits-wandb-id"].steps
+    assert sent == list(range(1, len(sent) + 1))
+    run.attempt(20, 30, mode="online")
+    run.attempt(20, 45, kill_after=0.5, mode="online")
+    run.attempt(40, 60, mode="online")
+    history = server.runs["digits-wandb-id"].history
+    assert [row["step"] for row in history] == list(range(1, 61))
+    attempts = [row["attempt"] for row in history]
+    assert attempts == sorted(attempts)
+
+
+def test_an_online_attempt_sends_what_offline_ones_have_not_uploaded(tmp_path, server):
+    run = Run(tmp_path, server.environment)
+    run.attempt(0, 25, kill_after=1.5)
+    run.attempt(20, 40, mode="online")
+    assert server.runs["digits-wandb-id"].steps == list(range(1, 41))
+    (log,) = offline_files(tmp_path)
+    assert synced_marker(log).exists()
+    run.wandb_sync(log)
+    assert server.runs["digits-wandb-id"].steps == list(range(1, 41))
+
+
+def test_the_last_step_of_a_log_is_found_from_its_end(killed_offline, tmp_path):
+    for log in transaction_logs(killed_offline.directory):
+        steps = [row["step"] for row in history(records(log, growing=True))]
+        assert last_step(log) == max(steps, default=None)
+    whole = transaction_logs(killed_offline.directory)[-1].read_bytes()
+    cut = tmp_path / "cut.wandb"
+    found = set()
+    for size in range(0, len(whole), 997):
+        cut.write_bytes(whole[:size])
+        found.add(last_step(cut))
+    assert None in found
+    assert found - {None} <= set(range(31, 61))
+    with pytest.raises(ValueError, match="cut off or damaged"):
+        list(messages(whole[:-3], growing=False))
+
+
+def sent_by(sent, items, names=frozenset()):
+    rows = []
+    collected = Rows(rows.append, sent, frozenset(names))
+    for step, values in items:
+        collected.add(step, values)
+    collected.flush()
+    return rows
+
+
+def test_all_of_a_step_is_one_row():
+    items = [(1, {"a": 1}), (1, {"b": 2}), (2, {"a": 3}), (4, {"a": 5})]
+    assert sent_by(0, items) == [
+        {"step": 1, "a": 1, "b": 2},
+        {"step": 2, "a": 3},
+        {"step": 4, "a": 5},
+    ]
+    assert sent_by(2, items) == [{"step": 4, "a": 5}]
+    assert sent_by(1, items, names={"a", "b"}) == [{"step": 2, "a": 3}, {"step": 4, "a": 5}]
+    # An evaluation that a stop has interrupted is made by the next attempt.
+    assert sent_by(1, items, names={"a"})[0] == {"step": 1, "b": 2}
+
+
+def test_a_row_is_sent_when_its_step_is_over():
+    rows = []
+    collected = Rows(rows.append, 0)
+    collected.add(3, {"a": 1})
+    collected.advance(3)
+    assert rows == []
+    collected.advance(4)
+    assert rows == [{"step": 3, "a": 1}]
+    collected.advance(5)
+    collected.flush()
+    assert len(rows) == 1
+
+
+FAULTS = {
+    "500": lambda operation: 500,
+    "500 of rows": lambda operation: 500 if operation == "file_stream" else None,
+    "closed": lambda operation: "close",
+    "hangs": lambda operation: "hang",
+    "rows hang": lambda operation: "hang" if operation == "file_stream" else None,
+}
+
+
+@pytest.mark.parametrize(
+    "fault", ["500 of rows", *map(slow, ["500", "closed", "hangs", "rows hang"])]
+)
+def test_rows_that_a_faulty_server_did_not_take_follow_later(tmp_path, server, fault):
+    run = Run(tmp_path, server.environment)
+    server.fault = FAULTS[fault]
+    run.attempt(0, 30, mode="online")
+    server.fault = None
+    run.attempt(30, 40, mode="online")
+    assert server.runs["digits-wandb-id"].steps == list(range(1, 41))

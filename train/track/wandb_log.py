@@ -1,0 +1,109 @@
+"""Reads the transaction logs that W&B keeps of each attempt, ``wandb/*run-*/run-ID.wandb``.
+
+They are W&B's own account of what it will upload, or has uploaded: a row that is in none of them
+was lost with the process. A log is a LevelDB log behind a header of 7 bytes (":W&B", a magic
+number, a version): blocks of 32 KiB that hold fragments, each with a header of CRC-32 (4 bytes;
+zlib's, where LevelDB has a masked CRC-32C), length (2) and type (1: whole, 2: first, 3: middle,
+4: last), little-endian. The fragments joined are protobuf messages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from train.files import open_regular
+
+_BLOCK, _HEADER, _START = 32 * 1024, struct.Struct("<IHB"), 7
+_WHOLE, _FIRST, _LAST = 1, 2, 4
+_LARGEST = 64 << 20
+"""The largest message in bytes; one that is larger is damage."""
+
+
+def transaction_logs(run_directory: Path) -> list[Path]:
+    """The logs of all attempts, in order of their start; those of offline and of online ones."""
+    found = [
+        path
+        for pattern in ("offline-run-*", "run-*")
+        for path in (run_directory / "wandb").glob(f"{pattern}/*.wandb")
+        if not path.parent.is_symlink()
+    ]
+    return sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
+
+
+def is_offline(log: Path) -> bool:
+    """Whether W&B has not uploaded the attempt while it ran."""
+    return log.parent.name.startswith("offline-")
+
+
+def synced_marker(log: Path) -> Path:
+    """The file that W&B makes beside a log once it has uploaded it."""
+    return log.with_suffix(".wandb.synced")
+
+
+def messages(data: bytes, *, at: int = _START, growing: bool = True) -> Iterator[bytes]:
+    """The messages of a log, or of a part of it that starts at a multiple of the block size: the
+    end of a message that begins before is left out. With ``growing``, ends silently at the first
+    fragment that is cut off or damaged, as a killed process leaves it. Else raises ValueError.
+    """
+    joined: bytes | None = None
+    while at + _HEADER.size <= len(data):
+        left = _BLOCK - at % _BLOCK
+        if left < _HEADER.size:  # padding at the end of a block
+            at += left
+            continue
+        checksum, length, kind = _HEADER.unpack_from(data, at)
+        start = at + _HEADER.size
+        part = data[start : start + length]
+        if len(part) < length or checksum != zlib.crc32(bytes([kind]) + part):
+            if growing:
+                return
+            raise ValueError(f"the record at byte {at} is cut off or damaged")
+        if kind in (_WHOLE, _FIRST):
+            joined = part
+        elif joined is not None:
+            joined = joined + part if len(joined) < _LARGEST else None
+        if kind in (_WHOLE, _LAST) and joined is not None:
+            yield joined
+            joined = None
+        at = start + length
+
+
+def last_step(log: Path) -> int | None:
+    """The largest ``step`` of the rows in a log; None if it has none. Reads from the end, as far
+    as needed: rows are in the order of steps."""
+    with os.fdopen(open_regular(log), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        blocks = 1
+        while True:
+            begin = max(0, (size - 1) // _BLOCK + 1 - blocks) * _BLOCK
+            file.seek(begin)
+            data = file.read(size - begin)
+            found = map(_step, messages(data, at=0 if begin else _START))
+            steps = [step for step in found if type(step) is int]
+            if steps or not begin:
+                return max(steps, default=None)
+            blocks *= 8
+
+
+def _step(message: bytes) -> Any:
+    """The column ``step`` of a row of the history; None for any other message."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from wandb.proto import wandb_internal_pb2
+
+    record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+    try:
+        record.ParseFromString(message)
+        if not record.HasField("history"):
+            return None
+        for item in record.history.item:
+            if (item.key or ".".join(item.nested_key)) == "step":
+                return json.loads(item.value_json)
+        return None
+    except (DecodeError, ValueError):
+        return None

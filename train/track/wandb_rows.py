@@ -1,0 +1,77 @@
+"""The rows of a W&B run over all attempts: each step once, in order.
+
+W&B's history can only be appended to. After a crash, a run repeats the steps since its last commit,
+of which W&B already has some: these rows stay as the earlier attempt sent them. Rows of committed
+steps that W&B lacks, because they were lost with the process, are sent from metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from train.json_files import has_fields, json_lines
+
+
+class Rows:
+    """Collects what is logged for a step into one row, which is sent when a later step begins.
+
+    W&B has all rows up to the step ``sent``; ``names`` are the metrics of the last one, if it may
+    be incomplete. ``send`` sends a row.
+    """
+
+    def __init__(
+        self, send: Callable[[dict[str, Any]], None], sent: int, names: frozenset[str] = frozenset()
+    ) -> None:
+        self._send, self.sent, self._names = send, sent, names
+        self._row: dict[str, Any] = {}
+
+    def add(self, step: int, values: Mapping[str, Any], **columns: Any) -> None:
+        """Adds values to the row of a step. ``columns`` count only for a new row."""
+        if self._row and step > self._row["step"]:
+            self.flush()
+        if not self._row:
+            if step <= self.sent:
+                self._send_rest(step, values, columns)
+                return
+            self._row = {"step": step, **columns}
+        self._row |= values
+
+    def _send_rest(self, step: int, values: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+        """Sends what an interrupted evaluation has left out of the last row."""
+        rest = {name: value for name, value in values.items() if name not in self._names}
+        if step == self.sent and self._names and rest:
+            self._send({"step": step, **columns, **rest})
+
+    def advance(self, step: int) -> None:
+        """The rows before this step are complete."""
+        if self._row and self._row["step"] < step:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends the last row."""
+        row, self._row = self._row, {}
+        if row:
+            self.sent = row["step"]
+            self._send(row)
+
+
+def committed_rows(metrics_file: Path, until: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The steps and rows of metrics.jsonl up to a step. Other lines are left out."""
+    if not metrics_file.exists():
+        return
+    for _, row in json_lines(metrics_file):
+        if has_fields(row, {"step": int}) and row["step"] <= until:
+            yield row["step"], row
+
+
+def as_logged(row: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """The metrics of a row of metrics.jsonl, and its other columns as W&B names them."""
+    columns = {"attempt": row.get("attempt"), "_timestamp": row.get("time")}
+    metrics = {
+        name: float("nan") if value is None else value
+        for name, value in row.items()
+        if name not in ("step", "attempt", "time")
+    }
+    return metrics, {name: value for name, value in columns.items() if value is not None}
