@@ -33,7 +33,7 @@ PAGES = {str(path.relative_to(ROOT)): path for path in (*(ROOT / name for name i
 # Commands that cannot run here, exactly as written in the page, each with the reason.
 NOT_RUN = {
     "python -m tensorboard.main --logdir runs": "it serves until it is stopped",
-    "wandb sync runs/tracked/wandb/offline-run-*": "it needs an account and the network",
+    "isorun sync runs/tracked": "it needs an account and the network",
     "wandb login": "it needs an account and the network",
 }
 

@@ -46,8 +46,10 @@ def test_every_sink_gets_everything_in_order(track):
     for sink in sinks:
         methods = [call[0] for call in sink.calls]
         assert methods == [
-            "load", "open", *["log", "histograms"] * 3, "report", "summary", "close",
+            "load", "open", *["log", "histograms", "advance"] * 2, "log", "histograms",
+            "report", "summary", "close",
         ]  # fmt: skip
+        assert sink.called("advance") == [(2,), (3,)]
         assert sink.called("log") == [(step, {"train/loss": float(step)}) for step in (1, 2, 3)]
         ((step, items),) = sink.called("report")
         assert (step, items["sample"], items["drawn"].dtype) == (3, "text", np.uint8)

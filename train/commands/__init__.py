@@ -5,6 +5,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint on the evaluation data",
     "parity": "run one config on several placements and compare the results",
     "export": "save a trained model: parameters, program, or both",
+    "sync": "upload to W&B what it still lacks of runs",
     "verify": "check that checkpoints are complete and each sample was used once",
     "show-config": "print the resolved config and where each value comes from",
     "schema": "print the JSON schema of the config, for editors",

@@ -74,6 +74,21 @@ def messages(data: bytes, *, at: int = _START, growing: bool = True) -> Iterator
         at = start + length
 
 
+def first_step(log: Path) -> int | None:
+    """The ``step`` of the first row in a log; None if it has none."""
+    with os.fdopen(open_regular(log), "rb") as file:
+        size = _BLOCK
+        while True:
+            file.seek(0)
+            data = file.read(size)
+            for message in messages(data):
+                if type(step := step_of(message)) is int:
+                    return step
+            if len(data) < size:
+                return None
+            size *= 8
+
+
 def last_step(log: Path) -> int | None:
     """The largest ``step`` of the rows in a log; None if it has none. Reads from the end, as far
     as needed: rows are in the order of steps."""
@@ -84,14 +99,14 @@ def last_step(log: Path) -> int | None:
             begin = max(0, (size - 1) // _BLOCK + 1 - blocks) * _BLOCK
             file.seek(begin)
             data = file.read(size - begin)
-            found = map(_step, messages(data, at=0 if begin else _START))
+            found = map(step_of, messages(data, at=0 if begin else _START))
             steps = [step for step in found if type(step) is int]
             if steps or not begin:
                 return max(steps, default=None)
             blocks *= 8
 
 
-def _step(message: bytes) -> Any:
+def step_of(message: bytes) -> Any:
     """The column ``step`` of a row of the history; None for any other message."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2

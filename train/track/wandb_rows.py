@@ -26,6 +26,8 @@ class Rows:
     ) -> None:
         self._send, self.sent, self._names = send, sent, names
         self._row: dict[str, Any] = {}
+        self.count = 0
+        """Rows that were sent."""
 
     def add(self, step: int, values: Mapping[str, Any], **columns: Any) -> None:
         """Adds values to the row of a step. ``columns`` count only for a new row."""
@@ -54,6 +56,7 @@ class Rows:
         row, self._row = self._row, {}
         if row:
             self.sent = row["step"]
+            self.count += 1
             self._send(row)
 
 

@@ -61,8 +61,7 @@ class WandbSink(Sink):
     def _open(self) -> str | None:
         import wandb
 
-        for name in ("wandb", "wandb/cache"):
-            refuse_link(self.run.directory / name)
+        self._refuse_links()
         # Before the first call of init, which otherwise prints the credentials that it found.
         user = wandb.setup(settings=wandb.Settings(silent=True)).settings
         mode = wandb_mode(self.config.wandb, user.mode, user.base_url, user.api_key)
@@ -78,14 +77,37 @@ class WandbSink(Sink):
             message = f"W&B cannot be reached ({first_line(error)}); logging offline."
             mode = "offline"
             self._run = self._init(mode)
-        self._run.define_metric("step", hidden=True)
-        self._run.define_metric("*", step_metric="step")
+        self._define_metrics()
         if mode != "disabled":
             self._begin_rows(self._sent(mode, logs))
         if mode == "offline":
-            files = f"{shlex.quote(str(self.run.directory / 'wandb'))}/offline-run-*"
-            message = f"{message or 'W&B is offline.'} To upload: wandb sync {files}"
+            command = f"isorun sync {shlex.quote(str(self.run.directory))}"
+            message = f"{message or 'W&B is offline.'} To upload: {command}"
         return message
+
+    def catch_up(self, exit_code: int) -> int:
+        """Sends the committed rows that W&B lacks, and nothing else; returns their number. Raises
+        an exception of W&B if it cannot be reached."""
+        self._refuse_links()
+        self.load()
+        self._run = self._init("online")
+        try:
+            self._define_metrics()
+            self._begin_rows(self._sent("online", []))
+            assert self._rows
+            self._rows.flush()
+            return self._rows.count
+        finally:
+            self._exit_code = exit_code
+            self.close()
+
+    def _refuse_links(self) -> None:
+        for name in ("wandb", "wandb/cache"):
+            refuse_link(self.run.directory / name)
+
+    def _define_metrics(self) -> None:
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
 
     def _sent(self, mode: str, logs: Sequence[Path]) -> int:
         """The last step of which W&B has a row."""

@@ -1,0 +1,117 @@
+"""Upload to Weights & Biases what it still lacks of runs.
+
+Takes run directories, or directories that hold them. Uploads the rows, texts and images of offline
+attempts in order, and rows of committed steps that were lost when an attempt was killed; what W&B
+has is not sent again. Repeat the command after an interruption. Running runs are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from train.checkpoint.run_directory import RunDirectory
+from train.command_line import say
+from train.exits import DataError, Exit, ResumeRefusedError, UsageError
+from train.json_files import has_fields, json_lines
+from train.track.sinks import RunInfo
+from train.track.track_config import TrackConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or one "
+                        "that holds run directories")  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, metavar="SECONDS",
+        help="for the upload of an offline attempt (default 600)",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    """Uploads one run after another; prints a line per step taken."""
+    from train.track.wandb_sync import check_login
+
+    if arguments.timeout <= 0:
+        raise UsageError(f"--timeout must be above 0, but is {arguments.timeout:g}.")
+    found = {path: _runs_in(path) for path in arguments.runs}
+    check_login()
+    for given, directories in found.items():
+        for directory in directories:
+            _upload(RunDirectory(directory), arguments.timeout, skips=directory != given)
+    return Exit.DONE
+
+
+def _runs_in(path: Path) -> list[Path]:
+    if RunDirectory(path).exists:
+        return [path]
+    found = sorted(file.parent for file in [*path.glob("*/run.json"), *path.glob("*/*/run.json")])
+    if not found:
+        raise UsageError(
+            f"{str(path)!r} is not a run directory and holds none; name the directory of a run."
+        )
+    return found
+
+
+def _upload(directory: RunDirectory, seconds: float, *, skips: bool) -> None:
+    """With ``skips``, a run that cannot be uploaded now is left out with a line."""
+    from train.track.wandb_sync import upload
+
+    try:
+        directory.acquire()
+    except ResumeRefusedError as error:
+        if not skips:
+            raise
+        say(f"{directory.path}: left out: {error}")
+        return
+    try:
+        track = _track_config(directory)
+        if track.wandb == "disabled":
+            say(f"{directory.path}: left out: the run has track.wandb=disabled.")
+            return
+        last = directory.attempts.last()
+        upload(
+            _run_info(directory, last), track, say, seconds=seconds,
+            exit_code=_exit_code(last),
+        )  # fmt: skip
+    finally:
+        directory.release()
+
+
+def _exit_code(last: dict[str, Any]) -> int:
+    """The exit code of the last attempt for W&B, where every other than 0 is a failure."""
+    ended = last.get("ended")
+    code = ended.get("code") if isinstance(ended, dict) else Exit.RETRY  # it was killed
+    return 0 if code == Exit.PREEMPTED or type(code) is not int else code
+
+
+def _track_config(directory: RunDirectory) -> TrackConfig:
+    values = (directory.stored_config() or {}).get("track")
+    try:
+        return TrackConfig.model_validate(values or {})
+    except ValidationError as error:
+        raise DataError(
+            f"{directory.config_path} has a track section that this version cannot read "
+            f"({error.errors()[0]['msg']}); correct it."
+        ) from None
+
+
+def _run_info(directory: RunDirectory, last: dict[str, Any]) -> RunInfo:
+    identity = directory.identity("")
+    rows = (row for _, row in json_lines(directory.metrics)) if directory.metrics.exists() else ()
+    steps = [row["step"] for row in rows if has_fields(row, {"step": int})]
+    return RunInfo(
+        id=identity.id,
+        name=identity.name,
+        directory=directory.path,
+        attempt=directory.attempts.count(),
+        wandb_id=identity.wandb_id,
+        config=directory.stored_config() or {},
+        code=last.get("code") or {},
+        unit="",
+        total_steps=0,
+        start_step=max(steps, default=0),
+    )

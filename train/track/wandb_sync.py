@@ -1,0 +1,108 @@
+"""Uploads what W&B still lacks of a run that has ended: the segments of offline attempts, and
+committed rows that no attempt has sent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from train.exits import RetryError, UsageError, first_line
+from train.track.sinks import RunInfo
+from train.track.track_config import TrackConfig
+from train.track.wandb_log import first_step, is_offline, last_step, synced_marker, transaction_logs
+from train.track.wandb_rows import committed_rows
+from train.track.wandb_sink import WandbSink, wandb_mode
+
+
+def check_login() -> None:
+    """Raises UsageError without credentials of W&B."""
+    import wandb
+
+    user = wandb.setup(settings=wandb.Settings(silent=True)).settings
+    if user.mode != "online":
+        raise UsageError(f"WANDB_MODE is {user.mode!r}, in which nothing is uploaded; unset it.")
+    if wandb_mode("auto", user.mode, user.base_url, user.api_key) != "online":
+        raise UsageError(
+            f"There are no credentials for W&B ({user.base_url}); set WANDB_API_KEY, or log in "
+            "with `wandb login`."
+        )
+
+
+def upload(
+    run: RunInfo, config: TrackConfig, say: Callable[[str], None], *, seconds: float, exit_code: int
+) -> None:
+    """Uploads in the order of steps; what W&B has is not sent again, so it may be repeated after
+    it was interrupted.
+
+    ``run.start_step`` is the last committed step, ``exit_code`` that of the last attempt, which W&B
+    shows; ``seconds`` limits the upload of each segment. Raises RetryError.
+    """
+    logs = transaction_logs(run.directory)
+    nothing = True
+    known = 0  # rows of later steps may be in no log
+    doubtful = False  # W&B may lack rows of an online attempt, if it was killed
+    for log in logs:
+        first, last = first_step(log), last_step(log)
+        is_synced = synced_marker(log).exists()
+        if is_offline(log) and not is_synced:
+            before = run.start_step if first is None else first - 1
+            if doubtful or _has_rows(run, known, before):
+                nothing &= not _send_rows(run, config, say, exit_code, before)
+                doubtful = False
+            _sync_segment(log, run.directory, seconds)
+            say(f"{run.id}: uploaded {log.parent.name}.")
+            nothing = False
+        doubtful |= not is_offline(log) and not is_synced
+        known = max(known, last or 0)
+    if doubtful or _has_rows(run, known, run.start_step):
+        nothing &= not _send_rows(run, config, say, exit_code, run.start_step)
+    for log in transaction_logs(run.directory):
+        if not is_offline(log):
+            synced_marker(log).write_text("All of its rows are uploaded.\n")
+    if nothing:
+        say(f"{run.id}: W&B has all of its rows.")
+
+
+def _has_rows(run: RunInfo, after: int, until: int) -> bool:
+    rows = committed_rows(run.directory / "metrics.jsonl", until)
+    return any(step > after for step, _ in rows)
+
+
+def _send_rows(
+    run: RunInfo, config: TrackConfig, say: Callable[[str], None], exit_code: int, until: int
+) -> bool:
+    """Sends the rows up to a step that W&B lacks; returns whether there were some."""
+    sink = WandbSink(replace(run, start_step=until), config)
+    try:
+        count = sink.catch_up(exit_code)
+    except Exception as error:
+        raise RetryError(
+            f"W&B cannot be reached ({first_line(error)}); run the command again to continue."
+        ) from error
+    if count:
+        say(f"{run.id}: sent {count} rows from metrics.jsonl.")
+    return bool(count)
+
+
+def _sync_segment(log: Path, directory: Path, seconds: float) -> None:
+    """Uploads an offline segment with W&B's own command, which continues an interrupted upload.
+    Raises RetryError."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "wandb", "sync", str(log)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
+        said = (done.stdout + done.stderr).strip().splitlines()
+    except subprocess.TimeoutExpired:
+        said = [f"timed out after {time.monotonic() - started:.0f} s"]
+    if not synced_marker(log).exists():
+        why = said[-1].removeprefix("wandb: ") if said else "it gave no reason"
+        raise RetryError(
+            f"W&B did not take {log.relative_to(directory)} ({why}); run the command again to "
+            "continue."
+        )
