@@ -56,6 +56,19 @@ def test_every_sink_gets_everything_in_order(track):
         assert sink.called("summary") == [({"loss": 3.0},)]
 
 
+def test_warnings_are_events_and_those_of_the_start_wait_for_the_first_item(track):
+    sink = Recorder()
+    tracker = track([sink], start_step=4)
+    tracker.warn("At the start, with --token=hunter2hunter2")
+    time.sleep(0.05)
+    assert sink.calls == [], "the imports of sinks would delay the start"
+    tracker.progress(5)
+    tracker.log(5, {"train/loss": 1.0})
+    tracker.event("Later.")
+    tracker.close()
+    assert sink.called("event") == [(4, "At the start, with --token=***"), (5, "Later.")]
+
+
 def test_what_a_sink_does_to_its_arguments_does_not_reach_the_others(track, tmp_path):
     class Clearing(Recorder):
         def __getattr__(self, method):

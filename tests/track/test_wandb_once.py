@@ -201,6 +201,34 @@ def test_all_of_a_step_is_one_row():
     assert sent_by(1, items, names={"a"})[0] == {"step": 1, "b": 2}
 
 
+def test_events_are_in_the_row_of_their_step_or_the_first_later_one():
+    rows = []
+    collected = Rows(rows.append, 5)
+    collected.event(3, "One.", attempt=2)
+    collected.event(3, "Two.")
+    collected.add(6, {"a": 1})
+    collected.add(8, {"a": 2})
+    collected.event(7, "Three.")
+    collected.flush()
+    assert rows == [
+        {"step": 6, "attempt": 2, "event": "One. Two.", "a": 1},
+        {"step": 8, "a": 2, "event": "Three."},
+    ]
+
+
+def test_each_attempt_has_its_event(killed_offline):
+    with_rows = [
+        found
+        for path in offline_files(killed_offline.directory)
+        if (found := history(records(path, growing=True)))
+    ]
+    assert len(with_rows) == 3
+    for number, rows in zip((1, 3, 4), with_rows, strict=True):
+        assert rows[0]["attempt"] <= number
+        events = [row["event"] for row in rows if "event" in row]
+        assert events == ["the tracker is made"]
+
+
 def test_a_row_is_sent_when_its_step_is_over():
     rows = []
     collected = Rows(rows.append, 0)

@@ -79,7 +79,10 @@ def record_step(run: OpenRun, micro_batches: list[MicroBatch], taken: StepTaken)
 
 def read_metrics(run: OpenRun) -> None:
     """Copies losses and norms to the host. Raises NotFiniteError after too many skipped steps."""
+    before = run.progress.skipped_steps
     run.progress.record_skipped(run.metrics.read(), run.loaded.config.optim.max_skipped_steps)
+    if skipped := run.progress.skipped_steps - before:
+        run.tracker.event(f"{skipped} of the last steps skipped: loss or gradient norm not finite.")
 
 
 def log(run: OpenRun) -> None:

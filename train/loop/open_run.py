@@ -322,6 +322,10 @@ def _open_tracker(
     last = directory.attempts.last()
     if last and attempt.number > 1:
         _log.info("the attempt before: %s", described_end(last))
+        tracker.event(
+            f"Attempt {attempt.number} starts after step {progress.step}; the attempt before: "
+            f"{described_end(last).rstrip('.')}."
+        )
     depends = micro_batch_warnings(last, plan, model.strategy.bare_model)
     unused = unused_methods(type(task))
     world = world_warnings(engine.world, gpus)

@@ -83,7 +83,8 @@ class Background:
             self._bytes += size
             self._ready.notify()
             first = first and bool(self._dropped)
-            if not self._started:
+            # Events of the start wait: the imports would delay it.
+            if not self._started and method != "event":
                 self._started = True
                 self._thread.start()
         if first:

@@ -66,6 +66,9 @@ class Sink:
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs histograms of non-empty arrays of finite numbers, by name."""
 
+    def event(self, step: int, text: str) -> None:
+        """Logs a sentence about what happened at a step: a start after a failure, a warning."""
+
     def advance(self, step: int) -> None:
         """Called once after the last item of a step was logged: ``step`` is a later one."""
 

@@ -57,6 +57,10 @@ class TensorBoardSink(Sink):
         for name, value in values.items():
             self._writer.add_histogram(name, value, step, walltime=self.logged_at)
 
+    def event(self, step: int, text: str) -> None:
+        """Writes it as a text named ``events``."""
+        self._writer.add_text("events", text, step, walltime=self.logged_at)
+
     def close(self) -> None:
         """Flushes the event file."""
         self._writer.close()

@@ -38,6 +38,18 @@ class TrackConfig(Section):
     wandb_tags: list[str] = []
     """W&B tags."""
 
+    wandb_group: str | None = None
+    """W&B group; null for the run's id."""
+
+    wandb_job_type: str | None = None
+    """W&B job type, such as train or finetune."""
+
+    wandb_notes: str | None = None
+    """W&B notes: what the run is for."""
+
+    wandb_alerts: bool = False
+    """Send warnings, and starts after a failure, as alerts of W&B (mail or Slack)."""
+
     sinks: list[Plugin] = []
     """Further places for metrics: classes derived from train.Sink, by dotted path."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from train.secrets import redact
 from train.track.background import Background
 from train.track.console import open_console
 from train.track.metrics_file import MetricsFile
@@ -39,10 +41,10 @@ class Tracker:
             return
         self._close_seconds = close_seconds
         self._warned: set[str] = set()
+        self._step = run.start_step
         self._logged: int | None = None
         """A step of which the sinks got items that may not be the last ones."""
         self._console = open_console(config.console, run.unit, run.total_steps, run.start_step)
-        self._file = self._open_file(run)
         if sinks is None:
             sinks = list[Sink]()
             if config.tensorboard:
@@ -50,7 +52,8 @@ class Tracker:
             if config.wandb != "disabled":
                 sinks.append(WandbSink(run, config))
             sinks += make_sinks(config.sinks, run)
-        self._background = Background(sinks, self.info, self.warn)
+        self._background = Background(sinks, self.info, partial(_log.warning, "%s"))
+        self._file = self._open_file(run)
 
     def _open_file(self, run: RunInfo) -> MetricsFile | None:
         path = run.directory / "metrics.jsonl"
@@ -104,6 +107,7 @@ class Tracker:
         """Updates the progress; called after every step."""
         if not self._is_main:
             return
+        self._step = step
         if self._file:
             self._metrics(self._file.advance, step)
         if self._logged is not None and self._logged < step:
@@ -143,8 +147,14 @@ class Tracker:
 
     def warn(self, text: str) -> None:
         """Writes a warning to the log file and, on rank 0, to standard error
-        (``setup_logging``)."""
+        (``setup_logging``). The sinks get it as an event."""
         _log.warning("%s", text)
+        self.event(text)
+
+    def event(self, text: str) -> None:
+        """Passes a sentence about what happened at this step to the sinks."""
+        if self._is_main:
+            self._background.put("event", self._step, redact(_printable(text)))
 
     def _warn_once(self, about: str, text: str) -> None:
         if about not in self._warned:

@@ -46,6 +46,13 @@ class Rows:
         if step == self.sent and self._names and rest:
             self._send({"step": step, **columns, **rest})
 
+    def event(self, step: int, text: str, **columns: Any) -> None:
+        """Adds a sentence to the column ``event`` of the row of a step, or of the first later step
+        that W&B has not."""
+        step = max(step, self.sent + 1, self._row.get("step", 0))
+        before = self._row.get("event") if self._row.get("step") == step else None
+        self.add(step, {"event": f"{before} {text}" if before else text}, **columns)
+
     def advance(self, step: int) -> None:
         """The rows before this step are complete."""
         if self._row and self._row["step"] < step:

@@ -154,10 +154,12 @@ class WandbSink(Sink):
                 id=self.run.wandb_id,
                 resume="allow",
                 name=self.run.name,
-                group=os.environ.get("WANDB_RUN_GROUP") or self.run.id,
+                group=os.environ.get("WANDB_RUN_GROUP") or self.config.wandb_group or self.run.id,
                 project=os.environ.get("WANDB_PROJECT") or self.config.wandb_project,
                 entity=self.config.wandb_entity,
+                job_type=self.config.wandb_job_type,
                 tags=self.config.wandb_tags or None,
+                notes=self.config.wandb_notes,
                 config=redact_values({**self.run.config, "code": self.run.code}),
                 dir=str(self.run.directory),
                 mode=mode,  # type: ignore[arg-type]
@@ -189,9 +191,20 @@ class WandbSink(Sink):
 
     def _add(self, step: int, values: Mapping[str, Any]) -> None:
         if self._rows:
-            # Without the time, W&B takes that of the call, which is later.
-            time = {"_timestamp": self.logged_at} if self.logged_at else {}
-            self._rows.add(step, values, attempt=self.run.attempt, **time)
+            self._rows.add(step, values, **self._columns())
+
+    def _columns(self) -> dict[str, Any]:
+        # Without the time, W&B takes that of the call, which is later.
+        time = {"_timestamp": self.logged_at} if self.logged_at else {}
+        return {"attempt": self.run.attempt, **time}
+
+    def event(self, step: int, text: str) -> None:
+        """Adds the text to the column ``event`` of the step; with ``track.wandb_alerts`` also sends
+        it as an alert of W&B."""
+        if self._rows:
+            self._rows.event(step, text, **self._columns())
+        if self.config.wandb_alerts:
+            self._run.alert(title=f"{self.run.name}, step {step}", text=text)
 
     def advance(self, step: int) -> None:
         """Sends the row of an earlier step."""
