@@ -1,5 +1,6 @@
 """A request to stop while nodes join each other; the nodes are threads here."""
 
+import logging
 import os
 import signal
 import socket
@@ -13,13 +14,19 @@ import pytest
 from launch.agent import keepalive
 from launch.agent.keepalive import end_connections, set_keepalive
 from launch.agent.options import parse
-from launch.agent.rendezvous import forget_round, has_started, join, round_of
+from launch.agent.rendezvous import has_started, join, round_of
 from launch.agent.signals import Signals, StopSignal
 from launch.contract import STOP_SIGNALS, UsageError
 from tests.support.forked import quick
 from tests.support.runs import ROOT, free_port
 
 pytestmark = pytest.mark.normal
+
+
+@pytest.fixture(autouse=True)
+def log_of_the_rendezvous(caplog):
+    """A test that fails shows what torch's rendezvous did, and when."""
+    caplog.set_level(logging.DEBUG, "torch.distributed.elastic.rendezvous.dynamic_rendezvous")
 
 
 @pytest.fixture
@@ -80,33 +87,63 @@ def test_a_paused_process_that_does_not_answer_is_noticed(monkeypatch):
                 client.recv(1)
 
 
+NODES = """
+import logging, sys, threading
+from launch.agent.options import parse
+from launch.agent.rendezvous import join
+
+logging.basicConfig(format="%(asctime)s %(threadName)s %(message)s")
+rendezvous = "torch.distributed.elastic.rendezvous.dynamic_rendezvous"
+logging.getLogger(rendezvous).setLevel(logging.DEBUG)
+"""
+
+
+def in_a_process(program, address):
+    """The lines that a program with several nodes prints. It has a process of its own: a node that
+    sends no keep-alive for some seconds is removed, and the process of the tests may be busy that
+    long with something else."""
+    done = subprocess.run(
+        **quick([sys.executable, "-c", NODES + program, address]), cwd=ROOT,
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+REPLACED = """
+from launch.agent.rendezvous import forget_round
+
+words = ["--nnodes", "2", "--rdzv-endpoint", sys.argv[1], "--rdzv-timeout", "60"]
+
+def node(number, address):
+    return join(parse([*words, "--node-rank", str(number), "--local-addr", address, "--", "true"], {}))
+
+def round_with(other):
+    found = {}
+    thread = threading.Thread(target=lambda: found.update(other=other.next_rendezvous()), daemon=True)
+    thread.start()
+    found["stays"] = stays.next_rendezvous()
+    thread.join(60)
+    print(*[(name, i.rank, i.bootstrap_store_info.master_addr) for name, i in sorted(found.items())])
+
+stays, lost = node(0, "127.0.0.5"), node(1, "127.0.0.7")
+round_with(lost)
+lost._stop_heartbeats()
+forget_round(stays)
+replaces = node(1, "127.0.0.3")
+round_with(replaces)
+for handler in (stays, replaces):
+    handler.shutdown()
+"""
+
+
 @pytest.mark.slow
 def test_the_address_of_rank_0_is_that_of_the_new_round():
     """A node that was rank 0 becomes rank 1, since the node that replaces a lost one comes first in
     the order of addresses."""
-    port = free_port()
-    words = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "60"]
-
-    def node(number, address):
-        return join(
-            parse([*words, "--node-rank", str(number), "--local-addr", address, "--", "true"], {})
-        )
-
-    def round_with(other):
-        found = {}
-        thread = in_a_thread(lambda: found.update(other=other.next_rendezvous()))
-        found["stays"] = stays.next_rendezvous()
-        thread.join(60)
-        return {name: (i.rank, i.bootstrap_store_info.master_addr) for name, i in found.items()}
-
-    stays, lost = node(0, "127.0.0.5"), node(1, "127.0.0.7")
-    assert round_with(lost) == {"stays": (0, "127.0.0.5"), "other": (1, "127.0.0.5")}
-    lost._stop_heartbeats()
-    forget_round(stays)
-    replaces = node(1, "127.0.0.3")
-    assert round_with(replaces) == {"stays": (1, "127.0.0.3"), "other": (0, "127.0.0.3")}
-    for handler in (stays, replaces):
-        handler.shutdown()
+    first, second = in_a_process(REPLACED, f"127.0.0.1:{free_port()}")
+    assert first == "('other', 1, '127.0.0.5') ('stays', 0, '127.0.0.5')"
+    assert second == "('other', 0, '127.0.0.3') ('stays', 1, '127.0.0.3')"
 
 
 def in_a_thread(function):
@@ -151,9 +188,8 @@ def test_a_node_with_another_number_of_nodes_is_refused(nodes, other):
 
 
 WAITS = """
-import sys, threading, time
-from launch.agent.options import parse
-from launch.agent.rendezvous import join, missing_nodes
+import time
+from launch.agent.rendezvous import missing_nodes
 
 words = ["--nnodes", "2", "--rdzv-endpoint", sys.argv[1], "--rdzv-timeout", "60"]
 options = parse([*words, "--node-rank", "0", "--local-addr", "127.0.0.5", "--", "true"], {})
@@ -178,15 +214,8 @@ for handler in (first, second):
 
 
 def test_what_a_node_waits_for():
-    """In a process of its own: a node that sends no keep-alive for 5 s is removed, and the process
-    of the tests may be busy that long with something else."""
     address = f"127.0.0.1:{free_port()}"
-    done = subprocess.run(
-        **quick([sys.executable, "-c", WAITS, address]), cwd=ROOT,
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    none, one, both, late, unknown = done.stdout.splitlines()
+    none, one, both, late, unknown = in_a_process(WAITS, address)
     assert none == f"2 of 2 nodes at the rendezvous {address} (joined: none)"
     assert one == f"1 of 2 nodes at the rendezvous {address} (joined: 127.0.0.5)"
     assert "the addresses and ranks of the other nodes" in both
