@@ -93,6 +93,9 @@ def test_wandb_has_one_run(killed_and_resumed):
         assert file.run.run_id == born["wandb_id"]
         assert file.config["run"]["dir"] == str(directory)
         assert file.config["code"] == attempt["code"]
+        assert file.config["placement"]["strategy"] == attempt["strategy"]
+        assert file.config["dataset"]["samples"] == attempt["samples"]
+        assert "total (" in file.config["model_summary"]
     before = wandb_steps(first)
     assert before == list(range(1, len(before) + 1))
     assert len(before) >= 50, "rows older than a second are lost"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -290,6 +293,27 @@ def _step_metrics(loaded: LoadedConfig, task: Task, data: RunData, joined: Joine
     )
 
 
+def _facts(
+    loaded: LoadedConfig, joined: Joined, data: RunData, plan: BatchPlan, model: TrainableModel
+) -> dict[str, Any]:
+    engine, fingerprint = joined.engine, json.dumps(data.fingerprint.to_json())
+    return {
+        "placement": {
+            "strategy": model.strategy.setup.name,
+            "world_size": engine.world_size,
+            "hosts": list(dict.fromkeys(joined.hosts)),
+            "device": engine.device.type,
+            "precision": loaded.config.precision,
+            "micro_batch_size": plan.micro_batch_size,
+        },
+        "dataset": {
+            "samples": data.order.size,
+            "fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
+        },
+        "model_summary": model.summary,
+    }
+
+
 def _open_tracker(
     stack: ExitStack,
     loaded: LoadedConfig,
@@ -314,6 +338,7 @@ def _open_tracker(
         unit=task.unit,
         total_steps=data.total_steps,
         start_step=progress.step,
+        facts=_facts(loaded, joined, data, plan, model),
     )
     tracker = Tracker(loaded.config.track, info, is_main=engine.is_main)
     stack.callback(tracker.close)

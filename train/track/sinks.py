@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class RunInfo:
     total_steps: int
     start_step: int
     """The step that this attempt resumes from; 0 for a new run."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What this attempt runs on, as JSON values: ``placement``, ``dataset``, ``model_summary``."""
 
 
 class Sink:

@@ -160,7 +160,7 @@ class WandbSink(Sink):
                 job_type=self.config.wandb_job_type,
                 tags=self.config.wandb_tags or None,
                 notes=self.config.wandb_notes,
-                config=redact_values({**self.run.config, "code": self.run.code}),
+                config=redact_values({**self.run.config, "code": self.run.code, **self.run.facts}),
                 dir=str(self.run.directory),
                 mode=mode,  # type: ignore[arg-type]
                 settings=settings,
