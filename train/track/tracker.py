@@ -9,6 +9,7 @@ from typing import Any
 from train.track.background import Background
 from train.track.console import open_console
 from train.track.metrics_file import MetricsFile
+from train.track.samples import SamplesSink
 from train.track.sinks import RunInfo, Sink, make_sinks
 from train.track.tensorboard import TensorBoardSink
 from train.track.track_config import TrackConfig
@@ -42,7 +43,7 @@ class Tracker:
         self._console = open_console(config.console, run.unit, run.total_steps, run.start_step)
         self._file = self._open_file(run)
         if sinks is None:
-            sinks = list[Sink]()
+            sinks = list[Sink]([SamplesSink(run)])
             if config.tensorboard:
                 sinks.append(TensorBoardSink(run))
             if config.wandb != "disabled":
