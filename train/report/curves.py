@@ -46,17 +46,21 @@ class Bucket(NamedTuple):
 
     def joined(self, other: Bucket) -> Bucket:
         """The bucket of both, of which ``other`` is the later."""
-        lows = [point for point in (self.low, other.low) if point]
-        highs = [point for point in (self.high, other.high) if point]
         return Bucket(
-            min(lows, key=_value, default=None),
-            max(highs, key=_value, default=None),
-            self.gap or other.gap,
+            _lower(self.low, other.low), _higher(self.high, other.high), self.gap or other.gap
         )
 
 
-def _value(point: Point) -> float:
-    return point.value or 0.0
+def _lower(first: Point | None, second: Point | None) -> Point | None:
+    if first is None or second is None:
+        return first or second
+    return second if (second.value or 0.0) < (first.value or 0.0) else first
+
+
+def _higher(first: Point | None, second: Point | None) -> Point | None:
+    if first is None or second is None:
+        return first or second
+    return second if (second.value or 0.0) > (first.value or 0.0) else first
 
 
 class Curve:
@@ -84,8 +88,7 @@ class Curve:
         else:
             new = Bucket(point, point, None)
             self.first, self.last = self.first or point, point
-            self.low = min((p for p in (self.low, point) if p), key=_value)
-            self.high = max((p for p in (self.high, point) if p), key=_value)
+            self.low, self.high = _lower(self.low, point), _higher(self.high, point)
         key = point.step // self.width
         self._buckets[key] = self._buckets[key].joined(new) if key in self._buckets else new
         while len(self._buckets) > BUCKETS:
@@ -140,9 +143,9 @@ def read_metrics(path: Path) -> Metrics:
         time = valid_time(row.get("time"))
         here = Point(step, time, None)
         found.rows, found.last = found.rows + 1, here
-        number = row.get("attempt")
-        if is_count(number) and (number in found.attempts or len(found.attempts) < 10_000):
-            found.attempts[number] = (found.attempts.get(number, (here, here))[0], here)
+        attempt = row.get("attempt")
+        if is_count(attempt) and (attempt in found.attempts or len(found.attempts) < 10_000):
+            found.attempts[attempt] = (found.attempts.get(attempt, (here, here))[0], here)
         for name, value in row.items():
             if name in _NOT_METRICS or not (value is None or is_number(value)):
                 continue
@@ -153,8 +156,8 @@ def read_metrics(path: Path) -> Metrics:
                         unknown.add(name[:_NAME])
                     continue
                 curve = found.curves[name] = Curve()
-            finite = value is not None and math.isfinite(value)
-            curve.add(Point(step, time, float(value) if finite else None))
+            number = float("nan") if value is None else float(value)
+            curve.add(Point(step, time, number if math.isfinite(number) else None))
         total = row.get(SKIPPED)
         if is_number(total) and math.isfinite(total):
             if total > skipped and len(found.skipped) < JUMPS:

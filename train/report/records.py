@@ -12,6 +12,8 @@ from train.report.html import Html, join, table, tag
 
 ROWS = 2000
 """The most rows of a table."""
+_FEW = 20
+"""A longer table is closed until it is opened."""
 _VALUE = 400  # characters
 _HIDDEN = {
     "attempt", "run", "time", "resumed_from_step", "ended", "code", "samples", "seed", "batch",
@@ -39,7 +41,7 @@ def code_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
         rows = [
             [f"{number}", str(change)[:_VALUE]]
             for number, values in sorted(run.attempts.items())
-            for change in (values.get("changes") if isinstance(values.get("changes"), list) else [])
+            for change in _list(values.get("changes"))
         ]
         if rows:
             caption = f"Config changes between attempts of {name}"
@@ -69,6 +71,10 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _compared(
     caption: str, column: str, values: Sequence[Mapping[str, Any]], named: Sequence[str], id_: str
 ) -> Html:
@@ -79,7 +85,11 @@ def _compared(
         return tag("p", f"{caption}: nothing is recorded.", class_="empty")
     if len(flat) == 1:
         rows: list[list[object]] = [[key, tag("code", flat[0][key])] for key in keys[:ROWS]]
-        return join([table(caption, [column, "value"], rows), _left_out(keys)])
+        shown_table = table(caption, [column, "value"], rows)
+        if len(rows) > _FEW:
+            summary = tag("summary", f"{caption}: {len(rows):,} values")
+            shown_table = tag("details", summary, shown_table, id=f"all-{id_}")
+        return join([shown_table, _left_out(keys)])
     differing = [key for key in keys if len({each.get(key) for each in flat}) > 1]
     same = [key for key in keys if key not in set(differing)]
     shown: list[Html] = []
