@@ -19,13 +19,13 @@ SERIES = 24
 _ROWS = 12
 """Rows in the table of a plot."""
 
-_TRAINING = {"train/loss": "Loss", "eval/loss": "Loss"}
+_SPEED = {"speed/mfu"}
 _SINGLE = {
+    "train/loss": ("Loss", ""),
+    "eval/loss": ("Loss", ""),
     "train/learning_rate": ("Learning rate", ""),
     "train/gradient_norm": ("Gradient norm", "L2, before clipping"),
     SKIPPED: ("Skipped steps", "total"),
-    "speed/samples_per_second": ("Throughput", "samples/s"),
-    "speed/tokens_per_second": ("Throughput in units of the task", "tokens/s"),
     "speed/mfu": ("Model FLOPs utilisation", "ratio"),
 }
 _SHARED = {"time": ("Time per step", "s"), "memory": ("Memory", "GiB")}
@@ -81,8 +81,8 @@ def find_figures(runs: Sequence[RunData]) -> tuple[list[Figure], int]:
             if (place := _place(metric, curve)) and curve.first:
                 groups.setdefault(place, []).append(Series(index, metric, curve))
     order = {name: number for number, name in enumerate(_SECTIONS)}
-    firsts = ["Loss", *(title for title, _ in _SINGLE.values())]
-    ranks = {title: number for number, title in enumerate(firsts)}
+    firsts = [*(title for title, _ in _SINGLE.values()), "Throughput"]
+    ranks = {title: number for number, title in enumerate(dict.fromkeys(firsts))}
     places = sorted(groups, key=lambda p: (order[p[0]], ranks.get(p[1], len(ranks)), p[1]))
     figures = [
         Figure(
@@ -101,18 +101,19 @@ def find_figures(runs: Sequence[RunData]) -> tuple[list[Figure], int]:
 def _place(metric: str, curve: Curve) -> tuple[str, str, str] | None:
     """Section, title and unit of the plot that shows a metric; None if none does."""
     if metric == "train/epoch" or (metric == SKIPPED and curve.high and not curve.high.value):
-        return None
+        return None  # the step says the same, or there is nothing to see
     speed = "Speed and memory"
-    if metric in _TRAINING:
-        return "Training", _TRAINING[metric], ""
     if metric in _SINGLE:
-        return ("Training" if metric.startswith("train/") else speed), *_SINGLE[metric]
+        return ("Training" if metric not in _SPEED else speed), *_SINGLE[metric]
     prefix, _, rest = metric.partition("/")
     if prefix in _SHARED:
         return speed, *_SHARED[prefix]
     if prefix == "eval" and rest:
         return "Evaluation", rest.split("/")[0], ""
-    return (speed if prefix == "speed" else "Other metrics"), metric, ""
+    if prefix != "speed":
+        return "Other metrics", metric, ""
+    unit = rest.removesuffix("_per_second")
+    return speed, *((rest, "") if unit == rest else ("Throughput", f"{unit}/s"))
 
 
 def drawn(runs: Sequence[RunData], figures: Iterable[Figure]) -> dict[str, Any]:

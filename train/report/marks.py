@@ -93,7 +93,7 @@ def _of_attempts(
         text = f"Attempt {number} {how}"
         yield Mark("attempt", start, valid_time(values.get("time")), text, number)
         last = metrics.attempts[number][1] if number in metrics.attempts else None
-        step = max(last.step if last else 0, start)
+        step = last_step(number, attempts, metrics)
         ended = values.get("ended")
         if not isinstance(ended, Mapping):
             if number != newest or state.kind == "ended":
@@ -109,6 +109,14 @@ def _of_attempts(
             yield Mark("stop", step, time, text, number)
         else:
             yield Mark("fault", step, time, text, number)
+
+
+def last_step(number: int, attempts: Mapping[int, Mapping[str, Any]], metrics: Metrics) -> int:
+    """The last step of an attempt that is kept: that of its last row, or a later one from which the
+    next attempt resumed."""
+    last = metrics.attempts[number][1].step if number in metrics.attempts else 0
+    around = (attempts.get(each, {}).get("resumed_from_step") for each in (number, number + 1))
+    return max(last, *(step if is_count(step) else 0 for step in around))
 
 
 def _hangs(

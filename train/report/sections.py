@@ -13,6 +13,7 @@ from train.report.curves import valid_time
 from train.report.data import RunData
 from train.report.figures import shown, start_of
 from train.report.html import Html, join, table, tag
+from train.report.marks import last_step
 
 SAMPLES = 800_000
 """The most characters of samples of a run."""
@@ -190,8 +191,6 @@ def attempts_table(run: RunData) -> Html:
         values = run.attempts[number]
         begin = valid_time(values.get("time"))
         first = values.get("resumed_from_step")
-        rows_of = run.metrics.attempts.get(number)
-        last = f"{rows_of[1].step:,}" if rows_of else "–"
         ended = values.get("ended")
         end: Mapping[str, Any] = ended if isinstance(ended, Mapping) else {}
         rows.append(
@@ -199,14 +198,15 @@ def attempts_table(run: RunData) -> Html:
                 str(number),
                 clock(begin),
                 "–" if begin is None else duration(_end_of(run, number) - begin),
-                f"{first if is_count(first) else 0:,} to {last}",
+                f"{first if is_count(first) else 0:,} to "
+                f"{last_step(number, run.attempts, run.metrics):,}",
                 placement(values),
                 str(values.get("micro_batch_size", "–")),
                 str(end.get("code", "–")),
                 str(end.get("reason") or "no recorded end")[:500],
             ]
         )
-    return table("Attempts; steps are those whose rows are kept", columns, rows)
+    return table("Attempts, with the steps that later ones did not repeat", columns, rows)
 
 
 def goodput_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
