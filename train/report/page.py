@@ -23,8 +23,8 @@ from train.report.sections import (
     goodput_section,
     overview_section,
     samples_section,
-    timeline_section,
 )
+from train.report.timeline import timeline_section
 from train.version import __version__
 
 UPLOT = "vendor/uplot"
