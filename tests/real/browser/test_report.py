@@ -149,6 +149,15 @@ def test_several_runs_are_overlaid(page, run, tmp_path):
     assert legend == [
         "shown · train/loss", "shown · eval/loss", "other · train/loss", "other · eval/loss",
     ]  # fmt: skip
+    move = (
+        f"const over = document.querySelector('#{figure} .u-over');"
+        "const box = over.getBoundingClientRect();"
+        "over.dispatchEvent(new MouseEvent('mousemove', {bubbles: true, clientY: box.top + 9,"
+        "clientX: box.left + box.width * 259 / 399}));"
+        f"return document.querySelector('#{figure} .readout').textContent.includes("
+        "'other: Attempt 3 resumes from step 260');"
+    )
+    assert opened.soon(move), "a mark does not say which run it belongs to"
     assert opened.errors() == []
 
 

@@ -137,7 +137,7 @@
       for (const mark of state.runs[run].marks) {
         const close = mark[axis] !== null && Math.abs(mark[axis] - at) <= near;
         if (close && shownMarks.has(mark.kind) && mark.kind !== "checkpoint" && parts.length < 12) {
-          parts.push(mark.text);
+          parts.push(state.runs.length > 1 ? `${state.runs[run].label}: ${mark.text}` : mark.text);
         }
       }
     }
