@@ -77,6 +77,13 @@ def test_the_wheel_has_the_packages_and_no_tests(installed):
     templates = [folder / "train/templates" for folder in (ROOT, installed)]
     ours, theirs = ({p.relative_to(t) for p in t.rglob("*.txt")} for t in templates)
     assert theirs == ours
+    for folder in ("train/report/assets", "train/report/vendor"):
+        ours, theirs = (
+            {p.relative_to(home / folder) for p in (home / folder).rglob("*") if p.is_file()}
+            for home in (ROOT, installed)
+        )
+        assert theirs == ours, folder
+    assert list(installed.glob("*.dist-info/licenses/train/report/vendor/uplot/LICENSE"))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ ledger.bin      samples used by each step; see train.data.ledger
 metrics.jsonl   all metrics
 micro_batches.json  micro-batch sizes that fit; see train.setup.batch_size_finder
 logs/           a log file per rank
+samples/        texts and images that the task reports; see train.track.samples
 tensorboard/, wandb/
 stopped.json    the torchrun job and its restart count at the last requested stop
 finished.json   the final metrics; it exists only if the run is complete

@@ -7,6 +7,7 @@ COMMANDS = {
     "export": "save a trained model: parameters, program, or both",
     "sync": "upload to W&B what it still lacks of runs",
     "verify": "check that checkpoints are complete and each sample was used once",
+    "report": "write one HTML file about one or several runs",
     "show-config": "print the resolved config and where each value comes from",
     "schema": "print the JSON schema of the config, for editors",
     "new": "create a project of your own to start from",

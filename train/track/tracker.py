@@ -11,6 +11,7 @@ from train.secrets import redact
 from train.track.background import Background
 from train.track.console import open_console
 from train.track.metrics_file import MetricsFile
+from train.track.samples import SamplesSink
 from train.track.sinks import RunInfo, Sink, make_sinks
 from train.track.tensorboard import TensorBoardSink
 from train.track.track_config import TrackConfig
@@ -46,7 +47,7 @@ class Tracker:
         """A step of which the sinks got items that may not be the last ones."""
         self._console = open_console(config.console, run.unit, run.total_steps, run.start_step)
         if sinks is None:
-            sinks = list[Sink]()
+            sinks = list[Sink]([SamplesSink(run)])
             if config.tensorboard:
                 sinks.append(TensorBoardSink(run))
             if config.wandb != "disabled":

@@ -1,0 +1,125 @@
+"""Sections of a report: config, code, environment and data, and what differs between runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from train.config.leaves import leaves, shown_path
+from train.report.data import RunData
+from train.report.html import Html, join, table, tag
+
+ROWS = 2000
+"""The most rows of a table."""
+_FEW = 20
+"""A longer table is closed until it is opened."""
+_VALUE = 400  # characters
+_HIDDEN = {
+    "attempt", "run", "time", "resumed_from_step", "ended", "code", "samples", "seed", "batch",
+    "changes",
+}  # fmt: skip
+
+
+def config_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
+    """The config of the newest attempts."""
+    return _compared("Config", "key", [run.config for run in runs], named, "config")
+
+
+def code_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
+    """Code, environment and placement of the newest attempts, and changes between attempts."""
+    code = [_object(run.last_attempt.get("code")) for run in runs]
+    others = [
+        {name: value for name, value in run.last_attempt.items() if name not in _HIDDEN}
+        for run in runs
+    ]
+    parts = [
+        _compared("Code", "item", code, named, "code"),
+        _compared("Environment and placement", "item", others, named, "environment"),
+    ]
+    for run, name in zip(runs, named, strict=True):
+        rows = [
+            [f"{number}", str(change)[:_VALUE]]
+            for number, values in sorted(run.attempts.items())
+            for change in _list(values.get("changes"))
+        ]
+        if rows:
+            caption = f"Config changes between attempts of {name}"
+            parts.append(table(caption, ["attempt", "change"], rows[:ROWS]))
+        versions = {
+            json.dumps(values.get("code"), sort_keys=True) for values in run.attempts.values()
+        }
+        if len(versions) > 1:
+            note = f"The attempts of {name} ran {len(versions)} versions of the code."
+            parts.append(tag("p", note, class_="note"))
+    return join(parts)
+
+
+def data_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
+    """What identifies the training data."""
+    note = tag(
+        "p",
+        "The fingerprint is a hash of a few samples; runs with the same data have the same one.",
+        class_="note",
+    )
+    has_one = any("fingerprint" in run.data for run in runs)
+    return join([_compared("Data", "item", [run.data for run in runs], named, "data"),
+                 note if has_one else None])  # fmt: skip
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _compared(
+    caption: str, column: str, values: Sequence[Mapping[str, Any]], named: Sequence[str], id_: str
+) -> Html:
+    """Nested values, a row for each leaf and a column for each run; rows that differ first."""
+    flat = [{shown_path(path): _shown(leaf) for path, leaf in leaves(each)} for each in values]
+    keys = list(dict.fromkeys(key for each in flat for key in each))
+    if not keys:
+        return tag("p", f"{caption}: nothing is recorded.", class_="empty")
+    if len(flat) == 1:
+        rows: list[list[object]] = [[key, tag("code", flat[0][key])] for key in keys[:ROWS]]
+        shown_table = table(caption, [column, "value"], rows)
+        if len(rows) > _FEW:
+            summary = tag("summary", f"{caption}: {len(rows):,} values")
+            shown_table = tag("details", summary, shown_table, id=f"all-{id_}")
+        return join([shown_table, _left_out(keys)])
+    differing = [key for key in keys if len({each.get(key) for each in flat}) > 1]
+    same = [key for key in keys if key not in set(differing)]
+    shown: list[Html] = []
+    if differing:
+        rows = [
+            [tag("mark", key), *(tag("code", each.get(key, "–")) for each in flat)]
+            for key in differing[:ROWS]
+        ]
+        shown.append(table(f"{caption}: differences", [column, *named], rows))
+    else:
+        shown.append(tag("p", f"{caption}: the same in all runs.", class_="note"))
+    if same:
+        rows = [[key, tag("code", flat[0].get(key, "–"))] for key in same[:ROWS]]
+        shown.append(
+            tag(
+                "details",
+                tag("summary", f"{caption}: {len(same):,} values that are the same"),
+                table(f"{caption}: the same in all runs", [column, "value"], rows),
+                id=f"same-{id_}",
+            )
+        )
+    return join([*shown, _left_out(keys)])
+
+
+def _left_out(keys: Sequence[str]) -> Html | None:
+    if len(keys) <= ROWS:
+        return None
+    return tag("p", f"{len(keys) - ROWS:,} more rows are left out.", class_="note")
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _VALUE else f"{text[:_VALUE]}… ({len(text):,} characters)"
