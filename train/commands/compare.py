@@ -13,7 +13,7 @@ import math
 
 from train.checkpoint.damage import refused_files
 from train.checkpoint.run_view import Run
-from train.exits import Exit, UsageError
+from train.exits import Exit, ResumeRefusedError, UsageError
 from train.runs.table import terminal_width
 
 
@@ -47,10 +47,15 @@ def run(arguments: argparse.Namespace) -> Exit:
 
     from train.runs.comparison import compare, text  # imports numpy and the config's schema
 
-    for each in runs:
-        with refused_files(each.path):
-            _ = each.config, each.attempts, each.metrics, each.checkpoints
+    for view in runs:
+        with refused_files(view.path):
+            _ = view.config, view.attempts, view.metrics, view.checkpoints
     found = compare(runs, arguments.tolerance)
+    for name, each in zip(names, found.runs, strict=True):
+        if each.why:
+            raise ResumeRefusedError(
+                f"{name} cannot be compared ({each.why}); correct that file, or leave the run out."
+            )
     if arguments.json:
         print(json.dumps(found.to_json(), indent=1))
         return Exit.DONE

@@ -33,10 +33,6 @@ def _path(run: Summary, _: float) -> str:
     return str(run.path)
 
 
-def _state(run: Summary, _: float) -> str:
-    return f"{run.state}: {run.why}" if run.why else run.state
-
-
 def _step(run: Summary, _: float) -> str:
     if run.step is None and run.total_steps is None:
         return ""
@@ -66,7 +62,7 @@ COLUMNS = {
     column.name: column
     for column in (
         Column("run", _path, lambda run: str(run.path)),
-        Column("state", _state, lambda run: list(STATES).index(run.state)),
+        Column("state", lambda run, _: run.state, lambda run: list(STATES).index(run.state)),
         Column("step", _step, lambda run: run.step),
         Column("best", _best, lambda run: _number(run.best)),
         Column("last", lambda run, _: shown_value(run.last), lambda run: _number(run.last)),

@@ -41,7 +41,7 @@ def opened(paths: Sequence[Path], stack: ExitStack) -> list[BufferedReader]:
     that cannot be opened are left out, with a warning."""
     files: list[BufferedReader] = []
     known = set()
-    for path in paths:
+    for path in (*paths, _next(paths[-1])):
         with suppress(FileNotFoundError):
             try:
                 file = stack.enter_context(os.fdopen(open_regular(path), "rb"))
@@ -55,6 +55,12 @@ def opened(paths: Sequence[Path], stack: ExitStack) -> list[BufferedReader]:
                 known.add((status.st_dev, status.st_ino))
                 files.insert(0, file)
     return files
+
+
+def _next(oldest: Path) -> Path:
+    """The name that the oldest file gets if the files are rotated now."""
+    base, _, number = oldest.name.rpartition(".")
+    return oldest.with_name(f"{base}.{int(number) + 1}" if number != "log" else f"{oldest.name}.1")
 
 
 def allow_open_files(count: int) -> None:

@@ -109,8 +109,9 @@ def summarize(path: Path, now: float | None = None) -> Summary:
         return _summary(path, now)
     except RunError as error:
         return _unreadable(path, first_line(error))
-    except (OSError, ValueError) as error:
-        return _unreadable(path, getattr(error, "strerror", None) or str(error))
+    except OSError as error:
+        name = Path(error.filename).name if isinstance(error.filename, str) else ""
+        return _unreadable(path, f"{name}: {error.strerror or error}".removeprefix(": "))
 
 
 def current_condition(path: Path) -> Condition:

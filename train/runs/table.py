@@ -27,7 +27,7 @@ def terminal_width() -> int | None:
 def drawn(rows: Sequence[Sequence[str]], width: int | None, *, indent: str = "") -> list[str]:
     """The lines of a table, all columns left-aligned. Cells of the widest columns are cut where the
     lines are wider than ``width``."""
-    cells = [[visible(cell).replace("\n", " ").replace("\t", " ") for cell in row] for row in rows]
+    cells = [[_in_a_line(cell) for cell in row] for row in rows]
     widths = [max(map(_length, column)) for column in zip(*cells, strict=True)]
     if width is not None:
         _narrow(widths, width - len(indent) - len(_GAP) * (len(widths) - 1))
@@ -36,6 +36,12 @@ def drawn(rows: Sequence[Sequence[str]], width: int | None, *, indent: str = "")
         fitted = (_padded(_cut(cell, size), size) for cell, size in zip(row, widths, strict=True))
         lines.append((indent + _GAP.join(fitted)).rstrip())
     return lines
+
+
+def _in_a_line(text: str) -> str:
+    """The text as a terminal can show it; the name of a directory may have any bytes."""
+    plain = visible(text).replace("\n", " ").replace("\t", " ")
+    return plain.encode("utf-8", "backslashreplace").decode()
 
 
 def _narrow(widths: list[int], total: int) -> None:
