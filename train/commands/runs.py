@@ -12,6 +12,7 @@ import json
 import time
 from pathlib import Path
 
+from train.command_line import key_value
 from train.exits import Exit, UsageError
 from train.runs import columns
 from train.runs.find import find_runs
@@ -67,7 +68,10 @@ def run(arguments: argparse.Namespace) -> Exit:
     """Prints a table, or JSON."""
     words = arguments.overrides
     named = [word for word in words if "=" not in word or Path(word).is_dir()]
-    conditions = [*arguments.where, *(word for word in words if word not in named)]
+    conditions = [
+        _condition(word)
+        for word in (*arguments.where, *(word for word in words if word not in named))
+    ]
     places = [Path(word) for word in named or [_DEFAULT]]
     if not named and not places[0].is_dir():
         raise UsageError(
@@ -77,8 +81,8 @@ def run(arguments: argparse.Namespace) -> Exit:
     columns.in_states([], arguments.state)
     runs = [summarize(path) for path in find_runs(places)]
     there = bool(runs)
-    for condition in conditions:
-        runs = columns.where(runs, condition)
+    for key, value in conditions:
+        runs = columns.where(runs, key, value)
     if arguments.task:
         runs = columns.of_task(runs, arguments.task)
     runs = columns.ordered(columns.in_states(runs, arguments.state), arguments.sort)
@@ -94,3 +98,11 @@ def run(arguments: argparse.Namespace) -> Exit:
     for line in drawn(columns.rows(runs, now), terminal_width()) + drawn(reasons, None):
         print(line)
     return Exit.DONE
+
+
+def _condition(word: str) -> tuple[str, str]:
+    """The key and the value of a condition. Raises UsageError."""
+    pair = key_value(word)
+    if pair is None:
+        raise UsageError(f"--where is {word!r}, which is not of the form key=value.")
+    return pair

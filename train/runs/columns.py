@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from train.command_line import key_value
 from train.exits import UsageError
 from train.runs.state import STATES
 from train.runs.summary import Summary, value_at
@@ -142,14 +141,10 @@ def of_task(runs: Iterable[Summary], task: str) -> list[Summary]:
     return [run for run in runs if is_it(run.task)]
 
 
-def where(runs: Sequence[Summary], condition: str) -> list[Summary]:
-    """The runs whose config has a value, such as ``optim.lr=1e-3``. Raises UsageError for a key
-    that no run has."""
-    pair = key_value(condition)
-    if pair is None:
-        raise UsageError(f"--where is {condition!r}, which is not of the form key=value.")
-    key, text = pair
-    wanted = _parsed(text, condition)
+def where(runs: Sequence[Summary], key: str, text: str) -> list[Summary]:
+    """The runs whose config has a value, written in YAML, at a dotted key. Raises UsageError for a
+    key that no run has."""
+    wanted = _parsed(key, text)
     found, known = [], False
     for run in runs:
         try:
@@ -167,13 +162,11 @@ def where(runs: Sequence[Summary], condition: str) -> list[Summary]:
     return found
 
 
-def _parsed(text: str, condition: str) -> Any:
+def _parsed(key: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise UsageError(
-            f"--where is {condition!r}, whose value cannot be read as YAML; quote it."
-        ) from None
+        raise UsageError(f"The value of {key}={text} cannot be read as YAML; quote it.") from None
     try:
         return float(text) if isinstance(value, str) else value  # YAML 1.1 takes 1e-3 for a text
     except ValueError:

@@ -28,13 +28,22 @@ def find_runs(directories: Iterable[Path]) -> list[Path]:
     """
     found: dict[tuple[int, int], Path] = {}
     for top in directories:
-        if not top.is_dir():
-            what = "is not a directory" if os.path.lexists(top) else "does not exist"
-            raise UsageError(f"{top} {what}; name directories that hold runs.")
+        if fault := _fault(top):
+            raise UsageError(f"{top} {fault}; name directories that hold runs.")
         for path in _below(top, DEEPEST):
             status = path.stat()
             found.setdefault((status.st_dev, status.st_ino), path)
     return list(found.values())
+
+
+def _fault(top: Path) -> str | None:
+    """Why a directory cannot be searched."""
+    try:
+        if top.is_dir():
+            return None
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "is not a directory" if os.path.lexists(top) else "does not exist"
 
 
 def _below(directory: Path, levels: int) -> Iterator[Path]:

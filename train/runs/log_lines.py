@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 LONGEST = 1 << 20
 """Bytes after which a line is cut in two."""
@@ -18,8 +19,7 @@ _HEAD = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A line of a log file, with the time, level and attempt of the message that it is part of."""
 
     rank: int
@@ -62,5 +62,5 @@ def parsed(lines: Iterable[bytes], rank: int, before: Line | None = None) -> Ite
             level = int(number) if number.isdecimal() else levels.get(name, logging.NOTSET)
             line = Line(rank, head[1].decode(), level, int(head[3]), text)
         else:
-            line = replace(line, text=text)
+            line = line._replace(text=text)
         yield line

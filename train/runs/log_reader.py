@@ -49,8 +49,10 @@ class _Rank:
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self._files: list[BufferedReader] = []
+        self._looked: tuple[int, int] | None = None
+        """Device and inode of the newest file when ``look`` last opened files."""
         self._newest: tuple[int, int] | None = None
-        """Device and inode of the newest file that was opened."""
+        """Those of the newest file that was opened."""
         self._before: Line | None = None
         self._rest = b""
         """The start of a line whose end is not written yet."""
@@ -60,10 +62,11 @@ class _Rank:
         newest first."""
         with suppress(FileNotFoundError):
             status = paths[0].lstat()
-            if self._newest == _identity(status):
+            if self._looked == _identity(status):
                 if self._files and status.st_size < self._files[-1].tell():
                     self._files[-1].seek(0)  # truncated
                 return
+            self._looked = _identity(status)
         with ExitStack() as stack:
             files = opened(paths, stack)
             stack.pop_all()  # they are closed once they are read, or by close
