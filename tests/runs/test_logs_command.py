@@ -203,6 +203,15 @@ def test_a_file_that_cannot_be_read_is_left_out(run, capsys):
     assert "rank-0.log cannot be read: it is a symbolic link" in said.err
 
 
+def test_following_reports_such_a_file_once(run, capsys):
+    (run / "logs/rank-1.log").unlink()
+    (run / "logs/rank-1.log").mkdir()
+    with LogReader(run) as reader:
+        assert len(texts(reader)) == 5
+        assert texts(reader) == []
+    assert capsys.readouterr().err.count("rank-1.log cannot be read") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -1,11 +1,18 @@
 """Writes the files of a run directory, without a run."""
 
+import functools
 import json
 import os
 import socket
 import time
 
 from tests.support.runs import tiny_config
+
+
+@functools.cache
+def config_text(overrides):
+    """The config of the tiny task as JSON."""
+    return tiny_config(*overrides).model_dump_json()
 
 
 def make_run(
@@ -25,7 +32,8 @@ def make_run(
     name = name or path.name
     identity = {"id": f"{name}-id", "name": name, "wandb_id": f"{name}-id", "created": 1e9}
     (path / "run.json").write_text(json.dumps(identity))
-    config = tiny_config(f"run.name={name}", *overrides).model_dump(mode="json")
+    config = json.loads(config_text(overrides))
+    config["run"]["name"] = name
     (path / "config.json").write_text(json.dumps(config))
     usual = {
         "run": f"{name}-id", "seed": 0, "samples": 103, "batch": 12, "time": 1e9 + 1,
