@@ -51,7 +51,7 @@ def test_the_same_config_on_other_placements(tmp_path, capsys):
     assert "config: no semantic difference\n" in text
     assert "\ncode: the same\ndata: the same\n" in text
     assert (
-        "losses: equal at 20 common steps within a relative 1e-05 (largest difference 1.0e-07"
+        "losses: equal at 20 common logged steps within a relative 1e-05 (largest difference 1.0e-07"
         in text
     )
 

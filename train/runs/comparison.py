@@ -145,7 +145,7 @@ def losses_text(losses: Losses, labels: Sequence[str], tolerance: float) -> str:
             "the loss of the same steps"
         )
     if losses.first is None:
-        text = f"losses: equal at {losses.steps} common steps within a relative {tolerance:g}"
+        text = f"losses: equal at {losses.steps} common logged steps within a relative {tolerance:g}"
         if losses.largest_step is None:
             return text
         return f"{text} (largest difference {losses.largest:.1e}, at step {losses.largest_step})"
