@@ -145,10 +145,11 @@ def losses_text(losses: Losses, labels: Sequence[str], tolerance: float) -> str:
             "the loss of the same steps"
         )
     if losses.first is None:
-        text = f"losses: equal at {losses.steps} common logged steps within a relative {tolerance:g}"
+        steps = f"{losses.steps} common logged steps"
+        same = f"losses: equal at {steps} within a relative {tolerance:g}"
         if losses.largest_step is None:
-            return text
-        return f"{text} (largest difference {losses.largest:.1e}, at step {losses.largest_step})"
+            return same
+        return f"{same} (largest difference {losses.largest:.1e}, at step {losses.largest_step})"
     pairs = zip(labels, losses.values, strict=True)
     values = ", ".join(f"{label} {value:.7g}" for label, value in pairs)
     return (
