@@ -247,6 +247,16 @@ def test_names_cannot_write_to_the_terminal(tmp_path, capsys):
     assert "\\udcff" in said
 
 
+def test_a_narrow_terminal_has_fewer_columns(runs, capsys, monkeypatch):
+    monkeypatch.setattr("train.commands.runs.terminal_width", lambda: 80)
+    lines = table(capsys)
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["run", "state", "step", "best", "exit", "age"]
+    assert "loss 2.5 @2" in lines[1]
+    monkeypatch.setattr("train.commands.runs.terminal_width", lambda: 300)
+    assert table(capsys)[0].split() == list(COLUMNS)
+
+
 def test_a_table_fits_the_terminal_and_is_whole_elsewhere():
     rows = [["run", "state"], ["runs/" + "long" * 20 + "/end", "stopped"], ["日本語のラン", "dead"]]
     whole = drawn(rows, None)

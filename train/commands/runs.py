@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         print(f"No run in {where} matches." if there else f"There is no run in {where}.")
         return Exit.DONE
     reasons = [[f"{found.path}: {found.why}"] for found in runs if found.why]
-    for line in drawn(columns.rows(runs, now), terminal_width()) + drawn(reasons, None):
+    for line in columns.lines(runs, now, terminal_width()) + drawn(reasons, None):
         print(line)
     return Exit.DONE
 

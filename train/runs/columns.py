@@ -12,6 +12,7 @@ import yaml
 from train.exits import UsageError
 from train.runs.state import STATES
 from train.runs.summary import Summary, value_at
+from train.runs.table import drawn
 from train.runs.tail import Value
 from train.suggest import did_you_mean
 from train.tasks.registry import BUILT_IN
@@ -77,6 +78,11 @@ COLUMNS = {
 }
 
 
+_LEFT_OUT = ("attempts", "placement", "last", "exit")
+"""The columns that a narrow terminal does not show, the first of them first."""
+_SHORTEST_PATH = 24
+
+
 def shown_value(value: Value | None) -> str:
     """A metric without ``eval/``, as text."""
     if value is None:
@@ -113,10 +119,22 @@ def ordered(runs: Iterable[Summary], by: str) -> list[Summary]:
     return [run for _, run in found] + [run for value, run in known if value is None]
 
 
-def rows(runs: Sequence[Summary], now: float) -> list[list[str]]:
+def rows(runs: Sequence[Summary], now: float, left_out: Sequence[str] = ()) -> list[list[str]]:
     """The table with its header; ``-`` where a value is not known."""
-    body = [[column.cell(run, now) or "-" for column in COLUMNS.values()] for run in runs]
-    return [list(COLUMNS), *body]
+    columns = [column for column in COLUMNS.values() if column.name not in left_out]
+    body = [[column.cell(run, now) or "-" for column in columns] for run in runs]
+    return [[column.name for column in columns], *body]
+
+
+def lines(runs: Sequence[Summary], now: float, width: int | None) -> list[str]:
+    """The lines of the table. Where they are wider than ``width``, some columns are left out and
+    the paths are cut."""
+    for count in range(len(_LEFT_OUT) + 1):
+        table = rows(runs, now, _LEFT_OUT[:count])
+        spare = max(0, max(len(row[0]) for row in table) - _SHORTEST_PATH)
+        if width is None or max(map(len, drawn(table, None))) - spare <= width:
+            break
+    return drawn(table, width)
 
 
 def in_states(runs: Iterable[Summary], states: Sequence[str]) -> list[Summary]:
