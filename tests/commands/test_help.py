@@ -62,6 +62,9 @@ def test_usage_names_python_m_train():
         ("show-config", ["--plain"]),
         ("schema", ["yaml-language-server"]),
         ("new", ["NAME", "data, network, loss, metrics"]),
+        ("runs", ["DIR or key=value", "--sort", "--state STATE", "KEY=VALUE"]),
+        ("compare", ["RUN", "--tolerance REL"]),
+        ("logs", ["--rank N", "--attempt K", "-f, --follow", "{DEBUG,INFO,"]),
     ],
 )
 def test_every_command_has_help(name, said):
@@ -79,6 +82,8 @@ def test_every_command_has_help(name, said):
         ["schema", "task.use=digits"],
         ["verify", "--config", "configs/text.yaml", "run.dir=/nowhere"],
         ["fit", "--config", "configs/text.yaml", "--no-such-flag"],
+        ["runs", "tests/data"],
+        ["compare", "tests/data/run-0.1.0/single", "tests/data/run-0.1.0/two-ranks"],
     ],
 )
 @pytest.mark.parametrize("package", ["train", "launch"])

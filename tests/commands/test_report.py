@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.support.run_files import write_run
+from tests.support.report_files import write_run
 from train.cli import main
 
 

@@ -96,6 +96,23 @@ def test_verify_finds_nothing_in_the_run_itself(make, tmp_path, capsys):
     assert main(["verify", *CONFIG, f"run.dir={make(tmp_path / 'run')}"]) == 0
 
 
+@pytest.mark.parametrize("seed", seeds(60))
+def test_commands_that_look_at_runs(make, tmp_path, capsys, seed):
+    directory, random = make(tmp_path / "run"), Random(4000 + seed)
+    intact = make(tmp_path / "intact")
+    (directory / "finished.json").write_text('{"step": 16, "metrics": {"loss": 1.0}}')
+    names = ["run.json", "config.json", "attempts.jsonl", "metrics.jsonl", "finished.json"]
+    for name in random.sample(names, seed % 4):
+        mutate_file(directory / name, random)
+    if seed % 4 == 0:
+        mutate_checkpoint(random.choice(sorted((directory / "checkpoints").iterdir())), random)
+    for words in (["runs", tmp_path], ["runs", "--json", "--sort=best", tmp_path]):
+        assert check(main(list(map(str, words))), capsys.readouterr()) == 0
+    pair = [directory, intact] if seed % 2 else [intact, directory]
+    for words in (["compare", *pair], ["compare", "--json", *pair], ["logs", directory]):
+        check(main(list(map(str, words))), capsys.readouterr())
+
+
 @pytest.mark.parametrize("command", ["evaluate", "export"])
 @pytest.mark.parametrize("seed", [slow(seed) for seed in range(25)])
 def test_evaluate_and_export(make, tmp_path, command, seed):

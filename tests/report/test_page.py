@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.support.run_files import START, write, write_lines, write_run, write_samples
+from tests.support.report_files import START, write, write_lines, write_run, write_samples
 from train.files import NotRegularError
 from train.report.data import Goodput, GoodputPart, read_run
 from train.report.page import render

@@ -4,7 +4,7 @@ import fcntl
 
 import pytest
 
-from tests.support.run_files import START, write, write_run
+from tests.support.report_files import START, write, write_run
 from train.report.data import read_run
 from train.report.state import find_state, is_in_progress
 

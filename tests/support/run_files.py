@@ -1,65 +1,83 @@
-"""Run directories with the files of a run that never ran."""
+"""Writes the files of a run directory, without a run."""
 
+import functools
 import json
-import math
+import os
+import socket
+import time
 
-START = 1_767_225_600.0  # seconds since the epoch
+from tests.support.runs import tiny_config
 
 
-def write_run(directory, name="shown", *, steps=400, every=2, lr=3e-3, task="text", **config):
-    """A run of three attempts: killed after step 100, stopped at step 260, finished."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write(directory / "run.json", {
-        "id": f"{name}-20260101-000000-abcdef", "name": name, "wandb_id": "w", "created": START,
-    })  # fmt: skip
-    write(directory / "config.json", {
-        "task": {"use": task}, "run": {"name": name}, "length": {"steps": steps},
-        "optim": {"lr": lr, "betas": [0.9, 0.95]}, **config,
-    })  # fmt: skip
-    shared = {
-        "run": f"{name}-20260101-000000-abcdef", "seed": 0, "samples": 3287, "batch": 16,
-        "world_size": 2, "hosts": ["node-a"], "strategy": "ddp", "micro_batch_size": 8,
-        "device": "cpu", "code": {"isorun": "0.2.0", "commit": "c0ffee"}, "changes": [],
+@functools.cache
+def config_text(overrides):
+    """The config of the tiny task as JSON."""
+    return tiny_config(*overrides).model_dump_json()
+
+
+def make_run(
+    path,
+    *overrides,
+    attempts=({},),
+    rows=(),
+    finished=None,
+    lock=None,
+    checkpoint=None,
+    name=None,
+):
+    """A run directory of the tiny task. ``attempts``: what each line of attempts.jsonl has besides
+    the usual fields. ``rows``: rows of metrics.jsonl, or the losses of the training by step.
+    ``lock``: host and process that hold it. ``checkpoint``: the state in a checkpoint."""
+    path.mkdir(parents=True)
+    name = name or path.name
+    identity = {"id": f"{name}-id", "name": name, "wandb_id": f"{name}-id", "created": 1e9}
+    (path / "run.json").write_text(json.dumps(identity))
+    config = json.loads(config_text(overrides))
+    config["run"]["name"] = name
+    (path / "config.json").write_text(json.dumps(config))
+    usual = {
+        "run": f"{name}-id", "seed": 0, "samples": 103, "batch": 12, "time": 1e9 + 1,
+        "resumed_from_step": None, "world_size": 1, "hosts": ["node-0"], "strategy": "single",
+        "micro_batch_size": 12, "device": "cpu", "changes": [],
+        "code": {"isorun": "0.2.0", "commit": "abc", "dirty": False},
     }  # fmt: skip
-    attempts = [
-        {"attempt": 1, "time": START, "resumed_from_step": None},
-        {"attempt": 2, "time": START + 150, "resumed_from_step": 100,
-         "ended": {"time": START + 330, "code": 143, "reason": "the run stopped on request"}},
-        {"attempt": 3, "time": START + 400, "resumed_from_step": 260,
-         "ended": {"time": START + 600, "code": 0, "reason": "the run is finished"}},
-    ]  # fmt: skip
-    write_lines(directory / "attempts.jsonl", [shared | attempt for attempt in attempts])
-    rows = []
-    for step in [1, *range(every, steps + 1, every)]:
-        number = 1 if step <= 100 else 2 if step <= 260 else 3
-        before = (0, 100, 260)[number - 1]
-        row = {
-            "step": step, "attempt": number,
-            "time": attempts[number - 1]["time"] + 5 + step - before,
-            "train/loss": None if step == 180 else 1 + 2 * math.exp(-step * lr * 10),
-            "train/learning_rate": lr * min(1, step / 30), "train/gradient_norm": 1 + 3 / step,
-            "train/epoch": step / 200, "train/skipped_steps": int(step >= 180),
-            "speed/samples_per_second": 180.0 + step % 7, "time/step": 0.09, "time/data": 0.01,
-            "memory/rss_gib": 1.5,
-        }  # fmt: skip
-        if step % 50 == 0:
-            row |= {"eval/loss": 1.2 + 2 * math.exp(-step / 99), "eval/accuracy": step / 500}
-        rows.append(row)
-    write_lines(directory / "metrics.jsonl", rows)
-    write(directory / "finished.json", {"step": steps, "metrics": {"loss": 1.3}})
-    return directory
+    lines = [{"attempt": n, **usual, **more} for n, more in enumerate(attempts, 1)]
+    if lines:
+        (path / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if isinstance(rows, dict):
+        rows = [{"step": step, "train/loss": loss} for step, loss in rows.items()]
+    whole = [{"attempt": 1, "time": 1e9 + 2 + row["step"], **row} for row in rows]
+    if whole:
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole))
+    if finished is not None:
+        (path / "finished.json").write_text(json.dumps({"step": finished, "metrics": {}}))
+    if lock is not None:
+        host, pid = lock
+        (path / "lock").write_text(f"process {pid} on {host} since 2026-11-26 10:00:00")
+    if checkpoint is not None:
+        write_checkpoint(path, checkpoint)
+    return path
 
 
-def write_samples(directory, step, *items):
-    """The samples of a step; an item is a JSON object with ``name``."""
-    (directory / "samples").mkdir(exist_ok=True)
-    path = directory / "samples" / f"step-{step:012d}.json"
-    write(path, {"step": step, "attempt": 1, "time": START, "items": items, "left_out": 0})
+def write_checkpoint(path, state, step=10):
+    """The manifest of a checkpoint without tensors."""
+    from train.checkpoint.layout import step_name
+    from train.checkpoint.manifest import MANIFEST, Manifest
+
+    folder = path / "checkpoints" / step_name(step)
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(Manifest(step, state, None, {}).to_json())
 
 
-def write(path, values):
-    path.write_text(json.dumps(values))
+def beat(path, rank, age):
+    """The heartbeat of a rank, ``age`` seconds old."""
+    (path / "heartbeats").mkdir(exist_ok=True)
+    file = path / "heartbeats" / f"rank-{rank}.json"
+    file.write_text("{}")
+    made = time.time() - age
+    os.utime(file, (made, made))
 
 
-def write_lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def here():
+    """Host and process of this process, as the holder of a lock."""
+    return socket.gethostname(), os.getpid()

@@ -36,6 +36,25 @@ def differences(config: BaseModel, stored: Mapping[str, Any]) -> list[Difference
     return list(_compare(config.model_dump(mode="json"), stored, type(config), "", True))
 
 
+def stored_differences(
+    now: Mapping[str, Any], before: Mapping[str, Any], model: type[BaseModel]
+) -> list[Difference]:
+    """All fields in which two stored configs differ; what one of them lacks has its default."""
+    return list(_compare(with_defaults(now, model), with_defaults(before, model), model, "", True))
+
+
+def with_defaults(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """A stored config with the fields that the version which stored it did not have."""
+    found = dict(values)
+    for name, info in model.model_fields.items():
+        section, value = _submodel(info), found.get(name)
+        if name not in found:
+            found[name] = _default(info)
+        elif section is not None and isinstance(value, Mapping):
+            found[name] = with_defaults(value, section)
+    return found
+
+
 def _compare(
     now: Any, before: Any, model: type[BaseModel] | None, key: str, matters: bool
 ) -> list[Difference]:

@@ -1,0 +1,126 @@
+"""How the files of a run directory tell a run in progress from one that was killed."""
+
+import json
+import os
+import time
+
+import pytest
+
+from tests.support.run_files import beat, here, make_run
+from train.checkpoint.run_directory import RunDirectory
+from train.runs.summary import current_condition
+
+ELSEWHERE = ("another-machine", 7)
+NO_PROCESS = 999_999_999  # larger than any process id of Linux
+
+
+def ended(code, reason="so it was"):
+    return {"ended": {"time": 1e9 + 50, "code": code, "reason": reason}}
+
+
+@pytest.mark.parametrize(
+    ("attempt", "state", "name"),
+    [
+        (ended(0), "finished", "DONE"),
+        (ended(143), "stopped", "PREEMPTED"),
+        (ended(130), "stopped", "STOPPED_AT_ONCE"),
+        (ended(70), "failed", "INTERNAL"),
+        (ended(-9), "failed", "SIGKILL"),
+        (ended(137), "failed", "SIGKILL"),
+        (ended(5), "failed", ""),
+    ],
+)
+def test_a_recorded_end_gives_the_state(tmp_path, attempt, state, name):
+    found = current_condition(make_run(tmp_path / "run", attempts=[attempt]))
+    assert (found.state, found.end.name, found.end.reason) == (state, name, "so it was")
+    assert found.last_sign == 1e9 + 50
+
+
+@pytest.mark.parametrize("damage", [{"ended": 5}, {"ended": {"code": "1"}}, {"time": "now"}])
+def test_an_end_that_is_not_one_is_none(tmp_path, damage):
+    assert current_condition(make_run(tmp_path / "run", attempts=[damage])).state == "dead"
+
+
+def test_a_run_whose_process_holds_the_lock_is_running(tmp_path):
+    path = make_run(tmp_path / "run", attempts=[ended(75), {}])
+    directory = RunDirectory(path)
+    directory.acquire()
+    found = current_condition(path)
+    assert (found.state, found.end.code) == ("running", 75)
+    directory.release()
+    assert current_condition(path).state == "dead"
+
+
+def test_the_lock_of_a_killed_process_does_not_count(tmp_path):
+    path = make_run(tmp_path / "run", lock=(here()[0], NO_PROCESS))
+    assert current_condition(path).state == "dead"
+
+
+def test_a_process_that_got_the_id_of_a_killed_one_does_not_count(tmp_path):
+    path = make_run(tmp_path / "run", lock=here())
+    assert current_condition(path).state == "running"
+    os.utime(path / "lock", (1e9, 1e9))  # long before this process started
+    assert current_condition(path).state == "dead"
+
+
+@pytest.mark.parametrize(("age", "state"), [(1, "running"), (200, "dead")])
+def test_heartbeats_tell_of_a_run_on_another_machine(tmp_path, age, state):
+    path = make_run(tmp_path / "run", lock=ELSEWHERE)
+    os.utime(path / "lock", (1e9, 1e9))
+    beat(path, 0, age)
+    assert current_condition(path).state == state
+
+
+def test_heartbeats_tell_of_a_run_in_a_container_with_the_name_of_this_machine(tmp_path):
+    path = make_run(tmp_path / "run", lock=(here()[0], NO_PROCESS))
+    beat(path, 0, 0)
+    assert current_condition(path).state == "running"
+
+
+@pytest.mark.parametrize(("age", "state"), [(60, "running"), (3600, "dead")])
+def test_without_heartbeats_the_last_sign_of_life_counts(tmp_path, age, state):
+    path = make_run(tmp_path / "run", lock=ELSEWHERE)
+    taken = time.time() - age
+    os.utime(path / "lock", (taken, taken))
+    assert current_condition(path).state == state
+
+
+def test_a_rank_that_is_silent_hangs_the_run(tmp_path):
+    path = make_run(tmp_path / "run", lock=here())
+    taken = time.time() - 1
+    os.utime(path / "lock", (taken, taken))
+    beat(path, 0, 0)
+    beat(path, 1, 900)  # of an earlier attempt with more ranks
+    assert current_condition(path).state == "running"
+    os.utime(path / "lock", (1e9, 1e9))
+    path = make_run(tmp_path / "other", lock=ELSEWHERE)
+    os.utime(path / "lock", (1e9, 1e9))
+    beat(path, 0, 0)
+    beat(path, 1, 900)
+    assert current_condition(path).state == "hung"
+
+
+def test_the_report_of_the_watchdog_tells_of_a_hang(tmp_path):
+    path = make_run(tmp_path / "run", attempts=[{}, {}])
+    report = path / "hangs" / "attempt-2" / "report.txt"
+    report.parent.mkdir(parents=True)
+    report.write_text("No progress for 600 s: rank 1 is frozen.\n  rank 0 ...\n")
+    found = current_condition(path)
+    assert (found.state, found.end.code) == ("hung", 75)
+    assert found.end.reason == "No progress for 600 s: rank 1 is frozen."
+
+
+@pytest.mark.parametrize(("at", "code"), [(1e9 + 40, 137), (1e9 - 40, None)])
+def test_the_record_of_an_agent_tells_how_the_last_attempt_ended(tmp_path, at, code):
+    path = make_run(tmp_path / "run")
+    (path / "failures").mkdir()
+    for number, value in (("0001", 64), ("0002", 137)):
+        record = {"time": at, "exit_code": value, "what": "killed by SIGKILL"}
+        (path / "failures" / f"{number}.json").write_text(json.dumps(record))
+    found = current_condition(path)
+    assert (found.end and found.end.code) == code
+    assert found.state == ("failed" if code else "dead")
+
+
+def test_a_run_without_an_attempt_is_new(tmp_path):
+    assert current_condition(make_run(tmp_path / "run", attempts=[])).state == "new"
