@@ -19,7 +19,7 @@ _COMMANDS = Commands(
     "train.commands", COMMANDS, "Trains a task; the result does not depend on where it runs."
 )
 
-_PRINTING = [[name] for name in ("show-config", "schema", "new")]
+_PRINTING = [[name] for name in ("goodput", "show-config", "schema", "new")]
 
 
 def parse(argv: Sequence[str], prog: str = "python -m train") -> argparse.Namespace:

@@ -6,6 +6,7 @@ COMMANDS = {
     "parity": "run one config on several placements and compare the results",
     "export": "save a trained model: parameters, program, or both",
     "verify": "check that checkpoints are complete and each sample was used once",
+    "goodput": "show where the time of a run went, over all its attempts",
     "show-config": "print the resolved config and where each value comes from",
     "schema": "print the JSON schema of the config, for editors",
     "new": "create a project of your own to start from",
