@@ -27,10 +27,13 @@ _MOST_SAVES = 1000  # that a line has, after a long time in which none could be 
 
 
 class GoodputLedger:
-    """The ledger of one attempt. All methods do nothing until ``open``, which only rank 0 calls."""
+    """The ledger of one attempt. All methods do nothing until ``open``, which only rank 0 calls.
 
-    def __init__(self, clock: PhaseClock) -> None:
-        self.clock = clock
+    Without ``in_background`` there is no thread: only ``write`` and ``close`` write lines.
+    """
+
+    def __init__(self, clock: PhaseClock, *, in_background: bool = True) -> None:
+        self.clock, self._in_background = clock, in_background
         self.steps: Callable[[], tuple[int, int]] | None = None
         """Returns the completed steps, and the step of the newest committed checkpoint (0 without
         one); called in the ledger's thread."""
@@ -51,8 +54,9 @@ class GoodputLedger:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         self._file = FileIO(open_regular(directory / FILE, flags), "ab+")
         self._directory, self._attempt, self._resumed = directory, attempt, resumed
-        self._write()
-        self._thread.start()
+        self.write()
+        if self._in_background:
+            self._thread.start()
 
     def saving(self, step: int) -> None:
         """A checkpoint of ``step`` is started: what was done until now is lost only if it is never
@@ -74,7 +78,7 @@ class GoodputLedger:
         """The times of all attempts up to now; None where they cannot be read."""
         if self._directory is None:
             return None
-        self._write()
+        self.write()
         try:
             return read_goodput(self._directory)
         except OSError:
@@ -86,9 +90,10 @@ class GoodputLedger:
             return
         self._closing = True
         self._wake.set()
-        self._thread.join(5.0)  # a file system that does not answer must not delay the end
+        if self._in_background:
+            self._thread.join(5.0)  # a file system that does not answer must not delay the end
         if not self._thread.is_alive():
-            self._write(durable=True)
+            self.write(durable=True)
             self._file.close()
             self._file = None
 
@@ -97,9 +102,10 @@ class GoodputLedger:
             self._wake.wait(flush_interval(self.clock.elapsed))
             self._wake.clear()
             if not self._closing:
-                self._write()
+                self.write()
 
-    def _write(self, *, durable: bool = False) -> None:
+    def write(self, *, durable: bool = False) -> None:
+        """Writes a line now. What cannot be written is written with the next one."""
         with self._writing:
             file = self._file
             assert file is not None
