@@ -7,6 +7,7 @@ import pytest
 from tests.goodput.simulated import Simulated
 from tests.support.forked import run as train
 from tests.support.forked import start, wait_for
+from tests.support.runs import checkpoints
 from train.cli import main
 from train.exits import Exit
 from train.goodput.read import read_goodput
@@ -101,7 +102,7 @@ def test_runs_of_which_nothing_can_be_told(tmp_path, capsys):
 def test_a_run_that_is_killed_and_resumed_accounts_for_all_of_its_time(tmp_path):
     options = ["checkpoint.every_steps=5", "task.sleep=0.02"]
     first = start("fit", tmp_path, *options, "length.steps=400")
-    wait_for(first, lambda: (tmp_path / "checkpoints" / "step-000000000020").exists())
+    wait_for(first, lambda: max(checkpoints(tmp_path), default=0) >= 20)
     first.signal(9)
     first.wait()
     killed = read_goodput(tmp_path, now=1e12)
