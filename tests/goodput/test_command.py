@@ -6,10 +6,11 @@ import pytest
 
 from tests.goodput.simulated import Simulated
 from tests.support.forked import run as train
-from tests.support.forked import start, wait_for
+from tests.support.forked import run_ranks, start, wait_for
 from tests.support.runs import checkpoints
 from train.cli import main
 from train.exits import Exit
+from train.goodput.clock import PhaseClock
 from train.goodput.read import read_goodput
 
 
@@ -97,6 +98,34 @@ def test_runs_of_which_nothing_can_be_told(tmp_path, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
     assert str(ledger) in errors[0]
+
+
+@pytest.mark.parametrize(("submitted", "queued"), [("{}", 30), ("soon", 0), ("", 0), ("inf", 0)])
+def test_a_process_knows_when_it_was_submitted(monkeypatch, submitted, queued):
+    began = PhaseClock.of_process().started_at
+    monkeypatch.setenv("ISORUN_SUBMITTED_AT", submitted.format(began - 30))
+    found = PhaseClock.of_process()
+    waited = 0 if found.submitted_at is None else found.started_at - found.submitted_at
+    assert waited == pytest.approx(queued, abs=1)
+
+
+def test_rank_0_of_two_accounts_for_both(tmp_path):
+    run_ranks(2, "fit", tmp_path, "length.steps=6", "strategy=ddp")
+    goodput = read_goodput(tmp_path)
+    (attempt,) = goodput.attempts
+    assert (attempt.exit, attempt.committed, attempt.lost) == (0, 6, 0)
+    assert goodput.seconds["rendezvous"] > 0
+    assert goodput.seconds["wait"] > 0
+
+
+def test_a_failed_run_has_its_exit_code_and_what_it_lost(tmp_path):
+    train("fit", tmp_path, "checkpoint.every_steps=2", "batch.global_batch_size=10",
+          "data.fail_at=3", "length.steps=40", expect=65)  # fmt: skip
+    (attempt,) = read_goodput(tmp_path).attempts
+    assert attempt.exit == Exit.DATA
+    newest = max(checkpoints(tmp_path), default=0)
+    assert attempt.committed == newest
+    assert attempt.seconds["lost"] > 0
 
 
 def test_a_run_that_is_killed_and_resumed_accounts_for_all_of_its_time(tmp_path):
