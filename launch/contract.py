@@ -40,6 +40,7 @@ from train.exits import (
     is_worth_retrying,
 )
 from train.files import open_regular, refuse_link
+from train.goodput.clock import SUBMITTED_AT
 from train.imports import import_extra
 from train.json_files import Fields, has_fields, parse_object, parsed_lines, read_object
 from train.numeric_text import finite_number, port_number, seconds_in, whole_number
@@ -107,6 +108,7 @@ __all__ = [
     "SECRET_FILE",
     "STOP_DEADLINE",
     "STOP_SIGNALS",
+    "SUBMITTED_AT",
     "TERMINATING",
     "TRAIN",
     "TRAIN_COMMANDS",

@@ -19,7 +19,9 @@ _COMMANDS = Commands(
     "train.commands", COMMANDS, "Trains a task; the result does not depend on where it runs."
 )
 
-_PRINTING = [[name] for name in ("show-config", "schema", "new", "runs", "compare", "logs")]
+_PRINTING = [
+    [name] for name in ("show-config", "schema", "new", "runs", "compare", "logs", "goodput")
+]
 
 
 def parse(argv: Sequence[str], prog: str = "python -m train") -> argparse.Namespace:

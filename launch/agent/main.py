@@ -39,6 +39,7 @@ from launch.contract import (
     SECRET,
     SECRET_FILE,
     STOP_DEADLINE,
+    SUBMITTED_AT,
     TYPED,
     Exit,
     RetryError,
@@ -173,6 +174,7 @@ def _prepare_environment(options: AgentOptions) -> None:
     threads = max(1, usable_cores() // options.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ[LAUNCHER] = "isorun agent"
+    os.environ.setdefault(SUBMITTED_AT, f"{time.time():.3f}")
     os.environ[STOP_DEADLINE] = f"{options.stop_deadline:g}"
     if options.max_nodes == 1 and not os.environ.get(SECRET_FILE, "").strip():
         # One process has nobody to exchange messages with. Several ranks use this node's secret.

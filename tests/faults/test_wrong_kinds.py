@@ -80,6 +80,8 @@ def as_fifo(path):
         slow(("run.json", as_link)),
         slow(("attempts.jsonl", as_link)),
         slow(("metrics.jsonl", as_link)),
+        ("goodput.jsonl", as_link),
+        slow(("goodput.jsonl", as_fifo)),
         slow(("finished.json", as_link)),
         slow(("checkpoints", as_link)),
         slow(("logs", as_link)),

@@ -51,7 +51,7 @@ tracker.report(info.start_step + 3, {"sample": "<x>&", "drawn": image})
 tracker.histograms(info.start_step + 3, {"weights/w": np.arange(10.0)})
 tracker.progress(info.start_step + 4)  # the row of the last step is complete
 (directory / "logged").write_text(str(time.time()))
-tracker.summary({"loss": 0.125})
+tracker.summary({"loss": 0.125, "goodput/percent": 62.5})
 if "signal_to_service" in values:
     while not offline_files(directory) or (values.get("opened", True) and hooks() != before):
         time.sleep(0.01)  # wandb replaces hooks while it opens the run
@@ -179,6 +179,7 @@ def test_texts_images_and_histograms_are_logged(twice, files):
 
 def test_the_summary_has_the_final_numbers(files):
     assert files[0].summary["final/loss"] == 0.125
+    assert files[0].summary["goodput/percent"] == 62.5
 
 
 def test_the_upload_command_is_printed_once(twice):

@@ -6,6 +6,7 @@ attempts.jsonl  a line per attempt; see train.checkpoint.attempts
 checkpoints/    see train.checkpoint.store
 ledger.bin      samples used by each step; see train.data.ledger
 metrics.jsonl   all metrics
+goodput.jsonl   where the time of each attempt went; see train.goodput.ledger
 micro_batches.json  micro-batch sizes that fit; see train.setup.batch_size_finder
 logs/           a log file per rank
 samples/        texts and images that the task reports; see train.track.samples

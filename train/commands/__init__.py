@@ -11,6 +11,7 @@ COMMANDS = {
     "sync": "upload to W&B what it still lacks of runs",
     "verify": "check that checkpoints are complete and each sample was used once",
     "report": "write one HTML file about one or several runs",
+    "goodput": "show where the time of a run went, over all its attempts",
     "show-config": "print the resolved config and where each value comes from",
     "schema": "print the JSON schema of the config, for editors",
     "new": "create a project of your own to start from",

@@ -18,6 +18,7 @@ from train.config.changes import allowed_changes
 from train.config.load import LoadedConfig, load_config
 from train.distributed.world import this_world
 from train.exits import Exit, RetryError, RunError, first_line, sys_exit_refused
+from train.goodput.clock import PhaseClock
 from train.process.diagnose import is_lost_peer
 from train.process.stop import StopRequest
 
@@ -35,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Exit:
     """Trains. Imports torch only when there is something to train."""
+    clock = PhaseClock.of_process()
     loaded = load_config(arguments.config, arguments.overrides)
     stop = StopRequest(loaded.config.stop)
-    return start(loaded, stop, allow_changes=arguments.allow_changes).exit
+    return start(loaded, stop, allow_changes=arguments.allow_changes, clock=clock).exit
 
 
 class FitOutcome(NamedTuple):
@@ -50,8 +52,16 @@ class FitOutcome(NamedTuple):
 
 
 @sys_exit_refused()
-def start(loaded: LoadedConfig, stop: StopRequest, *, allow_changes: bool = False) -> FitOutcome:
-    """Starts the run of a config, or resumes it, and trains to its end or until a stop."""
+def start(
+    loaded: LoadedConfig,
+    stop: StopRequest,
+    *,
+    allow_changes: bool = False,
+    clock: PhaseClock | None = None,
+) -> FitOutcome:
+    """Starts the run of a config, or resumes it, and trains to its end or until a stop. ``clock``
+    has the time since the start, by default from now."""
+    clock = clock or PhaseClock()
     directory = RunDirectory(loaded.run_directory)
     world = this_world()
     if world.world_size == 1:
@@ -70,7 +80,9 @@ def start(loaded: LoadedConfig, stop: StopRequest, *, allow_changes: bool = Fals
         from train.loop.fit import fit
         from train.loop.open_run import open_run
 
-        with open_run(loaded, directory, changes, stop, allow_changes=allow_changes) as opened:
+        with open_run(
+            loaded, directory, changes, stop, allow_changes=allow_changes, clock=clock
+        ) as opened:
             try:
                 code = fit(opened)
                 return FitOutcome(code, opened.progress.step, dict(opened.progress.evaluated))

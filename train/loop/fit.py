@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import nullcontext
 
 from train.data.fetch import MicroBatch
 from train.exits import Exit
@@ -17,6 +18,7 @@ from train.loop.train_step import StepTaken
 def fit(run: OpenRun) -> Exit:
     """Trains from the present step to the end of the run. Returns how it ended."""
     report_start(run)
+    run.goodput.clock.enter("compute")
     progress, triggers = run.progress, run.triggers
     run.beat("calling hooks")
     run.hooks.run_start(progress.step, progress.position)
@@ -28,7 +30,9 @@ def fit(run: OpenRun) -> Exit:
         if progress.evaluation_due:
             return preempt(run)
         micro_batches = next_micro_batches(run)
-        taken = run.train_step.take(micro_batches, progress.step, checks)
+        compiles = checks is not None and run.loaded.config.compile
+        with run.goodput.clock.counted_as("compile") if compiles else nullcontext():
+            taken = run.train_step.take(micro_batches, progress.step, checks)
         if taken is None:
             return preempt(run)
         if checks:
@@ -89,7 +93,8 @@ def log(run: OpenRun) -> None:
     """One log line for the steps since the last; collective."""
     read_metrics(run)
     if run.engine.world_size > 1:
-        seconds = run.engine.collectives.all_gather_floats(run.metrics.own_seconds)
+        with run.metrics.timed("wait"):
+            seconds = run.engine.collectives.all_gather_floats(run.metrics.own_seconds)
         for warning in run.stragglers.compare(seconds):
             run.tracker.warn(warning)
     learning_rate = run.model.strategy.optimizer.param_groups[0]["lr"]
@@ -138,6 +143,7 @@ def evaluate(run: OpenRun) -> None:
     run.tracker.log(progress.step, metrics)
     run.tracker.report(progress.step, result.report)
     run.hooks.evaluation(metrics)
+    run.goodput.flush_soon()
     if run.checkpointing.started_step == progress.step:
         wait_for_checkpoint(run)
         run.checkpointing.amend(progress, run.early_stop)
@@ -148,6 +154,7 @@ def save(run: OpenRun) -> None:
     run.beat("saving")
     read_metrics(run)
     wait_for_checkpoint(run)  # the one before
+    run.goodput.saving(run.progress.step)
     if run.checkpointing.start(run.progress, run.metrics, run.early_stop):
         run.triggers.checkpoint_started()
 
@@ -174,6 +181,8 @@ def preempt(run: OpenRun) -> Exit:
             f"Stopped at step {step}, but its checkpoint could not be written",
             f"rerun to resume from step {run.checkpointing.last_step or 0}",
         )
+    run.goodput.clock.enter("shutdown")
+    run.goodput.ended(Exit.PREEMPTED)
     if run.engine.is_main:
         run.directory.mark_stopped()
         run.directory.record_end(run.attempt.number, Exit.PREEMPTED, f"stopped at step {step}")
@@ -197,7 +206,12 @@ def finish(run: OpenRun) -> Exit:
             "The run is complete, but its last checkpoint could not be written",
             "free some space, then rerun",
         )
-    run.tracker.summary(progress.evaluated)
+    run.goodput.clock.enter("shutdown")
+    run.goodput.ended(Exit.DONE)
+    so_far = run.goodput.so_far()
+    goodput = so_far.summary() if so_far else {}
+    named = {f"goodput/{name}": value for name, value in goodput.items()}
+    run.tracker.summary({**progress.evaluated, **named})
     if run.engine.is_main:
         run.directory.mark_finished(
             {
@@ -209,6 +223,7 @@ def finish(run: OpenRun) -> Exit:
                 "early_stopped": run.stopped_early,
                 "skipped_steps": progress.skipped_steps,
                 "metrics": progress.evaluated,
+                "goodput": goodput,
             }
         )
         end = f"finished at step {progress.step}"

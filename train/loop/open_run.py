@@ -25,6 +25,8 @@ from train.data.loader import Batches, training_batches
 from train.data.plan import BatchPlan
 from train.distributed.world import world_warnings
 from train.exits import Exit, ResumeRefusedError, RetryError
+from train.goodput.clock import PhaseClock
+from train.goodput.ledger import GoodputLedger
 from train.hooks import Facts, Hooks
 from train.loop.checkpointing import Checkpointing
 from train.loop.early_stop import EarlyStop
@@ -71,13 +73,23 @@ def open_run(
     stop: StopRequest,
     *,
     allow_changes: bool = False,
+    clock: PhaseClock | None = None,
 ) -> Iterator[OpenRun]:
     """One attempt at the run of ``directory``; collective. ``changes`` are those of the config
-    since the start before; ``stop`` is entered here. Leaving the context closes everything, last
-    opened first."""
+    since the start before; ``stop`` is entered here; ``clock`` has the time since the start, by
+    default from now. Leaving the context closes everything, last opened first."""
+    goodput = GoodputLedger(clock or PhaseClock())
     with ExitStack() as stack, refused_files(directory.path):
-        joined = join_ranks(stack, loaded, directory, changes, stop, allow_changes=allow_changes)
-        yield _open(stack, loaded, directory, joined, allow_changes=allow_changes)
+        stack.callback(goodput.close)
+        stack.push(on_error(lambda code, _: goodput.ended(code)))
+        joined = join_ranks(
+            stack, loaded, directory, changes, stop, goodput, allow_changes=allow_changes
+        )
+        opened = _open(stack, loaded, directory, joined, allow_changes=allow_changes)
+        try:
+            yield opened
+        finally:
+            goodput.clock.enter("shutdown")
 
 
 def _open(
@@ -118,16 +130,17 @@ def _open(
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
     notes: list[str] = []
     if attempt.resume_step is not None:
-        resumed = resume(
-            store,
-            attempt.resume_step,
-            model.strategy,
-            model.ema,
-            config.optim,
-            fingerprint=data.fingerprint,
-            changes=attempt.changes,
-            allow_changes=allow_changes,
-        )
+        with joined.goodput.clock.within("restore"):
+            resumed = resume(
+                store,
+                attempt.resume_step,
+                model.strategy,
+                model.ema,
+                config.optim,
+                fingerprint=data.fingerprint,
+                changes=attempt.changes,
+                allow_changes=allow_changes,
+            )
         state, notes = resumed.state, resumed.notes
         metrics.load_state_dict(state["window"])
         if early_stop and state["early_stop"]:
@@ -165,6 +178,7 @@ def _open(
         mirroring=records.mirroring if records else None,
     )  # fmt: skip
     stack.callback(checkpointing.close)
+    joined.goodput.steps = lambda: (progress.step, checkpointing.last_step or 0)
     stop.report_at_deadline(lambda: resume_point(checkpointing.last_step_on_disk, progress.step))
     triggers = Triggers(
         track=config.track,
@@ -283,6 +297,7 @@ def _plan(
 
 def _step_metrics(loaded: LoadedConfig, task: Task, data: RunData, joined: Joined) -> StepMetrics:
     return StepMetrics(
+        joined.goodput.clock,
         unit=task.unit,
         flops_per_sample=flops_of(task),
         device=joined.engine.device,

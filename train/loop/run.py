@@ -12,6 +12,7 @@ from train.checkpoint.run_directory import RunDirectory
 from train.config.load import LoadedConfig
 from train.data.loader import Batches
 from train.data.plan import BatchPlan
+from train.goodput.ledger import GoodputLedger
 from train.hooks import Hooks
 from train.loop.checkpointing import Checkpointing
 from train.loop.early_stop import EarlyStop
@@ -63,6 +64,11 @@ class OpenRun:
     def engine(self) -> Engine:
         """This process's engine."""
         return self.joined.engine
+
+    @property
+    def goodput(self) -> GoodputLedger:
+        """Where the time of this attempt goes."""
+        return self.joined.goodput
 
     @property
     def attempt(self) -> Attempt:

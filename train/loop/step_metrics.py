@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from train.goodput.clock import PhaseClock
+from train.goodput.phases import Phase
 from train.loop.mfu import peak_flops
 from train.loop.state import Progress
 from train.strategies.base import StepResult
-
-Work = Literal["data", "forward", "checkpoint", "evaluation"]
 
 
 class StepMetrics:
@@ -25,10 +25,12 @@ class StepMetrics:
 
     ``unit`` is what the task counts, ``flops_per_sample`` the floating point operations of a
     forward and backward pass (None where unknown), ``dataset_size`` the samples of an epoch.
+    ``clock`` is this rank's, of which the times are read.
     """
 
     def __init__(
         self,
+        clock: PhaseClock,
         *,
         unit: str,
         flops_per_sample: float | None,
@@ -38,6 +40,7 @@ class StepMetrics:
         global_batch_size: int,
         dataset_size: int,
     ) -> None:
+        self._clock = clock
         self._unit, self._device, self._world_size = unit, device, world_size
         self._global_batch_size, self._dataset_size = global_batch_size, dataset_size
         self._flops, self._peak = flops_per_sample, peak_flops(device, precision)
@@ -49,18 +52,15 @@ class StepMetrics:
     def _restart_clock(self) -> None:
         self._started = time.perf_counter()
         self._timed_steps = self._timed_units = 0
-        self._seconds: dict[Work, float] = {
-            "data": 0.0, "forward": 0.0, "checkpoint": 0.0, "evaluation": 0.0
-        }  # fmt: skip
+        self._before = self._clock.totals()
 
-    @contextmanager
-    def timed(self, work: Work) -> Iterator[None]:
-        """Adds the seconds of the body to those of ``work``."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[work] += time.perf_counter() - started
+    def _seconds(self, phase: Phase) -> float:
+        """Of a phase, since the last log line."""
+        return self._clock.totals().get(phase, 0.0) - self._before.get(phase, 0.0)
+
+    def timed(self, phase: Phase) -> AbstractContextManager[None]:
+        """Adds the seconds of the body to those of ``phase``."""
+        return self._clock.within(phase)
 
     def add(self, result: StepResult, count: int) -> None:
         """Adds a step whose loss was divided by ``count`` units."""
@@ -73,7 +73,7 @@ class StepMetrics:
         """Seconds per step that this rank spends on loading data and on forward passes, without
         waiting for other ranks. With a GPU, only the time of the host."""
         steps = max(1, self._timed_steps)
-        return self._seconds["data"] / steps, self._seconds["forward"] / steps
+        return self._seconds("data") / steps, self._seconds("forward") / steps
 
     @property
     def unread_steps(self) -> int:
@@ -103,9 +103,10 @@ class StepMetrics:
         """
         now = time.perf_counter()
         steps = max(1, self._timed_steps)
-        seconds = self._seconds
-        training = max(1e-9, now - self._started - seconds["evaluation"])
-        compute = training - seconds["data"] - seconds["checkpoint"]
+        data, checkpoint = self._seconds("data"), self._seconds("checkpoint")
+        evaluation = self._seconds("evaluation")
+        training = max(1e-9, now - self._started - evaluation)
+        compute = training - data - checkpoint
         samples = self._timed_steps * self._global_batch_size
         metrics = {
             "train/loss": self._loss_sum / self._count if self._count else float("nan"),
@@ -115,10 +116,10 @@ class StepMetrics:
             "train/skipped_steps": float(progress.skipped_steps),
             "speed/samples_per_second": samples / training,
             "time/step": training / steps,
-            "time/data": seconds["data"] / steps,
+            "time/data": data / steps,
             "time/compute": compute / steps,
-            "time/checkpoint_stall": seconds["checkpoint"] / steps,
-            "time/evaluation": seconds["evaluation"] / steps,
+            "time/checkpoint_stall": checkpoint / steps,
+            "time/evaluation": evaluation / steps,
             **_memory(self._device),
         }
         if self._unit != "samples":

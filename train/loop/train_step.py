@@ -86,7 +86,8 @@ class TrainStep:
                 with self._metrics.timed("forward"), checked:
                     batch = to_device(micro.batch)
                     loss = strategy.call_for_backward(partial(loss_of, task, batch=batch))
-                agreed = pending_agreement()
+                with self._metrics.timed("wait"):
+                    agreed = pending_agreement()
                 if agreed.stop:
                     strategy.undo_forward()
                     return None

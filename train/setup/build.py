@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +96,13 @@ def _check_options(loaded: LoadedConfig, name: str, cls: type[Strategy]) -> None
         )
 
 
-def build_engine(config: Config, strategy: StrategyChoice) -> Engine:
-    """This process's engine; collective. Returns when all ranks have joined."""
+def build_engine(
+    config: Config,
+    strategy: StrategyChoice,
+    joining: AbstractContextManager[object] | None = None,
+) -> Engine:
+    """This process's engine; collective. Returns when all ranks have joined; ``joining`` surrounds
+    the wait for them."""
     use_private_caches()
     return Engine(
         this_world(),
@@ -105,6 +111,7 @@ def build_engine(config: Config, strategy: StrategyChoice) -> Engine:
         distributed=strategy.name != "single",
         timeout=timeout_of(config.watchdog.first_timeout, config.watchdog.timeout),
         kwargs_handlers=strategy.cls.kwargs_handlers(strategy.options),
+        joining=joining,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from train.checkpoint.run_directory import RunDirectory, code_version
 from train.config.changes import Difference
 from train.config.load import LoadedConfig
+from train.goodput.ledger import GoodputLedger
 from train.process.stop import StopRequest
 from train.process.watchdog import Heartbeat, StartTimeout, Watchdog
 from train.setup.agreement import check_same_run, check_shared_directory
@@ -31,6 +32,8 @@ class Joined:
     code: dict[str, Any]
     """Versions and commit."""
     attempt: Attempt
+    goodput: GoodputLedger
+    """Where the time goes; only rank 0 writes it."""
 
 
 def join_ranks(
@@ -39,28 +42,34 @@ def join_ranks(
     directory: RunDirectory,
     changes: list[Difference],
     stop: StopRequest,
+    goodput: GoodputLedger,
     *,
     allow_changes: bool,
 ) -> Joined:
-    """Joins the other ranks and finds the run; collective. What is opened closes with ``stack``.
+    """Joins the other ranks and finds the run; collective. What is opened closes with ``stack``,
+    but for ``goodput``.
 
     From here on signals request a stop, the watchdog watches this rank, and its log file is open.
     """
-    config = loaded.config
+    config, clock = loaded.config, goodput.clock
     stack.enter_context(stop)
     choice = choose_strategy(loaded)
     with StartTimeout(config.watchdog):
-        engine = build_engine(config, choice)
+        engine = build_engine(config, choice, clock.within("rendezvous"))
         stack.push(engine.leave)
         stop.ranks_joined()
         code = code_version()
-        hosts = check_same_run(engine.collectives, config, code)
-        attempt = find_run(
-            engine.collectives, loaded, directory, changes, allow_changes=allow_changes
-        )
+        with clock.within("rendezvous"):
+            hosts = check_same_run(engine.collectives, config, code)
+        with clock.within("restore"):
+            attempt = find_run(
+                engine.collectives, loaded, directory, changes, allow_changes=allow_changes
+            )
+        if engine.is_main:
+            goodput.open(directory.path, attempt.number, attempt.resume_step or 0)
         setup_logging(directory.path, engine.rank, attempt.number, config.track.log_level)
         check_shared_directory(engine.collectives, directory.path, loaded.run_directory_as_set)
     watchdog = stack.enter_context(
         Watchdog(config.watchdog, directory.path, engine.rank, engine.world_size, attempt.number)
     )
-    return Joined(stop, watchdog.heartbeat, choice, engine, hosts, code, attempt)
+    return Joined(stop, watchdog.heartbeat, choice, engine, hosts, code, attempt, goodput)

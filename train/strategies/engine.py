@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -37,9 +37,9 @@ class Engine:
 
     ``distributed`` says whether the ranks need a process group (also for one rank, where the
     strategy asks for it), ``timeout`` how long an exchange may take, and ``kwargs_handlers`` what
-    Accelerate must know of the strategy. Raises UsageError for a precision that the device cannot
-    compute in and for ranks that have the same GPU, and RetryError where the launcher's world is
-    not the one that was found.
+    Accelerate must know of the strategy. ``joining`` surrounds the wait for the other ranks.
+    Raises UsageError for a precision that the device cannot compute in and for ranks that have the
+    same GPU, and RetryError where the launcher's world is not the one that was found.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Engine:
         distributed: bool,
         timeout: timedelta,
         kwargs_handlers: Sequence[Any] = (),
+        joining: AbstractContextManager[object] | None = None,
     ) -> None:
         from accelerate import Accelerator
 
@@ -67,7 +68,8 @@ class Engine:
             use_gpu(world, os.environ, distributed=distributed)
         if distributed and not dist.is_initialized():
             backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
-            start_group(world, backend, timeout, report=log)
+            with joining or nullcontext():
+                start_group(world, backend, timeout, report=log)
             # Accelerate and DeepSpeed look for a process group only where a launcher set this.
             os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
         _ignore_plugins_of_accelerate_launch()

@@ -213,7 +213,9 @@ class WandbSink(Sink):
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Updates the summary of the W&B run."""
-        self._run.summary.update({f"final/{name}": value for name, value in values.items()})
+        self._run.summary.update(
+            {n if n.startswith("goodput/") else f"final/{n}": value for n, value in values.items()}
+        )
 
     def fail(self, code: int) -> None:
         """Lets ``close`` report the exit code, with which W&B shows the run as failed."""

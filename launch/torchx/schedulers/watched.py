@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from launch import secrets
-from launch.contract import UsageError, safe_path_options
+from launch.contract import SUBMITTED_AT, UsageError, safe_path_options
 from launch.history import launch_log
 from launch.torchx import options
 from launch.torchx.refusals import refusals
@@ -55,6 +56,7 @@ class Watched(Recorded):
         options.refuse_unknown(cfg, self.run_opts(), self.known_as, "scheduler options")  # type: ignore[attr-defined]
         for role in app.roles if launch_log.is_ours(app) else ():
             _refuse_impossible(role, self.known_as)
+            role.env.setdefault(SUBMITTED_AT, f"{time.time():.3f}")
             if self.known_as in LOCAL:
                 role.env = secrets.restore(role.env)
             else:

@@ -53,6 +53,15 @@ def gone(pid):
 FIT = ["python", "-m", "train", "fit", *TINY]
 
 
+def test_ranks_know_when_they_were_submitted_or_their_agent_started():
+    script = "import os; print(os.environ['ISORUN_SUBMITTED_AT'])"
+    before = time.time()
+    _, out, _ = end(start("--nproc-per-node", "1", script=script))
+    assert before - 0.01 <= float(out) <= time.time()
+    _, out, _ = end(start("--nproc-per-node", "1", script=script, env={"ISORUN_SUBMITTED_AT": "7"}))
+    assert float(out) == 7
+
+
 @pytest.mark.parametrize("code", thinned([0, 1, 64, 78, 143], kept=[64]))
 def test_the_exit_code_of_the_ranks_is_returned(code):
     found, _, err = end(start("--nproc-per-node", "2", script=f"import sys; sys.exit({code})"))

@@ -1,5 +1,6 @@
 import json
 import re
+import time
 
 from launch.contract import new_run_id, slug
 from launch.torchx.run_ids import ids_of_run
@@ -37,6 +38,13 @@ def test_a_damaged_identity_is_left_for_train_to_refuse(tmp_path):
 def test_an_identity_set_by_the_user_takes_precedence():
     env = handed_down(fit("--env", "ISORUN_RUN_ID=theirs,WANDB_RUN_GROUP=paper"))
     assert (env["ISORUN_RUN_ID"], env["WANDB_RUN_GROUP"]) == ("theirs", "paper")
+
+
+def test_a_job_knows_when_it_was_submitted():
+    before = time.time()
+    submitted = float(handed_down(fit())["ISORUN_SUBMITTED_AT"])
+    assert before - 0.01 <= submitted <= time.time() + 0.01
+    assert handed_down(fit("--env", "ISORUN_SUBMITTED_AT=7"))["ISORUN_SUBMITTED_AT"] == "7"
 
 
 def test_ids_work_as_file_names():
