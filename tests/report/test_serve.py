@@ -15,12 +15,13 @@ from train.report.serve import HOST, open_server
 
 @pytest.fixture
 def running(tmp_path):
-    """A run that seems to be in progress: it has a fresh heartbeat."""
+    """A run that seems to be in progress: another host has its lock, and a heartbeat is fresh."""
     write_run(tmp_path)
     (tmp_path / "finished.json").unlink()
     attempt = {"attempt": 1, "time": START, "resumed_from_step": None, "world_size": 1}
     write_lines(tmp_path / "attempts.jsonl", [attempt])
     (tmp_path / "heartbeats").mkdir()
+    (tmp_path / "lock").write_text("process 1 on another-host since 2026-01-01 00:00:00")
     write(tmp_path / "heartbeats" / "rank-0.json", {})
     return tmp_path
 

@@ -55,7 +55,7 @@ def test_the_table(runs, capsys):
     assert header.split() == list(COLUMNS)
     assert first.split()[:-2] == [
         "runs/first", "stopped", "3/40", "loss", "2.5", "@2", "loss", "2.75", "@3", "single", "x1",
-        "1", "143", "PREEMPTED",
+        "1", "-", "143", "PREEMPTED",
     ]  # fmt: skip
     assert "fsdp2 x4 on 2 nodes" in second
     assert second.split()[:3] == ["runs/sweep/second", "finished", "40/40"]
@@ -80,6 +80,7 @@ def test_the_json(runs, capsys):
         "last": {"metric": "eval/loss", "value": 2.75, "step": 3},
         "placement": {"strategy": "single", "ranks": 1, "nodes": 1, "device": "cpu"},
         "attempts": 1,
+        "goodput": None,
         "exit": {"code": 143, "name": "PREEMPTED", "reason": "stopped at step 3"},
         "created": 1e9,
         "last_sign": 1e9 + 90,

@@ -13,10 +13,13 @@ from train.checkpoint.attempts import Attempts
 from train.checkpoint.damage import DamagedError, refused_files
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_view import Checkpoint, Run
+from train.goodput.phases import LABELS
+from train.goodput.read import read_goodput
 from train.json_files import is_count
 from train.report.curves import Metrics, read_metrics
 from train.report.marks import Mark, find_marks
-from train.report.state import State, find_state
+from train.report.state import State, in_words
+from train.runs.summary import current_condition
 from train.track.samples import read_samples, sample_steps
 
 SAMPLE_STEPS = 12
@@ -104,7 +107,8 @@ def read_run(path: str | Path) -> RunData:
         metrics = read_metrics(run.path / "metrics.jsonl")
         checkpoints = run.checkpoints
         finished = run.finished or {}
-        state = find_state(run.path, attempts, is_finished=bool(finished))
+        state = in_words(current_condition(run.path))
+        goodput = _goodput(run.path)
         steps = sample_steps(run.path)
     shown = [*reversed(steps)][:SAMPLE_STEPS]
     return RunData(
@@ -122,7 +126,16 @@ def read_run(path: str | Path) -> RunData:
         samples=[values for step in shown if (values := read_samples(run.path, step))],
         samples_left_out=len(steps) - len(shown),
         data=_data(checkpoints, attempts),
+        goodput=goodput,
     )
+
+
+def _goodput(path: Path) -> Goodput | None:
+    found = read_goodput(path)
+    if found is None:
+        return None
+    parts = [GoodputPart(LABELS[name], s) for name, s in found.seconds.items() if s > 0]
+    return Goodput(found.percent / 100, parts)
 
 
 def _data(checkpoints: list[Checkpoint], attempts: Mapping[int, dict[str, Any]]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _of_attempts(
         step = last_step(number, attempts, metrics)
         ended = values.get("ended")
         if not isinstance(ended, Mapping):
-            if number != newest or state.kind == "ended":
+            if number != newest or state.kind == "dead":
                 text = f"Attempt {number} has no recorded end: killed, or its machine was lost"
                 yield Mark("fault", step, last.time if last else None, text, number)
             continue

@@ -18,7 +18,8 @@ SAMPLES = 800_000
 """The most characters of samples of a run."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SYMBOLS = {
-    "finished": "✓", "running": "▶", "stopped": "■", "failed": "✕", "ended": "✕", "new": "·",
+    "finished": "✓", "running": "▶", "stopped": "■", "failed": "✕", "hung": "✕", "dead": "✕",
+    "new": "·", "unreadable": "?",
 }  # fmt: skip
 
 

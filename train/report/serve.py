@@ -56,7 +56,7 @@ class Report:
             if any(run.state.kind == "running" for run in self._runs):
                 self._trained_at = now
                 return
-            may_restart = any(run.state.kind in ("ended", "failed") for run in self._runs)
+            may_restart = any(run.state.kind in ("dead", "failed", "hung") for run in self._runs)
             self.over = now - self._trained_at > GRACE or not may_restart
 
     def page(self, *, live: bool) -> str:

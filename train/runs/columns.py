@@ -72,13 +72,18 @@ COLUMNS = {
             lambda run: run.placement and (run.placement.ranks, str(run.placement)),
         ),
         Column("attempts", lambda run, _: str(run.attempts or ""), lambda run: run.attempts),
+        Column(
+            "goodput",
+            lambda run, _: "" if run.goodput is None else f"{run.goodput:.0f} %",
+            lambda run: run.goodput,
+        ),
         Column("exit", _exit, lambda run: run.condition.end and run.condition.end.code),
         Column("age", lambda run, now: shown_seconds(run.age(now)), _newest_first),
     )
 }
 
 
-_LEFT_OUT = ("attempts", "placement", "last", "exit")
+_LEFT_OUT = ("goodput", "attempts", "placement", "last", "exit")
 """The columns that a narrow terminal does not show, the first of them first."""
 _SHORTEST_PATH = 24
 

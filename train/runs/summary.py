@@ -13,6 +13,7 @@ from typing import Any
 from train.checkpoint.run_directory import RunDirectory
 from train.data.epochs import steps_in
 from train.exits import RunError, UsageError, first_line
+from train.goodput.read import read_goodput
 from train.json_files import is_count, is_number
 from train.runs.state import Condition, condition, moment
 from train.runs.tail import TRAINING_LOSS, Value, read_tail
@@ -60,6 +61,8 @@ class Summary:
     """The newest value of the same metric; of train/loss in a run without evaluations."""
     placement: Placement | None = None
     attempts: int = 0
+    goodput: float | None = None
+    """Committed compute in percent of the wall time."""
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -88,6 +91,7 @@ class Summary:
             "last": _value(self.last) or None,
             "placement": place and vars(place),
             "attempts": self.attempts,
+            "goodput": self.goodput,
             "exit": end and vars(end),
             "created": self.created,
             "last_sign": self.condition.last_sign,
@@ -112,6 +116,14 @@ def summarize(path: Path, now: float | None = None) -> Summary:
     except OSError as error:
         name = Path(error.filename).name if isinstance(error.filename, str) else ""
         return _unreadable(path, f"{name}: {error.strerror or error}".removeprefix(": "))
+
+
+def _goodput(path: Path) -> float | None:
+    """None also for a ledger that cannot be read: the rest of the run can be shown."""
+    with suppress(OSError):
+        if found := read_goodput(path):
+            return round(found.percent, 3)
+    return None
 
 
 def current_condition(path: Path) -> Condition:
@@ -153,6 +165,7 @@ def _summary(path: Path, now: float | None) -> Summary:
         last=tail.newest.get(metric) or _final(finished, metric) or tail.newest.get(TRAINING_LOSS),
         placement=placement_of(last),
         attempts=max(attempts, default=0),
+        goodput=_goodput(path),
         config=config,
     )
 
