@@ -32,7 +32,7 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _LARGEST_LIST = 64 << 20  # bytes; the list of entries in a zip file
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
-    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
 """safetensors' names of dtypes; others keep theirs and match no tensor of a model."""
 Reader = Callable[[str, tuple[slice, ...]], "Tensor"]

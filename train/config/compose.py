@@ -162,10 +162,10 @@ def _expanded(override: str) -> str:
     if key not in SHORT_FORMS:
         return override
     try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([override]), resolve=False)[key]  # type: ignore[call-overload,index]
+        values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, *_UNREADABLE):
         return override  # which is reported where it is merged
-    return f"{key}.{SHORT_FORMS[key]}={text}" if isinstance(value, str) else override
+    return f"{key}.{SHORT_FORMS[key]}={text}" if isinstance(values[key], str) else override
 
 
 def _without_replaced(origins: Mapping[str, str], part: Any) -> dict[str, str]:

@@ -48,7 +48,11 @@ from train.setup.build import (
     build_evaluation_batches,
     build_trainable,
 )
-from train.setup.init_from import find_initial_weights, load_initial_weights
+from train.setup.init_from import (
+    changes_without_effect,
+    find_initial_weights,
+    load_initial_weights,
+)
 from train.setup.join import Joined, join_ranks
 from train.setup.micro_batch_effects import micro_batch_warnings
 from train.setup.records import Records, open_records, record_attempt
@@ -132,7 +136,7 @@ def _open(
             changes=attempt.changes,
             allow_changes=allow_changes,
         )
-        state, notes = resumed.state, resumed.notes
+        state, notes = resumed.state, resumed.notes + changes_without_effect(attempt)
         metrics.load_state_dict(state["window"])
         if early_stop and state["early_stop"]:
             early_stop.load_state_dict(state["early_stop"])

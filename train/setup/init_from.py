@@ -26,6 +26,7 @@ from train.distributed.collectives import Collectives
 from train.distributed.shard import Shard, names_of_tensors
 from train.exits import RetryError, RunError, UsageError, first_line
 from train.optim.ema import Ema
+from train.setup.find_run import Attempt
 from train.setup.join import Joined
 from train.strategies.base import Strategy
 
@@ -156,6 +157,17 @@ def load_initial_weights(initial: InitialWeights, strategy: Strategy, ema: Ema |
     return Loaded(f"Initial weights: {summary} from {source.path}{at}", notes, record)
 
 
+def changes_without_effect(attempt: Attempt) -> list[str]:
+    """A warning if a run that resumes names another source than before."""
+    keys = {change.key.partition(".")[0] for change in attempt.changes if change.changes_results}
+    if attempt.resume_step is None or "init_from" not in keys:
+        return []
+    return [
+        "init_from has changed, which has no effect: the run resumes from its own checkpoint; to "
+        "start from other weights, choose another run.name or run.dir."
+    ]
+
+
 def _check_visible(collectives: Collectives, source: WeightSource, where: str) -> None:
     everyone = collectives.all_gather_object((socket.gethostname(), source.is_visible()))
     for rank, (host, visible) in enumerate(everyone):
@@ -196,7 +208,8 @@ def _adopt_buffers(model: torch.nn.Module, source: WeightSource) -> None:
             if entry is None or name in module._non_persistent_buffers_set:
                 continue
             dtype = getattr(torch, entry.dtype, None)
-            if (tensor is None or not tensor.numel()) and isinstance(dtype, torch.dtype):
+            is_empty = tensor is None or (not tensor.numel() and tensor.shape != entry.shape)
+            if is_empty and isinstance(dtype, torch.dtype):
                 device = next((p.device for p in model.parameters()), torch.device("cpu"))
                 module._buffers[name] = torch.zeros(entry.shape, dtype=dtype, device=device)
 
