@@ -7,6 +7,7 @@ checkpoints/    see train.checkpoint.store
 ledger.bin      samples used by each step; see train.data.ledger
 metrics.jsonl   all metrics
 micro_batches.json  micro-batch sizes that fit; see train.setup.batch_size_finder
+init_from/      a copy from a mirror, until its weights are loaded; see train.setup.init_from
 logs/           a log file per rank
 tensorboard/, wandb/
 stopped.json    the torchrun job and its restart count at the last requested stop
