@@ -132,7 +132,8 @@ def _of_path(path: Path, where: str) -> WeightSource:
     if not path.is_dir():
         return _of_file(path, where)
     checkpoints = path / "checkpoints"
-    if checkpoints.is_dir() or (path / "run.json").exists():
+    has_files = (path / PARAMETERS).exists() or (path / INDEX).exists()
+    if (path / "run.json").exists() or (checkpoints.is_dir() and not has_files):
         refuse_link(checkpoints)
         steps = CheckpointStore(checkpoints).steps()
         if not steps:
@@ -141,7 +142,7 @@ def _of_path(path: Path, where: str) -> WeightSource:
                 "or another kind of source."
             )
         return _of_checkpoint(CheckpointStore(checkpoints).path(steps[-1]), where)
-    if (path / MANIFEST).exists() and not (path / PARAMETERS).exists():
+    if (path / MANIFEST).exists() and not has_files:
         return _of_checkpoint(path, where)
     if (path / PARAMETERS).exists():
         return _of_files(path, dict.fromkeys(entries_of(path / PARAMETERS), PARAMETERS))

@@ -226,10 +226,11 @@ def _parse(text: str, name: str) -> Any:
         raise UsageError(
             f"{name} must contain keys and values (`run:`, `task:` ...) at the top level."
         )
-    values = OmegaConf.to_container(parsed, resolve=False)
+    values: Any = OmegaConf.to_container(parsed, resolve=False)
+    section: Any = parsed
     for key, inner in SHORT_FORMS.items():
-        if isinstance(values, dict) and isinstance(values.get(key), str):
-            parsed[key] = {inner: values[key]}
+        if isinstance(values.get(key), str):
+            section[key] = {inner: values[key]}
     return parsed
 
 
