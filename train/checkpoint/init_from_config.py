@@ -28,7 +28,7 @@ class InitFromConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        if isinstance(value, str):
+        if isinstance(value, str) and value:
             return {"source": value}
         if not isinstance(value, Mapping | InitFromConfig):
             raise ValueError("a place such as runs/base, or a mapping with source and strict")
