@@ -7,8 +7,11 @@ from torch import nn
 
 from tests.support.strategies import single
 from tests.support.weights import write_checkpoint
+from train.checkpoint.checkpoint_config import MirrorConfig
 from train.checkpoint.init_from_config import InitFromConfig
+from train.checkpoint.mirror import Mirror
 from train.checkpoint.run_directory import RunDirectory
+from train.checkpoint.store import CheckpointStore
 from train.checkpoint.weight_source import find_source
 from train.config.changes import Difference
 from train.exits import RetryError, UsageError
@@ -82,6 +85,17 @@ def test_the_record_names_the_checkpoint(tmp_path):
     assert (record["source"], record["step"], record["run"]) == ("base", 30, "r")
     assert len(record["sha256"]) == 64
     assert loaded.text.endswith("step-000000000030, step 30")
+
+
+def test_the_record_names_the_url_of_a_copy_that_is_removed_once_it_is_loaded(tmp_path):
+    write_checkpoint(tmp_path / "base", dict(model(0).state_dict()), step=30)
+    url = f"file://{tmp_path}/mirror"
+    store = CheckpointStore(tmp_path / "base/checkpoints")
+    Mirror(MirrorConfig(url=url)).upload(store, 30, lambda: True)
+    loaded = load(model(1), tmp_path, url)
+    assert loaded.record["path"] == url
+    assert loaded.text.endswith(f"from {url}, step 30")
+    assert not (tmp_path / "download").exists()
 
 
 def test_bf16_weights_are_loaded_into_fp32(tmp_path):

@@ -144,17 +144,20 @@ def load_initial_weights(initial: InitialWeights, strategy: Strategy, ema: Ema |
             f"{source.path} has extra state (get_extra_state) of modules, which is not loaded: "
             "init_from loads parameters and buffers only."
         )
+    # What a download leaves behind is the URL, not the directory.
+    downloaded = initial.download in source.path.parents
+    place = initial.config.source if downloaded else str(source.path)
     at = "" if source.step is None else f", step {source.step}"
     record = {
         "source": initial.config.source,
-        "path": str(source.path),
+        "path": place,
         "step": source.step,
         "run": source.run,
         "sha256": source.sha256,
         "tensors": len(match.used),
         "of": len(model),
     }
-    return Loaded(f"Initial weights: {summary} from {source.path}{at}", notes, record)
+    return Loaded(f"Initial weights: {summary} from {place}{at}", notes, record)
 
 
 def changes_without_effect(attempt: Attempt) -> list[str]:
