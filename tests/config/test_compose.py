@@ -161,3 +161,27 @@ def test_a_large_number_by_a_reference_is_refused():
     for digits in (400, 5000):
         with pytest.raises(UsageError, match="cannot be resolved"):
             compose([], [f"run.seed=${{oc.decode:'{'9' * digits}'}}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "section"),
+    [
+        (["init_from=a/b"], {"source": "a/b"}),
+        (["init_from=wandb:a/b:best"], {"source": "wandb:a/b:best"}),
+        (["init_from=a", "init_from.strict=false"], {"source": "a", "strict": False}),
+        (["init_from.strict=false", "init_from=a"], {"source": "a", "strict": False}),
+        (["init_from={source: a}", "init_from=b"], {"source": "b"}),
+        (["init_from=a", "init_from=null"], None),
+        (["init_from=null", "init_from=a"], {"source": "a"}),
+    ],
+)
+def test_a_text_alone_sets_the_main_key_of_its_section(overrides, section):
+    assert compose([], overrides).values == {"init_from": section}
+
+
+def test_a_text_alone_in_a_file_has_its_origin(tmp_path):
+    file = write(tmp_path / "a.yaml", "run:\n  name: x\ninit_from: ${run.name}/b\n")
+    composed = compose([file], ["init_from.strict=false"])
+    assert composed.values["init_from"] == {"source": "x/b", "strict": False}
+    assert composed.origin("init_from.source") == f"{file}:3"
+    assert compose([file], ["init_from=c"]).origin("init_from.source") == "command line"

@@ -106,6 +106,7 @@ def test_connections_beyond_the_limit_are_closed(server):
 
 def test_a_run_that_has_ended_is_not_watched(running):
     (running / "heartbeats" / "rank-0.json").unlink()
+    (running / "lock").write_text("")  # released
     with pytest.raises(UsageError, match="No run is in progress"):
         open_server([str(running)], 0)
 

@@ -51,14 +51,15 @@ class MirrorError(Exception):
 class Mirror:
     """The mirror's storage. Turns every error of the storage into a MirrorError."""
 
-    def __init__(self, config: MirrorConfig) -> None:
+    def __init__(self, config: MirrorConfig, field: str = "checkpoint.mirror.url is") -> None:
+        """``field`` begins the message for a URL that cannot be used."""
         self.url = config.url.rstrip("/")
         self._part_size = config.part_mb << 20
         try:
             self.storage = storage_at(self.url, config.options)
         except (ValueError, ImportError, TypeError) as error:
             raise UsageError(
-                f"checkpoint.mirror.url is {config.url!r}, which cannot be used "
+                f"{field} {config.url!r}, which cannot be used "
                 f"({first_line(error)}); set a URL such as s3://bucket/folder or file:///folder, "
                 "and install its driver with `pip install 'isorun[s3]'` or 'isorun[gcs]'."
             ) from error

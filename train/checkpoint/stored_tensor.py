@@ -27,13 +27,18 @@ def check_tensors(checkpoint: Path, places: Iterable[tuple[str, int, int]]) -> N
     for name, parts in by_file.items():
         with os.fdopen(open_regular(checkpoint / name), "rb") as file:
             for at, length in sorted(parts):
-                if fault := _fault(_Slice(file, at, length), length):
+                if fault := zip_fault(file, at, length):
                     raise DamagedError(
                         f"A tensor of {checkpoint} cannot be read ({name} at byte {at}: {fault})"
                     )
 
 
-def _fault(data: _Slice, length: int) -> str | None:
+def zip_fault(
+    file: IO[bytes], at: int, length: int, largest_read: int = _LARGEST_READ
+) -> str | None:
+    """Why ``length`` bytes of a file from ``at`` on are not a zip file without compression whose
+    list of entries has at most ``largest_read`` bytes; None where they are."""
+    data = _Slice(file, at, length, largest_read)
     try:
         if data.read(4) != b"PK\x03\x04":
             return "it is not a zip file"
@@ -50,8 +55,9 @@ def _fault(data: _Slice, length: int) -> str | None:
 class _Slice:
     """A part of a file, as much of a file as zipfile needs."""
 
-    def __init__(self, file: IO[bytes], start: int, length: int) -> None:
+    def __init__(self, file: IO[bytes], start: int, length: int, largest_read: int) -> None:
         self._file, self._start, self._length, self._at = file, start, length, 0
+        self._largest_read = largest_read
 
     def seekable(self) -> bool:
         return True
@@ -69,7 +75,7 @@ class _Slice:
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._length - self._at)
         size = left if size < 0 else min(size, left)
-        if size > _LARGEST_READ:
+        if size > self._largest_read:
             raise ValueError("it has too many entries")
         self._file.seek(self._start + self._at)
         data = self._file.read(size)

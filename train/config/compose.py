@@ -22,6 +22,9 @@ COMMAND_LINE = "command line"
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 _UNREADABLE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
 """What PyYAML raises for a scalar that has not the form of its tag."""
+SHORT_FORMS = {"init_from": "source"}
+"""Sections that a text alone stands for, and the key in them that it sets. It is expanded before
+the merge, so that ``init_from=PLACE init_from.strict=false`` keeps the place."""
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 
 
@@ -95,7 +98,7 @@ def _compose(files: Sequence[str], overrides: Sequence[str], stored: Collection[
         parts.append(Part(name, OmegaConf.to_container(parsed, resolve=False), name in stored))
         origins = _without_replaced(origins, parts[-1].values)
         origins.update((key, f"{name}:{line}") for key, line in _lines(text))
-    for override in overrides:
+    for override in map(_expanded, overrides):
         key, text = _override_key(override), override.partition("=")[2]
         try:
             comment = _comment(text)
@@ -151,6 +154,18 @@ def _compose(files: Sequence[str], overrides: Sequence[str], stored: Collection[
     composed = Composed(values, origins, tuple(parts))
     check_no_secrets(raw, values, lambda key: composed.where(key.partition("[")[0]))
     return composed
+
+
+def _expanded(override: str) -> str:
+    """An override of a short form as one of the key that it sets; others as they are."""
+    key, _, text = override.partition("=")
+    if key not in SHORT_FORMS:
+        return override
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, *_UNREADABLE):
+        return override  # which is reported where it is merged
+    return f"{key}.{SHORT_FORMS[key]}={text}" if isinstance(values[key], str) else override
 
 
 def _without_replaced(origins: Mapping[str, str], part: Any) -> dict[str, str]:
@@ -211,6 +226,11 @@ def _parse(text: str, name: str) -> Any:
         raise UsageError(
             f"{name} must contain keys and values (`run:`, `task:` ...) at the top level."
         )
+    values: Any = OmegaConf.to_container(parsed, resolve=False)
+    section: Any = parsed
+    for key, inner in SHORT_FORMS.items():
+        if isinstance(values.get(key), str):
+            section[key] = {inner: values[key]}
     return parsed
 
 
@@ -266,6 +286,8 @@ def _lines(text: str) -> Iterator[tuple[str, int]]:
             for key_node, value_node in node.value:
                 key = f"{prefix}{key_node.value}"
                 yield key, key_node.start_mark.line + 1
+                if key in SHORT_FORMS and isinstance(value_node, yaml.ScalarNode):
+                    yield f"{key}.{SHORT_FORMS[key]}", key_node.start_mark.line + 1
                 yield from walk(value_node, key + ".")
 
     return walk(yaml.compose(text, Loader=yaml.SafeLoader), "")

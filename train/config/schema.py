@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, create_model, field_validator, model_validator
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
+from train.checkpoint.init_from_config import InitFromConfig
 from train.data.loader_config import LoaderConfig
 from train.data.plan import BatchConfig
 from train.optim.ema import EmaConfig
@@ -116,6 +117,9 @@ class Config(Section):
 
     data: Any = {}
     """The task's data."""
+
+    init_from: InitFromConfig | None = None
+    """Start from existing weights; null for the initial weights of the model as built."""
 
     batch: BatchConfig
     """Samples per optimiser step."""

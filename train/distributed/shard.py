@@ -117,6 +117,15 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def names_of_tensors(model: nn.Module) -> dict[str, list[str]]:
+    """All names of each tensor of ``model_tensors``, by the first: a shared tensor has several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and not is_extra_state(name):
+            names.setdefault(id(tensor), []).append(name)
+    return {found[0]: found for found in names.values()}
+
+
 def is_extra_state(name: str) -> bool:
     """Whether an entry of a state_dict is the extra state of a module, or a tensor of it."""
     return EXTRA_STATE in name.split(".")

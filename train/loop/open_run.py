@@ -52,6 +52,11 @@ from train.setup.build import (
     build_evaluation_batches,
     build_trainable,
 )
+from train.setup.init_from import (
+    changes_without_effect,
+    find_initial_weights,
+    load_initial_weights,
+)
 from train.setup.join import Joined, join_ranks
 from train.setup.micro_batch_effects import micro_batch_warnings
 from train.setup.records import Records, open_records, record_attempt
@@ -106,6 +111,8 @@ def _open(
     def beat(phase: str) -> None:
         joined.heartbeat.update(phase, progress.step)
 
+    beat("reading init_from")
+    source = find_initial_weights(stack, loaded, directory, joined)
     task = loaded.task(config)
     store = CheckpointStore(directory.checkpoints)
     if attempt.resume_step is not None:
@@ -129,6 +136,10 @@ def _open(
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
     notes: list[str] = []
+    with joined.goodput.clock.within("restore"):
+        initial = load_initial_weights(source, model.strategy, model.ema) if source else None
+    if initial:
+        notes = initial.notes
     if attempt.resume_step is not None:
         with joined.goodput.clock.within("restore"):
             resumed = resume(
@@ -141,7 +152,7 @@ def _open(
                 changes=attempt.changes,
                 allow_changes=allow_changes,
             )
-        state, notes = resumed.state, resumed.notes
+        state, notes = resumed.state, resumed.notes + changes_without_effect(attempt)
         metrics.load_state_dict(state["window"])
         if early_stop and state["early_stop"]:
             early_stop.load_state_dict(state["early_stop"])
@@ -158,8 +169,9 @@ def _open(
 
     stack.push(on_error(call_failure_hooks))
     records = _open_records(
-        stack, loaded, directory, joined, data, plan, model, progress, tracker, beat
-    )
+        stack, loaded, directory, joined, data, plan, model, progress, tracker, beat,
+        initial.record if initial else None,
+    )  # fmt: skip
     engine.collectives.barrier()  # no rank takes a step of an attempt that is not recorded
     checkpointing = Checkpointing(
         store,
@@ -199,6 +211,7 @@ def _open(
         data=data,
         plan=plan,
         model=model,
+        initial=initial,
         progress=progress,
         metrics=metrics,
         stragglers=Stragglers(joined.hosts),
@@ -385,6 +398,7 @@ def _open_records(
     progress: Progress,
     tracker: Tracker,
     beat: Callable[[str], None],
+    initial: dict[str, Any] | None,
 ) -> Records | None:
     """The records of rank 0; None on other ranks."""
     if not joined.engine.is_main:
@@ -392,7 +406,8 @@ def _open_records(
     config = loaded.config
     joined.stop.watch_file(directory.stop_file)
     values = config.model_dump(mode="json")
-    record_attempt(directory, values, joined, model.strategy, data.order, plan.largest_micro_batch)
+    size = plan.largest_micro_batch
+    record_attempt(directory, values, joined, model.strategy, data.order, size, initial)
     number = joined.attempt.number
 
     def record_end(code: Exit, text: str) -> None:

@@ -44,6 +44,8 @@ def report_start(run: OpenRun) -> None:
     )
     if facts := facts_of(run.task):
         say("Facts: " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
+    if run.initial:
+        say(run.initial.text)
     say(run.model.summary)
 
 

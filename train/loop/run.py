@@ -25,6 +25,7 @@ from train.loop.train_step import TrainStep
 from train.loop.triggers import Triggers
 from train.setup.build import RunData, TrainableModel
 from train.setup.find_run import Attempt
+from train.setup.init_from import Loaded
 from train.setup.join import Joined
 from train.strategies.engine import Engine
 from train.tasks.base import Task
@@ -45,6 +46,9 @@ class OpenRun:
     plan: BatchPlan
     """How each step is divided into micro-batches."""
     model: TrainableModel
+    initial: Loaded | None
+    """What was loaded from ``init_from``; None if the initial weights are those of the model as
+    built, or of a resumed run."""
     progress: Progress
     metrics: StepMetrics
     stragglers: Stragglers

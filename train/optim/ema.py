@@ -60,6 +60,13 @@ class Ema:
             torch._foreach_mul_(changes, weight.to(averages[0]))
             torch._foreach_add_(averages, changes)
 
+    def restart(self) -> None:
+        """Makes the present weights the averages."""
+        import torch
+
+        with torch.no_grad():
+            torch._foreach_copy_(self._averages(), self._weights())
+
     def _averages(self) -> list[Tensor]:
         return [shard.local for shard in self.averages.values()]
 

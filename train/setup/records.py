@@ -37,8 +37,10 @@ def record_attempt(
     strategy: Strategy,
     order: SampleOrder,
     micro_batch_size: int,
+    initial: dict[str, Any] | None,
 ) -> None:
-    """Records this attempt and its config (JSON values) in the run directory."""
+    """Records this attempt, its config and what it loaded from ``init_from`` (JSON values) in the
+    run directory."""
     attempt = joined.attempt
     directory.clear_finished()
     for name, settings in strategy.run_directory_files().items():
@@ -58,6 +60,7 @@ def record_attempt(
             "micro_batch_size": micro_batch_size,
             "device": strategy.engine.device.type,
             "code": joined.code,
+            **({"init_from": initial} if initial else {}),
             "changes": [redact(str(change)) for change in attempt.changes],
         }
     )
