@@ -67,7 +67,7 @@ def test_an_empty_file_is_valid(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UsageError, match="nowhere.yaml.*does not exist"):
+    with pytest.raises(UsageError, match="no config file or run directory .*nowhere.yaml"):
         compose([str(tmp_path / "nowhere.yaml")], [])
 
 

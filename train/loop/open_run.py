@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from train.checkpoint.attempts import described_end
 from train.checkpoint.damage import refused_files
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.mirror import Mirror
@@ -23,7 +18,6 @@ from train.config.changes import Difference
 from train.config.load import LoadedConfig
 from train.data.loader import Batches, training_batches
 from train.data.plan import BatchPlan
-from train.distributed.world import world_warnings
 from train.exits import Exit, ResumeRefusedError, RetryError
 from train.goodput.clock import PhaseClock
 from train.goodput.ledger import GoodputLedger
@@ -34,6 +28,7 @@ from train.loop.evaluation import Evaluation
 from train.loop.evaluation_check import check_evaluation
 from train.loop.failure import on_error
 from train.loop.first_step import FirstStepChecks
+from train.loop.open_tracker import open_tracker
 from train.loop.run import OpenRun, resume_point
 from train.loop.state import Progress
 from train.loop.step_agreement import StepAgreement
@@ -58,13 +53,10 @@ from train.setup.init_from import (
     load_initial_weights,
 )
 from train.setup.join import Joined, join_ranks
-from train.setup.micro_batch_effects import micro_batch_warnings
 from train.setup.records import Records, open_records, record_attempt
 from train.setup.resume import resume
 from train.tasks.base import Task
 from train.tasks.checked import flops_of
-from train.tasks.registry import unused_methods
-from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
 
 _log = logging.getLogger("train")
@@ -156,7 +148,7 @@ def _open(
         metrics.load_state_dict(state["window"])
         if early_stop and state["early_stop"]:
             early_stop.load_state_dict(state["early_stop"])
-    tracker = _open_tracker(
+    tracker = open_tracker(
         stack, loaded, directory, joined, task, data, plan, model, progress, notes
     )
     resumed_from = None if attempt.resume_step is None else store.path(attempt.resume_step)
@@ -319,72 +311,6 @@ def _step_metrics(loaded: LoadedConfig, task: Task, data: RunData, joined: Joine
         global_batch_size=loaded.config.batch.global_batch_size,
         dataset_size=data.order.size,
     )
-
-
-def _facts(
-    loaded: LoadedConfig, joined: Joined, data: RunData, plan: BatchPlan, model: TrainableModel
-) -> dict[str, Any]:
-    engine, fingerprint = joined.engine, json.dumps(data.fingerprint.to_json())
-    return {
-        "placement": {
-            "strategy": model.strategy.setup.name,
-            "world_size": engine.world_size,
-            "hosts": list(dict.fromkeys(joined.hosts)),
-            "device": engine.device.type,
-            "precision": loaded.config.precision,
-            "micro_batch_size": plan.micro_batch_size,
-        },
-        "dataset": {
-            "samples": data.order.size,
-            "fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
-        },
-        "model_summary": model.summary,
-    }
-
-
-def _open_tracker(
-    stack: ExitStack,
-    loaded: LoadedConfig,
-    directory: RunDirectory,
-    joined: Joined,
-    task: Task,
-    data: RunData,
-    plan: BatchPlan,
-    model: TrainableModel,
-    progress: Progress,
-    notes: Sequence[str],
-) -> Tracker:
-    engine, attempt = joined.engine, joined.attempt
-    info = RunInfo(
-        id=attempt.identity.id,
-        name=attempt.identity.name,
-        directory=directory.path,
-        attempt=attempt.number,
-        wandb_id=attempt.identity.wandb_id,
-        config=loaded.config.model_dump(mode="json"),
-        code=joined.code,
-        unit=task.unit,
-        total_steps=data.total_steps,
-        start_step=progress.step,
-        facts=_facts(loaded, joined, data, plan, model),
-    )
-    tracker = Tracker(loaded.config.track, info, is_main=engine.is_main)
-    stack.callback(tracker.close)
-    stack.push(on_error(lambda code, text: tracker.fail(code)))
-    gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0
-    last = directory.attempts.last()
-    if last and attempt.number > 1:
-        _log.info("the attempt before: %s", described_end(last))
-        tracker.event(
-            f"Attempt {attempt.number} starts after step {progress.step}; the attempt before: "
-            f"{described_end(last).rstrip('.')}."
-        )
-    depends = micro_batch_warnings(last, plan, model.strategy.bare_model)
-    unused = unused_methods(type(task))
-    world = world_warnings(engine.world, gpus)
-    for note in [*attempt.notes, *notes, *world, *data.warnings, *depends, *unused]:
-        tracker.warn(note)
-    return tracker
 
 
 def _open_records(

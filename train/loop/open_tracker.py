@@ -1,0 +1,97 @@
+"""Opens the tracker of an attempt, and says what its user must know."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from train.checkpoint.attempts import described_end
+from train.checkpoint.run_directory import RunDirectory
+from train.config.load import LoadedConfig
+from train.data.plan import BatchPlan
+from train.distributed.world import world_warnings
+from train.loop.failure import on_error
+from train.loop.state import Progress
+from train.setup.build import RunData, TrainableModel
+from train.setup.join import Joined
+from train.setup.micro_batch_effects import micro_batch_warnings
+from train.tasks.base import Task
+from train.tasks.registry import unused_methods
+from train.track.sinks import RunInfo
+from train.track.tracker import Tracker
+
+_log = logging.getLogger("train")
+
+
+def open_tracker(
+    stack: ExitStack,
+    loaded: LoadedConfig,
+    directory: RunDirectory,
+    joined: Joined,
+    task: Task,
+    data: RunData,
+    plan: BatchPlan,
+    model: TrainableModel,
+    progress: Progress,
+    notes: Sequence[str],
+) -> Tracker:
+    """The tracker of this attempt, which closes with ``stack``. Warns of what a user must know
+    before the first step: ``notes``, and what the data, the world and the task show."""
+    engine, attempt = joined.engine, joined.attempt
+    info = RunInfo(
+        id=attempt.identity.id,
+        name=attempt.identity.name,
+        directory=directory.path,
+        attempt=attempt.number,
+        wandb_id=attempt.identity.wandb_id,
+        config=loaded.config.model_dump(mode="json"),
+        code=joined.code,
+        unit=task.unit,
+        total_steps=data.total_steps,
+        start_step=progress.step,
+        facts=_facts(loaded, joined, data, plan, model),
+    )
+    tracker = Tracker(loaded.config.track, info, is_main=engine.is_main)
+    stack.callback(tracker.close)
+    stack.push(on_error(lambda code, text: tracker.fail(code)))
+    gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0
+    last = directory.attempts.last()
+    if last and attempt.number > 1:
+        _log.info("the attempt before: %s", described_end(last))
+        tracker.event(
+            f"Attempt {attempt.number} starts after step {progress.step}; the attempt before: "
+            f"{described_end(last).rstrip('.')}."
+        )
+    depends = micro_batch_warnings(last, plan, model.strategy.bare_model)
+    unused = unused_methods(type(task))
+    world = world_warnings(engine.world, gpus)
+    for note in [*attempt.notes, *notes, *world, *data.warnings, *depends, *unused]:
+        tracker.warn(note)
+    return tracker
+
+
+def _facts(
+    loaded: LoadedConfig, joined: Joined, data: RunData, plan: BatchPlan, model: TrainableModel
+) -> dict[str, Any]:
+    engine, fingerprint = joined.engine, json.dumps(data.fingerprint.to_json())
+    return {
+        "placement": {
+            "strategy": model.strategy.setup.name,
+            "world_size": engine.world_size,
+            "hosts": list(dict.fromkeys(joined.hosts)),
+            "device": engine.device.type,
+            "precision": loaded.config.precision,
+            "micro_batch_size": plan.micro_batch_size,
+        },
+        "dataset": {
+            "samples": data.order.size,
+            "fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
+        },
+        "model_summary": model.summary,
+    }
