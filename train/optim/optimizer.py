@@ -101,8 +101,14 @@ def build_optimizer(config: OptimConfig, model: nn.Module, origin: str = "defaul
                 f"optim.options.{name} is {value!r}, which is not what the optimiser "
                 f"{config.use!r} ({origin}) takes ({fault}); correct or remove it."
             )
+    fuses_shards = _fuses_shards(cls, model)
     if {"fused", "foreach"}.isdisjoint(arguments) and "fused" in accepted:
-        arguments["fused"] = _fusible(model)
+        arguments["fused"] = fuses_shards and _fusible(model)
+    if arguments.get("fused") and not fuses_shards:
+        raise UsageError(
+            f"optim.options.fused is true, but torch's fused {cls.__name__} does not update the "
+            "sharded parameters of strategy=fsdp2; remove it."
+        )
     try:
         return cls(parameter_groups(config, model), **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -142,6 +148,16 @@ def _find(use: str, origin: str) -> Callable[..., Optimizer]:
         )
     found: Callable[..., Optimizer] = import_class(reference, Optimizer, f"optim.use ({origin})")
     return found
+
+
+def _fuses_shards(cls: Any, model: nn.Module) -> bool:
+    """Whether a fused step works on these parameters. Of torch's fused kernels, only Adam's and
+    AdamW's take DTensors (torch 2.13)."""
+    from torch.distributed.tensor import DTensor
+    from torch.optim import Adam, AdamW
+
+    is_sharded = any(isinstance(p, DTensor) for p in model.parameters() if p.requires_grad)
+    return not is_sharded or (isinstance(cls, type) and issubclass(cls, (Adam, AdamW)))
 
 
 def _fusible(model: nn.Module) -> bool:
