@@ -178,3 +178,9 @@ def test_sharded_checkpoints_can_be_evaluated_and_exported(finished, tmp_path, m
         if name.startswith("model.") and name.removeprefix("model.") in own:
             assert torch.equal(own[name.removeprefix("model.")], tensor), name
     assert torch.isfinite(module(*[torch.ones(2, 8)])).all()
+
+
+def test_averages_of_a_model_with_a_parameter_without_elements_are_exported(tmp_path):
+    words = [*BASE, *settings("empty"), "ema.decay=0.9"]
+    run("fit", tmp_path / "run", *words)
+    run("export", tmp_path / "run", *words, "--to", tmp_path)

@@ -190,9 +190,10 @@ def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:
     Raises ResumeRefusedError if names or shapes are not those of the model, and DamagedError.
     """
     adopt_buffers(model, dcp.shapes(directory), prefix="model.")
-    trainable = {name for name, p in model.named_parameters() if averaged and p.requires_grad}
+    # A run makes buffers of parameters without elements: they have no average.
+    averages = {n for n, p in model.named_parameters() if averaged and p.requires_grad and p.numel()}
     targets = {
-        ("ema." if name in trainable else "model.") + name: Shard.of(tensor)
+        ("ema." if name in averages else "model.") + name: Shard.of(tensor)
         for name, tensor in model_tensors(model).items()
     }
     stored = dcp.shapes(directory)
