@@ -108,6 +108,16 @@ def pytest_collection_modifyitems(items):
     )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_finish(session):
+    """Fails where pytest-xdist has not understood the groups (3.8 with pytest 9.2): tests of a file
+    would run in both processes, each with its own fixtures, and take twice the time."""
+    yield
+    groups = getattr(session.config.option, "loadgroup", False)
+    if groups and any("@" not in i.nodeid for i in session.items):
+        raise pytest.UsageError("pytest-xdist does not group the tests; see pyproject.toml.")
+
+
 fast = None  # the fast test that is running
 
 

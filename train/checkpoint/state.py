@@ -191,7 +191,9 @@ def restore_model(directory: Path, model: nn.Module, *, averaged: bool) -> None:
     """
     adopt_buffers(model, dcp.shapes(directory), prefix="model.")
     # A run makes buffers of parameters without elements: they have no average.
-    averages = {n for n, p in model.named_parameters() if averaged and p.requires_grad and p.numel()}
+    averages = {
+        n for n, p in model.named_parameters() if averaged and p.requires_grad and p.numel()
+    }
     targets = {
         ("ema." if name in averages else "model.") + name: Shard.of(tensor)
         for name, tensor in model_tensors(model).items()
