@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("wandb")
 
 from tests.support.forked import Command, run
-from tests.support.runs import curve
+from tests.support.runs import ROOT, curve
 from tests.support.wandb_server import WandbServer
 from train.checkpoint.run_directory import RunDirectory
 from train.track.wandb_log import transaction_logs
@@ -57,8 +57,10 @@ def test_all_is_uploaded_once_and_in_order(three_attempts, server, tmp_path):
     before = list(server.operations)
     assert "W&B has all of its rows" in sync(runs / "run", server=server)
     assert server.operations == before, "nothing is asked of the server"
+    assert not (ROOT / "wandb").exists(), "W&B writes its logs in the run directory"
 
 
+@pytest.mark.slow
 def test_an_interrupted_upload_is_continued(three_attempts, server, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(three_attempts, directory, symlinks=True)

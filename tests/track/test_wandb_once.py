@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("wandb")
 
 from tests.support.forked import quick
-from tests.support.lanes import slow
 from tests.support.runs import ROOT, metrics
 from tests.support.wandb_server import WandbServer
 from tests.track.wandb_file import history, offline_files, records
@@ -74,6 +73,7 @@ class Run:
     def _run(self, program, expect):
         clean = {k: v for k, v in program["env"].items() if "WANDB" not in k}
         clean |= {"HOME": str(self.directory), "WANDB_ERROR_REPORTING": "false"}
+        clean["WANDB_DIR"] = str(self.directory)
         with tempfile.TemporaryFile("w+") as output:
             done = subprocess.run(
                 program["args"], cwd=ROOT, env=clean | self.environment, stdout=output,
@@ -250,9 +250,8 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "fault", ["500 of rows", *map(slow, ["500", "closed", "hangs", "rows hang"])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
 def test_rows_that_a_faulty_server_did_not_take_follow_later(tmp_path, server, fault):
     run = Run(tmp_path, server.environment)
     server.fault = FAULTS[fault]

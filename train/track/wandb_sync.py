@@ -3,6 +3,7 @@ committed rows that no attempt has sent."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -93,10 +94,12 @@ def _sync_segment(log: Path, directory: Path, seconds: float) -> None:
     Raises RetryError."""
     started = time.monotonic()
     command = [sys.executable, "-m", "wandb", "sync", str(log)]
+    environment = {**os.environ, "WANDB_DIR": str(directory)}  # for its own log
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
-        )
+            command, env=environment, capture_output=True, text=True, errors="replace",
+            timeout=seconds, check=False,
+        )  # fmt: skip
         said = (done.stdout + done.stderr).strip().splitlines()
     except subprocess.TimeoutExpired:
         said = [f"timed out after {time.monotonic() - started:.0f} s"]
