@@ -222,6 +222,7 @@ def test_a_watched_page_follows_the_run(visit, run, monkeypatch):
     write_lines(run / "attempts.jsonl", [{"attempt": 1, "time": START, "world_size": 1}])
     (run / "heartbeats").mkdir()
     write(run / "heartbeats" / "rank-0.json", {})
+    (run / "lock").write_text("process 1 on another-host since 2026-01-01 00:00:00")
     server = open_server([str(run)], 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
