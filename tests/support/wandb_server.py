@@ -10,7 +10,6 @@ import gzip
 import json
 import re
 import threading
-import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -171,11 +170,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self._send(404, {})
-
-
-def wait_until(condition, seconds=30.0):
-    """Returns once the condition holds; fails after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from train.checkpoint.run_directory import RunDirectory
 from train.command_line import say
 from train.exits import DataError, Exit, ResumeRefusedError, UsageError
-from train.json_files import has_fields, json_lines
+from train.runs.find import find_runs
 from train.track.sinks import RunInfo
 from train.track.track_config import TrackConfig
+from train.track.wandb_rows import committed_steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +47,8 @@ def run(arguments: argparse.Namespace) -> Exit:
 
 
 def _runs_in(path: Path) -> list[Path]:
-    if RunDirectory(path).exists:
-        return [path]
-    found = sorted(file.parent for file in [*path.glob("*/run.json"), *path.glob("*/*/run.json")])
+    below = find_runs([path]) if path.is_dir() else []
+    found = [directory for directory in below if RunDirectory(directory).exists]
     if not found:
         raise UsageError(
             f"{str(path)!r} is not a run directory and holds none; name the directory of a run."
@@ -101,8 +101,6 @@ def _track_config(directory: RunDirectory) -> TrackConfig:
 
 def _run_info(directory: RunDirectory, last: dict[str, Any]) -> RunInfo:
     identity = directory.identity("")
-    rows = (row for _, row in json_lines(directory.metrics)) if directory.metrics.exists() else ()
-    steps = [row["step"] for row in rows if has_fields(row, {"step": int})]
     return RunInfo(
         id=identity.id,
         name=identity.name,
@@ -113,5 +111,5 @@ def _run_info(directory: RunDirectory, last: dict[str, Any]) -> RunInfo:
         code=last.get("code") or {},
         unit="",
         total_steps=0,
-        start_step=max(steps, default=0),
+        start_step=max(committed_steps(directory.metrics), default=0),
     )

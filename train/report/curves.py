@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from train.json_files import is_count, is_number, json_lines
+from train.runs.state import moment
 
 BUCKETS = 1000
 """The most buckets of a curve. A bucket keeps its lowest and its highest point."""
@@ -130,17 +131,12 @@ class Metrics:
     """Step, time and number of steps that were skipped since the row before."""
 
 
-def valid_time(value: object) -> float | None:
-    """A time of a record, in seconds since the epoch; None for what is none."""
-    return float(value) if is_number(value) and 0 <= value < 1e11 else None
-
-
 def read_metrics(path: Path) -> Metrics:
     """Reads the rows of a file; none where there is no file. Raises OSError."""
     found = Metrics()
     skipped, unknown = 0.0, set[str]()
     for step, row in _rows(path, found):
-        time = valid_time(row.get("time"))
+        time = moment(row.get("time"))
         here = Point(step, time, None)
         found.rows, found.last = found.rows + 1, here
         attempt = row.get("attempt")

@@ -15,8 +15,9 @@ from train.checkpoint.run_view import Checkpoint
 from train.exits import Exit
 from train.files import open_regular, refuse_link
 from train.json_files import Fields, has_fields, is_count, read_object
-from train.report.curves import Metrics, valid_time
+from train.report.curves import Metrics
 from train.report.state import State
+from train.runs.state import moment
 
 MARKS = 500
 """The most marks of a kind."""
@@ -91,7 +92,7 @@ def _of_attempts(
         start = from_step if is_count(from_step) else 0
         how = "starts" if from_step is None else f"resumes from step {start}"
         text = f"Attempt {number} {how}"
-        yield Mark("attempt", start, valid_time(values.get("time")), text, number)
+        yield Mark("attempt", start, moment(values.get("time")), text, number)
         last = metrics.attempts[number][1] if number in metrics.attempts else None
         step = last_step(number, attempts, metrics)
         ended = values.get("ended")
@@ -100,7 +101,7 @@ def _of_attempts(
                 text = f"Attempt {number} has no recorded end: killed, or its machine was lost"
                 yield Mark("fault", step, last.time if last else None, text, number)
             continue
-        code, time = ended.get("code"), valid_time(ended.get("time"))
+        code, time = ended.get("code"), moment(ended.get("time"))
         reason = str(ended.get("reason") or "")[:_TEXT]
         text = f"Attempt {number} ended with exit code {code}: {reason}"
         if code == Exit.DONE:
@@ -145,7 +146,7 @@ def _failures(directory: Path, clock: Clock) -> Iterator[Mark]:
             record = read_object(entry, _FAILURE, limit=1 << 20)
         except (OSError, ValueError):
             continue
-        time, first = valid_time(record["time"]), record["first"]
+        time, first = moment(record["time"]), record["first"]
         where = ""
         if has_fields(first, {"rank": int, "host": str}):
             where = f" (rank {first['rank']} on {first['host']} ended first)"

@@ -9,16 +9,13 @@ from typing import Any
 from train.config.leaves import leaves, shown_path
 from train.report.data import RunData
 from train.report.html import Html, join, table, tag
+from train.runs.differences import NOT_ENVIRONMENT
 
 ROWS = 2000
 """The most rows of a table."""
 _FEW = 20
 """A longer table is closed until it is opened."""
 _VALUE = 400  # characters
-_HIDDEN = {
-    "attempt", "run", "time", "resumed_from_step", "ended", "code", "samples", "seed", "batch",
-    "changes",
-}  # fmt: skip
 
 
 def config_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
@@ -30,7 +27,7 @@ def code_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
     """Code, environment and placement of the newest attempts, and changes between attempts."""
     code = [_object(run.last_attempt.get("code")) for run in runs]
     others = [
-        {name: value for name, value in run.last_attempt.items() if name not in _HIDDEN}
+        {name: value for name, value in run.last_attempt.items() if name not in NOT_ENVIRONMENT}
         for run in runs
     ]
     parts = [

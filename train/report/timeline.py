@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from train.json_files import is_count
-from train.report.curves import valid_time
 from train.report.data import RunData
 from train.report.figures import start_of
 from train.report.html import Html, join, table, tag
 from train.report.marks import last_step
 from train.report.words import clock, duration, placement
+from train.runs.state import moment
 
 
 def timeline_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
@@ -62,7 +62,7 @@ def _bar(run: RunData, longest: float) -> Html:
 
     shapes = [Html('<line class="base" x1="0%" x2="100%" y1="24" y2="24"></line>')]
     for number in sorted(run.attempts)[-200:]:
-        begin = valid_time(run.attempts[number].get("time"))
+        begin = moment(run.attempts[number].get("time"))
         if begin is None:
             continue
         left, right = at(begin), at(end_of(run, number))
@@ -107,7 +107,7 @@ def attempts_table(run: RunData) -> Html:
     rows = []
     for number in sorted(run.attempts)[-200:]:
         values = run.attempts[number]
-        begin = valid_time(values.get("time"))
+        begin = moment(values.get("time"))
         first = values.get("resumed_from_step")
         ended = values.get("ended")
         how: Mapping[str, Any] = ended if isinstance(ended, Mapping) else {}
@@ -131,8 +131,8 @@ def end_of(run: RunData, number: int) -> float:
     """When an attempt ended, as far as that is known."""
     values = run.attempts[number]
     ended = values.get("ended")
-    known = valid_time(ended.get("time")) if isinstance(ended, Mapping) else None
-    begin = valid_time(values.get("time")) or run.created
+    known = moment(ended.get("time")) if isinstance(ended, Mapping) else None
+    begin = moment(values.get("time")) or run.created
     if known is None and run.state.kind == "running" and number == max(run.attempts):
         known = time.time()
     if known is None and number in run.metrics.attempts:

@@ -22,7 +22,7 @@ from train.tasks.registry import BUILT_IN, find_task
 Rows = dict[str, list[Any]]
 """The value of each run for each name, where they are not all equal."""
 _TASK = ("task", "model", "data")
-_NOT_ENVIRONMENT = (
+NOT_ENVIRONMENT = (
     "attempt", "run", "seed", "samples", "batch", "time", "resumed_from_step", "code", "changes",
     "ended",
 )  # fmt: skip
@@ -101,7 +101,7 @@ def environment(run: Run) -> dict[str, Any]:
     attempt = last_attempt(run)
     hosts = attempt.get("hosts")
     nodes = {"nodes": len(hosts)} if isinstance(hosts, list) else {}
-    return nodes | {k: v for k, v in attempt.items() if k not in _NOT_ENVIRONMENT}
+    return nodes | {k: v for k, v in attempt.items() if k not in NOT_ENVIRONMENT}
 
 
 def last_attempt(run: Run) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from train.json_files import has_fields, json_lines
+from train.json_files import LARGEST, has_fields, json_lines
 
 
 class Rows:
@@ -74,6 +74,11 @@ def committed_rows(metrics_file: Path, until: int) -> Iterator[tuple[int, dict[s
     for _, row in json_lines(metrics_file):
         if has_fields(row, {"step": int}) and row["step"] <= until:
             yield row["step"], row
+
+
+def committed_steps(metrics_file: Path) -> list[int]:
+    """The steps of all rows of metrics.jsonl, in order."""
+    return [step for step, _ in committed_rows(metrics_file, LARGEST)]
 
 
 def as_logged(row: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:

@@ -15,7 +15,7 @@ from train.exits import RetryError, UsageError, first_line
 from train.track.sinks import RunInfo
 from train.track.track_config import TrackConfig
 from train.track.wandb_log import first_step, is_offline, last_step, synced_marker, transaction_logs
-from train.track.wandb_rows import committed_rows
+from train.track.wandb_rows import committed_steps
 from train.track.wandb_sink import WandbSink, wandb_mode
 
 
@@ -43,34 +43,30 @@ def upload(
     shows; ``seconds`` limits the upload of each segment. Raises RetryError.
     """
     logs = transaction_logs(run.directory)
+    steps = committed_steps(run.directory / "metrics.jsonl")
     nothing = True
     known = 0  # rows of later steps may be in no log
     doubtful = False  # W&B may lack rows of an online attempt, if it was killed
     for log in logs:
-        first, last = first_step(log), last_step(log)
         is_synced = synced_marker(log).exists()
         if is_offline(log) and not is_synced:
+            first = first_step(log)
             before = run.start_step if first is None else first - 1
-            if doubtful or _has_rows(run, known, before):
+            if doubtful or any(known < step <= before for step in steps):
                 nothing &= not _send_rows(run, config, say, exit_code, before)
                 doubtful = False
             _sync_segment(log, run.directory, seconds)
             say(f"{run.id}: uploaded {log.parent.name}.")
             nothing = False
         doubtful |= not is_offline(log) and not is_synced
-        known = max(known, last or 0)
-    if doubtful or _has_rows(run, known, run.start_step):
+        known = max(known, last_step(log) or 0)
+    if doubtful or known < run.start_step:
         nothing &= not _send_rows(run, config, say, exit_code, run.start_step)
     for log in transaction_logs(run.directory):
         if not is_offline(log):
             synced_marker(log).write_text("All of its rows are uploaded.\n")
     if nothing:
         say(f"{run.id}: W&B has all of its rows.")
-
-
-def _has_rows(run: RunInfo, after: int, until: int) -> bool:
-    rows = committed_rows(run.directory / "metrics.jsonl", until)
-    return any(step > after for step, _ in rows)
 
 
 def _send_rows(
