@@ -16,7 +16,8 @@ from train.loop.first_step import FirstStepChecks
 from train.loop.step_agreement import Agreed, StepAgreement
 from train.loop.step_metrics import StepMetrics
 from train.optim.ema import Ema
-from train.optim.optimizer import OptimConfig, set_learning_rate
+from train.optim.optim_config import OptimConfig
+from train.optim.optimizer import set_learning_rate
 from train.strategies.base import StepResult, Strategy
 from train.tasks.base import Task
 from train.tasks.checked import count_of, loss_of
@@ -27,6 +28,8 @@ class StepTaken(NamedTuple):
 
     result: StepResult
     agreed: Agreed
+    learning_rate: float
+    """That of parameters without a factor of their own."""
 
 
 class TrainStep:
@@ -69,7 +72,8 @@ class TrainStep:
         to_device = strategy.engine.to_device
         if checks:
             checks.before_forward(to_device(micro_batches[0].batch))
-        set_learning_rate(strategy.optimizer, self._optim.lr, self._schedule(step))
+        learning_rate = self._optim.lr * self._schedule(step)
+        set_learning_rate(strategy.optimizer, learning_rate)
         strategy.zero_grad()
         strategy.sync_buffers()
         count = sum(count_of(task, micro.batch) for micro in micro_batches)
@@ -106,4 +110,4 @@ class TrainStep:
         result = strategy.step(wait_for_loss_sum, self._optim.clip_norm)
         if self._ema:
             self._ema.update(result.skipped)
-        return StepTaken(result, agreed)
+        return StepTaken(result, agreed, learning_rate)
