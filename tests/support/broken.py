@@ -12,6 +12,8 @@ class Points(Dataset):
         generator = torch.Generator().manual_seed(3)
         self.x = torch.randn(64, 6, generator=generator)
         self.y = (self.x @ torch.randn(6, 2, generator=generator)).tanh()
+        if how == "overflow":
+            self.x[5] = float("inf")
         if how == "contradicting":
             self.x = self.x[:1].repeat(64, 1)
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from train.checkpoint.manifest import Manifest
+from train.checkpoint.store import CheckpointStore
 from train.config.load import LoadedConfig
 from train.data.fetch import MicroBatch
 from train.data.loader import Batches, training_batches
@@ -22,6 +24,7 @@ from train.data.plan import BatchPlan
 from train.distributed.collectives import Collectives
 from train.goodput.clock import PhaseClock
 from train.loop.first_step import FirstStepChecks
+from train.loop.state import Progress
 from train.loop.step_agreement import Agreed
 from train.loop.train_step import TrainStep
 from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
@@ -34,6 +37,7 @@ from train.setup.build import (
     build_trainable,
     choose_strategy,
 )
+from train.setup.resume import resume
 from train.strategies.base import Strategy
 from train.strategies.engine import Engine
 from train.tasks.base import Task
@@ -51,6 +55,10 @@ class Bench:
     data: RunData
     plan: BatchPlan
     model: TrainableModel
+    progress: Progress
+    """Where the steps begin: at the start of a run, or at a checkpoint."""
+    window: Mapping[str, Any]
+    """What the checkpoint has of the steps since the last log line before it."""
 
     @property
     def strategy(self) -> Strategy:
@@ -58,7 +66,7 @@ class Bench:
         return self.model.strategy
 
     def batches(self, steps: int) -> Batches:
-        """This rank's micro-batches of the first ``steps`` steps of a run."""
+        """This rank's micro-batches of the next ``steps`` steps."""
         return training_batches(
             self.data.train,
             self.data.order,
@@ -67,12 +75,13 @@ class Bench:
             collate=self.task.collate,
             config=self.loaded.config.loader,
             device_type=self.engine.device.type,
-            start_position=0,
+            start_position=self.progress.position,
             steps=steps,
         )
 
     def steps(self, learning_rate: Callable[[int], float]) -> Steps:
-        """Takes steps with a learning rate that is a function of the step, from 0."""
+        """Takes steps with a learning rate that is a function of the step: 0 for the first step
+        of a run."""
         return Steps(self, learning_rate)
 
 
@@ -81,6 +90,8 @@ class Taken(NamedTuple):
 
     loss: float
     """Mean over the global batch."""
+    units: int
+    """Units of the global batch."""
     grad_norm: float
     """Before clipping."""
     learning_rate: float
@@ -96,7 +107,7 @@ class Steps:
 
     def __init__(self, bench: Bench, learning_rate: Callable[[int], float]) -> None:
         optim = bench.loaded.config.optim
-        self._step = 0
+        self._step = bench.progress.step
         self._checks: FirstStepChecks | None = FirstStepChecks(
             bench.task,
             bench.strategy,
@@ -110,7 +121,7 @@ class Steps:
             optim=optim,
             schedule=lambda step: learning_rate(step) / optim.lr,
             seed=bench.loaded.config.run.seed,
-            ema=None,
+            ema=bench.model.ema,
             agree=lambda count: _agree(bench.engine.collectives, count),
             timed=PhaseClock().within,
             beat=lambda phase: None,
@@ -122,8 +133,9 @@ class Steps:
         assert taken is not None  # nobody asks for a stop
         self._checks = None
         self._step += 1
-        loss = float(taken.result.loss_sum) / taken.agreed.global_count
-        return Taken(loss, float(taken.result.grad_norm), taken.learning_rate)
+        count = taken.agreed.global_count
+        loss = float(taken.result.loss_sum) / count
+        return Taken(loss, count, float(taken.result.grad_norm), taken.learning_rate)
 
 
 def _agree(collectives: Collectives, count: int) -> Callable[[], Agreed]:
@@ -132,26 +144,59 @@ def _agree(collectives: Collectives, count: int) -> Callable[[], Agreed]:
 
 
 @contextmanager
-def open_bench(loaded: LoadedConfig) -> Iterator[Bench]:
-    """The engine, data and model of a config's first step; collective. Raises what the start of a
-    run raises for a config that cannot be run."""
+def open_bench(
+    loaded: LoadedConfig, resume_from: Path | None = None, micro_batch_size: int | None = None
+) -> Iterator[Bench]:
+    """The engine, data and model of a config's first step, or of that after the checkpoint
+    ``resume_from``; collective. ``micro_batch_size``: the largest one where the config leaves it
+    open. Raises what the start of a run raises for a config that cannot be run."""
     choice = choose_strategy(loaded)
     engine = build_engine(loaded.config, choice)
     with ExitStack() as stack:
         stack.push(engine.leave)
         task = loaded.task(loaded.config)
-        data = build_data(loaded, task, engine.collectives, engine.device)
+        progress, window = Progress(), dict[str, Any]()
+        if resume_from:
+            state = Manifest.read(resume_from).state
+            progress.load_state_dict(state["progress"])
+            window = state["window"]
+        data = build_data(
+            loaded,
+            task,
+            engine.collectives,
+            engine.device,
+            step=progress.step,
+            position=progress.position,
+        )
         for warning in data.warnings if engine.is_main else ():
             _log.warning(warning)
-        plan = _plan(loaded, task, data, engine, choice)
+        plan = _plan(loaded, task, data, engine, choice, micro_batch_size)
         model = build_trainable(loaded, task, engine, choice, plan)
-        yield Bench(loaded, task, engine, data, plan, model)
+        if resume_from:
+            resume(
+                CheckpointStore(resume_from.parent),
+                progress.step,
+                model.strategy,
+                model.ema,
+                loaded.config.optim,
+                fingerprint=data.fingerprint,
+                changes=[],
+                allow_changes=False,
+            )
+        yield Bench(loaded, task, engine, data, plan, model, progress, window)
 
 
 def _plan(
-    loaded: LoadedConfig, task: Task, data: RunData, engine: Engine, choice: StrategyChoice
+    loaded: LoadedConfig,
+    task: Task,
+    data: RunData,
+    engine: Engine,
+    choice: StrategyChoice,
+    largest: int | None,
 ) -> BatchPlan:
     config = loaded.config
+    if largest and config.batch.micro_batch_size == "auto":
+        return BatchPlan(config.batch.global_batch_size, largest, engine.world_size)
     if not is_wanted(config.batch, engine.device):
         return BatchPlan.from_config(config.batch, engine.world_size)
     with TemporaryDirectory() as directory:
