@@ -195,20 +195,29 @@ def test_references_name_the_files_where_they_are(run, server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_kill_before_the_upload_leaves_it_to_the_next_attempt(run, server):
-    server.fault = lambda operation: "hang" if operation == "artifact_upload" else None
-    run.act(["commit", 10], ["kill"], expect=-9)
+def test_a_kill_in_the_middle_of_an_upload_leaves_it_to_the_next_attempt(run, server, tmp_path):
+    def fault(operation):
+        if operation == "CreateArtifactFiles":
+            (tmp_path / "begun").touch()
+        return "hang" if operation == "artifact_upload" else None
+
+    server.fault = fault
+    run.act(["commit", 10], ["wait_for_file", "begun"], ["kill"], expect=-9)
+    assert by_step(server) == {}
     server.fault = None
     run.act(["wait", 10])
     assert aliases(server) == {10: {"latest", "step-10"}}
 
 
 @pytest.mark.slow
-def test_an_upload_that_was_not_remembered_is_not_repeated(run, server, tmp_path):
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_an_upload_that_was_not_remembered_is_not_repeated(run, server, tmp_path, is_lost):
     run.act(["commit", 10], ["wait", 10])
     path = tmp_path / FILE
     values = json.loads(path.read_text())
-    path.write_text(json.dumps(values | {"begun": 10, "checkpoints": {}}))
+    path.unlink()
+    if not is_lost:
+        path.write_text(json.dumps(values | {"begun": 10, "checkpoints": {}}))
     run.act(["wait", 10])
     assert aliases(server) == {10: {"latest", "step-10"}}
 

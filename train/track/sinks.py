@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -33,6 +35,12 @@ class RunInfo:
     """The step that this attempt resumes from; 0 for a new run."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What this attempt runs on, as JSON values: ``placement``, ``dataset``, ``model_summary``."""
+
+
+def dataset_facts(samples: int, fingerprint: Any) -> dict[str, Any]:
+    """What sinks get to know of the dataset, of which ``fingerprint`` has JSON values."""
+    digest = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
+    return {"samples": samples, "fingerprint": digest[:16]}
 
 
 class Sink:

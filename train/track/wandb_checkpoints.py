@@ -95,7 +95,8 @@ class CheckpointSender:
         manifest = Manifest.read(self._store.path(step))
         local = [*self._local(), step]
         aliases = self._sent.aliases(self._rule, local, step, manifest.metrics)[step]
-        artifact = self._found(wandb_run, manifest) if self._sent.begun == step else None
+        is_doubtful = self._sent.is_doubtful or self._sent.begun == step
+        artifact = self._found(wandb_run, manifest) if is_doubtful else None
         if artifact is None:
             by = "reference" if self._mode == "reference" else "upload"
             url = self._mirror.url if self._mirror else None

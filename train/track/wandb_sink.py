@@ -189,7 +189,7 @@ class WandbSink(Sink):
         }
         known = type(wandb.Settings()).model_fields
         settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
-        with _redacted_arguments():
+        with redacted_arguments():
             return wandb.init(
                 id=self.run.wandb_id,
                 resume="allow",
@@ -291,7 +291,7 @@ class WandbSink(Sink):
 
 
 @contextmanager
-def _redacted_arguments() -> Iterator[None]:
+def redacted_arguments() -> Iterator[None]:
     """Hides secrets in the arguments of this process, which W&B records."""
     before = sys.argv
     redacted = redact_command(before)
