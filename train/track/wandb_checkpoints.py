@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from train.checkpoint.checkpoint_config import MirrorConfig
@@ -92,6 +94,7 @@ class CheckpointSender:
             clear_staging(self.run.directory)
 
     def _send(self, wandb_run: Any, step: int, seconds: int | None) -> bool:
+        started = time.monotonic()
         manifest = Manifest.read(self._store.path(step))
         local = [*self._local(), step]
         aliases = self._sent.aliases(self._rule, local, step, manifest.metrics)[step]
@@ -114,7 +117,9 @@ class CheckpointSender:
             content_digest(manifest), artifact.source_qualified_name, manifest.metrics, aliases
         )
         self._sent.save()
-        _log.info("the checkpoint of step %d is in W&B: %s", step, artifact.source_qualified_name)
+        took = time.monotonic() - started
+        name = artifact.source_qualified_name
+        _log.info("the checkpoint of step %d is in W&B after %.1f s: %s", step, took, name)
         return True
 
     def _found(self, wandb_run: Any, manifest: Manifest) -> Any:
@@ -141,11 +146,26 @@ class CheckpointSender:
                 other.aliases = [a for a in other.aliases if a not in wanted]
             sent.aliases = wanted
             self._sent.save()
+        local = self._local()
+        self._sent.checkpoints = {
+            step: sent
+            for step, sent in self._sent.checkpoints.items()
+            if sent.aliases or step in local  # the others cannot be sent again
+        }
 
     def _local(self) -> dict[int, dict[str, float] | None]:
-        """The metrics of the checkpoints in the run directory, by step."""
-        metrics = self._store.metrics()
-        return {step: metrics.get(step) for step in self._store.steps()}
+        """The metrics of the checkpoints in the run directory, by step. Forgets that one was sent
+        if the run has made another of the same step, because the first was damaged."""
+        local: dict[int, dict[str, float] | None] = {}
+        for step in self._store.steps():
+            local[step] = None
+            with suppress(DamagedError):
+                manifest = Manifest.read(self._store.path(step))
+                local[step] = manifest.metrics
+                sent = self._sent.checkpoints.get(step)
+                if sent and sent.content != content_digest(manifest):
+                    del self._sent.checkpoints[step]
+        return local
 
 
 def send_missing(

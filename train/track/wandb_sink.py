@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import html
+import importlib
 import netrc
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,6 +66,9 @@ class WandbSink(Sink):
         for name, value in defaults.items():
             os.environ.setdefault(name, value)
         import wandb  # noqa: F401
+
+        if self._store is not None:
+            _load_artifacts()
 
     def open(self) -> str | None:
         """Starts or resumes the W&B run; offline if W&B cannot be reached."""
@@ -288,6 +292,19 @@ class WandbSink(Sink):
         if self._uploads:
             self._uploads.abandon()
         atexit.unregister(_ServiceHook())  # type: ignore[arg-type]
+
+
+def _load_artifacts() -> None:
+    """Imports what wandb otherwise imports when it sends an artifact. In that thread, it could be
+    while a data worker is forked (see ``Background``)."""
+    for name in (
+        "apis.public", "apis._generated", "sdk.artifacts.artifact", "sdk.artifacts._generated",
+        "sdk.artifacts._gqlutils", "sdk.artifacts._validators", "sdk.artifacts.staging",
+        "sdk.artifacts._internal_artifact", "sdk.artifacts.artifact_manifest_entry",
+        "sdk.internal._generated",
+    ):  # fmt: skip
+        with suppress(ImportError):  # another version
+            importlib.import_module(f"wandb.{name}")
 
 
 @contextmanager

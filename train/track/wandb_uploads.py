@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import Any
 
 from train.exits import first_line
@@ -88,9 +87,7 @@ class CheckpointUploads:
         if self._sender.lacks_dataset:
             self._sender.send_dataset(self._run)
         while not self._abandoned and (steps := self._sender.missing(ended=self.finished)):
-            started = time.monotonic()
-            if self._sender.send(self._run, steps[0]):
-                _log.info("it took %.1f s", time.monotonic() - started)
+            self._sender.send(self._run, steps[0])
         if not self._abandoned:
             self._sender.update_aliases(self._run)
 
