@@ -237,7 +237,7 @@ def test_an_upload_that_was_not_remembered_is_not_repeated(run, server, tmp_path
 @pytest.mark.slow
 def test_a_checkpoint_is_kept_while_it_is_uploaded(run, server, tmp_path):
     def fault(operation):
-        if operation == "artifact_upload" and not (tmp_path / "go").exists():
+        if operation == "CreateArtifactFiles":
             (tmp_path / "begun").touch()
             while not (tmp_path / "go").exists() and not server.ended.wait(0.02):
                 pass

@@ -20,7 +20,7 @@ from train.track.wandb_artifact import (
     collection_name,
     content_digest,
 )
-from train.track.wandb_sent import Sent, SentCheckpoint, missing_steps
+from train.track.wandb_sent import BEST, LATEST, Sent, SentCheckpoint, missing_steps
 from train.track.watched_metric import PREFIX, watched_metric
 
 _log = logging.getLogger("train")
@@ -63,8 +63,9 @@ class CheckpointSender:
         sent = self._sent.checkpoints
         return {s: names for s, names in wanted.items() if {*names} != {*sent[s].aliases}}
 
-    def send_dataset(self, wandb_run: Any) -> None:
-        """Declares the dataset as the input of the W&B run. Raises an exception of W&B."""
+    def send_dataset(self, wandb_run: Any, *, seconds: int | None = None) -> None:
+        """Declares the dataset as the input of the W&B run; waits at most ``seconds``. Raises an
+        exception of W&B, or OSError."""
         import wandb
 
         dataset = self.run.facts["dataset"]
@@ -75,7 +76,8 @@ class CheckpointSender:
             description="What a run of isorun was trained on, without the data.",
             metadata={**dataset, "task": (self.run.config.get("task") or {}).get("use")},
         )
-        wandb_run.use_artifact(artifact)
+        wandb_run.log_artifact(artifact)  # use_artifact alone would wait without a limit
+        wandb_run.use_artifact(artifact.wait(timeout=seconds))
         self._sent.dataset = fingerprint
         self._sent.save()
 
@@ -108,8 +110,10 @@ class CheckpointSender:
             self._sent.save()
             wandb_run.log_artifact(artifact, aliases=aliases)
             artifact.wait(timeout=seconds)
+            # W&B's client adds it to what is logged last; update_aliases gives it back.
+            aliases = list(dict.fromkeys([*aliases, LATEST]))
         else:
-            aliases = [name for name in aliases if name in artifact.aliases]
+            aliases = [name for name in artifact.aliases if name in (*aliases, LATEST, BEST)]
         for other in self._sent.checkpoints.values():  # W&B has moved them
             other.aliases = [a for a in other.aliases if a not in aliases]
         self._sent.begun = None
@@ -174,11 +178,11 @@ def send_missing(
     """Sends all that W&B lacks of a run that does not run, in the order of steps; ``seconds``
     limits the upload of each checkpoint. Raises an exception of W&B, or OSError."""
     if sender.lacks_dataset:
-        sender.send_dataset(wandb_run)
+        sender.send_dataset(wandb_run, seconds=seconds)
     for step in reversed(sender.missing(ended=True)):
         if sender.send(wandb_run, step, seconds=seconds):
             say(f"{sender.run.id}: sent the checkpoint of step {step}.")
-    sender.update_aliases(wandb_run)
+    sender.update_aliases(wandb_run)  # each was the newest of all so far
 
 
 def _api(wandb_run: Any) -> Any:

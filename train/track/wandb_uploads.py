@@ -84,12 +84,19 @@ class CheckpointUploads:
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _send_missing(self) -> None:
+        failed = None
         if self._sender.lacks_dataset:
-            self._sender.send_dataset(self._run)
+            try:
+                self._sender.send_dataset(self._run)
+            except Exception as error:  # the checkpoints do not depend on it
+                failed = error
         while not self._abandoned and (steps := self._sender.missing(ended=self.finished)):
             self._sender.send(self._run, steps[0])
+            self._sender.update_aliases(self._run)
         if not self._abandoned:
             self._sender.update_aliases(self._run)
+        if failed:
+            raise failed
 
     def _report(self, error: BaseException) -> None:
         _log.info("sending checkpoints to W&B failed", exc_info=True)
