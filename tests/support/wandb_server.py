@@ -1,7 +1,8 @@
 """A server on loopback that speaks as much of W&B's protocol as its client needs to log runs.
 
 It keeps what it gets: ``server.runs[ID]`` has the lines of each file stream, such as
-``history``, the upserts of the run, and the uploaded files. ``server.fault`` makes it fail.
+``history``, the upserts of the run, and the uploaded files. ``server.artifacts`` has the artifacts.
+``server.fault`` makes it fail.
 """
 
 from __future__ import annotations
@@ -12,6 +13,12 @@ import re
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from urllib.parse import unquote
+
+from tests.support.wandb_artifacts import WandbArtifacts
+
+_ARTIFACTS = "/artifact-storage/"
 
 
 class WandbRun:
@@ -45,14 +52,18 @@ class WandbServer:
         self.runs: dict[str, WandbRun] = {}
         self.operations: list[str] = []
         self.fault = None
-        """A function of the operation's name ("file_stream", "UpsertBucket", "upload", ...) that
-        returns an HTTP status, "hang", "close", or None for the right answer."""
+        """A function of the operation's name ("file_stream", "UpsertBucket", "upload",
+        "artifact_upload", "artifact_download", "CreateArtifact", ...) that returns an HTTP status,
+        "hang", "close", or None for the right answer. "cut" closes the connection in the middle of
+        the upload or download of an artifact's file."""
+        self.artifacts = WandbArtifacts()
         self.ended = threading.Event()
 
     def __enter__(self):
         self._http = _Server(("127.0.0.1", 0), _Handler)
         self._http.of = self
         self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self.artifacts.url = self.url
         self.environment = {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "a" * 40}
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
         return self
@@ -62,10 +73,12 @@ class WandbServer:
         self._http.shutdown()
         self._http.server_close()
 
-    def answer(self, operation, variables):
+    def answer(self, operation, query, variables):
         """The data of a GraphQL operation."""
+        if (found := self.artifacts.answer(operation, query, variables)) is not None:
+            return found
         name = variables.get("name") or variables.get("run")
-        if operation == "Viewer":
+        if operation in ("Viewer", "GetDefaultEntity"):
             return {"viewer": {"id": "V", "entity": "me", "username": "me", "email": "", "flags": "{}",
                                "teams": {"edges": []}, "capabilities": []}}  # fmt: skip
         if operation == "UpsertBucket":
@@ -113,6 +126,11 @@ class WandbServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
+    def server_bind(self):
+        """Without a look-up of the host's name, which takes long without a name server."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address
+
     def handle_error(self, request, client_address):
         """A client that was killed is none of the test's errors."""
 
@@ -134,20 +152,28 @@ class _Handler(BaseHTTPRequestHandler):
         fault = server.fault and server.fault(operation)
         if fault == "hang":
             server.ended.wait(60)
-        if fault in ("hang", "close"):
+        if fault == "cut":
+            half = int(self.headers.get("Content-Length") or 0) // 2
+            if self.command == "PUT":
+                self.rfile.read(half)
+            else:
+                self._send_bytes(200, bytes(1000), until=500)
+        if fault in ("hang", "close", "cut"):
             self.close_connection = True
         elif fault:
             self._send(fault, {"error": "as the test wants it"})
         return fault is not None and bool(fault)
 
     def _send(self, status, value):
-        data = json.dumps(value).encode()
+        self._send_bytes(status, json.dumps(value).encode(), "application/json")
+
+    def _send_bytes(self, status, data, kind="application/octet-stream", *, until=None):
         with suppress(OSError):
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(data[:until])
 
     def do_POST(self):
         server, body = self.server.of, json.loads(self._body() or b"{}")
@@ -159,14 +185,37 @@ class _Handler(BaseHTTPRequestHandler):
         named = re.search(r"\b(?:query|mutation)\s+(\w+)", body["query"])
         operation = named[1] if named else ("Viewer" if "viewer" in body["query"] else "")
         if not self._fails(operation):
-            self._send(200, {"data": server.answer(operation, body.get("variables") or {})})
+            try:
+                data = server.answer(operation, body["query"], body.get("variables") or {})
+            except ValueError as error:  # as W&B refuses what it does not have
+                self._send(200, {"data": None, "errors": [{"message": str(error)}]})
+            else:
+                self._send(200, {"data": data})
 
     def do_PUT(self):
+        if self.path.startswith(_ARTIFACTS):
+            self._put_artifact(unquote(self.path.removeprefix(_ARTIFACTS)))
+            return
         data = self._body()
         if not self._fails("upload"):
             _, _, name, file = self.path.split("/", 3)
             self.server.of.runs.setdefault(name, WandbRun()).files[file] = data
             self._send(200, {})
 
+    def _put_artifact(self, path):
+        if self._fails("artifact_upload"):
+            return
+        data = self._body()
+        self.server.of.artifacts.put(path, data)
+        self._send(200, {})
+
     def do_GET(self):
-        self._send(404, {})
+        artifacts = self.server.of.artifacts
+        if not self.path.startswith(_ARTIFACTS):
+            self._send(404, {})
+        elif not self._fails("artifact_download"):
+            data = artifacts.get(unquote(self.path.removeprefix(_ARTIFACTS)))
+            if data is None:
+                self._send(404, {})
+            else:
+                self._send_bytes(200, data)

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from train.checkpoint.manifest import Manifest
+from train.checkpoint.run_directory import RunDirectory
 from train.command_line import say
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments, config_words
 from train.commands.checkpoints import find_checkpoint, load_full_model
@@ -33,10 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="parameters: safetensors; program: torch.export; default: both, or parameters if the "
         "task has no example_inputs()",
     )
+    parser.add_argument(
+        "--wandb", action="store_true", help="also log the files to W&B, as an artifact"
+    )
+    parser.add_argument(
+        "--registry", metavar="REGISTRY/COLLECTION",
+        help="log them to W&B and link the artifact to a collection of a registry",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> Exit:
     """Writes the export and prints the paths of its files."""
+    registry = _registry(arguments)
     loaded = load_config(*config_words(arguments), runs=False)
     checkpoint = find_checkpoint(loaded, arguments.checkpoint, other_data=arguments.other_data)
     from train.export.module import (
@@ -92,4 +101,24 @@ def run(arguments: argparse.Namespace) -> Exit:
         ) from None
     for path in written:
         say(str(path))
+    if arguments.wandb or registry:
+        from train.track.wandb_export import log_export
+
+        run_directory = RunDirectory(loaded.run_directory)
+        identity = run_directory.identity(loaded.config.run.name)
+        track = loaded.config.track
+        name = log_export(written, run_directory.path, identity, track, manifest, registry)
+        say(f"W&B: {name}" + (f", linked to {registry}" if registry else ""))
     return Exit.DONE
+
+
+def _registry(arguments: argparse.Namespace) -> str | None:
+    """W&B's path for --registry. Raises UsageError before the work, if W&B cannot be used."""
+    if not (arguments.wandb or arguments.registry):
+        return None
+    from train.track.wandb_export import registry_path
+    from train.track.wandb_sync import check_login
+
+    path = registry_path(arguments.registry) if arguments.registry else None
+    check_login()
+    return path

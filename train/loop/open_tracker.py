@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,6 +11,7 @@ import torch
 
 from train.checkpoint.attempts import described_end
 from train.checkpoint.run_directory import RunDirectory
+from train.checkpoint.store import CheckpointStore
 from train.config.load import LoadedConfig
 from train.data.plan import BatchPlan
 from train.distributed.world import world_warnings
@@ -23,7 +22,7 @@ from train.setup.join import Joined
 from train.setup.micro_batch_effects import micro_batch_warnings
 from train.tasks.base import Task
 from train.tasks.registry import unused_methods
-from train.track.sinks import RunInfo
+from train.track.sinks import RunInfo, dataset_facts
 from train.track.tracker import Tracker
 
 _log = logging.getLogger("train")
@@ -33,6 +32,7 @@ def open_tracker(
     stack: ExitStack,
     loaded: LoadedConfig,
     directory: RunDirectory,
+    store: CheckpointStore,
     joined: Joined,
     task: Task,
     data: RunData,
@@ -57,7 +57,7 @@ def open_tracker(
         start_step=progress.step,
         facts=_facts(loaded, joined, data, plan, model),
     )
-    tracker = Tracker(loaded.config.track, info, is_main=engine.is_main)
+    tracker = Tracker(loaded.config.track, info, is_main=engine.is_main, store=store)
     stack.callback(tracker.close)
     stack.push(on_error(lambda code, text: tracker.fail(code)))
     gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0
@@ -79,7 +79,7 @@ def open_tracker(
 def _facts(
     loaded: LoadedConfig, joined: Joined, data: RunData, plan: BatchPlan, model: TrainableModel
 ) -> dict[str, Any]:
-    engine, fingerprint = joined.engine, json.dumps(data.fingerprint.to_json())
+    engine = joined.engine
     return {
         "placement": {
             "strategy": model.strategy.setup.name,
@@ -89,9 +89,6 @@ def _facts(
             "precision": loaded.config.precision,
             "micro_batch_size": plan.micro_batch_size,
         },
-        "dataset": {
-            "samples": data.order.size,
-            "fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
-        },
+        "dataset": dataset_facts(data.order.size, data.fingerprint.to_json()),
         "model_summary": model.summary,
     }

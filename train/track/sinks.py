@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -33,6 +35,12 @@ class RunInfo:
     """The step that this attempt resumes from; 0 for a new run."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What this attempt runs on, as JSON values: ``placement``, ``dataset``, ``model_summary``."""
+
+
+def dataset_facts(samples: int, fingerprint: Any) -> dict[str, Any]:
+    """What sinks get to know of the dataset, of which ``fingerprint`` has JSON values."""
+    digest = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
+    return {"samples": samples, "fingerprint": digest[:16]}
 
 
 class Sink:
@@ -70,6 +78,10 @@ class Sink:
 
     def event(self, step: int, text: str) -> None:
         """Logs a sentence about what happened at a step: a start after a failure, a warning."""
+
+    def checkpoint(self, step: int) -> None:
+        """Called after the checkpoint of a step was committed or its evaluation added; it may have
+        been removed since."""
 
     def advance(self, step: int) -> None:
         """Called once after the last item of a step was logged: ``step`` is a later one."""
