@@ -252,8 +252,9 @@ def test_a_checkpoint_is_kept_while_it_is_uploaded(run, server, tmp_path):
 
 
 FAULTS = {
-    "500": lambda operation: 500 if "Artifact" in operation or "artifact" in operation else None,
+    "500": lambda operation: 500 if "rtifact" in operation else None,
     "hangs": lambda operation: "hang" if operation == "artifact_upload" else None,
+    "closed": lambda operation: "close" if "rtifact" in operation else None,
     "cut": lambda operation: "cut" if operation == "artifact_upload" else None,
     "hangs at the commit": lambda operation: "hang" if operation == "CommitArtifact" else None,
 }
