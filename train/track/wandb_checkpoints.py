@@ -100,13 +100,15 @@ class CheckpointSender:
         manifest = Manifest.read(self._store.path(step))
         local = [*self._local(), step]
         aliases = self._sent.aliases(self._rule, local, step, manifest.metrics)[step]
-        is_doubtful = self._sent.is_doubtful or self._sent.begun == step
+        if (owner := manifest.state.get("run")) not in (None, self.run.id):
+            raise DamagedError(f"it is of the run {owner}")
+        is_doubtful = self._sent.is_doubtful or step in self._sent.begun
         artifact = self._found(wandb_run, manifest) if is_doubtful else None
         if artifact is None:
             by = "reference" if self._mode == "reference" else "upload"
             url = self._mirror.url if self._mirror else None
             artifact = checkpoint_artifact(self.run, self._store, manifest, url, by)
-            self._sent.begun = step
+            self._sent.begun = sorted({*local, step} & {*self._sent.begun, step})
             self._sent.save()
             wandb_run.log_artifact(artifact, aliases=aliases)
             artifact.wait(timeout=seconds)
@@ -116,7 +118,7 @@ class CheckpointSender:
             aliases = [name for name in artifact.aliases if name in (*aliases, LATEST, BEST)]
         for other in self._sent.checkpoints.values():  # W&B has moved them
             other.aliases = [a for a in other.aliases if a not in aliases]
-        self._sent.begun = None
+        self._sent.begun = [other for other in self._sent.begun if other != step]
         self._sent.checkpoints[step] = SentCheckpoint(
             content_digest(manifest), artifact.source_qualified_name, manifest.metrics, aliases
         )
@@ -197,7 +199,7 @@ def _artifact(api: Any, path: str) -> Any:
     try:
         return api.artifact(path)
     except Exception as error:
-        if isinstance(getattr(error, "exc", error), ValueError):
+        if type(getattr(error, "exc", error)) is ValueError:  # not one of its subclasses
             return None
         raise
 

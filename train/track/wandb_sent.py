@@ -15,7 +15,7 @@ from train.json_files import Fields, has_fields, is_number, read_object
 FILE = "wandb_checkpoints.json"
 LATEST, BEST = "latest", "best"
 _log = logging.getLogger("train")
-_FIELDS: Fields = {"dataset": (str, type(None)), "begun": (int, type(None)), "checkpoints": dict}
+_FIELDS: Fields = {"dataset": (str, type(None)), "begun": list, "checkpoints": dict}
 _ENTRY: Fields = {
     "content": str, "artifact": str, "metrics": (dict, type(None)), "aliases": list,
 }  # fmt: skip
@@ -42,8 +42,8 @@ class Sent:
     path: Path
     dataset: str | None = None
     """The fingerprint of the dataset that is an input of the W&B run."""
-    begun: int | None = None
-    """The step of an upload that has begun; W&B may have it although it is not in
+    begun: list[int] = field(default_factory=list)
+    """The steps of uploads that have begun; W&B may have them although they are not in
     ``checkpoints``."""
     checkpoints: dict[int, SentCheckpoint] = field(default_factory=dict)
     is_doubtful: bool = field(default=False, compare=False)
@@ -59,7 +59,7 @@ class Sent:
             checkpoints = {
                 int(step): SentCheckpoint(**{name: entry[name] for name in _ENTRY})
                 for step, entry in values["checkpoints"].items()
-                if has_fields(entry, _ENTRY)
+                if has_fields(entry, _ENTRY) and all(isinstance(a, str) for a in entry["aliases"])
             }
         except FileNotFoundError:
             return cls(path, is_doubtful=True)

@@ -7,6 +7,7 @@ import html
 import importlib
 import netrc
 import os
+import pkgutil
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -304,7 +305,10 @@ def _load_artifacts() -> None:
         "sdk.internal._generated",
     ):  # fmt: skip
         with suppress(ImportError):  # another version
-            importlib.import_module(f"wandb.{name}")
+            module = importlib.import_module(f"wandb.{name}")
+            if name.endswith("._generated"):  # each query is a module
+                for query in pkgutil.iter_modules(module.__path__, f"wandb.{name}."):
+                    importlib.import_module(query.name)
 
 
 @contextmanager

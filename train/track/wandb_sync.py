@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from train.checkpoint.mirror import MirrorError
 from train.checkpoint.store import CheckpointStore
 from train.exits import RetryError, RunError, UsageError, first_line
 from train.track.sinks import RunInfo
@@ -109,6 +110,11 @@ def _send_checkpoints(
         return sink.send_checkpoints(say, exit_code, seconds=max(1, round(seconds)))
     except RunError:
         raise
+    except MirrorError as error:
+        raise RetryError(
+            f"checkpoint.mirror.url of {run.id} cannot be read ({error}); run the command again to "
+            "continue."
+        ) from error
     except Exception as error:
         raise RetryError(
             f"W&B did not take the checkpoints of {run.id} ({first_line(error)}); run the command "

@@ -11,6 +11,7 @@ from train.track.wandb_checkpoints import CheckpointSender
 
 _log = logging.getLogger("train")
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 300.0  # seconds before a retry
+_DATASET_SECONDS = 60  # it is small
 
 
 class CheckpointUploads:
@@ -87,7 +88,7 @@ class CheckpointUploads:
         failed = None
         if self._sender.lacks_dataset:
             try:
-                self._sender.send_dataset(self._run)
+                self._sender.send_dataset(self._run, seconds=_DATASET_SECONDS)
             except Exception as error:  # the checkpoints do not depend on it
                 failed = error
         while not self._abandoned and (steps := self._sender.missing(ended=self.finished)):
