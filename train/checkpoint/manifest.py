@@ -37,6 +37,11 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     """Size in bytes and SHA-256 in hex of each file, by name."""
 
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of itself that ``manifest.json`` has."""
+        return json_sha256({"format": FORMAT, **vars(self)})
+
     def to_json(self) -> str:
         """The text of ``manifest.json``, with its own SHA-256 as the last key. Raises UsageError
         for a state that could not be read back."""

@@ -153,9 +153,9 @@ class Mirroring:
             step = missing[-1]
             amended = step in self._amended
             self._amended.discard(step)  # before it is read: it may be amended again meanwhile
-            self._store.pinned.add(step)
             try:
-                self._mirror.upload(self._store, step, lambda: not self._abandoned)
+                with self._store.pinned(step):
+                    self._mirror.upload(self._store, step, lambda: not self._abandoned)
                 mirrored.append(step)
                 _log.info("the checkpoint of step %d is in %s", step, self._mirror.url)
             except (FileNotFoundError, DamagedError) as error:
@@ -168,8 +168,6 @@ class Mirroring:
                 if amended:
                     self._amended.add(step)
                 raise
-            finally:
-                self._store.pinned.discard(step)
         local = self._store.steps()
         self._ensure_in_place()
         for step in mirrored:

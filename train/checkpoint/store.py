@@ -12,9 +12,11 @@ import math
 import os
 import shutil
 import stat
+import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +39,24 @@ class CheckpointStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.pinned: set[int] = set()
-        """Steps that ``prune`` keeps because they are being read."""
+        self._readers = Counter[int]()
+        self._reading = threading.Lock()
 
     def path(self, step: int) -> Path:
         """The directory of a step's checkpoint once it is committed."""
         return self.directory / step_name(step)
+
+    @contextmanager
+    def pinned(self, step: int) -> Iterator[None]:
+        """While the context is entered, ``prune`` keeps the checkpoint of a step, because it is
+        being read. In any thread, and by several readers at once."""
+        with self._reading:
+            self._readers[step] += 1
+        try:
+            yield
+        finally:
+            with self._reading:
+                self._readers[step] -= 1
 
     def steps(self) -> list[int]:
         """The steps of all committed checkpoints, oldest first.
@@ -213,7 +227,8 @@ class CheckpointStore:
         Call it after a commit. The newest checkpoint is always kept.
         """
         steps = self.steps()
-        keep = set(steps[-config.keep_last :]) | self.pinned
+        with self._reading:
+            keep = set(steps[-config.keep_last :]) | {*(+self._readers)}
         if config.keep_every_steps:
             keep |= {step for step in steps if step % config.keep_every_steps == 0}
         if config.keep_best:

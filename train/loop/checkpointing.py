@@ -60,7 +60,7 @@ class Checkpointing:
             config,
             self._collectives,
             last_step=last_step,
-            on_commit=mirroring.committed if mirroring else None,
+            on_commit=self._announce,
         )
         self._logged_timing = self._saver.last_timing
         self._pending: list[StepRecord] = []
@@ -167,6 +167,13 @@ class Checkpointing:
             )
         if self._mirroring:
             self._mirroring.amended(progress.step)
+        self._tracker.committed(progress.step)
+
+    def _announce(self) -> None:
+        """Called on rank 0, in the writing thread, after a commit."""
+        if self._mirroring:
+            self._mirroring.committed()
+        self._tracker.committed(self.started_step or 0)
 
     def wait(self) -> None:
         """Returns when the checkpoint in flight is committed or has failed."""

@@ -149,7 +149,7 @@ def _open(
         if early_stop and state["early_stop"]:
             early_stop.load_state_dict(state["early_stop"])
     tracker = open_tracker(
-        stack, loaded, directory, joined, task, data, plan, model, progress, notes
+        stack, loaded, directory, store, joined, task, data, plan, model, progress, notes
     )
     resumed_from = None if attempt.resume_step is None else store.path(attempt.resume_step)
     hooks = _hooks(loaded, directory, joined, data, tracker, resumed_from)
@@ -161,7 +161,7 @@ def _open(
 
     stack.push(on_error(call_failure_hooks))
     records = _open_records(
-        stack, loaded, directory, joined, data, plan, model, progress, tracker, beat,
+        stack, loaded, directory, store, joined, data, plan, model, progress, tracker, beat,
         initial.record if initial else None,
     )  # fmt: skip
     engine.collectives.barrier()  # no rank takes a step of an attempt that is not recorded
@@ -317,6 +317,7 @@ def _open_records(
     stack: ExitStack,
     loaded: LoadedConfig,
     directory: RunDirectory,
+    store: CheckpointStore,
     joined: Joined,
     data: RunData,
     plan: BatchPlan,
@@ -345,6 +346,7 @@ def _open_records(
     return open_records(
         stack,
         directory,
+        store,
         joined,
         data.order,
         step=progress.step,

@@ -13,6 +13,7 @@ import torch
 
 from train.checkpoint.attempts import described_end
 from train.checkpoint.run_directory import RunDirectory
+from train.checkpoint.store import CheckpointStore
 from train.config.load import LoadedConfig
 from train.data.plan import BatchPlan
 from train.distributed.world import world_warnings
@@ -33,6 +34,7 @@ def open_tracker(
     stack: ExitStack,
     loaded: LoadedConfig,
     directory: RunDirectory,
+    store: CheckpointStore,
     joined: Joined,
     task: Task,
     data: RunData,
@@ -57,7 +59,7 @@ def open_tracker(
         start_step=progress.step,
         facts=_facts(loaded, joined, data, plan, model),
     )
-    tracker = Tracker(loaded.config.track, info, is_main=engine.is_main)
+    tracker = Tracker(loaded.config.track, info, is_main=engine.is_main, store=store)
     stack.callback(tracker.close)
     stack.push(on_error(lambda code, text: tracker.fail(code)))
     gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0

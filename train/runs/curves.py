@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from train.checkpoint.run_view import Run
-from train.runs.summary import watched_metric
 from train.runs.tail import TRAINING_LOSS
+from train.track.watched_metric import watched_metric
 
 Curve = Mapping[int, float]
 """The values of a metric by step, ascending."""

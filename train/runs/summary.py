@@ -17,6 +17,7 @@ from train.goodput.read import read_goodput
 from train.json_files import is_count, is_number
 from train.runs.state import Condition, condition, moment
 from train.runs.tail import TRAINING_LOSS, Value, read_tail
+from train.track.watched_metric import watched_metric
 
 _LAST_ROW = 1 << 16
 """Bytes of metrics.jsonl in which the last row is looked for."""
@@ -178,17 +179,6 @@ def value_at(config: Mapping[str, Any], key: str) -> Any:
             raise KeyError(key)
         value = value[part]
     return value
-
-
-def watched_metric(config: Mapping[str, Any]) -> tuple[str, str]:
-    """The metric by which the run is judged, such as ``eval/loss``, and whether its smallest or
-    largest value is best (min or max)."""
-    for key in ("checkpoint.keep_best", "early_stop"):
-        with suppress(KeyError):
-            metric, mode = value_at(config, f"{key}.metric"), value_at(config, f"{key}.mode")
-            if isinstance(metric, str):
-                return f"eval/{metric}", "max" if mode == "max" else "min"
-    return "eval/loss", "min"
 
 
 def task_of(config: Mapping[str, Any]) -> str | None:

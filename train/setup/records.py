@@ -71,6 +71,7 @@ def record_attempt(
 def open_records(
     stack: ExitStack,
     directory: RunDirectory,
+    store: CheckpointStore,
     joined: Joined,
     order: SampleOrder,
     *,
@@ -86,7 +87,6 @@ def open_records(
     stream. At the end of the run, copies get ``mirror_wait`` seconds."""
     mirroring = None
     if mirror:
-        store = CheckpointStore(directory.checkpoints)
         mirroring = Mirroring(
             mirror, store, joined.attempt.identity.id, warn, directory.ensure_in_place
         )

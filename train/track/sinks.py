@@ -71,6 +71,10 @@ class Sink:
     def event(self, step: int, text: str) -> None:
         """Logs a sentence about what happened at a step: a start after a failure, a warning."""
 
+    def checkpoint(self, step: int) -> None:
+        """Called after the checkpoint of a step was committed or its evaluation added; it may have
+        been removed since."""
+
     def advance(self, step: int) -> None:
         """Called once after the last item of a step was logged: ``step`` is a later one."""
 

@@ -51,6 +51,10 @@ class TrackConfig(Section):
     wandb_alerts: bool = False
     """Send warnings, and starts after a failure, as alerts of W&B (mail or Slack)."""
 
+    wandb_checkpoints: Literal["none", "reference", "best", "all"] = "none"
+    """Committed checkpoints as artifacts of W&B. reference: where they are, without an upload, for
+    shared storage and mirrors; best: upload the best and the final one; all: upload each."""
+
     sinks: list[Plugin] = []
     """Further places for metrics: classes derived from train.Sink, by dotted path."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from train.checkpoint.store import CheckpointStore
 from train.secrets import redact
 from train.track.background import Background
 from train.track.console import open_console
@@ -35,6 +36,7 @@ class Tracker:
         *,
         is_main: bool,
         sinks: Sequence[Sink] | None = None,
+        store: CheckpointStore | None = None,
         close_seconds: float = 20.0,
     ) -> None:
         self._is_main = is_main
@@ -51,7 +53,7 @@ class Tracker:
             if config.tensorboard:
                 sinks.append(TensorBoardSink(run))
             if config.wandb != "disabled":
-                sinks.append(WandbSink(run, config))
+                sinks.append(WandbSink(run, config, store=store))
             sinks += make_sinks(config.sinks, run)
         self._background = Background(sinks, self.info, partial(_log.warning, "%s"))
         self._file = self._open_file(run)
@@ -156,6 +158,11 @@ class Tracker:
         """Passes a sentence about what happened at this step to the sinks."""
         if self._is_main:
             self._background.put("event", self._step, redact(_printable(text)))
+
+    def committed(self, step: int) -> None:
+        """Tells the sinks that a checkpoint was committed or has changed. In any thread."""
+        if self._is_main:
+            self._background.put("checkpoint", step)
 
     def _warn_once(self, about: str, text: str) -> None:
         if about not in self._warned:

@@ -8,30 +8,45 @@ import netrc
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from train.checkpoint.store import CheckpointStore
 from train.exits import first_line
 from train.files import refuse_link
 from train.secrets import redact_command, redact_values
 from train.track.sinks import RunInfo, Sink
 from train.track.track_config import TrackConfig
+from train.track.wandb_checkpoints import CheckpointSender, send_missing
 from train.track.wandb_log import is_offline, last_step, synced_marker, transaction_logs
 from train.track.wandb_rows import Rows, as_logged, committed_rows
+from train.track.wandb_uploads import CheckpointUploads
 
-_FINISH_SECONDS = 15.0  # less than the tracker waits for its sinks
+# Together less than the tracker waits for its sinks.
+_FINISH_SECONDS = 15.0
+_UPLOAD_SECONDS = 8.0
 
 
 class WandbSink(Sink):
-    """Logs to W&B with its own ``step`` axis, under one W&B id for all attempts."""
+    """Logs to W&B with its own ``step`` axis, under one W&B id for all attempts. With the
+    ``store`` of the run's checkpoints, also sends these."""
 
     name = "W&B"
 
-    def __init__(self, run: RunInfo, config: TrackConfig, *, init_seconds: float = 20.0) -> None:
+    def __init__(
+        self,
+        run: RunInfo,
+        config: TrackConfig,
+        *,
+        init_seconds: float = 20.0,
+        store: CheckpointStore | None = None,
+    ) -> None:
         self.run, self.config, self.init_seconds = run, config, init_seconds
+        self._store = None if config.wandb_checkpoints == "none" else store
+        self._uploads: CheckpointUploads | None = None
         self._exit_code = 0
         self._rows: Rows | None = None
         self._hooks = sys.exit, sys.excepthook
@@ -43,6 +58,7 @@ class WandbSink(Sink):
             # By default artifacts are staged in the home directory and never removed.
             "WANDB_DATA_DIR": cache,
             "WANDB_CACHE_DIR": cache,
+            "WANDB_ARTIFACT_DIR": cache,
             # By default a process without a working network hangs at exit, to report errors.
             "WANDB_ERROR_REPORTING": "false",
         }
@@ -80,6 +96,9 @@ class WandbSink(Sink):
         self._define_metrics()
         if mode != "disabled":
             self._begin_rows(self._sent(mode, logs))
+        if mode == "online" and self._store is not None:
+            self._uploads = CheckpointUploads(self._sender(self._store))
+            self._uploads.start(self._run)
         if mode == "offline":
             command = f"isorun sync {shlex.quote(str(self.run.directory))}"
             message = f"{message or 'W&B is offline.'} To upload: {command}"
@@ -100,6 +119,27 @@ class WandbSink(Sink):
         finally:
             self._exit_code = exit_code
             self.close()
+
+    def send_checkpoints(self, say: Callable[[str], None], exit_code: int, *, seconds: int) -> bool:
+        """Sends the checkpoints that W&B lacks, as ``send_missing`` does; returns whether there was
+        something to send. Raises an exception of W&B if it cannot be reached, or OSError."""
+        if self._store is None:
+            return False
+        sender = self._sender(self._store)
+        if not (sender.lacks_dataset or sender.missing(ended=True) or sender.stale()):
+            return False
+        self._refuse_links()
+        self.load()
+        self._run = self._init("online")
+        try:
+            send_missing(sender, self._run, say, seconds=seconds)
+        finally:
+            self._exit_code = exit_code
+            self.close()
+        return True
+
+    def _sender(self, store: CheckpointStore) -> CheckpointSender:
+        return CheckpointSender(self.run, store, self.config.wandb_checkpoints)
 
     def _refuse_links(self) -> None:
         for name in ("wandb", "wandb/cache"):
@@ -141,7 +181,7 @@ class WandbSink(Sink):
             "console": "off",
             "silent": True,
             "init_timeout": self.init_seconds,
-            "finish_timeout": _FINISH_SECONDS,
+            "finish_timeout": _FINISH_SECONDS - (_UPLOAD_SECONDS if self._store else 0.0),
             "reinit": "finish_previous",
             "sagemaker_disable": True,  # otherwise the id comes from the SageMaker job
             # By default rows are buffered for 15 s, and lost if the process is killed.
@@ -206,13 +246,20 @@ class WandbSink(Sink):
         if self.config.wandb_alerts:
             self._run.alert(title=f"{self.run.name}, step {step}", text=text)
 
+    def checkpoint(self, step: int) -> None:
+        """Has the checkpoint sent, if the config wants it."""
+        if self._uploads:
+            self._uploads.wake()
+
     def advance(self, step: int) -> None:
         """Sends the row of an earlier step."""
         if self._rows:
             self._rows.advance(step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Updates the summary of the W&B run."""
+        """Updates the summary of the W&B run, which is complete."""
+        if self._uploads:
+            self._uploads.finished = True
         self._run.summary.update(
             {n if n.startswith("goodput/") else f"final/{n}": value for n, value in values.items()}
         )
@@ -227,13 +274,19 @@ class WandbSink(Sink):
 
         if self._rows:
             self._rows.flush()
+        if self._uploads:
+            self._uploads.close(_UPLOAD_SECONDS)
         self._run.finish(exit_code=self._exit_code)
+        if self._uploads:
+            self._uploads.abandon(1.0)
         wandb.teardown()  # now, within the tracker's timeout, instead of at exit
 
     def abandon(self) -> None:
         """Unregisters wandb's atexit hook, which could block the process exit without limit, and
         its other hooks, which ``open`` leaves if it does not end."""
         sys.exit, sys.excepthook = self._hooks
+        if self._uploads:
+            self._uploads.abandon()
         atexit.unregister(_ServiceHook())  # type: ignore[arg-type]
 
 

@@ -1,5 +1,5 @@
-"""Uploads what W&B still lacks of a run that has ended: the segments of offline attempts, and
-committed rows that no attempt has sent."""
+"""Uploads what W&B still lacks of a run that has ended: the segments of offline attempts,
+committed rows that no attempt has sent, and checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from train.exits import RetryError, UsageError, first_line
+from train.checkpoint.store import CheckpointStore
+from train.exits import RetryError, RunError, UsageError, first_line
 from train.track.sinks import RunInfo
 from train.track.track_config import TrackConfig
 from train.track.wandb_log import first_step, is_offline, last_step, synced_marker, transaction_logs
@@ -40,7 +41,7 @@ def upload(
     it was interrupted.
 
     ``run.start_step`` is the last committed step, ``exit_code`` that of the last attempt, which W&B
-    shows; ``seconds`` limits the upload of each segment. Raises RetryError.
+    shows; ``seconds`` limits the upload of each segment and checkpoint. Raises RetryError.
     """
     logs = transaction_logs(run.directory)
     steps = committed_steps(run.directory / "metrics.jsonl")
@@ -65,8 +66,10 @@ def upload(
     for log in transaction_logs(run.directory):
         if not is_offline(log):
             synced_marker(log).write_text("All of its rows are uploaded.\n")
+    nothing &= not _send_checkpoints(run, config, say, exit_code, seconds)
     if nothing:
-        say(f"{run.id}: W&B has all of its rows.")
+        what = "rows" if config.wandb_checkpoints == "none" else "rows and checkpoints"
+        say(f"{run.id}: W&B has all of its {what}.")
 
 
 def _send_rows(
@@ -83,6 +86,23 @@ def _send_rows(
     if count:
         say(f"{run.id}: sent {count} rows from metrics.jsonl.")
     return bool(count)
+
+
+def _send_checkpoints(
+    run: RunInfo, config: TrackConfig, say: Callable[[str], None], exit_code: int, seconds: float
+) -> bool:
+    """Sends the checkpoints that ``track.wandb_checkpoints`` wants and W&B lacks; returns whether
+    there were some."""
+    sink = WandbSink(run, config, store=CheckpointStore(run.directory / "checkpoints"))
+    try:
+        return sink.send_checkpoints(say, exit_code, seconds=max(1, round(seconds)))
+    except RunError:
+        raise
+    except Exception as error:
+        raise RetryError(
+            f"W&B did not take the checkpoints of {run.id} ({first_line(error)}); run the command "
+            "again to continue."
+        ) from error
 
 
 def _sync_segment(log: Path, directory: Path, seconds: float) -> None:
