@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.exits import DataError, RetryError, RunError, UsageError
+from train.checkpoint.damage import NOT_A_FILE
+from train.exits import DataError, RetryError, RunError, UsageError, first_line
 from train.files import is_plain_name
 from train.json_files import Fields, has_fields, is_count, parse_object, shown
 
@@ -89,6 +90,23 @@ def fetch(name: str, directory: Path, where: str, choose: Choose) -> Listing:
                 f"{listing.sizes[each]}; name another version."
             )
     return listing
+
+
+@contextmanager
+def refused_files(where: str) -> Iterator[None]:
+    """Turns errors of local files into RunErrors: 65 for what is no regular file, else 75."""
+    try:
+        yield
+    except NOT_A_FILE as error:
+        raise DataError(
+            f"{where}, but {error.filename} cannot be used ({error.strerror}); name another "
+            "version."
+        ) from None
+    except OSError as error:
+        raise RetryError(
+            f"{where}, but {error.filename or 'it'} cannot be stored or read "
+            f"({error.strerror or first_line(error)}); fix the cause, then rerun."
+        ) from error
 
 
 def _listing(answer: dict[str, Any], where: str) -> Listing:

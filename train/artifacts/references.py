@@ -1,33 +1,32 @@
-"""A checkpoint that an artifact does not hold, but refers to.
+"""The data files of a checkpoint that an artifact does not hold, but refers to.
 
 Whoever has made the artifact chooses its references, so that few are followed: all must lead to one
 checkpoint, a directory ``step-N`` of this machine (``file://``) or a mirror's copy (``file://``,
-``s3://``, ``gs://``). What is there counts only with its hashes, and it is copied.
+``s3://``, ``gs://``). What is there is copied, if it has the hashes of the manifest that W&B has.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from train.artifacts.fetch import Listing
 from train.checkpoint.checkpoint_config import MirrorConfig
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.layout import parse_step_name, step_name
 from train.checkpoint.manifest import MANIFEST, Manifest
 from train.checkpoint.mirror import Mirror, MirrorError
-from train.checkpoint.received import RUN, RUN_FILES
 from train.checkpoint.store import CheckpointStore
 from train.exits import RetryError, UsageError
 from train.files import create, open_regular, refuse_link
 from train.json_files import shown
 
-_URL = re.compile(r"(?P<base>(?:file|s3|gs)://[^?#]+)/(?P<step>step-[0-9]{12})(?:/[^/]+)?/?")
+_URL = re.compile(r"(?P<base>(?:file|s3|gs)://[^?#]+)/(?P<step>step-[0-9]{12})/[^/?#]+")
 _BLOCK = 4 << 20
 
 
@@ -37,29 +36,24 @@ class Place(NamedTuple):
     base: str
     step: int
 
+    @property
+    def url(self) -> str:
+        """The URL of the folder."""
+        return f"{self.base}/{step_name(self.step)}"
 
-def is_of_checkpoint(url: str) -> bool:
-    """Whether a reference leads to what may be a checkpoint."""
-    return _URL.fullmatch(url) is not None
 
-
-def referred_place(listing: Listing, where: str) -> Place | None:
-    """The one checkpoint that all references lead to; None without references. Raises UsageError
-    for others."""
+def referred_place(references: Mapping[str, str], where: str) -> Place | None:
+    """The one checkpoint that all references (URLs by name) lead to; None without references.
+    Raises UsageError for others."""
     places: set[Place] = set()
-    # Those of the run itself come last: their place follows from that of the checkpoint.
-    of_run = {f"{RUN}/{name}": name for name in RUN_FILES}
-    for name, url in sorted(listing.references.items(), key=lambda item: item[0] in of_run):
-        if name in of_run and any(url == f"{_run_of(p)}/{of_run[name]}" for p in places):
-            continue
+    for name, url in references.items():
         match = _URL.fullmatch(url)
         step = parse_step_name(match["step"]) if match else None
-        if match is None or step is None or ".." in url.split("/"):
+        if match is None or step is None or ".." in unquote(url).split("/"):
             raise UsageError(
-                f"{where}, whose {name} refers to {shown(url)}, which is not followed: "
-                "references may lead to a checkpoint (file:///RUN/checkpoints/step-N) or to a "
-                "mirror's copy (s3://bucket/folder/step-N); name another artifact, or get the file "
-                "yourself and name its path."
+                f"{where}, whose {name} refers to {shown(url)}, which is not followed: references "
+                "may lead to a checkpoint (file:///RUN/checkpoints/step-N) or to a mirror's copy "
+                "(s3://bucket/folder/step-N); name another artifact."
             )
         places.add(Place(match["base"], step))
     if len(places) > 1:
@@ -67,55 +61,34 @@ def referred_place(listing: Listing, where: str) -> Place | None:
     return places.pop() if places else None
 
 
-def _run_of(place: Place) -> str:
-    return place.base.removesuffix("/checkpoints")
-
-
 def copy_checkpoint(place: Place, files: Path, where: str) -> None:
-    """Copies the checkpoint of a place into the directory ``files``, where there may be a part of
-    it, such as its manifest. Raises DamagedError if it is another one or is damaged, UsageError if
-    it is not there, and RetryError if the storage fails."""
-    known = Manifest.read(files) if (files / MANIFEST).exists() else None
-    url = f"{place.base}/{step_name(place.step)}"
-    directory = _local(url)
+    """Copies the data of the checkpoint of a place into the directory ``files``, which has its
+    manifest. Raises DamagedError if other data is there, UsageError if none is, and RetryError if
+    the storage fails."""
+    manifest = Manifest.read(files)
+    directory = _local(place.url)
     try:
         if directory and (directory / MANIFEST).exists():
             refuse_link(directory)
-            _copy_directory(directory, files, known)
+            for name, entry in manifest.files.items():
+                _copy(directory / name, files / name, entry["size"], entry["sha256"])
         else:
-            _copy_mirrored(place, files, where)
+            _copy_mirrored(place, manifest, files, where)
     except FileNotFoundError as error:
         raise UsageError(
-            f"{where}, which refers to {url}, but {error.filename} is not there; name another "
-            "version, or restore the file."
+            f"{where}, whose data W&B does not have, and it is no longer at {place.url} "
+            f"({error.filename}); name another version, or restore it there."
         ) from None
     except MirrorError as error:
         kind = UsageError if error.is_misconfigured else RetryError
-        raise kind(f"{where}, which refers to {url}, which cannot be read ({error}); correct its "
-                   "rights or its storage, then rerun.") from error  # fmt: skip
-    if known and known.files != Manifest.read(files).files:
-        raise DamagedError(f"{url} is not the checkpoint that the artifact has the manifest of")
+        raise kind(
+            f"{where}, which refers to {place.url}, which cannot be read ({error}); fix the cause, "
+            "then rerun."
+        ) from error
 
 
 def _local(url: str) -> Path | None:
     return Path(unquote(url.removeprefix("file://"))) if url.startswith("file:///") else None
-
-
-def _copy_directory(directory: Path, files: Path, known: Manifest | None) -> None:
-    manifest = known or Manifest.read(directory)
-    if known is None:
-        (files / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    for name, entry in manifest.files.items():
-        if not (files / name).exists():
-            _copy(directory / name, files / name, entry["size"], entry["sha256"])
-    if directory.parent.name != "checkpoints":
-        return
-    (files / RUN).mkdir(exist_ok=True)
-    for name in RUN_FILES:
-        source, target = directory.parents[1] / name, files / RUN / name
-        if source.exists() and not target.exists():
-            with os.fdopen(open_regular(source), "rb") as old, target.open("xb") as new:
-                shutil.copyfileobj(old, new)
 
 
 def _copy(source: Path, target: Path, size: int, sha256: str) -> None:
@@ -126,27 +99,26 @@ def _copy(source: Path, target: Path, size: int, sha256: str) -> None:
         os.fdopen(create(target), "wb") as new,
     ):
         if os.fstat(old.fileno()).st_size != size:
-            raise DamagedError(f"{source} does not have the size that the manifest lists")
-        while block := old.read(min(_BLOCK, size)):
+            raise DamagedError(f"{source} does not have the size that {MANIFEST} lists")
+        left = size
+        while left and (block := old.read(min(_BLOCK, left))):
             digest.update(block)
             new.write(block)
-            size -= len(block)
+            left -= len(block)
     if digest.hexdigest() != sha256:
         raise DamagedError(f"{source} does not match its SHA-256")
 
 
-def _copy_mirrored(place: Place, files: Path, where: str) -> None:
+def _copy_mirrored(place: Place, manifest: Manifest, files: Path, where: str) -> None:
     run = files.parent / "mirror"
     run.mkdir()
     mirror = Mirror(MirrorConfig(url=place.base), f"{where}, which refers to")
-    store = CheckpointStore(run / "checkpoints")
     if place.step not in mirror.steps():
-        raise FileNotFoundError(2, "missing", f"{place.base}/{step_name(place.step)}")
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), step_name(place.step))
+    store = CheckpointStore(run / "checkpoints")
     mirror.download(place.step, store)
-    (files / RUN).mkdir(exist_ok=True)
-    for source, target in (
-        *((path, files / path.name) for path in store.path(place.step).iterdir()),
-        *((run / name, files / RUN / name) for name in RUN_FILES if (run / name).exists()),
-    ):
-        if not target.exists():
-            source.rename(target)
+    copy = store.path(place.step)
+    if Manifest.read(copy).files != manifest.files:
+        raise DamagedError(f"{place.url} is another checkpoint than {MANIFEST} describes")
+    for name in manifest.files:
+        (copy / name).rename(files / name)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.artifacts.fetch import Listing, fetch
-from train.artifacts.references import copy_checkpoint, is_of_checkpoint, referred_place
+from train.artifacts.fetch import Listing, fetch, refused_files
+from train.artifacts.references import copy_checkpoint, referred_place
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.layout import parse_step_name, step_name
 from train.checkpoint.manifest import MANIFEST, Manifest, hash_file
@@ -49,14 +49,31 @@ def restore_artifact(
     ResumeRefusedError if it is of another run than ``run`` holds, RetryError if W&B fails; and the
     RunErrors of ``check``.
     """
-    listing = fetch(name, staging, where, lambda listing: _files_of_checkpoint(listing, where))
+    with refused_files(where):
+        listing = fetch(name, staging, where, lambda listing: files_of_checkpoint(listing, where))
+        step = install_fetched(listing, staging, run, where, check, needs=needs)
+    return Restored(step, listing.name)
+
+
+def install_fetched(
+    listing: Listing,
+    staging: Path,
+    run: Path,
+    where: str,
+    check: Callable[[Path], object] = lambda _: None,
+    *,
+    needs: Collection[str] = (),
+) -> int:
+    """``restore_artifact`` once ``files_of_checkpoint`` are fetched; returns the step."""
     store, files = CheckpointStore(run / "checkpoints"), staging / "files"
     try:
-        if place := referred_place(listing, where):
+        if place := referred_place(listing.references, where):
             copy_checkpoint(place, files, where)
         if lacking := [name for name in needs if not (files / RUN / name).exists()]:
             raise DamagedError(f"it lacks {RUN}/{lacking[0]}, without which its run is unknown")
-        return Restored(_install(files, store, listing, where, check), listing.name)
+        if OWNER in needs and run_id_in(files / RUN / OWNER) is None:
+            raise DamagedError(f"its {RUN}/{OWNER} cannot be read")
+        return _install(files, store, listing, where, check)
     except DamagedError as error:
         raise DataError(f"{where}, which is damaged ({error}); {_OTHER}.") from None
     finally:
@@ -65,10 +82,10 @@ def restore_artifact(
 
 def is_checkpoint(listing: Listing) -> bool:
     """Whether an artifact says that it is a checkpoint."""
-    return MANIFEST in listing.sizes or any(map(is_of_checkpoint, listing.references.values()))
+    return MANIFEST in listing.sizes
 
 
-def _files_of_checkpoint(listing: Listing, where: str) -> list[str]:
+def files_of_checkpoint(listing: Listing, where: str) -> list[str]:
     """The files to download of an artifact that must be a checkpoint."""
     if not is_checkpoint(listing):
         raise UsageError(

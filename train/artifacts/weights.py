@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from train.artifacts.fetch import Listing, fetch
-from train.artifacts.restore import is_checkpoint, restore_artifact
+from train.artifacts.fetch import Listing, fetch, refused_files
+from train.artifacts.restore import files_of_checkpoint, install_fetched, is_checkpoint
+from train.checkpoint.received import RUN
 from train.checkpoint.weight_files import INDEX, PARAMETERS, TORCH_SUFFIXES
 from train.checkpoint.weight_source import WeightSource, find_source
 from train.exits import UsageError
 from train.suggest import listed
 
 _SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-
-
-class _CheckpointFoundError(Exception):
-    """The artifact is a checkpoint, which has a way of its own."""
 
 
 def artifact_weights(name: str, download: Path, where: str) -> WeightSource:
@@ -27,23 +24,26 @@ def artifact_weights(name: str, download: Path, where: str) -> WeightSource:
     """
     download.mkdir(mode=0o700)
     chosen: list[str] = []
+    holds_checkpoint = False
 
     def choose(listing: Listing) -> list[str]:
-        if is_checkpoint(listing) and not listing.sizes.keys() & {PARAMETERS, INDEX}:
-            raise _CheckpointFoundError
-        chosen[:] = _weight_files(listing, where)
+        nonlocal holds_checkpoint
+        holds_checkpoint = is_checkpoint(listing) and not {PARAMETERS, INDEX} & {*listing.sizes}
+        chosen[:] = (files_of_checkpoint if holds_checkpoint else _weight_files)(listing, where)
         return chosen
 
-    try:
-        listing = fetch(name, download / "artifact", where, choose)
-        artifact, path = listing.name, download / "artifact/files"
-        if not {PARAMETERS, INDEX} & {*chosen}:
-            path /= chosen[0]
-    except _CheckpointFoundError:
-        path = download / "run"
-        path.mkdir(mode=0o700)
-        artifact = restore_artifact(name, path, download / "checkpoint", where).artifact
-    return replace(find_source(str(path), download, download, where), artifact=artifact)
+    staging = download / "artifact"
+    with refused_files(where):
+        listing = fetch(name, staging, where, choose)
+        if holds_checkpoint:
+            path = download / RUN
+            path.mkdir(mode=0o700)
+            install_fetched(listing, staging, path, where)
+        else:
+            path = staging / "files"
+            if not {PARAMETERS, INDEX} & {*chosen}:
+                path /= chosen[0]
+    return replace(find_source(str(path), download, download, where), artifact=listing.name)
 
 
 def _weight_files(listing: Listing, where: str) -> list[str]:
