@@ -12,6 +12,7 @@ init_from/      a copy from a mirror, until its weights are loaded; see train.se
 logs/           a log file per rank
 samples/        texts and images that the task reports; see train.track.samples
 tensorboard/, wandb/
+wandb_checkpoints.json  which checkpoints W&B has; see train.track.wandb_sent
 stopped.json    the torchrun job and its restart count at the last requested stop
 finished.json   the final metrics; it exists only if the run is complete
 lock            held by the process that trains

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from train.checkpoint.manifest import Manifest
+from train.checkpoint.run_directory import RunDirectory
 from train.command_line import say
 from train.commands.arguments import add_checkpoint_argument, add_config_arguments
 from train.commands.checkpoints import find_checkpoint, load_full_model, local_checkpoint
@@ -33,21 +34,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="parameters: safetensors; program: torch.export; default: both, or parameters if the "
         "task has no example_inputs()",
     )
+    parser.add_argument(
+        "--wandb", action="store_true", help="also log the files to W&B, as an artifact"
+    )
+    parser.add_argument(
+        "--registry", metavar="REGISTRY/COLLECTION",
+        help="log them to W&B and link the artifact to a collection of a registry",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> Exit:
     """Writes the export and prints the paths of its files."""
+    registry = _registry(arguments)
     with local_checkpoint(arguments) as (loaded, which, received):
         if received.name_of_run(loaded.run_directory) and not arguments.to:
             raise UsageError(
                 "An export of an artifact of W&B needs a directory, since there is no run "
                 "directory; add --to DIR."
             )
-        _export(loaded, which, arguments)
+        _export(loaded, which, registry, arguments)
     return Exit.DONE
 
 
-def _export(loaded: LoadedConfig, which: str, arguments: argparse.Namespace) -> None:
+def _export(
+    loaded: LoadedConfig, which: str, registry: str | None, arguments: argparse.Namespace
+) -> None:
     checkpoint = find_checkpoint(loaded, which, other_data=arguments.other_data)
     from train.export.module import (
         PARAMETERS,
@@ -102,3 +113,23 @@ def _export(loaded: LoadedConfig, which: str, arguments: argparse.Namespace) -> 
         ) from None
     for path in written:
         say(str(path))
+    if arguments.wandb or registry:
+        from train.track.wandb_export import log_export
+
+        run_directory = RunDirectory(loaded.run_directory)
+        identity = run_directory.identity(loaded.config.run.name)
+        track = loaded.config.track
+        name = log_export(written, run_directory.path, identity, track, manifest, registry)
+        say(f"W&B: {name}" + (f", linked to {registry}" if registry else ""))
+
+
+def _registry(arguments: argparse.Namespace) -> str | None:
+    """W&B's path for --registry. Raises UsageError before the work, if W&B cannot be used."""
+    if not (arguments.wandb or arguments.registry):
+        return None
+    from train.track.wandb_export import registry_path
+    from train.track.wandb_sync import check_login
+
+    path = registry_path(arguments.registry) if arguments.registry else None
+    check_login()
+    return path

@@ -1,23 +1,29 @@
 """Upload to Weights & Biases what it still lacks of runs.
 
 Takes run directories, or directories that hold them. Uploads the rows, texts and images of offline
-attempts in order, and rows of committed steps that were lost when an attempt was killed; what W&B
-has is not sent again. Repeat the command after an interruption. Running runs are left out.
+attempts in order, rows of committed steps that were lost when an attempt was killed, and the
+checkpoints that track.wandb_checkpoints wants; what W&B has is not sent again. Repeat the command
+after an interruption. Running runs are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from train.checkpoint.damage import DamagedError
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_directory import RunDirectory
+from train.checkpoint.store import CheckpointStore
 from train.command_line import say
 from train.exits import DataError, Exit, ResumeRefusedError, UsageError
+from train.json_files import is_count
 from train.runs.find import find_runs
-from train.track.sinks import RunInfo
+from train.track.sinks import RunInfo, dataset_facts
 from train.track.track_config import TrackConfig
 from train.track.wandb_rows import committed_steps
 
@@ -28,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "that holds run directories")  # fmt: skip
     parser.add_argument(
         "--timeout", type=float, default=600.0, metavar="SECONDS",
-        help="for the upload of an offline attempt (default 600)",
+        help="for the upload of an offline attempt or a checkpoint (default 600)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoints", choices=["none", "reference", "best", "all"],
+        help="which checkpoints to send, instead of the run's track.wandb_checkpoints",
     )  # fmt: skip
 
 
@@ -42,7 +52,10 @@ def run(arguments: argparse.Namespace) -> Exit:
     check_login()
     for given, directories in found.items():
         for directory in directories:
-            _upload(RunDirectory(directory), arguments.timeout, skips=directory != given)
+            _upload(
+                RunDirectory(directory), arguments.timeout, arguments.checkpoints,
+                skips=directory != given,
+            )  # fmt: skip
     return Exit.DONE
 
 
@@ -56,7 +69,9 @@ def _runs_in(path: Path) -> list[Path]:
     return found
 
 
-def _upload(directory: RunDirectory, seconds: float, *, skips: bool) -> None:
+def _upload(
+    directory: RunDirectory, seconds: float, checkpoints: str | None, *, skips: bool
+) -> None:
     """With ``skips``, a run that cannot be uploaded now is left out with a line."""
     from train.track.wandb_sync import upload
 
@@ -69,6 +84,8 @@ def _upload(directory: RunDirectory, seconds: float, *, skips: bool) -> None:
         return
     try:
         track = _track_config(directory)
+        if checkpoints:
+            track = track.model_copy(update={"wandb_checkpoints": checkpoints})
         if track.wandb == "disabled":
             say(f"{directory.path}: left out: the run has track.wandb=disabled.")
             return
@@ -112,4 +129,16 @@ def _run_info(directory: RunDirectory, last: dict[str, Any]) -> RunInfo:
         unit="",
         total_steps=0,
         start_step=max(committed_steps(directory.metrics), default=0),
+        facts=_facts(directory),
     )
+
+
+def _facts(directory: RunDirectory) -> dict[str, Any]:
+    """The dataset, of which a checkpoint has the fingerprint."""
+    store = CheckpointStore(directory.checkpoints)
+    for step in reversed(store.steps()):
+        with suppress(DamagedError):
+            state = Manifest.read(store.path(step)).state
+            if is_count(state.get("samples")) and state.get("data") is not None:
+                return {"dataset": dataset_facts(state["samples"], state["data"])}
+    return {}

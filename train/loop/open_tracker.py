@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,7 +22,7 @@ from train.setup.join import Joined
 from train.setup.micro_batch_effects import micro_batch_warnings
 from train.tasks.base import Task
 from train.tasks.registry import unused_methods
-from train.track.sinks import RunInfo
+from train.track.sinks import RunInfo, dataset_facts
 from train.track.tracker import Tracker
 
 _log = logging.getLogger("train")
@@ -84,7 +82,7 @@ def open_tracker(
 def _facts(
     loaded: LoadedConfig, joined: Joined, data: RunData, plan: BatchPlan, model: TrainableModel
 ) -> dict[str, Any]:
-    engine, fingerprint = joined.engine, json.dumps(data.fingerprint.to_json())
+    engine = joined.engine
     return {
         "placement": {
             "strategy": model.strategy.setup.name,
@@ -94,9 +92,6 @@ def _facts(
             "precision": loaded.config.precision,
             "micro_batch_size": plan.micro_batch_size,
         },
-        "dataset": {
-            "samples": data.order.size,
-            "fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
-        },
+        "dataset": dataset_facts(data.order.size, data.fingerprint.to_json()),
         "model_summary": model.summary,
     }

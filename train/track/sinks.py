@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -35,6 +37,12 @@ class RunInfo:
     """What this attempt runs on, as JSON values: ``placement``, ``dataset``, ``model_summary``."""
     inputs: tuple[str, ...] = ()
     """The artifacts of W&B that it has started from: ``entity/project/name:version``."""
+
+
+def dataset_facts(samples: int, fingerprint: Any) -> dict[str, Any]:
+    """What sinks get to know of the dataset, of which ``fingerprint`` has JSON values."""
+    digest = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
+    return {"samples": samples, "fingerprint": digest[:16]}
 
 
 class Sink:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from train.checkpoint.checkpoint_config import MirrorConfig
@@ -18,7 +20,7 @@ from train.track.wandb_artifact import (
     collection_name,
     content_digest,
 )
-from train.track.wandb_sent import Sent, SentCheckpoint, missing_steps
+from train.track.wandb_sent import BEST, LATEST, Sent, SentCheckpoint, missing_steps
 from train.track.watched_metric import PREFIX, watched_metric
 
 _log = logging.getLogger("train")
@@ -61,8 +63,9 @@ class CheckpointSender:
         sent = self._sent.checkpoints
         return {s: names for s, names in wanted.items() if {*names} != {*sent[s].aliases}}
 
-    def send_dataset(self, wandb_run: Any) -> None:
-        """Declares the dataset as the input of the W&B run. Raises an exception of W&B."""
+    def send_dataset(self, wandb_run: Any, *, seconds: int | None = None) -> None:
+        """Declares the dataset as the input of the W&B run; waits at most ``seconds``. Raises an
+        exception of W&B, or OSError."""
         import wandb
 
         dataset = self.run.facts["dataset"]
@@ -73,7 +76,8 @@ class CheckpointSender:
             description="What a run of isorun was trained on, without the data.",
             metadata={**dataset, "task": (self.run.config.get("task") or {}).get("use")},
         )
-        wandb_run.use_artifact(artifact)
+        wandb_run.log_artifact(artifact)  # use_artifact alone would wait without a limit
+        wandb_run.use_artifact(artifact.wait(timeout=seconds))
         self._sent.dataset = fingerprint
         self._sent.save()
 
@@ -92,10 +96,12 @@ class CheckpointSender:
             clear_staging(self.run.directory)
 
     def _send(self, wandb_run: Any, step: int, seconds: int | None) -> bool:
+        started = time.monotonic()
         manifest = Manifest.read(self._store.path(step))
         local = [*self._local(), step]
         aliases = self._sent.aliases(self._rule, local, step, manifest.metrics)[step]
-        artifact = self._found(wandb_run, manifest) if self._sent.begun == step else None
+        is_doubtful = self._sent.is_doubtful or self._sent.begun == step
+        artifact = self._found(wandb_run, manifest) if is_doubtful else None
         if artifact is None:
             by = "reference" if self._mode == "reference" else "upload"
             url = self._mirror.url if self._mirror else None
@@ -104,8 +110,10 @@ class CheckpointSender:
             self._sent.save()
             wandb_run.log_artifact(artifact, aliases=aliases)
             artifact.wait(timeout=seconds)
+            # W&B's client adds it to what is logged last; update_aliases gives it back.
+            aliases = list(dict.fromkeys([*aliases, LATEST]))
         else:
-            aliases = [name for name in aliases if name in artifact.aliases]
+            aliases = [name for name in artifact.aliases if name in (*aliases, LATEST, BEST)]
         for other in self._sent.checkpoints.values():  # W&B has moved them
             other.aliases = [a for a in other.aliases if a not in aliases]
         self._sent.begun = None
@@ -113,7 +121,9 @@ class CheckpointSender:
             content_digest(manifest), artifact.source_qualified_name, manifest.metrics, aliases
         )
         self._sent.save()
-        _log.info("the checkpoint of step %d is in W&B: %s", step, artifact.source_qualified_name)
+        took = time.monotonic() - started
+        name = artifact.source_qualified_name
+        _log.info("the checkpoint of step %d is in W&B after %.1f s: %s", step, took, name)
         return True
 
     def _found(self, wandb_run: Any, manifest: Manifest) -> Any:
@@ -140,11 +150,26 @@ class CheckpointSender:
                 other.aliases = [a for a in other.aliases if a not in wanted]
             sent.aliases = wanted
             self._sent.save()
+        local = self._local()
+        self._sent.checkpoints = {
+            step: sent
+            for step, sent in self._sent.checkpoints.items()
+            if sent.aliases or step in local  # the others cannot be sent again
+        }
 
     def _local(self) -> dict[int, dict[str, float] | None]:
-        """The metrics of the checkpoints in the run directory, by step."""
-        metrics = self._store.metrics()
-        return {step: metrics.get(step) for step in self._store.steps()}
+        """The metrics of the checkpoints in the run directory, by step. Forgets that one was sent
+        if the run has made another of the same step, because the first was damaged."""
+        local: dict[int, dict[str, float] | None] = {}
+        for step in self._store.steps():
+            local[step] = None
+            with suppress(DamagedError):
+                manifest = Manifest.read(self._store.path(step))
+                local[step] = manifest.metrics
+                sent = self._sent.checkpoints.get(step)
+                if sent and sent.content != content_digest(manifest):
+                    del self._sent.checkpoints[step]
+        return local
 
 
 def send_missing(
@@ -153,11 +178,11 @@ def send_missing(
     """Sends all that W&B lacks of a run that does not run, in the order of steps; ``seconds``
     limits the upload of each checkpoint. Raises an exception of W&B, or OSError."""
     if sender.lacks_dataset:
-        sender.send_dataset(wandb_run)
+        sender.send_dataset(wandb_run, seconds=seconds)
     for step in reversed(sender.missing(ended=True)):
         if sender.send(wandb_run, step, seconds=seconds):
             say(f"{sender.run.id}: sent the checkpoint of step {step}.")
-    sender.update_aliases(wandb_run)
+    sender.update_aliases(wandb_run)  # each was the newest of all so far
 
 
 def _api(wandb_run: Any) -> Any:

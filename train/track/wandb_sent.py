@@ -46,6 +46,8 @@ class Sent:
     """The step of an upload that has begun; W&B may have it although it is not in
     ``checkpoints``."""
     checkpoints: dict[int, SentCheckpoint] = field(default_factory=dict)
+    is_doubtful: bool = field(default=False, compare=False)
+    """Whether W&B may have any checkpoint although it is not in ``checkpoints``."""
 
     @classmethod
     def read(cls, run_directory: Path) -> Sent:
@@ -60,10 +62,10 @@ class Sent:
                 if has_fields(entry, _ENTRY)
             }
         except FileNotFoundError:
-            return cls(path)
+            return cls(path, is_doubtful=True)
         except (OSError, ValueError) as error:
             _log.info("%s cannot be read: %s", path, error)
-            return cls(path)
+            return cls(path, is_doubtful=True)
         return cls(path, values["dataset"], values["begun"], checkpoints)
 
     def save(self) -> None:

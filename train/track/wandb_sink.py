@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import html
+import importlib
 import netrc
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -68,6 +69,9 @@ class WandbSink(Sink):
         for name, value in defaults.items():
             os.environ.setdefault(name, value)
         import wandb  # noqa: F401
+
+        if self._store is not None:
+            _load_artifacts()
 
     def open(self) -> str | None:
         """Starts or resumes the W&B run; offline if W&B cannot be reached."""
@@ -194,7 +198,7 @@ class WandbSink(Sink):
         }
         known = type(wandb.Settings()).model_fields
         settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
-        with _redacted_arguments():
+        with redacted_arguments():
             return wandb.init(
                 id=self.run.wandb_id,
                 resume="allow",
@@ -297,8 +301,21 @@ class WandbSink(Sink):
         atexit.unregister(_ServiceHook())  # type: ignore[arg-type]
 
 
+def _load_artifacts() -> None:
+    """Imports what wandb otherwise imports when it sends an artifact. In that thread, it could be
+    while a data worker is forked (see ``Background``)."""
+    for name in (
+        "apis.public", "apis._generated", "sdk.artifacts.artifact", "sdk.artifacts._generated",
+        "sdk.artifacts._gqlutils", "sdk.artifacts._validators", "sdk.artifacts.staging",
+        "sdk.artifacts._internal_artifact", "sdk.artifacts.artifact_manifest_entry",
+        "sdk.internal._generated",
+    ):  # fmt: skip
+        with suppress(ImportError):  # another version
+            importlib.import_module(f"wandb.{name}")
+
+
 @contextmanager
-def _redacted_arguments() -> Iterator[None]:
+def redacted_arguments() -> Iterator[None]:
     """Hides secrets in the arguments of this process, which W&B records."""
     before = sys.argv
     redacted = redact_command(before)

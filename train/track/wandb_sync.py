@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from train.checkpoint.store import CheckpointStore
 from train.exits import RetryError, RunError, UsageError, first_line
@@ -22,9 +23,7 @@ from train.track.wandb_sink import WandbSink, wandb_mode
 
 def check_login() -> None:
     """Raises UsageError without credentials of W&B."""
-    import wandb
-
-    user = wandb.setup(settings=wandb.Settings(silent=True)).settings
+    user = _setup()
     if user.mode != "online":
         raise UsageError(f"WANDB_MODE is {user.mode!r}, in which nothing is uploaded; unset it.")
     if wandb_mode("auto", user.mode, user.base_url, user.api_key) != "online":
@@ -32,6 +31,17 @@ def check_login() -> None:
             f"There are no credentials for W&B ({user.base_url}); set WANDB_API_KEY, or log in "
             "with `wandb login`."
         )
+
+
+def _setup() -> Any:
+    """W&B's settings for this process. With its default retries, the client would take many minutes
+    to give up on a server that fails."""
+    import wandb
+
+    wanted = {"silent": True, "x_graphql_retry_max": 4, "x_graphql_retry_wait_max_seconds": 4.0}
+    known = wandb.Settings.model_fields
+    settings: dict[str, Any] = {name: v for name, v in wanted.items() if name in known}
+    return wandb.setup(settings=wandb.Settings(**settings)).settings
 
 
 def upload(
@@ -95,6 +105,7 @@ def _send_checkpoints(
     there were some."""
     sink = WandbSink(run, config, store=CheckpointStore(run.directory / "checkpoints"))
     try:
+        _setup()
         return sink.send_checkpoints(say, exit_code, seconds=max(1, round(seconds)))
     except RunError:
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import Any
 
 from train.exits import first_line
@@ -85,14 +84,19 @@ class CheckpointUploads:
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _send_missing(self) -> None:
+        failed = None
         if self._sender.lacks_dataset:
-            self._sender.send_dataset(self._run)
+            try:
+                self._sender.send_dataset(self._run)
+            except Exception as error:  # the checkpoints do not depend on it
+                failed = error
         while not self._abandoned and (steps := self._sender.missing(ended=self.finished)):
-            started = time.monotonic()
-            if self._sender.send(self._run, steps[0]):
-                _log.info("it took %.1f s", time.monotonic() - started)
+            self._sender.send(self._run, steps[0])
+            self._sender.update_aliases(self._run)
         if not self._abandoned:
             self._sender.update_aliases(self._run)
+        if failed:
+            raise failed
 
     def _report(self, error: BaseException) -> None:
         _log.info("sending checkpoints to W&B failed", exc_info=True)
