@@ -71,7 +71,7 @@ def fetch(name: str, directory: Path, where: str, choose: Choose) -> Listing:
     directory.mkdir(mode=0o700)
     files = directory / "files"
     files.mkdir()
-    with _started(directory) as client:
+    with started_client(directory) as client:
         client.answer(where, seconds=_START)
         client.send(name=name)
         listing = _listing(client.answer(where), where)
@@ -216,7 +216,8 @@ def _error(kind: str, text: str, where: str) -> RunError:
 
 
 @contextmanager
-def _started(directory: Path) -> Iterator[_Client]:
+def started_client(directory: Path) -> Iterator[_Client]:
+    """The running client; it ends with the context. Its own files are in ``directory``."""
     cache = str(directory / "wandb")
     environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SERVICE")}
     environment |= {
