@@ -30,7 +30,7 @@ from train.track.wandb_uploads import CheckpointUploads
 # Together less than the tracker waits for its sinks.
 _FINISH_SECONDS = 15.0
 _UPLOAD_SECONDS = 8.0
-_INPUT_SECONDS = 3.0
+_INPUT_SECONDS = 4.0
 
 
 class WandbSink(Sink):
