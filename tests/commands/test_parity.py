@@ -14,7 +14,7 @@ from tests.support.forked import quick
 from tests.support.runs import ROOT, TINY, curve
 from tests.support.runs import command as command_of
 from train.cli import main
-from train.commands.parity import error_in
+from train.commands.placements import error_in
 from train.parity.compare import Tolerance, compare, largest_difference
 
 ALL = ["1", "2:ddp", "3:ddp", "4:ddp", "2:fsdp2", "2:zero1", "2:zero2", "2:zero3"]

@@ -5,7 +5,7 @@ import pytest
 from tests.invariants.test_odd_models import assert_same_run
 from tests.support.forked import run, run_ranks
 from tests.support.lanes import thinned
-from train.optim.optimizer import NAMES
+from train.optim.optim_config import NAMES
 
 BASE = [
     "batch.micro_batch_size=6", "length.steps=6", "checkpoint.every_steps=6",

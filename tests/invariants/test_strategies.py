@@ -19,6 +19,7 @@ STRATEGIES = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 # The same micro-batches on every placement, so that even dropout is the same.
 BASE = ["batch.micro_batch_size=3", "optim.weight_decay=0.1", "ema.decay=0.9", "length.steps=30"]
 BASE += ["checkpoint.keep_last=9", "checkpoint.every_steps=15", "evaluate.every_steps=15"]
+BASE += ["optim.groups=[{pattern: '4.*', lr_factor: 0.5, weight_decay: 0.2, betas: [0.8, 0.9]}]"]
 MIDDLE, END = 15, 30
 
 

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from train.exits import UsageError
-from train.optim.optimizer import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
+from train.optim.groups import parameter_settings
+from train.optim.optim_config import OptimConfig
+from train.optim.optimizer import build_optimizer, set_learning_rate
 
 
 class MyRMSNorm(nn.Module):
@@ -44,7 +46,7 @@ def decayed(config, module):
     """Names with weight decay, and names without."""
     names = {id(p): name for name, p in module.named_parameters()}
     found = {True: set(), False: set()}
-    for group in parameter_groups(config, module):
+    for group in build_optimizer(config, module, parameter_settings(config, module)).param_groups:
         found[group["weight_decay"] > 0] |= {names[id(p)] for p in group["params"]}
     return found[True], found[False]
 
@@ -63,7 +65,7 @@ def test_no_decay_selects_the_kinds():
 
 def test_a_model_without_trainable_parameters_is_refused():
     with pytest.raises(UsageError, match="no trainable parameter"):
-        parameter_groups(OptimConfig(), nn.Linear(2, 2).requires_grad_(False))
+        build_optimizer(OptimConfig(), nn.Linear(2, 2).requires_grad_(False))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_arguments_arrive_and_the_fused_kernels_are_used():
 )
 def test_an_invalid_optimiser_is_one_sentence(values, text):
     with pytest.raises(UsageError, match=text) as error:
-        build_optimizer(OptimConfig(**values), model(), "line 3")
+        build_optimizer(OptimConfig(**values), model(), origin="line 3")
     assert "\n" not in str(error.value)
 
 
@@ -131,8 +133,9 @@ def test_options_of_the_right_types_are_taken(use, options):
 
 
 def test_the_learning_rate_of_every_group_is_set():
-    optimizer = build_optimizer(OptimConfig(weight_decay=0.1), model())
-    assert set_learning_rate(optimizer, 0.5, 0.5) == 0.25
+    config, module = OptimConfig(weight_decay=0.1), model()
+    optimizer = build_optimizer(config, module, parameter_settings(config, module))
+    set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from tests.support import optimizers
 from train.exits import UsageError
-from train.optim.optimizer import OptimConfig, build_optimizer
+from train.optim.optim_config import OptimConfig
+from train.optim.optimizer import build_optimizer
 from train.optim.probe import KNOWN, Example, check_flat, try_whole
 
 MODEL = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(3, 4), nn.Embedding(5, 2))

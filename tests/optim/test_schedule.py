@@ -49,6 +49,25 @@ def test_step_counts_from_the_end_of_warm_up():
     assert (values[10], values[39], values[40], values[70]) == (1.0, 1.0, 0.5, 0.25)
 
 
+def test_cosine_restarts_at_the_start_of_each_period():
+    values = factors(use="cosine_restarts", warmup_steps=10, restart_steps=20, final_ratio=0.1)
+    assert values[10] == values[30] == values[90] == 1.0
+    assert values[29] == values[89] == pytest.approx(0.1)
+    assert values[10:30] == values[30:50] == factors(20, use="cosine", final_ratio=0.1)
+
+
+def test_the_periods_of_restarts_may_grow():
+    values = factors(200, use="cosine_restarts", restart_steps=10, restart_growth=1.5)
+    starts = [step for step, value in enumerate(values) if value == 1.0]
+    assert starts == [0, 10, 25, 47, 81, 132]  # periods of 10, 15, 22, 34, 51, ...
+    assert factors(50, use="cosine_restarts", restart_steps=1)[49] == 1.0
+
+
+def test_restarts_without_a_period_are_refused():
+    with pytest.raises(ValidationError, match="restart_steps"):
+        ScheduleConfig(use="cosine_restarts")
+
+
 def test_step_without_a_size_is_refused():
     with pytest.raises(ValidationError, match="step_size"):
         ScheduleConfig(use="step")

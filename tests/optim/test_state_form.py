@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.optim.optimizer import NAMES, OptimConfig, build_optimizer
+from train.optim.optim_config import NAMES, OptimConfig
+from train.optim.optimizer import build_optimizer
 from train.optim.state_form import state_that_fits
 
 

@@ -14,7 +14,8 @@ from tests.support.runs import assert_same_bits
 from train.data.plan import BatchPlan
 from train.distributed.randomness import seed_everything
 from train.exits import RetryError, UsageError
-from train.optim.optimizer import OptimConfig, build_optimizer
+from train.optim.optim_config import OptimConfig
+from train.optim.optimizer import build_optimizer
 from train.setup.model_summary import model_summary
 from train.strategies.base import StrategySetup
 from train.strategies.single import SingleStrategy

@@ -243,10 +243,11 @@ def test_a_checkpoint_is_kept_while_it_is_uploaded(run, server, tmp_path):
                 pass
 
     server.fault = fault
-    run.act(
+    said = run.act(
         ["commit", 10], ["wait_for_file", "begun"], ["commit", 20], ["commit", 30], ["prune", 1],
-        ["release"], ["wait", 10, 30],
+        ["release"], ["wait", 10, 30], ["prune", 1],
     )  # fmt: skip
+    assert "removed [20]\nremoved [10]" in said
     assert aliases(server) == {10: set(), 30: {"latest", "step-30"}}
 
 

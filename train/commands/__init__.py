@@ -3,6 +3,9 @@
 COMMANDS = {
     "fit": "start a run, or resume it if its directory holds one",
     "evaluate": "evaluate a checkpoint on the evaluation data",
+    "lr-find": "find a learning rate: a range test on this placement",
+    "overfit": "train on one batch until it is learnt, or say what is in the way",
+    "replay": "compute a step of a run again and compare it with what was logged",
     "parity": "run one config on several placements and compare the results",
     "runs": "list runs: state, step, metrics, placement, last exit",
     "compare": "show what differs between runs, and their metrics side by side",

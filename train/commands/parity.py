@@ -10,23 +10,18 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from train.checkpoint.run_directory import RunDirectory
-from train.command_line import python_module, say
+from train.command_line import say
 from train.commands.arguments import add_config_arguments
+from train.commands.placements import Placement, environment, failure, parse
 from train.config.load import LoadedConfig, load_config
-from train.exits import Exit, UsageError, error_of_code
+from train.exits import Exit, UsageError
 from train.imports import import_extra
-from train.process.diagnose import LOST_PEER
-from train.strategies.registry import CHOICES
 
-_PLACEMENT = re.compile(r"([0-9]{1,9})(?::(.+))?")
 _DEFAULT = ["1", "2:ddp", "2:fsdp2"]
 # Settings that a comparison needs, and others that are disabled for speed.
 _SETTINGS = [
@@ -40,20 +35,7 @@ _SETTINGS = [
 ]  # fmt: skip
 _MARKER = ".parity"
 """An empty file in each run directory that parity made, and may remove."""
-_ERROR, _WARNING = "isorun: error: ", "warning: "
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Number of processes, and strategy."""
-
-    processes: int
-    strategy: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.processes}" if self.strategy == "auto" else f"{self.processes}:{self.strategy}"
-        )
+_WARNING = "warning: "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,18 +99,6 @@ def run(arguments: argparse.Namespace) -> Exit:
     return _report(directories, out, loaded, arguments)
 
 
-def parse(word: str) -> Placement:
-    """Parses a placement such as ``2:fsdp2``. Raises UsageError if it is not one."""
-    match = _PLACEMENT.fullmatch(word)
-    strategy = (match and match[2]) or "auto"
-    if match and int(match[1]) >= 1 and (strategy in CHOICES or ":" in strategy):
-        return Placement(int(match[1]), strategy)
-    raise UsageError(
-        f"{word!r} is not a placement; write PROCESSES or PROCESSES:STRATEGY, such as 2:fsdp2, "
-        f"where the strategy is one of {', '.join(CHOICES)}, or module.path:Class."
-    )
-
-
 def _length(loaded: LoadedConfig, steps: int) -> list[str]:
     schedule = loaded.config.schedule
     warmup = min(schedule.warmup_steps, steps // 5)
@@ -186,30 +156,18 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
 
     Raises RunError with the exit code of a failed run.
     """
-    command = [*python_module("train"), "fit"]
-    if placement.processes > 1:
-        torchrun = [*python_module("torch.distributed.run"), "--standalone", "--no-python"]
-        command = [*torchrun, f"--nproc-per-node={placement.processes}", *command]
-    command += [word for file in files for word in ("--config", file)]
-    command += [*settings, f"run.dir={directory}", f"strategy={placement.strategy}"]
+    words = [word for file in files for word in ("--config", file)]
+    words += [*settings, f"run.dir={directory}", f"strategy={placement.strategy}"]
+    command = placement.command("fit", *words)
     log = directory.with_name(f"{directory.name}.log")
     say(f"{placement}: {directory}")
-    # One thread per process: equal arithmetic on every placement, no more threads than cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w", encoding="utf-8") as output:
         done = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment(), check=False
         )
     text = log.read_text(encoding="utf-8", errors="replace")
     if done.returncode:
-        error = error_in(text)
-        why = f": {error.rstrip('.')}" if error else ""
-        # torchrun exits with 1; its report has the exit code of the rank.
-        codes = [int(code) for code in re.findall(r"exitcode +: (\d+)", text)]
-        code = codes[-1] if codes else done.returncode
-        raise error_of_code(
-            code, f"The run on {placement} ended with exit code {code}{why}; see {log}."
-        )
+        raise failure(placement, text, done.returncode, f"see {log}")
     return text
 
 
@@ -217,14 +175,6 @@ def warnings_in(log: str) -> list[str]:
     """The warnings that a run has printed, each once."""
     lines = (line.partition(_WARNING) for line in log.splitlines())
     return list(dict.fromkeys(text.strip() for before, mark, text in lines if mark and not before))
-
-
-def error_in(log: str) -> str:
-    """The error that a run has printed, in one line; empty if there is none."""
-    lines = [line.partition(_ERROR)[2].strip() for line in log.splitlines() if _ERROR in line]
-    # Each rank may print the same error; one that lost another rank does not know the cause.
-    causes = [line for line in lines if line != LOST_PEER] or lines
-    return " ".join(dict.fromkeys(causes))
 
 
 def _report(

@@ -11,7 +11,7 @@ from train.checkpoint.init_from_config import InitFromConfig
 from train.data.loader_config import LoaderConfig
 from train.data.plan import BatchConfig
 from train.optim.ema import EmaConfig
-from train.optim.optimizer import OptimConfig
+from train.optim.optim_config import OptimConfig
 from train.optim.schedule import ScheduleConfig
 from train.plugins import Plugin
 from train.process.stop import StopConfig

@@ -73,7 +73,7 @@ def record_step(run: OpenRun, micro_batches: list[MicroBatch], taken: StepTaken)
     progress = run.progress
     run.checkpointing.record(progress.step + 1, progress.position, micro_batches)
     progress.advance(run.plan.global_batch_size)
-    run.metrics.add(taken.result, taken.agreed.global_count)
+    run.metrics.add(taken.result, taken.agreed.global_count, taken.learning_rate)
     # Read before too many skipped steps in a row can go unnoticed: rarely enough to cost nothing.
     if run.metrics.unread_steps > run.loaded.config.optim.max_skipped_steps:
         read_metrics(run)
@@ -97,9 +97,8 @@ def log(run: OpenRun) -> None:
             seconds = run.engine.collectives.all_gather_floats(run.metrics.own_seconds)
         for warning in run.stragglers.compare(seconds):
             run.tracker.warn(warning)
-    learning_rate = run.model.strategy.optimizer.param_groups[0]["lr"]
     run.directory.ensure_in_place()
-    metrics = run.metrics.compute(run.progress, learning_rate)
+    metrics = run.metrics.compute(run.progress)
     run.tracker.log(run.progress.step, metrics)
     run.hooks.logged(metrics)
 

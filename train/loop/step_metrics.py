@@ -46,7 +46,7 @@ class StepMetrics:
         self._flops, self._peak = flops_per_sample, peak_flops(device, precision)
         self._unread: list[tuple[StepResult, int]] = []
         self._loss_sum = self._count = 0.0
-        self._norm = float("nan")
+        self._norm = self._learning_rate = float("nan")
         self._restart_clock()
 
     def _restart_clock(self) -> None:
@@ -62,8 +62,9 @@ class StepMetrics:
         """Adds the seconds of the body to those of ``phase``."""
         return self._clock.within(phase)
 
-    def add(self, result: StepResult, count: int) -> None:
+    def add(self, result: StepResult, count: int, learning_rate: float) -> None:
         """Adds a step whose loss was divided by ``count`` units."""
+        self._learning_rate = learning_rate
         self._unread.append((result, count))
         self._timed_steps += 1
         self._timed_units += count
@@ -95,7 +96,7 @@ class StepMetrics:
         self._unread.clear()
         return [bool(skipped) for _, _, skipped in rows]
 
-    def compute(self, progress: Progress, learning_rate: float) -> dict[str, float]:
+    def compute(self, progress: Progress) -> dict[str, float]:
         """The numbers of a log line over the steps since the last call, which start anew.
 
         ``train/loss`` is the mean over all units of these steps but the skipped ones. Call
@@ -110,7 +111,7 @@ class StepMetrics:
         samples = self._timed_steps * self._global_batch_size
         metrics = {
             "train/loss": self._loss_sum / self._count if self._count else float("nan"),
-            "train/learning_rate": learning_rate,
+            "train/learning_rate": self._learning_rate,
             "train/gradient_norm": self._norm,
             "train/epoch": progress.position / self._dataset_size,
             "train/skipped_steps": float(progress.skipped_steps),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -12,11 +12,12 @@ import torch
 from train.data.fetch import MicroBatch
 from train.data.order import micro_batch_seed
 from train.distributed.randomness import seed_everything
+from train.goodput.phases import Phase
 from train.loop.first_step import FirstStepChecks
-from train.loop.step_agreement import Agreed, StepAgreement
-from train.loop.step_metrics import StepMetrics
+from train.loop.step_agreement import Agreed
 from train.optim.ema import Ema
-from train.optim.optimizer import OptimConfig, set_learning_rate
+from train.optim.optim_config import OptimConfig
+from train.optim.optimizer import set_learning_rate
 from train.strategies.base import StepResult, Strategy
 from train.tasks.base import Task
 from train.tasks.checked import count_of, loss_of
@@ -27,13 +28,16 @@ class StepTaken(NamedTuple):
 
     result: StepResult
     agreed: Agreed
+    learning_rate: float
+    """That of parameters without a factor of their own."""
 
 
 class TrainStep:
     """Takes the steps of a run; everything that a step uses is an argument here.
 
     ``schedule`` gives the factor on ``optim.lr`` for a step counted from 0, ``seed`` is the run's,
-    ``beat`` tells the watchdog what this rank does.
+    ``agree`` starts the exchange of a step (``StepAgreement.start``), ``timed`` adds the seconds of
+    its body to a phase, ``beat`` tells the watchdog what this rank does.
     """
 
     def __init__(
@@ -45,13 +49,13 @@ class TrainStep:
         schedule: Callable[[int], float],
         seed: int,
         ema: Ema | None,
-        agreement: StepAgreement,
-        metrics: StepMetrics,
+        agree: Callable[[int], Callable[[], Agreed]],
+        timed: Callable[[Phase], AbstractContextManager[None]],
         beat: Callable[[str], None],
     ) -> None:
         self._task, self._strategy, self._ema = task, strategy, ema
         self._optim, self._schedule, self._seed = optim, schedule, seed
-        self._agreement, self._metrics, self._beat = agreement, metrics, beat
+        self._agree, self._timed, self._beat = agree, timed, beat
 
     def take(
         self,
@@ -69,13 +73,14 @@ class TrainStep:
         to_device = strategy.engine.to_device
         if checks:
             checks.before_forward(to_device(micro_batches[0].batch))
-        set_learning_rate(strategy.optimizer, self._optim.lr, self._schedule(step))
+        learning_rate = self._optim.lr * self._schedule(step)
+        set_learning_rate(strategy.optimizer, learning_rate)
         strategy.zero_grad()
         strategy.sync_buffers()
         count = sum(count_of(task, micro.batch) for micro in micro_batches)
         loss_sum = torch.zeros((), device=strategy.engine.device)
         for micro in micro_batches:
-            pending_agreement = self._agreement.start(count)  # runs beside the forward pass
+            pending_agreement = self._agree(count)  # runs beside the forward pass
             self._beat("computing a micro-batch")
             last = micro is micro_batches[-1]
             # The model's random numbers depend on what is computed, not on the rank or the time.
@@ -83,10 +88,10 @@ class TrainStep:
             seed_everything(seed, strategy.engine.device)
             with strategy.accumulating(last=last):
                 checked = checks.during_forward() if checks else nullcontext()
-                with self._metrics.timed("forward"), checked:
+                with self._timed("forward"), checked:
                     batch = to_device(micro.batch)
                     loss = strategy.call_for_backward(partial(loss_of, task, batch=batch))
-                with self._metrics.timed("wait"):
+                with self._timed("wait"):
                     agreed = pending_agreement()
                 if agreed.stop:
                     strategy.undo_forward()
@@ -106,4 +111,4 @@ class TrainStep:
         result = strategy.step(wait_for_loss_sum, self._optim.clip_norm)
         if self._ema:
             self._ema.update(result.skipped)
-        return StepTaken(result, agreed)
+        return StepTaken(result, agreed, learning_rate)

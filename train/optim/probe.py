@@ -51,7 +51,7 @@ def update(build: Build, module: nn.Module, gradients: Sequence[Sequence[Tensor]
     optimizer = build(module)
     parameters = list(module.parameters())
     for row in gradients:
-        set_learning_rate(optimizer, _LR, 1.0)
+        set_learning_rate(optimizer, _LR)
         for parameter, gradient in zip(parameters, row, strict=True):
             parameter.grad = gradient.clone()
         optimizer.step()

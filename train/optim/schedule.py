@@ -13,7 +13,7 @@ from train.exits import RunError, UsageError, first_line, prefixed
 from train.imports import import_function
 from train.section import Section, name_or_path, names_for_editors
 
-NAMES = ("constant", "linear", "cosine", "wsd", "step")
+NAMES = ("constant", "linear", "cosine", "cosine_restarts", "wsd", "step")
 
 
 class ScheduleConfig(Section):
@@ -21,6 +21,7 @@ class ScheduleConfig(Section):
 
     use: str = Field("constant", json_schema_extra=names_for_editors(NAMES))
     """constant; linear or cosine decay (Loshchilov and Hutter, 2017) to the end of the run;
+    cosine_restarts: cosine decay over ``restart_steps``, again and again from 1 (same source);
     wsd: warm-up, stable, decay (Hu et al., 2024), which decays linearly over the last
     ``decay_steps``; step: multiplied by ``gamma`` every ``step_size`` steps; or the dotted path of
     a function of (step, total_steps), or of a class whose instances are. All have a warm-up."""
@@ -29,7 +30,8 @@ class ScheduleConfig(Section):
     """Steps over which the factor rises linearly from 1/warmup_steps to 1."""
 
     final_ratio: float = Field(0.0, ge=0.0, le=1.0)
-    """linear, cosine, wsd: the factor at the last step of the run."""
+    """linear, cosine, wsd: the factor at the last step of the run; cosine_restarts: at the last
+    step of each period."""
 
     decay_steps: int | None = Field(None, ge=1)
     """wsd: steps of the final decay; null for a tenth of the run."""
@@ -39,6 +41,12 @@ class ScheduleConfig(Section):
 
     gamma: float = Field(0.1, gt=0.0, le=1.0)
     """step: the multiplier."""
+
+    restart_steps: int | None = Field(None, ge=1)
+    """cosine_restarts: steps of the first period; required for ``cosine_restarts``."""
+
+    restart_growth: float = Field(1.0, ge=1.0)
+    """cosine_restarts: length of each period, as a multiple of the one before."""
 
     options: dict[str, Any] = {}
     """Keyword arguments of a function or class of your own."""
@@ -53,6 +61,11 @@ class ScheduleConfig(Section):
         if self.use == "step" and self.step_size is None:
             raise ValueError(
                 "schedule.use=step needs schedule.step_size; set it to a number of steps"
+            )
+        if self.use == "cosine_restarts" and self.restart_steps is None:
+            raise ValueError(
+                "schedule.use=cosine_restarts needs schedule.restart_steps; set it to a number "
+                "of steps"
             )
         if self.use in NAMES and self.options:
             raise ValueError(
@@ -98,6 +111,10 @@ def _built_in_factor(config: ScheduleConfig, total_steps: int) -> Callable[[int]
             return between(1.0 - progress(step, warmup))
         if config.use == "cosine":
             return between(0.5 * (1.0 + math.cos(math.pi * progress(step, warmup))))
+        if config.use == "cosine_restarts":
+            step_in_period, length = _in_period(config, step - warmup)
+            part = step_in_period / max(1, length - 1)
+            return between(0.5 * (1.0 + math.cos(math.pi * part)))
         if config.use == "wsd":
             start = max(warmup, total_steps - decay_steps)
             return between(1.0 - progress(step, start)) if step >= start else 1.0
@@ -107,6 +124,19 @@ def _built_in_factor(config: ScheduleConfig, total_steps: int) -> Callable[[int]
         return 1.0
 
     return factor
+
+
+def _in_period(config: ScheduleConfig, step: int) -> tuple[int, int]:
+    """The step counted from the start of its period, and the length of this period."""
+    assert config.restart_steps is not None
+    length = float(config.restart_steps)
+    if config.restart_growth == 1.0:
+        return step % config.restart_steps, config.restart_steps
+    start = 0
+    while step >= start + round(length):
+        start += round(length)
+        length *= config.restart_growth
+    return step - start, round(length)
 
 
 def _own_factor(config: ScheduleConfig, total_steps: int, origin: str) -> Callable[[int], float]:

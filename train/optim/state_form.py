@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from train.exits import RunError
-from train.optim.optimizer import OptimConfig, build_optimizer
+from train.optim.optim_config import OptimConfig
+from train.optim.optimizer import build_optimizer
 from train.optim.probe import update
 
 _LIKE_PARAMETER, _OTHER_TENSOR, _VALUE = "like its parameter", "another tensor", "a value"

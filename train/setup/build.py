@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import nn
-from torch.optim import Optimizer
 
 from train.checkpoint.extra_state import check_extra_state
 from train.config.explain import explain
@@ -25,6 +23,7 @@ from train.distributed.randomness import seed_everything
 from train.distributed.world import this_world
 from train.exits import DataError, UsageError
 from train.optim.ema import Ema
+from train.optim.groups import parameter_settings
 from train.optim.optimizer import build_optimizer
 from train.private_directory import use_private_caches
 from train.section import Section
@@ -221,6 +220,8 @@ def build_trainable(
     if config.compile:
         model.compile()
     blocks = find_blocks(model, blocks_of(task, model), config.fsdp2.blocks)
+    where = loaded.composed.origin("optim.groups")
+    settings = parameter_settings(config.optim, model, blocks, where)
     if config.activation_checkpointing:
         if not blocks:
             raise UsageError(
@@ -245,12 +246,10 @@ def build_trainable(
         )
     )
     origin = loaded.composed.origin("optim.use")
-
-    def build(placed: nn.Module) -> Optimizer:
-        return build_optimizer(config.optim, placed, origin)
-
-    strategy.check_optimizer(model, build)
-    strategy.prepare(model, build)
+    strategy.check_optimizer(
+        model, lambda example: build_optimizer(config.optim, example, origin=origin)
+    )
+    strategy.prepare(model, lambda placed: build_optimizer(config.optim, placed, settings, origin))
     check_extra_state(strategy.bare_model)
     return TrainableModel(strategy, Ema(config.ema, strategy) if config.ema else None, summary)
 

@@ -16,7 +16,8 @@ from train.config.changes import Difference
 from train.distributed.collectives import Collectives
 from train.exits import ResumeRefusedError, RetryError
 from train.optim.ema import Ema
-from train.optim.optimizer import OptimConfig, restore_param_group_values, state_settings
+from train.optim.optim_config import OptimConfig
+from train.optim.optimizer import restore_param_group_values, state_settings
 from train.optim.state_form import state_that_fits
 from train.setup.fingerprint import DataFingerprint
 from train.strategies.base import Strategy

@@ -128,10 +128,9 @@ def missing_steps(
     directory. With ``best``, the newest is wanted only once the run has ``ended``.
     """
     if mode == "best":
-        known = {step: sent.checkpoints[step].metrics for step in sent.checkpoints}
-        wanted = {best_step({**known, **local}, rule)}
-        if ended and local:
-            wanted.add(max(local))
+        known = {step: entry.metrics for step, entry in sent.checkpoints.items()}
+        best = best_step({**known, **local}, rule)
+        wanted = {best, max(local)} if ended and local else {best}
     else:
         wanted = {*local}
-    return sorted((s for s in wanted if s in local and s not in sent.checkpoints), reverse=True)
+    return [s for s in sorted(local, reverse=True) if s in wanted and s not in sent.checkpoints]

@@ -1,0 +1,240 @@
+"""Compute a step of a run again and compare it with what the run has logged and saved.
+
+Starts from the newest checkpoint before the step, on this placement or on another. The exit code is
+0 if loss, gradient norm and, where the step has a checkpoint, all weights are the same within the
+tolerance, else 65. The run directory is only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train.checkpoint.damage import refused_files
+from train.checkpoint.run_directory import RunDirectory
+from train.checkpoint.store import CheckpointStore
+from train.command_line import say
+from train.commands.checkpoints import find_checkpoint
+from train.commands.placements import Placement, environment, failure, parse
+from train.config.changes import differences, listed
+from train.config.load import LoadedConfig, load_config
+from train.exits import Exit, ResumeRefusedError, UsageError, first_line, sys_exit_refused
+from train.json_files import is_count
+
+if TYPE_CHECKING:
+    from train.diagnosis.replay import Replayed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    parser.add_argument("path", metavar="RUN", help="the directory of a run")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="values that do not change results, such as strategy=ddp",
+    )
+    parser.add_argument("--step", type=int, required=True, help="the last step to compute again")
+    parser.add_argument(
+        "--on",
+        metavar="PLACEMENT",
+        help="PROCESSES or PROCESSES:STRATEGY of this machine, such as 2:fsdp2; default: this "
+        "process, or those of the launcher",
+    )
+    parser.add_argument(
+        "--from",
+        type=int,
+        dest="first",
+        metavar="STEP",
+        help="with --anomaly: look at the modules from this step on; default: the last step",
+    )
+    parser.add_argument(
+        "--anomaly",
+        action="store_true",
+        help="name the first module whose output is not finite",
+    )
+    parser.add_argument(
+        "--batch", type=Path, metavar="FILE", help="save the samples of the step with torch.save"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, metavar="REL", help="default: 1e-4"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+
+
+@sys_exit_refused()
+def run(arguments: argparse.Namespace) -> Exit:
+    """Prints the comparison, on rank 0."""
+    loaded = load_config([arguments.path], arguments.overrides, runs=False)
+    start = _start(loaded, arguments.step)
+    if arguments.on:
+        result: dict[str, Any] | None = _elsewhere(arguments, parse(arguments.on))
+    else:
+        result = _here(loaded, start, arguments)
+    if result is None:  # another rank prints it
+        return Exit.DONE
+    if arguments.json:
+        say(json.dumps(result))
+    else:
+        _print(result)
+    return Exit.DONE if result["same"] else Exit.DATA
+
+
+def _start(loaded: LoadedConfig, step: int) -> Path | None:
+    """The newest checkpoint before the step; None for the start of the run."""
+    directory = RunDirectory(loaded.run_directory)
+    changes = differences(loaded.config, directory.stored_config() or {})
+    if changed := [change for change in changes if change.changes_results]:
+        raise ResumeRefusedError(
+            "These values are not those of the run, so that its steps would be others:\n"
+            f"{listed(changed, loaded.composed)}\nRemove them."
+        )
+    with refused_files(directory.path):
+        steps = CheckpointStore(directory.checkpoints).steps()
+        logged = _logged(directory)["train/loss"]
+    newest = max([*steps, *logged], default=0)
+    if not 0 < step <= newest:
+        raise UsageError(
+            f"--step is {step}, but {loaded.run_directory_as_set} has steps 1 to {newest}; name "
+            "one of them."
+        )
+    before = [s for s in steps if s < step]
+    if before:
+        return find_checkpoint(loaded, str(before[-1]))
+    if loaded.config.init_from:
+        oldest = f"; the oldest checkpoint is that of step {steps[0]}" if steps else ""
+        raise UsageError(
+            f"--step is {step}, and no checkpoint is before it{oldest}, but a run with init_from "
+            "does not start from what its config alone says; name a later step."
+        )
+    return None
+
+
+def _logged(directory: RunDirectory) -> dict[str, dict[int, float]]:
+    from train.diagnosis.replay import NAMES
+    from train.parity.compare import curve
+
+    if not directory.metrics.exists():
+        return {name: {} for name in NAMES}
+    return {name: curve(directory.path, name) for name in NAMES}
+
+
+def _here(
+    loaded: LoadedConfig, start: Path | None, arguments: argparse.Namespace
+) -> dict[str, Any] | None:
+    from train.diagnosis.bench import open_bench
+    from train.diagnosis.replay import differing_tensors, replay
+
+    directory, step = RunDirectory(loaded.run_directory), arguments.step
+    recorded = directory.attempts.last()
+    size = recorded.get("micro_batch_size")
+    of_run = size if is_count(size) and size else None
+    watch = (arguments.first or step) if arguments.anomaly else None
+    with open_bench(loaded, start, of_run) as bench:
+        found = replay(bench, step, _logged(directory), watch=watch)
+        store = CheckpointStore(directory.checkpoints)
+        saved = store.path(step) if step in store.steps() else None
+        tensors = differing_tensors(bench, saved, arguments.tolerance) if saved else []
+        if arguments.batch and bench.engine.is_main:
+            _save(found, step, arguments.batch)
+        if not bench.engine.is_main:
+            return None
+        first, own_size = bench.progress.step, bench.plan.largest_micro_batch
+    differing = [c for c in found.compared if not c.difference <= arguments.tolerance]
+    taken = found.taken[step]
+    return {
+        "step": step,
+        "from": first,
+        "loss": taken.loss,
+        "grad_norm": taken.grad_norm,
+        "finite": taken.is_finite,
+        "compared": [
+            {"step": c.step, "name": c.name, "logged": c.logged, "replayed": c.replayed}
+            | {"difference": c.difference}
+            for c in found.compared
+        ],
+        "weights": None if saved is None else [tensor._asdict() for tensor in tensors],
+        "not_finite": {str(s): f"{o.module} ({o.kind})" for s, o in found.outputs.items()},
+        "micro_batch_size": {"run": of_run, "replay": own_size},
+        "batch": str(arguments.batch) if arguments.batch else None,
+        "same": not differing and not tensors,
+        "tolerance": arguments.tolerance,
+    }
+
+
+def _save(found: Replayed, step: int, path: Path) -> None:
+    import torch
+
+    micro_batches = [
+        {"indices": micro.indices.tolist(), "batch": micro.batch} for micro in found.batches[step]
+    ]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(micro_batches, path)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"--batch is {str(path)!r}, which cannot be written ({first_line(error)}); name "
+            "another file."
+        ) from error
+
+
+def _elsewhere(arguments: argparse.Namespace, placement: Placement) -> dict[str, Any]:
+    words = [arguments.path, *arguments.overrides, f"strategy={placement.strategy}"]
+    words += [f"--step={arguments.step}", f"--tolerance={arguments.tolerance}", "--json"]
+    words += [f"--batch={arguments.batch}"] if arguments.batch else []
+    words += ["--anomaly"] if arguments.anomaly else []
+    words += [f"--from={arguments.first}"] if arguments.first else []
+    done = subprocess.run(
+        placement.command("replay", *words),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith('{"step"'):
+            result: dict[str, Any] = json.loads(line)
+            return result
+    raise failure(placement, done.stderr, done.returncode, "fix the cause, then rerun")
+
+
+def _print(result: dict[str, Any]) -> None:
+    step, first = result["step"], result["from"]
+    where = f"the checkpoint of step {first}" if first else "the start of the run"
+    say(f"steps {first + 1} to {step}, from {where}")
+    say(f"{'step':>8}  {'':<22}{'logged':>16}{'replayed':>16}{'difference':>12}")
+    shown = result["compared"][-20:]
+    for row in shown:
+        say(
+            f"{row['step']:>8}  {row['name']:<22}{row['logged']:>16.8g}{row['replayed']:>16.8g}"
+            f"{row['difference']:>12.1e}"
+        )
+    if not any(row["step"] == step for row in shown):
+        say(f"{step:>8}  {'loss of this step':<22}{'-':>16}{result['loss']:>16.8g}")
+    for at, module in result["not_finite"].items():
+        say(f"step {at}: the first output that is not finite is that of {module}")
+    weights = result["weights"]
+    if weights is None:
+        say(f"weights: not compared, since step {step} has no checkpoint")
+    elif weights:
+        worst = weights[0]
+        say(
+            f"weights: {len(weights)} tensors differ; the first is {worst['name']}, on rank "
+            f"{worst['rank']}, by {worst['difference']:.1e} of its largest element"
+        )
+    else:
+        say(f"weights: those of the checkpoint of step {step}")
+    sizes = result["micro_batch_size"]
+    if sizes["run"] not in (None, sizes["replay"]):
+        say(
+            f"The largest micro-batch has {sizes['replay']} samples, and had {sizes['run']} in the "
+            "run: dropout, and layers that depend on the micro-batch, differ."
+        )
+    if result["batch"]:
+        say(f"samples: {result['batch']}")
+    words = "the same" if result["same"] else "NOT the same"
+    say(f"{words} (tolerance {result['tolerance']:g})")

@@ -1,0 +1,212 @@
+"""The first steps of a config on this placement, without a run directory.
+
+Nothing is written: no checkpoint, no metrics, no lock. A run of the same config starts as if the
+trial had not been.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from train.checkpoint.manifest import Manifest
+from train.checkpoint.store import CheckpointStore
+from train.config.load import LoadedConfig
+from train.data.fetch import MicroBatch
+from train.data.loader import Batches, training_batches
+from train.data.plan import BatchPlan
+from train.distributed.collectives import Collectives
+from train.goodput.clock import PhaseClock
+from train.loop.first_step import FirstStepChecks
+from train.loop.state import Progress
+from train.loop.step_agreement import Agreed
+from train.loop.train_step import TrainStep
+from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
+from train.setup.build import (
+    RunData,
+    StrategyChoice,
+    TrainableModel,
+    build_data,
+    build_engine,
+    build_trainable,
+    choose_strategy,
+)
+from train.setup.resume import resume
+from train.strategies.base import Strategy
+from train.strategies.engine import Engine
+from train.tasks.base import Task
+
+_log = logging.getLogger("train")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the steps of a trial are taken with; the same on all ranks."""
+
+    loaded: LoadedConfig
+    task: Task
+    engine: Engine
+    data: RunData
+    plan: BatchPlan
+    model: TrainableModel
+    progress: Progress
+    """Where the steps begin: at the start of a run, or at a checkpoint."""
+    window: Mapping[str, Any]
+    """What the checkpoint has of the steps since the last log line before it."""
+
+    @property
+    def strategy(self) -> Strategy:
+        """The model with its optimiser, on its ranks."""
+        return self.model.strategy
+
+    def batches(self, steps: int) -> Batches:
+        """This rank's micro-batches of the next ``steps`` steps."""
+        return training_batches(
+            self.data.train,
+            self.data.order,
+            self.plan,
+            self.engine.rank,
+            collate=self.task.collate,
+            config=self.loaded.config.loader,
+            device_type=self.engine.device.type,
+            start_position=self.progress.position,
+            steps=steps,
+        )
+
+    def steps(self, learning_rate: Callable[[int], float]) -> Steps:
+        """Takes steps with a learning rate that is a function of the step: 0 for the first step
+        of a run."""
+        return Steps(self, learning_rate)
+
+
+class Taken(NamedTuple):
+    """The numbers of a step, on the host."""
+
+    loss: float
+    """Mean over the global batch."""
+    units: int
+    """Units of the global batch."""
+    grad_norm: float
+    """Before clipping."""
+    learning_rate: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the weights have changed: a step that is not finite is skipped."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class Steps:
+    """Takes steps of a bench, one by one."""
+
+    def __init__(self, bench: Bench, learning_rate: Callable[[int], float]) -> None:
+        optim = bench.loaded.config.optim
+        self._step = bench.progress.step
+        self._checks: FirstStepChecks | None = FirstStepChecks(
+            bench.task,
+            bench.strategy,
+            compiled=bench.loaded.config.compile,
+            precision=bench.loaded.config.precision,
+            warn=_log.warning,
+        )
+        self._take = TrainStep(
+            bench.task,
+            bench.strategy,
+            optim=optim,
+            schedule=lambda step: learning_rate(step) / optim.lr,
+            seed=bench.loaded.config.run.seed,
+            ema=bench.model.ema,
+            agree=lambda count: _agree(bench.engine.collectives, count),
+            timed=PhaseClock().within,
+            beat=lambda phase: None,
+        ).take
+
+    def take(self, micro_batches: Sequence[MicroBatch]) -> Taken:
+        """The next step; collective. Reads its numbers from the device."""
+        taken = self._take(micro_batches, self._step, self._checks)
+        assert taken is not None  # nobody asks for a stop
+        self._checks = None
+        self._step += 1
+        count = taken.agreed.global_count
+        loss = float(taken.result.loss_sum) / count
+        return Taken(loss, count, float(taken.result.grad_norm), taken.learning_rate)
+
+
+def _agree(collectives: Collectives, count: int) -> Callable[[], Agreed]:
+    pending = collectives.start_all_reduce_ints([count])
+    return lambda: Agreed(pending()[0], stop=False, save=False)
+
+
+@contextmanager
+def open_bench(
+    loaded: LoadedConfig, resume_from: Path | None = None, micro_batch_size: int | None = None
+) -> Iterator[Bench]:
+    """The engine, data and model of a config's first step, or of that after the checkpoint
+    ``resume_from``; collective. ``micro_batch_size``: the largest one where the config leaves it
+    open. Raises what the start of a run raises for a config that cannot be run."""
+    choice = choose_strategy(loaded)
+    engine = build_engine(loaded.config, choice)
+    with ExitStack() as stack:
+        stack.push(engine.leave)
+        task = loaded.task(loaded.config)
+        progress, window = Progress(), dict[str, Any]()
+        if resume_from:
+            state = Manifest.read(resume_from).state
+            progress.load_state_dict(state["progress"])
+            window = state["window"]
+        data = build_data(
+            loaded,
+            task,
+            engine.collectives,
+            engine.device,
+            step=progress.step,
+            position=progress.position,
+        )
+        for warning in data.warnings if engine.is_main else ():
+            _log.warning(warning)
+        plan = _plan(loaded, task, data, engine, choice, micro_batch_size)
+        model = build_trainable(loaded, task, engine, choice, plan)
+        if resume_from:
+            resume(
+                CheckpointStore(resume_from.parent),
+                progress.step,
+                model.strategy,
+                model.ema,
+                loaded.config.optim,
+                fingerprint=data.fingerprint,
+                changes=[],
+                allow_changes=False,
+            )
+        yield Bench(loaded, task, engine, data, plan, model, progress, window)
+
+
+def _plan(
+    loaded: LoadedConfig,
+    task: Task,
+    data: RunData,
+    engine: Engine,
+    choice: StrategyChoice,
+    largest: int | None,
+) -> BatchPlan:
+    config = loaded.config
+    if largest and config.batch.micro_batch_size == "auto":
+        return BatchPlan(config.batch.global_batch_size, largest, engine.world_size)
+    if not is_wanted(config.batch, engine.device):
+        return BatchPlan.from_config(config.batch, engine.world_size)
+    with TemporaryDirectory() as directory:
+        return BatchSizeFinder(
+            config,
+            task,
+            data.train,
+            engine,
+            choice.name,
+            build=lambda plan: build_trainable(loaded, task, engine, choice, plan),
+            directory=Path(directory),
+            beat=lambda phase: None,
+        ).find()
