@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.artifacts.runs import received_runs
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.run_view import Run
 from train.commands.evaluate import evaluate_checkpoint
@@ -108,10 +109,16 @@ def evaluate(
     section than that of the run.
     """
     with _one_run("evaluate"):
-        loaded = _load(config, task, runs=False)
-        _check_workers(loaded)
-        with torch_restored():
-            return evaluate_checkpoint(loaded, str(checkpoint), other_data=other_data).metrics
+        files, overrides = _words(config, task)
+        with received_runs(files, str(checkpoint), overrides) as (files, which, received):
+            loaded = config_load.load_config(
+                files, overrides, runs=False, task=task, received=received.artifacts
+            )
+            _check_workers(loaded)
+            with torch_restored():
+                return evaluate_checkpoint(
+                    loaded, which, other_data=other_data, received=received
+                ).metrics
 
 
 def launch(
@@ -160,6 +167,12 @@ def launch(
 
 
 def _load(config: tuple[str | Path, ...], task: type[Task] | None, *, runs: bool) -> LoadedConfig:
+    files, overrides = _words(config, task)
+    return config_load.load_config(files, overrides, runs=runs, task=task)
+
+
+def _words(config: tuple[str | Path, ...], task: type[Task] | None) -> tuple[list[str], list[str]]:
+    """The files and the overrides of a call."""
     for item in config:
         if not isinstance(item, (str, Path)):
             raise UsageError(
@@ -172,7 +185,7 @@ def _load(config: tuple[str | Path, ...], task: type[Task] | None, *, runs: bool
     overrides = [str(item) for item, is_override in words if is_override]
     if task is not None and not (isinstance(task, type) and issubclass(task, Task)):
         raise UsageError(f"task must be a subclass of train.Task, but is {task!r}.")
-    return config_load.load_config(files, overrides, runs=runs, task=task)
+    return files, overrides
 
 
 def _check_workers(loaded: LoadedConfig) -> None:

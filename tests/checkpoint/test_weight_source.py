@@ -152,7 +152,6 @@ def test_only_the_parts_of_a_rank_are_read(tmp_path):
     ("source", "text"),
     [
         ("nowhere", "no such file or directory; name a run directory"),
-        ("wandb:team/project/model:best", "a kind that this version does not know"),
         ("empty", "a directory without a checkpoint"),
         ("empty-run", "a run directory without a committed checkpoint"),
         ("notes.txt", "a file of an unknown kind"),

@@ -395,6 +395,9 @@ class WandbArtifacts:
         organization = {"name": "org", "orgEntity": {"name": "org-entity"}}
         return {"entity": {"organization": organization, "user": None}}
 
+    def _GetDefaultEntity(self, values):
+        return {"viewer": {"id": "V", "entity": "me"}}
+
     def _FetchOrgEntityFromEntity(self, values):
         return self._FetchOrgInfoFromEntity(values)
 

@@ -79,6 +79,11 @@ class CheckpointConfig(Section):
     mirror: MirrorConfig | None = None
     """Where to copy committed checkpoints; null for nowhere."""
 
+    restore_from: str | None = Field(None, pattern=r"^wandb:")
+    """An artifact of W&B with a checkpoint of this run, wandb:ENTITY/PROJECT/NAME:ALIAS, from which
+    a run directory without a checkpoint is restored, as the same run; null for none. It is an error
+    if there is no such artifact."""
+
     keep_best: BestConfig | None = None
     """Also keep the best by an evaluation metric; null for none. Only checkpoints of steps that
     were evaluated can be best."""

@@ -18,8 +18,9 @@ class InitFromConfig(Section):
     source: str = Field(min_length=1)
     """A run directory (its newest checkpoint), a checkpoint (RUN/checkpoints/step-N), an export or
     another directory with model.safetensors or model.safetensors.index.json, a .safetensors, .pt,
-    .pth or .bin file, or the URL of a mirror (s3://bucket/folder, file:///folder). Only parameters
-    and persistent buffers are loaded, before the first step; a resume does not read it."""
+    .pth or .bin file, the URL of a mirror (s3://bucket/folder, file:///folder), or an artifact of
+    W&B (wandb:ENTITY/PROJECT/NAME:ALIAS). Only parameters and persistent buffers are loaded, before
+    the first step; a resume does not read it."""
 
     strict: bool = non_semantic(True)
     """Refuse a source whose names or shapes are not those of the model. false: load what matches in

@@ -20,19 +20,16 @@ from train.checkpoint.damage import DamagedError
 from train.checkpoint.layout import dumps_with_sha256, json_sha256, parse_step_name, step_name
 from train.checkpoint.manifest import MANIFEST, Manifest
 from train.checkpoint.mirror_storage import storage_at
+from train.checkpoint.received import OWNER, RUN, RUN_FILES, check_is_of, install, run_id_in
 from train.checkpoint.store import CheckpointStore
 from train.exits import ResumeRefusedError, UsageError, first_line
-from train.files import NotRegularError, create, fsync, is_plain_name, open_regular
-from train.json_files import LIMIT, Fields, has_fields, parse_object, read_object, shown
+from train.files import NotRegularError, create, is_plain_name, open_regular
+from train.json_files import LIMIT, Fields, has_fields, parse_object, shown
 
 if TYPE_CHECKING:
     from train.checkpoint.checkpoint_config import MirrorConfig
 
 INDEX = "mirror.json"
-OWNER = "run.json"
-RUN_FILES = ("run.json", "config.json", "attempts.jsonl", "ledger.bin", "metrics.jsonl")
-RUN = "run"
-"""The directory of a received checkpoint that has the files of the run."""
 _RUN = f"{RUN}/"
 _FORMAT = 1
 _LARGEST_PART = 16 << 30  # bytes
@@ -107,7 +104,7 @@ class Mirror:
         """
         folder, path = step_name(step), store.path(step)
         manifest = Manifest.read(path)
-        _check_is_of(manifest, path / MANIFEST, step, _run_id(store.directory.parent / OWNER))
+        check_is_of(manifest, path / MANIFEST, step, run_id_in(store.directory.parent / OWNER))
         files = {name: path / name for name in (*manifest.files, MANIFEST)}
         run = store.directory.parent
         files |= {_RUN + name: run / name for name in RUN_FILES if (run / name).exists()}
@@ -151,7 +148,6 @@ class Mirror:
         """
         files = self._index(step)
         temporary = store.begin(step)
-        run = store.directory.parent
         (temporary / _RUN).mkdir()
         received = {}
         for name, parts in files.items():
@@ -164,24 +160,7 @@ class Mirror:
                     file.write(data)
                     whole.update(data)
             received[name] = whole.hexdigest()
-        manifest = Manifest.read(temporary)
-        expected = {name: entry["sha256"] for name, entry in manifest.files.items()}
-        own = {name for name in received if not name.startswith(_RUN)} - {MANIFEST}
-        for name in sorted(own | expected.keys()):
-            if received.get(name) != expected.get(name):
-                raise DamagedError(f"{name} of step {step} in {self.url} is not that of {MANIFEST}")
-        of_run = run / OWNER if (run / OWNER).exists() else temporary / _RUN / OWNER
-        _check_is_of(manifest, f"{self.url}/{step_name(step)}/{MANIFEST}", step, _run_id(of_run))
-        check(temporary)
-        for source in (temporary / _RUN).iterdir():
-            fsync(source)
-            if not os.path.lexists(run / source.name):
-                source.rename(run / source.name)
-            else:
-                source.unlink()
-        (temporary / _RUN).rmdir()
-        fsync(run)
-        store.commit(temporary, manifest)
+        install(store, temporary, step, received, self.url, check)
 
     def _index(self, step: int) -> dict[str, list[dict[str, Any]]]:
         """The parts of each file of a copy, from its ``mirror.json``. Raises DamagedError."""
@@ -233,23 +212,6 @@ class Mirror:
 
 def _is_part(part: object) -> bool:
     return has_fields(part, _PART) and 0 <= part["size"] <= _LARGEST_PART
-
-
-def _check_is_of(manifest: Manifest, path: Path | str, step: int, run_id: str | None) -> None:
-    """Raises DamagedError if a checkpoint is not of this step and run."""
-    of_run = manifest.state.get("run")
-    if manifest.step != step:
-        raise DamagedError(f"{path} is of step {manifest.step}, not of step {step}")
-    if None not in (of_run, run_id) and of_run != run_id:
-        raise DamagedError(f"{path} is of the run {of_run}, not of the run {run_id}")
-
-
-def _run_id(path: Path) -> str | None:
-    """The id in a run.json; None if it cannot be read."""
-    try:
-        return str(read_object(path, {"id": str})["id"])
-    except (OSError, ValueError):
-        return None
 
 
 def _failed(error: Exception) -> MirrorError:

@@ -8,7 +8,8 @@ ledger.bin      samples used by each step; see train.data.ledger
 metrics.jsonl   all metrics
 goodput.jsonl   where the time of each attempt went; see train.goodput.ledger
 micro_batches.json  micro-batch sizes that fit; see train.setup.batch_size_finder
-init_from/      a copy from a mirror, until its weights are loaded; see train.setup.init_from
+init_from/      a copy from a mirror or W&B, until its weights are loaded; see train.setup.init_from
+restore/        a checkpoint from W&B, until it is in checkpoints/
 logs/           a log file per rank
 samples/        texts and images that the task reports; see train.track.samples
 tensorboard/, wandb/

@@ -3,7 +3,8 @@
 Which kind a source is follows from what is there: a directory with checkpoints is a run, one with
 ``manifest.json`` a checkpoint, one with ``model.safetensors`` or an index of several such files an
 export or a model of Hugging Face. A text with ``://`` is the URL of a mirror, whose copy is
-downloaded into the run directory and then is a run directory like any other.
+downloaded into the run directory and then is a run directory like any other. Artifacts of W&B
+come through :mod:`train.artifacts.weights`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 _MODEL = "model."
 _KINDS = (
     "a run directory, a checkpoint (RUN/checkpoints/step-N), an export or another directory with "
-    f"{PARAMETERS} or {INDEX}, a .safetensors, .pt, .pth or .bin file, or the URL of a mirror"
+    f"{PARAMETERS} or {INDEX}, a .safetensors, .pt, .pth or .bin file, the URL of a mirror, or "
+    "wandb:ENTITY/PROJECT/NAME:ALIAS"
 )
 
 
@@ -65,6 +67,8 @@ class WeightSource:
     """The id of the run that wrote a checkpoint, if it is known."""
     has_extra_state: bool
     """Whether it also has what modules return from ``get_extra_state``, which is not loaded."""
+    artifact: str | None = None
+    """The artifact of W&B that it was downloaded from: ``entity/project/name:version``."""
 
     def load(self, targets: Mapping[str, Shard], group: Any) -> None:
         """Fills this rank's shards, by the names of ``entries``; collective over ``group`` for a
@@ -94,9 +98,6 @@ def find_source(source: str, start: Path, download: Path, where: str) -> WeightS
     """
     path: Path = start
     try:
-        if source.startswith("wandb:"):
-            # The place for artifacts of W&B: download one into ``download``, as from a mirror.
-            raise UsageError(f"{where}, a kind that this version does not know; name {_KINDS}.")
         if "://" in source:
             return _of_mirror(source, download, where)
         path = start / _expanded(source, where)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train.artifacts.runs import ReceivedRuns, received_runs
 from train.checkpoint.damage import DamagedError, refused_files
 from train.checkpoint.layout import parse_step_name
 from train.checkpoint.opening import fault_of_run
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
+from train.commands.arguments import config_words
 from train.config.changes import differences, listed
-from train.config.load import LoadedConfig
+from train.config.load import LoadedConfig, load_config
 from train.exits import DataError, ResumeRefusedError, UsageError
 from train.numeric_text import whole_number
 
@@ -19,6 +24,18 @@ if TYPE_CHECKING:
     from torch import nn
 
     from train.tasks.base import Task
+
+
+@contextmanager
+def local_checkpoint(
+    arguments: argparse.Namespace,
+) -> Iterator[tuple[LoadedConfig, str, ReceivedRuns]]:
+    """The config of a command and its ``--checkpoint``, with artifacts of W&B downloaded for as
+    long as the context is open."""
+    files, overrides = config_words(arguments)
+    with received_runs(files, arguments.checkpoint, overrides) as (files, which, received):
+        loaded = load_config(files, overrides, runs=False, received=received.artifacts)
+        yield loaded, which, received
 
 
 def find_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = False) -> Path:

@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from train.artifacts.runs import ReceivedRuns
 from train.command_line import say
-from train.commands.arguments import add_checkpoint_argument, add_config_arguments, config_words
-from train.commands.checkpoints import find_checkpoint, load_full_model
-from train.config.load import LoadedConfig, load_config
-from train.exits import Exit, UsageError, sys_exit_refused
+from train.commands.arguments import add_checkpoint_argument, add_config_arguments
+from train.commands.checkpoints import find_checkpoint, load_full_model, local_checkpoint
+from train.config.load import LoadedConfig
+from train.exits import Exit, RetryError, UsageError, sys_exit_refused
 from train.json_files import is_count
 
 
@@ -29,12 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Exit:
     """Prints the metrics, on rank 0."""
-    loaded = load_config(*config_words(arguments), runs=False)
-    evaluated = evaluate_checkpoint(loaded, arguments.checkpoint, other_data=arguments.other_data)
+    with local_checkpoint(arguments) as (loaded, checkpoint, received):
+        evaluated = evaluate_checkpoint(
+            loaded, checkpoint, other_data=arguments.other_data, received=received
+        )
     if evaluated.is_main and arguments.json:
-        say(json.dumps({"checkpoint": str(evaluated.checkpoint), **evaluated.metrics}))
+        say(json.dumps({"checkpoint": evaluated.name, **evaluated.metrics}))
     elif evaluated.is_main:
-        say(f"{evaluated.checkpoint} on {evaluated.samples:,} samples")
+        say(f"{evaluated.name} on {evaluated.samples:,} samples")
         for name, value in evaluated.metrics.items():
             say(f"  {name:<20} {value:.6g}")
     return Exit.DONE
@@ -43,16 +46,24 @@ def run(arguments: argparse.Namespace) -> Exit:
 class Evaluated(NamedTuple):
     """An evaluation of one checkpoint, the same on every rank."""
 
-    checkpoint: Path
+    name: str
+    """The path of the checkpoint, or the artifact that it came from."""
     samples: int
     metrics: dict[str, float]
     is_main: bool
 
 
 @sys_exit_refused()
-def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = False) -> Evaluated:
+def evaluate_checkpoint(
+    loaded: LoadedConfig,
+    which: str,
+    *,
+    other_data: bool = False,
+    received: ReceivedRuns | None = None,
+) -> Evaluated:
     """Evaluates the checkpoint that ``which`` names on all evaluation data; collective.
-    ``other_data``: accepts another data section than that of the run."""
+    ``other_data``: accepts another data section than that of the run. ``received``: the runs that
+    this rank has downloaded."""
     checkpoint = find_checkpoint(loaded, which, other_data=other_data)
     from train.checkpoint.run_directory import RunDirectory
     from train.data.plan import BatchPlan
@@ -69,8 +80,11 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
     engine = build_engine(config, choose_strategy(loaded))
     with ExitStack() as stack:
         stack.push(engine.leave)
-        # While the run is training, ranks may see different newest checkpoints.
-        checkpoint = Path(engine.collectives.broadcast_object(str(checkpoint)))
+        artifact = received.name_of(checkpoint) if received else None
+        if artifact:  # each rank has its own copy
+            _check_same(engine.collectives.all_gather_object(artifact))
+        else:  # while the run is training, ranks may see different newest checkpoints
+            checkpoint = Path(engine.collectives.broadcast_object(str(checkpoint)))
         task = loaded.task(config)
         dataset = evaluation_data(task, config.run.seed, engine.device)
         if dataset is None:
@@ -88,4 +102,12 @@ def evaluate_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = 
         with build_evaluation_batches(config, task, dataset, size, engine) as batches:
             call = ModelCall(model, engine.autocast)
             metrics = evaluate(engine, partial(call.through, call), model, task, batches)
-        return Evaluated(checkpoint, len(dataset), metrics, engine.is_main)
+        return Evaluated(artifact or str(checkpoint), len(dataset), metrics, engine.is_main)
+
+
+def _check_same(artifacts: list[str]) -> None:
+    if len(set(artifacts)) > 1:
+        raise RetryError(
+            f"The alias was moved while the ranks downloaded it: one has {artifacts[0]}, another "
+            f"{next(name for name in artifacts if name != artifacts[0])}; rerun."
+        )

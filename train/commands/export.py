@@ -13,9 +13,9 @@ from pathlib import Path
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_directory import RunDirectory
 from train.command_line import say
-from train.commands.arguments import add_checkpoint_argument, add_config_arguments, config_words
-from train.commands.checkpoints import find_checkpoint, load_full_model
-from train.config.load import load_config
+from train.commands.arguments import add_checkpoint_argument, add_config_arguments
+from train.commands.checkpoints import find_checkpoint, load_full_model, local_checkpoint
+from train.config.load import LoadedConfig
 from train.exits import Exit, UsageError
 from train.files import refuse_irregular, refuse_link
 from train.output import log
@@ -46,8 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Exit:
     """Writes the export and prints the paths of its files."""
     registry = _registry(arguments)
-    loaded = load_config(*config_words(arguments), runs=False)
-    checkpoint = find_checkpoint(loaded, arguments.checkpoint, other_data=arguments.other_data)
+    with local_checkpoint(arguments) as (loaded, which, received):
+        if received.name_of_run(loaded.run_directory) and not arguments.to:
+            raise UsageError(
+                "An export of an artifact of W&B needs a directory, since there is no run "
+                "directory; add --to DIR."
+            )
+        _export(loaded, which, registry, arguments)
+    return Exit.DONE
+
+
+def _export(
+    loaded: LoadedConfig, which: str, registry: str | None, arguments: argparse.Namespace
+) -> None:
+    checkpoint = find_checkpoint(loaded, which, other_data=arguments.other_data)
     from train.export.module import (
         PARAMETERS,
         PROGRAM,
@@ -109,7 +121,6 @@ def run(arguments: argparse.Namespace) -> Exit:
         track = loaded.config.track
         name = log_export(written, run_directory.path, identity, track, manifest, registry)
         say(f"W&B: {name}" + (f", linked to {registry}" if registry else ""))
-    return Exit.DONE
 
 
 def _registry(arguments: argparse.Namespace) -> str | None:

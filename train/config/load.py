@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,13 @@ def load_config(
     *,
     runs: bool = True,
     task: type[Task] | None = None,
+    received: Mapping[str, str] | None = None,
 ) -> LoadedConfig:
     """Reads, merges and validates; with ``runs``, also makes the checks of a training run.
 
     ``task`` is the task's class, if the caller has it: task.use is then its name, and nothing is
-    imported. A run directory among the files stands for the config of its run. Raises UsageError
+    imported. A run directory among the files stands for the config of its run. ``received``: the
+    run directories that came from elsewhere, with their artifact. Raises UsageError
     with one sentence per problem. Code that the config of another user's run names is refused. The
     general sections are validated before the task's module is
     imported, so that a typo is reported at once.
@@ -91,7 +93,8 @@ def load_config(
         check_task(task, f"task is {reference}")
         overrides = [*overrides, f"task.use={reference}"]
     composed = compose(files, overrides, stored)
-    refuse_code_of_others(composed, None if runs else (*TASK_SECTIONS, "strategy"))
+    configs = {str(Path(name) / "config.json"): of for name, of in (received or {}).items()}
+    refuse_code_of_others(composed, None if runs else (*TASK_SECTIONS, "strategy"), configs)
     general = _validate(Config, composed, composed.values)
     task_values = composed.values.get("task")
     use = task_values.get("use") if isinstance(task_values, dict) else task_values

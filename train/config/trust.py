@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,23 @@ def dotted_paths(values: Any) -> Iterator[tuple[tuple[str, ...], str]]:
             yield keys, value
 
 
-def refuse_code_of_others(composed: Composed, sections: Sequence[str] | None = None) -> None:
+def refuse_code_of_others(
+    composed: Composed,
+    sections: Sequence[str] | None = None,
+    received: Mapping[str, str] | None = None,
+) -> None:
     """Raises UsageError if a dotted path comes from another user's run.
 
-    ``sections``: those that are used; None for all.
+    ``sections``: those that are used; None for all. ``received``: stored configs that came from
+    elsewhere, and so may be anybody's, with the artifact they came from.
     """
+    received = received or {}
     stored = {part.name for part in composed.parts if part.is_stored}
     others = {name: owner for name in stored if (owner := _other_owner(Path(name)))}
+    others |= {
+        name: f"comes from {received[name]}, which others may have made"
+        for name in stored & received.keys()
+    }
     if not others:
         return
     trusted = {

@@ -149,8 +149,9 @@ def _open(
         if early_stop and state["early_stop"]:
             early_stop.load_state_dict(state["early_stop"])
     tracker = open_tracker(
-        stack, loaded, directory, store, joined, task, data, plan, model, progress, notes
-    )
+        stack, loaded, directory, store, joined, task, data, plan, model, progress, notes,
+        [name for name in (attempt.artifact, source and source.source.artifact) if name],
+    )  # fmt: skip
     resumed_from = None if attempt.resume_step is None else store.path(attempt.resume_step)
     hooks = _hooks(loaded, directory, joined, data, tracker, resumed_from)
 

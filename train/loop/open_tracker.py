@@ -40,9 +40,11 @@ def open_tracker(
     model: TrainableModel,
     progress: Progress,
     notes: Sequence[str],
+    inputs: Sequence[str],
 ) -> Tracker:
     """The tracker of this attempt, which closes with ``stack``. Warns of what a user must know
-    before the first step: ``notes``, and what the data, the world and the task show."""
+    before the first step: ``notes``, and what the data, the world and the task show. ``inputs``:
+    the artifacts of W&B that the attempt has started from."""
     engine, attempt = joined.engine, joined.attempt
     info = RunInfo(
         id=attempt.identity.id,
@@ -56,6 +58,7 @@ def open_tracker(
         total_steps=data.total_steps,
         start_step=progress.step,
         facts=_facts(loaded, joined, data, plan, model),
+        inputs=tuple(inputs),
     )
     tracker = Tracker(loaded.config.track, info, is_main=engine.is_main, store=store)
     stack.callback(tracker.close)

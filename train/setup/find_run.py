@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from train.artifacts.name import PREFIX, parse_name
+from train.artifacts.restore import IDENTITY_FILES, Restored, restore_artifact
 from train.checkpoint import dcp
 from train.checkpoint.consistency import own_fault
 from train.checkpoint.damage import DamagedError, damaged, unusable
 from train.checkpoint.manifest import Manifest
-from train.checkpoint.mirror import RUN, Mirror, MirrorError
+from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirroring import mirror_unreadable, restore_from_mirror
 from train.checkpoint.opening import (
     check_attempts,
@@ -17,8 +20,10 @@ from train.checkpoint.opening import (
     foreign_checkpoints,
     set_aside_metrics,
 )
+from train.checkpoint.received import RUN
 from train.checkpoint.run_directory import RunDirectory, RunIdentity
 from train.checkpoint.store import CheckpointStore
+from train.checkpoint.weight_source import remove_download
 from train.config.changes import Difference, checked_changes
 from train.config.load import LoadedConfig
 from train.distributed.collectives import Collectives
@@ -40,6 +45,8 @@ class Attempt:
     """Warnings for the user, about damaged checkpoints for instance."""
     changes: list[Difference]
     """How the config differs from that of the start before."""
+    artifact: str | None = None
+    """The artifact of W&B that the checkpoint has come from, ``entity/project/name:version``."""
 
 
 def find_run(
@@ -51,7 +58,7 @@ def find_run(
     allow_changes: bool,
 ) -> Attempt:
     """Rank 0 locks the directory, looks for the newest valid checkpoint, and fetches it from the
-    mirror where the directory has none; collective.
+    mirror or from W&B where the directory has none; collective.
 
     Raises on every rank the RunError that rank 0 got.
     """
@@ -83,21 +90,48 @@ def _find(
     store, config = CheckpointStore(directory.checkpoints), loaded.config
     step, notes = _newest_of_run(directory, store)
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
+    artifact = None
+
+    def check(checkpoint: Path) -> None:
+        nonlocal changes
+        _check_content(checkpoint)
+        changes = _replace_config(loaded, directory, checkpoint / RUN, allow=allow_changes)
+
     if mirror and step is None:
         if directory.exists:
             _claim(mirror, directory, config.run.name, notes, required=True)
-
-        def check(checkpoint: Path) -> None:
-            nonlocal changes
-            _check_content(checkpoint)
-            changes = _replace_config(loaded, directory, checkpoint / RUN, allow=allow_changes)
-
         step, fetched = restore_from_mirror(mirror, store, check)
         notes += fetched
+    staging = directory.path / "restore"
+    remove_download(staging)  # a killed attempt may have left it
+    if config.checkpoint.restore_from and step is None:
+        try:
+            restored = _restore_artifact(loaded, directory, staging, check)
+        finally:
+            remove_download(staging)
+        step, artifact = restored.step, restored.artifact
+        notes.append(f"Restored the checkpoint of step {step} from {PREFIX}{artifact}.")
     identity = directory.identity(config.run.name)
     if mirror:
         _claim(mirror, directory, config.run.name, notes, required=False)
-    return Attempt(identity, directory.attempts.count() + 1, step, notes, changes)
+    return Attempt(identity, directory.attempts.count() + 1, step, notes, changes, artifact)
+
+
+def _restore_artifact(
+    loaded: LoadedConfig,
+    directory: RunDirectory,
+    staging: Path,
+    check: Callable[[Path], None],
+) -> Restored:
+    """Restores the run from the artifact of ``checkpoint.restore_from``; a run that cannot be had
+    is an error, never a start from the beginning."""
+    source, track = str(loaded.config.checkpoint.restore_from), loaded.config.track
+    where = (
+        f"checkpoint.restore_from is {source!r} "
+        f"({loaded.composed.where('checkpoint.restore_from')})"
+    )
+    name = parse_name(source, where, project=track.wandb_project, entity=track.wandb_entity)
+    return restore_artifact(name, directory.path, staging, where, check, needs=IDENTITY_FILES)
 
 
 def _newest_of_run(directory: RunDirectory, store: CheckpointStore) -> tuple[int | None, list[str]]:

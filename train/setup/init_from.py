@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from train.artifacts.name import PREFIX, is_artifact, parse_name
+from train.artifacts.weights import artifact_weights
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.init_from_config import InitFromConfig
 from train.checkpoint.run_directory import RunDirectory
@@ -44,7 +46,7 @@ class InitialWeights:
     where: str
     """The field, its value and its origin."""
     download: Path
-    """Where a mirror's copy is until it is loaded."""
+    """Where a mirror's copy or an artifact is until it is loaded."""
     notes: list[str]
     """Warnings for the user."""
 
@@ -64,7 +66,7 @@ class Loaded:
 def find_initial_weights(
     stack: ExitStack, loaded: LoadedConfig, directory: RunDirectory, joined: Joined
 ) -> InitialWeights | None:
-    """Rank 0 finds, checks and, from a mirror, downloads the source of the initial weights;
+    """Rank 0 finds, checks and, from a mirror or W&B, downloads the source of the initial weights;
     collective. None without ``init_from``, and for a run that resumes.
 
     Raises on every rank the RunError that rank 0 got, and UsageError where a rank does not see the
@@ -81,7 +83,7 @@ def find_initial_weights(
     found: WeightSource | RunError | None = None
     if collectives.rank == 0:
         try:
-            found = find_source(config.source, loaded.start, download, where)
+            found = _find(loaded, config.source, download, where)
         except RunError as error:
             found = error
     found = collectives.broadcast_pickled(found)
@@ -91,6 +93,14 @@ def find_initial_weights(
     _check_visible(collectives, found, where)
     changed = _changed_since(directory, config.source, found)
     return InitialWeights(config, found, where, download, [changed] if changed else [])
+
+
+def _find(loaded: LoadedConfig, source: str, download: Path, where: str) -> WeightSource:
+    if not is_artifact(source):
+        return find_source(source, loaded.start, download, where)
+    track = loaded.config.track
+    name = parse_name(source, where, project=track.wandb_project, entity=track.wandb_entity)
+    return artifact_weights(name, download, where)
 
 
 def load_initial_weights(initial: InitialWeights, strategy: Strategy, ema: Ema | None) -> Loaded:
@@ -147,6 +157,8 @@ def load_initial_weights(initial: InitialWeights, strategy: Strategy, ema: Ema |
     # What a download leaves behind is the URL, not the directory.
     downloaded = initial.download in source.path.parents
     place = initial.config.source if downloaded else str(source.path)
+    if source.artifact:
+        place = f"{PREFIX}{source.artifact}"
     at = "" if source.step is None else f", step {source.step}"
     record = {
         "source": initial.config.source,

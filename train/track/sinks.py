@@ -35,6 +35,8 @@ class RunInfo:
     """The step that this attempt resumes from; 0 for a new run."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What this attempt runs on, as JSON values: ``placement``, ``dataset``, ``model_summary``."""
+    inputs: tuple[str, ...] = ()
+    """The artifacts of W&B that it has started from: ``entity/project/name:version``."""
 
 
 def dataset_facts(samples: int, fingerprint: Any) -> dict[str, Any]:

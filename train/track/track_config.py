@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from train.artifacts.name import PROJECT
 from train.plugins import Plugin
 from train.section import Section
 
@@ -29,7 +30,7 @@ class TrackConfig(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online if W&B has credentials, else offline."""
 
-    wandb_project: str = "isorun"
+    wandb_project: str = PROJECT
     """W&B project."""
 
     wandb_entity: str | None = None

@@ -16,7 +16,7 @@ from typing import Any
 
 from train.checkpoint.layout import json_sha256, step_name
 from train.checkpoint.manifest import MANIFEST, Manifest
-from train.checkpoint.mirror import RUN, RUN_FILES
+from train.checkpoint.received import RUN, RUN_FILES
 from train.checkpoint.store import CheckpointStore
 from train.files import create, open_regular, refuse_link
 from train.track.sinks import RunInfo

@@ -23,6 +23,7 @@ from train.secrets import redact_command, redact_values
 from train.track.sinks import RunInfo, Sink
 from train.track.track_config import TrackConfig
 from train.track.wandb_checkpoints import CheckpointSender, send_missing
+from train.track.wandb_inputs import RunInputs
 from train.track.wandb_log import is_offline, last_step, synced_marker, transaction_logs
 from train.track.wandb_rows import Rows, as_logged, committed_rows
 from train.track.wandb_uploads import CheckpointUploads
@@ -30,6 +31,7 @@ from train.track.wandb_uploads import CheckpointUploads
 # Together less than the tracker waits for its sinks.
 _FINISH_SECONDS = 15.0
 _UPLOAD_SECONDS = 8.0
+_INPUT_SECONDS = 4.0
 
 
 class WandbSink(Sink):
@@ -49,6 +51,7 @@ class WandbSink(Sink):
         self.run, self.config, self.init_seconds = run, config, init_seconds
         self._store = None if config.wandb_checkpoints == "none" else store
         self._uploads: CheckpointUploads | None = None
+        self._inputs: RunInputs | None = None
         self._exit_code = 0
         self._rows: Rows | None = None
         self._hooks = sys.exit, sys.excepthook
@@ -101,6 +104,8 @@ class WandbSink(Sink):
         self._define_metrics()
         if mode != "disabled":
             self._begin_rows(self._sent(mode, logs))
+        if mode == "online" and self.run.inputs:
+            self._inputs = RunInputs(self._run, self.run.inputs)
         if mode == "online" and self._store is not None:
             self._uploads = CheckpointUploads(self._sender(self._store))
             self._uploads.start(self._run)
@@ -279,6 +284,8 @@ class WandbSink(Sink):
 
         if self._rows:
             self._rows.flush()
+        if self._inputs:
+            self._inputs.wait(_INPUT_SECONDS)
         if self._uploads:
             self._uploads.close(_UPLOAD_SECONDS)
         self._run.finish(exit_code=self._exit_code)
