@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from train.checkpoint.run_directory import RunDirectory
-from train.config.compose import Composed, compose
+from train.config.compose import Composed, compose, placed
 from train.config.explain import explain
 from train.config.schema import Config, TaskConfig, config_class
 from train.config.trust import TASK_SECTIONS, refuse_code_of_others
@@ -75,14 +75,16 @@ def load_config(
     *,
     runs: bool = True,
     task: type[Task] | None = None,
+    places: Mapping[str, str] | None = None,
 ) -> LoadedConfig:
     """Reads, merges and validates; with ``runs``, also makes the checks of a training run.
 
     ``task`` is the task's class, if the caller has it: task.use is then its name, and nothing is
     imported. A run directory among the files stands for the config of its run. Raises UsageError
-    with one sentence per problem. Code that the config of another user's run names is refused. The
-    general sections are validated before the task's module is
-    imported, so that a typo is reported at once.
+    with one sentence per problem; ``places`` has the origin of overrides that come from elsewhere
+    than the command line, by key. Code that the config of another user's run names is refused. The
+    general sections are validated before the task's module is imported, so that a typo is reported
+    at once.
     """
     start = Path.cwd()  # before the task's module is imported, which may change it
     files, overrides, stored = _of_runs(files, overrides)
@@ -90,7 +92,7 @@ def load_config(
         reference = reference_of(task)
         check_task(task, f"task is {reference}")
         overrides = [*overrides, f"task.use={reference}"]
-    composed = compose(files, overrides, stored)
+    composed = placed(compose(files, overrides, stored), places or {})
     refuse_code_of_others(composed, None if runs else (*TASK_SECTIONS, "strategy"))
     general = _validate(Config, composed, composed.values)
     task_values = composed.values.get("task")
