@@ -123,7 +123,7 @@ class Controller:
                 return
             self._take(claim, place)
 
-    def _take(self, claim: Claim, place: int) -> None:
+    def _take(self, claim: Claim, place: int, not_before: float = 0.0) -> None:
         plan, space = self._plan, self._study.space
         words = [word for file in plan.files for word in ("--config", file)]
         words += [*plan.overrides, *space.overrides(claim.assigned)]
@@ -135,6 +135,7 @@ class Controller:
             TrialProcesses(words, plan.processes, log_file),
             Evaluations(claim.directory / "metrics.jsonl"),
             RunDirectory(claim.directory),
+            not_before,
         )
         self._running.append(running)
         self._watch(running)
@@ -234,9 +235,7 @@ class Controller:
         )
         self._running.remove(running)
         running.evaluations.close()
-        self._take(claim, running.place)
-        again = self._running[-1]
-        again.not_before = time.monotonic() + delay
+        self._take(claim, running.place, time.monotonic() + delay)
 
     def _settle_finished(self, running: _Running) -> None:
         claim = running.claim

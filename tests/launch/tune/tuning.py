@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.cli import main
 from tests.launch.tune import short_fit
+from tests.support.forked import quick_python
 from tests.support.runs import ROOT, environment
 
 BASE = ["--config", "configs/digits.yaml", "evaluate.every_steps=2", "evaluate.every_epochs=null"]
@@ -19,6 +20,13 @@ import sys
 import launch.tune.trial
 from launch.cli import main
 launch.tune.trial.python_module = lambda name: {_PROGRAM!r}
+sys.exit(main(sys.argv[1:]))
+"""
+
+_REAL = """
+import sys
+from launch.cli import main
+sys.executable = {python!r}
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -35,6 +43,16 @@ def start(directory, space, *more, step=0.01):
     return subprocess.Popen(
         [sys.executable, "-c", _SHORT, *words(directory, space, *more)],
         cwd=ROOT, env={**environment(), "SHORT_FIT_STEP": str(step)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def start_real(directory, space, *more):
+    """Starts it in the background, with real runs that start without the slow imports."""
+    python, variables = quick_python()
+    return subprocess.Popen(
+        [sys.executable, "-c", _REAL.format(python=python), *words(directory, space, *more)],
+        cwd=ROOT, env={**environment(), **variables, "WANDB_MODE": "disabled"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
