@@ -173,7 +173,8 @@ class Controller:
 
     def _environment(self, running: _Running) -> dict[str, str]:
         environment = {**os.environ, **self._plan.places[running.place]}
-        environment.setdefault(WANDB_GROUP, self._plan.name)
+        if self._study.settings.base.config.track.wandb_group is None:
+            environment.setdefault(WANDB_GROUP, self._plan.name)
         environment.pop("TORCHELASTIC_ERROR_FILE", None)  # it is for errors of this process
         if given := environment.get(RUN_ID):
             environment[RUN_ID] = environment[WANDB_ID] = f"{given}-{running.claim.number}"
