@@ -12,6 +12,7 @@ COMMANDS = {
     "history": "list this user's launches and how they ended",
     "show": "print everything recorded about one launch",
     "why": "explain why a launch failed and what to do",
+    "tune": "search for good values of config keys, with runs as trials",
 }
 """Commands that are modules of ``launch.commands``."""
 

@@ -9,6 +9,7 @@ Rendezvous         how ranks find each other, the signed messages of a store and
                    which it listens, and the waits for names and ports
 Environment        what a launcher sets for a rank, and where a rank writes its error
 Run directory      the files of a run that other programs may read
+Studies            the space of a study, and what its trials are compared by
 JSON               records that another process has written, checked when they are read
 
 A launcher must start fast, and the agent runs on every node: modules that import pydantic,
@@ -33,16 +34,25 @@ from train.distributed.world import World, first_host, this_world
 from train.exits import (
     ADVICE,
     Exit,
+    ResumeRefusedError,
     RetryError,
     RunError,
     UsageError,
     first_line,
     is_worth_retrying,
 )
-from train.files import open_regular, refuse_link
+from train.files import open_regular, refuse_link, replace_text, write_json
 from train.goodput.clock import SUBMITTED_AT
 from train.imports import import_extra
-from train.json_files import Fields, has_fields, parse_object, parsed_lines, read_object
+from train.json_files import (
+    Fields,
+    has_fields,
+    is_count,
+    is_number,
+    parse_object,
+    parsed_lines,
+    read_object,
+)
 from train.numeric_text import finite_number, port_number, seconds_in, whole_number
 from train.output import log
 from train.private_directory import private_directory
@@ -67,7 +77,13 @@ from train.suggest import did_you_mean, listed
 from train.visible import visible, visible_log
 
 if TYPE_CHECKING:
-    from train.checkpoint.run_directory import code_version, new_run_id, slug
+    from train.checkpoint.run_directory import (
+        InUseError,
+        RunDirectory,
+        code_version,
+        new_run_id,
+        slug,
+    )
     from train.checkpoint.store import CheckpointStore
     from train.command_line import (
         Commands,
@@ -80,8 +96,18 @@ if TYPE_CHECKING:
         safe_path_options,
         say,
     )
+    from train.config.changes import differences as config_differences
     from train.config.load import LoadedConfig, load_config
     from train.config.load import check as check_config
+    from train.config.space import (
+        ChoiceDimension,
+        Dimension,
+        FloatDimension,
+        Space,
+        check_space,
+        load_space,
+        stored_space,
+    )
     from train.data.plan import BatchPlan
     from train.distributed.gpu import gpu_index, shared_gpu
     from train.distributed.listening import (
@@ -94,7 +120,10 @@ if TYPE_CHECKING:
     from train.distributed.process_group import use_loopback
     from train.distributed.rendezvous import join as join_ranks
     from train.distributed.rendezvous import open_store
+    from train.runs.summary import total_steps
+    from train.runs.table import drawn, terminal_width
     from train.track.wandb_sink import wandb_mode
+    from train.track.watched_metric import watched_metric
 
 __all__ = [
     "ADVICE",
@@ -117,25 +146,35 @@ __all__ = [
     "WANDB_ID",
     "BatchPlan",
     "CheckpointStore",
+    "ChoiceDimension",
     "Commands",
+    "Dimension",
     "Exit",
     "Fields",
+    "FloatDimension",
+    "InUseError",
     "LoadedConfig",
     "MessageError",
     "Messages",
     "Parser",
+    "ResumeRefusedError",
     "RetryError",
+    "RunDirectory",
     "RunError",
     "Signer",
+    "Space",
     "UsageError",
     "World",
     "address_to_listen_at",
     "check_command",
     "check_command_first",
     "check_config",
+    "check_space",
     "code_version",
     "config_arguments",
+    "config_differences",
     "did_you_mean",
+    "drawn",
     "exit_code_of",
     "finite_number",
     "first_host",
@@ -144,6 +183,8 @@ __all__ = [
     "handled_signals",
     "has_fields",
     "import_extra",
+    "is_count",
+    "is_number",
     "is_secret_value",
     "is_secret_variable",
     "is_worth_retrying",
@@ -152,6 +193,7 @@ __all__ = [
     "listed",
     "listen",
     "load_config",
+    "load_space",
     "log",
     "new_run_id",
     "new_secret",
@@ -169,6 +211,7 @@ __all__ = [
     "redact_command",
     "redact_values",
     "refuse_link",
+    "replace_text",
     "reported_wait",
     "run_directory",
     "run_train",
@@ -177,7 +220,10 @@ __all__ = [
     "seconds_in",
     "shared_gpu",
     "slug",
+    "stored_space",
+    "terminal_width",
     "this_world",
+    "total_steps",
     "train_arguments",
     "train_sources",
     "train_version",
@@ -191,11 +237,27 @@ __all__ = [
     "wait_for_name",
     "wait_for_port",
     "wandb_mode",
+    "watched_metric",
     "whole_number",
     "write_error_file",
+    "write_json",
 ]
 
 _IMPORTED_WHEN_USED = {
+    "stored_space": ("train.config.space", "stored_space"),
+    "config_differences": ("train.config.changes", "differences"),
+    "watched_metric": ("train.track.watched_metric", "watched_metric"),
+    "total_steps": ("train.runs.summary", "total_steps"),
+    "terminal_width": ("train.runs.table", "terminal_width"),
+    "drawn": ("train.runs.table", "drawn"),
+    "RunDirectory": ("train.checkpoint.run_directory", "RunDirectory"),
+    "InUseError": ("train.checkpoint.run_directory", "InUseError"),
+    "load_space": ("train.config.space", "load_space"),
+    "check_space": ("train.config.space", "check_space"),
+    "Space": ("train.config.space", "Space"),
+    "FloatDimension": ("train.config.space", "FloatDimension"),
+    "Dimension": ("train.config.space", "Dimension"),
+    "ChoiceDimension": ("train.config.space", "ChoiceDimension"),
     "LOOPBACK": ("train.distributed.listening", "LOOPBACK"),
     "BatchPlan": ("train.data.plan", "BatchPlan"),
     "CheckpointStore": ("train.checkpoint.store", "CheckpointStore"),

@@ -51,6 +51,7 @@ def load(tmp_path, *overrides):
             "precision must be one of fp32, bf16, fp16, but is 'fp61' (from command line)",
         ),
         ("schedule.use=cosin", "did you mean cosine?"),
+        ("optim.use=adammw", "but is 'adammw' (from command line); did you mean adamw?"),
         (
             "batch.micro_batch_size=x",
             "batch.micro_batch_size must be a whole number or auto, but is 'x' (from command line).",

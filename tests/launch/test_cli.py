@@ -35,7 +35,7 @@ def test_help_lists_the_commands_of_both_packages_and_imports_nothing_heavy():
     for name, text in COMMANDS.items():
         assert f"    {name} " in training
         assert text in training
-    for name in ("history", "show", "why", "render", "doctor", "agent"):
+    for name in ("history", "show", "why", "tune", "render", "doctor", "agent"):
         assert f"    {name} " in launching
 
 

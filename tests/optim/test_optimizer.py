@@ -95,7 +95,6 @@ def test_arguments_arrive_and_the_fused_kernels_are_used():
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"use": "adammw"}, r"optim\.use.*'adammw' \(line 3\).*did you mean adam"),
         ({"use": "torch.optim:AdamV"}, r"optim\.use \(line 3\).*AdamV"),
         ({"use": "torch.nn:Linear"}, r"Linear.*Optimizer"),
         ({"use": "sgd", "betas": [0.9, 0.99]}, r"optim\.betas is not an argument of.*'sgd'"),

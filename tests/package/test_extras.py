@@ -61,6 +61,12 @@ def component(tmp_path):
     return main(["render", "isorun.fit", "-j", "1x1"])
 
 
+def tune(tmp_path):
+    from launch.cli import main
+
+    return main(["tune", "--show", str(tmp_path)])
+
+
 def mirror(tmp_path):
     from train.checkpoint.checkpoint_config import MirrorConfig
     from train.checkpoint.mirror import Mirror
@@ -78,6 +84,7 @@ def mirror(tmp_path):
         (bpe, "tokenizers", "tokenizers", "data.tokenizer=gpt.json needs tokenizers, which"),
         (parity, "matplotlib", "plot", "parity needs matplotlib, which cannot be imported"),
         (zero, "deepspeed", "deepspeed", "A ZeRO strategy needs deepspeed, which cannot be imported"),
+        (tune, "optuna", "tune", "tune needs optuna, which cannot be imported"),
         (component, "torchx", "launch", "render isorun.fit needs torchx, which cannot be imported"),
         (mirror, "s3fs", "s3", "checkpoint.mirror.url is 's3://bucket/folder', which cannot be used"),
     ],

@@ -49,6 +49,10 @@ _IDENTITY: Fields = {"id": str, "name": str, "wandb_id": str, "created": (int, f
 _STOP: Fields = {"launch": str, "restarts": int}
 
 
+class InUseError(ResumeRefusedError):
+    """Another process uses the run directory."""
+
+
 @dataclass(frozen=True)
 class RunIdentity:
     """What identifies a run through all its attempts."""
@@ -94,7 +98,7 @@ class RunDirectory:
         """Takes the lock, unless this process holds it; the kernel releases it when the process
         ends.
 
-        Raises ResumeRefusedError, which names the process that holds the lock.
+        Raises InUseError, which names the process that holds the lock.
         """
         if self._lock is not None:
             return
@@ -126,7 +130,7 @@ class RunDirectory:
                 lock.seek(0)
                 holder = lock.read(200).strip() or "another process"
                 lock.close()
-                raise ResumeRefusedError(
+                raise InUseError(
                     f"The run directory {self.path} is in use by {holder}; wait for it to end, "
                     "stop it, or choose another run.dir."
                 ) from None

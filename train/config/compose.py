@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,18 @@ class Composed:
         """The origin as part of a sentence: "from FILE:LINE", or "default"."""
         origin = self.origin(key)
         return origin if origin == DEFAULT else f"from {origin}"
+
+
+def placed(composed: Composed, places: Mapping[str, str]) -> Composed:
+    """The same values, of which overrides of some keys have another origin than the command
+    line."""
+    moved = {
+        key: place
+        for key, origin in composed.origins.items()
+        for name, place in places.items()
+        if origin == COMMAND_LINE and f"{key}.".startswith(f"{name}.")
+    }
+    return replace(composed, origins={**composed.origins, **moved})
 
 
 def compose(
@@ -259,9 +271,14 @@ def _comment(value: str) -> str:
     return value[max(ends, default=0) :].strip()
 
 
+def is_key(text: str) -> bool:
+    """Whether a text has the form of a dotted key."""
+    return bool(_KEY.fullmatch(text))
+
+
 def _override_key(override: str) -> str:
     key, equals, _ = override.partition("=")
-    if not equals or not _KEY.fullmatch(key):
+    if not equals or not is_key(key):
         raise UsageError(
             f"The argument {override!r} on the command line is not of the form key=value, such "
             "as optim.lr=3e-4; name files with --config."

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from train.checkpoint.run_directory import RunDirectory
-from train.config.compose import Composed, compose
+from train.config.compose import Composed, compose, placed
 from train.config.explain import explain
 from train.config.schema import Config, TaskConfig, config_class
 from train.config.trust import TASK_SECTIONS, refuse_code_of_others
@@ -75,16 +75,18 @@ def load_config(
     *,
     runs: bool = True,
     task: type[Task] | None = None,
-    received: Mapping[str, str] | None = None,
+    imported. A run directory among the files stands for the config of its run. ``received``: the
+    run directories that came from elsewhere, with their artifact. ``places`` has the origin of
+    overrides that come from elsewhere than the command line, by key. Raises UsageError with one
+    sentence per problem. Code that the config of another user's run names is refused. The general
+    sections are validated before the task's module is imported, so that a typo is reported at once.
 ) -> LoadedConfig:
     """Reads, merges and validates; with ``runs``, also makes the checks of a training run.
 
     ``task`` is the task's class, if the caller has it: task.use is then its name, and nothing is
-    imported. A run directory among the files stands for the config of its run. ``received``: the
-    run directories that came from elsewhere, with their artifact. Raises UsageError
-    with one sentence per problem. Code that the config of another user's run names is refused. The
-    general sections are validated before the task's module is
-    imported, so that a typo is reported at once.
+    composed = placed(compose(files, overrides, stored), places or {})
+    configs = {str(Path(name) / "config.json"): of for name, of in (received or {}).items()}
+    refuse_code_of_others(composed, None if runs else (*TASK_SECTIONS, "strategy"), configs)
     """
     start = Path.cwd()  # before the task's module is imported, which may change it
     files, overrides, stored = _of_runs(files, overrides)
@@ -92,9 +94,14 @@ def load_config(
         reference = reference_of(task)
         check_task(task, f"task is {reference}")
         overrides = [*overrides, f"task.use={reference}"]
+<<<<<<< HEAD
     composed = compose(files, overrides, stored)
     configs = {str(Path(name) / "config.json"): of for name, of in (received or {}).items()}
     refuse_code_of_others(composed, None if runs else (*TASK_SECTIONS, "strategy"), configs)
+=======
+    composed = placed(compose(files, overrides, stored), places or {})
+    refuse_code_of_others(composed, None if runs else (*TASK_SECTIONS, "strategy"))
+>>>>>>> s20-tune
     general = _validate(Config, composed, composed.values)
     task_values = composed.values.get("task")
     use = task_values.get("use") if isinstance(task_values, dict) else task_values

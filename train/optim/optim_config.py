@@ -6,9 +6,9 @@ import re
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from train.section import Section, non_semantic
+from train.section import Section, name_or_path, names_for_editors, non_semantic
 
 Kind = Literal["norm", "bias", "embedding"]
 _OVERRIDES = ("betas", "eps", "momentum")
@@ -94,7 +94,7 @@ def _matcher(pattern: str) -> Any:
 class OptimConfig(Section):
     """The optimiser and gradient clipping."""
 
-    use: str = "adamw"
+    use: str = Field("adamw", json_schema_extra=names_for_editors(tuple(NAMES)))
     """A name (adamw, adam, sgd, adagrad, rmsprop, nadam, radam, adafactor) or the dotted path
     of a torch.optim.Optimizer class, such as my_project.optim:Lion."""
 
@@ -135,3 +135,8 @@ class OptimConfig(Section):
     max_skipped_steps: int = non_semantic(10, ge=0)
     """A step with a non-finite loss or gradient norm is skipped; more than this many in a row end
     the run with exit code 78."""
+
+    @field_validator("use")
+    @classmethod
+    def _check_use(cls, use: str) -> str:
+        return name_or_path(use, tuple(NAMES), "module.path:Class")

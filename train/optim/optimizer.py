@@ -56,13 +56,6 @@ def _find(use: str, origin: str) -> Callable[..., Optimizer]:
     from train.imports import import_class
 
     reference = NAMES.get(use, use)
-    if ":" not in reference:
-        from train.suggest import did_you_mean
-
-        raise UsageError(
-            f"optim.use must be one of {', '.join(NAMES)} or a dotted path such as "
-            f"my_project.optim:Lion, but is {use!r} ({origin}){did_you_mean(use, NAMES)}"
-        )
     found: Callable[..., Optimizer] = import_class(reference, Optimizer, f"optim.use ({origin})")
     return found
 

@@ -1,0 +1,217 @@
+"""Search for good values of config keys. Each trial is an ordinary run, with any number of ranks.
+
+The same command, repeated, goes on with the study in its directory (run.dir): after a stop, a crash
+or kill -9, unfinished trials resume, and no trial is lost or run twice. Several of these commands
+may work on one study at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.contract import (
+    Exit,
+    UsageError,
+    import_extra,
+    log,
+    say,
+    terminal_width,
+    this_world,
+    whole_number,
+)
+
+if TYPE_CHECKING:
+    from launch.tune.controller import Plan
+    from launch.tune.study import StoredStudy, Study
+
+_TRIALS = 20
+_RETRIES = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    add = parser.add_argument
+    add(
+        "--config", action="append", default=[], metavar="FILE",
+        help="a YAML config file of all trials; repeatable, later ones take precedence",
+    )  # fmt: skip
+    add("--space", metavar="FILE", help="a YAML file with the keys to vary (docs/tuning.md)")
+    add(
+        "--trials", metavar="N",
+        help=f"trials of the study in all, those of earlier starts included (default {_TRIALS}; "
+        "with --sampler grid all combinations)",
+    )  # fmt: skip
+    add(
+        "--objective", action="append", default=[], metavar="NAME[:min|max]",
+        help="evaluation metric to optimise; repeatable; default: that of checkpoint.keep_best or "
+        "early_stop, else loss",
+    )  # fmt: skip
+    add(
+        "--sampler", default="tpe", metavar="NAME",
+        help="tpe (default), random, grid, gp or nsgaii, with Optuna's options as "
+        "NAME:option=value,...",
+    )  # fmt: skip
+    add(
+        "--pruner", default="none", metavar="NAME",
+        help="none (default), median, percentile, successive_halving, hyperband or threshold, with "
+        "Optuna's options as NAME:option=value,...",
+    )  # fmt: skip
+    add(
+        "--storage", metavar="WHERE",
+        help="journal (default) or sqlite for a file in the study's directory, or the URL of a "
+        "database",
+    )  # fmt: skip
+    add("--parallel", default="1", metavar="K", help="trials at a time on this machine (default 1)")
+    add(
+        "--processes", default="1", metavar="N",
+        help="ranks of each trial, on this machine (default 1)",
+    )  # fmt: skip
+    add(
+        "--retries", default=str(_RETRIES), metavar="N",
+        help="further starts of a trial that the infrastructure ended: exit code 75, or killed "
+        f"(default {_RETRIES})",
+    )  # fmt: skip
+    add("--show", metavar="STUDY", help="print the table of the study in this directory, and end")
+    add("--json", action="store_true", help="print the result as JSON")
+    add(
+        "overrides", nargs="*", default=[], metavar="key=value",
+        help="values for all trials that take precedence over the files; run.dir is the directory "
+        "of the study",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    """Runs trials until the study has enough, and prints the result."""
+    import_extra("optuna", "tune", "tune")
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if arguments.show is not None:
+        return _show(arguments)
+    return _tune(arguments)
+
+
+def _tune(arguments: argparse.Namespace) -> Exit:
+    from launch.agent.signals import Signals
+    from launch.contract import check_space, load_space
+    from launch.tune.controller import Controller, Plan
+    from launch.tune.devices import shares
+    from launch.tune.methods import check_method
+    from launch.tune.settings import Settings, parse_objectives
+    from launch.tune.study import Study
+
+    if this_world().world_size > 1:
+        raise UsageError(
+            "tune starts the ranks of its trials itself, but this process is one of "
+            f"{this_world().world_size} ranks (WORLD_SIZE); start it alone, with --processes."
+        )
+    if arguments.space is None:
+        raise UsageError("tune needs --space FILE, with the keys to vary; see docs/tuning.md.")
+    parallel = _number("parallel", arguments.parallel, 1)
+    processes = _number("processes", arguments.processes, 1)
+    retries = _number("retries", arguments.retries, 0)
+    wanted = None if arguments.trials is None else _number("trials", arguments.trials, 1)
+    sampler_name = check_method("sampler", arguments.sampler)
+    pruner_name = check_method("pruner", arguments.pruner)
+    space = load_space(arguments.space)
+    base = check_space(space, arguments.config, arguments.overrides, processes)
+    objectives = parse_objectives(arguments.objective, base.values())
+    _check_evaluations(base.config.evaluate, pruner_name, len(objectives))
+    places = shares(parallel, processes, os.environ)
+    settings = Settings(space, objectives, arguments.sampler, arguments.pruner, base)
+    if sampler_name == "grid":
+        space.grid()  # refuses ranges without a step, before the study exists
+    study = Study(base.run_directory, settings, arguments.storage)
+    combinations = study.combinations
+    count = wanted or (_TRIALS if combinations is None else len(combinations))
+    if combinations is not None:
+        count = min(count, len(combinations))
+    overrides = [
+        word for word in arguments.overrides if not word.startswith(("run.dir=", "run.name="))
+    ]
+    tell = log if arguments.json else say
+    tell(
+        f"Study in {base.run_directory_as_set}: {count} trials, "
+        f"{', '.join(map(str, objectives))}, sampler {arguments.sampler}, pruner "
+        f"{arguments.pruner}; {parallel} at a time, {processes} "
+        f"{'process' if processes == 1 else 'processes'} each"
+    )
+    signals = Signals()
+    signals.interruptible = lambda: False
+    signals.install()
+    name = base.config.run.name
+    plan = Plan(arguments.config, overrides, name, count, processes, retries, places)
+    stopped = Controller(study, plan, signals, tell).run()
+    return _report(study, plan, arguments, stopped=stopped)
+
+
+def _report(study: Study, plan: Plan, arguments: argparse.Namespace, *, stopped: bool) -> Exit:
+    from launch.tune.result import write_best
+
+    _print(study, as_json=arguments.json)
+    trials = study.trials()
+    tell = log if arguments.json else say
+    best = write_best(study, plan.files, plan.overrides)
+    if best is not None:
+        tell(f"Best config: {best}")
+    open_trials = [each.number for each in trials if not each.state.is_finished()]
+    if stopped or open_trials:
+        what = f"{len(trials) - len(open_trials)} of {plan.trials} trials have ended"
+        tell(f"{'Stopped' if stopped else 'Other processes work on the study'}: {what}; the same "
+             "command goes on.")  # fmt: skip
+    if stopped:
+        return Exit.PREEMPTED
+    if best or open_trials:
+        return Exit.DONE
+    codes = [each.user_attrs.get("exit_code") for each in trials]
+    return next((Exit(code) for code in codes if code and code in set(Exit)), Exit.INTERNAL)
+
+
+def _show(arguments: argparse.Namespace) -> Exit:
+    from launch.tune.study import open_stored
+
+    _print(open_stored(Path(arguments.show), arguments.storage), as_json=arguments.json)
+    return Exit.DONE
+
+
+def _print(study: StoredStudy, *, as_json: bool) -> None:
+    from launch.tune.result import table, to_json
+
+    if as_json:
+        print(json.dumps(to_json(study), indent=1))
+        return
+    for line in table(study, terminal_width()):
+        say(line)
+
+
+def _check_evaluations(evaluate: Any, pruner: str, objectives: int) -> None:
+    """Raises UsageError if trials would not report what the study needs. ``evaluate``: the section
+    of the config."""
+    during = evaluate.every_steps or evaluate.every_epochs
+    if not during and not evaluate.at_end:
+        raise UsageError(
+            "The config has no evaluation, so trials report no objective; set evaluate.at_end=true."
+        )
+    if pruner == "none":
+        return
+    if objectives > 1:
+        raise UsageError(
+            f"--pruner is {pruner!r}, but a study with {objectives} objectives cannot prune "
+            "trials; leave the option out, or name one objective."
+        )
+    if not during:
+        raise UsageError(
+            f"--pruner is {pruner!r}, but the config evaluates only at the end of a run; set "
+            "evaluate.every_steps or evaluate.every_epochs."
+        )
+
+
+def _number(name: str, text: str, least: int) -> int:
+    number = whole_number(text)
+    if number is None or number < least:
+        raise UsageError(f"--{name} must be a whole number of at least {least}, but is {text!r}.")
+    return number
