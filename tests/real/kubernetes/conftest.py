@@ -59,7 +59,7 @@ def kube(cluster):
             yield made
     finally:
         # The runs first: a namespace whose pods are deleted before their Job can stay forever.
-        made.run("delete", "jobs", "--all", "--timeout=60s", check=False)
+        made.run("delete", "jobs", "--all", "--wait=false", check=False)
         made.run("delete", "namespace", made.namespace, "--wait=false", namespace=False)
 
 
