@@ -83,7 +83,7 @@ class LocalCluster:
         """Runs a command such as ``cut node1``; returns its output."""
         path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
         done = subprocess.run(
-            [sys.executable, program(), *words], capture_output=True, text=True, timeout=600,
+            [sys.executable, program(), *words], capture_output=True, text=True, timeout=1500,
             env={**os.environ, "PATH": path, "KUBERNETES_NODE_GRACE": str(GRACE)},
         )  # fmt: skip
         if done.returncode:
