@@ -399,6 +399,14 @@ def test_the_comment_of_a_component_has_the_values_to_add_to_run_yaml(component)
         assert re.search(r"fieldPath `spec\.\w+` is missing", " ".join(comment).replace(" # ", " "))
 
 
+@pytest.mark.parametrize("words", [["trainjob"], ["cpu-demo", "trainjob"]])
+def test_a_training_runtime_comes_first_and_its_train_job_last(words):
+    """The trainer refuses a TrainJob whose runtime it does not know yet."""
+    kinds = [made["kind"] for made in render_words(words).objects]
+    assert (kinds[0], kinds[-1]) == ("TrainingRuntime", "TrainJob")
+    assert len(kinds) > 3, "what is between them gives the trainer time"
+
+
 def test_every_kustomization_has_a_comment():
     for path in K8S.glob("*/*/kustomization.yaml"):
         assert path.read_text().startswith("# "), path
