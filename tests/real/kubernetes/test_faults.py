@@ -1,5 +1,5 @@
-"""What only a real cluster shows: what the Job counts, limits of memory, images and quotas.
-`torchx status` names the cause of each.
+"""Faults of a cluster that only a real one has: what the Job counts, limits of memory, images and
+quotas, and a node without network. `torchx status` names the cause of each.
 """
 
 import time
@@ -7,7 +7,17 @@ import time
 import pytest
 
 from launch.kubernetes.scheduler import create_scheduler
-from tests.real.kubernetes.kube import PLACED, exit_code
+from tests.real.kubernetes.kube import PLACED, exit_code, number
+from tests.real.kubernetes.runs import (
+    FAULT,
+    STEPS,
+    completed,
+    final_loss,
+    fit,
+    of_node,
+    resumed,
+    verify,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -88,3 +98,34 @@ def test_a_quota_that_is_exceeded(kube, name):
     finally:
         kube.run("delete", "quota", name)
     kube.run("delete", "job", name)
+
+
+def test_a_node_without_network_for_a_minute(kube, name, cluster, undisturbed):
+    """Its pods end by themselves, and the run goes on when it is back, without anybody's help."""
+    if cluster is None:
+        pytest.skip("only a cluster on this machine has cables to pull")
+    kube.apply(kube.objects(name, fit(name, STEPS)))
+    kube.at_step(name, FAULT)
+    pod = kube.get("pod", of_node(kube, name, 1))
+    node = pod["spec"]["nodeName"]
+    cluster("cut", node)
+    try:
+        kube.until(
+            "a node that is not ready", lambda: not ready(kube.get("node", node, namespace=False)),
+            name,
+        )  # fmt: skip
+        time.sleep(60)
+    finally:
+        cluster("mend", node)
+    completed(kube, name)
+    assert (resumed(kube.logs(name)) or 0) >= FAULT, kube.report(name)
+    codes = {exit_code(pod) for pod in kube.pods(name) if exit_code(pod)}
+    assert codes <= {75, 143}, kube.report(name)
+    assert {number(pod) for pod in kube.pods(name)} == {0, 1}
+    assert final_loss(kube, name) == final_loss(kube, undisturbed)
+    verify(kube, name, STEPS)
+
+
+def ready(node):
+    conditions = {c["type"]: c["status"] for c in node["status"]["conditions"]}
+    return conditions["Ready"] == "True"
