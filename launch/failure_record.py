@@ -8,9 +8,11 @@ failed first: rank, host, error, log ...), ``others`` and ``lost_nodes``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from launch.contract import Fields, has_fields
+from launch.contract import FAILURES, Fields, has_fields, read_object
 
 _FIELDS: Fields = {
     "time": (int, float), "exit_code": int, "what": str, "retry": bool, "first": dict,
@@ -27,6 +29,15 @@ def is_complete(record: object) -> bool:
         and has_fields(record["first"], _FIRST)
         and all(has_fields(other, _OTHER) for other in record["others"])
     )
+
+
+def last_record(directory: Path) -> dict[str, Any] | None:
+    """The newest complete record of a run directory; None without one."""
+    for file in sorted((directory / FAILURES).glob("*.json"), reverse=True):
+        with suppress(OSError, ValueError):
+            if is_complete(record := read_object(file)):
+                return record
+    return None
 
 
 def headline(record: Mapping[str, Any]) -> str:

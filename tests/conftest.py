@@ -81,8 +81,11 @@ def fixtures_of(item):
 
 def group(item):
     """The xdist group of a test. Tests of one file share a group because they share fixtures; so do
-    those of a directory under real/, which start an engine or a cluster."""
+    those of a directory under real/, which start an engine or a cluster. The image of Docker's tests
+    is also that of the cluster."""
     path = item.path.relative_to(Path(__file__).parent)
+    if path.parts[:2] in (("real", "docker"), ("real", "kubernetes")):
+        return "real/containers"
     return str(path.parent if path.parts[0] == "real" and len(path.parts) > 2 else path)
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -54,6 +55,7 @@ from launch.contract import (
     write_error_file,
 )
 from launch.cores import usable_cores
+from launch.failure_record import headline, last_record
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
@@ -87,6 +89,9 @@ def _supervise(options: AgentOptions, signals: Signals) -> int:
             )
         _wait_for_node_0(options)
     _prepare_environment(options)
+    if options.termination_log and options.node_rank in (0, None):
+        # Beside the start, since it loads the config.
+        threading.Thread(target=_tell_last_failure, args=(options.command,), daemon=True).start()
     with ExitStack() as stack:
         if options.log_dir is None:
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isorun-agent-")))
@@ -103,6 +108,16 @@ def _supervise(options: AgentOptions, signals: Signals) -> int:
         second = join(options, former=first)
         del first
         return _run(options, options.command, second, signals, logs, refused=refused)
+
+
+def _tell_last_failure(command: Sequence[str]) -> None:
+    """Logs the last failure of the run: in a container, the log and the termination message of
+    the attempt that failed may no longer exist."""
+    directory = run_directory(command) if command and not is_doctor(command) else None
+    if directory and (record := last_record(directory)):
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
+        error = record["first"]["error"]
+        log(f"Last failure of this run, at {when}: {headline(record)}{error and f', {error}'}")
 
 
 def _refused(options: AgentOptions) -> str:
@@ -225,8 +240,9 @@ def _run(
     )
 
     def on_failure(outcome: Outcome, writes_record: bool) -> None:
-        in_run = writes_record and not preflight and not is_doctor(command)
-        _write(options, command, outcome, round_of(handler), in_run_directory=in_run)
+        in_run = writes_record and not options.preflight_only and not is_doctor(options.command)
+        own = options.command or command  # not that of the preflight
+        _write(options, own, outcome, round_of(handler), in_run_directory=in_run)
 
     logs_specs = DefaultLogsSpecs(str(logs), tee=Std.ERR)
     agent = NodeAgent(spec, logs_specs, options, signals, log, on_failure)
@@ -272,8 +288,14 @@ def _write(
         except OSError as error:
             log(f"Cannot write the termination message (--termination-log): {error}.")
     directory = run_directory(command) if in_run_directory else None
-    if directory and directory.is_dir():
-        try:
+    if directory is None:
+        return
+    try:
+        # Also before the first attempt has created it, in a container, whose log and termination
+        # message may go with it. Not if only another command can succeed: its path may be wrong.
+        if options.termination_log and record["retry"] and directory.parent.is_dir():
+            directory.mkdir(exist_ok=True)
+        if directory.is_dir():
             write_record(directory, record)
-        except OSError as error:
-            log(f"Cannot write the failure record: {error}.")
+    except OSError as error:
+        log(f"Cannot write the failure record: {error}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,24 @@ class Cluster:
             )
         pods: list[Object] = listed["items"]
         return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    def refused_pods(self, name: str) -> str:
+        """Why the cluster refuses to create pods of a run, such as a quota or pod security: the
+        last warning about its Job; empty if there is none, or if events cannot be read."""
+        with suppress(RunError), _translated(f"list the events of {name}"):
+            listed = self._call(
+                "CoreV1Api", "list_namespaced_event", self.namespace,
+                field_selector="reason=FailedCreate",
+            )  # fmt: skip
+            found = [
+                event
+                for event in listed["items"]
+                if event["reason"] == "FailedCreate"
+                and event["involvedObject"].get("name") in (name, f"{name}-node-0")
+            ]
+            found.sort(key=lambda event: str(event.get("lastTimestamp")))
+            return str(found[-1].get("message", "")) if found else ""
+        return ""
 
     def pod(self, name: str) -> Object | None:
         """One pod; None if it does not exist."""

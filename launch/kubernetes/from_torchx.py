@@ -12,7 +12,7 @@ from launch.agent_command import AGENT, agent_arguments, variable
 from launch.contract import UsageError, whole_number
 from launch.kubernetes import manifests, rules
 from launch.kubernetes.rendering import RenderRequest
-from launch.kubernetes.values import Change, Changes, number
+from launch.kubernetes.values import TORCHX_OPTIONS, Change, Changes, number
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef, Role
@@ -22,16 +22,6 @@ _HEAD = "ISORUN_HEAD"  # the variable with node 0's host name, for apps that use
 _INDEX = "\N{REPLACEMENT CHARACTER}index\N{REPLACEMENT CHARACTER}"  # occurs in no argument
 # Options of the agent that the templates set.
 _BY_TEMPLATE = {"rdzv_endpoint", "rdzv_host_env", "node_rank", "local_addr"}
-# Options of the scheduler, and the values of run.yaml that they set.
-_VALUES = {
-    "cpu": "cpu",
-    "queue": "queue",
-    "queue_priority": "queuePriority",
-    "topology": "topology",
-    "priority_class": "priorityClass",
-    "shared_memory": "sharedMemory",
-    "scratch": "scratch",
-}
 # Options that add the component which needs the value.
 _COMPONENTS = {
     "queue_priority": "kueue",
@@ -207,7 +197,7 @@ def _resources(
     if resource.gpu > 0:
         job.spec["gpus"] = resource.gpu
         job.add.append("gpu")
-    for option, key in _VALUES.items():
+    for option, key in TORCHX_OPTIONS.items():
         if cfg.get(option):
             job.spec[key] = cfg[option]
             job.add += [_COMPONENTS[option]] if option in _COMPONENTS else []

@@ -12,6 +12,9 @@ import yaml
 from launch.contract import UsageError, did_you_mean
 
 RUN = "run"  # the component that applies the values of run.yaml
+CLAIMS = ("pvc", "pvc-single-node")
+"""The components with the volume of the runs. One that is added replaces the overlay's, and leaving
+one out leaves out any."""
 
 
 @cache

@@ -114,9 +114,17 @@ def _components(
 ) -> list[str]:
     """The overlay's and the added components in order: those before ``run``, ``run`` and those
     after it, and last the one that converts the Job to another kind."""
-    kept = [name for name in overlay.components if name not in leave_out]
     added = [manifests.check("components", name) for name in add]
+    gone = set(leave_out)
+    if gone & set(manifests.CLAIMS) or set(added) & set(manifests.CLAIMS):
+        gone |= set(manifests.CLAIMS)
+    kept = [name for name in overlay.components if name not in gone]
     both = list(dict.fromkeys([*kept, *added]))
+    if len(claims := [name for name in both if name in manifests.CLAIMS]) > 1:
+        raise UsageError(
+            f"The components {' and '.join(claims)} cannot be combined: each is the volume with "
+            "the runs; choose one."
+        )
     conversions = [name for name in both if manifests.converts(name)]
     if len(conversions) > 1:
         raise UsageError(
@@ -160,8 +168,8 @@ def _kustomization(
     at = next((i for i, c in enumerate(components) if manifests.converts(c)), len(components))
     paths = [f"../../components/{c}" for c in (*components[:at], "changes", *components[at:])]
     made = {**overlay.kustomization, "components": paths}
-    if "pvc" in request.leave_out:  # the overlay's patches are for the claim
-        made.pop("patches", None)
+    if "trainjob" in components:  # as in the overlay trainjob: its webhook needs this order
+        made["sortOptions"] = manifests.overlay("trainjob").kustomization["sortOptions"]
     if request.changes.namespace:
         made["namespace"] = request.changes.namespace
     return made

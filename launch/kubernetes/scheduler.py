@@ -101,7 +101,11 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         """The state of the job and its pods; None if there is no such job."""
         cluster, name = self._located(app_id)
         job = cluster.find(name)
-        return state.describe(app_id, job, cluster.pods(name)) if job else None
+        if job is None:
+            return None
+        pods = cluster.pods(name)
+        refused = cluster.refused_pods(name) if state.lacks_pods(job, pods) else ""
+        return state.describe(app_id, job, pods, refused)
 
     def exit_codes(self, app_id: str) -> list[int]:
         """The exit codes of the nodes."""

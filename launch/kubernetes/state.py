@@ -41,8 +41,19 @@ def app_state(job: Object, pods: Sequence[Object] = ()) -> AppState:
     return AppState.PENDING if pods or status else AppState.SUBMITTED
 
 
-def describe(app_id: str, job: Object, pods: Sequence[Object]) -> DescribeAppResponse:
-    """The response for TorchX."""
+def lacks_pods(job: Object, pods: Sequence[Object]) -> bool:
+    """Whether a job that should run has fewer pods than nodes."""
+    if job["spec"].get("suspend") or _conditions(job) & {"Complete", "Completed", "Failed"}:
+        return False
+    spec = _job_spec(job)
+    nodes = min(_nodes(job), int(spec.get("parallelism") or 1))
+    return len({node(pod) for pod in pods}) < nodes
+
+
+def describe(
+    app_id: str, job: Object, pods: Sequence[Object], refused: str = ""
+) -> DescribeAppResponse:
+    """The response for TorchX; ``refused`` is why the cluster refuses to create pods."""
     from torchx.schedulers.api import DescribeAppResponse
     from torchx.specs import ReplicaStatus, Role, RoleStatus
 
@@ -63,7 +74,7 @@ def describe(app_id: str, job: Object, pods: Sequence[Object]) -> DescribeAppRes
         app_id=app_id,
         state=app_state(job, pods),
         num_restarts=restarts(job, pods),
-        msg=message(job, pods),
+        msg=message(job, pods, refused),
         roles=[Role(name=role, image=_image(job, pods), num_replicas=nodes)],
         roles_statuses=[RoleStatus(role, replicas)],
     )
@@ -80,12 +91,19 @@ def restarts(job: Object, pods: Sequence[Object]) -> int:
     return max(counts.values(), default=1) - 1
 
 
-def message(job: Object, pods: Sequence[Object]) -> str:
+def message(job: Object, pods: Sequence[Object], refused: str = "") -> str:
     """Why the job failed or does not run, in a few lines; else ``<NONE>``, as TorchX prints it."""
     lines: list[str] = []
     for condition in (job.get("status") or {}).get("conditions") or []:
         if condition["type"] == "Failed" and condition["status"] == "True":
             lines.append(f"{condition.get('reason')}: {condition.get('message')}")
+    if refused:
+        lines.append(f"Pods are missing: {refused}")
+    if job["kind"] == "JobSet" and (times := restarts(job, pods)):
+        lines.append(
+            f"Restarted {times} time(s). The pods before are gone; what ended them is in failures/ "
+            "in the run directory, and at the start of node 0's log."
+        )
     for pod in pods:
         name = pod["metadata"]["name"]
         if text := _failure(pod):
@@ -141,11 +159,16 @@ def _replicated(status: Object) -> list[Object]:
     return status.get("replicatedJobsStatus") or []
 
 
-def _nodes(job: Object) -> int:
-    spec = job["spec"]
+def _job_spec(job: Object) -> Object:
+    """The spec of a Job, or of that in a JobSet."""
+    spec: Object = job["spec"]
     if job["kind"] == "JobSet":
         spec = spec["replicatedJobs"][0]["template"]["spec"]
-    return int(spec.get("completions") or 1)
+    return spec
+
+
+def _nodes(job: Object) -> int:
+    return int(_job_spec(job).get("completions") or 1)
 
 
 def _image(job: Object, pods: Sequence[Object]) -> str:
@@ -185,7 +208,11 @@ def _failure(pod: Object | None) -> str | None:
         return None
     ended = _ended(pod)
     if ended and ended["exitCode"]:
-        return _in_words(str(ended.get("message") or ended.get("reason") or "").strip()) or None
+        text, reason = _in_words(str(ended.get("message") or "").strip()), ended.get("reason")
+        if reason == "OOMKilled":
+            memory = "OOMKilled, it used more than its limit of memory"
+            return f"{memory}; {text}" if text else memory
+        return text or reason or None
     if pod["status"].get("phase") == "Failed":
         return (
             f"{pod['status'].get('reason', '')} {pod['status'].get('message', '')}".strip() or None

@@ -87,6 +87,17 @@ class Spec(BaseModel):
     parallel: Pods | None = None
 
 
+TORCHX_OPTIONS = {
+    "cpu": "cpu",
+    "queue": "queue",
+    "queue_priority": "queuePriority",
+    "topology": "topology",
+    "priority_class": "priorityClass",
+    "shared_memory": "sharedMemory",
+    "scratch": "scratch",
+}
+"""Options of the scheduler kubernetes_job, and the values of run.yaml that they set."""
+
 _WHAT = {
     "image": "the name of an image, in lower-case letters but for the tag",
     "processes": "a whole number of at least 1, or auto, gpu or cpu",
@@ -185,7 +196,13 @@ def apply(
                 f"{overlay} reads it; add a component that does, or remove it."
             )
     for key in sorted(wanted - spec.keys()):
-        raise UsageError(f"{key} is required by a component; add --set {key}=VALUE.")
+        option = next((name for name, of in TORCHX_OPTIONS.items() if of == key), None)
+        torchx = f" (with TorchX: -cfg {option}=VALUE)" if option else ""
+        raise UsageError(
+            f"{key} is required by a component; add --set {key}=VALUE{torchx}, or `{key}: VALUE` "
+            f"to spec in the run.yaml of the overlay {overlay}, where VALUE is "
+            f"{_WHAT.get(key, _WHAT_PODS)}."
+        )
     try:
         checked = Spec.model_validate(spec)
     except ValidationError as error:

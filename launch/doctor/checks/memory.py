@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from launch.doctor.place import Place
 
 SHM = Path("/dev/shm")
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+_NO_LIMIT = 1 << 60  # what version 1 has without a limit is a little less than 2**63
 _MIB = 1 << 20
 # A colour image of 224 x 224 as floats: larger than a sequence of tokens, smaller than a video.
 ASSUMED_SAMPLE = 3 * 224 * 224 * 4
@@ -114,18 +117,18 @@ def _free(directory: Path) -> int | None:
     return stat.f_bavail * stat.f_frsize
 
 
-def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
+def memory(place: Place, cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> list[Finding]:
     """Free memory of the machine, or within the container's limit, for the node's processes.
 
     Where all of it would not suffice, the setting is wrong; where others use too much of it, a
     retry may succeed.
     """
     machine = psutil.virtual_memory()
-    limit, used = _cgroup_limit(cgroup)
+    limit, left = _cgroup_limit(cgroup, own)
     if limit is None or limit >= machine.total:
         total, free, kind = machine.total, machine.available, ""
     else:
-        free = min(machine.available, limit - used)
+        free = min(machine.available, left)
         total, kind = limit, " (the container's memory limit)"
     summary = f"{readable(free)} free of {readable(total)}{kind}"
     values: dict[str, Any] = {"free_bytes": free, "total_bytes": total}
@@ -160,33 +163,86 @@ def memory(place: Place, cgroup: Path = _CGROUP) -> list[Finding]:
     return findings or [ok("memory", summary, **values)]
 
 
-def _cgroup_limit(cgroup: Path) -> tuple[int | None, int]:
-    """(limit, used) in bytes, from cgroup 2 or 1; (None, 0) without a limit. Files in the page
-    cache that are not in active use do not count as used: the kernel drops them when needed."""
-    for limit, used, cached in (
-        ("memory.max", "memory.current", "inactive_file"),
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    ):
-        try:
-            found = int((cgroup / limit).read_text()), int((cgroup / used).read_text())
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-        return found[0], max(0, found[1] - _stat(cgroup / limit, cached))
-    return None, 0
+@dataclass(frozen=True)
+class _Version:
+    """The files of a version of cgroups."""
+
+    root: str
+    """Directory in /sys/fs/cgroup."""
+    controller: str
+    """In the lines of /proc/self/cgroup."""
+    limit: str
+    used: str
+    cached: str
+    """In memory.stat: bytes of files that are not in active use, with those of child cgroups."""
 
 
-def _stat(beside: Path, name: str) -> int:
-    """A number of the memory.stat beside a file of a cgroup; 0 where it has none."""
+_VERSIONS = (
+    _Version("", "", "memory.max", "memory.current", "inactive_file"),
+    _Version(
+        "memory",
+        "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+
+
+def _cgroup_limit(cgroup: Path, own: Path = _OWN_CGROUP) -> tuple[int | None, int]:
+    """(limit, free) in bytes, from cgroup 2 or 1: the lowest limit of this process's cgroup and its
+    ancestors, and the least that one of them has left. (None, 0) without a limit.
+
+    Files in the page cache that are not in active use do not count as used: the kernel drops them
+    when needed.
+    """
+    limits, left = [], []
+    for version in _VERSIONS:
+        for place in _with_ancestors(cgroup / version.root, version.controller, own):
+            used = _number(place / version.used)
+            if used is None:
+                continue
+            stat = place / "memory.stat"
+            taken = max(0, used - (_stat(stat, version.cached) or 0))
+            # Version 1 names the lowest limit, also of ancestors that a container does not see.
+            lowest = _stat(stat, "hierarchical_memory_limit")
+            for limit in (_number(place / version.limit), lowest):
+                if limit is not None and limit < _NO_LIMIT:
+                    limits.append(limit)
+                    left.append(max(0, limit - taken))
+    return (min(limits), min(left)) if limits else (None, 0)
+
+
+def _with_ancestors(root: Path, controller: str, own: Path) -> Iterator[Path]:
+    """The cgroup of this process and those above it, up to the root of what is mounted here. In a
+    container this is often the root alone: its own cgroup is mounted there."""
+    yield root
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(",") and ".." not in Path(path).parts:
+                place = root / path.lstrip("/")
+                while place != root and root in place.parents:
+                    if place.is_dir():
+                        yield place
+                    place = place.parent
+
+
+def _number(file: Path) -> int | None:
+    """A number in a file of a cgroup; None without one, as in "max"."""
     with suppress(OSError, ValueError):
-        for line in beside.with_name("memory.stat").read_text().splitlines():
+        return int(file.read_text())
+    return None
+
+
+def _stat(file: Path, name: str) -> int | None:
+    """A number of a memory.stat; None where it has none."""
+    with suppress(OSError, ValueError):
+        for line in file.read_text().splitlines():
             key, _, value = line.partition(" ")
             if key == name:
                 return int(value)
-    return 0
+    return None
 
 
 def _total(directory: Path) -> int | None:

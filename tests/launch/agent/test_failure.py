@@ -17,7 +17,7 @@ from launch.agent.failure import (
     write_record,
     write_termination,
 )
-from launch.agent.main import _write
+from launch.agent.main import _tell_last_failure, _write
 from tests.support.runs import TINY
 from train.exits import ADVICE, Exit, is_worth_retrying
 
@@ -202,3 +202,29 @@ def test_the_recorded_command_holds_no_secret(tmp_path):
     _write(options, command, outcome, 1, in_run_directory=False)
     written = json.loads(path.read_text())["command"]
     assert written == ["python", "x.py", "--password", "***", "MY_KEY=***", "u://a:***@b"]
+
+
+def test_a_retried_failure_is_recorded_before_the_first_attempt_has_made_the_run(tmp_path, capsys):
+    """A preflight fails before that; in a pod, its log and termination message end with the pod."""
+    command = ["python", "-m", "train", "fit", *TINY, f"run.dir={tmp_path}/runs/a"]
+    options = SimpleNamespace(termination_log=tmp_path / "termination-log")
+    retried = Outcome(failure(1, 75, "71 MiB free"), [failure(1, 75, "71 MiB free")], [])
+    _write(options, command, retried, 1, in_run_directory=True)
+    assert not (tmp_path / "runs").exists(), "a directory whose parent does not exist is a typo"
+    (tmp_path / "runs").mkdir()
+    wrong = Outcome(failure(0, 64, "a typo"), [failure(0, 64)], [])
+    _write(options, command, wrong, 1, in_run_directory=True)
+    assert not (tmp_path / "runs" / "a").exists()
+    outside = SimpleNamespace(termination_log=None)
+    _write(outside, command, retried, 1, in_run_directory=True)
+    assert not (tmp_path / "runs" / "a").exists(), "not in a container"
+    _write(options, command, retried, 1, in_run_directory=True)
+    (file,) = (tmp_path / "runs" / "a" / "failures").glob("*.json")
+    assert json.loads(file.read_text())["first"]["error"] == "71 MiB free"
+    capsys.readouterr()
+    _tell_last_failure(command)
+    said = capsys.readouterr()
+    assert "Last failure of this run, at 20" in said.out + said.err
+    assert "exit code 75 (RETRY), 71 MiB free" in said.out + said.err
+    _tell_last_failure(["python", "-m", "train", "fit", *TINY, f"run.dir={tmp_path}/runs/b"])
+    assert capsys.readouterr().err == ""

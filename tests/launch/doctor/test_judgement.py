@@ -275,6 +275,60 @@ def test_memory_of_cached_files_counts_as_free(tmp_path, names, key):
     assert [int(f.code) for f in memory.memory(place(), tmp_path) if f.code] == [75]
 
 
+def cgroup_tree(root, version, levels):
+    """Cgroups below each other: {path: (limit, used, inactive files)}, in MiB; returns the file
+    that names the lowest one as that of this process."""
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    for path, (limit, used, inactive) in levels.items():
+        place = root / ("memory" if version == 1 else "") / path
+        place.mkdir(parents=True, exist_ok=True)
+        unlimited = "max" if version == 2 else (1 << 63) - 4096
+        (place / names[0]).write_text(f"{unlimited if limit is None else limit << 20}\n")
+        (place / names[1]).write_text(f"{used << 20}\n")
+        (place / "memory.stat").write_text(f"anon 1\n{names[2]} {inactive << 20}\n")
+    own = root / "self"
+    lowest = list(levels)[-1]
+    own.write_text(f"4:memory:/{lowest}\n3:cpu:/\n" if version == 1 else f"0::/{lowest}\n")
+    return own
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limits_of_the_ancestors_of_a_cgroup_count(tmp_path, version):
+    """As in a pod with several containers, or a Slurm job with several steps."""
+    levels = {
+        "job": (1024, 900, 300),
+        "job/step": (None, 400, 0),
+        "job/step/task": (2048, 100, 0),
+    }
+    own = cgroup_tree(tmp_path, version, levels)
+    (found,) = memory.memory(place(local_world_size=2), tmp_path, own)
+    assert found.text.startswith("424 MiB free of 1.0 GiB (the container's memory limit)")
+    assert int(found.code) == 75
+    (found,) = memory.memory(place(local_world_size=4), tmp_path, own)
+    assert int(found.code) == 64, "the limit itself is too low"
+    cgroup_tree(tmp_path, version, {"job": (1024, 900, 900), "job/step/task": (2048, 100, 0)})
+    assert not [f for f in memory.memory(place(local_world_size=1), tmp_path, own) if f.code]
+
+
+def test_a_limit_above_the_container_s_cgroup_that_only_memory_stat_shows(tmp_path):
+    own = cgroup_tree(tmp_path, 1, {".": (None, 300, 100)})
+    with (tmp_path / "memory" / "memory.stat").open("a") as stat:
+        stat.write(f"hierarchical_memory_limit {600 << 20}\n")
+    (found,) = memory.memory(place(local_world_size=1), tmp_path, own)
+    assert found.text.startswith("400 MiB free of 600 MiB (the container's memory limit)")
+
+
+def test_a_cgroup_of_the_host_that_a_container_does_not_see(tmp_path):
+    """/proc/self/cgroup has a path of the host, and the container's own cgroup is the root."""
+    own = cgroup_tree(tmp_path, 2, {".": (2048, 100, 0)})
+    own.write_text("0::/../../kubepods/pod1\n0::/kubepods/pod1\n")
+    (found,) = memory.memory(place(), tmp_path, own)
+    assert found.text.startswith("1.9 GiB free of 2.0 GiB")
+
+
 def test_a_machine_without_limit_and_with_too_little_memory(monkeypatch, tmp_path):
     machine = SimpleNamespace(total=1 << 30, available=1 << 29)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: machine)

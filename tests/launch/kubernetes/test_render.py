@@ -1,5 +1,6 @@
 """`python -m launch render`: its output and its errors."""
 
+import itertools
 import subprocess
 import sys
 
@@ -11,7 +12,13 @@ from launch.kubernetes import checks, kustomize
 from launch.kubernetes.command_line import render_words
 from launch.kubernetes.rendering import as_yaml
 from launch.kubernetes.values import number
-from tests.launch.kubernetes.objects import OVERLAYS, built, environment_with_kubectl, one
+from tests.launch.kubernetes.objects import (
+    OVERLAYS,
+    built,
+    environment_with_kubectl,
+    one,
+    templates,
+)
 from tests.support.runs import ROOT
 from train.exits import UsageError
 
@@ -104,8 +111,23 @@ def test_a_longer_stop_deadline_extends_all_later_deadlines():
 
 
 def test_a_component_can_be_left_out():
-    kinds = {o["kind"] for o in render_words(["cpu-demo", "--without", "pvc"]).objects}
-    assert "PersistentVolumeClaim" not in kinds
+    for overlay, component in itertools.product(("cpu-demo", "jobset"), ("pvc", "pvc-single-node")):
+        made = render_words([overlay, "--without", component]).objects
+        assert "PersistentVolumeClaim" not in {o["kind"] for o in made}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "component", "claim"),
+    [("cpu-demo", "pvc", "runs"), ("jobset", "pvc-single-node", "runs-single-node")],
+)
+def test_an_added_claim_replaces_that_of_the_overlay(overlay, component, claim):
+    rendered = render_words([overlay, component])
+    assert one(rendered.objects, "PersistentVolumeClaim")["metadata"]["name"] == claim
+    (template,) = templates(rendered.workload)
+    volumes = {v["name"]: v for v in template["spec"]["volumes"]}
+    assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == claim
+    with pytest.raises(UsageError, match="pvc and pvc-single-node cannot be combined"):
+        render_words([overlay, "pvc", "pvc-single-node"])
 
 
 def test_config_files_may_exist_in_the_image_only(capsys):
@@ -139,7 +161,13 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         ("cpu-demo --set node=2", "node is not a key; did you mean nodes?"),
         ("cpu-demo --set nodes", "--set must be KEY=VALUE"),
         ("cpu-demo --set gpus=1", "gpus is 1 .* no component of the overlay cpu-demo reads it"),
-        ("cpu-demo kueue", "queue is required by a component; add --set queue=VALUE"),
+        (
+            "cpu-demo kueue",
+            "queue is required by a component; add --set queue=VALUE .with TorchX: -cfg "
+            "queue=VALUE., or `queue: VALUE` to spec in the run.yaml of the overlay cpu-demo, where "
+            "VALUE is the name of an object",
+        ),
+        ("cpu-demo efa", "or `efaDevices: VALUE` to spec .*, where VALUE is a whole number"),
         ("cpu-demo --set name=", "The name of the run is ''"),
         ("cpu-demo --set env.=x", "env. is not a key"),
         ("cpu-demo -n A_B", "The namespace is 'A_B', but must have at most 63 lower-case letters"),

@@ -7,6 +7,7 @@ import yaml
 
 from launch import deadlines
 from launch.kubernetes.command_line import render_words
+from launch.kubernetes.manifests import needs
 from launch.kubernetes.values import number
 from tests.launch.kubernetes.objects import (
     COMPONENTS,
@@ -287,7 +288,17 @@ def test_memory_and_disk_have_limits_that_cover_their_volumes(overlay):
         assert mounts["/dev/shm"] == "shared-memory"
         assert mounts["/scratch"] == mounts["/tmp"] == "scratch"
         assert mounts["/runs"] == "runs"
-        assert volumes["runs"] == {"name": "runs", "persistentVolumeClaim": {"claimName": "runs"}}
+        claim = one(built(overlay), "PersistentVolumeClaim")["metadata"]["name"]
+        assert volumes["runs"] == {"name": "runs", "persistentVolumeClaim": {"claimName": claim}}
+
+
+def test_claims_of_the_same_name_are_equal():
+    """So that all overlays can be applied in one namespace: a claim cannot be changed."""
+    found = {}
+    for overlay in OVERLAYS:
+        claim = one(built(overlay), "PersistentVolumeClaim")
+        assert found.setdefault(claim["metadata"]["name"], claim) == claim, overlay
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -371,6 +382,29 @@ def test_the_page_names_every_overlay_and_component():
     text = (ROOT / "docs" / "kubernetes.md").read_text()
     rows = " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
     assert {n for n in (*OVERLAYS, *COMPONENTS) if f"`{n}`" not in rows} == {"run"}
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_the_comment_of_a_component_has_the_values_to_add_to_run_yaml(component):
+    """kustomize itself only says that a fieldPath is missing."""
+    if component == "run":
+        return  # its values are in every overlay
+    path = K8S / "components" / component / "kustomization.yaml"
+    comment = [x for x in path.read_text().splitlines() if x.startswith("#")]
+    in_all = {"nodes", "processes", "image", "command", "cpu", "memory", "scratch", "retries"}
+    in_all |= {"processes", "sharedMemory"}
+    for key in needs(component) - in_all:
+        assert [x for x in comment if re.match(rf"#   {key}: \S", x)], key
+    if needs(component) - in_all:
+        assert re.search(r"fieldPath `spec\.\w+` is missing", " ".join(comment).replace(" # ", " "))
+
+
+@pytest.mark.parametrize("words", [["trainjob"], ["cpu-demo", "trainjob"]])
+def test_a_training_runtime_comes_first_and_its_train_job_last(words):
+    """The trainer refuses a TrainJob whose runtime it does not know yet."""
+    kinds = [made["kind"] for made in render_words(words).objects]
+    assert (kinds[0], kinds[-1]) == ("TrainingRuntime", "TrainJob")
+    assert len(kinds) > 3, "what is between them gives the trainer time"
 
 
 def test_every_kustomization_has_a_comment():

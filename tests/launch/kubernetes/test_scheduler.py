@@ -236,6 +236,7 @@ def test_a_jobset_has_the_same_operations(cluster, scheduler):
     assert told(scheduler, app_id) == (AppState.RUNNING, [ReplicaState.RUNNING] * 2)
     cluster.end(cluster.pod(1), 75)  # the whole gang restarts, and the failure is not counted
     assert scheduler.describe(app_id).num_restarts == 1
+    assert "Restarted 1 time(s). The pods before are gone" in scheduler.describe(app_id).msg
     cluster.end(cluster.pod(0), 1)
     assert scheduler.describe(app_id).num_restarts == 2
     assert list(scheduler.log_iter(app_id, "fit", 0)) == []
@@ -602,3 +603,35 @@ def test_a_pod_without_a_container_state_is_valid():
     pod = {"metadata": {"name": "x"}, "spec": {"containers": [{"name": "train"}]}, "status": {}}
     assert state.exit_code(pod) is None
     assert not state.has_started(pod)
+
+
+def test_status_says_why_pods_are_missing(cluster, scheduler):
+    app_id = scheduler.submit(app(), CFG)
+    name = app_id.split(":")[1]
+    for number, (job, text) in enumerate([(name, "exceeded quota: small"), ("other", "no")]):
+        event = {
+            "metadata": {"name": f"e{number}"}, "reason": "FailedCreate", "message": text,
+            "involvedObject": {"kind": "Job", "name": job},
+        }  # fmt: skip
+        cluster.create("events", "ml", event)
+    assert scheduler.describe(app_id).msg == "<NONE>", "an old event: all pods are there"
+    pod = cluster.pod(1, name)
+    del cluster.objects["pods", "ml", pod["metadata"]["name"]]
+    assert scheduler.describe(app_id).msg == "Pods are missing: exceeded quota: small"
+    cluster.refuse["GET", "events"] = Refused(403, "Forbidden", "events is forbidden")
+    assert scheduler.describe(app_id).msg == "<NONE>", "not everybody may read events"
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("", "OOMKilled, it used more than its limit of memory"),
+        ("the end", "OOMKilled, it used more than its limit of memory; the end"),
+    ],
+)
+def test_status_says_that_memory_was_the_cause(cluster, scheduler, message, said):
+    app_id = scheduler.submit(app(), CFG)
+    pod = cluster.pod(1, app_id.split(":")[1])
+    cluster.end(pod, 137, message)
+    pod["status"]["containerStatuses"][0]["state"]["terminated"]["reason"] = "OOMKilled"
+    assert f"(exit 137): {said}" in scheduler.describe(app_id).msg

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.real.docker.engine import UnavailableError, git
-from tests.support.cache import cached
+from tests.support.cache import CACHE, cached
 from tests.support.runs import ROOT
 
 # The Debian release with this Python version, for which this machine's pip builds wheels.
@@ -70,6 +70,29 @@ def wheels():
     return cached(f"wheels-{key}", make)
 
 
+FOLDERS = ("train", "launch", "configs", "docker")
+FILES = ("pyproject.toml", "README.md", ".dockerignore")
+
+
+def save_image(build):
+    """The CPU image as a file, cached by the content of the project's files. ``build()`` returns
+    (docker client, name of the image), and is called if there is no such file."""
+    digest = hashlib.sha256(sys.version.encode())
+    inside = [path for name in FOLDERS for path in (ROOT / name).rglob("*") if path.is_file()]
+    for path in sorted([*inside, *(ROOT / name for name in FILES)]):
+        if "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+
+    def make(directory):
+        docker, name = build()
+        docker("save", "--output", directory / "image.tar", name)
+
+    kept = cached(f"image-{digest.hexdigest()[:16]}", make)
+    for older in set(CACHE.glob("image-*")) - {kept}:  # each has more than 1 GB
+        shutil.rmtree(older, ignore_errors=True)
+    return kept / "image.tar"
+
+
 class Builder:
     """Builds the project's Dockerfile. ``context`` is a copy of the project that tests may
     change."""
@@ -77,9 +100,9 @@ class Builder:
     def __init__(self, docker, directory):
         self.docker, self.directory = docker, directory
         self.context = directory / "context"
-        for name in ("train", "launch", "configs", "docker"):
+        for name in FOLDERS:
             shutil.copytree(ROOT / name, self.context / name)
-        for name in ("pyproject.toml", "README.md", ".dockerignore"):
+        for name in FILES:
             shutil.copy(ROOT / name, self.context / name)
         with ThreadPoolExecutor() as pool:  # each takes about a minute the first time
             base = pool.submit(cached, f"base-{RELEASES.get(sys.version_info[:2])}", make_base)

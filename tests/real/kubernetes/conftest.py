@@ -1,12 +1,18 @@
-"""A namespace for the tests, in the cluster that KUBECONFIG names."""
+"""A namespace for the tests: in the cluster that KUBECONFIG names, or in one that the tests start on
+this machine (tests/real/kubernetes/local.py).
+"""
 
 import os
 import secrets
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.real.kubernetes.kube import Kube
+from tests.real.kubernetes.local import STATE, LocalCluster, unavailable
+from tests.real.kubernetes.runs import STEPS, completed, fit
 
 RESTRICTED = {
     "pod-security.kubernetes.io/enforce": "restricted",
@@ -16,14 +22,32 @@ RESTRICTED = {
 
 
 @pytest.fixture(scope="session")
-def kube():
+def cluster(request):
+    """The cluster on this machine, with KUBECONFIG, ISORUN_TEST_IMAGE and kubectl in PATH; None if
+    KUBECONFIG names another one."""
+    if given := os.environ.get("KUBECONFIG"):
+        if not os.environ.get("ISORUN_TEST_IMAGE"):
+            pytest.skip("ISORUN_TEST_IMAGE is not set; name an image on the cluster's nodes")
+        yield LocalCluster.find(given)
+        return
+    if reason := unavailable():
+        pytest.skip(reason)
+    made = LocalCluster.start(request.getfixturevalue("image_file"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KUBECONFIG", str(made.kubeconfig))
+        patch.setenv("ISORUN_TEST_IMAGE", "isorun-test:cpu")
+        patch.setenv("PATH", f"{STATE}/bin", prepend=os.pathsep)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture(scope="session")
+def kube(cluster):
     """The cluster, with an empty namespace of level `restricted` and a volume for runs."""
-    if not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG is not set")
-    image = os.environ.get("ISORUN_TEST_IMAGE")
-    if not image:
-        pytest.skip("ISORUN_TEST_IMAGE is not set; name an image on the cluster's nodes")
-    made = Kube(f"isorun-test-{secrets.token_hex(3)}", image)
+    image = os.environ["ISORUN_TEST_IMAGE"]
+    made = Kube(f"isorun-test-{secrets.token_hex(3)}", image, cluster)
     namespace = {
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -31,10 +55,56 @@ def kube():
     }
     made.run("create", "-f", "-", given=yaml.safe_dump(namespace), namespace=False)
     try:
-        with volume(made):
+        with shared_directory(made) if cluster else volume(made):
             yield made
     finally:
+        # The runs first: a namespace whose pods are deleted before their Job can stay forever.
+        made.run("delete", "jobs", "--all", "--wait=false", check=False)
         made.run("delete", "namespace", made.namespace, "--wait=false", namespace=False)
+
+
+@pytest.fixture
+def name():
+    return f"text-{secrets.token_hex(3)}"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(kube):
+    """The name of a run of two pods that has ended."""
+    name = f"text-{secrets.token_hex(3)}"
+    kube.apply(kube.objects(name, fit(name, STEPS)))
+    completed(kube, name)
+    return name
+
+
+class shared_directory:  # noqa: N801
+    """A volume that all nodes of the cluster on this machine share: a directory."""
+
+    def __init__(self, kube):
+        self._kube, self.path = kube, Path(f"/tmp/{kube.namespace}-runs")
+
+    def __enter__(self):
+        self.path.mkdir()
+        self.path.chmod(0o1777)  # runs have another user
+        self._kube.volume = self.path
+        self._kube.apply([{
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": self._kube.namespace},
+            "spec": {
+                "capacity": {"storage": "100Gi"},
+                "accessModes": ["ReadWriteMany", "ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "claimRef": {"namespace": self._kube.namespace, "name": self._kube.claim},
+                "hostPath": {"path": str(self.path)},
+            },
+        }])  # fmt: skip
+
+    def __exit__(self, *_):
+        self._kube.run(
+            "delete", "pv", self._kube.namespace, "--wait=false", namespace=False, check=False
+        )
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 class volume:  # noqa: N801
@@ -63,7 +133,7 @@ class volume:  # noqa: N801
                 "capacity": {"storage": "1Gi"},
                 "accessModes": ["ReadWriteOnce"],
                 "persistentVolumeReclaimPolicy": "Retain",
-                "claimRef": {"namespace": self._kube.namespace, "name": "runs"},
+                "claimRef": {"namespace": self._kube.namespace, "name": self._kube.claim},
                 "hostPath": {"path": path},
                 "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [term]}]}},
             },

@@ -17,10 +17,14 @@ PLACED, SECONDS = 300, 900
 
 
 class Kube:
-    """A namespace of the cluster."""
+    """A namespace of the cluster. ``local`` is the cluster if it is on this machine; then ``volume``
+    is the directory with the runs."""
 
-    def __init__(self, namespace, image):
+    claim = "runs-single-node"  # of the overlay cpu-demo
+
+    def __init__(self, namespace, image, local=None):
         self.namespace, self.image = namespace, image
+        self.local, self.volume = local, None
 
     def run(self, *words, given=None, check=True, namespace=True):
         """Runs a kubectl command; returns its standard output."""
@@ -41,14 +45,25 @@ class Kube:
     def apply(self, objects):
         self.run("apply", "-f", "-", given=yaml.safe_dump_all(objects))
 
+    def create(self, objects, *options):
+        """Creates objects; returns what kubectl prints, also about those that are refused."""
+        given = yaml.safe_dump_all(objects)
+        return self.run("create", *options, "-f", "-", given=given, check=False)
+
     # -------------------------------------------------------------------------------- runs
 
-    def objects(self, name, command, *, nodes=2, overlay="cpu-demo", spoil=None):
-        """The objects that `python -m launch render` makes for a run. ``spoil`` adds an argument to
-        its command that the renderer would refuse."""
+    def objects(self, name, command, *components, nodes=2, spoil=None, values=()):
+        """The objects that `python -m launch render cpu-demo` makes for a run, with further
+        components and values. ``spoil`` adds an argument to its command that the renderer would
+        refuse."""
+        given = [f"name={name}", f"image={self.image}", f"nodes={nodes}", *values]
+        if self.local:  # all nodes have the volume, and more free cores
+            components = ("topology-spread", *components)
+            given = ["cpu=1", *given]
+        sets = [word for value in given for word in ("--set", value)]
         done = subprocess.run(
-            [sys.executable, "-m", "launch", "render", overlay, "--set", f"name={name}",
-             "--set", f"image={self.image}", "--set", f"nodes={nodes}", "--", *command],
+            [sys.executable, "-m", "launch", "render", "cpu-demo", *components, *sets, "--",
+             *command],
             cwd=ROOT, env={**os.environ, "ISORUN_KUSTOMIZE": kubectl()},
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
@@ -119,7 +134,15 @@ class Kube:
         return None
 
     def verify(self, name, command):
-        """Verifies the ledger in a separate pod; returns the pod's log."""
+        """Verifies the ledger; returns what the command prints. In a separate pod, if the volume is
+        not on this machine."""
+        if self.volume:
+            done = subprocess.run(
+                [sys.executable, "-P", *command[1:], f"run.dir={self.volume / name}"],
+                cwd=ROOT, capture_output=True, text=True, timeout=300,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
         check = f"{name}-verify"
         self.apply(self.objects(check, command, nodes=1))
         kind, reason = self.finished(check)

@@ -9,12 +9,12 @@ from importlib.metadata import entry_points
 import pytest
 
 from tests.real.kubernetes.kube import PLACED, SECONDS, number
-from tests.real.kubernetes.test_runs import (  # noqa: F401
+from tests.real.kubernetes.runs import (
+    FAULT,
     NEVER,
     SMALL,
     STEPS,
     goes_on,
-    name,
     overrides,
     resumed,
     verify,
@@ -61,7 +61,7 @@ def torchx(kube, tmp_path):
     return run
 
 
-def submit(torchx, kube, name, steps, *more, options=(), **how):  # noqa: F811
+def submit(torchx, kube, name, steps, *more, options=(), **how):
     """Submits a run; returns the handle of the job."""
     said = torchx(
         "run", "-s", "kubernetes_job", "--workspace", "",
@@ -84,7 +84,7 @@ def completed(kube, handle):
     assert kind == "Complete", f"{kind} ({reason})\n{kube.report(job)}"
 
 
-def test_a_run_from_submission_to_its_end(kube, torchx, name):  # noqa: F811
+def test_a_run_from_submission_to_its_end(kube, torchx, name):
     handle = submit(torchx, kube, name, 40)
     log = torchx("log", "--tail", handle)
     assert re.search(r"fit/[01]\S* Finished: 40 steps", log), log
@@ -95,9 +95,9 @@ def test_a_run_from_submission_to_its_end(kube, torchx, name):  # noqa: F811
     verify(kube, name, 40)
 
 
-def test_cancel_saves_and_a_new_launch_is_the_same_run(kube, torchx, name):  # noqa: F811
+def test_cancel_saves_and_a_new_launch_is_the_same_run(kube, torchx, name):
     first = submit(torchx, kube, name, STEPS, NEVER)
-    kube.at_step(job_name(first), 40)
+    kube.at_step(job_name(first), FAULT)
     torchx("cancel", first)
     kube.until("the end of all pods", lambda: not kube.pods(job_name(first)), job_name(first))
     assert "CANCELLED" in torchx("status", first)
@@ -105,27 +105,23 @@ def test_cancel_saves_and_a_new_launch_is_the_same_run(kube, torchx, name):  # n
     assert second != first
     completed(kube, second)
     log = torchx("log", second)
-    assert (resumed(log) or 0) >= 40, log
+    assert (resumed(log) or 0) >= FAULT, log
     verify(kube, name, STEPS, NEVER)
 
 
-@pytest.mark.parametrize("how", ["deleted", "evicted"])
-def test_a_pod_is_lost_during_the_run(kube, torchx, name, how):  # noqa: F811
+def test_a_pod_is_lost_during_the_run(kube, torchx, name):
     handle = submit(torchx, kube, name, STEPS)
     job = job_name(handle)
-    kube.at_step(job, 40)
+    kube.at_step(job, FAULT)
     pod = next(p for p in kube.pods(job) if number(p) == 1)["metadata"]["name"]
-    if how == "evicted":
-        kube.evict(pod)
-    else:
-        kube.run("delete", "pod", pod, "--wait=false")
+    kube.run("delete", "pod", pod, "--wait=false")
     completed(kube, handle)
     goes_on(kube, job)
     assert "SUCCEEDED" in torchx("status", handle)
     verify(kube, name, STEPS)
 
 
-def test_a_config_error_is_reported_before_any_object_is_created(kube, torchx, name):  # noqa: F811
+def test_a_config_error_is_reported_before_any_object_is_created(kube, torchx, name):
     said = torchx(
         "run", "-s", "kubernetes_job", "--workspace", "", "isorun.fit",
         "--config", CONFIG, f"run.name={name}", "optim.lrr=1", code=64,
@@ -136,7 +132,7 @@ def test_a_config_error_is_reported_before_any_object_is_created(kube, torchx, n
 
 
 def test_a_config_error_found_only_in_the_image_fails_the_job_at_once(
-    kube, torchx, name, tmp_path  # noqa: F811
+    kube, torchx, name, tmp_path
 ):  # fmt: skip
     """Submitted from a directory without the config file, so that it cannot be checked before."""
     handle = submit(torchx, kube, name, 40, "optim.lrr=1", options=["--check", "False"],

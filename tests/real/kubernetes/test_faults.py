@@ -1,0 +1,131 @@
+"""Faults of a cluster that only a real one has: what the Job counts, limits of memory, images and
+quotas, and a node without network. `torchx status` names the cause of each.
+"""
+
+import time
+
+import pytest
+
+from launch.kubernetes.scheduler import create_scheduler
+from tests.real.kubernetes.kube import PLACED, exit_code, number
+from tests.real.kubernetes.runs import (
+    FAULT,
+    STEPS,
+    completed,
+    final_loss,
+    fit,
+    of_node,
+    resumed,
+    verify,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+def told(kube, name):
+    """(state, message) of `torchx status`."""
+    found = create_scheduler("test").describe(f"{kube.namespace}:{name}")
+    return found.state.name, found.msg
+
+
+def until_told(kube, name, text):
+    """Waits until `torchx status` says a text."""
+    deadline = time.monotonic() + PLACED
+    while text not in told(kube, name)[1]:
+        assert time.monotonic() < deadline, f"{told(kube, name)}\n{kube.report(name)}"
+        time.sleep(1)
+    return told(kube, name)[1]
+
+
+def end_with(*codes):
+    """A command that ends with these exit codes, one after the other. It keeps its count on the
+    volume."""
+    place = "/runs/$JOB_COMPLETION_INDEX-$0"
+    script = f"n=$(cat {place} 2>/dev/null || echo 0); echo $((n+1)) > {place}; "
+    cases = " ".join(f"{n}) exit {code};;" for n, code in enumerate(codes))
+    return lambda name: ["sh", "-c", f"{script} case $n in {cases} esac", name]
+
+
+@pytest.mark.parametrize(
+    ("codes", "retries", "end", "attempts"),
+    [
+        # Infrastructure failures and stops do not count.
+        ((75, 143, 0), 0, ("Complete", "CompletionsReached"), 3),
+        # Others do, each index by itself.
+        ((1, 75, 1, 0), 1, ("Failed", "MaxFailedIndexesExceeded"), 3),
+        ((65,), 3, ("Failed", "PodFailurePolicy"), 1),
+    ],
+)
+def test_what_the_job_counts(kube, name, codes, retries, end, attempts):
+    command = end_with(*codes)(name)
+    kube.apply(kube.objects(name, command, nodes=1, values=[f"retries={retries}"]))
+    assert kube.finished(name) == end, kube.report(name)
+    assert [exit_code(pod) for pod in kube.pods(name)] == list(codes[:attempts])
+
+
+def test_a_process_beyond_the_memory_limit(kube, name):
+    fill = "x = [bytearray(1 << 24) for _ in range(1 << 12)]"
+    values = ["memory=512Mi", "sharedMemory=64Mi", "retries=0"]
+    kube.apply(kube.objects(name, ["python", "-c", fill], nodes=1, values=values))
+    assert kube.finished(name)[0] == "Failed", kube.report(name)
+    state, message = told(kube, name)
+    assert state == "FAILED"
+    assert "OOMKilled, it used more than its limit of memory" in message, kube.report(name)
+    assert exit_code(kube.pods(name)[0]) == 137
+
+
+def test_an_image_that_does_not_exist(kube, name):
+    objects = kube.objects(name, ["true"], nodes=1, values=["image=registry.invalid/isorun:none"])
+    kube.apply(objects)
+    until_told(kube, name, "registry.invalid/isorun:none")
+    assert told(kube, name)[0] == "PENDING"
+    kube.run("delete", "job", name)
+
+
+def test_a_quota_that_is_exceeded(kube, name):
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": name},
+        "spec": {"hard": {"requests.memory": "1Ki"}},
+    }
+    kube.apply([quota])
+    try:
+        kube.apply(kube.objects(name, ["true"]))
+        message = until_told(kube, name, "exceeded quota")
+        assert f"exceeded quota: {name}, requested: requests.memory=" in message
+        assert told(kube, name)[0] in ("PENDING", "SUBMITTED")
+    finally:
+        kube.run("delete", "quota", name)
+    kube.run("delete", "job", name)
+
+
+def test_a_node_without_network_for_a_minute(kube, name, cluster, undisturbed):
+    """Its pods end by themselves, and the run goes on when it is back, without anybody's help."""
+    if cluster is None:
+        pytest.skip("only a cluster on this machine has cables to pull")
+    kube.apply(kube.objects(name, fit(name, STEPS)))
+    kube.at_step(name, FAULT)
+    pod = kube.get("pod", of_node(kube, name, 1))
+    node = pod["spec"]["nodeName"]
+    cluster("cut", node)
+    try:
+        kube.until(
+            "a node that is not ready", lambda: not ready(kube.get("node", node, namespace=False)),
+            name,
+        )  # fmt: skip
+        time.sleep(60)
+    finally:
+        cluster("mend", node)
+    completed(kube, name)
+    assert (resumed(kube.logs(name)) or 0) >= FAULT, kube.report(name)
+    codes = {exit_code(pod) for pod in kube.pods(name) if exit_code(pod)}
+    assert codes <= {75, 143}, kube.report(name)
+    assert {number(pod) for pod in kube.pods(name)} == {0, 1}
+    assert final_loss(kube, name) == final_loss(kube, undisturbed)
+    verify(kube, name, STEPS)
+
+
+def ready(node):
+    conditions = {c["type"]: c["status"] for c in node["status"]["conditions"]}
+    return conditions["Ready"] == "True"
