@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'isorun[mlflow]'")
-pytest.importorskip("sqlalchemy")
 from mlflow.tracking import MlflowClient
 
 import train
@@ -88,17 +87,9 @@ def text(client, run, path):
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    """The store of a run of which nothing is said, in its directory."""
-    directory = tmp_path_factory.mktemp("run")
-    (sink,) = make_sinks([Plugin(use=SINK, options={"experiment": "default"})], run_info(directory))
-    sink.load()
-    uri = f"sqlite:///{directory / 'mlflow' / 'mlflow.db'}"
-    assert sink.open() == f"MLflow: to look at it: mlflow ui --backend-store-uri {uri}"
-    sink.log(1, {"train/loss": 1.0})
-    sink.advance(2)
-    sink.end(0)
-    sink.close()
-    return uri
+    for library in ("sqlalchemy", "alembic"):
+        pytest.importorskip(library, reason=f"a database of MLflow's needs {library}")
+    return f"sqlite:///{tmp_path_factory.mktemp('database') / 'mlflow.db'}"
 
 
 @pytest.fixture(params=["files", "database"])
@@ -294,12 +285,18 @@ def test_wrong_options_are_refused_in_one_sentence(tmp_path, options, said):
     assert caught.value.code == 64
 
 
-def test_by_default_a_run_has_a_database_of_its_own(database):
-    client, run = the_run(database, "default")
+def test_by_default_a_run_has_a_store_of_its_own(tmp_path):
+    (sink,) = make_sinks([Plugin(use=SINK)], run_info(tmp_path))
+    sink.load()
+    store = tmp_path / "mlflow" / "store"
+    assert sink.open().endswith(f"mlflow ui --backend-store-uri {store}")
+    sink.log(1, {"train/loss": 1.0})
+    sink.end(0)
+    sink.close()
+    client, run = the_run(store.as_uri())
     assert run.info.status == "FINISHED"
     assert history(client, run, "train/loss")[1] == [1]
-    place = database.removeprefix("sqlite:///").removesuffix("mlflow.db") + "artifacts"
-    assert run.info.artifact_uri.startswith(f"file://{place}/")
+    assert run.info.artifact_uri.startswith(store.as_uri())
 
 
 def test_a_run_that_names_the_sink_in_its_config(tmp_path, monkeypatch, capfd):

@@ -105,15 +105,14 @@ class MlflowRun:
         self._client.set_terminated(self.id, status)
 
 
-def experiment_id(client: Any, name: str, artifacts: str | None) -> str:
-    """The id of an experiment, which is created where it does not exist, with its artifacts in the
-    place ``artifacts``."""
+def experiment_id(client: Any, name: str) -> str:
+    """The id of an experiment, which is created where it does not exist."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
+            return str(client.create_experiment(name))
         except MlflowException:  # another run may have created it meanwhile
             found = client.get_experiment_by_name(name)
             if found is None:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import time
 import warnings
 from collections import deque
@@ -54,7 +55,7 @@ class MlflowSink(Sink):
         # By default MLflow prints its messages, and reports to its developers.
         "MLFLOW_CONFIGURE_LOGGING": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # MLflow 3 refuses the store in files that the config asks for.
+        # MLflow 3 refuses stores in files by default.
         "MLFLOW_ALLOW_FILE_STORE": "true",
     }
     """Environment variables that are set where they are not."""
@@ -69,8 +70,8 @@ class MlflowSink(Sink):
     ) -> None:
         """The options of the sink.
 
-        ``tracking_uri``: a server or store; by default MLFLOW_TRACKING_URI, else a SQLite database
-        in the run directory. ``experiment``: by default MLFLOW_EXPERIMENT_NAME, else "isorun".
+        ``tracking_uri``: a server or store; by default MLFLOW_TRACKING_URI, else files in
+        the run directory. ``experiment``: by default MLFLOW_EXPERIMENT_NAME, else "isorun".
         ``run_name``: by default the run's. ``tags``: further tags. Raises RunError.
         """
         super().__init__(run)
@@ -85,7 +86,6 @@ class MlflowSink(Sink):
             raise _usage("MLflow is not installed; install it with `pip install 'isorun[mlflow]'`")
         self._folder: Path = run.directory / "mlflow"
         self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
-        self._artifacts: str | None = None
         self._experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "isorun"
         self._run_name = run_name or run.name
         self._tags: dict[str, Any] = dict(tags or {})
@@ -120,15 +120,14 @@ class MlflowSink(Sink):
         self._folder.mkdir(exist_ok=True)
         message = None
         if self._uri is None:
-            if find_spec("sqlalchemy") is None or find_spec("alembic") is None:
-                raise ModuleNotFoundError(
-                    "its database needs SQLAlchemy and alembic; install them with `pip install "
-                    "'isorun[mlflow]'`, or set the option tracking_uri"
-                )
-            folder = self._folder.absolute()
-            self._uri = f"sqlite:///{folder / 'mlflow.db'}"
-            self._artifacts = (folder / "artifacts").as_uri()
-            message = f"MLflow: to look at it: mlflow ui --backend-store-uri {self._uri}"
+            # Not a database: a new one takes seconds of this process, is damaged for good if the
+            # process is killed meanwhile, and needs locks that shared file systems may not have.
+            store = self._folder.absolute() / "store"
+            self._uri = store.as_uri()
+            message = (
+                "MLflow logs to files. To look at them: MLFLOW_ALLOW_FILE_STORE=true "
+                f"mlflow ui --backend-store-uri {shlex.quote(str(store))}"
+            )
         self._client = MlflowClient(tracking_uri=self._uri)
         code, facts = self.run.code, self.run.facts
         self._add_file("config.json", json.dumps(self.run.config, indent=1))
@@ -231,7 +230,7 @@ class MlflowSink(Sink):
 
     def _connect(self) -> MlflowRun:
         """Finds the MLflow run, describes it, and sends the rows before those in memory."""
-        experiment = experiment_id(self._client, self._experiment, self._artifacts)
+        experiment = experiment_id(self._client, self._experiment)
         run = MlflowRun(
             self._client, self._folder / "run.json", experiment, self.run.id, self._run_name
         )
