@@ -484,6 +484,43 @@ def test_hooks_and_sinks_are_called_when_the_run_fails(tmp_path, outside, capfd)
     assert (run / "ends").read_text() == "0 None"
 
 
+STOPPED = """
+import train
+
+class Stopping(train.Hook):
+    def on_step_end(self, facts):
+        if facts.step == 2:
+            (facts.directory / "stop").touch()
+
+class Ends(train.Sink):
+    def __init__(self, run):
+        super().__init__(run)
+        self.file = run.directory / "ends"
+
+    def open(self):
+        rows = [(row.step, row.attempt, "train/loss" in row.metrics) for row in self.run.rows()]
+        print(self.run.attempt, rows, self.run.parameters()["length.steps"], file=self.file.open("a"))
+
+    def end(self, code):
+        print("ends with", code, file=self.file.open("a"))
+"""
+
+
+def test_a_sink_learns_what_is_committed_and_how_the_attempt_ends(tmp_path, outside):
+    module = outside(STOPPED)
+    options = ["length.steps=100", f"track.sinks=[{module}:Ends]", "track.log_every_steps=1"]
+    fit(tmp_path, *options, "task.sleep=0.03", f"hooks=[{module}:Stopping]")
+    stopped = len(metrics(tmp_path / "run"))
+    assert 2 <= stopped < 100
+    fit(tmp_path, *options, "hooks=[]")
+    assert (tmp_path / "run" / "ends").read_text().splitlines() == [
+        "1 [] 100",
+        "ends with 143",
+        f"2 {[(step, 1, True) for step in range(1, stopped + 1)]} 100",
+        "ends with 0",
+    ]
+
+
 REFUSING = """
 import errno
 from train import Exit, Hook, RunError, Sink

@@ -140,6 +140,36 @@ def test_a_hanging_sink_does_not_block_the_training(track, tmp_path, capfd, wher
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
+def test_a_hanging_sink_does_not_delay_others(track, capfd):
+    let_go = threading.Event()
+    hanging = Recorder(lambda method: let_go.wait() if method == "open" else None)
+    hanging.name = "the one that hangs"
+    good = Recorder()
+    drive(track([hanging, good], close_seconds=0.3))
+    let_go.set()
+    assert len(good.called("log")) == 3
+    assert [call[0] for call in good.calls][-2:] == ["summary", "close"]
+    assert good.called("abandon") == []
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "(the one that hangs)" in line
+
+
+def test_sinks_get_the_exit_code(track):
+    stopped, failed, idle = Recorder(), Recorder(), Recorder()
+    for sink, code in ((stopped, 143), (failed, 65)):
+        tracker = track([sink])
+        tracker.log(1, {"train/loss": 1.0})
+        tracker.fail(code) if sink is failed else tracker.end(code)
+        tracker.close()
+    tracker = track([idle])
+    tracker.end(0)
+    tracker.close()
+    assert (stopped.called("fail"), stopped.called("end")) == ([], [(143,)])
+    assert (failed.called("fail"), failed.called("end")) == ([(65,)], [(65,)])
+    assert [call[0] for call in failed.calls][-3:] == ["fail", "end", "close"]
+    assert idle.calls == [], "a sink that got nothing is not opened"
+
+
 def test_close_waits_for_queued_items(track, capfd):
     sink = Recorder(lambda method: time.sleep(0.05) if method == "log" else None)
     drive(track([sink]))

@@ -75,18 +75,17 @@ def load_config(
     *,
     runs: bool = True,
     task: type[Task] | None = None,
+    places: Mapping[str, str] | None = None,
+    received: Mapping[str, str] | None = None,
+) -> LoadedConfig:
+    """Reads, merges and validates; with ``runs``, also makes the checks of a training run.
+
+    ``task`` is the task's class, if the caller has it: task.use is then its name, and nothing is
     imported. A run directory among the files stands for the config of its run. ``received``: the
     run directories that came from elsewhere, with their artifact. ``places`` has the origin of
     overrides that come from elsewhere than the command line, by key. Raises UsageError with one
     sentence per problem. Code that the config of another user's run names is refused. The general
     sections are validated before the task's module is imported, so that a typo is reported at once.
-) -> LoadedConfig:
-    """Reads, merges and validates; with ``runs``, also makes the checks of a training run.
-
-    ``task`` is the task's class, if the caller has it: task.use is then its name, and nothing is
-    composed = placed(compose(files, overrides, stored), places or {})
-    configs = {str(Path(name) / "config.json"): of for name, of in (received or {}).items()}
-    refuse_code_of_others(composed, None if runs else (*TASK_SECTIONS, "strategy"), configs)
     """
     start = Path.cwd()  # before the task's module is imported, which may change it
     files, overrides, stored = _of_runs(files, overrides)
@@ -94,14 +93,9 @@ def load_config(
         reference = reference_of(task)
         check_task(task, f"task is {reference}")
         overrides = [*overrides, f"task.use={reference}"]
-<<<<<<< HEAD
-    composed = compose(files, overrides, stored)
+    composed = placed(compose(files, overrides, stored), places or {})
     configs = {str(Path(name) / "config.json"): of for name, of in (received or {}).items()}
     refuse_code_of_others(composed, None if runs else (*TASK_SECTIONS, "strategy"), configs)
-=======
-    composed = placed(compose(files, overrides, stored), places or {})
-    refuse_code_of_others(composed, None if runs else (*TASK_SECTIONS, "strategy"))
->>>>>>> s20-tune
     general = _validate(Config, composed, composed.values)
     task_values = composed.values.get("task")
     use = task_values.get("use") if isinstance(task_values, dict) else task_values

@@ -182,6 +182,7 @@ def preempt(run: OpenRun) -> Exit:
         )
     run.goodput.clock.enter("shutdown")
     run.goodput.ended(Exit.PREEMPTED)
+    run.tracker.end(Exit.PREEMPTED)
     if run.engine.is_main:
         run.directory.mark_stopped()
         run.directory.record_end(run.attempt.number, Exit.PREEMPTED, f"stopped at step {step}")
@@ -227,6 +228,7 @@ def finish(run: OpenRun) -> Exit:
         )
         end = f"finished at step {progress.step}"
         run.directory.record_end(run.attempt.number, Exit.DONE, end)
+    run.tracker.end(Exit.DONE)
     run.tracker.wait_until_open()
     run.tracker.info(report_end(run))
     run.hooks.run_end(Exit.DONE)

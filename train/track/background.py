@@ -1,4 +1,4 @@
-"""A thread that calls the slow sinks, and its bounded queue."""
+"""A thread that calls a slow sink, and its bounded queue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from train.track.sinks import Sink
@@ -42,17 +42,19 @@ class _Item(NamedTuple):
 
 
 class Background:
-    """Calls the sinks' methods in one daemon thread, in order.
+    """Calls a sink's methods in a daemon thread of its own, in order, so that a sink that is slow
+    or hangs delays no other.
 
-    A sink that raises is dropped with a warning. If the queue is full, histograms and reports are
-    dropped first. The thread starts with the first item, so that the sinks' imports do not delay
-    the start of the run.
+    If the sink raises, it is dropped with a warning. If the queue is full, histograms and reports
+    are dropped first. The thread starts with the first item, so that the sink's imports do not
+    delay the start of the run.
     """
 
     def __init__(
-        self, sinks: Sequence[Sink], info: Callable[[str], None], warn: Callable[[str], None]
+        self, sink: Sink, info: Callable[[str], None], warn: Callable[[str], None]
     ) -> None:
-        self._sinks, self._info, self._warn = list(sinks), info, warn
+        self.sink, self._info, self._warn = sink, info, warn
+        self._failed = False
         self._queue: deque[_Item] = deque()
         self._bytes = 0
         self._ready = threading.Condition()
@@ -65,40 +67,51 @@ class Background:
             from train.distributed.gpu import with_current_gpu
 
             work = with_current_gpu(work)
-        self._thread = threading.Thread(target=work, name="tracker", daemon=True)
+        self._thread = threading.Thread(target=work, name=f"tracker {sink.name}", daemon=True)
         self._started = False
 
     def put(self, method: str, *arguments: Any) -> None:
-        """Queues a call of this method of every sink; does not block."""
-        if not self._sinks:
+        """Queues a call of this method of the sink; does not block."""
+        if self._failed:
             return
-        size = _size(arguments[-1]) if method in _BULKY else 0
         with self._ready:
             first = not self._dropped
-            while self._bytes and size and self._bytes + size > _BYTES:
-                self._drop()
-            if len(self._queue) >= _ITEMS:
-                self._drop()
-            self._queue.append(_Item(method, arguments, size, time.time()))
-            self._bytes += size
-            self._ready.notify()
+            if self._has(method):
+                self._append(_Item(method, arguments, _size(method, arguments), time.time()))
             first = first and bool(self._dropped)
             # Events of the start wait: the imports would delay it.
             if not self._started and method != "event":
                 self._started = True
                 self._thread.start()
         if first:
-            self._warn("The tracking sinks are too slow; some of their items are dropped.")
+            self._warn(
+                f"The tracking sinks are too slow: {self.sink.name} loses some of its items."
+            )
+
+    def _has(self, method: str) -> bool:
+        """Whether the sink has a method of its own, not the empty default."""
+        found = getattr(self.sink, method)
+        return getattr(found, "__func__", None) is not getattr(Sink, method)
+
+    def _append(self, item: _Item) -> None:
+        while self._bytes and item.size and self._bytes + item.size > _BYTES:
+            self._drop()
+        if len(self._queue) >= _ITEMS:
+            self._drop()
+        self._queue.append(item)
+        self._bytes += item.size
+        self._ready.notify()
 
     def wait_until_open(self, seconds: float) -> None:
-        """Returns when all sinks are open, at the latest after ``seconds``."""
+        """Returns when the sink is open, at the latest after ``seconds``."""
         if self._started:
             self._opened.wait(seconds)
 
-    def fail(self, code: int) -> None:
-        """Queues the call of ``fail`` of every sink that was opened."""
+    def put_if_started(self, method: str, *arguments: Any) -> None:
+        """Queues a call as ``put`` does, unless the thread has not started: then the sink got
+        nothing, and needs not be opened."""
         if self._started:
-            self.put("fail", code)
+            self.put(method, *arguments)
 
     def _drop(self) -> None:
         """Drops the oldest histograms or report; without one, the oldest item."""
@@ -109,66 +122,69 @@ class Background:
         self._bytes -= item.size
         self._dropped[item.method] += 1
 
-    def close(self, seconds: float) -> bool:
-        """Waits up to ``seconds`` for the queue to empty; returns False on a timeout."""
-        if not self._started or self._closing:
-            return True
+    def begin_close(self) -> None:
+        """Lets the thread close the sink after its last item."""
         with self._ready:
             self._closing = True
             self._ready.notify()
-        self._thread.join(seconds)
+
+    def close(self, seconds: float) -> bool:
+        """Waits up to ``seconds`` for the sink to close; returns False on a timeout."""
+        if not self._started:
+            return True
+        self.begin_close()
+        self._thread.join(max(0.0, seconds))
         if self._dropped:
             counts = ", ".join(f"{count} x {what}" for what, count in self._dropped.items())
-            self._warn(f"The tracking sinks were too slow; {counts} dropped.")
+            self._warn(f"{self.sink.name} was too slow; {counts} dropped.")
         late = self._thread.is_alive()
-        for sink in list(self._sinks) if late else []:
-            self._abandon(sink)
+        if late and not self._failed:
+            self._abandon()
         return not late
 
     def _work(self) -> None:
-        for sink in list(self._sinks):
-            with _importing:
-                self._call(sink, "load")
-            if sink in self._sinks and (message := self._call(sink, "open")):
-                self._info(message)
+        with _importing:
+            self._call("load")
+        if message := self._call("open"):
+            self._info(message)
         self._opened.set()
-        while True:
+        while not self._failed:
             with self._ready:
                 while not self._queue and not self._closing:
                     self._ready.wait()
                 if not self._queue:
                     break
-                method, arguments, size, logged_at = self._queue.popleft()
+                method, arguments, size, self.sink.logged_at = self._queue.popleft()
                 self._bytes -= size
             if method == "histograms":
                 step, values = arguments
                 arguments = (step, _finite(values))
-            for sink in list(self._sinks):
-                # A copy each: what one sink does to it must not reach the others.
-                own = (dict(item) if isinstance(item, dict) else item for item in arguments)
-                sink.logged_at = logged_at
-                self._call(sink, method, *own)
-        for sink in list(self._sinks):
-            self._call(sink, "close")
+            # Copies: what one sink does to them must not reach the others.
+            own = (dict(item) if isinstance(item, dict) else item for item in arguments)
+            self._call(method, *own)
+        self._call("close")
 
-    def _call(self, sink: Sink, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any) -> Any:
+        if self._failed:
+            return None
         try:
-            return getattr(sink, method)(*arguments)
+            return getattr(self.sink, method)(*arguments)
         except BaseException as error:  # wandb raises KeyboardInterrupt and SystemExit as well
-            _log.info("%s failed", sink.name, exc_info=True)
-            self._sinks.remove(sink)
-            self._abandon(sink)
-            self._warn(f"{sink.name} failed and is disabled: {error!r}")
+            self._failed = True
+            _log.info("%s failed", self.sink.name, exc_info=True)
+            self._abandon()
+            self._warn(f"{self.sink.name} failed and is disabled: {error!r}")
             return None
 
-    def _abandon(self, sink: Sink) -> None:
+    def _abandon(self) -> None:
         try:
-            sink.abandon()
+            self.sink.abandon()
         except Exception:
-            _log.info("abandon() of %s failed", sink.name, exc_info=True)
+            _log.info("abandon() of %s failed", self.sink.name, exc_info=True)
 
 
-def _size(items: Mapping[str, Any]) -> int:
+def _size(method: str, arguments: tuple[Any, ...]) -> int:
+    items: Mapping[str, Any] = arguments[-1] if method in _BULKY else {}
     return sum(len(v) if isinstance(v, str) else v.nbytes for v in items.values())
 
 

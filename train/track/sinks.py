@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from train.exits import RunError, UsageError, first_line, prefixed
 from train.plugins import Plugin, find_plugin
+from train.secrets import redact_values
+from train.track.wandb_rows import as_logged, committed_rows
+
+
+class Row(NamedTuple):
+    """What metrics.jsonl has of a step."""
+
+    step: int
+    time: float | None
+    """When it was logged, in seconds since the epoch; None if the file does not say."""
+    attempt: int | None
+    """The attempt that logged it."""
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,36 @@ class RunInfo:
     inputs: tuple[str, ...] = ()
     """The artifacts of W&B that it has started from: ``entity/project/name:version``."""
 
+    def rows(self, after: int = -1, until: int | None = None) -> Iterator[Row]:
+        """The rows of metrics.jsonl of the steps later than ``after`` up to ``until``, in order. By
+        default ``until`` is ``start_step``: these steps are committed, and no attempt repeats them.
+        A later row may still change.
+
+        Reads the whole file: for what a destination lacks, not for every step.
+        """
+        last = self.start_step if until is None else until
+        for step, row in committed_rows(self.directory / "metrics.jsonl", last):
+            if step > after:
+                metrics, columns = as_logged(row)
+                time, attempt = columns.get("_timestamp"), columns.get("attempt")
+                yield Row(step, time, attempt, metrics)
+
+    def parameters(self) -> dict[str, str | int | float | bool | None]:
+        """The config, ``code`` and the facts except ``model_summary``, without secrets, as one flat
+        dict: the value of ``optim.lr`` is below that name. Lists are JSON texts."""
+        facts = {name: fact for name, fact in self.facts.items() if name != "model_summary"}
+        return dict(_flat("", redact_values({**self.config, "code": self.code, **facts})))
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str | int | float | bool | None]]:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _flat(f"{prefix}.{name}" if prefix else str(name), item)
+    elif value is None or isinstance(value, str | int | float | bool):
+        yield prefix, value
+    else:
+        yield prefix, json.dumps(value)
+
 
 def dataset_facts(samples: int, fingerprint: Any) -> dict[str, Any]:
     """What sinks get to know of the dataset, of which ``fingerprint`` has JSON values."""
@@ -48,9 +91,10 @@ def dataset_facts(samples: int, fingerprint: Any) -> dict[str, Any]:
 class Sink:
     """A destination of metrics. Every method has an empty default.
 
-    All methods except ``abandon`` are called in the tracker's thread. If one raises, the tracker
-    logs a warning and drops the sink. Each sink gets dicts of its own, but all get the same arrays
-    and must not change them.
+    All methods except ``abandon`` are called in a thread of the sink's own, in the order in which
+    the run logged. If one raises, the tracker logs a warning and drops the sink. Each sink gets
+    dicts of its own, but all get the same arrays and must not change them. ``close`` and the calls
+    that still wait before it have 20 s; after that the process ends without them.
     """
 
     name = ""
@@ -91,8 +135,19 @@ class Sink:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Logs the final metrics."""
 
+    @staticmethod
+    def summary_names(values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of ``summary`` with the names that W&B and TensorBoard have for them, such as
+        ``final/loss`` and ``goodput/percent``."""
+        return {n if n.startswith("goodput/") else f"final/{n}": v for n, v in values.items()}
+
     def fail(self, code: int) -> None:
         """Called before ``close`` when an error ends the run, with its exit code."""
+
+    def end(self, code: int) -> None:
+        """Called before ``close`` with the exit code of this attempt: 0 after the last step, 143 if
+        it was stopped and can be resumed, else that of the error, after ``fail``. A process that is
+        killed calls neither."""
 
     def close(self) -> None:
         """Flushes and closes the destination."""
@@ -117,7 +172,7 @@ def make_sinks(plugins: Sequence[Plugin], run: RunInfo) -> list[Sink]:
     made = []
     for plugin, cls in zip(plugins, find_sinks(plugins, "config"), strict=True):
         try:
-            sink = cls(replace(run, config=deepcopy(run.config)), **plugin.options)
+            sink = cls(replace(run, config=redact_values(deepcopy(run.config))), **plugin.options)
         except RunError as error:
             raise prefixed(f"track.sinks names {plugin.use!r}", error) from error
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -24,9 +25,9 @@ _log = logging.getLogger("train")
 class Tracker:
     """Logs metrics, reports and messages of a run. Ranks other than 0 write only their log file.
 
-    metrics.jsonl and the console are written directly. All other sinks are imported and called in
-    one background thread, so that they delay neither the start nor the loop; if they are too slow,
-    reports and histograms are dropped first. No method raises because of a sink.
+    metrics.jsonl and the console are written directly. Each other sink is imported and called in a
+    background thread of its own, so that it delays neither the start nor the loop nor other sinks;
+    if it is too slow, reports and histograms are dropped first. No method raises because of a sink.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Tracker:
         if not is_main:
             return
         self._close_seconds = close_seconds
+        self._closed = False
         self._warned: set[str] = set()
         self._step = run.start_step
         self._logged: int | None = None
@@ -55,7 +57,8 @@ class Tracker:
             if config.wandb != "disabled":
                 sinks.append(WandbSink(run, config, store=store))
             sinks += make_sinks(config.sinks, run)
-        self._background = Background(sinks, self.info, partial(_log.warning, "%s"))
+        warn = partial(_log.warning, "%s")
+        self._backgrounds = [Background(sink, self.info, warn) for sink in sinks]
         self._file = self._open_file(run)
 
     def _open_file(self, run: RunInfo) -> MetricsFile | None:
@@ -91,8 +94,12 @@ class Tracker:
             self._metrics(self._file.log, step, numbers)
         self._console.log(step, numbers)
         _log.info("step %d %s", step, {name: round(v, 6) for name, v in numbers.items()})
-        self._background.put("log", step, numbers)
+        self._put("log", step, numbers)
         self._logged = step
+
+    def _put(self, method: str, *arguments: Any) -> None:
+        for background in self._backgrounds:
+            background.put(method, *arguments)
 
     def _numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         numbers = {}
@@ -114,7 +121,7 @@ class Tracker:
         if self._file:
             self._metrics(self._file.advance, step)
         if self._logged is not None and self._logged < step:
-            self._background.put("advance", step)
+            self._put("advance", step)
             self._logged = None
         self._console.progress(step)
 
@@ -135,12 +142,12 @@ class Tracker:
                     f"The task's report {name!r} is neither text nor an image of shape (3, H, W); "
                     "it is not logged.",
                 )
-        self._background.put("report", step, shown)
+        self._put("report", step, shown)
 
     def histograms(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs histograms of arrays, by name. The caller must not change the arrays afterwards."""
         if self._is_main:
-            self._background.put("histograms", step, dict(values))
+            self._put("histograms", step, dict(values))
 
     def info(self, text: str) -> None:
         """Writes a text to the console and the log file."""
@@ -157,12 +164,12 @@ class Tracker:
     def event(self, text: str) -> None:
         """Passes a sentence about what happened at this step to the sinks."""
         if self._is_main:
-            self._background.put("event", self._step, redact(_printable(text)))
+            self._put("event", self._step, redact(_printable(text)))
 
     def committed(self, step: int) -> None:
         """Tells the sinks that a checkpoint was committed or has changed. In any thread."""
         if self._is_main:
-            self._background.put("checkpoint", step)
+            self._put("checkpoint", step)
 
     def _warn_once(self, about: str, text: str) -> None:
         if about not in self._warned:
@@ -178,30 +185,46 @@ class Tracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Logs the final metrics."""
         if self._is_main:
-            self._background.put("summary", dict(values))
+            self._put("summary", dict(values))
 
     def wait_until_open(self) -> None:
         """Returns when the sinks are open and have printed their messages, or after some seconds:
         in a short run they would come after its last lines. ``close`` waits for them as well."""
-        if self._is_main:
-            self._background.wait_until_open(min(5.0, self._close_seconds))
+        if not self._is_main:
+            return
+        until = time.monotonic() + min(5.0, self._close_seconds)
+        for background in self._backgrounds:
+            background.wait_until_open(max(0.0, until - time.monotonic()))
 
     def fail(self, code: int) -> None:
         """Reports to the sinks that an error ends the run; called before ``close``."""
         if self._is_main:
-            self._background.fail(code)
+            for background in self._backgrounds:
+                background.put_if_started("fail", code)
+        self.end(code)
+
+    def end(self, code: int) -> None:
+        """Reports to the sinks the exit code of this attempt; called before ``close``."""
+        if self._is_main:
+            for background in self._backgrounds:
+                background.put_if_started("end", code)
 
     def close(self) -> None:
         """Closes all sinks; waits for the slow ones up to ``close_seconds``."""
-        if not self._is_main:
+        if not self._is_main or self._closed:
             return
+        self._closed = True
         if self._file:
             self._metrics(self._file.close)
             self._file = None
-        if not self._background.close(self._close_seconds):
+        until = time.monotonic() + self._close_seconds
+        for background in self._backgrounds:
+            background.begin_close()
+        late = [b.sink.name for b in self._backgrounds if not b.close(until - time.monotonic())]
+        if late:
             self.warn(
-                f"Timed out after {self._close_seconds:g} s waiting for the tracking sinks; "
-                "metrics.jsonl has all metrics."
+                f"Timed out after {self._close_seconds:g} s waiting for the tracking sinks "
+                f"({', '.join(late)}); metrics.jsonl has all metrics."
             )
         self._console.close()
 

@@ -270,9 +270,7 @@ class WandbSink(Sink):
         """Updates the summary of the W&B run, which is complete."""
         if self._uploads:
             self._uploads.finished = True
-        self._run.summary.update(
-            {n if n.startswith("goodput/") else f"final/{n}": value for n, value in values.items()}
-        )
+        self._run.summary.update(self.summary_names(values))
 
     def fail(self, code: int) -> None:
         """Lets ``close`` report the exit code, with which W&B shows the run as failed."""
