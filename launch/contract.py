@@ -67,8 +67,9 @@ from train.suggest import did_you_mean, listed
 from train.visible import visible, visible_log
 
 if TYPE_CHECKING:
-    from train.checkpoint.run_directory import code_version, new_run_id, slug
+    from train.checkpoint.run_directory import new_run_id, slug
     from train.checkpoint.store import CheckpointStore
+    from train.code.version import code_version
     from train.command_line import (
         Commands,
         Parser,
@@ -207,7 +208,7 @@ _IMPORTED_WHEN_USED = {
     "check_command": ("train.command_line", "check_command"),
     "check_command_first": ("train.command_line", "check_command_first"),
     "check_config": ("train.config.load", "check"),
-    "code_version": ("train.checkpoint.run_directory", "code_version"),
+    "code_version": ("train.code.version", "code_version"),
     "exit_code_of": ("train.command_line", "exit_code_of"),
     "gpu_index": ("train.distributed.gpu", "gpu_index"),
     "listen": ("train.distributed.listening", "listen"),

@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.support.report_files import START, write, write_lines, write_run, write_samples
+from train.code.changes import Changes, FileChange
+from train.code.changes import write as write_changes
 from train.files import NotRegularError
 from train.report.data import Goodput, GoodputPart, read_run
 from train.report.page import render
@@ -121,6 +123,19 @@ def test_runs_are_overlaid_and_their_differences_are_marked(tmp_path):
     assert "The runs have different tasks: digits, text." in text
 
 
+def test_changes_of_the_code_are_shown(tmp_path):
+    patch = "diff --git a/model.py b/model.py\n@@ -1 +1 @@\n-layers = 2\n+layers = 3\n"
+    run = write_run(tmp_path / "run")
+    write_changes(Changes([FileChange("model.py", patch)], ["Left out: .env (why)."]), run, 3)
+    text = page_of(run).text
+    assert "changes in model.py +1 -1 (" in text
+    assert "-layers = 2 +layers = 3" in text
+    assert "Left out: .env (why)." in text
+    assert "The attempts of shown ran 2 versions of the code." in text
+    (run / "code/attempt-3.diff").write_text(patch + "+x\n" * 60_000)
+    assert "more characters are in" in page_of(run).text
+
+
 def hostile(tmp_path):
     """A run directory whose every text is an attack."""
     write_run(tmp_path, ATTACK, task=ATTACK, **{ATTACK: {ATTACK: [ATTACK]}})
@@ -142,6 +157,10 @@ def hostile(tmp_path):
         {"name": "c", "image": 'x" onerror="evil()'},
     )  # fmt: skip
     write(tmp_path / "samples" / "step-000000000003.json", {"step": ATTACK, "items": [ATTACK]})
+    attack = " ".join(ATTACK.split())
+    patch = f"diff --git a/{attack} b/{attack}\n@@ -1 +1 @@\n+{attack}\n"
+    write_changes(Changes([FileChange(attack, patch)], [attack]), tmp_path, 1)
+    write_changes(Changes([FileChange(attack, patch)], [attack]), tmp_path, 2)
     (tmp_path / "failures").mkdir()
     write(tmp_path / "failures" / "x.json", {
         "time": START, "what": ATTACK, "first": {"rank": 0, "host": ATTACK, "error": ATTACK},

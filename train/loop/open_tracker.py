@@ -56,6 +56,7 @@ def open_tracker(
         total_steps=data.total_steps,
         start_step=progress.step,
         facts=_facts(loaded, joined, data, plan, model),
+        **({"changes": joined.changes.wait} if joined.changes else {}),
     )
     tracker = Tracker(loaded.config.track, info, is_main=engine.is_main, store=store)
     stack.callback(tracker.close)
@@ -71,7 +72,9 @@ def open_tracker(
     depends = micro_batch_warnings(last, plan, model.strategy.bare_model)
     unused = unused_methods(type(task))
     world = world_warnings(engine.world, gpus)
-    for note in [*attempt.notes, *notes, *world, *data.warnings, *depends, *unused]:
+    git = joined.code.get("git")
+    unknown = [f"The git commit is not recorded: {git}."] if git else []
+    for note in [*attempt.notes, *notes, *unknown, *world, *data.warnings, *depends, *unused]:
         tracker.warn(note)
     return tracker
 

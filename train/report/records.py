@@ -6,13 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from train.code.changes import CODE
+from train.code.changes import read as read_changes
 from train.config.leaves import leaves, shown_path
 from train.report.data import RunData
 from train.report.html import Html, join, table, tag
-from train.runs.differences import NOT_ENVIRONMENT
+from train.runs.differences import NOT_ENVIRONMENT, code_of
 
 ROWS = 2000
 """The most rows of a table."""
+PATCH = 100_000
+"""The most characters of a patch that are shown."""
+ATTEMPTS = 100
+"""The most attempts whose code is compared."""
 _FEW = 20
 """A longer table is closed until it is opened."""
 _VALUE = 400  # characters
@@ -25,7 +31,7 @@ def config_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
 
 def code_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
     """Code, environment and placement of the newest attempts, and changes between attempts."""
-    code = [_object(run.last_attempt.get("code")) for run in runs]
+    code = [code_of(run.path, run.last_attempt) for run in runs]
     others = [
         {name: value for name, value in run.last_attempt.items() if name not in NOT_ENVIRONMENT}
         for run in runs
@@ -34,7 +40,8 @@ def code_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
         _compared("Code", "item", code, named, "code"),
         _compared("Environment and placement", "item", others, named, "environment"),
     ]
-    for run, name in zip(runs, named, strict=True):
+    for index, (run, name) in enumerate(zip(runs, named, strict=True)):
+        parts += _patch(run, name, f"patch-{index}")
         rows = [
             [f"{number}", str(change)[:_VALUE]]
             for number, values in sorted(run.attempts.items())
@@ -44,12 +51,34 @@ def code_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
             caption = f"Config changes between attempts of {name}"
             parts.append(table(caption, ["attempt", "change"], rows[:ROWS]))
         versions = {
-            json.dumps(values.get("code"), sort_keys=True) for values in run.attempts.values()
+            json.dumps(code_of(run.path, values), sort_keys=True)
+            for _, values in sorted(run.attempts.items())[-ATTEMPTS:]
         }
         if len(versions) > 1:
             note = f"The attempts of {name} ran {len(versions)} versions of the code."
             parts.append(tag("p", note, class_="note"))
     return join(parts)
+
+
+def _patch(run: RunData, name: str, id_: str) -> list[Html]:
+    """What the code of the newest attempt changes since its commit."""
+    changes = read_changes(run.path, max(run.attempts, default=0))
+    if changes is None:
+        return []
+    title = f"Changes of the code since the commit, in the newest attempt of {name}"
+    full = changes.text
+    shown = full[:PATCH]
+    left_out = len(full) - len(shown)
+    note = f"{left_out:,} more characters are in {run.path.name}/{CODE}." if left_out else None
+    return [
+        tag(
+            "details",
+            tag("summary", f"{title}: {len(changes.files):,} files"),
+            tag("pre", shown),
+            tag("p", note, class_="note") if note else None,
+            id=id_,
+        )
+    ]
 
 
 def data_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:

@@ -7,15 +7,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_view import Run
+from train.code.changes import read as read_changes
 from train.config.changes import Difference, stored_differences, with_defaults
 from train.config.compose import flatten
 from train.config.schema import Config, config_class
-from train.json_files import is_number
+from train.json_files import is_count, is_number
 from train.runs.summary import task_of, value_at
 from train.tasks.registry import BUILT_IN, find_task
 
@@ -91,9 +93,18 @@ def differing(each: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def code(run: Run) -> dict[str, Any]:
-    """The versions and the git revision of the last attempt."""
-    found = last_attempt(run).get("code")
-    return dict(found) if isinstance(found, Mapping) else {}
+    """The code of the last attempt, as ``code_of`` gives it."""
+    return code_of(run.path, last_attempt(run))
+
+
+def code_of(directory: Path, attempt: Mapping[str, Any]) -> dict[str, Any]:
+    """The versions and the git revision of an attempt, what it changes in each file (lines added
+    and removed, and a digest of them), and the changes that are not recorded."""
+    number, found = attempt.get("attempt"), attempt.get("code")
+    changes = read_changes(directory, number) if is_count(number) else None
+    files = {f"changes in {file.path}": str(file) for file in changes.files} if changes else {}
+    left_out = {"left out": changes.notes} if changes and changes.notes else {}
+    return {**(found if isinstance(found, Mapping) else {}), **files, **left_out}
 
 
 def environment(run: Run) -> dict[str, Any]:

@@ -64,6 +64,8 @@ def record_attempt(
             "changes": [redact(str(change)) for change in attempt.changes],
         }
     )
+    if joined.changes:
+        joined.changes.store()
     # Last, so that config.json is never that of an attempt which is not recorded.
     directory.store_config(config)
 

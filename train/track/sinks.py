@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +35,9 @@ class RunInfo:
     """The step that this attempt resumes from; 0 for a new run."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What this attempt runs on, as JSON values: ``placement``, ``dataset``, ``model_summary``."""
+    changes: Callable[[], Path | None] = lambda: None
+    """The file of the run directory with what the code differs in from its commit; None without.
+    Waits until git has told it, some seconds at most."""
 
 
 def dataset_facts(samples: int, fingerprint: Any) -> dict[str, Any]:

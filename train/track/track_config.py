@@ -54,6 +54,10 @@ class TrackConfig(Section):
     """Committed checkpoints as artifacts of W&B. reference: where they are, without an upload, for
     shared storage and mirrors; best: upload the best and the final one; all: upload each."""
 
+    code_diff_kb: int = Field(500, ge=0, le=100_000)
+    """Record what the code differs in from its git commit, new source files included, in at most so
+    many kB (1000 bytes) per attempt; 0 for nothing. Files with names of secrets are left out."""
+
     sinks: list[Plugin] = []
     """Further places for metrics: classes derived from train.Sink, by dotted path."""
 

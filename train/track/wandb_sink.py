@@ -16,8 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from train.checkpoint.store import CheckpointStore
+from train.code.changes import CODE
 from train.exits import first_line
-from train.files import refuse_link
+from train.files import read_bytes, refuse_link
 from train.secrets import redact_command, redact_values
 from train.track.sinks import RunInfo, Sink
 from train.track.track_config import TrackConfig
@@ -103,6 +104,7 @@ class WandbSink(Sink):
         if mode == "online" and self._store is not None:
             self._uploads = CheckpointUploads(self._sender(self._store))
             self._uploads.start(self._run)
+            self._add_code()
         if mode == "offline":
             command = f"isorun sync {shlex.quote(str(self.run.directory))}"
             message = f"{message or 'W&B is offline.'} To upload: {command}"
@@ -163,6 +165,15 @@ class WandbSink(Sink):
                 synced_marker(log).write_text("The next attempt has sent its rows.\n")
         step = self._run.summary.get("step") if self._run.resumed else None
         return int(step) if isinstance(step, (int, float)) else 0
+
+    def _add_code(self) -> None:
+        """Adds the changes of the code as a file of the W&B run, where it stays with the run, also
+        offline: an artifact would be a thing of the project."""
+        if path := self.run.changes():
+            copy = Path(self._run.dir) / CODE / path.name  # W&B links files elsewhere
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(read_bytes(path))
+            self._run.save(copy, base_path=self._run.dir, policy="now")
 
     def _begin_rows(self, sent: int) -> None:
         """Sends the committed rows that W&B lacks. The last one may still get more metrics."""
