@@ -62,6 +62,7 @@ from train.secrets import (
     redact_command,
     redact_values,
 )
+from train.setup.environment import IMAGE, PACKAGES, driver_version, package_versions
 from train.signing import SECRET, SECRET_FILE, MessageError, Signer, new_secret, read_secret
 from train.suggest import did_you_mean, listed
 from train.visible import visible, visible_log
@@ -101,8 +102,10 @@ __all__ = [
     "ADVICE",
     "FAILURES",
     "HIDDEN",
+    "IMAGE",
     "LAUNCHER",
     "LOOPBACK",
+    "PACKAGES",
     "RUN_FILE",
     "RUN_ID",
     "SECRET",
@@ -137,6 +140,7 @@ __all__ = [
     "code_version",
     "config_arguments",
     "did_you_mean",
+    "driver_version",
     "exit_code_of",
     "finite_number",
     "first_host",
@@ -159,6 +163,7 @@ __all__ = [
     "open_listening_store",
     "open_regular",
     "open_store",
+    "package_versions",
     "parse_object",
     "parsed_lines",
     "port_number",

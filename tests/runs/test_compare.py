@@ -245,3 +245,12 @@ def test_changes_of_the_code_are_compared_by_file(tmp_path, capsys):
     assert code["left out"] == [None, [note]]
     clean = make_run(tmp_path / "three")
     assert compared(capsys, one, clean)["code"]["changes in same.py"][1] is None
+
+
+def test_images_and_versions_are_compared(tmp_path, capsys):
+    runs = [
+        make_run(tmp_path / name, attempts=[{"image": f"x@{name}", "environment": {"torch": name}}])
+        for name in ("one", "two")
+    ]
+    found = compared(capsys, *runs)["environment"]
+    assert found == {"image": ["x@one", "x@two"], "environment.torch": ["one", "two"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -18,13 +19,16 @@ from train.distributed.world import world_warnings
 from train.loop.failure import on_error
 from train.loop.state import Progress
 from train.setup.build import RunData, TrainableModel
+from train.setup.facts import of_record
 from train.setup.join import Joined
 from train.setup.micro_batch_effects import micro_batch_warnings
 from train.tasks.base import Task
 from train.tasks.registry import unused_methods
-from train.track.sinks import RunInfo, dataset_facts
+from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
 
+ATTEMPTS = 50
+"""The most attempts whose facts the sinks get."""
 _log = logging.getLogger("train")
 
 
@@ -39,6 +43,7 @@ def open_tracker(
     plan: BatchPlan,
     model: TrainableModel,
     progress: Progress,
+    facts: dict[str, Any],
     notes: Sequence[str],
 ) -> Tracker:
     """The tracker of this attempt, which closes with ``stack``. Warns of what a user must know
@@ -55,7 +60,7 @@ def open_tracker(
         unit=task.unit,
         total_steps=data.total_steps,
         start_step=progress.step,
-        facts=_facts(loaded, joined, data, plan, model),
+        facts={**facts, "attempts": _attempts(directory, attempt.number, joined.code, facts)},
         **({"changes": joined.changes.wait} if joined.changes else {}),
     )
     tracker = Tracker(loaded.config.track, info, is_main=engine.is_main, store=store)
@@ -79,19 +84,13 @@ def open_tracker(
     return tracker
 
 
-def _facts(
-    loaded: LoadedConfig, joined: Joined, data: RunData, plan: BatchPlan, model: TrainableModel
+def _attempts(
+    directory: RunDirectory, number: int, code: dict[str, Any], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    engine = joined.engine
-    return {
-        "placement": {
-            "strategy": model.strategy.setup.name,
-            "world_size": engine.world_size,
-            "hosts": list(dict.fromkeys(joined.hosts)),
-            "device": engine.device.type,
-            "precision": loaded.config.precision,
-            "micro_batch_size": plan.micro_batch_size,
-        },
-        "dataset": dataset_facts(data.order.size, data.fingerprint.to_json()),
-        "model_summary": model.summary,
+    """The facts of the newest attempts by number: W&B keeps only the last value of a key."""
+    before = {
+        str(n): of_record(values)
+        for n, values in sorted(directory.attempts.by_number().items())[1 - ATTEMPTS :]
+        if n < number
     }
+    return {**before, str(number): {**facts, "code": code, "time": time.time()}}

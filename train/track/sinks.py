@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from train.data.stored_fingerprint import digest
 from train.exits import RunError, UsageError, first_line, prefixed
 from train.plugins import Plugin, find_plugin
 
@@ -34,7 +33,9 @@ class RunInfo:
     start_step: int
     """The step that this attempt resumes from; 0 for a new run."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What this attempt runs on, as JSON values: ``placement``, ``dataset``, ``model_summary``."""
+    """What this attempt runs on, as JSON values: ``placement``, ``environment`` (versions),
+    ``image``, ``dataset``, ``model_summary``; in ``attempts`` the same by number of the attempts
+    so far, with ``code`` and ``ended``."""
     changes: Callable[[], Path | None] = lambda: None
     """The file of the run directory with what the code differs in from its commit; None without.
     Waits until git has told it, some seconds at most."""
@@ -42,8 +43,7 @@ class RunInfo:
 
 def dataset_facts(samples: int, fingerprint: Any) -> dict[str, Any]:
     """What sinks get to know of the dataset, of which ``fingerprint`` has JSON values."""
-    digest = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
-    return {"samples": samples, "fingerprint": digest[:16]}
+    return {"samples": samples, "fingerprint": digest(fingerprint)}
 
 
 class Sink:
