@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from train.checkpoint.attempts import described_end
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.config.load import LoadedConfig
@@ -18,6 +17,7 @@ from train.data.plan import BatchPlan
 from train.distributed.world import world_warnings
 from train.loop.failure import on_error
 from train.loop.state import Progress
+from train.runs.state import described_end
 from train.setup.build import RunData, TrainableModel
 from train.setup.facts import of_record
 from train.setup.join import Joined
@@ -26,6 +26,7 @@ from train.tasks.base import Task
 from train.tasks.registry import unused_methods
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
+from train.track.wandb_nodes import NodeMetrics, stands_for_its_node
 
 ATTEMPTS = 50
 """The most attempts whose facts the sinks get."""
@@ -63,16 +64,22 @@ def open_tracker(
         facts={**facts, "attempts": _attempts(directory, attempt.number, joined.code, facts)},
         **({"changes": joined.changes.wait} if joined.changes else {}),
     )
-    tracker = Tracker(loaded.config.track, info, is_main=engine.is_main, store=store)
+    track = loaded.config.track
+    wants_node = track.wandb_nodes and track.wandb not in ("disabled", "offline")
+    node = None
+    if wants_node and stands_for_its_node(engine.world, joined.hosts):
+        node = NodeMetrics(info, track, engine.rank)
+    tracker = Tracker(track, info, is_main=engine.is_main, store=store, node=node)
     stack.callback(tracker.close)
     stack.push(on_error(lambda code, text: tracker.fail(code)))
     gpus = torch.cuda.device_count() if engine.device.type == "cuda" else 0
     last = directory.attempts.last()
     if last and attempt.number > 1:
-        _log.info("the attempt before: %s", described_end(last))
+        end = described_end(directory.path, attempt.number - 1, last)
+        _log.info("the attempt before: %s", end)
         tracker.event(
             f"Attempt {attempt.number} starts after step {progress.step}; the attempt before: "
-            f"{described_end(last).rstrip('.')}."
+            f"{end.rstrip('.')}."
         )
     depends = micro_batch_warnings(last, plan, model.strategy.bare_model)
     unused = unused_methods(type(task))

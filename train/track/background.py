@@ -100,6 +100,12 @@ class Background:
         if self._started:
             self.put("fail", code)
 
+    def put_if_started(self, method: str, *arguments: Any) -> None:
+        """Queues a call as ``put`` does, unless the thread has not started: then the sinks got
+        nothing, and need not be opened."""
+        if self._started:
+            self.put(method, *arguments)
+
     def _drop(self) -> None:
         """Drops the oldest histograms or report; without one, the oldest item."""
         bulky = (number for number, item in enumerate(self._queue) if item.method in _BULKY)

@@ -89,6 +89,10 @@ class Sink:
     def advance(self, step: int) -> None:
         """Called once after the last item of a step was logged: ``step`` is a later one."""
 
+    def interrupted(self, step: int) -> None:
+        """Called before ``close`` when the attempt ends within the evaluation of a step. The next
+        attempt makes it and logs the rest of the step."""
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Logs the final metrics."""
 

@@ -58,6 +58,10 @@ class TrackConfig(Section):
     """Record what the code differs in from its git commit, new source files included, in at most so
     many kB (1000 bytes) per attempt; 0 for nothing. Files with names of secrets are left out."""
 
+    wandb_nodes: bool = False
+    """Send the system metrics of all nodes to W&B, not only of the first one, by W&B's shared mode;
+    only online."""
+
     sinks: list[Plugin] = []
     """Further places for metrics: classes derived from train.Sink, by dotted path."""
 
