@@ -116,7 +116,7 @@ def test_runs_are_overlaid_and_their_differences_are_marked(tmp_path):
         (0, "train/loss"), (0, "eval/loss"), (1, "train/loss"), (1, "eval/loss"),
     ]  # fmt: skip
     html = render([read_run(tmp_path / name) for name in "ab"])
-    assert re.findall(r"<mark>(.*?)</mark>", html) == ["optim.lr", "extra.only"]
+    assert re.findall(r"<mark>(.*?)</mark>", html) == ["optim.lr", "extra"], "as in compare"
     assert "different tasks" not in page.text
     write_run(tmp_path / "c", "other", task="digits")
     text = page_of(tmp_path / "a", tmp_path / "c").text
