@@ -69,7 +69,7 @@ def test_the_page_of_one_run_says_who_it_is_and_what_happened(tmp_path):
     write_samples(tmp_path, 400, {"name": "sample", "text": "the newest text", "characters": 15})
     page = page_of(tmp_path)
     for text in (
-        "shown-20260101-000000-abcdef", "finished", "400 of 400", "2 × cpu, ddp", "c0ffee",
+        "shown-20260101-000000-abcdef", "finished", "400 of 400", "ddp x2", "c0ffee",
         "the newest text", "an early text", "optim.lr 0.003", "the run stopped on request",
         "Attempt 1 has no recorded end", "1 step skipped", "3287",
         "train/loss: 2.9409 at step 1",
