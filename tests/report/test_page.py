@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.support.report_files import START, write, write_lines, write_run, write_samples
+from tests.support.report_files import START, write_run, write_samples
+from tests.support.run_files import write, write_lines
 from train.code.changes import Changes, FileChange
 from train.code.changes import write as write_changes
 from train.files import NotRegularError
