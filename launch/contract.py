@@ -72,6 +72,7 @@ from train.secrets import (
     redact_command,
     redact_values,
 )
+from train.setup.environment import IMAGE, PACKAGES, driver_version, package_versions
 from train.signing import SECRET, SECRET_FILE, MessageError, Signer, new_secret, read_secret
 from train.suggest import did_you_mean, listed
 from train.visible import visible, visible_log
@@ -80,11 +81,11 @@ if TYPE_CHECKING:
     from train.checkpoint.run_directory import (
         InUseError,
         RunDirectory,
-        code_version,
         new_run_id,
         slug,
     )
     from train.checkpoint.store import CheckpointStore
+    from train.code.version import code_version
     from train.command_line import (
         Commands,
         Parser,
@@ -129,8 +130,10 @@ __all__ = [
     "ADVICE",
     "FAILURES",
     "HIDDEN",
+    "IMAGE",
     "LAUNCHER",
     "LOOPBACK",
+    "PACKAGES",
     "RUN_FILE",
     "RUN_ID",
     "SECRET",
@@ -175,6 +178,7 @@ __all__ = [
     "config_differences",
     "did_you_mean",
     "drawn",
+    "driver_version",
     "exit_code_of",
     "finite_number",
     "first_host",
@@ -200,6 +204,7 @@ __all__ = [
     "open_listening_store",
     "open_regular",
     "open_store",
+    "package_versions",
     "parse_object",
     "parsed_lines",
     "port_number",
@@ -269,7 +274,7 @@ _IMPORTED_WHEN_USED = {
     "check_command": ("train.command_line", "check_command"),
     "check_command_first": ("train.command_line", "check_command_first"),
     "check_config": ("train.config.load", "check"),
-    "code_version": ("train.checkpoint.run_directory", "code_version"),
+    "code_version": ("train.code.version", "code_version"),
     "exit_code_of": ("train.command_line", "exit_code_of"),
     "gpu_index": ("train.distributed.gpu", "gpu_index"),
     "listen": ("train.distributed.listening", "listen"),

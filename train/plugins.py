@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
-
-from pydantic import GetJsonSchemaHandler, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from train.exits import UsageError
 from train.imports import import_class
-from train.section import Section
+from train.section import ShortSection
 
 
-class Plugin(Section):
+class Plugin(ShortSection):
     """A class by dotted path. ``module:Class`` alone stands for ``{use: module:Class}``."""
+
+    short_field = "use"
+    short_form = "module:Class"
+    short_schema = {"pattern": ":"}
 
     use: str
     """The dotted path of a class, such as my_project.hooks:Timer."""
 
     options: dict[str, Any] = {}
     """Keyword arguments for its constructor."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"use": value}
-        if not isinstance(value, Mapping | Plugin):
-            raise ValueError("module:Class, or a mapping with use and options")
-        return value
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """Either form, for editors."""
-        section = super().__get_pydantic_json_schema__(core_schema, handler)
-        return {"anyOf": [{"type": "string", "pattern": ":"}, section]}
 
 
 def find_plugin(plugin: Plugin, base: type, field: str, *arguments: object) -> Any:

@@ -9,7 +9,7 @@ others only at the end of a name (``HF_TOKEN``, ``DB_PASS``) or beside a value t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 # Words that name a secret in any context.
@@ -71,6 +71,8 @@ _HARMLESS = {
     "KEYRING_BACKEND", "PYTHON_KEYRING_BACKEND",
 }  # fmt: skip
 
+_SHORTEST = 8
+
 # What something else resolves, such as ${PASSWORD}, $(PASSWORD) or <password>, is no secret. TorchX
 # doubles each $.
 REFERENCE = re.compile(
@@ -111,6 +113,16 @@ def is_secret_variable(name: str, value: str) -> bool:
     if words[-1] == "key" and (len(words) > 1 or name.isupper()) and is_secret_name(name):
         return looks_random(value) or bool(_KEY.fullmatch(value))
     return looks_random(value)
+
+
+def secret_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables that hold secrets, except short values: those may be in a text by
+    chance."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if len(value) >= _SHORTEST and is_secret_variable(name, value)
+    }
 
 
 def is_credential_name(name: str) -> bool:

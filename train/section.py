@@ -6,9 +6,9 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticKnownError
 
@@ -40,6 +40,34 @@ class Section(BaseModel):
             if name in properties:
                 properties[name].setdefault("description", text)
         return schema
+
+
+class ShortSection(Section):
+    """A section that a text alone stands for: the value of its field ``short_field``."""
+
+    short_field: ClassVar[str]
+    short_form: ClassVar[str]
+    """What the text is, for messages."""
+    short_schema: ClassVar[Mapping[str, Any]] = {"minLength": 1}
+    """What editors must know of the text, in JSON schema."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and value:
+            return {cls.short_field: value}
+        if not isinstance(value, Mapping | ShortSection):
+            fields = " and ".join(cls.model_fields)
+            raise ValueError(f"{cls.short_form}, or a mapping with {fields}")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Either form, for editors."""
+        section = super().__get_pydantic_json_schema__(core_schema, handler)
+        return {"anyOf": [section, {"type": "string", **cls.short_schema}]}
 
 
 def _descriptions(section: type[Section]) -> dict[str, str]:

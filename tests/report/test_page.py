@@ -7,7 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.support.report_files import START, write, write_lines, write_run, write_samples
+from tests.support.report_files import START, write_run, write_samples
+from tests.support.run_files import write, write_lines
+from train.code.changes import Changes, FileChange
+from train.code.changes import write as write_changes
 from train.files import NotRegularError
 from train.report.data import Goodput, GoodputPart, read_run
 from train.report.page import render
@@ -67,7 +70,7 @@ def test_the_page_of_one_run_says_who_it_is_and_what_happened(tmp_path):
     write_samples(tmp_path, 400, {"name": "sample", "text": "the newest text", "characters": 15})
     page = page_of(tmp_path)
     for text in (
-        "shown-20260101-000000-abcdef", "finished", "400 of 400", "2 × cpu, ddp", "c0ffee",
+        "shown-20260101-000000-abcdef", "finished", "400 of 400", "ddp x2", "c0ffee",
         "the newest text", "an early text", "optim.lr 0.003", "the run stopped on request",
         "Attempt 1 has no recorded end", "1 step skipped", "3287",
         "train/loss: 2.9409 at step 1",
@@ -114,11 +117,24 @@ def test_runs_are_overlaid_and_their_differences_are_marked(tmp_path):
         (0, "train/loss"), (0, "eval/loss"), (1, "train/loss"), (1, "eval/loss"),
     ]  # fmt: skip
     html = render([read_run(tmp_path / name) for name in "ab"])
-    assert re.findall(r"<mark>(.*?)</mark>", html) == ["optim.lr", "extra.only"]
+    assert re.findall(r"<mark>(.*?)</mark>", html) == ["optim.lr", "extra"], "as in compare"
     assert "different tasks" not in page.text
     write_run(tmp_path / "c", "other", task="digits")
     text = page_of(tmp_path / "a", tmp_path / "c").text
     assert "The runs have different tasks: digits, text." in text
+
+
+def test_changes_of_the_code_are_shown(tmp_path):
+    patch = "diff --git a/model.py b/model.py\n@@ -1 +1 @@\n-layers = 2\n+layers = 3\n"
+    run = write_run(tmp_path / "run")
+    write_changes(Changes([FileChange("model.py", patch)], ["Left out: .env (why)."]), run, 3)
+    text = page_of(run).text
+    assert "changes in model.py +1 -1 (" in text
+    assert "-layers = 2 +layers = 3" in text
+    assert "Left out: .env (why)." in text
+    assert "The attempts of shown ran 2 versions of the code." in text
+    (run / "code/attempt-3.diff").write_text(patch + "+x\n" * 60_000)
+    assert "more characters are in" in page_of(run).text
 
 
 def hostile(tmp_path):
@@ -142,6 +158,10 @@ def hostile(tmp_path):
         {"name": "c", "image": 'x" onerror="evil()'},
     )  # fmt: skip
     write(tmp_path / "samples" / "step-000000000003.json", {"step": ATTACK, "items": [ATTACK]})
+    attack = " ".join(ATTACK.split())
+    patch = f"diff --git a/{attack} b/{attack}\n@@ -1 +1 @@\n+{attack}\n"
+    write_changes(Changes([FileChange(attack, patch)], [attack]), tmp_path, 1)
+    write_changes(Changes([FileChange(attack, patch)], [attack]), tmp_path, 2)
     (tmp_path / "failures").mkdir()
     write(tmp_path / "failures" / "x.json", {
         "time": START, "what": ATTACK, "first": {"rank": 0, "host": ATTACK, "error": ATTACK},

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.support.report_files import START, write, write_lines, write_run
+from tests.support.report_files import START, write_run
+from tests.support.run_files import write, write_lines
 from train.exits import UsageError
 from train.report import serve as serving
 from train.report.serve import HOST, open_server

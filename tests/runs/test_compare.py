@@ -8,6 +8,7 @@ import pytest
 from tests.support.run_files import make_run, write_checkpoint
 from tests.support.runs import ROOT
 from train.cli import main
+from train.code.changes import Changes, FileChange, write
 from train.runs.curves import common_steps, compare_losses
 from train.runs.differences import config_rows
 
@@ -218,3 +219,38 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, words, code, m
     (line,) = printed.err.splitlines()
     assert message in line
     assert printed.out == ""
+
+
+def with_changes(run, *files, notes=()):
+    changes = Changes([FileChange(path, text) for path, text in files], list(notes))
+    write(changes, run, 1)
+    return run
+
+
+def a_change(path, value):
+    head = f"diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n"
+    return path, f"{head}@@ -1 +1 @@\n-layers = 2\n+layers = {value}\n"
+
+
+def test_changes_of_the_code_are_compared_by_file(tmp_path, capsys):
+    same = a_change("same.py", 3)
+    one = with_changes(make_run(tmp_path / "one"), same, a_change("model.py", 3))
+    note = "Left out: .env (its name is that of a secret)."
+    two = with_changes(make_run(tmp_path / "two"), same, a_change("model.py", 4), notes=[note])
+    code = compared(capsys, one, two)["code"]
+    assert list(code) == ["changes in model.py", "left out"]
+    first, second = code["changes in model.py"]
+    assert first[:6] == second[:6] == "+1 -1 "
+    assert first != second
+    assert code["left out"] == [None, [note]]
+    clean = make_run(tmp_path / "three")
+    assert compared(capsys, one, clean)["code"]["changes in same.py"][1] is None
+
+
+def test_images_and_versions_are_compared(tmp_path, capsys):
+    runs = [
+        make_run(tmp_path / name, attempts=[{"image": f"x@{name}", "environment": {"torch": name}}])
+        for name in ("one", "two")
+    ]
+    found = compared(capsys, *runs)["environment"]
+    assert found == {"image": ["x@one", "x@two"], "environment.torch": ["one", "two"]}

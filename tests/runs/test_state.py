@@ -124,3 +124,20 @@ def test_the_record_of_an_agent_tells_how_the_last_attempt_ended(tmp_path, at, c
 
 def test_a_run_without_an_attempt_is_new(tmp_path):
     assert current_condition(make_run(tmp_path / "run", attempts=[])).state == "new"
+
+
+def test_how_an_attempt_ended_is_told_by_what_is_known(tmp_path):
+    from train.runs.state import described_end
+
+    run, killed = make_run(tmp_path / "run"), {"time": 1e9}
+    assert described_end(run, 1, killed).startswith("no recorded end")
+    (run / "failures").mkdir()
+    record = {"time": 1e9 + 5, "exit_code": 75, "what": "rank 1 was lost"}
+    (run / "failures/a.json").write_text(json.dumps(record))
+    assert described_end(run, 1, killed) == "exit code 75: rank 1 was lost"
+    (run / "hangs/attempt-1").mkdir(parents=True)
+    (run / "hangs/attempt-1/report.txt").write_text("No progress for 5 s: rank 1.\n  rank 0\n")
+    assert described_end(run, 1, killed) == "the watchdog ended it: No progress for 5 s: rank 1."
+    assert described_end(run, 2, killed) == "exit code 75: rank 1 was lost"
+    ended = {"ended": {"time": 1e9 + 9, "code": 143, "reason": "stopped at step 40"}}
+    assert described_end(run, 1, killed | ended) == "exit code 143: stopped at step 40"

@@ -28,13 +28,10 @@ def make_run(
     """A run directory of the tiny task. ``attempts``: what each line of attempts.jsonl has besides
     the usual fields. ``rows``: rows of metrics.jsonl, or the losses of the training by step.
     ``lock``: host and process that hold it. ``checkpoint``: the state in a checkpoint."""
-    path.mkdir(parents=True)
     name = name or path.name
     identity = {"id": f"{name}-id", "name": name, "wandb_id": f"{name}-id", "created": 1e9}
-    (path / "run.json").write_text(json.dumps(identity))
     config = json.loads(config_text(overrides))
     config["run"]["name"] = name
-    (path / "config.json").write_text(json.dumps(config))
     usual = {
         "run": f"{name}-id", "seed": 0, "samples": 103, "batch": 12, "time": 1e9 + 1,
         "resumed_from_step": None, "world_size": 1, "hosts": ["node-0"], "strategy": "single",
@@ -42,21 +39,40 @@ def make_run(
         "code": {"isorun": "0.2.0", "commit": "abc", "dirty": False},
     }  # fmt: skip
     lines = [{"attempt": n, **usual, **more} for n, more in enumerate(attempts, 1)]
-    if lines:
-        (path / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if isinstance(rows, dict):
         rows = [{"step": step, "train/loss": loss} for step, loss in rows.items()]
     whole = [{"attempt": 1, "time": 1e9 + 2 + row["step"], **row} for row in rows]
-    if whole:
-        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole))
-    if finished is not None:
-        (path / "finished.json").write_text(json.dumps({"step": finished, "metrics": {}}))
+    end = None if finished is None else {"step": finished, "metrics": {}}
+    write_files(path, identity, config, lines, whole, end)
     if lock is not None:
         host, pid = lock
         (path / "lock").write_text(f"process {pid} on {host} since 2026-11-26 10:00:00")
     if checkpoint is not None:
         write_checkpoint(path, checkpoint)
     return path
+
+
+def write_files(path, identity, config, attempts, rows, finished=None):
+    """The files of a run directory, of which empty ones are left out."""
+    path.mkdir(parents=True, exist_ok=True)
+    write(path / "run.json", identity)
+    write(path / "config.json", config)
+    for name, lines in (("attempts.jsonl", attempts), ("metrics.jsonl", rows)):
+        if lines:
+            write_lines(path / name, lines)
+    if finished is not None:
+        write(path / "finished.json", finished)
+    return path
+
+
+def write(path, values):
+    """A JSON file."""
+    path.write_text(json.dumps(values))
+
+
+def write_lines(path, rows):
+    """A file with a JSON object per line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_checkpoint(path, state, step=10):

@@ -29,6 +29,7 @@ class WandbRun:
         self.upserts: list[dict] = []
         self.files: dict[str, bytes] = {}
         self.exit_codes: list[int] = []
+        self.system_metrics: list[dict] = []
 
     @property
     def history(self):
@@ -119,6 +120,8 @@ class WandbServer:
             lines = run.streams.setdefault(file, [])
             del lines[part["offset"] :]
             lines += part["content"]
+            if "events" in file:  # in shared mode each process has its own offsets
+                run.system_metrics += map(json.loads, part["content"])
         if "exitcode" in message:
             run.exit_codes.append(message["exitcode"])
 

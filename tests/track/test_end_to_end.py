@@ -49,7 +49,14 @@ def steps_on_disk(directory):
 
 
 @pytest.fixture(scope="module")
-def killed_and_resumed(tmp_path_factory):
+def in_an_image():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ISORUN_IMAGE", "isorun@sha256:1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(tmp_path_factory, in_an_image):
     directory = tmp_path_factory.mktemp("run")
     process = start("fit", directory, *EVERYTHING, "task.sleep=0.02")
     wait_for(process, lambda: wandb_has_written(directory) and checkpoints(directory))
@@ -95,7 +102,16 @@ def test_wandb_has_one_run(killed_and_resumed):
         assert file.config["code"] == attempt["code"]
         assert file.config["placement"]["strategy"] == attempt["strategy"]
         assert file.config["dataset"]["samples"] == attempt["samples"]
-        assert "total (" in file.config["model_summary"]
+        assert file.config["image"] == attempt["image"] == "isorun@sha256:1"
+        assert file.config["environment"] == attempt["environment"]
+        assert file.config["model_summary"] == attempt["model_summary"]
+        assert "total (" in attempt["model_summary"]
+    told = WandbFile(second).config["attempts"]
+    assert list(told) == ["1", "2"], "W&B keeps the last value of a key, so it has all attempts"
+    assert "ended" not in told["1"], "it was killed"
+    for number in "12":
+        assert told[number]["environment"]["torch"]
+        assert told[number]["placement"]["world_size"] == 1
     before = wandb_steps(first)
     assert before == list(range(1, len(before) + 1))
     assert len(before) >= 50, "rows older than a second are lost"

@@ -82,6 +82,21 @@ def test_what_a_sink_does_to_its_arguments_does_not_reach_the_others(track, tmp_
     assert [row["train/loss"] for row in rows(tmp_path)] == [1.0, 2.0, 3.0]
 
 
+def test_an_evaluation_that_is_interrupted_is_told_to_the_sinks(track):
+    for begins, ends, expected in ((False, False, []), (True, True, []), (True, False, [(5,)])):
+        sink = Recorder()
+        tracker = track([sink], start_step=4)
+        tracker.progress(5)
+        tracker.log(5, {"train/loss": 1.0})
+        if begins:
+            tracker.begin_evaluation(5)
+        if ends:
+            tracker.end_evaluation()
+        tracker.close()
+        assert sink.called("interrupted") == expected
+        assert sink.calls[-1] == ("close",)
+
+
 @pytest.mark.parametrize(
     "where", ["load", "open", "log", "report", "histograms", "summary", "close"]
 )

@@ -24,6 +24,7 @@ from train.track.wandb_sink import WandbSink, wandb_mode
 
 MADE = """
 import json, os, signal, sys, time
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from train.track.track_config import TrackConfig
@@ -39,6 +40,11 @@ def hooks():
 directory, values = Path(sys.argv[1]), json.loads(sys.argv[2])
 before = hooks()
 info = run_info(directory, **values.get("run", {}))
+if "patch" in values:
+    (directory / "code").mkdir(exist_ok=True)
+    patch = directory / "code" / f"attempt-{info.attempt}.diff"
+    patch.write_text(values["patch"])
+    info = replace(info, changes=lambda: patch)
 config = TrackConfig(console="plain", tensorboard=False, **values.get("track", {}))
 sink = WandbSink(info, config, init_seconds=values.get("init_seconds", 20.0))
 setup_logging(directory, 0, info.attempt, "INFO")
@@ -102,7 +108,7 @@ def twice(tmp_path_factory):
     directory = tmp_path_factory.mktemp("my runs")
     tags = {"wandb_tags": ["quick"], "wandb_project": "mine"}
     config = {"optim": {"lr": 0.1}, "data": {"url": "https://me:hunter2@host"}}
-    first = track(directory, track=tags, run={"config": config})
+    first = track(directory, track=tags, run={"config": config}, patch="diff --git a/x b/x\n")
     second = track(
         directory, run={"attempt": 2, "start_step": 2}, track=tags, exit=7, expect=7, fail=70
     )
@@ -131,6 +137,16 @@ def test_an_attempt_that_fails_is_reported_with_its_exit_code(files):
 def test_the_config_and_the_version_are_logged(files):
     assert files[0].config["optim"] == {"lr": 0.1}
     assert files[0].config["code"] == {"isorun": "0.1.0"}
+
+
+def test_the_changes_of_the_code_are_a_file_of_the_run(twice, files):
+    kept = [path.parent / "files/code" for path in offline_files(twice[0])]
+    copy = kept[0] / "attempt-1.diff"
+    assert not copy.is_symlink(), "the run directory may be moved before it is uploaded"
+    assert copy.read_text() == "diff --git a/x b/x\n"
+    sent = [f.path for r in files[0].records if r.HasField("files") for f in r.files.files]
+    assert "code/attempt-1.diff" in sent
+    assert not kept[1].exists()
 
 
 def test_secrets_of_the_command_line_and_the_config_are_not_recorded(twice):

@@ -32,14 +32,20 @@ config = TrackConfig(console="quiet", tensorboard=False, wandb=values["mode"])
 setup_logging(directory, 0, info.attempt, "INFO")
 tracker = Tracker(config, info, is_main=True, close_seconds=80.0)
 tracker.warn("the tracker is made")  # starts nothing
+if values["evaluated"]:
+    tracker.log(values["evaluated"], {"eval/loss": 9.0})
 for step in range(values["start"] + 1, values["end"] + 1):
     tracker.log(step, {"train/loss": 1.0 / step + info.attempt})
     if step % 10 == 0:
         tracker.log(step, {"eval/loss": 2.0 / step})
         tracker.report(step, {"sample": f"at {step}"})
         tracker.flush(step)
-    tracker.progress(step + 1)
-if values["kill_after"] is None:
+    if step < values["end"] or not values["interrupted"]:
+        tracker.progress(step + 1)
+if values["interrupted"]:
+    tracker.begin_evaluation(values["end"])
+    tracker.close()
+elif values["kill_after"] is None:
     tracker.summary({"loss": 0.5})
     tracker.close()
 else:
@@ -57,11 +63,16 @@ class Run:
     def __init__(self, directory, environment=None):
         self.directory, self.environment, self.attempts = directory, environment or {}, 0
 
-    def attempt(self, start, end, kill_after=None, mode="offline"):
+    def attempt(
+        self, start, end, kill_after=None, mode="offline", interrupted=False, evaluated=None
+    ):
         """Logs the steps after ``start`` up to ``end``, of which the multiples of ten are
-        committed; ``kill_after``: seconds after which trainer and service are killed."""
+        committed; ``kill_after``: seconds after which trainer and service are killed;
+        ``interrupted``: a stop comes in the evaluation of the last step; ``evaluated``: the step
+        whose evaluation is made first."""
         self.attempts += 1
         values = {"start": start, "end": end, "kill_after": kill_after, "mode": mode}
+        values |= {"interrupted": interrupted, "evaluated": evaluated}
         words = [str(self.directory), json.dumps(values | {"attempt": self.attempts})]
         expect = 0 if kill_after is None else -9
         return self._run(quick([sys.executable, "-c", ATTEMPT, *words]), expect)
@@ -133,6 +144,17 @@ def test_rows_of_an_earlier_attempt_win_and_lost_ones_come_from_metrics_jsonl(ki
     assert rows[60]["sample"]["_type"] == "html-file", "one row with all that a step has"
 
 
+def test_the_step_of_an_interrupted_evaluation_is_one_row(tmp_path):
+    """The next attempt makes the evaluation, and sends all of the step."""
+    run = Run(tmp_path)
+    run.attempt(0, 15, interrupted=True)
+    assert run.offline_steps == list(range(1, 15))
+    run.attempt(15, 22, evaluated=15)
+    assert run.offline_steps == list(range(1, 23))
+    (row,) = [r for f in offline_files(tmp_path) for r in history(records(f)) if r["step"] == 15]
+    assert (row["train/loss"], row["eval/loss"]) == (1.0 / 15 + 1, 9.0)
+
+
 def test_a_sync_of_the_offline_files_tells_the_run_once(killed_offline, server):
     killed_offline.environment = server.environment
     killed_offline.wandb_sync(*offline_files(killed_offline.directory))
@@ -180,9 +202,9 @@ def test_the_last_step_of_a_log_is_found_from_its_end(killed_offline, tmp_path):
         list(messages(whole[:-3], growing=False))
 
 
-def sent_by(sent, items, names=frozenset()):
+def sent_by(sent, items):
     rows = []
-    collected = Rows(rows.append, sent, frozenset(names))
+    collected = Rows(rows.append, sent)
     for step, values in items:
         collected.add(step, values)
     collected.flush()
@@ -197,9 +219,7 @@ def test_all_of_a_step_is_one_row():
         {"step": 4, "a": 5},
     ]
     assert sent_by(2, items) == [{"step": 4, "a": 5}]
-    assert sent_by(1, items, names={"a", "b"}) == [{"step": 2, "a": 3}, {"step": 4, "a": 5}]
-    # An evaluation that a stop has interrupted is made by the next attempt.
-    assert sent_by(1, items, names={"a"})[0] == {"step": 1, "b": 2}
+    assert sent_by(1, items) == [{"step": 2, "a": 3}, {"step": 4, "a": 5}]
 
 
 def test_events_are_in_the_row_of_their_step_or_the_first_later_one():

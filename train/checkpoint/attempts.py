@@ -12,8 +12,6 @@ from typing import Any
 from train.files import open_regular, read_bytes, replace_bytes
 from train.json_files import LIMIT, parse_object
 
-NO_END = "no recorded end: it was killed, lost its machine, or is in progress"
-
 
 class Attempts:
     """The attempts of a run, numbered from 1 by their lines."""
@@ -64,14 +62,6 @@ class Attempts:
         values["ended"] = {"time": time.time(), "code": int(code), "reason": reason}
         lines[number - 1] = json.dumps(values).encode()
         replace_bytes(self.path, b"".join(line + b"\n" for line in lines))
-
-
-def described_end(values: Mapping[str, Any]) -> str:
-    """How an attempt ended, from its line, to end a sentence with."""
-    ended = values.get("ended")
-    if not isinstance(ended, Mapping):
-        return NO_END
-    return f"exit code {ended.get('code')}: {ended.get('reason')}"
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from pydantic import Field
 
-from pydantic import Field, GetJsonSchemaHandler, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
-
-from train.section import Section, non_semantic
+from train.section import ShortSection, non_semantic
 
 
-class InitFromConfig(Section):
+class InitFromConfig(ShortSection):
     """Start from existing weights. A text alone stands for ``source``."""
+
+    short_field = "source"
+    short_form = "a place such as runs/base"
 
     source: str = Field(min_length=1)
     """A run directory (its newest checkpoint), a checkpoint (RUN/checkpoints/step-N), an export or
@@ -25,20 +23,3 @@ class InitFromConfig(Section):
     strict: bool = non_semantic(True)
     """Refuse a source whose names or shapes are not those of the model. false: load what matches in
     name and shape, and list the rest."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        if isinstance(value, str) and value:
-            return {"source": value}
-        if not isinstance(value, Mapping | InitFromConfig):
-            raise ValueError("a place such as runs/base, or a mapping with source and strict")
-        return value
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """Either form, for editors."""
-        section = super().__get_pydantic_json_schema__(core_schema, handler)
-        return {"anyOf": [section, {"type": "string", "minLength": 1}]}

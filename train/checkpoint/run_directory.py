@@ -11,6 +11,7 @@ micro_batches.json  micro-batch sizes that fit; see train.setup.batch_size_finde
 init_from/      a copy from a mirror or W&B, until its weights are loaded; see train.setup.init_from
 restore/        a checkpoint from W&B, until it is in checkpoints/
 logs/           a log file per rank
+code/           changes of the code since its commit, by attempt; see train.code.changes
 samples/        texts and images that the task reports; see train.track.samples
 tensorboard/, wandb/
 wandb_checkpoints.json  which checkpoints W&B has; see train.track.wandb_sent
@@ -27,7 +28,6 @@ import os
 import re
 import secrets
 import socket
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -40,7 +40,6 @@ from train.exits import ResumeRefusedError, RetryError, StoppedError, UsageError
 from train.files import is_plain_name, open_regular, write_json
 from train.json_files import Fields, is_count, read_object, shown
 from train.process.diagnose import is_fault_of_machine
-from train.version import __version__
 
 _LOCK = "lock"
 _log = logging.getLogger("train")
@@ -305,20 +304,3 @@ def new_run_id(name: str) -> str:
 def slug(name: str) -> str:
     """The name with only letters, digits, ``_`` and ``-``; never empty."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "run"
-
-
-def code_version() -> dict[str, Any]:
-    """The package version and, in a git repository, the commit and whether it is dirty."""
-    version: dict[str, Any] = {"isorun": __version__}
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
-
-    try:
-        version["commit"] = git("rev-parse", "HEAD")
-        version["dirty"] = bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        pass  # no git, no repository or no commit
-    return version

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from train.checkpoint.init_from_config import InitFromConfig
 from train.config.leaves import leaves, shown_path, value_at
 from train.config.no_secrets import check_no_secrets
 from train.config.scalars import refuse_large_numbers, unreadable
@@ -22,7 +23,7 @@ COMMAND_LINE = "command line"
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 _UNREADABLE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
 """What PyYAML raises for a scalar that has not the form of its tag."""
-SHORT_FORMS = {"init_from": "source"}
+SHORT_FORMS = {"init_from": InitFromConfig.short_field}
 """Sections that a text alone stands for, and the key in them that it sets. It is expanded before
 the merge, so that ``init_from=PLACE init_from.strict=false`` keeps the place."""
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")

@@ -9,6 +9,7 @@ from typing import Any
 
 from train.config.leaves import Path, leaves, shown_path, value_at
 from train.exits import UsageError
+from train.secret_names import secret_variables
 from train.secrets import (
     is_credential_name,
     is_secret_name,
@@ -28,7 +29,7 @@ def check_no_secrets(raw: Any, values: Any, where: Callable[[str], str]) -> None
 
     ``raw``: the values before ``${...}`` is resolved; ``where``: the origin of a dotted key.
     """
-    secrets = _secrets_of_environment()
+    secrets = secret_variables(os.environ)
     _check_keys(values, secrets, where)
     for path, value in leaves(raw):
         if isinstance(value, str) and "${" in value:
@@ -88,15 +89,6 @@ def _is_below_credential(path: Path) -> bool:
         is_credential_name(above) and is_credential_name(f"{above}_{last[0]}")
         for above in names[:-1]
     )
-
-
-def _secrets_of_environment() -> dict[str, str]:
-    """The environment variables with secret names, except short values."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if len(value) >= _SHORTEST and is_secret_variable(name, value)
-    }
 
 
 def _secret_variables(text: str, resolved: Any, secrets: Mapping[str, str]) -> Iterator[str]:

@@ -119,6 +119,7 @@ def evaluate(run: OpenRun) -> None:
     if run.evaluation is None:
         return
     progress = run.progress
+    run.tracker.begin_evaluation(progress.step)
     try:
         with run.metrics.timed("evaluation"):
             result = run.evaluation.run()
@@ -141,6 +142,7 @@ def evaluate(run: OpenRun) -> None:
     metrics = {f"eval/{name}": value for name, value in result.metrics.items()}
     run.tracker.log(progress.step, metrics)
     run.tracker.report(progress.step, result.report)
+    run.tracker.end_evaluation()
     run.hooks.evaluation(metrics)
     run.goodput.flush_soon()
     if run.checkpointing.started_step == progress.step:
@@ -188,6 +190,7 @@ def preempt(run: OpenRun) -> Exit:
         run.directory.record_end(run.attempt.number, Exit.PREEMPTED, f"stopped at step {step}")
     launched = run.engine.world.launcher != "python"
     anywhere = " (by the same launcher, another or none)" if launched else ""
+    run.tracker.event(f"Stopped on request after step {step}; it is saved.")
     run.tracker.info(
         f"Stopped on request after step {step} of {run.data.total_steps}; it is saved. To resume"
         f"{anywhere}:\n  {run.resume_command}"

@@ -47,6 +47,7 @@ from train.setup.build import (
     build_evaluation_batches,
     build_trainable,
 )
+from train.setup.facts import attempt_facts
 from train.setup.init_from import (
     changes_without_effect,
     find_initial_weights,
@@ -148,8 +149,9 @@ def _open(
         metrics.load_state_dict(state["window"])
         if early_stop and state["early_stop"]:
             early_stop.load_state_dict(state["early_stop"])
+    facts = attempt_facts(loaded, joined, data, plan, model)
     tracker = open_tracker(
-        stack, loaded, directory, store, joined, task, data, plan, model, progress, notes,
+        stack, loaded, directory, store, joined, task, data, plan, model, progress, facts, notes,
         [name for name in (attempt.artifact, source and source.source.artifact) if name],
     )  # fmt: skip
     resumed_from = None if attempt.resume_step is None else store.path(attempt.resume_step)
@@ -163,7 +165,7 @@ def _open(
     stack.push(on_error(call_failure_hooks))
     records = _open_records(
         stack, loaded, directory, store, joined, data, plan, model, progress, tracker, beat,
-        initial.record if initial else None,
+        {**facts, "init_from": initial.record if initial else None},
     )  # fmt: skip
     engine.collectives.barrier()  # no rank takes a step of an attempt that is not recorded
     checkpointing = Checkpointing(
@@ -326,7 +328,7 @@ def _open_records(
     progress: Progress,
     tracker: Tracker,
     beat: Callable[[str], None],
-    initial: dict[str, Any] | None,
+    facts: dict[str, Any],
 ) -> Records | None:
     """The records of rank 0; None on other ranks."""
     if not joined.engine.is_main:
@@ -335,7 +337,7 @@ def _open_records(
     joined.stop.watch_file(directory.stop_file)
     values = config.model_dump(mode="json")
     size = plan.largest_micro_batch
-    record_attempt(directory, values, joined, model.strategy, data.order, size, initial)
+    record_attempt(directory, values, joined, model.strategy, data.order, size, facts)
     number = joined.attempt.number
 
     def record_end(code: Exit, text: str) -> None:

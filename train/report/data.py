@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from train.checkpoint.attempts import Attempts
 from train.checkpoint.damage import DamagedError, refused_files
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_view import Checkpoint, Run
+from train.data.stored_fingerprint import digest
 from train.goodput.phases import LABELS
 from train.goodput.read import read_goodput
 from train.json_files import is_count
@@ -148,8 +147,5 @@ def _data(checkpoints: list[Checkpoint], attempts: Mapping[int, dict[str, Any]])
         stored = Manifest.read(checkpoints[-1].path).state.get("data") if checkpoints else None
     except (DamagedError, OSError):
         stored = None
-    if isinstance(stored, list) and stored:
-        text = json.dumps(stored, sort_keys=True)
-        found["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:16]
-        found["fingerprinted values"] = len(stored)
+    found["fingerprint"] = digest(stored)
     return {name: value for name, value in found.items() if value is not None}

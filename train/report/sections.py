@@ -12,7 +12,8 @@ from train.report.data import RunData
 from train.report.figures import shown, start_of
 from train.report.html import Html, join, table, tag
 from train.report.timeline import end
-from train.report.words import clock, duration, placement
+from train.runs.summary import placement_of
+from train.runs.words import clock, duration
 
 SAMPLES = 800_000
 """The most characters of samples of a run."""
@@ -74,7 +75,7 @@ def _facts(run: RunData, *, several: bool) -> dict[str, Html]:
     if (speed := run.metrics.curves.get("speed/samples_per_second")) and speed.last:
         found["Samples/s"] = shown(speed.last.value)
     found |= {
-        "Placement": placement(last) or "–",
+        "Placement": str(placement_of(last) or "–"),
         "Attempts": f"{len(run.attempts):,}",
         "Last exit": "–" if run.state.code is None else str(int(run.state.code)),
         "Duration": duration(end(run) - start_of(run)),

@@ -11,8 +11,9 @@ from train.report.data import RunData
 from train.report.figures import start_of
 from train.report.html import Html, join, table, tag
 from train.report.marks import last_step
-from train.report.words import clock, duration, placement
 from train.runs.state import moment
+from train.runs.summary import placement_of
+from train.runs.words import clock, duration
 
 
 def timeline_section(runs: Sequence[RunData], named: Sequence[str]) -> Html:
@@ -118,7 +119,7 @@ def attempts_table(run: RunData) -> Html:
                 "–" if begin is None else duration(end_of(run, number) - begin),
                 f"{first if is_count(first) else 0:,} to "
                 f"{last_step(number, run.attempts, run.metrics):,}",
-                placement(values),
+                str(placement_of(values) or "–"),
                 str(values.get("micro_batch_size", "–")),
                 str(how.get("code", "–")),
                 str(how.get("reason") or "no recorded end")[:500],

@@ -14,6 +14,7 @@ from train.runs.state import STATES
 from train.runs.summary import Summary, value_at
 from train.runs.table import drawn
 from train.runs.tail import Value
+from train.runs.words import duration
 from train.suggest import did_you_mean
 from train.tasks.registry import BUILT_IN
 
@@ -48,6 +49,11 @@ def _exit(run: Summary, _: float) -> str:
     return f"{end.code} {end.name}".strip() if end else ""
 
 
+def _age(run: Summary, now: float) -> str:
+    age = run.age(now)
+    return "" if age is None else duration(age)
+
+
 def _newest_first(run: Summary) -> float | None:
     last = run.condition.last_sign
     return None if last is None else -last
@@ -78,7 +84,7 @@ COLUMNS = {
             lambda run: run.goodput,
         ),
         Column("exit", _exit, lambda run: run.condition.end and run.condition.end.code),
-        Column("age", lambda run, now: shown_seconds(run.age(now)), _newest_first),
+        Column("age", _age, _newest_first),
     )
 }
 
@@ -93,16 +99,6 @@ def shown_value(value: Value | None) -> str:
     if value is None:
         return ""
     return f"{value.metric.removeprefix('eval/')} {value.value:.4g} @{value.step}"
-
-
-def shown_seconds(seconds: float | None) -> str:
-    """A duration in its largest unit."""
-    if seconds is None:
-        return ""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def ordered(runs: Iterable[Summary], by: str) -> list[Summary]:

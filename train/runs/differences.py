@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_view import Run
+from train.code.changes import read as read_changes
 from train.config.changes import Difference, stored_differences, with_defaults
 from train.config.compose import flatten
 from train.config.schema import Config, config_class
-from train.json_files import is_number
+from train.data.stored_fingerprint import Parts, digest, parts
+from train.json_files import is_count
 from train.runs.summary import task_of, value_at
 from train.tasks.registry import BUILT_IN, find_task
 
@@ -24,7 +25,7 @@ Rows = dict[str, list[Any]]
 _TASK = ("task", "model", "data")
 NOT_ENVIRONMENT = (
     "attempt", "run", "seed", "samples", "batch", "time", "resumed_from_step", "code", "changes",
-    "ended",
+    "ended", "init_from", "dataset", "model_summary",
 )  # fmt: skip
 """What a line of attempts.jsonl has besides the environment."""
 _TOLERANCE = 1e-2
@@ -91,9 +92,18 @@ def differing(each: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def code(run: Run) -> dict[str, Any]:
-    """The versions and the git revision of the last attempt."""
-    found = last_attempt(run).get("code")
-    return dict(found) if isinstance(found, Mapping) else {}
+    """The code of the last attempt, as ``code_of`` gives it."""
+    return code_of(run.path, last_attempt(run))
+
+
+def code_of(directory: Path, attempt: Mapping[str, Any]) -> dict[str, Any]:
+    """The versions and the git revision of an attempt, what it changes in each file (lines added
+    and removed, and a digest of them), and the changes that are not recorded."""
+    number, found = attempt.get("attempt"), attempt.get("code")
+    changes = read_changes(directory, number) if is_count(number) else None
+    files = {f"changes in {file.path}": str(file) for file in changes.files} if changes else {}
+    left_out = {"left out": changes.notes} if changes and changes.notes else {}
+    return {**(found if isinstance(found, Mapping) else {}), **files, **left_out}
 
 
 def environment(run: Run) -> dict[str, Any]:
@@ -117,19 +127,19 @@ def data(runs: Sequence[Run]) -> Rows:
         for run, state in zip(runs, states, strict=True)
     ]
     found = differing([{"samples": count} for count in counts])
-    prints = [_parts(state.get("data")) for state in states]
-    digests = [_digest(parts) for parts in prints]
-    if any(digest != digests[0] for digest in digests):
-        found["fingerprint"] = digests
+    prints = [parts(state.get("data")) for state in states]
+    exact = [_exact(each) for each in prints]
+    if any(each != exact[0] for each in exact):
+        found["fingerprint"] = [digest(state.get("data")) for state in states]
     elif name := _other_values(prints):
-        each = [(parts or {}).get(name, ("", ()))[1] for parts in prints]
+        each = [(found_parts or {}).get(name, ("", ()))[1] for found_parts in prints]
         found[f"first values of {name}"] = [list(values[:3]) for values in each]
     return found
 
 
 def has_fingerprint(run: Run) -> bool:
     """Whether a checkpoint of the run has the fingerprint of its training data."""
-    return _parts(_state(run).get("data")) is not None
+    return parts(_state(run).get("data")) is not None
 
 
 def _state(run: Run) -> Mapping[str, Any]:
@@ -142,32 +152,12 @@ def _state(run: Run) -> Mapping[str, Any]:
     return {}
 
 
-_Parts = dict[str, tuple[str, tuple[float, ...]]]
+def _exact(found: Parts | None) -> list[tuple[str, str]] | None:
+    """What must be equal on any machine."""
+    return None if found is None else [(name, exact) for name, (exact, _) in found.items()]
 
 
-def _parts(stored: Any) -> _Parts | None:
-    """The parts of a fingerprint by name; None for what is not one."""
-    if not isinstance(stored, list) or not stored:
-        return None
-    found: _Parts = {}
-    for part in stored:
-        match part:
-            case [str(name), str(exact), list(values)]:
-                found[name] = exact, tuple(float(v) if is_number(v) else math.nan for v in values)
-            case _:
-                return None
-    return found
-
-
-def _digest(parts: _Parts | None) -> str | None:
-    """A short digest of all that must be equal on any machine."""
-    if parts is None:
-        return None
-    text = json.dumps([[name, exact] for name, (exact, _) in parts.items()])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _other_values(prints: Sequence[_Parts | None]) -> str | None:
+def _other_values(prints: Sequence[Parts | None]) -> str | None:
     """The first part whose values are not close in all fingerprints."""
     first = prints[0] or {}
     for name, (_, values) in first.items():

@@ -93,8 +93,7 @@ def condition(
         before = attempts.get(number - 1, {}) if not ended else last
         return Condition("hung" if hung else "running", _end_of(before), last_sign)
     end = _end_of(last) or _recorded_failure(directory.path, moment(last.get("time")))
-    report = directory.path / "hangs" / f"attempt-{number}" / "report.txt"
-    if not ended and (hang := _first_line(report)):
+    if not ended and (hang := _hang(directory.path, number)):
         return Condition("hung", end or End(Exit.RETRY, Exit.RETRY.name, hang), last_sign)
     if not attempts:
         return Condition("new", None, last_sign)
@@ -102,6 +101,25 @@ def condition(
         asked = any((directory.path / name).exists() for name in ("stop", "stopped.json"))
         return Condition("stopped" if asked and not holder else "dead", None, last_sign)
     return Condition(_state_after(end.code), end, last_sign)
+
+
+def described_end(path: Path, number: int, attempt: Mapping[str, Any]) -> str:
+    """How an attempt of a run directory ended, to end a sentence with: what it recorded itself, the
+    report of its watchdog, or the record of the node agent."""
+    ended = _end_of(attempt)
+    if ended is None and (hang := _hang(path, number)):
+        return f"the watchdog ended it: {hang}"
+    if ended := ended or _recorded_failure(path, moment(attempt.get("time"))):
+        return f"exit code {ended.code}: {ended.reason}"
+    return "no recorded end: it was killed, lost its machine, or is in progress"
+
+
+def _hang(path: Path, number: int) -> str:
+    """The first line of the watchdog's report about an attempt; empty without one."""
+    folder = path / "hangs"
+    if folder.is_symlink() or (folder / f"attempt-{number}").is_symlink():
+        return ""
+    return _first_line(folder / f"attempt-{number}" / "report.txt")
 
 
 def moment(value: object) -> float | None:

@@ -34,7 +34,8 @@ class Placement:
 
     def __str__(self) -> str:
         text = f"{self.strategy} x{self.ranks}"
-        return f"{text} on {self.nodes} nodes" if self.nodes > 1 else text
+        text = f"{text} on {self.nodes} nodes" if self.nodes > 1 else text
+        return text if self.device in ("", "cpu") else f"{text}, {self.device}"
 
 
 @dataclass(frozen=True)

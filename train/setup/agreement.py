@@ -28,15 +28,19 @@ def check_same_run(collectives: Collectives, config: Config, code: dict[str, Any
     facts = {
         "WORLD_SIZE": collectives.world_size,
         "version of torch": torch.__version__,
-        "code": " ".join(str(value) for value in code.values()),
+        "version of isorun": code["isorun"],
+        # None where git is missing or too slow on that node.
+        "git commit": code.get("commit"),
+        "git's answer to whether files are changed": code.get("dirty"),
         **{key: repr(value) for key, value in flatten(config.model_dump(mode="json")).items()},
     }
     everyone = collectives.all_gather_object((socket.gethostname(), facts))
     hosts = [host for host, _ in everyone]
     for name in dict.fromkeys(name for _, theirs in everyone for name in theirs):
         values = [theirs.get(name, "not set") for _, theirs in everyone]
-        usual = _most_common(values)
-        different = [rank for rank, value in enumerate(values) if value != usual]
+        known = [value for value in values if value is not None]
+        usual = _most_common(known) if known else None
+        different = [rank for rank, value in enumerate(values) if value not in (None, usual)]
         if different:
             raise UsageError(
                 f"The ranks are not in the same run: {name} is {values[different[0]]} on "

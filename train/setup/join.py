@@ -6,7 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from train.checkpoint.run_directory import RunDirectory, code_version
+from train.checkpoint.run_directory import RunDirectory
+from train.code.collect import CodeRecord
+from train.code.version import code_version
 from train.config.changes import Difference
 from train.config.load import LoadedConfig
 from train.goodput.ledger import GoodputLedger
@@ -31,6 +33,8 @@ class Joined:
     """The host of each rank."""
     code: dict[str, Any]
     """Versions and commit."""
+    changes: CodeRecord | None
+    """Collects what differs from the commit; None on ranks other than 0, or if it is not wanted."""
     attempt: Attempt
     goodput: GoodputLedger
     """Where the time goes; only rank 0 writes it."""
@@ -65,11 +69,17 @@ def join_ranks(
             attempt = find_run(
                 engine.collectives, loaded, directory, changes, allow_changes=allow_changes
             )
+        changes_of_code = None
         if engine.is_main:
             goodput.open(directory.path, attempt.number, attempt.resume_step or 0)
+            if limit := config.track.code_diff_kb:
+                changes_of_code = CodeRecord(directory.path, attempt.number, limit)
+                stack.callback(changes_of_code.close)
         setup_logging(directory.path, engine.rank, attempt.number, config.track.log_level)
         check_shared_directory(engine.collectives, directory.path, loaded.run_directory_as_set)
     watchdog = stack.enter_context(
         Watchdog(config.watchdog, directory.path, engine.rank, engine.world_size, attempt.number)
     )
-    return Joined(stop, watchdog.heartbeat, choice, engine, hosts, code, attempt, goodput)
+    return Joined(
+        stop, watchdog.heartbeat, choice, engine, hosts, code, changes_of_code, attempt, goodput
+    )

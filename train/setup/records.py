@@ -16,7 +16,8 @@ from train.data.ledger import Ledger
 from train.data.order import SampleOrder
 from train.files import write_json
 from train.process.stop import StopRequest
-from train.secrets import redact
+from train.secrets import redact, redact_values
+from train.setup.facts import RECORDED
 from train.setup.join import Joined
 from train.strategies.base import Strategy
 
@@ -37,10 +38,10 @@ def record_attempt(
     strategy: Strategy,
     order: SampleOrder,
     micro_batch_size: int,
-    initial: dict[str, Any] | None,
+    facts: dict[str, Any],
 ) -> None:
-    """Records this attempt, its config and what it loaded from ``init_from`` (JSON values) in the
-    run directory."""
+    """Records this attempt and its config in the run directory. ``facts``: what it runs on, and in
+    ``init_from`` what it loaded from there; None stands for nothing."""
     attempt = joined.attempt
     directory.clear_finished()
     for name, settings in strategy.run_directory_files().items():
@@ -60,10 +61,16 @@ def record_attempt(
             "micro_batch_size": micro_batch_size,
             "device": strategy.engine.device.type,
             "code": joined.code,
-            **({"init_from": initial} if initial else {}),
+            **{
+                name: redact_values(facts[name])
+                for name in (*RECORDED, "init_from")
+                if facts[name] is not None
+            },
             "changes": [redact(str(change)) for change in attempt.changes],
         }
     )
+    if joined.changes:
+        joined.changes.store()
     # Last, so that config.json is never that of an attempt which is not recorded.
     directory.store_config(config)
 

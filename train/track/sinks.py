@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from train.data.stored_fingerprint import digest
 from train.exits import RunError, UsageError, first_line, prefixed
 from train.plugins import Plugin, find_plugin
 from train.secrets import redact_values
@@ -47,7 +47,12 @@ class RunInfo:
     start_step: int
     """The step that this attempt resumes from; 0 for a new run."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What this attempt runs on, as JSON values: ``placement``, ``dataset``, ``model_summary``."""
+    """What this attempt runs on, as JSON values: ``placement``, ``environment`` (versions),
+    ``image``, ``dataset``, ``model_summary``; in ``attempts`` the same by number of the attempts
+    so far, with ``code`` and ``ended``."""
+    changes: Callable[[], Path | None] = lambda: None
+    """The file of the run directory with what the code differs in from its commit; None without.
+    Waits until git has told it, some seconds at most."""
     inputs: tuple[str, ...] = ()
     """The artifacts of W&B that it has started from: ``entity/project/name:version``."""
 
@@ -84,8 +89,7 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str | int | float | bo
 
 def dataset_facts(samples: int, fingerprint: Any) -> dict[str, Any]:
     """What sinks get to know of the dataset, of which ``fingerprint`` has JSON values."""
-    digest = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
-    return {"samples": samples, "fingerprint": digest[:16]}
+    return {"samples": samples, "fingerprint": digest(fingerprint)}
 
 
 class Sink:
@@ -131,6 +135,10 @@ class Sink:
 
     def advance(self, step: int) -> None:
         """Called once after the last item of a step was logged: ``step`` is a later one."""
+
+    def interrupted(self, step: int) -> None:
+        """Called before ``close`` when the attempt ends within the evaluation of a step. The next
+        attempt makes it and logs the rest of the step."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Logs the final metrics."""

@@ -55,6 +55,14 @@ class TrackConfig(Section):
     """Committed checkpoints as artifacts of W&B. reference: where they are, without an upload, for
     shared storage and mirrors; best: upload the best and the final one; all: upload each."""
 
+    code_diff_kb: int = Field(500, ge=0, le=100_000)
+    """Record what the code differs in from its git commit, new source files included, in at most so
+    many kB (1000 bytes) per attempt; 0 for nothing. Files with names of secrets are left out."""
+
+    wandb_nodes: bool = False
+    """Send the system metrics of all nodes to W&B, not only of the first one, by W&B's shared mode;
+    only online."""
+
     sinks: list[Plugin] = []
     """Further places for metrics: classes derived from train.Sink, by dotted path."""
 

@@ -17,13 +17,15 @@ from train.track.samples import SamplesSink
 from train.track.sinks import RunInfo, Sink, make_sinks
 from train.track.tensorboard import TensorBoardSink
 from train.track.track_config import TrackConfig
+from train.track.wandb_nodes import NodeMetrics
 from train.track.wandb_sink import WandbSink
 
 _log = logging.getLogger("train")
 
 
 class Tracker:
-    """Logs metrics, reports and messages of a run. Ranks other than 0 write only their log file.
+    """Logs metrics, reports and messages of a run. Ranks other than 0 write only their log file; a
+    rank with ``node`` also sends the system metrics of its node.
 
     metrics.jsonl and the console are written directly. Each other sink is imported and called in a
     background thread of its own, so that it delays neither the start nor the loop nor other sinks;
@@ -38,9 +40,10 @@ class Tracker:
         is_main: bool,
         sinks: Sequence[Sink] | None = None,
         store: CheckpointStore | None = None,
+        node: NodeMetrics | None = None,
         close_seconds: float = 20.0,
     ) -> None:
-        self._is_main = is_main
+        self._is_main, self._node = is_main, node
         if not is_main:
             return
         self._close_seconds = close_seconds
@@ -49,6 +52,8 @@ class Tracker:
         self._step = run.start_step
         self._logged: int | None = None
         """A step of which the sinks got items that may not be the last ones."""
+        self._evaluates = False
+        """Whether the evaluation of this step is not logged yet."""
         self._console = open_console(config.console, run.unit, run.total_steps, run.start_step)
         if sinks is None:
             sinks = list[Sink]([SamplesSink(run)])
@@ -115,6 +120,8 @@ class Tracker:
 
     def progress(self, step: int) -> None:
         """Updates the progress; called after every step."""
+        if self._node:
+            self._node.start(step)
         if not self._is_main:
             return
         self._step = step
@@ -124,6 +131,15 @@ class Tracker:
             self._put("advance", step)
             self._logged = None
         self._console.progress(step)
+
+    def begin_evaluation(self, step: int) -> None:
+        """The evaluation of this step is logged next. If the attempt ends before, the step stays
+        incomplete: the next attempt makes the evaluation, and then logs all of the step."""
+        self._step, self._evaluates = step, True
+
+    def end_evaluation(self) -> None:
+        """The evaluation of the step was logged."""
+        self._evaluates = False
 
     def report(self, step: int, items: Mapping[str, Any]) -> None:
         """Logs texts (str) and images (float tensors or arrays of shape (3, H, W) in [0, 1])."""
@@ -211,12 +227,16 @@ class Tracker:
 
     def close(self) -> None:
         """Closes all sinks; waits for the slow ones up to ``close_seconds``."""
+        if self._node:
+            self._node.close()
         if not self._is_main or self._closed:
             return
         self._closed = True
         if self._file:
             self._metrics(self._file.close)
             self._file = None
+        for background in self._backgrounds if self._evaluates else ():
+            background.put_if_started("interrupted", self._step)
         until = time.monotonic() + self._close_seconds
         for background in self._backgrounds:
             background.begin_close()

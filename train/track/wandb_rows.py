@@ -17,14 +17,11 @@ from train.json_files import LARGEST, has_fields, json_lines
 class Rows:
     """Collects what is logged for a step into one row, which is sent when a later step begins.
 
-    W&B has all rows up to the step ``sent``; ``names`` are the metrics of the last one, if it may
-    be incomplete. ``send`` sends a row.
+    W&B has all rows up to the step ``sent``, whose steps are not sent again. ``send`` sends a row.
     """
 
-    def __init__(
-        self, send: Callable[[dict[str, Any]], None], sent: int, names: frozenset[str] = frozenset()
-    ) -> None:
-        self._send, self.sent, self._names = send, sent, names
+    def __init__(self, send: Callable[[dict[str, Any]], None], sent: int) -> None:
+        self._send, self.sent = send, sent
         self._row: dict[str, Any] = {}
         self.count = 0
         """Rows that were sent."""
@@ -35,16 +32,9 @@ class Rows:
             self.flush()
         if not self._row:
             if step <= self.sent:
-                self._send_rest(step, values, columns)
                 return
             self._row = {"step": step, **columns}
         self._row |= values
-
-    def _send_rest(self, step: int, values: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
-        """Sends what an interrupted evaluation has left out of the last row."""
-        rest = {name: value for name, value in values.items() if name not in self._names}
-        if step == self.sent and self._names and rest:
-            self._send({"step": step, **columns, **rest})
 
     def event(self, step: int, text: str, **columns: Any) -> None:
         """Adds a sentence to the column ``event`` of the row of a step, or of the first later step
@@ -57,6 +47,11 @@ class Rows:
         """The rows before this step are complete."""
         if self._row and self._row["step"] < step:
             self.flush()
+
+    def discard(self, step: int) -> None:
+        """Forgets the row of this step, unless it was sent."""
+        if self._row.get("step") == step:
+            self._row = {}
 
     def flush(self) -> None:
         """Sends the last row."""

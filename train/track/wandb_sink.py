@@ -17,8 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from train.checkpoint.store import CheckpointStore
+from train.code.changes import CODE
 from train.exits import first_line
-from train.files import refuse_link
+from train.files import read_bytes, refuse_link
 from train.secrets import redact_command, redact_values
 from train.track.sinks import RunInfo, Sink
 from train.track.track_config import TrackConfig
@@ -26,6 +27,7 @@ from train.track.wandb_checkpoints import CheckpointSender, send_missing
 from train.track.wandb_inputs import RunInputs
 from train.track.wandb_log import is_offline, last_step, synced_marker, transaction_logs
 from train.track.wandb_rows import Rows, as_logged, committed_rows
+from train.track.wandb_shared import NO_SHARED_MODE, has_shared_mode, node_label
 from train.track.wandb_uploads import CheckpointUploads
 
 # Together less than the tracker waits for its sinks.
@@ -91,10 +93,15 @@ class WandbSink(Sink):
         mode = wandb_mode(self.config.wandb, user.mode, user.base_url, user.api_key)
         message = None
         logs = transaction_logs(self.run.directory)  # of earlier attempts
+        if mode == "online" and self.config.wandb_nodes:
+            if has_shared_mode():
+                mode = "shared"
+            else:
+                message = f"track.wandb_nodes has no effect: {NO_SHARED_MODE}."
         try:
             self._run = self._init(mode)
         except Exception as error:
-            if mode != "online":
+            if mode not in ("online", "shared"):
                 raise
             wandb.teardown()  # its service still holds the run id
             wandb.setup(settings=wandb.Settings(silent=True))
@@ -104,14 +111,16 @@ class WandbSink(Sink):
         self._define_metrics()
         if mode != "disabled":
             self._begin_rows(self._sent(mode, logs))
-        if mode == "online" and self.run.inputs:
+            self._add_code()
+        if mode in ("online", "shared") and self.run.inputs:
             self._inputs = RunInputs(self._run, self.run.inputs)
-        if mode == "online" and self._store is not None:
+        if mode in ("online", "shared") and self._store is not None:
             self._uploads = CheckpointUploads(self._sender(self._store))
             self._uploads.start(self._run)
         if mode == "offline":
             command = f"isorun sync {shlex.quote(str(self.run.directory))}"
-            message = f"{message or 'W&B is offline.'} To upload: {command}"
+            nodes = " track.wandb_nodes has no effect offline." if self.config.wandb_nodes else ""
+            message = f"{message or 'W&B is offline.'}{nodes} To upload: {command}"
         return message
 
     def catch_up(self, exit_code: int) -> int:
@@ -161,30 +170,66 @@ class WandbSink(Sink):
 
     def _sent(self, mode: str, logs: Sequence[Path]) -> int:
         """The last step of which W&B has a row."""
+        logged = max((last_step(log) or 0 for log in logs), default=0)
         if mode == "offline":
-            return max((last_step(log) or 0 for log in logs), default=0)
+            return logged
         for log in logs:
             # The rows follow from metrics.jsonl, before later ones. W&B can only append.
             if is_offline(log) and not synced_marker(log).exists():
                 synced_marker(log).write_text("The next attempt has sent its rows.\n")
         step = self._run.summary.get("step") if self._run.resumed else None
-        return int(step) if isinstance(step, (int, float)) else 0
+        if isinstance(step, (int, float)):
+            return int(step)
+        # In shared mode, another node may have written the summary last.
+        return logged if self._run.resumed and mode == "shared" else 0
+
+    def _add_code(self) -> None:
+        """Adds the changes of the code as a file of the W&B run, where it stays with the run, also
+        offline: an artifact would be a thing of the project."""
+        if path := self.run.changes():
+            copy = Path(self._run.dir) / CODE / path.name  # W&B links files elsewhere
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(read_bytes(path))
+            self._run.save(copy, base_path=self._run.dir, policy="now")
 
     def _begin_rows(self, sent: int) -> None:
-        """Sends the committed rows that W&B lacks. The last one may still get more metrics."""
-        start, last = self.run.start_step, dict[str, Any]()
-        rows = Rows(self._run.log, sent)
-        for step, row in committed_rows(self.run.directory / "metrics.jsonl", start):
+        """Sends the committed rows that W&B lacks. The last one may still get metrics: those of an
+        evaluation that the attempt before has not completed."""
+        self._rows = Rows(self._run.log, sent)
+        for step, row in committed_rows(self.run.directory / "metrics.jsonl", self.run.start_step):
             if step > sent:
                 metrics, columns = as_logged(row)
-                rows.add(step, metrics, **columns)
-            elif step == sent == start:
-                last = row
-        if last:
-            rows = Rows(self._run.log, sent, frozenset(last))
-        self._rows = rows
+                self._rows.add(step, metrics, **columns)
 
     def _init(self, mode: str) -> Any:
+        import wandb
+
+        shared = {"x_label": node_label(0), "x_primary": True} if mode == "shared" else {}
+        with redacted_arguments():
+            return wandb.init(
+                **self._place(),
+                resume="allow",
+                name=self.run.name,
+                group=os.environ.get("WANDB_RUN_GROUP") or self.config.wandb_group or self.run.id,
+                job_type=self.config.wandb_job_type,
+                tags=self.config.wandb_tags or None,
+                notes=self.config.wandb_notes,
+                config=redact_values({**self.run.config, "code": self.run.code, **self.run.facts}),
+                dir=str(self.run.directory),
+                mode=mode,  # type: ignore[arg-type]
+                settings=self._settings(**shared),
+            )
+
+    def _place(self) -> dict[str, Any]:
+        """Which W&B run it is."""
+        return {
+            "id": self.run.wandb_id,
+            "project": os.environ.get("WANDB_PROJECT") or self.config.wandb_project,
+            "entity": self.config.wandb_entity,
+        }
+
+    def _settings(self, **more: Any) -> Any:
+        """The settings that the installed version of wandb knows."""
         import wandb
 
         wanted = {
@@ -196,25 +241,10 @@ class WandbSink(Sink):
             "sagemaker_disable": True,  # otherwise the id comes from the SageMaker job
             # By default rows are buffered for 15 s, and lost if the process is killed.
             "x_transaction_log_flush_interval": 1.0,
+            **more,
         }
         known = type(wandb.Settings()).model_fields
-        settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
-        with redacted_arguments():
-            return wandb.init(
-                id=self.run.wandb_id,
-                resume="allow",
-                name=self.run.name,
-                group=os.environ.get("WANDB_RUN_GROUP") or self.config.wandb_group or self.run.id,
-                project=os.environ.get("WANDB_PROJECT") or self.config.wandb_project,
-                entity=self.config.wandb_entity,
-                job_type=self.config.wandb_job_type,
-                tags=self.config.wandb_tags or None,
-                notes=self.config.wandb_notes,
-                config=redact_values({**self.run.config, "code": self.run.code, **self.run.facts}),
-                dir=str(self.run.directory),
-                mode=mode,  # type: ignore[arg-type]
-                settings=settings,
-            )
+        return wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds scalars to the row of a step, with ``step`` as a column; W&B's own step is not
@@ -265,6 +295,12 @@ class WandbSink(Sink):
         """Sends the row of an earlier step."""
         if self._rows:
             self._rows.advance(step)
+
+    def interrupted(self, step: int) -> None:
+        """Keeps the row of the step for the next attempt, since W&B's history can only be appended
+        to."""
+        if self._rows:
+            self._rows.discard(step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Updates the summary of the W&B run, which is complete."""

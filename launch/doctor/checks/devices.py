@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from launch.contract import driver_version
 from launch.doctor.checks.versions import differences, in_words, usual_values
 from launch.doctor.findings import Finding, infrastructure_failure, misconfigured, ok, warning
 from launch.doctor.place import Place
 
 CHECK = "devices"
-_DRIVER = Path("/proc/driver/nvidia/version")
 _GIB = 1 << 30
 _SHOWS_OWN_GPUS = ("srun", "unknown")
 """Launchers that may show each rank other GPUs than this one has (Slurm's --gpus-per-task). Whether
@@ -30,19 +28,11 @@ def inventory() -> dict[str, Any]:
         "count": count,
         "kinds": ", ".join(f"{number} x {name}" for name, number in sorted(kinds.items())) or "cpu",
         "cuda": torch.version.cuda or "none",
-        "driver": _driver(),
+        "driver": driver_version() or "none",
     }
     if count and torch.distributed.is_nccl_available():
         found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     return found
-
-
-def _driver() -> str:
-    try:
-        match = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)", _DRIVER.read_text())
-    except OSError:
-        return "none"
-    return match[1] if match else "unknown"
 
 
 def check(place: Place, found: Mapping[str, Any]) -> list[Finding]:

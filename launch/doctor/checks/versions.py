@@ -7,16 +7,21 @@ import inspect
 import platform
 from collections import Counter
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import launch
-from launch.contract import LoadedConfig, code_version, train_sources, train_version
+from launch.contract import (
+    PACKAGES,
+    LoadedConfig,
+    code_version,
+    package_versions,
+    train_sources,
+    train_version,
+)
 from launch.doctor.findings import Finding, misconfigured, ok
 
 CHECK = "versions"
-_PACKAGES = ("torch", "accelerate", "deepspeed", "numpy")
 
 
 def software(loaded: LoadedConfig | None = None) -> dict[str, str]:
@@ -29,12 +34,7 @@ def software(loaded: LoadedConfig | None = None) -> dict[str, str]:
     if loaded is not None and not loaded.task.__module__.startswith("train."):
         found["task"] = _digest([Path(inspect.getfile(loaded.task))])
     found["python"] = platform.python_version()
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "none"
-    return found
+    return {**found, **dict.fromkeys(PACKAGES, "none"), **package_versions(PACKAGES)}
 
 
 def _sources() -> list[Path]:

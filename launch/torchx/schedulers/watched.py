@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from launch import secrets
-from launch.contract import SUBMITTED_AT, UsageError, safe_path_options
+from launch.contract import IMAGE, SUBMITTED_AT, UsageError, safe_path_options
 from launch.history import launch_log
+from launch.history.image import image_digest
 from launch.torchx import options
 from launch.torchx.refusals import refusals
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torchx.specs import AppDef, Role
 
 LOCAL = ("local_cwd", "local_docker")
+NAMES_IMAGE = ("kubernetes_job",)  # its templates tell the ranks which image they run in
 NO_IMAGE = ("local_cwd", "slurm")  # jobs use the packages installed here, not an image
 
 
@@ -62,6 +64,8 @@ class Watched(Recorded):
             else:
                 secrets.refuse(role.env, role.args, self.known_as)
             installed_here = self.known_as in NO_IMAGE
+            if self.known_as not in NAMES_IMAGE and not installed_here:
+                role.env.setdefault(IMAGE, _with_digest(role.image, self.known_as))
             if installed_here:
                 role.env.setdefault("PATH", _path())
             if role.args[:1] == ["-m"]:  # the job's directory may contain a launch.py
@@ -142,6 +146,12 @@ def _refuse_impossible(role: Role, scheduler: str) -> None:
             "which gives a node neither its number nor the address of node 0; use one node, or "
             "kubernetes_job or slurm for several."
         )
+
+
+def _with_digest(image: str, scheduler: str) -> str:
+    """The image with the digest that Docker on this machine has for it, if it runs there."""
+    digest = image_digest(image) if scheduler == "local_docker" and "@" not in image else None
+    return f"{image}@{digest}" if digest and digest not in image else image
 
 
 def _path() -> str:

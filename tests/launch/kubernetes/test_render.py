@@ -61,7 +61,11 @@ def test_without_changes_the_output_is_that_of_kubectl(overlay):
 
 
 def test_an_image_with_a_digest_needs_no_warning():
-    assert render_words(["cpu-demo", "--set", f"image={DIGEST}"]).warnings == []
+    rendered = render_words(["cpu-demo", "--set", f"image={DIGEST}"])
+    assert rendered.warnings == []
+    (container,) = one(rendered.objects, "Job")["spec"]["template"]["spec"]["containers"]
+    told = [each["value"] for each in container["env"] if each["name"] == "ISORUN_IMAGE"]
+    assert told == [container["image"]] == [DIGEST], "each attempt records it"
 
 
 def test_help_shows_all_options(capsys):

@@ -5,7 +5,8 @@ import threading
 import pytest
 
 from tests.report.test_page import hostile
-from tests.support.report_files import START, write, write_lines, write_run, write_samples
+from tests.support.report_files import START, write_run, write_samples
+from tests.support.run_files import write, write_lines
 from train.report.data import read_run
 from train.report.page import render
 from train.report.serve import open_server
