@@ -139,8 +139,8 @@ def test_what_shards_cannot_train_is_refused_on_one_process_too(tmp_path, part, 
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.parametrize("placement", thinned(list(PLACEMENTS)[:6], kept=["2 fsdp2"]))
-def test_a_forward_pass_that_changes_parameters_is_refused_everywhere(tmp_path, placement):
+@pytest.mark.parametrize("placement", thinned(list(PLACEMENTS)[:4], kept=["2 fsdp2"]))
+def test_a_forward_pass_that_changes_parameters_is_refused_on_all_ranks(tmp_path, placement):
     ranks, *strategy = PLACEMENTS[placement]
     words = [*BASE, *settings("teacher"), *strategy]
     for done in run_ranks(ranks, "fit", tmp_path, *words, expect=64):

@@ -16,7 +16,7 @@ from train.checkpoint.extra_state import has_extra_state
 
 _OF_MODULE = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
-_OF_LIBRARIES = ("ds_", "_ds_", "applied_pre_backward", "_fsdp", "_hf_")
+_OF_LIBRARIES = ("ds_", "_ds_", "applied_pre_backward", "_external_params", "_fsdp", "_hf_")
 """Names, or their beginnings, of what DeepSpeed, FSDP2 and Accelerate add to modules."""
 _MOST_ITEMS, _MOST_BYTES, _DEPTH = 1000, 2**20, 3
 
