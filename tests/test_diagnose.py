@@ -3,6 +3,7 @@
 import errno
 import http.client
 import socket
+import ssl
 import urllib.error
 import urllib.request
 
@@ -26,6 +27,20 @@ def refused_connection(call):
         except Exception as error:
             return error
     raise AssertionError("the connection was accepted")
+
+
+def cut_download():
+    """The error of a server that ends before it has sent all that it announced."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = http.client.HTTPConnection(*server.getsockname())
+        client.request("GET", "/")
+        connection, _ = server.accept()
+        connection.recv(1 << 16)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        connection.close()
+        with pytest.raises(http.client.IncompleteRead) as error:
+            client.getresponse().read()
+        return error.value
 
 
 def too_large():
@@ -70,6 +85,17 @@ CAUSES = {
     "a library in Rust": (RuntimeError("I/O error: Input/output error (os error 5)"), Exit.RETRY),
     "a time limit": (TimeoutError("timed out"), Exit.RETRY),
     "a host that cannot be reached": (OSError(errno.EHOSTUNREACH, "No route"), Exit.RETRY),
+    "FUSE whose process died": (OSError(errno.ENOTCONN, "not connected"), Exit.RETRY),
+    "Lustre that evicted the host": (OSError(errno.ESHUTDOWN, "shutdown"), Exit.RETRY),
+    "NFS without locks": (OSError(errno.ENOLCK, "No locks available"), Exit.RETRY),
+    "a damaged file system": (OSError(errno.EUCLEAN, "needs cleaning"), Exit.RETRY),
+    "an expired ticket": (OSError(errno.EKEYEXPIRED, "Key has expired"), Exit.RETRY),
+    "the limit of processes": (BlockingIOError(errno.EAGAIN, "unavailable"), Exit.RETRY),
+    "the limit of threads": (RuntimeError("can't start new thread"), Exit.RETRY),
+    "a name server that does not answer": (socket.gaierror(-3, "Temporary failure"), Exit.RETRY),
+    "a cut TLS connection": (ssl.SSLEOFError(8, "EOF occurred"), Exit.RETRY),
+    "a wrong certificate": (ssl.SSLCertVerificationError(1, "self-signed"), None),
+    "a cut download": (cut_download(), Exit.RETRY),
     "urllib": (refused_connection(urllib.request.urlopen), Exit.RETRY),
     "requests": (refused_connection(requests.get), Exit.RETRY),
     "a busy server": (http_error(429), Exit.RETRY),

@@ -83,6 +83,8 @@ def test_a_task(tmp_path, outside):
          "loss() returned a tensor of shape (12, 1) as the sum;"),
         ("loss(self, model, batch): return Ratio(model(batch[0]).sum().detach(), 12)",
          "loss() returned a sum without an autograd graph"),
+        ("loss(self, model, batch): return Ratio(model(batch[0]).sum() * 1j, 12)",
+         "loss() returned a complex sum (torch.complex64); return a real one"),
         ("loss(self, model, batch): return Ratio(model(batch[0]).sum(), None)",
          "loss() returned None as the count;"),
         ("count(self, batch): return 1.5", "count() returned 1.5; return the whole number of"),

@@ -441,3 +441,26 @@ class BreaksEvaluation(TinyTask):
     def micro_batches(self):
         """This rank's micro-batches of 6 samples per step."""
         return 2 // int(os.environ["WORLD_SIZE"])
+
+
+class _Failing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("this gradient is broken")
+
+
+class FailsInBackward(TinyTask):
+    """Rank 0 fails while it exchanges the sum of the loss with rank 1, which is slower."""
+
+    def loss(self, model, batch):
+        loss = super().loss(model, batch)
+        if not model.training:
+            return loss
+        if os.environ["RANK"] == "0":
+            return loss._replace(sum=_Failing.apply(loss.sum))
+        time.sleep(3)
+        return loss

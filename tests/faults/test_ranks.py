@@ -37,6 +37,15 @@ def test_the_failed_rank_reports_the_cause_and_the_others_its_loss(tmp_path):
     assert "Traceback" not in that
 
 
+def test_a_rank_that_fails_during_an_exchange_ends(tmp_path):
+    """The end of the exchange and that of the process group once waited for each other."""
+    ranks = start_ranks(2, "fit", tmp_path, f"task.use={TASKS}:FailsInBackward", "strategy=ddp")
+    done = [rank.wait(60) for rank in ranks]
+    assert done[0].returncode == 70, done[0].stderr
+    assert "this gradient is broken" in done[0].stderr
+    assert done[1].returncode == 75, done[1].stderr
+
+
 def test_all_ranks_refuse_a_directory_that_is_in_use(tmp_path):
     first = start("fit", tmp_path, "task.sleep=0.2")
     wait_for(first, (tmp_path / "ledger.bin").exists)

@@ -134,6 +134,18 @@ class AddsBuffer(TinyTask):
         return None
 
 
+class AddsBufferInEvaluation(AddsBuffer):
+    def eval_dataset(self):
+        return TinyTask.eval_dataset(self)
+
+
+def test_a_buffer_that_is_registered_in_the_first_evaluation_is_refused(tmp_path):
+    words = [*BASE, "task.use=tests.invariants.test_extra_state:AddsBufferInEvaluation"]
+    done = run("fit", tmp_path, *words, expect=64)
+    assert "The first evaluation registered the buffer 1.seen" in done.stderr
+    assert not (tmp_path / "attempts.jsonl").exists()
+
+
 def test_a_buffer_that_is_registered_in_a_step_is_refused(tmp_path):
     words = [*BASE, "task.use=tests.invariants.test_extra_state:AddsBuffer"]
     done = run("fit", tmp_path, *words, "evaluate.every_steps=null", expect=64)

@@ -37,6 +37,10 @@ REFUSALS = {
     "sparse": "gradient of parts.1.table.weight is sparse",
     "sparse-function": "gradient of a parameter of the shape (10, 24) is sparse",
     "lazy": "the lazy module parts.1.inner (LazyLinear) has no shape yet",
+    "shared-memory": "parameter parts.1.one.weight shares memory with parts.1.two.weight",
+    "expanded": "elements of the parameter parts.1.scale share memory",
+    "max-norm": "parts.1.table (Embedding) has max_norm",
+    "teacher": "forward pass changed the values of the parameters parts.1.teacher.weight",
 }
 assert REFUSALS.keys() == REFUSED.keys()
 NAMES = list(PARTS)
@@ -133,6 +137,22 @@ def test_what_shards_cannot_train_is_refused_on_one_process_too(tmp_path, part, 
     refused = run("fit", tmp_path, *BASE, *settings(f"looped {part}"), expect=64)
     assert reason in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("placement", thinned(list(PLACEMENTS)[:4], kept=["2 fsdp2"]))
+def test_a_forward_pass_that_changes_parameters_is_refused_on_all_ranks(tmp_path, placement):
+    ranks, *strategy = PLACEMENTS[placement]
+    words = [*BASE, *settings("teacher"), *strategy]
+    for done in run_ranks(ranks, "fit", tmp_path, *words, expect=64):
+        assert "changed the values of the parameters parts.0.teacher.weight" in done.stderr
+
+
+def test_an_encoder_with_padding_is_evaluated_as_on_one_process(tmp_path):
+    words = [*BASE, *settings("encoder")]
+    run("fit", tmp_path / "one", *words)
+    run_ranks(2, "fit", tmp_path / "zero3", *words, "strategy=zero3", ALL_SHARDED)
+    one, zero3 = (curve(tmp_path / name, "eval/loss") for name in ("one", "zero3"))
+    assert largest_difference(one, zero3) <= 1e-5
 
 
 MOVES = [

@@ -26,6 +26,16 @@ class Annotated(torch.optim.SGD):
         super().__init__(params, lr, weight_decay=weight_decay)
 
 
+class ScheduleFree(torch.optim.SGD):
+    """Has other weights for an evaluation than for a step."""
+
+    def train(self):
+        pass
+
+    def eval(self):
+        pass
+
+
 def model():
     module = nn.ModuleDict(
         {
@@ -108,6 +118,7 @@ def test_arguments_arrive_and_the_fused_kernels_are_used():
         ({"options": {"betas": [0.9]}}, r"optim\.options\.betas is \[0\.9\]"),
         ({"use": "sgd", "options": {"dampening": "0.1"}}, r"dampening is '0\.1'.*valid number"),
         ({"use": f"{__name__}:Annotated", "options": {"name": 3}}, r"name is 3.*valid string"),
+        ({"use": f"{__name__}:ScheduleFree"}, r"by its train\(\) and eval\(\).*ema\.decay"),
         ({"eps": 0.1, "options": {"eps": 0.2}}, r"optim\.options\.eps is 0\.2, but optim\.eps"),
     ],
 )

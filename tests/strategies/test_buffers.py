@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
+from tests.support.forked import run_ranks
 from tests.support.ranks import on_ranks
+from tests.support.tiny import TinyTask
 from train.strategies.buffers import BufferSync
 
 
@@ -73,3 +75,21 @@ def test_a_buffer_that_gets_its_first_value_is_unset_again():
     assert module.late is not None
     buffers.restore()
     assert module.late is None
+
+
+class OfAnyDtype(nn.Identity):
+    def __init__(self):
+        super().__init__()
+        for dtype in (torch.uint16, torch.float8_e5m2, torch.complex64, torch.bool):
+            name = str(dtype).removeprefix("torch.")
+            self.register_buffer(name, torch.ones(3, dtype=dtype))
+
+
+class Task(TinyTask):
+    def build_model(self):
+        return nn.Sequential(super().build_model(), OfAnyDtype())
+
+
+def test_buffers_of_dtypes_that_gloo_does_not_know_are_exchanged(tmp_path):
+    words = [f"task.use={__name__}:Task", "strategy=ddp", "length.steps=6"]
+    run_ranks(2, "fit", tmp_path, *words)

@@ -202,6 +202,76 @@ class BatchNormed(nn.Module):
         return self.norm(x)
 
 
+class MaskedGradient(nn.Linear):
+    """Some rows of the weight do not train, which a hook of the parameter sees to."""
+
+    def __init__(self):
+        super().__init__(WIDTH, WIDTH)
+        self.weight.register_hook(lambda gradient: gradient * (torch.arange(WIDTH) % 2))
+
+
+class SharedMemory(nn.Module):
+    """Two parameters tied by their memory, one transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.two.weight.data = self.one.weight.data.t()
+
+    def forward(self, x):
+        return self.two(self.one(x))
+
+
+class Expanded(nn.Module):
+    """A parameter whose elements have one place in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1).expand(WIDTH))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+class MaxNorm(nn.Module):
+    """A table whose vectors are shortened where they are used."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, WIDTH, max_norm=1.0)
+
+    def forward(self, x):
+        return x + self.table((x.detach().sum(-1).abs() * 10).long() % 10)
+
+
+class Teacher(nn.Module):
+    """A frozen copy of a layer, the moving average of its weights, that each forward pass moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.teacher.requires_grad_(False)
+
+    def forward(self, x):
+        if self.training:
+            self.teacher.weight.data.lerp_(self.student.weight.data, 0.1)
+        return self.student(x) + self.teacher(x)
+
+
+class Encoder(nn.Module):
+    """Two layers of torch's encoder, with a mask for the padding."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x):
+        x = x.view(-1, 3, 8)
+        padded = torch.arange(3).eq(2).expand(len(x), 3)
+        return self.layers(x, src_key_padding_mask=padded).flatten(1)
+
+
 PARTS = {
     "frozen": Frozen,
     "frozen-bf16": lambda: Frozen(torch.bfloat16),
@@ -218,18 +288,25 @@ PARTS = {
     "recurrent": Recurrent,
     "looped": Looped,
     "orthogonal": lambda: Around(orthogonal(nn.Linear(WIDTH, WIDTH))),
+    "masked-gradient": MaskedGradient,
 }
 # The same on placements that divide steps alike.
 OF_MICRO_BATCHES = {
     "batch-normed": BatchNormed,
     "spectral": lambda: Around(spectral_norm(nn.Linear(WIDTH, WIDTH))),
 }
+# The gradient of attention's key bias is rounding alone, which Adam scales up.
+OF_ROUNDING = {"encoder": Encoder}
 # No strategy that shards parameters can train these.
 REFUSED = {
     "complex": Complex,
     "sparse": Sparse,
     "sparse-function": SparseFunction,
     "lazy": lambda: Around(nn.LazyLinear(WIDTH)),
+    "shared-memory": SharedMemory,
+    "expanded": Expanded,
+    "max-norm": MaxNorm,
+    "teacher": Teacher,
 }
 
 
@@ -240,7 +317,7 @@ class OddModel(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 4)
         self.parts = nn.ModuleList(
-            {**PARTS, **OF_MICRO_BATCHES, **REFUSED}[part]() for part in parts
+            {**PARTS, **OF_MICRO_BATCHES, **OF_ROUNDING, **REFUSED}[part]() for part in parts
         )
 
     def forward(self, x):

@@ -48,6 +48,9 @@ _SETTINGS = {
         _deterministic,
         lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
     ),
+    "mha.fastpath": _Setting(
+        torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled
+    ),
     "cudnn.benchmark": _attribute(_cudnn, "benchmark"),
     "cudnn.deterministic": _attribute(_cudnn, "deterministic"),
     "cudnn.allow_tf32": _attribute(_cudnn, "allow_tf32"),

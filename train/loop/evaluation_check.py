@@ -11,6 +11,7 @@ from train.config.schema import Config
 from train.data.loader import Batches
 from train.loop.early_stop import metric_value
 from train.loop.evaluate import EvaluationStoppedError, evaluate, make_report
+from train.loop.forward_effects import RegisteredParts
 from train.strategies.base import Strategy
 from train.strategies.call_order import same_calls
 from train.tasks.base import Task
@@ -41,10 +42,12 @@ def check_evaluation(
             return strategy.call(function)
 
     engine, model = strategy.engine, strategy.bare_model
+    registered = RegisteredParts(model)
     strategy.sync_buffers()
     with first as batches:
         metrics = evaluate(engine, call, model, task, batches)
     make_report(engine, call, model, task, config.run.seed)
+    registered.check("first evaluation")
     wanted = {}
     if config.checkpoint.keep_best:
         wanted["checkpoint.keep_best.metric"] = config.checkpoint.keep_best.metric

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from train.exits import UsageError
+from train.loop.forward_effects import BufferChanges, ParameterChanges, RegisteredParts
 from train.loop.hidden_state import HiddenState
 from train.setup.compile_check import check_compiled
 from train.strategies.base import Strategy
@@ -51,15 +52,29 @@ class FirstStepChecks:
                 self._precision,
                 strategy.collectives,
             )
-        self._hidden = HiddenState(strategy.bare_model)
+        model = strategy.bare_model
+        self._hidden, self._registered = HiddenState(model), RegisteredParts(model)
+        self._parameters, self._buffers = ParameterChanges(model), BufferChanges(model)
 
-    def during_forward(self) -> AbstractContextManager[None]:
-        """Surrounds a forward pass: compares the calls of modules between ranks."""
+    @contextmanager
+    def during_forward(self) -> Iterator[None]:
+        """Surrounds a forward pass: compares the calls of modules between ranks, and watches what
+        they change."""
         strategy = self._strategy
-        return same_calls(strategy.gathering_modules(), strategy.collectives)
+        gathering = strategy.gathering_modules()
+        watched = [strategy.model_call, *([] if self._compiled else gathering.values())]
+        with (
+            same_calls(gathering, strategy.collectives),
+            self._buffers.watching(),
+            self._parameters.watching(watched),
+        ):
+            yield
 
     def before_backward(self, loss: Tensor) -> None:
-        """Checks that the gradients of ``loss`` can be exchanged."""
+        """Checks that the gradients of ``loss`` can be exchanged, and that the forward pass has
+        left the parameters as they were; collective."""
+        self._registered.check("first step")
+        self._parameters.check(self._strategy.collectives)
         check_dense(loss)
 
     def after_micro_batch(self, batch: Any, count: object) -> None:
@@ -81,18 +96,17 @@ class FirstStepChecks:
         self._strategy.check_unused()
 
     def _check_hidden_state(self) -> None:
-        changed, added = self._hidden.changed(), self._hidden.added_buffers()
-        del self._hidden  # the tensors that it compares
-        if added:
-            raise UsageError(
-                f"The first step registered the buffer {added[0]}, which a model that is built to "
-                "resume would lack; register it in the module's constructor, as None if it has no "
-                "value yet."
+        if changed := self._hidden.changed():
+            self._warn(
+                f"The first step changed {listed(changed)} of the model, which is neither a "
+                "parameter nor a persistent buffer: it is not saved and may differ between ranks. "
+                "If results depend on it, register it as a buffer, or return it from "
+                "get_extra_state()."
             )
-        if not changed:
-            return
-        self._warn(
-            f"The first step changed {listed(changed)} of the model, which is neither "
-            "a parameter nor a persistent buffer: it is not saved and may differ between ranks. If "
-            "results depend on it, register it as a buffer, or return it from get_extra_state()."
-        )
+        if changed := self._buffers.names:
+            self._warn(
+                f"Forward passes change the buffers {listed(changed, 3)}, which are those of rank "
+                "0's micro-batches: what is computed from them depends on the number of ranks and "
+                "on batch.micro_batch_size."
+            )
+        del self._hidden  # the tensors that it compares

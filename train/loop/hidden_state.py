@@ -16,7 +16,7 @@ from train.checkpoint.extra_state import has_extra_state
 
 _OF_MODULE = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
-_OF_LIBRARIES = ("ds_", "_ds_", "applied_pre_backward", "_fsdp", "_hf_")
+_OF_LIBRARIES = ("ds_", "_ds_", "applied_pre_backward", "_external_params", "_fsdp", "_hf_")
 """Names, or their beginnings, of what DeepSpeed, FSDP2 and Accelerate add to modules."""
 _MOST_ITEMS, _MOST_BYTES, _DEPTH = 1000, 2**20, 3
 
@@ -31,11 +31,6 @@ class HiddenState:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._before = {name: _state(value, _DEPTH) for name, value in _attributes(model)}
-        self._buffers = _buffers(model)
-
-    def added_buffers(self) -> list[str]:
-        """The names of buffers that were registered since, which a new model would lack."""
-        return [name for name in _buffers(self._model) if name not in self._buffers]
 
     def changed(self) -> list[str]:
         """The names of what has another value now, or is new."""
@@ -46,14 +41,15 @@ class HiddenState:
         ]
 
 
-class _TensorState:
+class TensorState:
     """A tensor and the number of its in-place changes."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         self.version = None if tensor.is_inference() else tensor._version
 
-    def same(self, other: _TensorState) -> bool:
+    def same(self, other: TensorState) -> bool:
+        """Whether the values are the same; waits for the device where a tensor was replaced."""
         if self.tensor is other.tensor:
             return self.version == other.version
         one, two = self.tensor.detach(), other.tensor.detach()
@@ -76,16 +72,6 @@ def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield f"{path}.{name}" if path else name, value
 
 
-def _buffers(model: nn.Module) -> list[str]:
-    """The names of persistent buffers, also of those that are None."""
-    return [
-        f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
-        for name in module._buffers
-        if name not in module._non_persistent_buffers_set
-    ]
-
-
 def _state(value: Any, depth: int) -> Any:
     """What can be compared of a value; None for what is not looked at."""
     if isinstance(value, Mapping):
@@ -94,7 +80,7 @@ def _state(value: Any, depth: int) -> Any:
         looked_at = depth and len(value) <= _MOST_ITEMS
         return [_state(item, depth - 1) for item in value] if looked_at else None
     if isinstance(value, Tensor):
-        return None if isinstance(value, (nn.Parameter, DTensor)) else _TensorState(value)
+        return None if isinstance(value, (nn.Parameter, DTensor)) else TensorState(value)
     if isinstance(value, (torch.Generator, np.random.Generator, random.Random)):
         return _generator_state(value)
     return _plain(value)
@@ -115,7 +101,7 @@ def _generator_state(value: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, _TensorState) and isinstance(other, _TensorState):
+    if isinstance(one, TensorState) and isinstance(other, TensorState):
         return one.same(other)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_same, one, other))

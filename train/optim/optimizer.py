@@ -43,11 +43,19 @@ def build_optimizer(
             "sharded parameters of strategy=fsdp2; remove it."
         )
     try:
-        return cls(parameter_groups(model, settings), **arguments)
+        optimizer = cls(parameter_groups(model, settings), **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"The optimiser {config.use!r} (optim.use, {origin}) rejects its arguments: {error}."
         ) from error
+    if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
+        raise UsageError(
+            f"The optimiser {config.use!r} (optim.use, {origin}) switches the model between two "
+            "sets of weights by its train() and eval(), as schedule-free ones do, but a checkpoint "
+            "and an evaluation use the weights that are trained; use another optimiser, with "
+            "ema.decay for an average of weights."
+        )
+    return optimizer
 
 
 def _find(use: str, origin: str) -> Callable[..., Optimizer]:

@@ -132,7 +132,11 @@ _MACHINE_FAILED = (
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
     errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.ENOLINK, errno.ETIMEDOUT, errno.ECONNRESET,
     errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
+    errno.EHOSTUNREACH, errno.ENETRESET,
+    # Of file systems: FUSE whose process died, Lustre that evicted the host, locks of NFS, a file
+    # system that found itself damaged, an expired Kerberos ticket.
+    errno.ENOTCONN, errno.ESHUTDOWN, errno.ENOLCK, errno.EUCLEAN, errno.EKEYEXPIRED,
+    errno.EAGAIN,  # the limit of processes
 )  # fmt: skip
 # Of these, those that NCCL reports of its own host.
 _SHORTAGES = (errno.ENOSPC, errno.EMFILE, errno.ENFILE)
@@ -140,22 +144,30 @@ _SHORTAGES = (errno.ENOSPC, errno.EMFILE, errno.ENFILE)
 _NETWORK_ERRORS = {
     "ConnectionError", "Timeout", "URLError", "TimeoutError", "ConnectTimeoutError",
     "ReadTimeoutError", "NewConnectionError", "EndpointConnectionError", "ClientConnectionError",
-    "HTTPClientError", "ProtocolError",
+    "HTTPClientError", "ProtocolError", "IncompleteRead",
 }  # fmt: skip
+# Errors of Python's own whose numbers are not those of the system: of names, and of TLS.
+_OTHER_NUMBERS = {"gaierror", "SSLEOFError", "SSLZeroReturnError"}
+_NO_THREAD = "can't start new thread"  # Python's message at the limit of processes
 
 
 def is_fault_of_machine(error: BaseException) -> bool:
     """Whether storage, network or the limits of the machine failed, so that a retry may succeed."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if names & _OTHER_NUMBERS:
+        return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _MACHINE_FAILED
     if isinstance(error, TimeoutError):
         return True
-    if {cls.__name__ for cls in type(error).__mro__} & _NETWORK_ERRORS:
+    if names & _NETWORK_ERRORS:
         return not _is_refusal(error) and not isinstance(error, BrokenPipeError)
     # torch and libraries in Rust raise their own errors with the text of the system's.
     text = str(error)
     return isinstance(error, RuntimeError | OSError) and (
-        _is_fault_of_gpu(text) or any(os.strerror(number) in text for number in _MACHINE_FAILED)
+        _is_fault_of_gpu(text)
+        or _NO_THREAD in text
+        or any(os.strerror(number) in text for number in _MACHINE_FAILED)
     )
 
 

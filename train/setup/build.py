@@ -34,7 +34,7 @@ from train.strategies.base import Strategy, StrategySetup
 from train.strategies.blocks import find_blocks
 from train.strategies.engine import Engine
 from train.strategies.meta_init import build_model
-from train.strategies.parameters import check_parameters, empty_to_buffers
+from train.strategies.parameters import check_memory, check_parameters, empty_to_buffers
 from train.strategies.recomputation import checkpoint_activations
 from train.strategies.registry import find_strategy, resolve_name
 from train.suggest import listed
@@ -209,6 +209,7 @@ def build_trainable(
     seed_everything(initial_seed(config.run.seed), engine.device)
     model, initial, converted = build_model(task, config.run.seed)
     check_parameters(model)
+    check_memory(model)
     check_same_model(engine.collectives, model)
     in_evaluation = start_training(model)
     empty_to_buffers(model)

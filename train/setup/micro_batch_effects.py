@@ -73,18 +73,22 @@ def _depending(model: nn.Module) -> dict[str, str]:
     kind."""
     found = {}
     for name, module in model.named_modules():
-        if not module.training:
-            continue
-        kind = type(module).__name__
-        # InstanceNorm normalises each sample alone, but may keep running statistics.
-        statistics = isinstance(module, _NormBase) and (
-            module.track_running_stats or not kind.startswith("InstanceNorm")
-        )
-        hooks = module._forward_pre_hooks.values()
-        if statistics:
-            found[name or "the model"] = kind
-        elif isinstance(module, _SpectralNorm):
-            found[name.split(".parametrizations")[0]] = "spectral norm"
-        elif any(isinstance(hook, SpectralNorm) for hook in hooks):
-            found[name or "the model"] = "spectral norm"
+        if kind := known_kind(module):
+            found[name.split(".parametrizations")[0] or "the model"] = kind
     return found
+
+
+def known_kind(module: nn.Module) -> str | None:
+    """What ``micro_batch_warnings`` says that a module is; None where it does not name it."""
+    if not module.training:
+        return None
+    kind = type(module).__name__
+    # InstanceNorm normalises each sample alone, but may keep running statistics.
+    if isinstance(module, _NormBase) and (
+        module.track_running_stats or not kind.startswith("InstanceNorm")
+    ):
+        return kind
+    hooks = module._forward_pre_hooks.values()
+    if isinstance(module, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in hooks):
+        return "spectral norm"
+    return None

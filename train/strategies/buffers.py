@@ -62,7 +62,8 @@ class BufferSync:
             joined = torch.cat([buffer.tensor.detach().flatten() for buffer in buffers])
             self._synced.append((joined, buffers))
             if self._collectives.world_size > 1:
-                self._collectives.broadcast(joined)
+                # As bytes: gloo and NCCL do not know all dtypes (uint16, float8).
+                self._collectives.broadcast(joined.view(torch.uint8))
                 _split_into(buffers, joined)
 
         if self._has_extra_state:

@@ -29,6 +29,7 @@ from train.signing import Signer
 
 T = TypeVar("T")
 _CHECKPOINT_TIMEOUT = timedelta(hours=1)
+_until_exit: list[nn.Module] = []
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -63,6 +64,9 @@ class Engine:
                 "precision is 'fp16', which needs a GPU, but this machine has none; use bf16 or "
                 "fp32."
             )
+        # In evaluations it bypasses the modules for which sharded strategies gather parameters, and
+        # returns other values where a mask pads.
+        torch.backends.mha.set_fastpath_enabled(False)
         self.world = world
         if on_gpu:
             use_gpu(world, os.environ, distributed=distributed)
@@ -136,6 +140,10 @@ class Engine:
     def leave(self, error: type[BaseException] | None, *_: object) -> None:
         """An exit for an ``ExitStack``: ends the process groups, so that the process can end
         cleanly. After an error, other ranks may not take part any more."""
+        if error is not None and self.world_size > 1:
+            # If DDP's reducer were freed, it would wait, with the interpreter's lock, for a thread
+            # of gloo, which needs the lock at the end of an exchange that nobody waits for.
+            _until_exit.extend(self.accelerator._models)
         end_groups(failed=error is not None)
 
 

@@ -52,6 +52,7 @@ class Fsdp2Strategy(TorchStrategy):
             arguments["offload_policy"] = CPUOffloadPolicy(pin_memory=engine.device.type == "cuda")
         model = engine.on_device(model, move=initial is None)
         make_contiguous(model)
+        self._hooks = {n: _gradient_hooks(p) for n, p in model.named_parameters() if p.dim()}
         self._scalars = [p for p in model.parameters() if not p.dim()]
         arguments["ignored_params"] = set(self._scalars)
         for block in _without_shared(self.setup.blocks, model):
@@ -139,6 +140,8 @@ class Fsdp2Strategy(TorchStrategy):
                 self._watched[name] = parameter
                 register: Any = parameter.register_post_accumulate_grad_hook
                 register(partial(self._record, name))
+                for hook in self._hooks.get(name, ()):
+                    parameter.register_hook(hook)
 
     def _record(self, name: str, _parameter: Tensor) -> None:
         self._used.add(name)
@@ -185,6 +188,12 @@ class Fsdp2Strategy(TorchStrategy):
         for module in self.wrapped.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def _gradient_hooks(parameter: Tensor) -> list[Callable[[Tensor], Tensor | None]]:
+    """What ``register_hook`` was called with, to mask a gradient for example. ``fully_shard``
+    replaces the parameter, and with it these."""
+    return list((parameter._backward_hooks or {}).values())
 
 
 @contextmanager

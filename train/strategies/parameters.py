@@ -36,8 +36,63 @@ def check_parameters(model: nn.Module) -> None:
                     "strategies cannot train; let the parameter be torch.view_as_real() of it, and "
                     "use torch.view_as_complex() of that in forward()."
                 )
-            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+            if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                continue
+            if module.sparse:
                 raise _sparse(name)
+            if module.max_norm is not None:
+                raise UsageError(
+                    f"{where} has max_norm, so its forward pass changes its weight, which replicas "
+                    "do not exchange and sharded strategies lose; remove max_norm, and limit the "
+                    "norms of what it returns."
+                )
+
+
+def check_memory(model: nn.Module) -> None:
+    """Raises UsageError for trainable parameters that share memory with themselves, with another
+    parameter or with a buffer: the optimiser would change what it has changed already, or what it
+    does not train, and shards would have memory of their own."""
+    by_storage: dict[tuple[torch.device, int], list[tuple[str, Tensor]]] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
+            key = tensor.device, tensor.untyped_storage().data_ptr()
+            by_storage.setdefault(key, []).append((name, tensor))
+    for tensors in by_storage.values():
+        for name, tensor in tensors:
+            if not tensor.requires_grad:
+                continue
+            if any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
+                raise UsageError(
+                    f"The elements of the parameter {name} share memory, as after expand(); give "
+                    "each its own with clone() or contiguous(), or expand it in forward()."
+                )
+            for other, shared in tensors:
+                if other != name and _overlap(tensor, shared):
+                    raise UsageError(
+                        f"The parameter {name} shares memory with {other}, but is another tensor, "
+                        "so that shards of them would not; use one nn.Parameter in both places, "
+                        "transposed in forward() if need be, or give each its own memory with "
+                        "clone()."
+                    )
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one storage have a byte in common."""
+    (a, b), (c, d) = _extent(one), _extent(other)
+    if b <= c or d <= a:
+        return False
+    if one.dtype != other.dtype:
+        return True
+    used = torch.zeros(max(b, d) // one.element_size(), dtype=torch.bool)
+    used.as_strided(one.shape, one.stride(), one.storage_offset()).fill_(True)
+    return bool(used.as_strided(other.shape, other.stride(), other.storage_offset()).any())
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor in its storage, and the one after its last."""
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.storage_offset()
+    return start * tensor.element_size(), (start + last + 1) * tensor.element_size()
 
 
 def check_dense(loss: Tensor) -> None:

@@ -71,6 +71,11 @@ def loss_of(task: Task, model: nn.Module, batch: Any) -> Ratio:
             f"The task's loss() returned {_shown(loss.sum)} as the sum; return a scalar tensor: "
             "the loss summed over the batch."
         )
+    if loss.sum.is_complex():
+        raise UsageError(
+            f"The task's loss() returned a complex sum ({loss.sum.dtype}); return a real one, such "
+            "as its abs() or its real part."
+        )
     if torch.is_grad_enabled() and not loss.sum.requires_grad:
         raise UsageError(
             "The task's loss() returned a sum without an autograd graph, so it has no gradient; "
