@@ -140,8 +140,9 @@ class Fsdp2Strategy(TorchStrategy):
                 self._watched[name] = parameter
                 register: Any = parameter.register_post_accumulate_grad_hook
                 register(partial(self._record, name))
+                add_hook: Any = parameter.register_hook
                 for hook in self._hooks.get(name, ()):
-                    parameter.register_hook(hook)
+                    add_hook(hook)
 
     def _record(self, name: str, _parameter: Tensor) -> None:
         self._used.add(name)

@@ -91,8 +91,8 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 def _extent(tensor: Tensor) -> tuple[int, int]:
     """The first byte of a tensor in its storage, and the one after its last."""
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.storage_offset()
-    return start * tensor.element_size(), (start + last + 1) * tensor.element_size()
+    start, size = int(tensor.storage_offset()), tensor.element_size()
+    return start * size, int(start + last + 1) * size
 
 
 def check_dense(loss: Tensor) -> None:
