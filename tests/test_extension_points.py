@@ -199,8 +199,8 @@ def test_a_misspelt_schedule_names_the_closest_one(tmp_path):
     with pytest.raises(UsageError) as caught:
         load("schedule.use=cosin")
     assert str(caught.value) == (
-        "schedule.use must be one of constant, linear, cosine, wsd, step, module.path:function, "
-        "but is 'cosin' (from command line); did you mean cosine?"
+        "schedule.use must be one of constant, linear, cosine, cosine_restarts, wsd, step, "
+        "module.path:function, but is 'cosin' (from command line); did you mean cosine?"
     )
     with pytest.raises(UsageError, match="but schedule.use=cosine takes none"):
         load("schedule.options.a=1")
