@@ -129,6 +129,21 @@ def test_a_mirror_stands_for_its_newest_copy_and_a_url_of_a_step_for_that(tmp_pa
     refused(UsageError, "no checkpoint of step 4", f"{url}/step-000000000004", tmp_path)
 
 
+@pytest.mark.normal
+def test_a_mirror_in_an_object_store(tmp_path, bucket, monkeypatch):
+    bucket_url, options = bucket
+    monkeypatch.setenv("AWS_ENDPOINT_URL", options["endpoint_url"])  # a source has no options
+    as_run(tmp_path)
+    url, store = f"{bucket_url}/weights", CheckpointStore(tmp_path / "run/checkpoints")
+    Mirror(MirrorConfig(url=url, options=options)).upload(store, 12, lambda: True)
+    refused(UsageError, "no checkpoint of step 3", f"{url}/step-000000000003", tmp_path)
+    found = find(url, tmp_path)
+    assert found.step == 12
+    assert torch.equal(read(found)["scale"], some_tensors()["scale"])
+    remove_download(tmp_path / "download")
+    refused(UsageError, "mirror with no checkpoint", "s3://no-such-bucket/weights", tmp_path)
+
+
 def test_a_later_evaluation_of_the_step_is_no_change(tmp_path):
     as_run(tmp_path)
     before = find("run", tmp_path)
