@@ -26,6 +26,7 @@ def test_hadolint_reports_nothing():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_policy_scanner_reports_nothing():
     found = checkov("--framework", "dockerfile", "--file", DOCKERFILE)
     assert [f"{check['check_id']} {check['check_name']}" for check in found["failed"]] == []
