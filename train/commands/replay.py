@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from train.exits import Exit, ResumeRefusedError, UsageError, first_line, sys_ex
 from train.json_files import is_count
 
 if TYPE_CHECKING:
-    from train.diagnosis.replay import Replayed
+    from train.data.fetch import MicroBatch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,11 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Exit:
     """Prints the comparison, on rank 0."""
     loaded = load_config([arguments.path], arguments.overrides, runs=False)
-    start = _start(loaded, arguments.step)
+    with refused_files(loaded.run_directory):
+        logged = _logged(RunDirectory(loaded.run_directory))
+    start = _start(loaded, arguments.step, max(logged["train/loss"], default=0))
     if arguments.on:
         result: dict[str, Any] | None = _elsewhere(arguments, parse(arguments.on))
     else:
-        result = _here(loaded, start, arguments)
+        result = _here(loaded, start, logged, arguments)
     if result is None:  # another rank prints it
         return Exit.DONE
     if arguments.json:
@@ -84,7 +87,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     return Exit.DONE if result["same"] else Exit.DATA
 
 
-def _start(loaded: LoadedConfig, step: int) -> Path | None:
+def _start(loaded: LoadedConfig, step: int, last_logged: int) -> Path | None:
     """The newest checkpoint before the step; None for the start of the run."""
     directory = RunDirectory(loaded.run_directory)
     changes = differences(loaded.config, directory.stored_config() or {})
@@ -95,8 +98,7 @@ def _start(loaded: LoadedConfig, step: int) -> Path | None:
         )
     with refused_files(directory.path):
         steps = CheckpointStore(directory.checkpoints).steps()
-        logged = _logged(directory)["train/loss"]
-    newest = max([*steps, *logged], default=0)
+    newest = max([*steps, last_logged])
     if not 0 < step <= newest:
         raise UsageError(
             f"--step is {step}, but {loaded.run_directory_as_set} has steps 1 to {newest}; name "
@@ -124,7 +126,10 @@ def _logged(directory: RunDirectory) -> dict[str, dict[int, float]]:
 
 
 def _here(
-    loaded: LoadedConfig, start: Path | None, arguments: argparse.Namespace
+    loaded: LoadedConfig,
+    start: Path | None,
+    logged: Mapping[str, Mapping[int, float]],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any] | None:
     from train.diagnosis.bench import open_bench
     from train.diagnosis.replay import differing_tensors, replay
@@ -135,17 +140,17 @@ def _here(
     of_run = size if is_count(size) and size else None
     watch = (arguments.first or step) if arguments.anomaly else None
     with open_bench(loaded, start, of_run) as bench:
-        found = replay(bench, step, _logged(directory), watch=watch)
+        found = replay(bench, step, logged, watch=watch)
         store = CheckpointStore(directory.checkpoints)
         saved = store.path(step) if step in store.steps() else None
         tensors = differing_tensors(bench, saved, arguments.tolerance) if saved else []
         if arguments.batch and bench.engine.is_main:
-            _save(found, step, arguments.batch)
+            _save(found.micro_batches, arguments.batch)
         if not bench.engine.is_main:
             return None
         first, own_size = bench.progress.step, bench.plan.largest_micro_batch
     differing = [c for c in found.compared if not c.difference <= arguments.tolerance]
-    taken = found.taken[step]
+    taken = found.taken
     return {
         "step": step,
         "from": first,
@@ -166,12 +171,10 @@ def _here(
     }
 
 
-def _save(found: Replayed, step: int, path: Path) -> None:
+def _save(of_step: Sequence[MicroBatch], path: Path) -> None:
     import torch
 
-    micro_batches = [
-        {"indices": micro.indices.tolist(), "batch": micro.batch} for micro in found.batches[step]
-    ]
+    micro_batches = [{"indices": micro.indices.tolist(), "batch": micro.batch} for micro in of_step]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(micro_batches, path)

@@ -100,7 +100,7 @@ def _not_finite(result: Memorized) -> str:
 
 def _unmoved(before: Mapping[str, Norms], after: Mapping[str, Norms]) -> list[str]:
     names = [name for name in after if after[name].digest == before[name].digest]
-    if not names or len(after) == 0:
+    if not names:
         return []
     if len(names) == len(after):
         return [

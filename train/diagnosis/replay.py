@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,16 +51,18 @@ class Tensor(NamedTuple):
     """The largest one, relative to the largest element."""
 
 
-class Replayed(NamedTuple):
+@dataclass
+class Replayed:
     """Steps that were taken again."""
 
-    taken: dict[int, Taken]
+    taken: Taken
+    """The last one."""
     compared: list[Compared]
     """Of the steps that the run has logged."""
     outputs: dict[int, Output]
     """By step, the first output that is not finite."""
-    batches: dict[int, Sequence[MicroBatch]]
-    """This rank's micro-batches of the last step."""
+    micro_batches: Sequence[MicroBatch]
+    """This rank's, of the last step."""
 
 
 def replay(
@@ -71,7 +73,7 @@ def replay(
     optim, schedule = bench.loaded.config.optim, bench.loaded.config.schedule
     factor = learning_rate_factor(schedule, bench.data.total_steps)
     taker = bench.steps(lambda step: optim.lr * factor(step))
-    found = Replayed({}, [], {}, {})
+    compared, anomalies = list[Compared](), dict[int, Output]()
     first = bench.progress.step + 1
     loss_sum = float(bench.window.get("loss_sum", 0.0))
     count = float(bench.window.get("count", 0.0))
@@ -83,24 +85,21 @@ def replay(
                     taken = taker.take(micro_batches)
                 wrong = next((output for output in outputs if not output.is_finite), None)
                 if wrong:
-                    found.outputs[step] = wrong
+                    anomalies[step] = wrong
             else:
                 taken = taker.take(micro_batches)
-            found.taken[step] = taken
             if taken.is_finite:
                 loss_sum, count = loss_sum + taken.loss * taken.units, count + taken.units
             if step in logged["train/loss"]:
                 loss = loss_sum / count if count else math.nan
                 loss_sum = count = 0.0
                 own = {"train/loss": loss, "train/gradient_norm": taken.grad_norm}
-                found.compared.extend(
+                compared.extend(
                     Compared(step, name, logged[name][step], value)
                     for name, value in own.items()
                     if step in logged[name]
                 )
-            if step == last:
-                found.batches[step] = micro_batches
-    return found
+    return Replayed(taken, compared, anomalies, micro_batches)
 
 
 def differing_tensors(bench: Bench, checkpoint: Path, tolerance: float) -> list[Tensor]:
