@@ -22,6 +22,7 @@ def bucket():
         options = {"endpoint_url": f"http://{host}:{port}"}
         import s3fs
 
-        s3fs.S3FileSystem(**options).mkdir("bucket")
-        yield "s3://bucket", options
+        name = f"bucket-{port}"  # all servers of a process have the same buckets
+        s3fs.S3FileSystem(**options).mkdir(name)
+        yield f"s3://{name}", options
     server.stop()

@@ -378,7 +378,9 @@ def test_a_copy_of_another_form_is_not_restored(local, store, tmp_path, change):
     assert [path.name for path in other.directory.parent.iterdir()] in ([], ["checkpoints"])
 
 
-@pytest.mark.parametrize("text", ["{}", "", "[]", "[" * 100_000, "\xff", '{"files": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{}", "", "[]", "[" * 100_000, "\xff", '{"files": {}}'], ids=range(6)
+)
 def test_an_index_that_is_no_index_is_not_restored(local, store, tmp_path, text):
     mirror = Mirror(local)
     mirror.upload(store, 10, always)

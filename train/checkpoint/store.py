@@ -7,9 +7,7 @@ under a temporary name, fsynced, then renamed. A directory with a temporary name
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import shutil
 import stat
 import threading
@@ -31,7 +29,6 @@ from train.files import NotRegularError, fsync, refuse_link, replace_text
 
 _TEMPORARY = ".writing-"
 _PRIVATE = 0o700
-_NO_DIRECTORY = "not a directory, or a link to none"
 
 
 class CheckpointStore:
@@ -64,11 +61,13 @@ class CheckpointStore:
         Raises ResumeRefusedError if the directory of the checkpoints is a file or a link.
         """
         self._refuse_link()
-        if not self.directory.is_dir():
-            if os.path.lexists(self.directory):
-                raise unusable(self.directory, NotADirectoryError(errno.ENOTDIR, _NO_DIRECTORY))
+        try:  # without a look before: another process may be making it
+            names = [entry.name for entry in self.directory.iterdir()]
+        except FileNotFoundError:
             return []
-        steps = (parse_step_name(entry.name) for entry in self.directory.iterdir())
+        except NotADirectoryError as error:
+            raise unusable(self.directory, error) from error
+        steps = (parse_step_name(name) for name in names)
         return sorted(step for step in steps if step is not None)
 
     def _refuse_link(self) -> None:

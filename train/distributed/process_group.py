@@ -25,6 +25,10 @@ from train.exits import RetryError, first_line
 from train.signing import Signer
 
 _log = logging.getLogger("train")
+_ended: list[dist.ProcessGroup] = []
+"""Groups that have ended, kept until the process ends: torch destroys a gloo group with the
+interpreter's lock held, while it waits for the group's threads, and one of these may be waiting for
+that lock to release the last collective. That was a deadlock at the end of a run."""
 
 
 def timeout_of(*watchdog_limits: float | None) -> timedelta:
@@ -122,6 +126,7 @@ def end_groups(*, failed: bool, limit: float = 30.0) -> None:
     """
     if not dist.is_initialized():
         return
+    _ended.extend(dist.distributed_c10d._world.pg_map)
     on_gpu = _has_nccl()
     if not failed and not on_gpu:
         dist.destroy_process_group()
@@ -133,6 +138,12 @@ def end_groups(*, failed: bool, limit: float = 30.0) -> None:
     thread.join(limit)
     if thread.is_alive():
         _log.warning("the process groups did not end within %g s; not waiting for them", limit)
+
+
+def end_group(group: dist.ProcessGroup) -> None:
+    """Ends one group that :func:`torch.distributed.new_group` has made; collective."""
+    _ended.append(group)
+    dist.destroy_process_group(group)
 
 
 def _destroy() -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from train.config.schema import Config
 from train.data.plan import BatchConfig, BatchPlan
 from train.distributed.collectives import Collectives
-from train.distributed.process_group import collectives_called
+from train.distributed.process_group import collectives_called, end_group
 from train.exits import OutOfMemoryError, RetryError, first_line
 from train.files import write_json
 from train.json_files import read_object
@@ -134,7 +134,7 @@ class BatchSizeFinder:
         self._engine.free_memory()
         free_device_memory(self._engine.device)
         if group is not None:
-            dist.destroy_process_group(group)
+            end_group(group)
         return fits
 
     @property

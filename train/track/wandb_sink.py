@@ -5,11 +5,13 @@ from __future__ import annotations
 import atexit
 import html
 import importlib
+import logging
 import netrc
 import os
 import pkgutil
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +32,7 @@ from train.track.wandb_rows import Rows, as_logged, committed_rows
 from train.track.wandb_shared import NO_SHARED_MODE, has_shared_mode, node_label
 from train.track.wandb_uploads import CheckpointUploads
 
+_log = logging.getLogger("train")
 # Together less than the tracker waits for its sinks.
 _FINISH_SECONDS = 15.0
 _UPLOAD_SECONDS = 8.0
@@ -322,10 +325,22 @@ class WandbSink(Sink):
             self._inputs.wait(_INPUT_SECONDS)
         if self._uploads:
             self._uploads.close(_UPLOAD_SECONDS)
-        self._run.finish(exit_code=self._exit_code)
+        # W&B's own limit does not hold while the server takes no more of an artifact's file.
+        finish = threading.Thread(target=self._finish, daemon=True)
+        finish.start()
+        finish.join(_FINISH_SECONDS - _UPLOAD_SECONDS + 1.0 if self._uploads else None)
         if self._uploads:
             self._uploads.abandon(1.0)
-        wandb.teardown()  # now, within the tracker's timeout, instead of at exit
+        if finish.is_alive():
+            self.abandon()
+        else:
+            wandb.teardown()  # now, within the tracker's timeout, instead of at exit
+
+    def _finish(self) -> None:
+        try:
+            self._run.finish(exit_code=self._exit_code)
+        except BaseException as error:  # wandb raises KeyboardInterrupt and SystemExit as well
+            _log.warning("W&B did not finish the run: %s", first_line(error))
 
     def abandon(self) -> None:
         """Unregisters wandb's atexit hook, which could block the process exit without limit, and
