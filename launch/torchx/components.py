@@ -35,6 +35,7 @@ def fit(
     preflight: str = "auto",
     rdzv_port: int = 0,
     allow_changes: bool = False,
+    dry_run: bool = False,
     check: bool = True,
 ) -> AppDef:
     """Trains: starts a run, or resumes the run in its run directory.
@@ -59,6 +60,7 @@ def fit(
         preflight: checks of the nodes before the run: off, quick, full, or auto (quick with several nodes)
         rdzv_port: rendezvous port on node 0; 0: a free port with local_cwd, a port of the run on Slurm, else 29500
         allow_changes: resume a run although its config has changed in a way that changes results
+        dry_run: try two steps of everything and print the time and memory of each, instead of training
         check: validate the config before the job is submitted
     """
     check_types(fit, locals())
@@ -67,10 +69,11 @@ def fit(
     )
     world_size = builder.shape.world_size
     train = train_command(config or [], overrides, check=check, world_size=world_size)
+    options = ["--allow-changes"] * allow_changes + ["--dry-run"] * dry_run
     return builder.with_agent(
         "fit",
         ids_of_run(train.name, "fit", train.run_directory),
-        train.words("fit", *(["--allow-changes"] if allow_changes else [])),
+        train.words("fit", *options),
         options=[
             *agent.max_restarts_option(max_restarts),
             *agent.preflight_option(preflight),

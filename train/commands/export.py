@@ -60,52 +60,13 @@ def _export(
     loaded: LoadedConfig, which: str, registry: str | None, arguments: argparse.Namespace
 ) -> None:
     checkpoint = find_checkpoint(loaded, which, other_data=arguments.other_data)
-    from train.export.module import (
-        PARAMETERS,
-        PROGRAM,
-        example_inputs,
-        export_parameters,
-        export_program,
-        make_program,
-        write_description,
-    )
-
     manifest = Manifest.read(checkpoint)
-    task = loaded.task(loaded.config)
-    model = load_full_model(task, checkpoint, loaded)
-    model.eval()
-    form = arguments.form or "both"
-    inputs = None if form == "parameters" else example_inputs(task)
-    if inputs is None and arguments.form in ("both", "program"):
-        raise UsageError(
-            f"--form is {form}, but the task has no example_inputs(), which the export of a "
-            "program needs; implement it, or set --form parameters."
-        )
-    if inputs is None and arguments.form is None:
-        log("The task has no example_inputs(), so the export has no program, only the parameters.")
-    # Before anything is written, since torch.export may refuse the model.
-    program = None if inputs is None else make_program(model, inputs)
     directory = Path(arguments.to or loaded.run_directory / "exports" / f"step-{manifest.step}")
     try:
         if not arguments.to:  # others may write to a run directory
             for folder in (directory.parent, directory):
                 refuse_link(folder)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in (PARAMETERS, PROGRAM):
-            refuse_irregular(directory / name)
-        written = []
-        if form in ("both", "parameters"):
-            written.append(export_parameters(model, directory))
-        source = {
-            "step": manifest.step,
-            "run": manifest.state.get("run"),
-            "metrics": manifest.metrics,
-        }
-        values = loaded.config.model_dump(mode="json")
-        described = write_description(directory, values, source, model)
-        if program is not None:
-            written.append(export_program(program, directory))
-        written.append(described)
+        written = write_export(loaded, checkpoint, directory, arguments.form)
     except OSError as error:
         raise UsageError(
             f"--to is {str(directory)!r}, which cannot be written: {error}; choose another "
@@ -121,6 +82,53 @@ def _export(
         track = loaded.config.track
         name = log_export(written, run_directory.path, identity, track, manifest, registry)
         say(f"W&B: {name}" + (f", linked to {registry}" if registry else ""))
+
+
+def write_export(
+    loaded: LoadedConfig, checkpoint: Path, directory: Path, form: str | None = None
+) -> list[Path]:
+    """Writes the model of a checkpoint, in the ``form`` of --form; returns the paths of the files.
+
+    Raises UsageError if the model cannot be exported in this form, before anything is written, and
+    OSError.
+    """
+    from train.export.module import (
+        PARAMETERS,
+        PROGRAM,
+        example_inputs,
+        export_parameters,
+        export_program,
+        make_program,
+        write_description,
+    )
+
+    task = loaded.task(loaded.config)
+    model = load_full_model(task, checkpoint, loaded)
+    model.eval()
+    inputs = None if form == "parameters" else example_inputs(task)
+    if inputs is None and form in ("both", "program"):
+        raise UsageError(
+            f"--form is {form}, but the task has no example_inputs(), which the export of a "
+            "program needs; implement it, or set --form parameters."
+        )
+    if inputs is None and form is None:
+        log("The task has no example_inputs(), so the export has no program, only the parameters.")
+    program = None if inputs is None else make_program(model, inputs)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in (PARAMETERS, PROGRAM):
+        refuse_irregular(directory / name)
+    written = [] if form == "program" else [export_parameters(model, directory)]
+    manifest = Manifest.read(checkpoint)
+    source = {
+        "step": manifest.step,
+        "run": manifest.state.get("run"),
+        "metrics": manifest.metrics,
+    }
+    values = loaded.config.model_dump(mode="json")
+    described = write_description(directory, values, source, model)
+    if program is not None:
+        written.append(export_program(program, directory))
+    return [*written, described]
 
 
 def _registry(arguments: argparse.Namespace) -> str | None:

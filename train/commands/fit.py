@@ -32,12 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resume a run although its config has changed in ways that change results; the "
         "changes are recorded",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="try a few steps, an evaluation, a checkpoint, a resume and an export, print the time "
+        "and memory of each, and leave nothing",
+    )
 
 
 def run(arguments: argparse.Namespace) -> Exit:
     """Trains. Imports torch only when there is something to train."""
     clock = PhaseClock.of_process()
     loaded = load_config(arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        from train.commands.dry_run import try_run
+
+        return try_run(loaded)
     stop = StopRequest(loaded.config.stop)
     return start(loaded, stop, allow_changes=arguments.allow_changes, clock=clock).exit
 

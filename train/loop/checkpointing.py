@@ -11,7 +11,6 @@ from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.mirroring import Mirroring
 from train.checkpoint.saver import CheckpointSaver, SaveRequest
-from train.checkpoint.state import collect_extra_state, collect_state
 from train.checkpoint.store import CheckpointStore
 from train.data.fetch import MicroBatch
 from train.data.ledger import Ledger, StepRecord
@@ -20,7 +19,7 @@ from train.loop.early_stop import EarlyStop
 from train.loop.state import Progress
 from train.loop.step_metrics import StepMetrics
 from train.optim.ema import Ema
-from train.optim.optimizer import param_group_values
+from train.setup.resume import saved_state
 from train.strategies.base import Strategy
 from train.track.tracker import Tracker
 
@@ -116,8 +115,7 @@ class Checkpointing:
     def reserve(self) -> None:
         """Allocates the host memory of the first checkpoint. Called after the first step, when
         the optimiser has its state."""
-        tensors, _ = collect_extra_state(self._strategy.bare_model, self._collectives.rank)
-        self._saver.reserve({**collect_state(self._strategy, self._ema)[0], **tensors})
+        self._saver.reserve(saved_state(self._strategy, self._ema)[0])
 
     def start(self, progress: Progress, metrics: StepMetrics, early_stop: EarlyStop | None) -> bool:
         """Starts a checkpoint of the present step, after ``wait``. Returns False where there is
@@ -127,16 +125,12 @@ class Checkpointing:
         strategy = self._strategy
         strategy.sync_buffers()
         self._check_records()
-        shards, optimizer_values = collect_state(strategy, self._ema)
-        tensors, extra_state = collect_extra_state(strategy.bare_model, self._collectives.rank)
+        tensors, values = saved_state(strategy, self._ema)
         state = {
             **self._facts,
             **_evaluation_state(progress, early_stop),
             "window": metrics.state_dict(),
-            "loss_scale": strategy.loss_scale.state_dict() if strategy.loss_scale else None,
-            "optimizer": optimizer_values,
-            "extra_state": extra_state,
-            "optimizer_groups": param_group_values(strategy.optimizer),
+            **values,
         }
         evaluated_now = progress.evaluated_step == progress.step
         request = SaveRequest(
@@ -147,7 +141,7 @@ class Checkpointing:
         )
         self.started_step = progress.step
         with metrics.timed("checkpoint"):
-            self._report(self._saver.save({**shards, **tensors}, request))
+            self._report(self._saver.save(tensors, request))
         return True
 
     def amend(self, progress: Progress, early_stop: EarlyStop | None) -> None:

@@ -54,7 +54,7 @@ class _Value(NamedTuple):
 
     parameter: Tensor
     size: int
-    """Elements here: DeepSpeed empties a parameter that it has released."""
+    """Elements here; 0 where DeepSpeed has released or is still gathering the parameter."""
     version: int | None
     """The number of its in-place changes, where there are no numbers."""
     numbers: Tensor | None
@@ -120,6 +120,10 @@ def _values(places: Iterable[tuple[str, nn.Module, str]]) -> dict[str, _Value]:
 
 
 def _value(parameter: Tensor) -> _Value:
+    # With zero3; it gathers before the module that needs them asks.
+    status = getattr(parameter, "ds_status", None)
+    if status is not None and status.name != "AVAILABLE":
+        return _Value(parameter, 0, None, None)
     if isinstance(parameter, DTensor) or parameter.dtype not in _SUMMED:
         return _Value(parameter, parameter.numel(), parameter._version, None)
     data = parameter.detach()
@@ -134,7 +138,7 @@ def _differs(one: _Value, other: _Value) -> bool:
     if one.parameter is not other.parameter:
         # A module that gathers exchanges them itself.
         return not isinstance(one.parameter, DTensor) and not isinstance(other.parameter, DTensor)
-    if one.size != other.size:
+    if one.size != other.size or not one.size:
         return False
     if one.numbers is None or other.numbers is None:
         return one.version != other.version

@@ -36,7 +36,6 @@ from train.loop.step_metrics import StepMetrics
 from train.loop.stragglers import Stragglers
 from train.loop.train_step import TrainStep
 from train.loop.triggers import Triggers
-from train.optim.optimizer import state_settings
 from train.optim.schedule import learning_rate_factor
 from train.process.stop import StopRequest
 from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
@@ -55,7 +54,7 @@ from train.setup.init_from import (
 )
 from train.setup.join import Joined, join_ranks
 from train.setup.records import Records, open_records, record_attempt
-from train.setup.resume import resume
+from train.setup.resume import resume, saved_facts
 from train.tasks.base import Task
 from train.tasks.checked import flops_of
 from train.track.tracker import Tracker
@@ -176,9 +175,9 @@ def _open(
         tracker=tracker,
         ledger=records.ledger if records else None,
         facts={
-            "run": attempt.identity.id, "attempt": attempt.number, "samples": data.order.size,
-            "seed": data.order.seed, "batch": plan.global_batch_size,
-            "optim": state_settings(config.optim), "data": data.fingerprint.to_json(),
+            "run": attempt.identity.id,
+            "attempt": attempt.number,
+            **saved_facts(data.order, plan.global_batch_size, config.optim, data.fingerprint),
         },
         last_step=attempt.resume_step,
         ensure_in_place=directory.ensure_in_place,
@@ -259,7 +258,7 @@ def _check_evaluation(
         return joined.stop.requested
 
     beat("checking the evaluation")
-    check_evaluation(task, model.strategy, loaded.config, build(first_only=True), build, stop=stop)
+    check_evaluation(task, model.strategy, loaded.config, build(most=1), build, stop=stop)
 
 
 def _check_unfinished(loaded: LoadedConfig, directory: RunDirectory, total_steps: int) -> None:

@@ -262,15 +262,15 @@ def build_evaluation_batches(
     default_size: int,
     engine: Engine,
     *,
-    first_only: bool = False,
+    most: int | None = None,
 ) -> Batches:
     """This rank's micro-batches of one pass over the evaluation data ``dataset``; their size is
-    ``evaluate.micro_batch_size``, by default ``default_size``, that of training. ``first_only``:
-    one micro-batch."""
+    ``evaluate.micro_batch_size``, by default ``default_size``, that of training. ``most``: not more
+    than this many."""
     micro_batch_size = config.evaluate.micro_batch_size or default_size
     samples, loader = len(dataset), config.loader
-    if first_only:
-        samples = min(samples, micro_batch_size * engine.world_size)
+    if most:
+        samples = min(samples, most * micro_batch_size * engine.world_size)
         # One worker where there are any: what a dataset opens when it is first read must not be
         # shared with the workers that are forked later.
         alone = {"workers": min(loader.workers, 1), "persistent_workers": False}

@@ -1,4 +1,4 @@
-"""Restores an opened run from a checkpoint."""
+"""What a checkpoint has of the model and the optimiser, and how it is restored."""
 
 from __future__ import annotations
 
@@ -10,14 +10,26 @@ from train.checkpoint import dcp
 from train.checkpoint.buffers import adopt_buffers
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.manifest import Manifest
-from train.checkpoint.state import StoredState, restore_extra_state, restore_state
+from train.checkpoint.state import (
+    StoredState,
+    collect_extra_state,
+    collect_state,
+    restore_extra_state,
+    restore_state,
+)
 from train.checkpoint.store import CheckpointStore
 from train.config.changes import Difference
+from train.data.order import SampleOrder
 from train.distributed.collectives import Collectives
+from train.distributed.shard import Shard
 from train.exits import ResumeRefusedError, RetryError
 from train.optim.ema import Ema
 from train.optim.optim_config import OptimConfig
-from train.optim.optimizer import restore_param_group_values, state_settings
+from train.optim.optimizer import (
+    param_group_values,
+    restore_param_group_values,
+    state_settings,
+)
 from train.optim.state_form import state_that_fits
 from train.setup.fingerprint import DataFingerprint
 from train.strategies.base import Strategy
@@ -31,6 +43,33 @@ class Resumed:
     """The state of the loop, as JSON values."""
     notes: list[str]
     """Warnings for the user."""
+
+
+def saved_state(strategy: Strategy, ema: Ema | None) -> tuple[dict[str, Shard], dict[str, Any]]:
+    """This rank's tensors of a checkpoint by name, sharing memory with the model, and what else of
+    the model and the optimiser :func:`resume` needs, as JSON values. Not collective."""
+    shards, optimizer_values = collect_state(strategy, ema)
+    tensors, extra_state = collect_extra_state(strategy.bare_model, strategy.collectives.rank)
+    values = {
+        "loss_scale": strategy.loss_scale.state_dict() if strategy.loss_scale else None,
+        "optimizer": optimizer_values,
+        "extra_state": extra_state,
+        "optimizer_groups": param_group_values(strategy.optimizer),
+    }
+    return {**shards, **tensors}, values
+
+
+def saved_facts(
+    order: SampleOrder, batch: int, optim: OptimConfig, data: DataFingerprint
+) -> dict[str, Any]:
+    """What else :func:`resume` compares, as JSON values; ``batch``: the global batch size."""
+    return {
+        "samples": order.size,
+        "seed": order.seed,
+        "batch": batch,
+        "optim": state_settings(optim),
+        "data": data.to_json(),
+    }
 
 
 def resume(

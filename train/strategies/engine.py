@@ -29,7 +29,6 @@ from train.signing import Signer
 
 T = TypeVar("T")
 _CHECKPOINT_TIMEOUT = timedelta(hours=1)
-_until_exit: list[nn.Module] = []
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -140,10 +139,6 @@ class Engine:
     def leave(self, error: type[BaseException] | None, *_: object) -> None:
         """An exit for an ``ExitStack``: ends the process groups, so that the process can end
         cleanly. After an error, other ranks may not take part any more."""
-        if error is not None and self.world_size > 1:
-            # If DDP's reducer were freed, it would wait, with the interpreter's lock, for a thread
-            # of gloo, which needs the lock at the end of an exchange that nobody waits for.
-            _until_exit.extend(self.accelerator._models)
         end_groups(failed=error is not None)
 
 

@@ -132,7 +132,7 @@ def test_unchecked_config_files_can_exist_only_in_the_image():
 def test_options_are_passed_to_the_app(home):
     made = app(
         "isorun.fit", "--image", "mine:1", "--env", "A=1,B=2", "--max_retries", "4",
-        "--metadata", "team=us", "--name", "My Job!", "--allow_changes", "True",
+        "--metadata", "team=us", "--name", "My Job!", "--allow_changes", "True", "--dry_run", "True",
         "--mounts", "type=bind,src=/a,dst=/b,readonly,type=volume,src=v,dst=/c", *TINY,
     )  # fmt: skip
     (only,) = made.roles
@@ -141,7 +141,7 @@ def test_options_are_passed_to_the_app(home):
     assert (only.env["A"], only.env["B"]) == ("1", "2")
     assert [mount.dst_path for mount in only.mounts] == ["/b", "/c"]
     assert only.port_map == {"c10d": 29500}
-    assert "--allow-changes" in only.args
+    assert {"--allow-changes", "--dry-run"} <= {*only.args}
 
 
 def test_a_dollar_in_an_override_is_passed_to_the_config():
