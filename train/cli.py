@@ -45,7 +45,7 @@ def _run(words: Sequence[str], prog: str) -> int:
         return int(arguments.run(arguments))
 
 
-def _unexpected(error: Exception) -> int:
+def _unexpected(error: BaseException) -> int:
     """The exit code of an error that is not a RunError."""
     logger = logging.getLogger("train")
     if not is_lost_peer(error):

@@ -145,7 +145,7 @@ def safe_path_options() -> list[str]:
 
 def exit_code_of(
     command: Callable[[], int],
-    unexpected: Callable[[Exception], int | None] | None = None,
+    unexpected: Callable[[BaseException], int | None] | None = None,
     *,
     prints: bool = False,
 ) -> int:
@@ -165,7 +165,9 @@ def exit_code_of(
 
 
 def _code(
-    command: Callable[[], int], unexpected: Callable[[Exception], int | None] | None, prints: bool
+    command: Callable[[], int],
+    unexpected: Callable[[BaseException], int | None] | None,
+    prints: bool,
 ) -> int:
     try:
         return int(command())
@@ -174,13 +176,18 @@ def _code(
     except KeyboardInterrupt:
         log("stopped.")
         return Exit.STOPPED_AT_ONCE
-    except Exception as error:
+    except SystemExit:
+        raise
+    # Some libraries raise errors that are no Exceptions, such as a panic of a library in Rust.
+    except BaseException as error:
         if prints and isinstance(error, BrokenPipeError):
             return Exit.DONE
         return _unexpected_code(error, unexpected)
 
 
-def _unexpected_code(error: Exception, unexpected: Callable[[Exception], int | None] | None) -> int:
+def _unexpected_code(
+    error: BaseException, unexpected: Callable[[BaseException], int | None] | None
+) -> int:
     if missing := _missing_dependency(error):
         return report(missing)
     code = unexpected(error) if unexpected else None
@@ -189,7 +196,7 @@ def _unexpected_code(error: Exception, unexpected: Callable[[Exception], int | N
     return Exit.INTERNAL if code is None else code
 
 
-def print_traceback(error: Exception) -> None:
+def print_traceback(error: BaseException) -> None:
     """Prints an error that is a bug on standard error. The command goes on if that fails."""
     with suppress(OSError):
         text = "".join(traceback.format_exception(error))
@@ -230,7 +237,7 @@ def say(text: str) -> None:
         print(visible(text), flush=True)
 
 
-def _missing_dependency(error: Exception) -> UsageError | None:
+def _missing_dependency(error: BaseException) -> UsageError | None:
     """The error for an installation without its dependencies; None for any other error."""
     if not isinstance(error, ModuleNotFoundError):
         return None

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.doctor
     )
 
 
-def _unexpected(error: Exception) -> int | None:
+def _unexpected(error: BaseException) -> int | None:
     if not isinstance(error, (OSError, RuntimeError)):
         return None
     # Such as a store whose node is gone.

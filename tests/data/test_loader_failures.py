@@ -72,6 +72,21 @@ def test_an_error_is_raised_when_its_batch_is_due(workers):
     assert good == indices[: next(step for step, row in enumerate(indices) if 5 in row)]
 
 
+class PanicException(BaseException):
+    """As the bindings of libraries in Rust raise it."""
+
+
+def panic():
+    raise PanicException("index out of bounds")
+
+
+@pytest.mark.normal
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_that_is_no_exception_is_reported(workers):
+    with pytest.raises(DataError, match="PanicException: index out of bounds"):
+        load(Broken(panic), workers=workers)
+
+
 @pytest.mark.normal
 def test_an_exception_that_cannot_be_pickled_is_reported():
     with pytest.raises(DataError, match="Unpicklable: this that"):
@@ -275,6 +290,23 @@ def test_only_map_style_datasets_are_accepted():
     with pytest.raises(DataError, match="empty dataset"):
         check_dataset(Numbers(0), "train_dataset")
     check_dataset([1, 2], "train_dataset")
+
+
+class Lengthless(Numbers):
+    def __init__(self, length):
+        super().__init__()
+        self.length = length
+
+    def __len__(self):
+        if self.length is None:
+            raise TypeError("object of type 'Reader' has no len()")
+        return self.length
+
+
+@pytest.mark.parametrize("length", [None, -1, 2.5, "3", 2**70])
+def test_a_length_that_is_none_is_refused(length):
+    with pytest.raises(UsageError, match=r"a Lengthless whose __len__ fails \(.+\); return the"):
+        check_dataset(Lengthless(length), "eval_dataset")
 
 
 @pytest.mark.parametrize(

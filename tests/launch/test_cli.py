@@ -106,6 +106,21 @@ def test_another_command_keeps_its_exit_code_when_nobody_reads_its_output(monkey
     assert exit_code_of(lambda: 3) == 3
 
 
+def test_an_error_that_is_no_exception_is_a_bug(capsys):
+    """As the bindings of libraries in Rust raise it."""
+
+    class PanicException(BaseException):
+        pass
+
+    def fails():
+        raise PanicException("index out of bounds")
+
+    assert exit_code_of(fails) == 70
+    assert "PanicException: index out of bounds" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # --help of argparse
+        exit_code_of(sys.exit)
+
+
 def test_a_broken_pipe_of_another_command_is_an_error(capsys):
     def fails():
         raise BrokenPipeError(32, "Broken pipe")

@@ -154,6 +154,18 @@ def test_a_wrong_return_value_of_measure_is_reported():
         evaluate(Wrong(), loaded)
 
 
+def test_a_ratio_is_not_taken_for_the_arguments_of_a_metric_object():
+    """MeanMetric takes two arguments: a value and a weight."""
+    from torchmetrics import MeanMetric
+
+    class Both(Task):
+        def metrics(self):
+            return {"loss": MeanMetric()}
+
+    with pytest.raises(UsageError, match=r"Ratio for 'loss'.*update"), batches(3, 2) as loaded:
+        evaluate(Both(), loaded)
+
+
 def test_two_processes_measure_the_same_as_one(tmp_path):
     """37 samples in micro-batches of 18: the second rank has no samples in the last round."""
     import json
@@ -173,6 +185,8 @@ def test_two_processes_measure_the_same_as_one(tmp_path):
         ({"x": None}, "derive.. returned NoneType for 'x'"),
         ({"x": torch.ones(2)}, "returned Tensor of shape .2,. for 'x'"),
         ({None: 1.0}, "derive.. returned the name None, which is not text"),
+        ({"\ud800": 1.0}, "half of a surrogate pair"),
+        ({"x": 10**400}, "derive.. returned int for 'x'; return a number"),
         ([1.0], "derive.. returned list"),
     ],
 )

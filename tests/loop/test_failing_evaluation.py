@@ -62,6 +62,35 @@ class RareMetric(TinyTask):
         return found
 
 
+class Clips(TinyTask):
+    """Keeps the weights of a layer in bounds, which hold after the first pass."""
+
+    def loss(self, model, batch):
+        model[0].weight.data.clamp_(-0.1, 0.1)
+        return super().loss(model, batch)
+
+
+class SwitchesMode(TinyTask):
+    """Leaves the model in another mode."""
+
+    def measure(self, model, batch):
+        found = super().measure(model, batch)
+        model.train()
+        return found
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (Clips, "changed the values of the parameters 0.weight"),
+        (SwitchesMode, "left (the model itself), 0, 1 and 3 more in training mode"),
+    ],
+)
+def test_what_an_evaluation_changes_of_the_model_is_refused(tmp_path, task, said):
+    done = run("fit", tmp_path, f"task.use={__name__}:{task.__name__}", expect=64)
+    assert said in done.stderr
+
+
 def test_a_mistake_in_the_report_is_found_before_the_first_step(tmp_path):
     done = run("fit", tmp_path, f"task.use={__name__}:BadReport", expect=64)
     assert "report() returned list; return a dict" in done.stderr

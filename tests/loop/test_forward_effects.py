@@ -6,7 +6,12 @@ from torch import nn
 
 from tests.support.ranks import on_ranks
 from train.exits import UsageError
-from train.loop.forward_effects import BufferChanges, ParameterChanges, RegisteredParts
+from train.loop.forward_effects import (
+    BufferChanges,
+    ModeChanges,
+    ParameterChanges,
+    RegisteredParts,
+)
 from train.strategies.parameters import check_memory
 
 
@@ -80,6 +85,41 @@ def test_a_parameter_that_changes_is_named_on_all_ranks(effect, name):
     for error in on_ranks(2, on_rank):
         assert isinstance(error, UsageError)
         assert f"changed the values of the parameters {name}, which" in str(error)
+
+
+def evaluates(model):
+    model.norm.eval()
+
+
+def trains(model):
+    model.train()
+
+
+def restores(model):
+    model.eval()
+    model.train()
+    model.frozen.eval()
+
+
+@pytest.mark.parametrize(
+    ("effect", "said"),
+    [
+        (evaluates, "left norm in evaluation mode"),
+        (trains, "left frozen in training mode"),
+        (restores, None),
+    ],
+)
+def test_a_mode_that_a_forward_pass_switches_is_refused_on_all_ranks(effect, said):
+    def on_rank(collectives):
+        model = nn.ModuleDict({"norm": nn.BatchNorm1d(2), "frozen": nn.Dropout().eval()})
+        modes = ModeChanges(model)
+        with modes.watching():
+            if collectives.rank:
+                effect(model)
+        modes.check(collectives)
+
+    for error in on_ranks(2, on_rank):
+        assert said in str(error) if said else error is None
 
 
 def adds_buffer(model):

@@ -311,7 +311,7 @@ def test_texts_and_images_can_be_reported(track, capfd):
     tracker.report(5, {
         "text": "bell \a, r\r\nn, lone \ud800, tab\t",
         "tensor": torch.full((3, 2, 2), 0.5, dtype=torch.float16),
-        "grey": np.zeros((2, 2)), "number": 7,
+        "grey": np.zeros((2, 2)), "number": 7, "empty": torch.ones(3, 0, 2),
     })  # fmt: skip
     tracker.report(6, {})
     tracker.close()

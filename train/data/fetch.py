@@ -107,7 +107,10 @@ class KeyedDataset:
                     samples.append(self._sample(int(keys.epochs[at]), int(keys.indices[at])))
             at = -2
             batch = self.collate(samples)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        # Also sys.exit, and a panic of a library in Rust, which is no Exception.
+        except BaseException as error:
             # The user's exception may not survive pickling, so workers send its text.
             cause = None if get_worker_info() else error
             kind = kind_of(error)
@@ -126,7 +129,8 @@ class KeyedDataset:
         return self.dataset[index]
 
     def _describe(self, keys: SampleKeys, at: int, error: BaseException) -> str:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        message = " ".join(str(error).split())
+        what = f"{type(error).__name__}: {message}" if message else type(error).__name__
         if isinstance(error, BdbQuit):
             what = "BdbQuit (a breakpoint, which needs a terminal and loader.workers=0)"
         name = type(self.dataset).__name__

@@ -160,7 +160,8 @@ def _already_collated(loaded: Any) -> Any:
 
 
 def check_dataset(dataset: Any, name: str) -> None:
-    """Raises UsageError if a dataset is not map-style, and DataError if it is empty."""
+    """Raises UsageError if a dataset is not map-style or has no length, and DataError if it is
+    empty."""
     from torch.utils.data import IterableDataset
 
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
@@ -170,7 +171,15 @@ def check_dataset(dataset: Any, name: str) -> None:
             "dataset; implement __len__ and __getitem__(index), because a run resumes by sample "
             "index, on any number of processes."
         )
-    if len(dataset) == 0:
+    try:
+        length = len(dataset)
+    except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
+        raise UsageError(
+            f"The task's {name}() returned a {type(dataset).__name__} whose __len__ fails "
+            f"({type(error).__name__}: {first_line(error)}); return the number of samples, a whole "
+            "number, from it."
+        ) from error
+    if length == 0:
         raise DataError(
             f"The task's {name}() returned an empty dataset; return at least one sample."
         )

@@ -11,7 +11,7 @@ from train.config.schema import Config
 from train.data.loader import Batches
 from train.loop.early_stop import metric_value
 from train.loop.evaluate import EvaluationStoppedError, evaluate, make_report
-from train.loop.forward_effects import RegisteredParts
+from train.loop.forward_effects import ModeChanges, ParameterChanges, RegisteredParts
 from train.strategies.base import Strategy
 from train.strategies.call_order import same_calls
 from train.tasks.base import Task
@@ -37,17 +37,27 @@ def check_evaluation(
     true on a rank meanwhile. Raises what an evaluation raises.
     """
 
-    def call(function: Callable[[nn.Module], T]) -> T:
-        with same_calls(strategy.gathering_modules(), strategy.collectives):
-            return strategy.call(function)
-
     engine, model = strategy.engine, strategy.bare_model
     registered = RegisteredParts(model)
+    parameters, modes = ParameterChanges(model), ModeChanges(model)
+    gathering = strategy.gathering_modules()
+    watched = [strategy.model_call, *([] if config.compile else gathering.values())]
+
+    def call(function: Callable[[nn.Module], T]) -> T:
+        with (
+            same_calls(gathering, strategy.collectives),
+            parameters.watching(watched),
+            modes.watching(),
+        ):
+            return strategy.call(function)
+
     strategy.sync_buffers()
     with first as batches:
         metrics = evaluate(engine, call, model, task, batches)
     make_report(engine, call, model, task, config.run.seed)
     registered.check("first evaluation")
+    parameters.check(strategy.collectives)
+    modes.check(strategy.collectives)
     wanted = {}
     if config.checkpoint.keep_best:
         wanted["checkpoint.keep_best.metric"] = config.checkpoint.keep_best.metric

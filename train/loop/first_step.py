@@ -9,7 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from train.exits import UsageError
-from train.loop.forward_effects import BufferChanges, ParameterChanges, RegisteredParts
+from train.loop.forward_effects import (
+    BufferChanges,
+    ModeChanges,
+    ParameterChanges,
+    RegisteredParts,
+)
 from train.loop.hidden_state import HiddenState
 from train.setup.compile_check import check_compiled
 from train.strategies.base import Strategy
@@ -55,6 +60,7 @@ class FirstStepChecks:
         model = strategy.bare_model
         self._hidden, self._registered = HiddenState(model), RegisteredParts(model)
         self._parameters, self._buffers = ParameterChanges(model), BufferChanges(model)
+        self._modes = ModeChanges(model)
 
     @contextmanager
     def during_forward(self) -> Iterator[None]:
@@ -66,15 +72,17 @@ class FirstStepChecks:
         with (
             same_calls(gathering, strategy.collectives),
             self._buffers.watching(),
+            self._modes.watching(),
             self._parameters.watching(watched),
         ):
             yield
 
     def before_backward(self, loss: Tensor) -> None:
         """Checks that the gradients of ``loss`` can be exchanged, and that the forward pass has
-        left the parameters as they were; collective."""
+        left the parameters and the modes as they were; collective."""
         self._registered.check("first step")
         self._parameters.check(self._strategy.collectives)
+        self._modes.check(self._strategy.collectives)
         check_dense(loss)
 
     def after_micro_batch(self, batch: Any, count: object) -> None:

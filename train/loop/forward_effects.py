@@ -1,5 +1,5 @@
 """What forward passes do to a model besides computing: they may register parts that a new model
-lacks, change parameters, which only the optimiser may do, and change buffers."""
+lacks, change parameters, which only the optimiser may do, switch modes, and change buffers."""
 
 from __future__ import annotations
 
@@ -143,6 +143,39 @@ def _differs(one: _Value, other: _Value) -> bool:
     if one.numbers is None or other.numbers is None:
         return one.version != other.version
     return not torch.equal(one.numbers.nan_to_num(), other.numbers.nan_to_num())
+
+
+class ModeChanges:
+    """The modules that forward passes have left in another mode (training or evaluation).
+
+    Such a mode holds from the next micro-batch to the next start of the run, so that the result
+    would depend on both.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.named_modules())
+        self._changed: dict[str, str] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Surrounds a forward pass."""
+        before = [module.training for _, module in self._modules]
+        yield
+        for (name, module), training in zip(self._modules, before, strict=True):
+            if module.training != training:
+                self._changed[name] = "training" if module.training else "evaluation"
+
+    def check(self, collectives: Collectives) -> None:
+        """Raises UsageError on all ranks where a mode has changed on any; collective."""
+        for changed in collectives.all_gather_object(self._changed):
+            if changed:
+                names = listed([name or "(the model itself)" for name in changed], 3)
+                mode = next(iter(changed.values()))
+                raise UsageError(
+                    f"The forward pass left {names} in {mode} mode, which would hold until the "
+                    "next start of the run; call eval() in build_model() for the modules that stay "
+                    "in evaluation mode, or restore the mode before loss() or measure() returns."
+                )
 
 
 class BufferChanges:

@@ -116,9 +116,11 @@ def measures_of(
 ) -> dict[str, Any]:
     """The metrics of one evaluation batch: a tuple of arguments for each name in ``objects``, those
     of the task's torchmetrics objects, and a Ratio of scalars for each other name."""
+    measures: Any
     if type(task).measure is Task.measure:
-        return {"loss": loss_of(task, model, batch)}
-    measures: Any = task.measure(model, batch)
+        measures = {"loss": loss_of(task, model, batch)}
+    else:
+        measures = task.measure(model, batch)
     if not isinstance(measures, Mapping):
         raise UsageError(
             f"The task's measure() returned {_kind(measures)}; return a dict of Ratios by name."
@@ -126,7 +128,7 @@ def measures_of(
     for name, value in measures.items():
         _check_name(name, "measure()")
         if name in objects:
-            if not isinstance(value, (tuple, list)):
+            if isinstance(value, Ratio) or not isinstance(value, (tuple, list)):
                 raise UsageError(
                     f"The task's measure() returned {_kind(value)} for {name!r}; return the tuple "
                     "of arguments of the torchmetrics object's update()."
@@ -159,7 +161,7 @@ def numbers_of(values: Any, source: str) -> dict[str, float]:
             if isinstance(value, str):
                 raise TypeError("text")
             found[name] = float(value)  # also of a scalar of torch or numpy
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
             raise UsageError(
                 f"The task's {source} returned {type(value).__name__}{shape} for {name!r}; return "
@@ -174,7 +176,13 @@ def _check_name(name: object, source: str) -> None:
             f"The task's {source} returned the name {name!r}, which is not text; return results "
             "by name, such as 'accuracy'."
         )
-    if name in RESERVED_METRICS and source != "report()":
+    is_stored = source != "report()"
+    if is_stored and any("\ud800" <= character <= "\udfff" for character in name):
+        raise UsageError(
+            f"The task's {source} returned the name {name!r}, which has half of a surrogate pair, "
+            "so it cannot be stored; decode it as UTF-8."
+        )
+    if is_stored and name in RESERVED_METRICS:
         raise UsageError(
             f"The task's {source} returned a metric named {name!r}, a key that `evaluate --json` "
             "has itself; rename the metric."

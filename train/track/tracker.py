@@ -265,6 +265,8 @@ def _image(value: Any) -> Any:
         value = value.detach().float().cpu().numpy()
     if not isinstance(value, np.ndarray) or value.ndim != 3 or value.shape[0] != 3:
         return None
+    if not value.size:
+        return None
     if value.dtype == np.uint8:
         return value
     return (np.nan_to_num(value).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
