@@ -5,6 +5,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint on the evaluation data",
     "lr-find": "find a learning rate: a range test on this placement",
     "overfit": "train on one batch until it is learnt, or say what is in the way",
+    "profile": "show what steps spend their time on: operators, data, compute, communication",
     "replay": "compute a step of a run again and compare it with what was logged",
     "parity": "run one config on several placements and compare the results",
     "runs": "list runs: state, step, metrics, placement, last exit",

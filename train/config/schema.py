@@ -16,6 +16,7 @@ from train.optim.schedule import ScheduleConfig
 from train.plugins import Plugin
 from train.process.stop import StopConfig
 from train.process.watchdog import WatchdogConfig
+from train.profiling.profile_config import ProfileConfig
 from train.section import Section, name_or_path, names_for_editors, non_semantic
 from train.strategies.registry import CHOICES
 from train.strategies.strategy_config import DdpConfig, Fsdp2Config, ZeroConfig
@@ -185,6 +186,9 @@ class Config(Section):
 
     track: TrackConfig = non_semantic(TrackConfig())
     """What is logged, and where."""
+
+    profile: ProfileConfig | None = non_semantic(None)
+    """Traces of some steps by torch.profiler; null for none, {} for the defaults."""
 
     loader: LoaderConfig = non_semantic(LoaderConfig())
     """How samples are loaded."""

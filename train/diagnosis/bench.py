@@ -79,10 +79,12 @@ class Bench:
             steps=steps,
         )
 
-    def steps(self, learning_rate: Callable[[int], float]) -> Steps:
+    def steps(
+        self, learning_rate: Callable[[int], float], clock: PhaseClock | None = None
+    ) -> Steps:
         """Takes steps with a learning rate that is a function of the step: 0 for the first step
-        of a run."""
-        return Steps(self, learning_rate)
+        of a run. ``clock`` gets their phases."""
+        return Steps(self, learning_rate, clock or PhaseClock())
 
 
 class Taken(NamedTuple):
@@ -105,7 +107,9 @@ class Taken(NamedTuple):
 class Steps:
     """Takes steps of a bench, one by one."""
 
-    def __init__(self, bench: Bench, learning_rate: Callable[[int], float]) -> None:
+    def __init__(
+        self, bench: Bench, learning_rate: Callable[[int], float], clock: PhaseClock
+    ) -> None:
         optim = bench.loaded.config.optim
         self._step = bench.progress.step
         self._checks: FirstStepChecks | None = FirstStepChecks(
@@ -123,7 +127,7 @@ class Steps:
             seed=bench.loaded.config.run.seed,
             ema=bench.model.ema,
             agree=lambda count: _agree(bench.engine.collectives, count),
-            timed=PhaseClock().within,
+            timed=clock.within,
             beat=lambda phase: None,
         ).take
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from train.goodput.phases import Phase
@@ -39,6 +39,8 @@ class PhaseClock:
         self._phase: Phase = "start"
         self._seconds: dict[Phase, float] = {"start": age}
         self._counted_as: Mapping[Phase, Phase] = {}
+        self.annotate: Callable[[Phase], AbstractContextManager[object]] | None = None
+        """Marks the body of ``within`` for a profiler, while there is one."""
 
     @classmethod
     def of_process(cls) -> PhaseClock:
@@ -65,7 +67,8 @@ class PhaseClock:
         before = self._phase
         self.enter(phase)
         try:
-            yield
+            with self.annotate(phase) if self.annotate else nullcontext():
+                yield
         finally:
             self.enter(before)
 

@@ -26,6 +26,8 @@ def fit(run: OpenRun) -> Exit:
     if progress.evaluation_due or at_start:
         evaluate(run)
     checks: FirstStepChecks | None = run.first_step
+    if run.recorder:
+        run.recorder.start(progress.step)
     while progress.step < run.data.total_steps and not run.stopped_early:
         if progress.evaluation_due:
             return preempt(run)
@@ -56,6 +58,9 @@ def fit(run: OpenRun) -> Exit:
             save(run)
         if evaluates:
             evaluate(run)
+        if run.recorder:
+            run.beat("profiling")
+            run.recorder.step_end()
     if progress.evaluation_due:
         return preempt(run)
     return finish(run)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train.checkpoint.damage import refused_files
 from train.checkpoint.manifest import Manifest
@@ -59,6 +59,9 @@ from train.tasks.base import Task
 from train.tasks.checked import flops_of
 from train.track.tracker import Tracker
 
+if TYPE_CHECKING:
+    from train.profiling.recorder import Recorder
+
 _log = logging.getLogger("train")
 
 
@@ -82,6 +85,10 @@ def open_run(
         joined = join_ranks(
             stack, loaded, directory, changes, stop, goodput, allow_changes=allow_changes
         )
+        if loaded.config.profile and loaded.config.profile.memory:
+            from train.loop.profiling import start_memory_history
+
+            start_memory_history(joined.engine.device)
         opened = _open(stack, loaded, directory, joined, allow_changes=allow_changes)
         try:
             yield opened
@@ -214,6 +221,7 @@ def _open(
         tracker=tracker,
         checkpointing=checkpointing,
         hooks=hooks,
+        recorder=_recorder(stack, loaded, directory, joined, tracker),
         evaluation=_open_evaluation(stack, loaded, task, data, plan, model, joined, beat),
         first_step=FirstStepChecks(
             task,
@@ -358,6 +366,20 @@ def _open_records(
         warn=tracker.warn,
         beat=beat,
     )
+
+
+def _recorder(
+    stack: ExitStack,
+    loaded: LoadedConfig,
+    directory: RunDirectory,
+    joined: Joined,
+    tracker: Tracker,
+) -> Recorder | None:
+    if loaded.config.profile is None:
+        return None
+    from train.loop.profiling import open_recorder
+
+    return open_recorder(stack, loaded.config.profile, directory, joined, tracker)
 
 
 def _hooks(

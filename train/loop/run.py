@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from train.checkpoint.run_directory import RunDirectory
 from train.config.load import LoadedConfig
@@ -30,6 +31,9 @@ from train.setup.join import Joined
 from train.strategies.engine import Engine
 from train.tasks.base import Task
 from train.track.tracker import Tracker
+
+if TYPE_CHECKING:
+    from train.profiling.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class OpenRun:
     tracker: Tracker
     checkpointing: Checkpointing
     hooks: Hooks
+    recorder: Recorder | None
+    """None where this rank records no profile."""
     evaluation: Evaluation | None
     """None where the task has no evaluation data."""
     first_step: FirstStepChecks

@@ -133,6 +133,10 @@ class Sink:
         """Called after the checkpoint of a step was committed or its evaluation added; it may have
         been removed since."""
 
+    def trace(self, step: int, path: Path) -> None:
+        """Called when a trace of torch.profiler was written that ends with this step. The file is
+        in profile/attempt-K of the run directory, where traces of other ranks may be as well."""
+
     def advance(self, step: int) -> None:
         """Called once after the last item of a step was logged: ``step`` is a later one."""
 

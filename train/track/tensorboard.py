@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from train.files import refuse_link
+from train.profiling.files import PROFILE, NewTraces, place_copy
 from train.secrets import redact_values
 from train.track.event_files import EventFile, remove_from
 from train.track.sinks import RunInfo, Sink
+
+_log = logging.getLogger("train")
 
 
 class TensorBoardSink(Sink):
@@ -33,6 +38,7 @@ class TensorBoardSink(Sink):
         self._last = run.start_step
         self._row: int | None = None
         """The last step with scalars."""
+        self._traces = NewTraces(run.directory, run.attempt)
         self._events: tuple[int, list[str], float | None] | None = None
         """What happened at a step that is not over, and when."""
 
@@ -121,6 +127,24 @@ class TensorBoardSink(Sink):
         self._events = self._events or (step, [], self.logged_at)
         self._events[1].append(text)
 
+    def trace(self, step: int, path: Path) -> None:
+        """Puts the traces where TensorBoard's profiler plugin looks for them."""
+        self._add_traces()
+
+    def _add_traces(self) -> None:
+        try:
+            for trace in self._traces.take():
+                folder = self._directory
+                for name in (PROFILE, f"attempt-{trace.attempt}"):
+                    folder = folder / name
+                    refuse_link(folder)
+                    folder.mkdir(exist_ok=True)
+                # The plugin takes the first part for a worker and the number for a span.
+                name = f"rank-{trace.rank}.{trace.step}.pt.trace.json.gz"
+                place_copy(trace.path, folder / name)
+        except OSError as error:
+            _log.warning("A trace cannot be shown in TensorBoard: %s", error)
+
     def advance(self, step: int) -> None:
         """Writes the events of earlier steps."""
         if self._events and self._events[0] < step:
@@ -162,6 +186,7 @@ class TensorBoardSink(Sink):
     def close(self) -> None:
         """Writes the last events and closes the file."""
         self._write_events()
+        self._add_traces()  # those of other ranks
         self._file.close()
 
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from train.checkpoint.store import CheckpointStore
@@ -186,6 +187,13 @@ class Tracker:
         """Tells the sinks that a checkpoint was committed or has changed. In any thread."""
         if self._is_main:
             self._put("checkpoint", step)
+
+    def trace(self, step: int, path: Path) -> None:
+        """Tells the sinks that a trace of torch.profiler that ends with this step was written. In
+        any thread."""
+        self.info(f"Trace of the steps up to {step}: {path}")
+        if self._is_main:
+            self._put("trace", step, path)
 
     def _warn_once(self, about: str, text: str) -> None:
         if about not in self._warned:

@@ -30,6 +30,7 @@ from train.track.wandb_inputs import RunInputs
 from train.track.wandb_log import is_offline, last_step, synced_marker, transaction_logs
 from train.track.wandb_rows import Rows, as_logged, committed_rows
 from train.track.wandb_shared import NO_SHARED_MODE, has_shared_mode, node_label
+from train.track.wandb_traces import RunTraces
 from train.track.wandb_uploads import CheckpointUploads
 
 _log = logging.getLogger("train")
@@ -59,6 +60,7 @@ class WandbSink(Sink):
         self._inputs: RunInputs | None = None
         self._exit_code = 0
         self._rows: Rows | None = None
+        self._traces: RunTraces | None = None
         self._hooks = sys.exit, sys.excepthook
 
     def load(self) -> None:
@@ -115,6 +117,7 @@ class WandbSink(Sink):
         if mode != "disabled":
             self._begin_rows(self._sent(mode, logs))
             self._add_code()
+            self._traces = RunTraces(self.run)
         if mode in ("online", "shared") and self.run.inputs:
             self._inputs = RunInputs(self._run, self.run.inputs)
         if mode in ("online", "shared") and self._store is not None:
@@ -294,6 +297,11 @@ class WandbSink(Sink):
         if self._uploads:
             self._uploads.wake()
 
+    def trace(self, step: int, path: Path) -> None:
+        """Sends the traces that are new."""
+        if self._traces:
+            self._traces.send(self._run)
+
     def advance(self, step: int) -> None:
         """Sends the row of an earlier step."""
         if self._rows:
@@ -321,6 +329,8 @@ class WandbSink(Sink):
 
         if self._rows:
             self._rows.flush()
+        if self._traces:
+            self._traces.send(self._run)  # those of other ranks
         if self._inputs:
             self._inputs.wait(_INPUT_SECONDS)
         if self._uploads:

@@ -1,0 +1,1 @@
+"""What a step spends its time and memory on: traces of torch.profiler, and what they say."""
