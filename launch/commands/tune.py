@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.commands.trial_place import number, place_of
 from launch.contract import (
     Exit,
     UsageError,
@@ -21,7 +21,6 @@ from launch.contract import (
     say,
     terminal_width,
     this_world,
-    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -65,10 +64,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="journal (default) or sqlite for a file in the study's directory, or the URL of a "
         "database",
     )  # fmt: skip
-    add("--parallel", default="1", metavar="K", help="trials at a time on this machine (default 1)")
+    add("--parallel", default="1", metavar="K", help="trials at a time (default 1)")
+    add("--processes", metavar="N", help="ranks of each trial, on this machine (default 1)")
     add(
-        "--processes", default="1", metavar="N",
-        help="ranks of each trial, on this machine (default 1)",
+        "-s", "--scheduler", metavar="NAME",
+        help="submit each trial as a job of isorun.fit to this scheduler of TorchX, such as slurm "
+        "or kubernetes_job; default: this machine",
+    )  # fmt: skip
+    add(
+        "-j", metavar="NODESxPROCESSES",
+        help="nodes and processes of each trial, such as 2x8; more than one node needs --scheduler",
+    )  # fmt: skip
+    add("-cfg", "--cfg", metavar="KEY=VALUE,...", help="options of the scheduler (torchx runopts)")
+    add(
+        "--job", action="append", default=[], metavar="NAME=VALUE",
+        help="a further argument of isorun.fit for the jobs, such as h=gpu_h100_8 or image=NAME; "
+        "repeatable",
     )  # fmt: skip
     add(
         "--retries", default=str(_RETRIES), metavar="N",
@@ -99,7 +110,6 @@ def _tune(arguments: argparse.Namespace) -> Exit:
     from launch.agent.signals import Signals
     from launch.contract import check_space, load_space
     from launch.tune.controller import Controller, Plan
-    from launch.tune.devices import shares
     from launch.tune.methods import check_method
     from launch.tune.settings import Settings, parse_objectives
     from launch.tune.study import Study
@@ -111,41 +121,42 @@ def _tune(arguments: argparse.Namespace) -> Exit:
         )
     if arguments.space is None:
         raise UsageError("tune needs --space FILE, with the keys to vary; see docs/tuning.md.")
-    parallel = _number("parallel", arguments.parallel, 1)
-    processes = _number("processes", arguments.processes, 1)
-    retries = _number("retries", arguments.retries, 0)
-    wanted = None if arguments.trials is None else _number("trials", arguments.trials, 1)
+    parallel = number("parallel", arguments.parallel, 1)
+    where = place_of(arguments)
+    retries = number("retries", arguments.retries, 0)
+    wanted = None if arguments.trials is None else number("trials", arguments.trials, 1)
     sampler_name = check_method("sampler", arguments.sampler)
     pruner_name = check_method("pruner", arguments.pruner)
     space = load_space(arguments.space)
-    base = check_space(space, arguments.config, arguments.overrides, processes)
+    base = check_space(space, arguments.config, arguments.overrides, where.world_size)
     objectives = parse_objectives(arguments.objective, base.values())
     _check_evaluations(base.config.evaluate, pruner_name, len(objectives))
-    places = shares(parallel, processes, os.environ)
     settings = Settings(space, objectives, arguments.sampler, arguments.pruner, base)
     if sampler_name == "grid":
         space.grid()  # refuses ranges without a step, before the study exists
+    overrides = [
+        word for word in arguments.overrides if not word.startswith(("run.dir=", "run.name="))
+    ]
+    signals = Signals()
+    signals.interruptible = lambda: False
+    signals.install()
+    name = base.config.run.name
+    backend = where.backend(parallel, name, base.run_directory)
+    first = [*overrides, *space.overrides(space.extremes()[0]), f"run.dir={base.run_directory}"]
+    backend.check(arguments.config, first)
     study = Study(base.run_directory, settings, arguments.storage)
     combinations = study.combinations
     count = wanted or (_TRIALS if combinations is None else len(combinations))
     if combinations is not None:
         count = min(count, len(combinations))
-    overrides = [
-        word for word in arguments.overrides if not word.startswith(("run.dir=", "run.name="))
-    ]
     tell = log if arguments.json else say
     tell(
         f"Study in {base.run_directory_as_set}: {count} trials, "
         f"{', '.join(map(str, objectives))}, sampler {arguments.sampler}, pruner "
-        f"{arguments.pruner}; {parallel} at a time, {processes} "
-        f"{'process' if processes == 1 else 'processes'} each"
+        f"{arguments.pruner}; {parallel} at a time, {where}"
     )
-    signals = Signals()
-    signals.interruptible = lambda: False
-    signals.install()
-    name = base.config.run.name
-    plan = Plan(arguments.config, overrides, name, count, processes, retries, places)
-    stopped = Controller(study, plan, signals, tell).run()
+    plan = Plan(arguments.config, overrides, name, count, retries)
+    stopped = Controller(study, plan, backend, signals, tell).run()
     return _report(study, plan, arguments, stopped=stopped)
 
 
@@ -208,10 +219,3 @@ def _check_evaluations(evaluate: Any, pruner: str, objectives: int) -> None:
             f"--pruner is {pruner!r}, but the config evaluates only at the end of a run; set "
             "evaluate.every_steps or evaluate.every_epochs."
         )
-
-
-def _number(name: str, text: str, least: int) -> int:
-    number = whole_number(text)
-    if number is None or number < least:
-        raise UsageError(f"--{name} must be a whole number of at least {least}, but is {text!r}.")
-    return number

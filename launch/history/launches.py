@@ -132,9 +132,10 @@ class Launch:
         import psutil
 
         with suppress(psutil.Error):
-            if any("torchx" in word for word in psutil.Process(self.line["pid"]).cmdline()):
+            words = psutil.Process(self.line["pid"]).cmdline()
+            if any("torchx" in word or word == "tune" for word in words):
                 return "RUNNING"
-        self.notes.append("the `torchx run` that started it was killed")
+        self.notes.append("the command that started it was killed")
         return "LOST"
 
 

@@ -1,4 +1,4 @@
-"""Starts the trials of a study on this machine, watches them, and records how they end."""
+"""Starts the trials of a study, watches them, and records how they end."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from launch.contract import (
     is_worth_retrying,
     log,
 )
+from launch.tune.backend import Backend, TrialJob
 from launch.tune.result import write_best
 from launch.tune.study import Claim, Study
-from launch.tune.trial import Evaluations, TrialProcesses, final_step, is_in_use
+from launch.tune.trial import Evaluations, final_step, is_in_use
 
 _POLL = 0.1
 """Seconds between two looks at the trials."""
@@ -48,19 +49,15 @@ class Plan:
     """The base of their run.name."""
     trials: int
     """Trials that the study is to have, in whatever state."""
-    processes: int
-    """Ranks of a trial."""
     retries: int
     """Further starts of a trial after failures of the infrastructure."""
-    places: Sequence[Mapping[str, str]]
-    """The environment variables of each place for a trial."""
 
 
 @dataclass
 class _Running:
     claim: Claim
     place: int
-    processes: TrialProcesses
+    job: TrialJob
     evaluations: Evaluations
     run: RunDirectory
     not_before: float = 0.0
@@ -76,9 +73,15 @@ class Controller:
     """Works on a study until there is nothing left to start. ``say`` prints a line for people."""
 
     def __init__(
-        self, study: Study, plan: Plan, signals: Signals, say: Callable[[str], None]
+        self,
+        study: Study,
+        plan: Plan,
+        backend: Backend,
+        signals: Signals,
+        say: Callable[[str], None],
     ) -> None:
-        self._study, self._plan, self._signals, self._say = study, plan, signals, say
+        self._study, self._plan, self._backend = study, plan, backend
+        self._signals, self._say = signals, say
         self._running: list[_Running] = []
         self._error: RunError | None = None
         self._next_look = 0.0
@@ -96,7 +99,7 @@ class Controller:
         try:
             while True:
                 for number in self._signals.take():
-                    self._send_all(number)
+                    self._interrupt_all(number)
                 for running in list(self._running):
                     self._watch(running)
                 if not self._stopping:
@@ -113,7 +116,7 @@ class Controller:
     def _fill(self) -> None:
         """Starts trials in the free places."""
         taken = {running.place for running in self._running}
-        free = [place for place in range(len(self._plan.places)) if place not in taken]
+        free = [place for place in range(self._backend.parallel) if place not in taken]
         if self._running and time.monotonic() < self._next_look:
             return
         for place in free:
@@ -128,23 +131,26 @@ class Controller:
         words = [word for file in plan.files for word in ("--config", file)]
         words += [*plan.overrides, *space.overrides(claim.assigned)]
         words += [f"run.name={plan.name}-{claim.number}", f"run.dir={claim.directory}"]
-        log_file = claim.directory.with_name(f"{claim.directory.name}.log")
         running = _Running(
             claim,
             place,
-            TrialProcesses(words, plan.processes, log_file),
+            self._backend.job(claim, words, place),
             Evaluations(claim.directory / "metrics.jsonl"),
             RunDirectory(claim.directory),
             not_before,
         )
         self._running.append(running)
+        if not_before == 0.0 and running.job.find():
+            self._say(f"trial {claim.number} goes on: {running.job.place}")
+            if claim.pruned_at is not None:
+                running.job.stop()
         self._watch(running)
 
     def _watch(self, running: _Running) -> None:
-        if not running.processes.started:
+        if not running.job.started:
             self._start_if_free(running)
             return
-        code = running.processes.code()  # first: nothing is reported after it
+        code = running.job.code()  # first: nothing is reported after it
         self._read_evaluations(running)
         if code is not None:
             self._ended(running, code)
@@ -167,18 +173,17 @@ class Controller:
             values = " ".join(self._study.space.overrides(claim.assigned))
             if running.not_before == 0.0:
                 self._say(f"trial {claim.number} {'goes on' if resumed else 'starts'}: {values}")
-            running.processes.start(self._environment(running))
+            running.job.start(self._variables(claim))
             if claim.reported and self._prunes:
                 self._prune_if_due(running, max(claim.reported))
 
-    def _environment(self, running: _Running) -> dict[str, str]:
-        environment = {**os.environ, **self._plan.places[running.place]}
-        if self._study.settings.base.config.track.wandb_group is None:
-            environment.setdefault(WANDB_GROUP, self._plan.name)
-        environment.pop("TORCHELASTIC_ERROR_FILE", None)  # it is for errors of this process
-        if given := environment.get(RUN_ID):
-            environment[RUN_ID] = environment[WANDB_ID] = f"{given}-{running.claim.number}"
-        return environment
+    def _variables(self, claim: Claim) -> dict[str, str]:
+        """The environment variables by which the runs of the study belong together."""
+        group = self._study.settings.base.config.track.wandb_group
+        variables = {WANDB_GROUP: group or os.environ.get(WANDB_GROUP) or self._plan.name}
+        if given := os.environ.get(RUN_ID):
+            variables[RUN_ID] = variables[WANDB_ID] = f"{given}-{claim.number}"
+        return variables
 
     def _read_evaluations(self, running: _Running) -> None:
         for step, values in running.evaluations.new():
@@ -199,7 +204,7 @@ class Controller:
                     f"reports only {', '.join(sorted(reported))}"
                     f"{did_you_mean(objective.name, reported).rstrip('.')}; correct --objective."
                 )
-                self._send_all(signal.SIGTERM)
+                self._stop_all()
 
     def _prune_if_due(self, running: _Running, step: int) -> None:
         """Asks the trial to stop if the pruner wants it; never after its last step."""
@@ -207,7 +212,7 @@ class Controller:
         if step == running.final or not self._study.should_prune(running.claim):
             return
         running.claim.note(pruned_at=step)  # before the request: it holds if this process dies
-        running.processes.send(signal.SIGTERM)
+        running.job.stop()
 
     def _ended(self, running: _Running, code: int) -> None:
         """Records what the exit code of a trial means."""
@@ -272,10 +277,10 @@ class Controller:
         step = claim.pruned_at
         claim.note(**_exit_facts(code))
         if step is None:
-            claim.note(reason=running.processes.last_error())
+            claim.note(reason=running.job.last_error())
             self._say(
                 f"trial {claim.number} pruned: {_named(code)}{self._reason(running)} "
-                f"({running.processes.log})"
+                f"({running.job.place})"
             )
         else:
             claim.note(step=step)
@@ -285,24 +290,24 @@ class Controller:
 
     def _settle_failed(self, running: _Running, code: int) -> None:
         claim = running.claim
-        reason = running.processes.last_error()
+        reason = running.job.last_error()
         claim.note(**_exit_facts(code), reason=reason, step=running.step)
         self._study.settle(claim, "failed")
         self._say(
             f"trial {claim.number} failed: {_named(code)}{self._reason(running)} "
-            f"({running.processes.log})"
+            f"({running.job.place})"
         )
         self._remove(running)
         if code == Exit.USAGE and self._error is None:
             self._error = UsageError(
                 f"Trial {claim.number} ended with a config error, which ends the study"
-                f"{self._reason(running) or '; read ' + str(running.processes.log)}. Correct the "
+                f"{self._reason(running) or '; read ' + running.job.place}. Correct the "
                 "config, the space or the task, then rerun: the study goes on with its next trial."
             )
-            self._send_all(signal.SIGTERM)
+            self._stop_all()
 
     def _reason(self, running: _Running) -> str:
-        reason = running.processes.last_error()
+        reason = running.job.last_error()
         return f": {reason.rstrip('.')}" if reason else ""
 
     def _leave(self, running: _Running) -> None:
@@ -314,20 +319,28 @@ class Controller:
         running.evaluations.close()
         self._running.remove(running)
 
-    def _send_all(self, number: signal.Signals) -> None:
+    def _stop_all(self) -> None:
         for running in self._running:
-            running.processes.send(number)
+            running.job.stop()
+
+    def _interrupt_all(self, number: signal.Signals) -> None:
+        """Passes a signal on; trials that run on without this process are left to the next."""
+        for running in list(self._running):
+            if running.job.started and not running.job.interrupt(number):
+                self._say(f"trial {running.claim.number} runs on: {running.job.place}")
+                self._leave(running)
 
     def _end_all(self) -> None:
         """After an unexpected error: asks what still runs to stop, and waits for that."""
-        self._send_all(signal.SIGTERM)
+        self._interrupt_all(signal.SIGTERM)
         last = time.monotonic() + _LAST_END
         for running in list(self._running):
-            while running.processes.code() is None and running.processes.started:
+            while running.job.started and running.job.code() is None:
                 if time.monotonic() > last:
-                    running.processes.kill()
+                    running.job.kill()
                 time.sleep(_POLL)
             self._leave(running)
+        self._backend.close()
 
 
 def _named(code: int) -> str:

@@ -1,4 +1,4 @@
-"""The processes of one trial, and what they report."""
+"""Trials as processes on this machine, and what the runs of trials report."""
 
 from __future__ import annotations
 
@@ -23,31 +23,62 @@ from launch.contract import (
     python_module,
     total_steps,
 )
+from launch.tune.backend import Backend, TrialJob
+from launch.tune.study import Claim
 
 _LOG_END = 1 << 16
 """Bytes of the log in which the last error is looked for."""
 
 
-class TrialProcesses:
+class LocalBackend(Backend):
+    """Starts the ranks of each trial on this machine."""
+
+    def __init__(self, processes: int, places: Sequence[Mapping[str, str]]) -> None:
+        """``processes``: ranks of a trial. ``places``: the environment variables of each place."""
+        self.parallel = len(places)
+        self._processes, self._places = processes, places
+
+    def job(self, claim: Claim, words: Sequence[str], place: int) -> LocalJob:
+        """See Backend."""
+        log = claim.directory.with_name(f"{claim.directory.name}.log")
+        return LocalJob(words, self._processes, log, self._places[place])
+
+    def check(self, files: Sequence[str], overrides: Sequence[str]) -> None:
+        """Nothing more than the config, which is checked."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class LocalJob(TrialJob):
     """Starts ``fit`` for one run directory, with its ranks on this machine."""
 
-    def __init__(self, words: Sequence[str], processes: int, log: Path) -> None:
+    def __init__(
+        self, words: Sequence[str], processes: int, log: Path, variables: Mapping[str, str]
+    ) -> None:
         self.command = [*python_module("train"), "fit", *words]
         if processes > 1:
             agent = [*python_module("launch.agent"), "--nproc-per-node", str(processes)]
             self.command = [*agent, "--", *self.command]
-        self.log = log
+        self.place = str(log)
+        self._log, self._variables = log, variables
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0
 
-    def start(self, environment: Mapping[str, str]) -> None:
+    def find(self) -> bool:
+        """No: they stop when the process that started them ends."""
+        return False
+
+    def start(self, variables: Mapping[str, str]) -> None:
         """Starts them. They are asked to stop, by SIGTERM, if this process dies (on Linux)."""
-        with self.log.open("ab") as output:
+        environment = {**os.environ, **self._variables, **variables}
+        environment.pop("TORCHELASTIC_ERROR_FILE", None)  # it is for errors of this process
+        with self._log.open("ab") as output:
             self._started_at = output.tell()
             self._process = subprocess.Popen(
                 # In a session of its own: each signal reaches it once, by way of this process.
                 [sys.executable, "-S", start_rank.__file__, str(os.getpid()), *self.command],
-                env=dict(environment),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -56,28 +87,33 @@ class TrialProcesses:
 
     @property
     def started(self) -> bool:
-        """Whether they run or have run."""
+        """See TrialJob."""
         return self._process is not None
 
     def code(self) -> int | None:
-        """The exit code, 128 + signal for a death by signal; None while they run."""
+        """See TrialJob."""
         code = self._process.poll() if self._process else None
         return 128 - code if code is not None and code < 0 else code
 
-    def send(self, number: signal.Signals) -> None:
-        """Sends a signal, if they run."""
+    def stop(self) -> None:
+        """See TrialJob."""
+        self.interrupt(signal.SIGTERM)
+
+    def interrupt(self, number: signal.Signals) -> bool:
+        """Passes the signal on."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
+        return True
 
     def kill(self) -> None:
-        """Ends them at once and waits for that."""
+        """See TrialJob."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def last_error(self) -> str:
         """The last error that this start has printed; empty without one."""
-        with suppress(OSError), self.log.open("rb") as file:
+        with suppress(OSError), self._log.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(self._started_at, file.tell() - _LOG_END))
             lines = file.read().decode(errors="replace").splitlines()

@@ -78,7 +78,7 @@ class LocalCwdScheduler(Recorded, theirs.LocalScheduler):  # type: ignore[misc]
     def describe(self, app_id: str) -> Any:
         """The state of a job. TorchX reports a cancelled job as failed. The state of another
         command's job is read from the launch log; None if it is unknown, or if that command was
-        killed."""
+        killed and the job has ended."""
         if app_id not in self._apps:
             return _as_recorded(app_id)
         try:
@@ -114,8 +114,12 @@ class LocalCwdScheduler(Recorded, theirs.LocalScheduler):  # type: ignore[misc]
 
     def _cancel_existing(self, app_id: str) -> None:
         if app_id not in self._apps:
-            # The command that started the job stops it and records its end.
-            os.kill(_launch(app_id).line["pid"], signal.SIGTERM)
+            launch = _launch(app_id)
+            if launch.refresh() == "LOST":
+                self._stop_orphans(app_id)
+            else:
+                # The command that started the job stops it and records its end.
+                os.kill(launch.line["pid"], signal.SIGTERM)
             return
         self._cancelled.add(app_id)
         try:
@@ -141,6 +145,23 @@ class LocalCwdScheduler(Recorded, theirs.LocalScheduler):  # type: ignore[misc]
         """The exit codes of the agents, as a shell reports them."""
         codes = (p.poll() for p in _processes(self._apps[app_id])) if app_id in self._apps else ()
         return [128 - code if code < 0 else code for code in codes if code is not None]
+
+    def _stop_orphans(self, app_id: str) -> None:
+        """Stops a job whose command was killed."""
+        processes = _left_of(app_id)
+        # The agents: of each process tree the first one, which passes the signal on.
+        for pid in processes.keys() - {
+            pid for pid, parent in processes.items() if parent in processes
+        }:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + max(
+            (seconds_to_stop(_environment(pid)) for pid in processes), default=0.0
+        )
+        while _left_of(app_id) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        _kill_rest(app_id)
+        self.note_end(app_id, "CANCELLED")
 
     def _stop(self, apps: Sequence[Any]) -> None:
         """Sends SIGTERM to the agents and waits for them, up to their grace period."""
@@ -199,6 +220,8 @@ def _as_recorded(app_id: str) -> Any:
     with suppress(UsageError):
         launch = _launch(app_id)
         state = launch.refresh()
+        if state == "LOST" and _left_of(app_id):
+            state = "RUNNING"
         if state in {"RUNNING", *launch_log.FINAL}:
             line = launch.line
             role = Role(line["role"], image=line["image"], num_replicas=line["nodes"])
@@ -212,12 +235,25 @@ def _processes(app: Any, *, alive: bool = False) -> list[Any]:
 
 
 def _kill_rest(app_id: str) -> None:
-    """Kills what a killed agent leaves running: the environment of its ranks and of their children
-    holds the job's name."""
+    """Kills what a killed agent leaves running."""
+    for pid in _left_of(app_id):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _left_of(app_id: str) -> dict[int, int]:
+    """The processes of a job, each with its parent: the environment of its agents, its ranks and
+    their children holds the job's name."""
+    found = {}
     for directory in Path("/proc").glob("[0-9]*"):
-        if _environment(int(directory.name)).get("TORCHX_JOB_ID", "").endswith(f"/{app_id}"):
+        pid = int(directory.name)
+        if _environment(pid).get("TORCHX_JOB_ID", "").endswith(f"/{app_id}"):
             with suppress(OSError):
-                os.kill(int(directory.name), signal.SIGKILL)
+                # The name of the program, in brackets, may contain anything.
+                state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    found[pid] = int(parent)
+    return found
 
 
 def _environment(pid: int) -> dict[str, str]:

@@ -23,6 +23,20 @@ launch.tune.trial.python_module = lambda name: {_PROGRAM!r}
 sys.exit(main(sys.argv[1:]))
 """
 
+_JOBS = """
+import sys
+from launch.cli import main
+sys.executable = {python!r}
+sys.exit(main(sys.argv[1:]))
+"""
+_NODE = """#!{python} -IS
+import os, signal, sys
+sys.path.insert(0, {folder!r})
+import short_fit
+signal.signal(signal.SIGTERM, lambda *_: short_fit.stopped.append(1))
+sys.exit(short_fit.main(sys.argv[sys.argv.index("fit") + 1 :]))
+"""
+
 _REAL = """
 import sys
 from launch.cli import main
@@ -45,6 +59,30 @@ def start(directory, space, *more, step=0.01):
         cwd=ROOT, env={**environment(), "SHORT_FIT_STEP": str(step)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+def start_jobs(directory, space, *more, step=0.01):
+    """The same with each trial as a job of local_cwd; the agent of a job is the run itself."""
+    folder = Path(directory).parent / "programs"
+    folder.mkdir(exist_ok=True)
+    python = folder / "python"
+    short = str(Path(short_fit.__file__).parent)
+    python.write_text(_NODE.format(python=sys.executable, folder=short))
+    python.chmod(0o755)
+    return subprocess.Popen(
+        [sys.executable, "-c", _JOBS.format(python=str(python)),
+         *words(directory, space, "-s", "local_cwd", *more)],
+        cwd=ROOT, env={**environment(), "SHORT_FIT_STEP": str(step)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def run_jobs(directory, space, *more, step=0.01, expect=0):
+    """The same to its end; returns its output."""
+    process = start_jobs(directory, space, *more, step=step)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == expect, f"exit {process.returncode}\n{out}"
+    return out
 
 
 def start_real(directory, space, *more):
