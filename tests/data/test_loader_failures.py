@@ -246,13 +246,19 @@ def test_an_incomplete_message_of_a_dead_worker_does_not_block():
 
 @pytest.mark.normal
 @pytest.mark.timeout(60)
-def test_a_lock_that_a_killed_worker_held_does_not_block_the_end():
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_lock_that_a_killed_worker_held_blocks_neither_the_next_batch_nor_the_end(dies):
     others = set(multiprocessing.active_children())
     started = time.monotonic()
     with make(Numbers(), workers=2, steps=1000) as batches:
         next(batches)
         # As a worker does before each sample; killed there, it leaves the lock acquired.
-        batches._iterator._workers_done_event._cond.acquire()
+        batches._iterator._workers_done_event._event._cond.acquire()
+        if dies:
+            (set(multiprocessing.active_children()) - others).pop().kill()
+            with pytest.raises(RetryError, match=r"/dev/shm.*loader\.workers"):  # noqa: PT012
+                while time.monotonic() < started + 30:
+                    next(batches)
     assert time.monotonic() - started < 30
     assert set(multiprocessing.active_children()) <= others
 

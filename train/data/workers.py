@@ -53,10 +53,27 @@ def start_workers(loader: DataLoader[Any]) -> Any:
             f"A data worker cannot start ({error}); lower loader.workers (now "
             f"{loader.num_workers}), or raise the limits of processes and memory."
         ) from error
+    if loader.num_workers:
+        iterator._workers_done_event = _EventOfThisProcess(iterator._workers_done_event)
     if getattr(iterator, "_worker_pids_set", False):
         _remove_worker_pids(id(iterator))
         iterator._worker_pids_set = False
     return iterator
+
+
+class _EventOfThisProcess:
+    """An event between processes that only this one sets. So it knows the state without the lock,
+    which a worker may have held when it was killed: torch asks for it when a worker has died."""
+
+    def __init__(self, event: Any) -> None:
+        self._event, self._is_set = event, False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        self._event.set()
 
 
 def next_item(iterator: Any) -> Any:
