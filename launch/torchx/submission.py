@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launch.contract import UsageError, did_you_mean, first_line
-from launch.history import launch_log
+from launch.history.launches import all_launches
 from launch.torchx import options
 from launch.torchx.refusals import refusals
 from launch.torchx.words import check_words, component
@@ -148,13 +148,10 @@ class Submitter:
 def recorded_code(handle: str) -> int | None:
     """The exit code of a job that has ended, by the launch log: that of the node that failed first;
     None if the scheduler does not tell."""
-    for line in launch_log.read():
-        if line["event"] == "ended" and line["handle"] == handle:
-            return launch_log.first_failure_code(line["exit_codes"])
-    return None
+    return next((x.exit_code for x in all_launches() if x.handle == handle), None)
 
 
 def submitted_handle(run_id: str) -> str | None:
     """The newest job that was submitted for a run, by the launch log."""
-    lines = [x for x in launch_log.read() if x["event"] == "submitted" and x["run_id"] == run_id]
-    return str(lines[-1]["handle"]) if lines else None
+    handles = [launch.handle for launch in all_launches() if launch.run_id == run_id]
+    return handles[-1] if handles else None

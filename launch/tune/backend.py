@@ -1,6 +1,6 @@
 """Where trials run: what the controller needs of it.
 
-``launch.tune.trial`` starts the ranks on this machine; ``launch.torchx.tune_jobs`` submits each
+``launch.tune.trial`` starts the ranks on this machine; ``launch.torchx.trial_jobs`` submits each
 trial as a TorchX job.
 """
 

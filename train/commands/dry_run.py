@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train.checkpoint.manifest import Manifest
 from train.command_line import say
-from train.commands.export import write_export
+from train.commands.export import prepare_export
 from train.config.load import LoadedConfig
 from train.exits import Exit, sys_exit_refused
 from train.runs.words import duration
@@ -50,7 +51,8 @@ def _try_export(loaded: LoadedConfig, found: DryRun, directory: Path) -> Part:
     memory = PeakMemory(torch.device("cpu"))
     memory.reset()
     started = time.perf_counter()
-    files = write_export(loaded, found.checkpoint, directory / "export")
+    exported = prepare_export(loaded, found.checkpoint)
+    files = exported.write(directory / "export", loaded, Manifest.read(found.checkpoint))
     seconds = time.perf_counter() - started
     return Part("export", seconds, memory.peak(), ", ".join(path.name for path in files))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_directory import RunDirectory
@@ -19,6 +20,10 @@ from train.config.load import LoadedConfig
 from train.exits import Exit, UsageError
 from train.files import refuse_irregular, refuse_link
 from train.output import log
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,12 +66,13 @@ def _export(
 ) -> None:
     checkpoint = find_checkpoint(loaded, which, other_data=arguments.other_data)
     manifest = Manifest.read(checkpoint)
+    exported = prepare_export(loaded, checkpoint, arguments.form)
     directory = Path(arguments.to or loaded.run_directory / "exports" / f"step-{manifest.step}")
     try:
         if not arguments.to:  # others may write to a run directory
             for folder in (directory.parent, directory):
                 refuse_link(folder)
-        written = write_export(loaded, checkpoint, directory, arguments.form)
+        written = exported.write(directory, loaded, manifest)
     except OSError as error:
         raise UsageError(
             f"--to is {str(directory)!r}, which cannot be written: {error}; choose another "
@@ -84,23 +90,44 @@ def _export(
         say(f"W&B: {name}" + (f", linked to {registry}" if registry else ""))
 
 
-def write_export(
-    loaded: LoadedConfig, checkpoint: Path, directory: Path, form: str | None = None
-) -> list[Path]:
-    """Writes the model of a checkpoint, in the ``form`` of --form; returns the paths of the files.
+class Exported(NamedTuple):
+    """What an export consists of, before anything is written."""
 
-    Raises UsageError if the model cannot be exported in this form, before anything is written, and
-    OSError.
-    """
-    from train.export.module import (
-        PARAMETERS,
-        PROGRAM,
-        example_inputs,
-        export_parameters,
-        export_program,
-        make_program,
-        write_description,
-    )
+    model: nn.Module
+    program: ExportedProgram | None
+    has_parameters: bool
+    """Whether the parameters are a file of their own."""
+
+    def write(self, directory: Path, loaded: LoadedConfig, manifest: Manifest) -> list[Path]:
+        """Writes the files; returns their paths. Raises OSError."""
+        from train.export.module import (
+            PARAMETERS,
+            PROGRAM,
+            export_parameters,
+            export_program,
+            write_description,
+        )
+
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in (PARAMETERS, PROGRAM):
+            refuse_irregular(directory / name)
+        written = [export_parameters(self.model, directory)] if self.has_parameters else []
+        source = {
+            "step": manifest.step,
+            "run": manifest.state.get("run"),
+            "metrics": manifest.metrics,
+        }
+        values = loaded.config.model_dump(mode="json")
+        described = write_description(directory, values, source, self.model)
+        if self.program is not None:
+            written.append(export_program(self.program, directory))
+        return [*written, described]
+
+
+def prepare_export(loaded: LoadedConfig, checkpoint: Path, form: str | None = None) -> Exported:
+    """The model of a checkpoint in the ``form`` of --form. Raises UsageError if it cannot be
+    exported in this form."""
+    from train.export.module import example_inputs, make_program
 
     task = loaded.task(loaded.config)
     model = load_full_model(task, checkpoint, loaded)
@@ -114,21 +141,7 @@ def write_export(
     if inputs is None and form is None:
         log("The task has no example_inputs(), so the export has no program, only the parameters.")
     program = None if inputs is None else make_program(model, inputs)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in (PARAMETERS, PROGRAM):
-        refuse_irregular(directory / name)
-    written = [] if form == "program" else [export_parameters(model, directory)]
-    manifest = Manifest.read(checkpoint)
-    source = {
-        "step": manifest.step,
-        "run": manifest.state.get("run"),
-        "metrics": manifest.metrics,
-    }
-    values = loaded.config.model_dump(mode="json")
-    described = write_description(directory, values, source, model)
-    if program is not None:
-        written.append(export_program(program, directory))
-    return [*written, described]
+    return Exported(model, program, form != "program")
 
 
 def _registry(arguments: argparse.Namespace) -> str | None:

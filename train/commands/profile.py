@@ -80,13 +80,8 @@ def run(arguments: argparse.Namespace) -> Exit:
 def _record(bench: Bench, config: ProfileConfig, folder: Path) -> Path:
     """Takes the steps; returns the file of this rank's trace. Collective."""
     from train.goodput.clock import PhaseClock
-    from train.optim.schedule import learning_rate_factor
     from train.profiling.recorder import Recorder, annotation
 
-    loaded = bench.loaded.config
-    factor = learning_rate_factor(
-        loaded.schedule, bench.data.total_steps, bench.loaded.composed.origin("schedule.use")
-    )
     written: list[Path] = []
     failed: list[str] = []
     recorder = Recorder(
@@ -99,7 +94,7 @@ def _record(bench: Bench, config: ProfileConfig, folder: Path) -> Path:
     )
     clock = PhaseClock()
     clock.annotate = annotation
-    taker = bench.steps(lambda step: loaded.optim.lr * factor(step), clock)
+    taker = bench.steps(clock=clock)
     steps = config.warmup + config.active
     with bench.batches(steps + 1) as batches:
         for step in range(steps + 1):

@@ -27,6 +27,7 @@ from train.loop.first_step import FirstStepChecks
 from train.loop.state import Progress
 from train.loop.step_agreement import Agreed
 from train.loop.train_step import TrainStep
+from train.optim.schedule import learning_rate_factor
 from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
 from train.setup.build import (
     RunData,
@@ -80,11 +81,23 @@ class Bench:
         )
 
     def steps(
-        self, learning_rate: Callable[[int], float], clock: PhaseClock | None = None
+        self,
+        learning_rate: Callable[[int], float] | None = None,
+        clock: PhaseClock | None = None,
     ) -> Steps:
-        """Takes steps with a learning rate that is a function of the step: 0 for the first step
-        of a run. ``clock`` gets their phases."""
-        return Steps(self, learning_rate, clock or PhaseClock())
+        """Takes steps with a learning rate that is a function of the step, 0 for the first step of
+        a run; by default that of the config's schedule. ``clock`` gets their phases."""
+        config = self.loaded.config
+        if learning_rate is None:
+            origin = self.loaded.composed.origin("schedule.use")
+            schedule = learning_rate_factor(config.schedule, self.data.total_steps, origin)
+        else:
+            chosen, base = learning_rate, config.optim.lr
+
+            def schedule(step: int) -> float:
+                return chosen(step) / base
+
+        return Steps(self, schedule, clock or PhaseClock())
 
 
 class Taken(NamedTuple):
@@ -107,10 +120,8 @@ class Taken(NamedTuple):
 class Steps:
     """Takes steps of a bench, one by one."""
 
-    def __init__(
-        self, bench: Bench, learning_rate: Callable[[int], float], clock: PhaseClock
-    ) -> None:
-        optim = bench.loaded.config.optim
+    def __init__(self, bench: Bench, schedule: Callable[[int], float], clock: PhaseClock) -> None:
+        """``schedule``: the factor on the config's learning rate, as a function of the step."""
         self._step = bench.progress.step
         self._checks: FirstStepChecks | None = FirstStepChecks(
             bench.task,
@@ -122,8 +133,8 @@ class Steps:
         self._take = TrainStep(
             bench.task,
             bench.strategy,
-            optim=optim,
-            schedule=lambda step: learning_rate(step) / optim.lr,
+            optim=bench.loaded.config.optim,
+            schedule=schedule,
             seed=bench.loaded.config.run.seed,
             ema=bench.model.ema,
             agree=lambda count: _agree(bench.engine.collectives, count),

@@ -27,7 +27,6 @@ from train.loop.evaluate import evaluate, make_report
 from train.loop.evaluation_check import check_evaluation
 from train.loop.state import Progress
 from train.loop.triggers import Triggers
-from train.optim.schedule import learning_rate_factor
 from train.setup.build import build_evaluation_batches
 from train.setup.resume import resume, saved_facts, saved_state
 
@@ -91,7 +90,7 @@ def temporary_run(bench: Bench) -> Iterator[Path]:
         if engine.is_main:
             try:
                 directory.acquire()
-                _empty(directory.checkpoints)  # of one that was killed
+                _remove(directory.checkpoints)  # of one that was killed
             except RunError as error:
                 fault = error
             except OSError as error:
@@ -102,11 +101,11 @@ def temporary_run(bench: Bench) -> Iterator[Path]:
     finally:
         if engine.is_main and fault is None:
             with suppress(OSError):
-                _empty(directory.path)
+                _remove(directory.path)
             directory.release()
 
 
-def _empty(path: Path) -> None:
+def _remove(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
 
@@ -118,15 +117,9 @@ def dry_run(bench: Bench, directory: Path) -> DryRun:
     store = CheckpointStore(directory / "checkpoints")
     found, meter = DryRun(store.path(_STEPS)), _Meter(bench)
     optim, plan = bench.loaded.config.optim, bench.plan
-    factor = learning_rate_factor(bench.loaded.config.schedule, bench.data.total_steps)
-
-    def take(bench: Bench, steps: Sequence[list[MicroBatch]]) -> list[Taken]:
-        taker = bench.steps(lambda step: optim.lr * factor(step))
-        return [taker.take(micro_batches) for micro_batches in steps]
-
     with meter.part(f"data of {2 * _STEPS} steps") as data, bench.batches(2 * _STEPS) as batches:
         loaded = [[next(batches) for _ in range(plan.accumulation)] for _ in range(2 * _STEPS)]
-    taker = bench.steps(lambda step: optim.lr * factor(step))
+    taker = bench.steps()
     for step in range(1, _STEPS + 1):
         with meter.part(f"step {step}") as timed:
             taken = taker.take(loaded[step - 1])
@@ -142,14 +135,14 @@ def dry_run(bench: Bench, directory: Path) -> DryRun:
         saved.note = f"{found.checkpoint_bytes / 2**20:.1f} MiB"
     later = replace(bench, progress=after)
     with meter.part(f"steps {_STEPS + 1} to {2 * _STEPS}") as steady:
-        before = take(later, loaded[_STEPS:])
+        before = _take(later, loaded[_STEPS:])
     with meter.part("resume"):
         resume(
             store, after.step, bench.strategy, bench.model.ema, optim,
             fingerprint=bench.data.fingerprint, changes=[], allow_changes=False,
         )  # fmt: skip
     with meter.part("the same steps again") as again:
-        resumed = take(later, loaded[_STEPS:])
+        resumed = _take(later, loaded[_STEPS:])
         again.note = "the same losses"
     _check_same(before, resumed)
     found.parts = meter.parts
@@ -157,6 +150,11 @@ def dry_run(bench: Bench, directory: Path) -> DryRun:
     found.save_seconds = saved.seconds
     _count(bench, found)
     return found
+
+
+def _take(bench: Bench, steps: Sequence[list[MicroBatch]]) -> list[Taken]:
+    taker = bench.steps()
+    return [taker.take(micro_batches) for micro_batches in steps]
 
 
 def _evaluate(bench: Bench, dataset: Sized, meter: _Meter) -> float:

@@ -19,7 +19,6 @@ from train.checkpoint import dcp
 from train.data.fetch import MicroBatch
 from train.diagnosis.bench import Bench, Taken
 from train.diagnosis.signals import Output, watch_outputs
-from train.optim.schedule import learning_rate_factor
 
 NAMES = {"train/loss": "loss", "train/gradient_norm": "gradient norm"}
 
@@ -70,9 +69,7 @@ def replay(
 ) -> Replayed:
     """Takes the steps up to ``last`` again; collective. ``logged`` has the metrics of the run by
     name and step. From the step ``watch`` on, looks for outputs that are not finite."""
-    optim, schedule = bench.loaded.config.optim, bench.loaded.config.schedule
-    factor = learning_rate_factor(schedule, bench.data.total_steps)
-    taker = bench.steps(lambda step: optim.lr * factor(step))
+    taker = bench.steps()
     compared, anomalies = list[Compared](), dict[int, Output]()
     first = bench.progress.step + 1
     loss_sum = float(bench.window.get("loss_sum", 0.0))

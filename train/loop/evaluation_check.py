@@ -11,9 +11,8 @@ from train.config.schema import Config
 from train.data.loader import Batches
 from train.loop.early_stop import metric_value
 from train.loop.evaluate import EvaluationStoppedError, evaluate, make_report
-from train.loop.forward_effects import ModeChanges, ParameterChanges, RegisteredParts
+from train.loop.forward_effects import RefusedEffects
 from train.strategies.base import Strategy
-from train.strategies.call_order import same_calls
 from train.tasks.base import Task
 
 T = TypeVar("T")
@@ -38,26 +37,17 @@ def check_evaluation(
     """
 
     engine, model = strategy.engine, strategy.bare_model
-    registered = RegisteredParts(model)
-    parameters, modes = ParameterChanges(model), ModeChanges(model)
-    gathering = strategy.gathering_modules()
-    watched = [strategy.model_call, *([] if config.compile else gathering.values())]
+    refused = RefusedEffects(strategy, compiled=config.compile)
 
     def call(function: Callable[[nn.Module], T]) -> T:
-        with (
-            same_calls(gathering, strategy.collectives),
-            parameters.watching(watched),
-            modes.watching(),
-        ):
+        with refused.watching():
             return strategy.call(function)
 
     strategy.sync_buffers()
     with first as batches:
         metrics = evaluate(engine, call, model, task, batches)
     make_report(engine, call, model, task, config.run.seed)
-    registered.check("first evaluation")
-    parameters.check(strategy.collectives)
-    modes.check(strategy.collectives)
+    refused.check("first evaluation")
     wanted = {}
     if config.checkpoint.keep_best:
         wanted["checkpoint.keep_best.metric"] = config.checkpoint.keep_best.metric

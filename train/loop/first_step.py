@@ -9,16 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from train.exits import UsageError
-from train.loop.forward_effects import (
-    BufferChanges,
-    ModeChanges,
-    ParameterChanges,
-    RegisteredParts,
-)
+from train.loop.forward_effects import BufferChanges, RefusedEffects
 from train.loop.hidden_state import HiddenState
 from train.setup.compile_check import check_compiled
 from train.strategies.base import Strategy
-from train.strategies.call_order import same_calls
 from train.strategies.parameters import check_dense
 from train.suggest import listed
 from train.tasks.base import Task
@@ -58,31 +52,20 @@ class FirstStepChecks:
                 strategy.collectives,
             )
         model = strategy.bare_model
-        self._hidden, self._registered = HiddenState(model), RegisteredParts(model)
-        self._parameters, self._buffers = ParameterChanges(model), BufferChanges(model)
-        self._modes = ModeChanges(model)
+        self._hidden, self._buffers = HiddenState(model), BufferChanges(model)
+        self._refused = RefusedEffects(strategy, compiled=self._compiled)
 
     @contextmanager
     def during_forward(self) -> Iterator[None]:
         """Surrounds a forward pass: compares the calls of modules between ranks, and watches what
         they change."""
-        strategy = self._strategy
-        gathering = strategy.gathering_modules()
-        watched = [strategy.model_call, *([] if self._compiled else gathering.values())]
-        with (
-            same_calls(gathering, strategy.collectives),
-            self._buffers.watching(),
-            self._modes.watching(),
-            self._parameters.watching(watched),
-        ):
+        with self._buffers.watching(), self._refused.watching():
             yield
 
     def before_backward(self, loss: Tensor) -> None:
         """Checks that the gradients of ``loss`` can be exchanged, and that the forward pass has
         left the parameters and the modes as they were; collective."""
-        self._registered.check("first step")
-        self._parameters.check(self._strategy.collectives)
-        self._modes.check(self._strategy.collectives)
+        self._refused.check("first step")
         check_dense(loss)
 
     def after_micro_batch(self, batch: Any, count: object) -> None:

@@ -15,6 +15,8 @@ from train.distributed.collectives import Collectives
 from train.exits import UsageError
 from train.loop.hidden_state import TensorState
 from train.setup.micro_batch_effects import known_kind
+from train.strategies.base import Strategy
+from train.strategies.call_order import same_calls
 from train.suggest import listed
 
 _SUMMED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -176,6 +178,35 @@ class ModeChanges:
                     "next start of the run; call eval() in build_model() for the modules that stay "
                     "in evaluation mode, or restore the mode before loss() or measure() returns."
                 )
+
+
+class RefusedEffects:
+    """What no forward pass may do, on any placement: change parameters, leave modules in another
+    mode, register parts, or call modules that gather parameters in another order than other ranks.
+    ``compiled``: the calls of modules inside are not watched."""
+
+    def __init__(self, strategy: Strategy, *, compiled: bool) -> None:
+        model = strategy.bare_model
+        self._strategy, self._gathering = strategy, strategy.gathering_modules()
+        self._watched = [strategy.model_call, *([] if compiled else self._gathering.values())]
+        self._registered = RegisteredParts(model)
+        self._parameters, self._modes = ParameterChanges(model), ModeChanges(model)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Surrounds a forward pass; collective."""
+        with (
+            same_calls(self._gathering, self._strategy.collectives),
+            self._modes.watching(),
+            self._parameters.watching(self._watched),
+        ):
+            yield
+
+    def check(self, since: str) -> None:
+        """Raises UsageError on all ranks for what was done; ``since``: see RegisteredParts."""
+        self._registered.check(since)
+        self._parameters.check(self._strategy.collectives)
+        self._modes.check(self._strategy.collectives)
 
 
 class BufferChanges:

@@ -271,9 +271,12 @@ def _image(value: Any) -> Any:
 
     if hasattr(value, "detach"):
         value = value.detach().float().cpu().numpy()
-    if not isinstance(value, np.ndarray) or value.ndim != 3 or value.shape[0] != 3:
-        return None
-    if not value.size:
+    if (
+        not isinstance(value, np.ndarray)
+        or value.ndim != 3
+        or value.shape[0] != 3
+        or not value.size
+    ):
         return None
     if value.dtype == np.uint8:
         return value

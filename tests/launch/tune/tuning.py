@@ -54,11 +54,7 @@ def words(directory, space, *more, base=BASE):
 
 def start(directory, space, *more, step=0.01):
     """Starts it in the background, with runs that take hundredths of a second."""
-    return subprocess.Popen(
-        [sys.executable, "-c", _SHORT, *words(directory, space, *more)],
-        cwd=ROOT, env={**environment(), "SHORT_FIT_STEP": str(step)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    return _start(_SHORT, words(directory, space, *more), SHORT_FIT_STEP=str(step))
 
 
 def start_jobs(directory, space, *more, step=0.01):
@@ -69,35 +65,35 @@ def start_jobs(directory, space, *more, step=0.01):
     short = str(Path(short_fit.__file__).parent)
     python.write_text(_NODE.format(python=sys.executable, folder=short))
     python.chmod(0o755)
-    return subprocess.Popen(
-        [sys.executable, "-c", _JOBS.format(python=str(python)),
-         *words(directory, space, "-s", "local_cwd", *more)],
-        cwd=ROOT, env={**environment(), "SHORT_FIT_STEP": str(step)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    arguments = words(directory, space, "-s", "local_cwd", *more)
+    return _start(_JOBS.format(python=str(python)), arguments, SHORT_FIT_STEP=str(step))
 
 
 def run_jobs(directory, space, *more, step=0.01, expect=0):
     """The same to its end; returns its output."""
-    process = start_jobs(directory, space, *more, step=step)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == expect, f"exit {process.returncode}\n{out}"
-    return out
+    return _output(start_jobs(directory, space, *more, step=step), expect)
 
 
 def start_real(directory, space, *more):
     """Starts it in the background, with real runs that start without the slow imports."""
     python, variables = quick_python()
-    return subprocess.Popen(
-        [sys.executable, "-c", _REAL.format(python=python), *words(directory, space, *more)],
-        cwd=ROOT, env={**environment(), **variables, "WANDB_MODE": "disabled"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    program = _REAL.format(python=python)
+    return _start(program, words(directory, space, *more), **variables, WANDB_MODE="disabled")
 
 
 def run(directory, space, *more, step=0.01, expect=0):
     """The same to its end; returns its output."""
-    process = start(directory, space, *more, step=step)
+    return _output(start(directory, space, *more, step=step), expect)
+
+
+def _start(program, arguments, **variables):
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, env={**environment(), **variables},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def _output(process, expect):
     out, _ = process.communicate(timeout=300)
     assert process.returncode == expect, f"exit {process.returncode}\n{out}"
     return out
