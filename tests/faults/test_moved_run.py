@@ -1,5 +1,6 @@
 """The run directory is moved, replaced or removed while the run trains."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -55,7 +56,9 @@ class Moved(TinyTask):
     def misbehave(self):
         self.calls += 1
         directory = Path(self.config.run.dir)
-        if self.calls == 15 and self.config.task.move and not aside(directory).exists():
+        if self.calls != 15 or os.environ.get("RANK", "0") != "0":
+            return
+        if self.config.task.move and not aside(directory).exists():
             globals()[self.config.task.move](directory)
 
 
