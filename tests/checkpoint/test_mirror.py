@@ -13,6 +13,7 @@ from tests.support.hostile import rewrite_hashed
 from train.checkpoint.checkpoint_config import CheckpointConfig, MirrorConfig
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.index import to_json
+from train.checkpoint.layout import step_name
 from train.checkpoint.manifest import Manifest, hash_file
 from train.checkpoint.mirror import Mirror, MirrorError
 from train.checkpoint.mirror_storage import UrlStorage
@@ -61,6 +62,15 @@ def always():
 def storage_of(config):
     """The class of storage through which every mirror of this config reads and writes."""
     return type(Mirror(config).storage)
+
+
+def test_copies_of_other_processes_are_seen(config, store):
+    mirror = Mirror(config)
+    mirror.upload(store, 10, always)
+    assert mirror.steps() == [10]
+    other, root = fsspec.core.url_to_fs(config.url, skip_instance_cache=True, **config.options)
+    other.cp(f"{root}/{step_name(10)}", f"{root}/{step_name(20)}", recursive=True)
+    assert mirror.steps() == Mirror(config).steps() == [10, 20]
 
 
 def test_upload_and_restore(config, store, tmp_path):

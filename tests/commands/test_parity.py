@@ -19,7 +19,13 @@ from train.parity.compare import Tolerance, compare, largest_difference
 
 ALL = ["1", "2:ddp", "3:ddp", "4:ddp", "2:fsdp2", "2:zero1", "2:zero2", "2:zero3"]
 # Small, and with targets of variable length: documents end within samples.
-TEXT = ["model.layers=2", "model.heads=2", "model.width=32", "data.context=64"]
+TEXT = [
+    "model.layers=2",
+    "model.heads=2",
+    "model.width=32",
+    "data.context=64",
+    "task.sample_tokens=8",
+]
 
 
 def parity(*words, expect=0, cwd=ROOT):
@@ -45,12 +51,10 @@ RUNS = {
 @pytest.mark.parametrize(
     ("task", "placements"),
     [
-        pytest.param("digits", ["1", "3:ddp", "2:zero3"], marks=pytest.mark.slow),
-        pytest.param("text", ["1", "2:fsdp2"], marks=pytest.mark.slow),
         pytest.param("digits", ALL, marks=pytest.mark.slow),
         pytest.param("text", ALL, marks=pytest.mark.slow),
     ],
-    ids=["digits", "text", "digits on all", "text on all"],
+    ids=["digits on all", "text on all"],
 )
 def test_every_placement_gives_the_same_run(tmp_path, task, placements):
     config, *overrides = RUNS[task]

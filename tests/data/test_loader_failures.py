@@ -161,14 +161,14 @@ def test_a_killed_worker_is_a_retry_error():
 
 class Stuck(Numbers):
     def __getitem__(self, index):
-        time.sleep(60)
+        time.sleep(600)
 
 
 def test_a_worker_timeout_is_a_retry_error():
     started = time.monotonic()
     with pytest.raises(RetryError, match=r"loader\.timeout \(now 0\.5 s\)"):
         load(Stuck(), workers=2, timeout=0.5)
-    assert time.monotonic() - started < 5, "it waited for stuck workers"
+    assert time.monotonic() - started < 60, "it waited for stuck workers"
     assert not multiprocessing.active_children()
 
 
@@ -177,13 +177,13 @@ def test_a_stuck_worker_is_killed_on_close():
 
     def wait():
         stuck.set()
-        time.sleep(60)
+        time.sleep(600)
 
     with make(Broken(wait), workers=1) as batches:
         pid = int(next(batches).batch["pid"][0])
         assert stuck.wait(20)
         started = time.monotonic()
-    assert time.monotonic() - started < 5, "it waited for the stuck worker"
+    assert time.monotonic() - started < 60, "it waited for the stuck worker"
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -241,7 +241,7 @@ def test_an_incomplete_message_of_a_dead_worker_does_not_block():
         started = time.monotonic()
         with pytest.raises(RetryError):
             list(batches)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.normal

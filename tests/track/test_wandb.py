@@ -229,7 +229,7 @@ def test_an_unreachable_service_is_reported_and_logging_is_offline(tmp_path, ans
         env = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40}
         started = time.perf_counter()
         done = track(tmp_path, env=env, init_seconds=1.0)
-        assert time.perf_counter() - started < 15
+        assert time.perf_counter() - started < 60  # W&B itself waits for 90
     (line,) = [line for line in done.stdout.splitlines() if "W&B" in line]
     assert line.startswith("W&B cannot be reached (")
     assert "; logging offline. To upload: isorun sync" in line

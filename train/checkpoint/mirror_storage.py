@@ -46,11 +46,11 @@ def storage_at(url: str, options: dict[str, Any]) -> Storage:
     import fsspec  # type: ignore[import-untyped]
     from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-    files, root = fsspec.core.url_to_fs(url, **options)
-    if isinstance(files, LocalFileSystem):
-        return FolderStorage(Path(root))
-    files.use_listings_cache = False  # other processes write too
-    return UrlStorage(files, root)
+    # Other processes write too. Only a constructor's argument switches the cache off.
+    files, root = fsspec.core.url_to_fs(url, **options | {"use_listings_cache": False})
+    return (
+        FolderStorage(Path(root)) if isinstance(files, LocalFileSystem) else UrlStorage(files, root)
+    )
 
 
 class UrlStorage:

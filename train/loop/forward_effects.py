@@ -3,6 +3,7 @@ lacks, change parameters, which only the optimiser may do, switch modes, and cha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from train.strategies.base import Strategy
 from train.strategies.call_order import same_calls
 from train.suggest import listed
 
+_WATCHED_CALLS = 16  # of a module: a report may call it once for each token that it generates
 _SUMMED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -79,8 +81,8 @@ class ParameterChanges:
 
     @contextmanager
     def watching(self, modules: Iterable[nn.Module]) -> Iterator[None]:
-        """Compares the parameters before and after each call of ``modules``: of the one around the
-        model, and of those inside it that gather parameters, while they are gathered."""
+        """Compares the parameters before and after the first calls of ``modules``: of the one
+        around the model, and of those inside it that gather parameters, while they are gathered."""
         with ExitStack() as stack:
             for module in modules:
                 self._watch(stack, module)
@@ -90,13 +92,15 @@ class ParameterChanges:
         inside = set(outer.modules())
         places = [place for place in self._places if place[1] in inside]
         started: list[dict[str, _Value]] = []
+        calls = itertools.count()
 
         def before(*_: Any) -> None:
-            started.append(_values(places))
+            started.append(_values(places) if next(calls) < _WATCHED_CALLS else {})
 
         def after(*_: Any) -> None:
-            now = _values(places)
-            for name, value in started.pop().items():
+            earlier = started.pop()
+            now = _values(places) if earlier else {}
+            for name, value in earlier.items():
                 if name not in now or _differs(value, now[name]):
                     self._changed[name] = None
 

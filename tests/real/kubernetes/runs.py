@@ -8,7 +8,7 @@ from tests.support.controllers import COUNTED, IGNORED
 # `text`, but smaller: a step takes 20 ms or more.
 SMALL = [
     "--config", "configs/text.yaml", "model.layers=1", "model.width=64", "data.context=64",
-    "evaluate.every_steps=1000", "checkpoint.every_steps=20", "track.log_every_steps=5",
+    "evaluate.every_steps=1000", "task.sample_tokens=8", "checkpoint.every_steps=20", "track.log_every_steps=5",
     "track.wandb=disabled", "schedule.warmup_steps=5",
 ]  # fmt: skip
 # For runs with a fault after step 20, which must come before their end.
