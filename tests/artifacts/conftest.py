@@ -1,11 +1,13 @@
 """W&B's real client against the tests' own server, and one in this process for what does not depend
 on it."""
 
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.support.forked import quick_python
 from tests.support.wandb_artifacts import WandbArtifacts
 from tests.support.wandb_server import WandbServer
 from train.artifacts import fetch
@@ -26,6 +28,11 @@ def server(shared_server, monkeypatch, tmp_path_factory):
     for name, value in shared_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # without a login
+    # W&B's client, which runs in a process of its own, takes seconds to import.
+    python, variables = quick_python()
+    monkeypatch.setattr(sys, "executable", python)
+    for name, value in {**variables, "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
     shared_server.fault = None
     shared_server.artifacts.all.clear()
     shared_server.artifacts.uses.clear()
