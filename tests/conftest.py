@@ -111,6 +111,14 @@ def pytest_collection_modifyitems(items):
     )
 
 
+def pytest_make_parametrize_id(val):
+    """Shortens the names of tests with long texts, of up to 100,000 characters."""
+    if isinstance(val, str | bytes) and len(val) > 80:
+        start = val[:40] if isinstance(val, str) else val[:40].decode("ascii", "backslashreplace")
+        return f"{start} ... ({len(val)})".encode("unicode_escape").decode()
+    return None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_finish(session):
     """Fails where pytest-xdist has not understood the groups (3.8 with pytest 9.2): tests of a file
