@@ -27,18 +27,14 @@ PRELOADED = [
     "torch._dynamo",
     "torch._inductor.compile_fx",
     "accelerate",
-    "matplotlib.pyplot",
-    "s3fs",
     "torch.distributed.checkpoint",
     "torch.distributed.run",
     "torch.utils.tensorboard",
     "sklearn.datasets",
-    "sqlalchemy.orm",
     "sympy.combinatorics",
     "sympy.tensor.tensor",
     "tokenizers",
     "torch.export._trace",
-    "wandb.sdk.launch.inputs.internal",
     "train.loop.fit",
     "train.export.module",
     "train.loop.open_run",
@@ -46,6 +42,8 @@ PRELOADED = [
     "train.tasks.digits.task",
     "train.tasks.text.task",
 ]
+# Of extras, and of parts of W&B that it imports with each run.
+OPTIONAL = ["matplotlib.pyplot", "s3fs", "sqlalchemy.orm", "wandb.sdk.launch.inputs.internal"]
 # Modules that DeepSpeed imports only when it sets up ZeRO.
 DEEPSPEED = [
     "deepspeed",
@@ -60,6 +58,9 @@ def preload():
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # checks CUDA without initialising it
     for name in PRELOADED:
         importlib.import_module(name)
+    for name in OPTIONAL:
+        with suppress(ImportError):
+            importlib.import_module(name)
     import torch
 
     if not torch.cuda.is_available():
