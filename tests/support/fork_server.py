@@ -18,6 +18,7 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 import types
@@ -51,6 +52,9 @@ DEEPSPEED = [
     "train.strategies.zero_stages",
 ]
 
+temporary = []
+"""The temporary directories that modules have made; each forked process makes them anew."""
+
 
 def preload():
     """Imports the slow modules. It must start no thread, because threads are lost in a fork."""
@@ -70,6 +74,11 @@ def preload():
         for name in DEEPSPEED:
             importlib.import_module(name)
     assert threading.active_count() == 1, threading.enumerate()
+    # W&B makes some when it is imported. The first forked process would remove them at its end.
+    found = [made for made in gc.get_objects() if isinstance(made, tempfile.TemporaryDirectory)]
+    for directory in found:
+        directory.cleanup()
+    temporary.extend(found)
     # Else each collection in a forked process walks over all of these modules, and so copies them.
     gc.collect()
     gc.freeze()
@@ -172,6 +181,8 @@ def become(request, path):
             stream.reconfigure(write_through=True)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    for directory in temporary:
+        directory.__init__()
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
