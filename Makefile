@@ -5,8 +5,9 @@ RUN := $(VENV)/bin/python
 # Else each process compiles all tests, or all of isorun, anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-# Two processes; tests of one file run in the same process. tests/conftest.py assigns the lanes.
-SHARED := $(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Tests of one file run in the same process. tests/conftest.py assigns the lanes.
+SHARE := --dist loadgroup --no-loadscope-reorder
+SHARED := $(RUN) -m pytest -n 2 $(SHARE)
 # Uses all cores alone.
 ALONE := tests/invariants/test_chaos.py
 
@@ -55,7 +56,8 @@ test: setup ## run the tests that need no server or container, ten minutes on tw
 
 test-more: setup ## run the other tests: full matrices, long runs, servers and containers
 	$(RUN) -m pytest -m slow $(ALONE); alone=$$?; \
-	$(SHARED) -m 'slow or servers' --ignore=$(ALONE) && exit $$alone
+	$(SHARED) -m 'slow and not servers' --ignore=$(ALONE); slow=$$?; \
+	$(RUN) -m pytest -n 3 $(SHARE) -m servers && exit $$((alone + slow))
 
 test-all: test test-more ## run all tests
 
