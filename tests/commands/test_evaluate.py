@@ -11,6 +11,7 @@ import train
 from tests.support.forked import command, quick_run, run, run_ranks
 from tests.support.runs import TINY, curve
 from tests.support.tiny import TinyTask
+from train.checkpoint.run_view import Run
 from train.commands.checkpoints import find_checkpoint
 from train.exits import ResumeRefusedError, UsageError
 
@@ -131,6 +132,27 @@ def test_a_config_with_another_model_is_refused(tmp_path, capsys):
     ):
         train.evaluate(*where, "data.size=50")
     train.evaluate(*where, "data.size=50", other_data=True)
+    # The seed decides how random numbers split the data.
+    with pytest.raises(ResumeRefusedError, match=r"run.seed: 0 -> 5 \(command line\)\n.*--other"):
+        train.evaluate(*where, "run.seed=5")
+    train.evaluate(*where, "run.seed=5", other_data=True)
+    other = [w.replace(str(tmp_path), str(tmp_path / "other")) for w in where]
+    train.fit(*other, "run.seed=5")
+    with pytest.raises(ResumeRefusedError, match="run.seed: 5 -> 0"):
+        train.evaluate(tmp_path, checkpoint=Run(tmp_path / "other").checkpoints[-1].path)
+
+
+def test_an_override_without_effect_on_an_evaluation_is_refused(tmp_path):
+    where = [*TINY, "length.steps=6", "track.console=quiet", f"run.dir={tmp_path}"]
+    done = train.fit(*where)
+    for override in ("optim.lr=5.0", "length.steps=7", "init_from=gone"):
+        with pytest.raises(ResumeRefusedError, match=f"{override.partition('=')[0]}.*command line"):
+            train.evaluate(tmp_path, override)
+    computed = ["batch.global_batch_size=5", "evaluate.micro_batch_size=3", "loader.workers=0"]
+    assert train.evaluate(tmp_path, *computed) == pytest.approx(done.metrics)
+    edited = tmp_path / "edited.yaml"  # for the next run
+    edited.write_text("optim: {lr: 5.0}")
+    assert train.evaluate(tmp_path, edited) == pytest.approx(done.metrics)
 
 
 def test_the_directory_of_a_run_stands_for_its_config(finished, tmp_path):
