@@ -142,19 +142,6 @@ def test_a_config_with_another_model_is_refused(tmp_path, capsys):
         train.evaluate(tmp_path, checkpoint=Run(tmp_path / "other").checkpoints[-1].path)
 
 
-def test_an_override_without_effect_on_an_evaluation_is_refused(tmp_path):
-    where = [*TINY, "length.steps=6", "track.console=quiet", f"run.dir={tmp_path}"]
-    done = train.fit(*where)
-    for override in ("optim.lr=5.0", "length.steps=7", "init_from=gone"):
-        with pytest.raises(ResumeRefusedError, match=f"{override.partition('=')[0]}.*command line"):
-            train.evaluate(tmp_path, override)
-    computed = ["batch.global_batch_size=5", "evaluate.micro_batch_size=3", "loader.workers=0"]
-    assert train.evaluate(tmp_path, *computed) == pytest.approx(done.metrics)
-    edited = tmp_path / "edited.yaml"  # for the next run
-    edited.write_text("optim: {lr: 5.0}")
-    assert train.evaluate(tmp_path, edited) == pytest.approx(done.metrics)
-
-
 def test_the_directory_of_a_run_stands_for_its_config(finished, tmp_path):
     """Also if it was moved, and with values that do not change the run."""
     moved = tmp_path / "moved"

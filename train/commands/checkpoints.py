@@ -16,7 +16,6 @@ from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.commands.arguments import config_words
 from train.config.changes import differences, listed
-from train.config.compose import COMMAND_LINE
 from train.config.load import LoadedConfig, load_config
 from train.exits import DataError, ResumeRefusedError, UsageError
 from train.numeric_text import whole_number
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
 
     from train.tasks.base import Task
 
-_MODEL, _DATA = ("task", "model", "ema"), ("data",)
-_MAY_DIFFER = ("batch", "precision")
-"""What changes results but may be another than that of the run: how an evaluation is computed."""
+_MODEL = ("task", "model", "ema")
 
 
 @contextmanager
@@ -48,7 +45,7 @@ def find_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = Fals
 
     Raises UsageError if there is no such checkpoint, DataError if it is damaged, and
     ResumeRefusedError if its run has another model, or other data or another seed unless
-    ``other_data``, or if an override sets what is not used to another value than the run's.
+    ``other_data``.
     """
     with refused_files(loaded.run_directory):
         return _find(loaded, which, other_data=other_data)
@@ -106,25 +103,12 @@ def _check_config(loaded: LoadedConfig, checkpoint: Path, *, other_data: bool) -
             "Undo them, or name a checkpoint of a run with this config."
         )
     # Data may be split by random numbers, which are those of the seed.
-    data = [change for change in changes if change.key.partition(".")[0] in _DATA]
-    data += [change for change in changes if change.key == "run.seed"]
+    data = [c for c in changes if c.key == "run.seed" or c.key.partition(".")[0] == "data"]
     if data and not other_data:
         raise ResumeRefusedError(
             f"The run of the checkpoint {checkpoint} has other data or another seed, so that what "
             f"it was trained on may be evaluated:\n{listed(data, loaded.composed)}\n"
             "Undo these differences, or add --other-data."
-        )
-    asked = [
-        change
-        for change in changes
-        if change not in data
-        and change.key.partition(".")[0] not in (*_MODEL, *_MAY_DIFFER)
-        and loaded.composed.origin(change.key) == COMMAND_LINE
-    ]
-    if asked:
-        raise ResumeRefusedError(
-            f"The run of the checkpoint {checkpoint} has other values, which an evaluation and an "
-            f"export do not use:\n{listed(asked, loaded.composed)}\nRemove them."
         )
 
 
