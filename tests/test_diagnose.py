@@ -103,6 +103,7 @@ CAUSES = {
     "a server that refuses": (http_error(404), None),
     "a file that does not exist": (FileNotFoundError(errno.ENOENT, "No such file"), None),
     "a file without permission": (PermissionError(errno.EACCES, "Permission denied"), None),
+    "a name that is too long": (OSError(errno.ENAMETOOLONG, "File name too long"), Exit.USAGE),
     "a pipe that the code closed": (BrokenPipeError(errno.EPIPE, "Broken pipe"), None),
     "a file that is too large": (TooLargeError(errno.EFBIG, "it has 9 bytes", "x"), Exit.DATA),
     "no memory": (MemoryError(), Exit.OUT_OF_MEMORY),

@@ -11,6 +11,7 @@ import train
 from tests.support.forked import command, quick_run, run, run_ranks
 from tests.support.runs import TINY, curve
 from tests.support.tiny import TinyTask
+from train.checkpoint.run_view import Run
 from train.commands.checkpoints import find_checkpoint
 from train.exits import ResumeRefusedError, UsageError
 
@@ -131,6 +132,14 @@ def test_a_config_with_another_model_is_refused(tmp_path, capsys):
     ):
         train.evaluate(*where, "data.size=50")
     train.evaluate(*where, "data.size=50", other_data=True)
+    # The seed decides how random numbers split the data.
+    with pytest.raises(ResumeRefusedError, match=r"run.seed: 0 -> 5 \(command line\)\n.*--other"):
+        train.evaluate(*where, "run.seed=5")
+    train.evaluate(*where, "run.seed=5", other_data=True)
+    other = [w.replace(str(tmp_path), str(tmp_path / "other")) for w in where]
+    train.fit(*other, "run.seed=5")
+    with pytest.raises(ResumeRefusedError, match="run.seed: 5 -> 0"):
+        train.evaluate(tmp_path, checkpoint=Run(tmp_path / "other").checkpoints[-1].path)
 
 
 def test_the_directory_of_a_run_stands_for_its_config(finished, tmp_path):

@@ -464,3 +464,10 @@ class FailsInBackward(TinyTask):
             return loss._replace(sum=_Failing.apply(loss.sum))
         time.sleep(3)
         return loss
+
+
+class UsesNothing(TinyTask):
+    """Its loss uses no parameter of the model."""
+
+    def loss(self, model, batch):
+        return Ratio(torch.zeros((), requires_grad=True) * 1.0, batch["mask"].sum())

@@ -2,13 +2,17 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
-from tests.support.forked import quick, run
+import train
+from tests.support.forked import command, quick, run
 from tests.support.runs import ROOT, TINY, assert_same_bits, environment, tensors
+from train import cli
+from train.config.load import load_config
 
 TEXT = [
     "task.use=text", "task.sample_tokens=8", "model.layers=1", "model.heads=2", "model.width=16",
@@ -33,6 +37,10 @@ def only_line(done):
         ("batch.micro_batch_size=13", "more than batch.global_batch_size, 12"),
         ("model.hiden=3", "did you mean model.hidden?"),
         ("--resume", "nknown argument '--resume'"),
+        ("run.dir=new\nline", "has a line break, which YAML takes for a space; quote the value"),
+        ('run.dir="a\\0b"', "run.dir is 'a\\x00b', but a path cannot have a null character"),
+        (f"run.dir={'b' * 256}", "is longer than the file system allows; choose a shorter one"),
+        (f"run.dir={'/'.join(['c' * 200] * 20)}", "so that those of its files would be too long"),
     ],
 )
 def test_a_misspelt_key_or_an_invalid_value(tmp_path, override, expected):
@@ -40,6 +48,23 @@ def test_a_misspelt_key_or_an_invalid_value(tmp_path, override, expected):
     assert expected in only_line(done)
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == [], "files were created"
+
+
+def test_the_printed_commands_take_any_name_of_a_run(tmp_path, monkeypatch, capsys):
+    """Also one that looks like an override or an option."""
+    monkeypatch.chdir(tmp_path)
+    words = [*TINY, "length.steps=1", "schedule.warmup_steps=0"]
+    for name in ("a=b", "-dash", "with space", "per%cent", "com,ma", "$HOME"):
+        directory = load_config([], [*words, f"run.dir={name}"])
+        word = shlex.split(directory.command("verify"))[-1]
+        train.fit(*words, f"run.dir={name}")
+        assert cli.main(["verify", word]) == 0
+    assert "all well" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["verify", "evaluate", "goodput", "runs"])
+def test_a_path_that_is_too_long_is_a_mistake_of_the_command(name):
+    assert len(only_line(command(name, "b" * 300, expect=64))) < 500
 
 
 def test_each_problem_is_one_line(tmp_path):

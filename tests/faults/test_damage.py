@@ -148,6 +148,12 @@ def test_a_lost_identity_is_not_replaced_by_a_new_one(killed):
     assert not (killed / "run.json").exists()
 
 
+def test_without_its_config_a_run_cannot_be_compared_with_the_command(killed):
+    (killed / "config.json").unlink()
+    done = run("fit", killed, *BASE, "optim.lr=0.5", expect=76)
+    assert f"{killed / 'config.json'} is damaged (it is missing)" in done.stderr
+
+
 def test_a_damaged_line_in_attempts_does_not_affect_the_run(undisturbed, killed):
     path = killed / "attempts.jsonl"
     path.write_bytes(path.read_bytes() + b'\xff\xfe garbage\n[1]\n{"attempt": 3, "ti')

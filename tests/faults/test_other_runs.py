@@ -253,6 +253,15 @@ def test_a_ledger_of_another_run_is_refused(runs, killed, source):
     assert (killed / "ledger.bin").read_bytes() == before
 
 
+def test_an_edited_config_does_not_change_the_order_of_a_run(killed):
+    path = killed / "config.json"
+    config = json.loads(path.read_text())
+    config["run"]["seed"] = 99
+    path.write_text(json.dumps(config))
+    done = run("fit", killed, *KILLED, "run.seed=99", "--allow-changes", expect=76)
+    assert f"{path} has seed 99 in attempt 1, but {killed / 'ledger.bin'} has 0" in done.stderr
+
+
 def test_attempts_of_another_run_are_refused(runs, killed):
     shutil.copy(runs["twin"] / "attempts.jsonl", killed)
     (line,) = run("fit", killed, *BASE, expect=76).stderr.splitlines()

@@ -122,6 +122,16 @@ def test_unused_parameters_are_named(tmp_path, strategy):
     assert "Traceback" not in done[0].stderr
 
 
+@pytest.mark.parametrize(
+    ("ranks", "strategy"),
+    [(1, "auto"), (2, "ddp"), slow((2, "fsdp2")), slow((2, "zero1")), slow((2, "zero3"))],
+)
+def test_a_loss_that_uses_no_parameter_is_refused(tmp_path, ranks, strategy):
+    words = [f"task.use={TASKS}:UsesNothing", f"strategy={strategy}"]
+    for done in run_ranks(ranks, "fit", tmp_path, *words, expect=64):
+        assert "no trainable parameter" in done.stderr or "got no gradient" in done.stderr
+
+
 @pytest.mark.parametrize("option", ["strategy=ddp", slow("strategy=fsdp2")])
 def test_unused_parameters_stay_unchanged_with_strategies_that_allow_them(tmp_path, option):
     task = [f"task.use={TASKS}:UnusedParameter", "optim.weight_decay=0.1"]

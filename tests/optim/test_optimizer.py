@@ -110,6 +110,15 @@ def test_arguments_arrive_and_the_fused_kernels_are_used():
         ({"use": "sgd", "betas": [0.9, 0.99]}, r"optim\.betas is not an argument of.*'sgd'"),
         ({"options": {"amsgrd": True}}, r"optim\.options\.amsgrd is not an argument"),
         ({"use": "sgd", "options": {"nesterov": True}}, r"rejects its arguments: Nesterov"),
+        (
+            {
+                "groups": [
+                    {"pattern": "linear", "lr": 1.0},
+                    {"pattern": "conv", "betas": [2.0, 3.0]},
+                ]
+            },
+            r"rejects betas of optim.groups.1: Invalid beta parameter at index 0: 2.0\.$",
+        ),
         ({"options": {"lr": 2}}, r"optim\.options\.lr is 2, but optim\.lr decides it"),
         ({"options": {"weight_decay": 0.1}}, r"set optim\.weight_decay, and remove"),
         ({"options": {"amsgrad": []}}, r"optim\.options\.amsgrad is \[\].*valid boolean"),

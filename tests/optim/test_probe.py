@@ -52,6 +52,20 @@ def test_what_needs_whole_parameters_does_not(use, part):
 
 
 @pytest.mark.parametrize(
+    ("use", "options", "part"),
+    [
+        ("torch.optim:SparseAdam", {}, "does not support dense gradients"),
+        ("torch.optim:ASGD", {"capturable": True}, "capturable=True"),
+        ("torch.optim:Adamax", {"differentiable": True}, "a leaf Variable"),
+        ("sgd", {"differentiable": True, "fused": False}, "a leaf Variable"),
+    ],
+)
+def test_a_step_of_torch_that_fails_is_the_config_s_fault(use, options, part):
+    with pytest.raises(UsageError, match=rf"optim.use is .*whose step fails \(.*{part}"):
+        tried(use, **options)
+
+
+@pytest.mark.parametrize(
     ("name", "part"),
     [
         ("Listing", "state as list ('all')"),

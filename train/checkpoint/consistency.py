@@ -16,7 +16,7 @@ from train.checkpoint.loop_state import state_fault
 from train.checkpoint.manifest import MANIFEST, Manifest
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
-from train.data.ledger import AttemptStart, History, StepRecord, read_history
+from train.data.ledger import AttemptStart, History, StepRecord, read_history, recorded_step
 from train.exits import DataError
 from train.json_files import is_count, json_lines
 
@@ -176,16 +176,31 @@ def _ledger_faults(
                 f"{values['resumed_from_step'] or 0}, but {ledger} has step {start.step}"
             )
         if start.attempt == newest:
-            # A later attempt that ended before its first record has another config.
-            for section, key, value in (
-                ("run", "seed", start.order.seed),
-                ("batch", "global_batch_size", batches.get(start.attempt)),
-            ):
-                stored = config.get(section)
-                values = stored if isinstance(stored, Mapping) else {}
-                config_path = directory.config_path
-                if fault := differs(config_path, key, values, ledger, value, at=at):
-                    yield fault
+            yield from _config_faults(directory, config, start, batches.get(start.attempt))
+
+
+def config_faults(directory: RunDirectory, step: int) -> Iterator[str]:
+    """Compares config.json with what the ledger has for the last attempt, if that took ``step``,
+    from which the run is about to be resumed."""
+    recorded = recorded_step(directory.ledger, step)
+    if recorded and recorded[1].attempt == directory.attempts.count():
+        config = directory.stored_config() or {}
+        yield from _config_faults(directory, config, recorded[1], recorded[0].count)
+
+
+def _config_faults(
+    directory: RunDirectory, config: Mapping[str, Any], start: AttemptStart, batch: int | None
+) -> Iterator[str]:
+    # A later attempt that ended before its first record has another config.
+    for section, key, value in (
+        ("run", "seed", start.order.seed),
+        ("batch", "global_batch_size", batch),
+    ):
+        stored = config.get(section)
+        values = stored if isinstance(stored, Mapping) else {}
+        at = f" in attempt {start.attempt}"
+        if fault := differs(directory.config_path, key, values, directory.ledger, value, at=at):
+            yield fault
 
 
 def finished_faults(

@@ -13,6 +13,7 @@ from typing import Any
 
 from train.checkpoint.consistency import (
     against_record,
+    config_faults,
     differs,
     end_position,
     finished_faults,
@@ -33,10 +34,10 @@ _REMEDY = "restore the file that is of another run, or choose another run.dir"
 
 
 def check_checkpoint(directory: RunDirectory, run_id: str, checkpoint: Path) -> None:
-    """Compares a checkpoint that is about to be used with run.json and the ledger.
+    """Compares a checkpoint that is about to be used with run.json, the ledger and config.json.
 
     Raises DamagedError for a checkpoint of another run or one that contradicts itself, so that it
-    is set aside, and ResumeRefusedError where the ledger contradicts it.
+    is set aside, and ResumeRefusedError where the ledger contradicts it or config.json.
     """
     manifest = Manifest.read(checkpoint)
     fault = foreign_fault(directory, run_id, checkpoint, manifest)
@@ -44,7 +45,7 @@ def check_checkpoint(directory: RunDirectory, run_id: str, checkpoint: Path) -> 
         raise DamagedError(fault)
     recorded = recorded_step(directory.ledger, manifest.step)
     faults = list(against_record(directory, checkpoint, manifest, recorded)) if recorded else []
-    if faults:
+    if faults := [*faults, *config_faults(directory, manifest.step)]:
         raise ResumeRefusedError(f"{faults[0]}; {_REMEDY}.")
 
 

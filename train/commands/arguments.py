@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, takes_run: bool = False) -> None:
@@ -31,8 +32,16 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, takes_run: bool = F
 def config_words(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     """The config files and the overrides of a command that takes the directory of a run."""
     words = arguments.overrides
-    runs = [word for word in words if "=" not in word]
-    return [*arguments.config, *runs], [word for word in words if "=" in word]
+    runs = [word for word in words if "=" not in word or _is_run(word)]
+    return [*arguments.config, *runs], [word for word in words if word not in runs]
+
+
+def _is_run(word: str) -> bool:
+    """Whether a word of the form key=value is the directory of a run."""
+    try:
+        return (Path(word) / "config.json").exists()
+    except OSError:  # a value longer than a file name
+        return False
 
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:

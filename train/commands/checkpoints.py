@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from train.tasks.base import Task
 
+_MODEL = ("task", "model", "ema")
+
 
 @contextmanager
 def local_checkpoint(
@@ -42,7 +44,8 @@ def find_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = Fals
     """The path of the checkpoint that ``--checkpoint WHICH`` names, after a check of its hashes.
 
     Raises UsageError if there is no such checkpoint, DataError if it is damaged, and
-    ResumeRefusedError if its run has another model, or other data unless ``other_data``.
+    ResumeRefusedError if its run has another model, or other data or another seed unless
+    ``other_data``.
     """
     with refused_files(loaded.run_directory):
         return _find(loaded, which, other_data=other_data)
@@ -91,8 +94,7 @@ def _check_config(loaded: LoadedConfig, checkpoint: Path, *, other_data: bool) -
     model = [
         change
         for change in changes
-        if change.key.partition(".")[0] in ("task", "model", "ema")
-        and not (change.key == "task.use" and of_notebook)
+        if change.key.partition(".")[0] in _MODEL and not (change.key == "task.use" and of_notebook)
     ]
     if model:
         raise ResumeRefusedError(
@@ -100,11 +102,12 @@ def _check_config(loaded: LoadedConfig, checkpoint: Path, *, other_data: bool) -
             f"change the model:\n{listed(model, loaded.composed)}\n"
             "Undo them, or name a checkpoint of a run with this config."
         )
-    data = [change for change in changes if change.key.partition(".")[0] == "data"]
+    # Data may be split by random numbers, which are those of the seed.
+    data = [c for c in changes if c.key == "run.seed" or c.key.partition(".")[0] == "data"]
     if data and not other_data:
         raise ResumeRefusedError(
-            f"The run of the checkpoint {checkpoint} has other data, so that what it was trained "
-            f"on may be evaluated:\n{listed(data, loaded.composed)}\n"
+            f"The run of the checkpoint {checkpoint} has other data or another seed, so that what "
+            f"it was trained on may be evaluated:\n{listed(data, loaded.composed)}\n"
             "Undo these differences, or add --other-data."
         )
 

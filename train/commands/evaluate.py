@@ -101,7 +101,8 @@ def evaluate_checkpoint(
             size = min(size, of_run)
         with build_evaluation_batches(config, task, dataset, size, engine) as batches:
             call = ModelCall(model, engine.autocast)
-            metrics = evaluate(engine, partial(call.through, call), model, task, batches)
+            through = partial(call.through, call)
+            metrics = evaluate(engine, through, model, task, batches, seed=config.run.seed)
         return Evaluated(artifact or str(checkpoint), len(dataset), metrics, engine.is_main)
 
 

@@ -2,7 +2,7 @@
 
 Searches the directories (default: runs) up to 6 levels deep. Words key=value select the runs whose
 config has a value, such as optim.lr=1e-3. Runs are sorted by the last time they wrote something,
-the newest last.
+the newest last. An empty list is no error.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
+from train.checkpoint.damage import damaged
 from train.checkpoint.store import CheckpointStore
 from train.exits import ResumeRefusedError
 from train.section import changes_results
@@ -98,9 +99,11 @@ def allowed_changes(
     """The differences between the config and that of the run's last attempt.
 
     Raises ResumeRefusedError if one of them changes results, unless ``allow``, or the directory has
-    no checkpoint: then there is nothing to resume.
+    no checkpoint: then there is nothing to resume. With one, the stored config must be there.
     """
     stored = directory.stored_config()
+    if stored is None and _has_results(directory):
+        raise damaged(directory.config_path, "it is missing")
     return checked_changes(loaded, stored, allow=allow or not _has_results(directory))
 
 

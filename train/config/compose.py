@@ -128,12 +128,8 @@ def _compose(files: Sequence[str], overrides: Sequence[str], stored: Collection[
                 f"The override of {key} on the command line {fault}; correct the value, or quote "
                 "it to make it a text."
             ) from None
-        if comment:
-            raise UsageError(
-                f"The override {override!r} on the command line has {comment!r} after its value, "
-                "which YAML takes for a comment; quote the value once more, such as "
-                "\"run.dir='a #b'\"."
-            )
+        plain: Any = OmegaConf.to_container(part, resolve=False)
+        _refuse_lost_text(override, text, comment, value_at(plain, tuple(key.split("."))))
         created = _created(OmegaConf.to_container(merged, resolve=False), key)
         merged = _merge(merged, part, f"The override {override!r} on the command line")
         parts.append(Part(COMMAND_LINE, OmegaConf.to_container(part, resolve=False)))
@@ -270,6 +266,23 @@ def _comment(value: str) -> str:
         if not isinstance(token, yaml.StreamStartToken | yaml.StreamEndToken | yaml.BlockEndToken)
     ]
     return value[max(ends, default=0) :].strip()
+
+
+def _refuse_lost_text(override: str, text: str, comment: str, value: Any) -> None:
+    """Raises UsageError where YAML drops what it takes for a comment, or makes a line break a
+    space, unless by ``>`` or ``|``."""
+    if comment:
+        raise UsageError(
+            f"The override {override!r} on the command line has {comment!r} after its value, "
+            "which YAML takes for a comment; quote the value once more, such as "
+            "\"run.dir='a #b'\"."
+        )
+    folded = isinstance(value, str) and value.count("\n") < text.strip().count("\n")
+    if folded and not text.lstrip().startswith((">", "|")):
+        raise UsageError(
+            f"The override {override!r} on the command line has a line break, which YAML takes for "
+            "a space; quote the value once more, with \\n in double quotes."
+        )
 
 
 def is_key(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,9 @@ from train.tasks.base import Task
 from train.tasks.registry import check_task, find_task, reference_of
 from train.track.sinks import find_sinks
 
+_LONGEST = 4095 - 255
+"""Bytes of the path of a run directory: Linux takes 4095, and a file inside needs the rest."""
+
 
 @dataclass(frozen=True)
 class LoadedConfig:
@@ -48,7 +52,8 @@ class LoadedConfig:
             return f"put the task into a module to use `{shlex.join(typed_command(name))}`"
         words = typed_command(name)
         if name != "fit":  # the others take the directory of a run in place of its config
-            return shlex.join([*words, str(self.run_directory_as_set)])
+            directory = str(self.run_directory_as_set)
+            return shlex.join([*words, f"./{directory}" if directory[0] == "-" else directory])
         for file in self.files:
             words += ["--config", file]
         return shlex.join(redact_command([*words, *self.overrides]))
@@ -209,6 +214,8 @@ def check_length(config: Config, composed: Composed, total_steps: int) -> None:
 
 def _run_directory(config: Config) -> Path:
     directory = Path(config.run.dir or Path("runs") / config.run.name)
+    if "\0" in config.run.dir:
+        raise UsageError(f"run.dir is {config.run.dir!r}, but a path cannot have a null character.")
     try:
         return directory.expanduser()  # the shell does not expand run.dir=~/x
     except RuntimeError as error:
@@ -219,7 +226,14 @@ def _run_directory(config: Config) -> Path:
 
 
 def _check_writable(directory: Path, composed: Composed) -> None:
-    """Checks that the run directory, or its nearest existing parent, is writable."""
+    """Checks that the run directory, or its nearest existing parent, is writable, and that the
+    paths of its files will not be too long. Raises UsageError, or RetryError on a full disk."""
+    length = len(os.fsencode(directory))
+    if length > _LONGEST:
+        raise UsageError(
+            f"run.dir ({composed.where('run.dir')}) is a path of {length} bytes, so that those of "
+            f"its files would be too long; choose one of at most {_LONGEST}."
+        )
     existing = directory
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

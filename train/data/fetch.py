@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.order import sample_seed
-from train.exits import DataError, OutOfMemoryError, RetryError, RunError
+from train.exits import DataError, OutOfMemoryError, RetryError, RunError, UsageError
 from train.process.diagnose import is_fault_of_machine, is_out_of_memory
 
 EVALUATION = -1  # the epoch in the keys of evaluation samples
@@ -55,9 +55,9 @@ class LoadFailure(NamedTuple):
     text: str
     """One sentence for the user."""
     details: str
-    """The traceback."""
+    """The traceback; empty where the text says all."""
     kind: type[RunError]
-    """Whose fault it is: DataError, RetryError or OutOfMemoryError."""
+    """Whose fault it is: DataError, RetryError, OutOfMemoryError or UsageError."""
     error: BaseException | None
     """The exception; None from a worker, since it may not survive pickling."""
 
@@ -116,6 +116,12 @@ class KeyedDataset:
             kind = kind_of(error)
             text = f"{self._describe(keys, at, error)}; {_REMEDIES[kind][at < 0]}."
             return LoadFailure(text, traceback.format_exc(), kind, cause)
+        if batch is None:
+            text = (
+                f"The task's collate() returned None for {_samples(keys)}; return the batch, as "
+                "default_collate does."
+            )
+            return LoadFailure(text, "", UsageError, None)
         return MicroBatch(batch, keys.positions, keys.indices, keys.digest, keys.counts)
 
     def _sample(self, epoch: int, index: int) -> Any:
@@ -140,11 +146,7 @@ class KeyedDataset:
                 f"{_place(keys, slice(at, at + 1))} with {what}"
             )
         doing = "__getitems__ of" if at == -1 else "collate of"
-        first = ", ".join(map(str, keys.indices[:_NAMED])) + ", ..." * (len(keys.indices) > _NAMED)
-        return (
-            f"The dataset {name} failed in {doing} the samples of indices {first} "
-            f"{_place(keys, slice(None))} with {what}"
-        )
+        return f"The dataset {name} failed in {doing} {_samples(keys)} with {what}"
 
 
 _MACHINE = "the machine, its storage or its network failed, not the data: fix the cause, then rerun"
@@ -162,6 +164,12 @@ def kind_of(error: BaseException) -> type[RunError]:
     if is_out_of_memory(error):
         return OutOfMemoryError
     return RetryError if is_fault_of_machine(error) else DataError
+
+
+def _samples(keys: SampleKeys) -> str:
+    """The samples of a micro-batch, for an error message."""
+    first = ", ".join(map(str, keys.indices[:_NAMED])) + ", ..." * (len(keys.indices) > _NAMED)
+    return f"the samples of indices {first} {_place(keys, slice(None))}"
 
 
 def _place(keys: SampleKeys, which: slice) -> str:

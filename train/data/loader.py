@@ -74,7 +74,7 @@ class Batches(Iterator[MicroBatch]):
                 f"loader.timeout (now {self._loader.timeout:g} s)."
             ) from error
         if isinstance(loaded, LoadFailure):
-            in_worker = loaded.error is None
+            in_worker = loaded.error is None and loaded.details
             raise loaded.kind(loaded.text) from (
                 RuntimeError(loaded.details) if in_worker else loaded.error
             )

@@ -21,7 +21,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
 # The purpose of a hash is its first word, so that hashes of two purposes never have equal words.
-_ORDER, _SAMPLE, _MODEL, _INITIAL, _REPORT = 1, 2, 3, 4, 5
+_ORDER, _SAMPLE, _MODEL, _INITIAL, _REPORT, _EVALUATION = 1, 2, 3, 4, 5, 6
 
 
 def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -71,6 +71,12 @@ def module_seed(seed: int, name: str) -> int:
     """64-bit seed of the initial values of one module, by its name in the model."""
     digest = hashlib.sha256(name.encode()).digest()
     return mix_int(_INITIAL, seed, int.from_bytes(digest[:8], "little"))
+
+
+def evaluation_seed(seed: int, index: int) -> int:
+    """64-bit seed of what an evaluation draws in the micro-batch that starts at an index of the
+    evaluation data; the same in each evaluation."""
+    return mix_int(_EVALUATION, seed, index)
 
 
 def report_seed(seed: int) -> int:

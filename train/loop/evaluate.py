@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from train.data.fetch import MicroBatch
-from train.data.order import report_seed
+from train.data.order import evaluation_seed, report_seed
 from train.distributed.randomness import seed_everything
 from train.exits import UsageError
 from train.loop.metric_objects import MetricObjects
@@ -32,15 +32,52 @@ def evaluate(
     task: Task,
     batches: Iterable[MicroBatch],
     *,
+    seed: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """The task's metrics over all batches of all ranks, the same on every rank; collective.
 
     ``call`` gives the model to the task's ``measure``; it is in evaluation mode meanwhile. A
     micro-batch whose ``counts`` is false is computed so that all ranks make equally many forward
-    passes, but adds nothing. Sums are in float64. Raises EvaluationStoppedError when ``stop()`` is
-    true on any rank, and UsageError for metrics that cannot be added up.
+    passes, but adds nothing. Sums are in float64. Random numbers are seeded for each micro-batch,
+    from the run's ``seed``. Raises EvaluationStoppedError when ``stop()`` is true on any rank, and
+    UsageError for metrics that cannot be added up.
     """
+    return add_up(engine, call, model, task, batches, seed=seed, stop=stop).metrics()
+
+
+class Totals:
+    """What an evaluation has added up, on this rank."""
+
+    def __init__(
+        self, engine: Engine, task: Task, sums: dict[str, torch.Tensor], objects: MetricObjects
+    ) -> None:
+        self._engine, self._task, self._sums, self._objects = engine, task, sums, objects
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics over all ranks, the same on every rank; collective."""
+        summed = _add_over_ranks(self._sums, self._engine)
+        collectives = self._engine.collectives
+        metrics = _joined(
+            {name: _ratio(*total) for name, total in summed.items()},
+            self._objects.compute(collectives),
+            numbers_of(self._task.derive(summed), "derive()"),
+        )
+        # What ranks decide by a metric, such as an early stop, they must decide alike.
+        return collectives.broadcast_object(metrics)
+
+
+def add_up(
+    engine: Engine,
+    call: CallModel,
+    model: nn.Module,
+    task: Task,
+    batches: Iterable[MicroBatch],
+    *,
+    seed: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> Totals:
+    """The first part of :func:`evaluate`: all that needs the model."""
     collectives = engine.collectives
     totals: dict[str, torch.Tensor] = {}
     objects = MetricObjects(task, engine.device)
@@ -49,6 +86,7 @@ def evaluate(
             if any(collectives.all_reduce_ints([int(stop())])):
                 raise EvaluationStoppedError
             batch = engine.to_device(micro.batch)
+            seed_everything(evaluation_seed(seed, int(micro.positions[0])), engine.device)
             measures = call(partial(measures_of, task, batch=batch, objects=objects))
             for name, value in measures.items() if micro.counts else ():
                 if name in objects:
@@ -56,14 +94,7 @@ def evaluate(
                     continue
                 pair = torch.stack([_double(part, engine.device) for part in value])
                 totals[name] = totals[name] + pair if name in totals else pair
-    summed = _add_over_ranks(totals, engine)
-    metrics = _joined(
-        {name: _ratio(*total) for name, total in summed.items()},
-        objects.compute(collectives),
-        numbers_of(task.derive(summed), "derive()"),
-    )
-    # What ranks decide by a metric, such as an early stop, they must decide alike.
-    return collectives.broadcast_object(metrics)
+    return Totals(engine, task, totals, objects)
 
 
 def make_report(

@@ -52,8 +52,9 @@ class Evaluation:
         with self._ema.applied() if self._ema else nullcontext(), self._batches as batches:
             try:
                 metrics = evaluate(
-                    engine, strategy.call, strategy.bare_model, self._task, batches, stop=stop
-                )
+                    engine, strategy.call, strategy.bare_model, self._task, batches,
+                    seed=self._seed, stop=stop,
+                )  # fmt: skip
             except EvaluationStoppedError:
                 return None
             self._beat("reporting")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from train.exits import UsageError
@@ -42,6 +43,12 @@ class FirstStepChecks:
         """Compares the gradients of the compiled model with those of the model as written, and
         notes the model's state outside of parameters and buffers. ``batch`` is on the device."""
         strategy = self._strategy
+        if any(strategy.collectives.all_reduce_ints([int(not torch.is_grad_enabled())])):
+            raise UsageError(
+                "torch's gradient mode is off at the start of the first step; a method of the task "
+                "has switched it off (torch.set_grad_enabled, or torch.no_grad without its end): "
+                "restore it there."
+            )
         if self._compiled:
             check_compiled(
                 self._task,

@@ -78,6 +78,7 @@ def record_step(run: OpenRun, micro_batches: list[MicroBatch], taken: StepTaken)
     progress = run.progress
     run.checkpointing.record(progress.step + 1, progress.position, micro_batches)
     progress.advance(run.plan.global_batch_size)
+    run.data_watch.step(progress.step, taken.agreed.global_count)
     run.metrics.add(taken.result, taken.agreed.global_count, taken.learning_rate)
     # Read before too many skipped steps in a row can go unnoticed: rarely enough to cost nothing.
     if run.metrics.unread_steps > run.loaded.config.optim.max_skipped_steps:
@@ -158,6 +159,7 @@ def evaluate(run: OpenRun) -> None:
 def save(run: OpenRun) -> None:
     """Starts a checkpoint, which includes the metrics that are still on the device."""
     run.beat("saving")
+    run.data_watch.lengths()
     read_metrics(run)
     wait_for_checkpoint(run)  # the one before
     run.goodput.saving(run.progress.step)

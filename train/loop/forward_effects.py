@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from train.distributed.collectives import Collectives
+from train.distributed.torch_settings import TorchSettings
 from train.exits import UsageError
 from train.loop.hidden_state import TensorState
 from train.setup.micro_batch_effects import known_kind
@@ -186,8 +187,8 @@ class ModeChanges:
 
 class RefusedEffects:
     """What no forward pass may do, on any placement: change parameters, leave modules in another
-    mode, register parts, or call modules that gather parameters in another order than other ranks.
-    ``compiled``: the calls of modules inside are not watched."""
+    mode or settings of torch changed, register parts, or call modules that gather parameters in
+    another order than other ranks. ``compiled``: the calls of modules inside are not watched."""
 
     def __init__(self, strategy: Strategy, *, compiled: bool) -> None:
         model = strategy.bare_model
@@ -195,6 +196,7 @@ class RefusedEffects:
         self._watched = [strategy.model_call, *([] if compiled else self._gathering.values())]
         self._registered = RegisteredParts(model)
         self._parameters, self._modes = ParameterChanges(model), ModeChanges(model)
+        self._settings = TorchSettings()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -211,6 +213,13 @@ class RefusedEffects:
         self._registered.check(since)
         self._parameters.check(self._strategy.collectives)
         self._modes.check(self._strategy.collectives)
+        for changed in self._strategy.collectives.all_gather_object(self._settings.changed()):
+            if changed:
+                raise UsageError(
+                    f"The {since} changed a setting of torch ({', '.join(changed)}), which would "
+                    "hold until the end of the process; set it in build_model(), or restore it "
+                    "before the method of the task returns."
+                )
 
 
 class BufferChanges:

@@ -71,12 +71,14 @@ class MetricObjects:
                 by_path = [states[path] for states, _ in by_rank if path in states]
                 self._merge(metric, by_path, path)
         found: dict[str, float] = {}
-        for name, metric in self._objects.items():
-            value = metric.compute() if name in updated else float("nan")
-            found |= _numbers(name, value)
-        for metric, states in before:  # reset() expects a list where the merged state is a tensor
-            for name, state in states.items():
-                setattr(metric, name, state)
+        try:
+            for name, metric in self._objects.items():
+                value = metric.compute() if name in updated else float("nan")
+                found |= _numbers(name, value)
+        finally:
+            for metric, states in before:  # reset() expects a list where the merged state is none
+                for name, state in states.items():
+                    setattr(metric, name, state)
         return found
 
     def _metrics(self) -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,7 @@ from train.goodput.clock import PhaseClock
 from train.goodput.ledger import GoodputLedger
 from train.hooks import Facts, Hooks
 from train.loop.checkpointing import Checkpointing
+from train.loop.data_watch import DataWatch
 from train.loop.early_stop import EarlyStop
 from train.loop.evaluation import Evaluation
 from train.loop.evaluation_check import check_evaluation
@@ -130,7 +131,7 @@ def _open(
     schedule = learning_rate_factor(config.schedule, data.total_steps, origin)
     plan = _plan(loaded, task, data, joined, directory, beat)
     model = build_trainable(loaded, task, engine, joined.choice, plan)
-    _check_evaluation(loaded, task, data, plan, model, joined, beat)
+    warnings = _check_evaluation(loaded, task, data, plan, model, joined, beat)
     joined.heartbeat.calls = model.strategy.call_record
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
@@ -157,7 +158,8 @@ def _open(
             early_stop.load_state_dict(state["early_stop"])
     facts = attempt_facts(loaded, joined, data, plan, model)
     tracker = open_tracker(
-        stack, loaded, directory, store, joined, task, data, plan, model, progress, facts, notes,
+        stack, loaded, directory, store, joined, task, data, plan, model, progress, facts,
+        [*warnings, *notes],
         [name for name in (attempt.artifact, source and source.source.artifact) if name],
     )  # fmt: skip
     resumed_from = None if attempt.resume_step is None else store.path(attempt.resume_step)
@@ -241,6 +243,12 @@ def _open(
             timed=metrics.timed,
             beat=beat,
         ),
+        data_watch=DataWatch(
+            {"train_dataset": data.train, "eval_dataset": data.evaluation},
+            unit=task.unit,
+            batch_size=plan.global_batch_size,
+            warn=tracker.warn,
+        ),
         batches=batches,
     )
 
@@ -253,9 +261,10 @@ def _check_evaluation(
     model: TrainableModel,
     joined: Joined,
     beat: Callable[[str], None],
-) -> None:
+) -> list[str]:
+    """Returns warnings."""
     if data.evaluation is None:
-        return
+        return []
     build = partial(
         build_evaluation_batches,
         loaded.config, task, data.evaluation, plan.largest_micro_batch, joined.engine,
@@ -266,7 +275,7 @@ def _check_evaluation(
         return joined.stop.requested
 
     beat("checking the evaluation")
-    check_evaluation(task, model.strategy, loaded.config, build(most=1), build, stop=stop)
+    return check_evaluation(task, model.strategy, loaded.config, build(most=1), build, stop=stop)
 
 
 def _check_unfinished(loaded: LoadedConfig, directory: RunDirectory, total_steps: int) -> None:

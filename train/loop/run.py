@@ -16,6 +16,7 @@ from train.data.plan import BatchPlan
 from train.goodput.ledger import GoodputLedger
 from train.hooks import Hooks
 from train.loop.checkpointing import Checkpointing
+from train.loop.data_watch import DataWatch
 from train.loop.early_stop import EarlyStop
 from train.loop.evaluation import Evaluation
 from train.loop.first_step import FirstStepChecks
@@ -67,6 +68,7 @@ class OpenRun:
     """None where the task has no evaluation data."""
     first_step: FirstStepChecks
     train_step: TrainStep
+    data_watch: DataWatch
     batches: Batches
     """This rank's micro-batches of all steps to come."""
 

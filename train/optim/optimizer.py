@@ -42,12 +42,13 @@ def build_optimizer(
             f"optim.options.fused is true, but torch's fused {cls.__name__} does not update the "
             "sharded parameters of strategy=fsdp2; remove it."
         )
-    try:
-        optimizer = cls(parameter_groups(model, settings), **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"The optimiser {config.use!r} (optim.use, {origin}) rejects its arguments: {error}."
-        ) from error
+    named = f"The optimiser {config.use!r} (optim.use, {origin}) rejects"
+    groups = parameter_groups(model, settings)
+    optimizer = _made(cls, groups, arguments, f"{named} its arguments")
+    for index, group in enumerate(config.groups):
+        if overrides := group.overrides():  # a constructor looks at its own arguments alone
+            what = f"{named} {', '.join(overrides)} of optim.groups.{index}"
+            _made(cls, parameter_groups(model, settings), arguments | overrides, what)
     if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
         raise UsageError(
             f"The optimiser {config.use!r} (optim.use, {origin}) switches the model between two "
@@ -56,6 +57,15 @@ def build_optimizer(
             "ema.decay for an average of weights."
         )
     return optimizer
+
+
+def _made(
+    cls: Callable[..., Optimizer], groups: list[dict[str, Any]], arguments: Any, rejects: str
+) -> Optimizer:
+    try:
+        return cls(groups, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{rejects}: {str(error).rstrip('.')}.") from error
 
 
 def _find(use: str, origin: str) -> Callable[..., Optimizer]:

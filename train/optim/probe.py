@@ -69,14 +69,21 @@ class Updates(NamedTuple):
 
 def try_whole(build: Build, example: Example, name: str) -> Updates | None:
     """Updates the example in place. None where the optimiser does not work on it. Raises UsageError
-    for state that a checkpoint cannot hold."""
+    for state that a checkpoint cannot hold, and for an optimiser of torch that fails."""
     start = [parameter.detach().clone() for parameter in example.parameters()]
+    cls: type[Optimizer] | None = None
     try:
-        before = _kept_outside(build(example))
+        made = build(example)
+        cls, before = type(made), _kept_outside(made)
         optimizer = update(build, example, example.gradients)
     except Exception as error:
         if not isinstance(error, TypeError) or "closure" not in str(error):
-            return None  # it may support other shapes only
+            if cls is None or not cls.__module__.startswith("torch.optim"):
+                return None  # it may support other shapes only
+            raise UsageError(
+                f"optim.use is {name!r}, whose step fails ({first_line(error)}); correct "
+                "optim.options, or use another optimiser."
+            ) from error
         raise UsageError(
             f"optim.use is {name!r}, whose step() needs a closure ({first_line(error)}), which "
             "computes the loss again; use an optimiser that takes the gradients as they are."

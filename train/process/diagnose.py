@@ -195,6 +195,12 @@ def as_run_error(error: BaseException) -> RunError | None:
 
 
 def _wrong_use(error: BaseException) -> RunError | None:
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        path = error.filename if isinstance(error.filename, str) else ""
+        return UsageError(
+            f"The path {path[:80]!r}... is longer than the file system allows; choose a shorter "
+            "one."
+        )
     if isinstance(error, TooLargeError):
         return DataError(f"{error.filename} cannot be read ({error.strerror}); use a smaller file.")
     if is_same_gpu(error):

@@ -241,6 +241,7 @@ def build_trainable(
             options=choice.options,
             precision=config.precision,
             optimizer_name=config.optim.use,
+            optimizer_options=config.optim.options,
             plan=plan,
             blocks=blocks,
             initial=initial,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -52,6 +52,8 @@ class StrategySetup:
     """How each step is divided into micro-batches."""
     blocks: list[nn.Module]
     """Modules whose parameters are gathered one module at a time."""
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    """The config's ``optim.options``."""
     initial: Initial | None = None
     """Draws the values of a model that is on the meta device; None for one that has values."""
 
@@ -117,7 +119,7 @@ class Strategy(ABC):
         parameters are sharded. Raises UsageError where a checkpoint could not hold its state, or
         where it gives other results for shards."""
         name = self.setup.optimizer_name
-        if name in KNOWN:
+        if name in KNOWN and not self.setup.optimizer_options:
             return
         example = Example(model, self.engine.device, self.engine.world_size)
         whole = try_whole(build_optimizer, example, name)

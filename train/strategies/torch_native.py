@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from train.checkpoint.state import OptimizerState
 from train.distributed.shard import Shard, model_tensors, parameter_names
+from train.exits import UsageError
 from train.optim.optimizer import skips_on_device
 from train.strategies.base import BuildOptimizer, Strategy
 from train.strategies.parameters import trainable_parameters
@@ -67,6 +68,15 @@ class TorchStrategy(Strategy):
     def _unused(self) -> Iterable[str]:
         """The names of the parameters that got no gradient on this rank in this step."""
         return [name for name, p in self._trainable.items() if p.grad is None]
+
+    def check_unused(self) -> None:
+        """Raises UsageError on all ranks where no trainable parameter got a gradient on any;
+        collective."""
+        if len(unused_everywhere(self.collectives, self._unused())) == len(self._trainable):
+            raise UsageError(
+                "The loss of the first step uses no trainable parameter, so nothing would be "
+                "trained; compute it from the model that loss() gets."
+            )
 
     def _beside_parameters(self, scalar: Tensor) -> Tensor:
         """A scalar in the form that operations with the parameters take: a DTensor for DTensors."""

@@ -6,6 +6,7 @@ The checks look at types and shapes only: none waits for the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping
 from numbers import Real
 from typing import Any
@@ -193,8 +194,11 @@ def facts_of(task: Task) -> dict[str, float]:
     """The task's numbers on the data, by name."""
     facts: Any = task.facts()
     if not isinstance(facts, Mapping) or not all(_is_scalar(fact) for fact in facts.values()):
+        wrong = facts
+        if isinstance(facts, Mapping):
+            wrong = next((name, _shown(v)) for name, v in facts.items() if not _is_scalar(v))
         raise UsageError(
-            f"The task's facts() returned {facts!r:.200}; return a dict of numbers by name."
+            f"The task's facts() returned {wrong!r:.200}; return a dict of numbers by name."
         )
     return {name: float(fact) for name, fact in facts.items()}
 
@@ -215,9 +219,10 @@ def report_of(task: Task, model: nn.Module, device: torch.device) -> dict[str, A
 def flops_of(task: Task) -> float | None:
     """The task's FLOPs of one sample; None if unknown."""
     flops: Any = task.flops_per_sample()
-    if flops is not None and not _is_scalar(flops):
+    if flops is not None and not (_is_scalar(flops) and 0 <= float(flops) < math.inf):
         raise UsageError(
-            f"The task's flops_per_sample() returned {_kind(flops)}; return a number, or None."
+            f"The task's flops_per_sample() returned {_shown(flops)}; return a number of at least "
+            "0, or None."
         )
     return None if flops is None else float(flops)
 
@@ -228,7 +233,16 @@ def _is_scalar(value: object) -> bool:
         return value.numel() == 1 and not value.is_complex()
     if isinstance(value, (np.generic, np.ndarray)):
         return value.ndim == 0 and value.dtype.kind in "biuf"
-    return isinstance(value, Real)
+    return isinstance(value, Real) and _is_float(value)
+
+
+def _is_float(value: Real) -> bool:
+    """Whether the number is in the range of a float: an int or a Fraction may be larger."""
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def _kind(value: object) -> str:
@@ -238,4 +252,8 @@ def _kind(value: object) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    return repr(value) if isinstance(value, Real) else _kind(value)
+    if isinstance(value, Real):
+        # A text of thousands of digits is an error of Python.
+        large = f"{_kind(value)} beyond the range of a float"
+        return repr(value) if _is_float(value) else large
+    return _kind(value)
