@@ -12,7 +12,8 @@ import yaml
 from optuna.trial import FrozenTrial
 
 from launch.contract import drawn, replace_text
-from launch.tune.study import STATES, StoredStudy, Study, assigned_in
+from launch.tune.study import STATES, StoredStudy, Study
+from launch.tune.values import assigned_in
 
 BEST_FILE = "best.yaml"
 

@@ -8,33 +8,23 @@ the seed, its number, and the trials that have ended.
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from launch.contract import (
-    ChoiceDimension,
-    Dimension,
-    FloatDimension,
     ResumeRefusedError,
-    RetryError,
-    RunError,
     Space,
     UsageError,
     first_line,
     new_run_id,
-    redact,
     slug,
     stored_space,
 )
@@ -48,10 +38,9 @@ from launch.tune.settings import (
     refuse_changes,
     write_record,
 )
+from launch.tune.storage import FILES, create_study, load_study, storage_errors
+from launch.tune.values import label, suggested
 
-JOURNAL = "journal.log"
-DATABASE = "study.db"
-_FILES = {"journal": JOURNAL, "sqlite": DATABASE}
 STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
@@ -134,6 +123,25 @@ class StoredStudy:
         ]
         front.sort(key=lambda each: (costs[each.number], each.number))
         return front if len(signs) > 1 else front[:1]
+
+
+def open_stored(directory: Path, storage: str | None) -> StoredStudy:
+    """The study in a directory, to look at. Raises RunError."""
+    record = read_record(directory)
+    if record is None:
+        raise UsageError(
+            f"There is no study in {directory}: it has no {STUDY_FILE}; name the directory of a "
+            "study."
+        )
+    path = str(directory / STUDY_FILE)
+    try:
+        objectives = [Objective(str(name), str(mode)) for name, mode in record["objectives"]]
+        space = stored_space(record["space"], path)
+    except (UsageError, TypeError, ValueError) as error:
+        raise ResumeRefusedError(
+            f"{path} is damaged ({first_line(error)}); restore it from a backup."
+        ) from None
+    return StoredStudy(directory, space, objectives, load_study(directory, record, storage))
 
 
 class Study(StoredStudy):
@@ -243,7 +251,7 @@ class Study(StoredStudy):
             for index, dimension in enumerate(self.space.dimensions, 1):
                 if self.space.is_active(dimension, assigned):
                     self._use_methods(trial.number, index)
-                    assigned[dimension.key] = _suggested(trial, dimension)
+                    assigned[dimension.key] = suggested(trial, dimension)
         return assigned
 
     def _use_methods(self, number: int, index: int) -> None:
@@ -251,7 +259,7 @@ class Study(StoredStudy):
         if self.combinations is not None:
             keys = {each.key: each for each in self.space.dimensions}
             self._study.sampler = GridSampler(
-                [{key: _label(keys[key], value) for key, value in each.items()}
+                [{key: label(keys[key], value) for key, value in each.items()}
                  for each in self.combinations]
             )  # fmt: skip
         else:
@@ -266,8 +274,8 @@ def _opened(directory: Path, settings: Settings, storage: str | None) -> optuna.
     if record is None:
         storage = storage or "journal"
         base = settings.base.config.run.name
-        name = slug(base) if storage in _FILES else new_run_id(base)
-        study = _create(directory, settings, name, storage)
+        name = slug(base) if storage in FILES else new_run_id(base)
+        study = create_study(directory, settings, name, storage)
         write_record(directory, settings, name, storage)
         return study
     study = load_study(directory, record, storage)
@@ -278,174 +286,3 @@ def _opened(directory: Path, settings: Settings, storage: str | None) -> optuna.
     name, place = str(record["name"]), str(record["storage"])
     write_record(directory, settings, name, place, record["created"])
     return study
-
-
-def open_stored(directory: Path, storage: str | None) -> StoredStudy:
-    """The study in a directory, to look at. Raises RunError."""
-    record = read_record(directory)
-    if record is None:
-        raise UsageError(
-            f"There is no study in {directory}: it has no {STUDY_FILE}; name the directory of a "
-            "study."
-        )
-    path = str(directory / STUDY_FILE)
-    try:
-        objectives = [Objective(str(name), str(mode)) for name, mode in record["objectives"]]
-        space = stored_space(record["space"], path)
-    except (UsageError, TypeError, ValueError) as error:
-        raise ResumeRefusedError(
-            f"{path} is damaged ({first_line(error)}); restore it from a backup."
-        ) from None
-    return StoredStudy(directory, space, objectives, load_study(directory, record, storage))
-
-
-def load_study(directory: Path, record: Mapping[str, Any], storage: str | None) -> optuna.Study:
-    """The study of a record. ``storage``: the word on the command line. Raises RunError."""
-    stored = str(record["storage"])
-    if storage is not None and redact(storage) != stored:
-        raise ResumeRefusedError(
-            f"--storage is {redact(storage)!r}, but the study in {directory} is in {stored!r}; "
-            "leave the option out, or choose another run.dir for a new study."
-        )
-    if storage is None and "***" in stored:
-        raise UsageError(
-            f"The study in {directory} is in {stored!r}, whose secrets are not recorded; give the "
-            "whole URL as --storage."
-        )
-    with storage_errors():
-        try:
-            return optuna.load_study(
-                study_name=str(record["name"]),
-                storage=_storage(directory, storage or stored),
-                sampler=optuna.samplers.RandomSampler(),
-            )
-        except KeyError:
-            raise ResumeRefusedError(
-                f"The storage {stored!r} has no study {record['name']!r}, which "
-                f"{directory / 'study.json'} names; restore the storage, or choose another "
-                "run.dir for a new study."
-            ) from None
-
-
-def _create(directory: Path, settings: Settings, name: str, storage: str) -> optuna.Study:
-    with storage_errors():
-        return optuna.create_study(
-            study_name=name,
-            storage=_storage(directory, storage),
-            directions=[
-                "maximize" if each.mode == "max" else "minimize" for each in settings.objectives
-            ],
-            sampler=optuna.samplers.RandomSampler(),
-            load_if_exists=storage in _FILES,  # of a process that was killed before the record
-        )
-
-
-class _JournalLock(JournalFileOpenLock):
-    """Released by the kernel when its holder is killed. Optuna's own would block for 30 s."""
-
-    def __init__(self, journal: Path) -> None:
-        super().__init__(str(journal))
-        self._journal = journal
-        self._lock = FileLock(journal.with_name(f"{journal.name}.lock"))
-
-    def acquire(self) -> bool:
-        """Takes it, and removes an incomplete last line, which a crash of the machine left."""
-        self._lock.acquire()
-        with self._journal.open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            if end and file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        return True
-
-    def release(self) -> None:
-        """Releases it."""
-        self._lock.release()
-
-
-def _storage(directory: Path, word: str) -> BaseStorage:
-    if word == "journal":
-        path = directory / JOURNAL
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=_JournalLock(path)))
-    if word == "sqlite":
-        return RDBStorage(
-            f"sqlite:///{(directory / DATABASE).absolute()}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-        )
-    if "://" not in word:
-        raise UsageError(
-            f"--storage is {redact(word)!r}, but must be journal, sqlite, or the URL of a database "
-            "such as postgresql://HOST/NAME."
-        )
-    return RDBStorage(word)
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Turns errors of storages into one sentence. Raises UsageError and RetryError."""
-    try:
-        yield
-    except RunError:
-        raise
-    except Exception as error:
-        known = _storage_error(error)
-        if known is error:
-            raise
-        raise known from error
-
-
-def _storage_error(error: Exception) -> Exception:
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-
-    text = redact(first_line(error.__cause__ or error))
-    if isinstance(error, ArgumentError | NoSuchModuleError | ImportError):
-        return UsageError(
-            f"The storage of the study cannot be used ({text}); correct --storage, or install the "
-            "driver of the database."
-        )
-    if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError | OSError):
-        return RetryError(
-            f"The storage of the study failed ({text}); nothing is lost: fix the cause, then rerun."
-        )
-    if isinstance(error, json.JSONDecodeError | optuna.exceptions.OptunaError):
-        return ResumeRefusedError(
-            f"The storage of the study is damaged ({text}); restore it from a backup, or choose "
-            "another run.dir for a new study."
-        )
-    return error
-
-
-def _suggested(trial: optuna.Trial, dimension: Dimension) -> Any:
-    key, form = dimension.key, dimension.form
-    if isinstance(form, ChoiceDimension):
-        by_label = {_label(dimension, choice): choice for choice in form.choices}
-        return by_label[trial.suggest_categorical(key, list(by_label))]
-    if isinstance(form, FloatDimension):
-        return trial.suggest_float(key, form.low, form.high, step=form.step, log=form.log)
-    return trial.suggest_int(key, form.low, form.high, step=form.step, log=form.log)
-
-
-def assigned_in(space: Space, frozen: FrozenTrial) -> dict[str, Any]:
-    """The values of a stored trial by key."""
-    found: dict[str, Any] = {}
-    for each in space.dimensions:
-        if each.key not in frozen.params:
-            continue
-        value = frozen.params[each.key]
-        if isinstance(each.form, ChoiceDimension):
-            value = {_label(each, choice): choice for choice in each.form.choices}[value]
-        found[each.key] = value
-    return found
-
-
-def _label(dimension: Dimension, value: Any) -> Any:
-    """What the storage has for a value: a text for each choice, since storages and Optuna's own
-    tools take only texts and numbers, and true and 1 as the same."""
-    if not isinstance(dimension.form, ChoiceDimension):
-        return value
-    choices = dimension.form.choices
-    plain = isinstance(value, str) and value not in [
-        json.dumps(each) for each in choices if not isinstance(each, str)
-    ]
-    return value if plain else json.dumps(value, ensure_ascii=False)
