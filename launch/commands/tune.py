@@ -87,6 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"(default {_RETRIES})",
     )  # fmt: skip
     add("--show", metavar="STUDY", help="print the table of the study in this directory, and end")
+    add(
+        "--to", metavar="FILE",
+        help="write the result as an HTML page to this file; default: study.html in the study's "
+        "directory, or none with --show",
+    )  # fmt: skip
     add("--json", action="store_true", help="print the result as JSON")
     add(
         "overrides", nargs="*", default=[], metavar="key=value",
@@ -108,7 +113,7 @@ def run(arguments: argparse.Namespace) -> Exit:
 
 def _tune(arguments: argparse.Namespace) -> Exit:
     from launch.agent.signals import Signals
-    from launch.contract import check_space, load_space
+    from launch.contract import check_space, check_target, load_space
     from launch.tune.controller import Controller, Plan
     from launch.tune.methods import check_method
     from launch.tune.settings import Settings, parse_objectives
@@ -128,6 +133,8 @@ def _tune(arguments: argparse.Namespace) -> Exit:
     sampler_name = check_method("sampler", arguments.sampler)
     pruner_name = check_method("pruner", arguments.pruner)
     space = load_space(arguments.space)
+    if arguments.to:
+        check_target(Path(arguments.to))
     base = check_space(space, arguments.config, arguments.overrides, where.world_size)
     objectives = parse_objectives(arguments.objective, base.values())
     _check_evaluations(base.config.evaluate, pruner_name, len(objectives))
@@ -161,6 +168,7 @@ def _tune(arguments: argparse.Namespace) -> Exit:
 
 
 def _report(study: Study, plan: Plan, arguments: argparse.Namespace, *, stopped: bool) -> Exit:
+    from launch.tune.page import PAGE_FILE, write_page
     from launch.tune.result import write_best
 
     _print(study, as_json=arguments.json)
@@ -169,6 +177,12 @@ def _report(study: Study, plan: Plan, arguments: argparse.Namespace, *, stopped:
     best = write_best(study, plan.files, plan.overrides)
     if best is not None:
         tell(f"Best config: {best}")
+    page = Path(arguments.to or study.directory / PAGE_FILE)
+    try:
+        write_page(study, page)
+        tell(f"Page: {page}")
+    except UsageError as error:  # what the trials have found is kept in any case
+        log(f"warning: {error}")
     open_trials = [each.number for each in trials if not each.state.is_finished()]
     if stopped or open_trials:
         what = f"{len(trials) - len(open_trials)} of {plan.trials} trials have ended"
@@ -183,9 +197,18 @@ def _report(study: Study, plan: Plan, arguments: argparse.Namespace, *, stopped:
 
 
 def _show(arguments: argparse.Namespace) -> Exit:
+    from launch.contract import check_target
+    from launch.tune.page import write_page
     from launch.tune.study import open_stored
 
-    _print(open_stored(Path(arguments.show), arguments.storage), as_json=arguments.json)
+    target = Path(arguments.to) if arguments.to else None
+    if target is not None:
+        check_target(target)
+    study = open_stored(Path(arguments.show), arguments.storage)
+    _print(study, as_json=arguments.json)
+    if target is not None:
+        write_page(study, target)
+        (log if arguments.json else say)(f"Page: {target}")
     return Exit.DONE
 
 

@@ -89,9 +89,12 @@ class StoredStudy:
         directory: Path,
         space: Space,
         objectives: Sequence[Objective],
+        methods: tuple[str, str],
         study: optuna.Study,
     ) -> None:
+        """``methods``: the words of the sampler and the pruner."""
         self.directory, self.space, self.objectives = directory, space, objectives
+        self.sampler, self.pruner = methods
         self.trials_directory = directory / "trials"
         self._study = study
 
@@ -124,6 +127,27 @@ class StoredStudy:
         front.sort(key=lambda each: (costs[each.number], each.number))
         return front if len(signs) > 1 else front[:1]
 
+    def run_directory(self, number: int) -> Path:
+        """The run directory of a trial."""
+        return self.trials_directory / f"{number:04}"
+
+    def importance(self, objective: int, good: float) -> dict[str, float]:
+        """The share of each key in what makes the best trials, by the index of an objective;
+        ``good``: the best trials, as a part of the finished ones. Raises ImportError."""
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+        sign = -1.0 if self.objectives[objective].mode == "max" else 1.0
+
+        def cost(trial: FrozenTrial) -> float:
+            return sign * float(trial.values[objective])
+
+        with storage_errors():
+            return get_param_importances(
+                self._study,
+                evaluator=PedAnovaImportanceEvaluator(target_quantile=good),
+                target=cost,
+            )
+
 
 def open_stored(directory: Path, storage: str | None) -> StoredStudy:
     """The study in a directory, to look at. Raises RunError."""
@@ -141,7 +165,9 @@ def open_stored(directory: Path, storage: str | None) -> StoredStudy:
         raise ResumeRefusedError(
             f"{path} is damaged ({first_line(error)}); restore it from a backup."
         ) from None
-    return StoredStudy(directory, space, objectives, load_study(directory, record, storage))
+    methods = str(record["sampler"]), str(record["pruner"])
+    study = load_study(directory, record, storage)
+    return StoredStudy(directory, space, objectives, methods, study)
 
 
 class Study(StoredStudy):
@@ -168,7 +194,8 @@ class Study(StoredStudy):
             study = _opened(directory, settings, storage)
         finally:
             self._lock.release()
-        super().__init__(directory, settings.space, settings.objectives, study)
+        methods = settings.sampler, settings.pruner
+        super().__init__(directory, settings.space, settings.objectives, methods, study)
         self.settings = settings
         self.combinations: list[dict[str, Any]] | None = None
         if settings.sampler == "grid":
@@ -238,8 +265,9 @@ class Study(StoredStudy):
             step for each in self._study.get_trials(deepcopy=False) if each.number == number
             for step in each.intermediate_values
         }  # fmt: skip
-        directory = self.trials_directory / f"{number:04}"
-        return Claim(number, directory, self._sampled(trial), trial, lock, reported)
+        return Claim(
+            number, self.run_directory(number), self._sampled(trial), trial, lock, reported
+        )
 
     def _sampled(self, trial: optuna.Trial) -> dict[str, Any]:
         """The values of a trial; those that it has already are kept."""

@@ -45,3 +45,8 @@ def label(dimension: Dimension, value: Any) -> Any:
         json.dumps(each) for each in choices if not isinstance(each, str)
     ]
     return value if plain else json.dumps(value, ensure_ascii=False)
+
+
+def as_text(value: Any) -> str:
+    """A value of the space for people: a text without quotes, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
