@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launch.commands.trial_place import number, place_of
 from launch.contract import (
@@ -113,10 +113,9 @@ def run(arguments: argparse.Namespace) -> Exit:
 
 def _tune(arguments: argparse.Namespace) -> Exit:
     from launch.agent.signals import Signals
-    from launch.contract import check_space, check_target, load_space
+    from launch.contract import check_target
+    from launch.tune.checked import checked_settings
     from launch.tune.controller import Controller, Plan
-    from launch.tune.methods import check_method
-    from launch.tune.settings import Settings, parse_objectives
     from launch.tune.study import Study
 
     if this_world().world_size > 1:
@@ -130,17 +129,13 @@ def _tune(arguments: argparse.Namespace) -> Exit:
     where = place_of(arguments)
     retries = number("retries", arguments.retries, 0)
     wanted = None if arguments.trials is None else number("trials", arguments.trials, 1)
-    sampler_name = check_method("sampler", arguments.sampler)
-    pruner_name = check_method("pruner", arguments.pruner)
-    space = load_space(arguments.space)
     if arguments.to:
         check_target(Path(arguments.to))
-    base = check_space(space, arguments.config, arguments.overrides, where.world_size)
-    objectives = parse_objectives(arguments.objective, base.values())
-    _check_evaluations(base.config.evaluate, pruner_name, len(objectives))
-    settings = Settings(space, objectives, arguments.sampler, arguments.pruner, base)
-    if sampler_name == "grid":
-        space.grid()  # refuses ranges without a step, before the study exists
+    settings = checked_settings(
+        arguments.space, arguments.config, arguments.overrides, objectives=arguments.objective,
+        sampler=arguments.sampler, pruner=arguments.pruner, world_size=where.world_size,
+    )  # fmt: skip
+    space, base, objectives = settings.space, settings.base, settings.objectives
     overrides = [
         word for word in arguments.overrides if not word.startswith(("run.dir=", "run.name="))
     ]
@@ -220,25 +215,3 @@ def _print(study: StoredStudy, *, as_json: bool) -> None:
         return
     for line in table(study, terminal_width()):
         say(line)
-
-
-def _check_evaluations(evaluate: Any, pruner: str, objectives: int) -> None:
-    """Raises UsageError if trials would not report what the study needs. ``evaluate``: the section
-    of the config."""
-    during = evaluate.every_steps or evaluate.every_epochs
-    if not during and not evaluate.at_end:
-        raise UsageError(
-            "The config has no evaluation, so trials report no objective; set evaluate.at_end=true."
-        )
-    if pruner == "none":
-        return
-    if objectives > 1:
-        raise UsageError(
-            f"--pruner is {pruner!r}, but a study with {objectives} objectives cannot prune "
-            "trials; leave the option out, or name one objective."
-        )
-    if not during:
-        raise UsageError(
-            f"--pruner is {pruner!r}, but the config evaluates only at the end of a run; set "
-            "evaluate.every_steps or evaluate.every_epochs."
-        )

@@ -1,6 +1,7 @@
 """Hyperparameter studies: trials that are ordinary runs, chosen and judged by Optuna.
 
 settings     what decides the trials of a study, and its record
+checked      the settings, checked before anything starts
 methods      samplers and pruners by name
 study        the study in its storage: which trial is next, what it reports, how it ends
 storage      where Optuna keeps it: a journal or a database

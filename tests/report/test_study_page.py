@@ -94,7 +94,7 @@ def test_values_that_are_far_off_do_not_hide_the_others(tmp_path):
     page, _ = page_of(study)
     heights = [float(dot["cy"]) for dot in lines(page, "dot")]
     assert heights[1] - heights[2] > 50
-    assert "1 values beyond the scale are drawn at its edge." in page.text
+    assert "Values beyond the scale (1) are drawn at its edge." in page.text
     assert "The curves of 5 trials are not shown" in page.text
 
 

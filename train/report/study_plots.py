@@ -76,7 +76,7 @@ def history(study: StudyData, index: int) -> Html:
     note = "Filled: finished trials. Rings: pruned ones, at their last evaluation. The line is the "
     note += "best value so far."
     if beyond:
-        note += f" {beyond:,} values beyond the scale are drawn at its edge."
+        note += f" Values beyond the scale ({beyond:,}) are drawn at its edge."
     return join([_chart(f"{name} of each trial ({mode})", _WIDTH, _HEIGHT, shapes), _note(note)])
 
 
