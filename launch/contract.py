@@ -121,6 +121,7 @@ if TYPE_CHECKING:
     from train.distributed.process_group import use_loopback
     from train.distributed.rendezvous import join as join_ranks
     from train.distributed.rendezvous import open_store
+    from train.optim.schedule import depends_on_length
     from train.report.study import render_study
     from train.report.study_data import StudyAxis, StudyData, StudyTrial
     from train.report.target import check_target, write_report
@@ -183,6 +184,7 @@ __all__ = [
     "code_version",
     "config_arguments",
     "config_differences",
+    "depends_on_length",
     "did_you_mean",
     "drawn",
     "driver_version",
@@ -261,6 +263,7 @@ _IMPORTED_WHEN_USED = {
     "stored_space": ("train.config.space", "stored_space"),
     "config_differences": ("train.config.changes", "differences"),
     "watched_metric": ("train.track.watched_metric", "watched_metric"),
+    "depends_on_length": ("train.optim.schedule", "depends_on_length"),
     "StudyAxis": ("train.report.study_data", "StudyAxis"),
     "StudyData": ("train.report.study_data", "StudyData"),
     "StudyTrial": ("train.report.study_data", "StudyTrial"),

@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--pruner", default="none", metavar="NAME",
         help="none (default), median, percentile, successive_halving, hyperband or threshold, with "
-        "Optuna's options as NAME:option=value,...",
+        "Optuna's options as NAME:option=value,...; or halving:min_steps=N, whose trials pause and "
+        "go on from their checkpoints",
     )  # fmt: skip
     add(
         "--storage", metavar="WHERE",
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> Exit:
 def _tune(arguments: argparse.Namespace) -> Exit:
     from launch.agent.signals import Signals
     from launch.contract import check_target
-    from launch.tune.checked import checked_settings
+    from launch.tune.checked import checked_settings, length_dependent_schedule
     from launch.tune.controller import Controller, Plan
     from launch.tune.study import Study
 
@@ -157,6 +158,12 @@ def _tune(arguments: argparse.Namespace) -> Exit:
         f"{', '.join(map(str, objectives))}, sampler {arguments.sampler}, pruner "
         f"{arguments.pruner}; {parallel} at a time, {where}"
     )
+    if study.halving is not None and (schedule := length_dependent_schedule(settings)):
+        tell(
+            f"The schedule {schedule} depends on the length of the run: trials pause on the way to "
+            "their whole length, with the learning rates of a whole run, and what they reach at a "
+            "rung is not what a run of that length reaches."
+        )
     plan = Plan(arguments.config, overrides, name, count, retries)
     stopped = Controller(study, plan, backend, signals, tell).run()
     return _report(study, plan, arguments, stopped=stopped)

@@ -3,6 +3,7 @@
 settings     what decides the trials of a study, and its record
 checked      the settings, checked before anything starts
 methods      samplers and pruners by name
+halving      successive halving: trials pause, and the best go on from their checkpoints
 study        the study in its storage: which trial is next, what it reports, how it ends
 storage      where Optuna keeps it: a journal or a database
 values       the values of a trial, as they are stored and as the config takes them

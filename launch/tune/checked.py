@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from launch.contract import UsageError, check_space, load_space
+from launch.contract import UsageError, check_space, depends_on_length, load_space
 from launch.tune.methods import check_method
 from launch.tune.settings import Settings, parse_objectives
 
@@ -31,6 +31,15 @@ def checked_settings(
     if sampler_name == "grid":
         space.grid()  # refuses ranges without a step, before the study exists
     return Settings(space, found, sampler, pruner, base)
+
+
+def length_dependent_schedule(settings: Settings) -> str:
+    """The first schedule of the trials that depends on the length of the run; empty without one."""
+    uses = [settings.base.config.schedule.use]
+    for each in settings.space.dimensions:
+        if each.key == "schedule.use":
+            uses = [str(choice) for choice in each.extremes]
+    return next((use for use in uses if depends_on_length(use)), "")
 
 
 def _check_evaluations(evaluate: Any, pruner: str, objectives: int) -> None:

@@ -28,6 +28,7 @@ from launch.contract import (
     slug,
     stored_space,
 )
+from launch.tune.halving import HalvingPruner, RungTrial
 from launch.tune.locks import FileLock
 from launch.tune.methods import GridSampler, pruner, sampler
 from launch.tune.settings import (
@@ -74,6 +75,11 @@ class Claim:
     def retries(self) -> int:
         """How often the trial was started again after failures of the infrastructure."""
         return int(self.trial.user_attrs.get("retries", 0))
+
+    @property
+    def promoted(self) -> int:
+        """How often the trial went on after a pause at a rung."""
+        return int(self.trial.user_attrs.get("promoted", 0))
 
     def note(self, **values: Any) -> None:
         """Stores facts about the trial, durably."""
@@ -200,17 +206,22 @@ class Study(StoredStudy):
         self.combinations: list[dict[str, Any]] | None = None
         if settings.sampler == "grid":
             self.combinations = list(self.space.grid())
+        method = pruner(settings.pruner)
+        self.halving = method if isinstance(method, HalvingPruner) else None
+        """The rungs at which trials pause; None for trials that run to their end."""
         self._held: set[int] = set()
 
     def claim(self, limit: int) -> Claim | None:
-        """An unfinished trial that no process works on, else a new one if there are fewer than
-        ``limit``; None without either."""
+        """An unfinished trial that no process works on, else a paused one that goes on, else a new
+        one if there are fewer than ``limit``; None without any."""
         with storage_errors(), self._lock:
             trials = self._study.get_trials(deepcopy=False)
             for frozen in trials:
                 unfinished = not frozen.state.is_finished() and frozen.number not in self._held
-                if unfinished and (lock := self._locked(frozen.number)):
+                if unfinished and not _is_paused(frozen) and (lock := self._locked(frozen.number)):
                     return self._claimed(optuna.Trial(self._study, frozen._trial_id), lock)
+            if self.halving and (claim := self._promoted(self.halving, trials, limit)):
+                return claim
             if len(trials) >= limit:
                 return None
             self._use_methods(len(trials), 0)
@@ -218,6 +229,35 @@ class Study(StoredStudy):
             lock = self._locked(trial.number)
             assert lock is not None, "only the holder of study.lock takes the locks of trials"
             return self._claimed(trial, lock)
+
+    def _promoted(
+        self, halving: HalvingPruner, trials: Sequence[FrozenTrial], limit: int
+    ) -> Claim | None:
+        """A paused trial that goes on. Once none does any more, all that are paused are pruned."""
+        running = [
+            each for each in trials
+            if not each.state.is_finished()
+            and (not _is_paused(each) or each.number in self._held)
+        ]  # fmt: skip
+        is_complete = len(trials) >= limit and not running
+        candidates = halving.promotable(
+            [_rung_trial(each) for each in trials if each.state != TrialState.FAIL],
+            self.objectives[0].mode,
+            at_least_one=is_complete,
+        )
+        for each in candidates:
+            if each.number not in self._held and (lock := self._locked(each.number)):
+                claim = self._claimed(
+                    optuna.Trial(self._study, trials[each.number]._trial_id), lock
+                )
+                claim.note(promoted=claim.promoted + 1)
+                return claim
+        if is_complete and not candidates:
+            for frozen in trials:
+                if _is_paused(frozen) and (lock := self._locked(frozen.number)):
+                    paused = self._claimed(optuna.Trial(self._study, frozen._trial_id), lock)
+                    self._settle(paused, "pruned")
+        return None
 
     def report(self, claim: Claim, step: int, value: float) -> None:
         """Gives the pruner an evaluation, unless it has it."""
@@ -237,9 +277,12 @@ class Study(StoredStudy):
     def settle(self, claim: Claim, state: str, values: list[float] | None = None) -> None:
         """Records the end of a trial and gives it up."""
         with storage_errors(), self._lock:
-            self._use_methods(claim.number, 0)
-            self._study.tell(claim.trial, values, _TRIAL_STATES[state])
-            self.give_up(claim)
+            self._settle(claim, state, values)
+
+    def _settle(self, claim: Claim, state: str, values: list[float] | None = None) -> None:
+        self._use_methods(claim.number, 0)
+        self._study.tell(claim.trial, values, _TRIAL_STATES[state])
+        self.give_up(claim)
 
     def give_up(self, claim: Claim) -> None:
         """Leaves a trial as it is, to whatever process takes it next."""
@@ -314,3 +357,14 @@ def _opened(directory: Path, settings: Settings, storage: str | None) -> optuna.
     name, place = str(record["name"]), str(record["storage"])
     write_record(directory, settings, name, place, record["created"])
     return study
+
+
+def _is_paused(frozen: FrozenTrial) -> bool:
+    """Whether a trial waits at a rung."""
+    facts = frozen.user_attrs
+    return not frozen.state.is_finished() and facts.get("paused") == facts.get("promoted", 0)
+
+
+def _rung_trial(frozen: FrozenTrial) -> RungTrial:
+    promoted = int(frozen.user_attrs.get("promoted", 0))
+    return RungTrial(frozen.number, frozen.intermediate_values, promoted, _is_paused(frozen))
