@@ -224,7 +224,7 @@ class Controller:
 
     def _pause_if_due(self, running: _Running, step: int, halving: HalvingPruner) -> None:
         claim = running.claim
-        if step >= halving.rung(claim.promoted):
+        if step >= halving.rung(claim.number, claim.promoted):
             claim.note(paused=claim.promoted, step=step)  # before the request, as with pruning
             running.is_pausing = True
             running.job.stop()

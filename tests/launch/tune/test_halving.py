@@ -29,7 +29,7 @@ def work(directory, limit, *, killed=False):
     while (claim := study.claim(limit)) is not None:
         level = claim.promoted
         first = max(claim.reported, default=0)
-        last = min(study.halving.rung(level), STEPS)
+        last = min(study.halving.rung(claim.number, level), STEPS)
         taken.append((claim.number, first, last))
         study.report(claim, last, 1.0 - claim.number * 4 % 9 / 10)
         if last == STEPS:
@@ -84,6 +84,21 @@ def test_values_that_are_not_finite_are_the_worst():
         assert first.number == expected, "the first evaluation from the rung on counts"
 
 
+def test_brackets_skip_rungs_and_are_compared_by_themselves():
+    halving = HalvingPruner(min_steps=10, factor=3, brackets=3)
+    numbers = [halving.bracket(n) for n in range(34)]
+    assert numbers[:17] == numbers[17:] == [0] * 9 + [1] * 5 + [2] * 3, "as in Hyperband"
+    assert [halving.rung(n, 1) for n in (0, 9, 14)] == [30, 90, 270]
+    losses = {0: 5.0, 1: 6.0, 2: 7.0, 9: 1.0, 10: 2.0, 14: 0.5}
+    trials = [
+        RungTrial(n, {halving.rung(n, 0): loss}, 0, is_paused=True) for n, loss in losses.items()
+    ]
+    found = halving.promotable(trials, "min", at_least_one=False)
+    assert [each.number for each in found] == [0], "the others have not enough to compare"
+    found = halving.promotable(trials, "min", at_least_one=True)
+    assert [each.number for each in found] == [14, 9, 0], "those with the most steps first"
+
+
 def test_trials_that_run_on_are_not_trials_that_pause(tmp_path):
     study = opened(tmp_path / "study")
     running = [study.claim(2), study.claim(2)]
@@ -115,6 +130,8 @@ def test_schedules_that_depend_on_the_length_are_known(text, said):
     [
         ("halving", "min_steps must be a whole number of at least 1"),
         ("halving:min_steps=4,factor=1", "factor must be a whole number of at least 2"),
+        ("halving:min_steps=4,brackets=0", "brackets must be a whole number of at least 1"),
+        ("halving:min_steps=4,brackets=99", "brackets must be less with this factor"),
         ("halving:min_step=4", "did you mean min_steps"),
     ],
 )
