@@ -5,12 +5,13 @@ import math
 
 import pytest
 
+from launch.history import launch_log
 from launch.tune.checked import length_dependent_schedule
 from launch.tune.halving import HalvingPruner, RungTrial
 from launch.tune.settings import Settings, parse_objectives
 from launch.tune.study import Study
 from tests.launch.tune.test_study import checked
-from tests.launch.tune.tuning import BASE, refused, run, shown, starts
+from tests.launch.tune.tuning import BASE, refused, run, run_jobs, shown, starts
 
 GRID = "optim.lr: {type: categorical, choices: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]}\n"
 STEPS = 18
@@ -113,6 +114,19 @@ def test_trials_that_run_on_are_not_trials_that_pause(tmp_path):
     assert (again.number, again.promoted) == (0, 1)
 
 
+def test_a_trial_that_another_process_is_pausing_is_waited_for(tmp_path):
+    one, other = opened(tmp_path / "study"), opened(tmp_path / "study")
+    claims = [one.claim(2), one.claim(2)]
+    for claim, value in zip(claims, (0.9, 0.1), strict=True):
+        one.report(claim, 2, value)
+        claim.note(paused=0)
+    one.give_up(claims[0])
+    assert other.claim(2) is None, "the better one has not stopped yet"
+    assert states(tmp_path / "study") == ["unfinished"] * 2
+    one.give_up(claims[1])
+    assert other.claim(2).number == 1
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -142,6 +156,21 @@ def test_wrong_rungs_are_refused_before_anything_starts(tmp_path, capsys, pruner
     assert code == 64
     assert said in text
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
+def test_paused_jobs_are_submitted_again_as_the_same_run(tmp_path):
+    space = "optim.lr: {type: categorical, choices: [1.0, 0.6, 0.3]}\n"
+    said = run_jobs(
+        tmp_path / "study", space, "--sampler", "grid", "--pruner", "halving:min_steps=2,factor=3",
+        step=0.6,
+    )  # fmt: skip
+    assert "trial 0 paused at step 2" in said
+    assert [trial["state"] for trial in shown(tmp_path / "study")["trials"]][2] == "finished"
+    assert [starts(tmp_path / "study", n) for n in range(3)] == [1, 1, 2]
+    runs = [line["run_id"] for line in launch_log.read() if line["event"] == "submitted"]
+    assert len(runs) == 4
+    assert runs[2] == runs[3]
 
 
 def test_paused_runs_resume_from_their_checkpoints(tmp_path):
