@@ -121,6 +121,10 @@ if TYPE_CHECKING:
     from train.distributed.process_group import use_loopback
     from train.distributed.rendezvous import join as join_ranks
     from train.distributed.rendezvous import open_store
+    from train.optim.schedule import depends_on_length
+    from train.report.study import render_study
+    from train.report.study_data import StudyAxis, StudyData, StudyTrial
+    from train.report.target import check_target, write_report
     from train.runs.summary import total_steps
     from train.runs.table import drawn, terminal_width
     from train.track.wandb_sink import wandb_mode
@@ -166,6 +170,9 @@ __all__ = [
     "RunError",
     "Signer",
     "Space",
+    "StudyAxis",
+    "StudyData",
+    "StudyTrial",
     "UsageError",
     "World",
     "address_to_listen_at",
@@ -173,9 +180,11 @@ __all__ = [
     "check_command_first",
     "check_config",
     "check_space",
+    "check_target",
     "code_version",
     "config_arguments",
     "config_differences",
+    "depends_on_length",
     "did_you_mean",
     "drawn",
     "driver_version",
@@ -216,6 +225,7 @@ __all__ = [
     "redact_command",
     "redact_values",
     "refuse_link",
+    "render_study",
     "replace_text",
     "reported_wait",
     "run_directory",
@@ -246,12 +256,20 @@ __all__ = [
     "whole_number",
     "write_error_file",
     "write_json",
+    "write_report",
 ]
 
 _IMPORTED_WHEN_USED = {
     "stored_space": ("train.config.space", "stored_space"),
     "config_differences": ("train.config.changes", "differences"),
     "watched_metric": ("train.track.watched_metric", "watched_metric"),
+    "depends_on_length": ("train.optim.schedule", "depends_on_length"),
+    "StudyAxis": ("train.report.study_data", "StudyAxis"),
+    "StudyData": ("train.report.study_data", "StudyData"),
+    "StudyTrial": ("train.report.study_data", "StudyTrial"),
+    "render_study": ("train.report.study", "render_study"),
+    "check_target": ("train.report.target", "check_target"),
+    "write_report": ("train.report.target", "write_report"),
     "total_steps": ("train.runs.summary", "total_steps"),
     "terminal_width": ("train.runs.table", "terminal_width"),
     "drawn": ("train.runs.table", "drawn"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launch.commands.trial_place import number, place_of
 from launch.contract import (
@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--pruner", default="none", metavar="NAME",
         help="none (default), median, percentile, successive_halving, hyperband or threshold, with "
-        "Optuna's options as NAME:option=value,...",
+        "Optuna's options as NAME:option=value,...; or halving:min_steps=N, whose trials pause and "
+        "go on from their checkpoints",
     )  # fmt: skip
     add(
         "--storage", metavar="WHERE",
@@ -87,6 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"(default {_RETRIES})",
     )  # fmt: skip
     add("--show", metavar="STUDY", help="print the table of the study in this directory, and end")
+    add(
+        "--to", metavar="FILE",
+        help="write the result as an HTML page to this file; default: study.html in the study's "
+        "directory, or none with --show",
+    )  # fmt: skip
     add("--json", action="store_true", help="print the result as JSON")
     add(
         "overrides", nargs="*", default=[], metavar="key=value",
@@ -108,10 +114,9 @@ def run(arguments: argparse.Namespace) -> Exit:
 
 def _tune(arguments: argparse.Namespace) -> Exit:
     from launch.agent.signals import Signals
-    from launch.contract import check_space, load_space
+    from launch.contract import check_target
+    from launch.tune.checked import checked_settings, length_dependent_schedule
     from launch.tune.controller import Controller, Plan
-    from launch.tune.methods import check_method
-    from launch.tune.settings import Settings, parse_objectives
     from launch.tune.study import Study
 
     if this_world().world_size > 1:
@@ -125,15 +130,13 @@ def _tune(arguments: argparse.Namespace) -> Exit:
     where = place_of(arguments)
     retries = number("retries", arguments.retries, 0)
     wanted = None if arguments.trials is None else number("trials", arguments.trials, 1)
-    sampler_name = check_method("sampler", arguments.sampler)
-    pruner_name = check_method("pruner", arguments.pruner)
-    space = load_space(arguments.space)
-    base = check_space(space, arguments.config, arguments.overrides, where.world_size)
-    objectives = parse_objectives(arguments.objective, base.values())
-    _check_evaluations(base.config.evaluate, pruner_name, len(objectives))
-    settings = Settings(space, objectives, arguments.sampler, arguments.pruner, base)
-    if sampler_name == "grid":
-        space.grid()  # refuses ranges without a step, before the study exists
+    if arguments.to:
+        check_target(Path(arguments.to))
+    settings = checked_settings(
+        arguments.space, arguments.config, arguments.overrides, objectives=arguments.objective,
+        sampler=arguments.sampler, pruner=arguments.pruner, world_size=where.world_size,
+    )  # fmt: skip
+    space, base, objectives = settings.space, settings.base, settings.objectives
     overrides = [
         word for word in arguments.overrides if not word.startswith(("run.dir=", "run.name="))
     ]
@@ -155,12 +158,19 @@ def _tune(arguments: argparse.Namespace) -> Exit:
         f"{', '.join(map(str, objectives))}, sampler {arguments.sampler}, pruner "
         f"{arguments.pruner}; {parallel} at a time, {where}"
     )
+    if study.halving is not None and (schedule := length_dependent_schedule(settings)):
+        tell(
+            f"The schedule {schedule} depends on the length of the run: trials pause on the way to "
+            "their whole length, with the learning rates of a whole run, and what they reach at a "
+            "rung is not what a run of that length reaches."
+        )
     plan = Plan(arguments.config, overrides, name, count, retries)
     stopped = Controller(study, plan, backend, signals, tell).run()
     return _report(study, plan, arguments, stopped=stopped)
 
 
 def _report(study: Study, plan: Plan, arguments: argparse.Namespace, *, stopped: bool) -> Exit:
+    from launch.tune.page import PAGE_FILE, write_page
     from launch.tune.result import write_best
 
     _print(study, as_json=arguments.json)
@@ -169,6 +179,12 @@ def _report(study: Study, plan: Plan, arguments: argparse.Namespace, *, stopped:
     best = write_best(study, plan.files, plan.overrides)
     if best is not None:
         tell(f"Best config: {best}")
+    page = Path(arguments.to or study.directory / PAGE_FILE)
+    try:
+        write_page(study, page)
+        tell(f"Page: {page}")
+    except UsageError as error:  # what the trials have found is kept in any case
+        log(f"warning: {error}")
     open_trials = [each.number for each in trials if not each.state.is_finished()]
     if stopped or open_trials:
         what = f"{len(trials) - len(open_trials)} of {plan.trials} trials have ended"
@@ -183,9 +199,18 @@ def _report(study: Study, plan: Plan, arguments: argparse.Namespace, *, stopped:
 
 
 def _show(arguments: argparse.Namespace) -> Exit:
+    from launch.contract import check_target
+    from launch.tune.page import write_page
     from launch.tune.study import open_stored
 
-    _print(open_stored(Path(arguments.show), arguments.storage), as_json=arguments.json)
+    target = Path(arguments.to) if arguments.to else None
+    if target is not None:
+        check_target(target)
+    study = open_stored(Path(arguments.show), arguments.storage)
+    _print(study, as_json=arguments.json)
+    if target is not None:
+        write_page(study, target)
+        (log if arguments.json else say)(f"Page: {target}")
     return Exit.DONE
 
 
@@ -197,25 +222,3 @@ def _print(study: StoredStudy, *, as_json: bool) -> None:
         return
     for line in table(study, terminal_width()):
         say(line)
-
-
-def _check_evaluations(evaluate: Any, pruner: str, objectives: int) -> None:
-    """Raises UsageError if trials would not report what the study needs. ``evaluate``: the section
-    of the config."""
-    during = evaluate.every_steps or evaluate.every_epochs
-    if not during and not evaluate.at_end:
-        raise UsageError(
-            "The config has no evaluation, so trials report no objective; set evaluate.at_end=true."
-        )
-    if pruner == "none":
-        return
-    if objectives > 1:
-        raise UsageError(
-            f"--pruner is {pruner!r}, but a study with {objectives} objectives cannot prune "
-            "trials; leave the option out, or name one objective."
-        )
-    if not during:
-        raise UsageError(
-            f"--pruner is {pruner!r}, but the config evaluates only at the end of a run; set "
-            "evaluate.every_steps or evaluate.every_epochs."
-        )

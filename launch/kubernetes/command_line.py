@@ -16,7 +16,7 @@ _DESCRIPTION = """\
 Print the Kubernetes objects of a run, for `kubectl apply -f -`. Warnings go to standard error.
 
 OVERLAY is a directory of k8s/overlays, and each COMPONENT one of k8s/components to add to it.
-isorun.fit is a TorchX component, and so are isorun.doctor, isorun.sweep and isorun.run: this prints
+isorun.fit is a TorchX component, and so are isorun.doctor, .sweep, .tune and .run: this prints
 what the scheduler kubernetes_job would submit; `%(prog)s isorun.fit --help` lists its arguments.
 """
 

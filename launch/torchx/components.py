@@ -1,4 +1,4 @@
-"""isorun's TorchX components: ``torchx run isorun.fit``, ``.doctor``, ``.sweep`` and ``.run``.
+"""isorun's TorchX components: ``torchx run isorun.fit``, ``.doctor``, ``.sweep``, ``.tune`` and ``.run``.
 
 TorchX parses the text of this file: arguments need annotations of a few simple types, written out
 here, and Google-style docstrings, from which ``--help`` is made. The components can also be named
@@ -11,6 +11,7 @@ from torchx.specs import AppDef
 
 from launch import agent_command as agent
 from launch.torchx import app as apps
+from launch.torchx import study_job as studies
 from launch.torchx import sweep as sweeps
 from launch.torchx.arguments import check_types
 from launch.torchx.run_ids import ids_of_run
@@ -186,6 +187,79 @@ def sweep(
         "sweep",
         ids_of_run(sweep_plan.name, "sweep"),
         sweeps.arguments(sweep_plan, builder.shape, max_restarts),
+    )
+
+
+def tune(
+    *overrides: str,
+    space: str,
+    config: Optional[List[str]] = None,
+    trials: int = 0,
+    objective: Optional[List[str]] = None,
+    sampler: str = "tpe",
+    pruner: str = "none",
+    storage: Optional[str] = None,
+    parallel: int = 1,
+    retries: int = 3,
+    j: str = "1xauto",
+    scheduler: Optional[str] = None,
+    cfg: Optional[str] = None,
+    job: Optional[List[str]] = None,
+    h: Optional[str] = None,
+    cpu: int = 0,
+    gpu: int = 0,
+    memMB: int = 0,  # noqa: N803
+    image: Optional[str] = None,
+    name: Optional[str] = None,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    metadata: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    check: bool = True,
+) -> AppDef:
+    """Searches for good values of config keys: isorun tune as a job, with its trials in it or as jobs.
+
+    Example: torchx run isorun.tune -j 1x2 --config configs/digits.yaml --space space.yaml --objective accuracy
+
+    Args:
+        overrides: key=value settings of all trials; run.dir is the directory of the study; after all options
+        space: YAML file with the keys to vary; the path must be valid in the image
+        config: config files, FILE,FILE,...; later files override earlier ones; the paths must be valid in the image
+        trials: trials of the study in all; 0: 20, or all combinations with --sampler grid
+        objective: evaluation metrics to optimise, NAME[:min|max],...
+        sampler: tpe, random, grid, gp or nsgaii, with options as NAME:option=value,...
+        pruner: none, median, percentile, successive_halving, hyperband or threshold, with options as NAME:option=value,...
+        storage: journal, sqlite, or the URL of a database
+        parallel: trials at a time
+        retries: further starts of a trial that the infrastructure ended
+        j: 1xPROCESSES of each trial in this job, auto: its GPUs divided by --parallel; or NODESxPROCESSES of each trial with --scheduler
+        scheduler: submits each trial as a job of isorun.fit to this scheduler, from the job of the study
+        cfg: options of that scheduler, KEY=VALUE,...
+        job: further arguments of isorun.fit for these jobs, NAME=VALUE,...
+        h: named resource of the node of this job, such as gpu_h100_8; replaces cpu, gpu and memMB
+        cpu: cores of the node; 0: 2 per process, or 4 per GPU
+        gpu: GPUs of the node
+        memMB: memory of the node in MiB; 0: 8192 per process, or 16384 per GPU
+        image: container image; default isorun:cpu, or isorun:cuda with GPUs; local_cwd and slurm use the installed packages instead
+        name: name of the job; default: run.name of the config
+        env: environment variables, NAME=VALUE,NAME=VALUE; secrets are refused by remote schedulers
+        mounts: type=bind,src=/host,dst=/container[,readonly][,type=...]
+        metadata: KEY=VALUE,... for the scheduler, such as annotations
+        max_retries: how many times the scheduler restarts the job after a failure; the study goes on
+        check: validate the space and the config before the job is submitted
+    """
+    check_types(tune, locals())
+    place = studies.place_of(j, parallel, scheduler, cfg, job or [])
+    builder = apps.AppBuilder.from_arguments(
+        place.node, h, (cpu, gpu, memMB), image, name, env, mounts, metadata, max_retries
+    )
+    study = studies.StudyJob(
+        space, config or [], overrides, trials, objective or [], sampler, pruner, storage, retries
+    )
+    return builder.without_agent(
+        "tune",
+        ids_of_run(study.name(check, place, builder.shape), "tune"),
+        study.arguments(place, builder.shape),
     )
 
 

@@ -14,7 +14,7 @@ from launch.contract import UsageError, did_you_mean, first_line
 if TYPE_CHECKING:
     from torchx.specs import AppDef
 
-_NAMES = ("fit", "doctor", "sweep", "run")
+_NAMES = ("fit", "doctor", "sweep", "tune", "run")
 
 
 def component(name: str) -> Callable[..., AppDef]:

@@ -23,6 +23,7 @@ from launch.contract import (
     log,
 )
 from launch.tune.backend import Backend, TrialJob
+from launch.tune.halving import HalvingPruner
 from launch.tune.result import write_best
 from launch.tune.study import Claim, Study
 from launch.tune.trial import Evaluations, final_step, is_in_use
@@ -67,6 +68,8 @@ class _Running:
     step: int | None = None
     """The step of the newest evaluation."""
     final: int | None = None
+    is_pausing: bool = False
+    """Whether it was asked to stop at a rung."""
 
 
 class Controller:
@@ -209,10 +212,22 @@ class Controller:
     def _prune_if_due(self, running: _Running, step: int) -> None:
         """Asks the trial to stop if the pruner wants it; never after its last step."""
         running.final = running.final or final_step(running.run)
-        if step == running.final or not self._study.should_prune(running.claim):
+        if step == running.final or running.is_pausing:
+            return
+        if self._study.halving:
+            self._pause_if_due(running, step, self._study.halving)
+            return
+        if not self._study.should_prune(running.claim):
             return
         running.claim.note(pruned_at=step)  # before the request: it holds if this process dies
         running.job.stop()
+
+    def _pause_if_due(self, running: _Running, step: int, halving: HalvingPruner) -> None:
+        claim = running.claim
+        if step >= halving.rung(claim.number, claim.promoted):
+            claim.note(paused=claim.promoted, step=step)  # before the request, as with pruning
+            running.is_pausing = True
+            running.job.stop()
 
     def _ended(self, running: _Running, code: int) -> None:
         """Records what the exit code of a trial means."""
@@ -223,6 +238,10 @@ class Controller:
             self._settle_finished(running)
         elif code == Exit.OUT_OF_MEMORY:
             self._settle_pruned(running, code)
+        elif running.is_pausing and (is_worth_retrying(code) or code == Exit.STOPPED_AT_ONCE):
+            claim.note(**_exit_facts(code))
+            self._say(f"trial {claim.number} paused at step {running.step}")
+            self._leave(running)
         elif self._stopping and (is_worth_retrying(code) or code == Exit.STOPPED_AT_ONCE):
             self._leave(running)
         elif is_worth_retrying(code) and claim.retries < self._plan.retries:

@@ -15,6 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from launch.contract import UsageError, did_you_mean, first_line
+from launch.tune.halving import HalvingPruner
 
 SAMPLERS = {
     "tpe": "TPESampler",
@@ -30,6 +31,7 @@ PRUNERS = {
     "successive_halving": "SuccessiveHalvingPruner",
     "hyperband": "HyperbandPruner",
     "threshold": "ThresholdPruner",
+    "halving": "",
 }
 
 
@@ -93,9 +95,9 @@ def sampler(word: str, seed: int) -> BaseSampler:
 
 def pruner(word: str) -> BasePruner:
     """A new pruner."""
-    made: BasePruner = _made(
-        "pruner", word, getattr(optuna.pruners, PRUNERS[word.partition(":")[0]]), {}
-    )
+    name = word.partition(":")[0]
+    cls = getattr(optuna.pruners, PRUNERS[name]) if PRUNERS[name] else HalvingPruner
+    made: BasePruner = _made("pruner", word, cls, {})
     return made
 
 
@@ -110,8 +112,7 @@ def _made(option: str, word: str, cls: Any, fixed: Mapping[str, Any]) -> Any:
             hint = did_you_mean(name, accepted)
             hint = f"; it has {', '.join(accepted) or 'none'}." if hint == "." else hint
             raise UsageError(
-                f"--{option} is {word!r}, but {name} is not an option of Optuna's "
-                f"{cls.__name__}{hint}"
+                f"--{option} is {word!r}, but {name} is not an option of {cls.__name__}{hint}"
             )
     try:
         with warnings.catch_warnings():
@@ -124,7 +125,7 @@ def _made(option: str, word: str, cls: Any, fixed: Mapping[str, Any]) -> Any:
         ) from None
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"--{option} is {word!r}, which Optuna's {cls.__name__} refuses ({first_line(error)}); "
+            f"--{option} is {word!r}, which {cls.__name__} refuses ({first_line(error)}); "
             f"set its options as {word.partition(':')[0]}:option=value,..."
         ) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ import yaml
 from optuna.trial import FrozenTrial
 
 from launch.contract import drawn, replace_text
-from launch.tune.study import STATES, StoredStudy, Study, assigned_in
+from launch.tune.study import STATES, StoredStudy, Study
+from launch.tune.values import as_text, assigned_in
 
 BEST_FILE = "best.yaml"
 
@@ -29,14 +29,19 @@ def to_json(study: StoredStudy) -> dict[str, Any]:
 
 def table(study: StoredStudy, width: int | None) -> list[str]:
     """The lines of a table of all trials, the best ones marked."""
+    return drawn(rows(study), width)
+
+
+def rows(study: StoredStudy) -> list[list[str]]:
+    """The cells of that table, with the names of the columns first."""
     names = [each.name for each in study.objectives]
     keys = [each.key for each in study.space.dimensions]
     best = {each.number for each in study.best()}
-    rows = [["", "trial", "state", *names, "step", *keys, "exit", "time"]]
+    found = [["", "trial", "state", *names, "step", *keys, "exit", "time"]]
     for each in (_trial(study, frozen) for frozen in study.trials()):
         values = each["values"] or [None] * len(names)
         code = each["exit"] and each["exit"]["code"]
-        rows.append(
+        found.append(
             [
                 "*" if each["number"] in best else "",
                 str(each["number"]),
@@ -48,7 +53,7 @@ def table(study: StoredStudy, width: int | None) -> list[str]:
                 "-" if each["seconds"] is None else f"{each['seconds']:.0f} s",
             ]
         )
-    return drawn(rows, width)
+    return found
 
 
 def write_best(study: Study, files: Sequence[str], overrides: Sequence[str]) -> Path | None:
@@ -94,7 +99,7 @@ def _trial(study: StoredStudy, frozen: FrozenTrial) -> dict[str, Any]:
         if code is None
         else {"code": code, "name": facts.get("exit"), "reason": facts.get("reason")},
         "retries": facts.get("retries", 0),
-        "directory": str(study.trials_directory / f"{frozen.number:04}"),
+        "directory": str(study.run_directory(frozen.number)),
         "started": frozen.datetime_start and frozen.datetime_start.timestamp(),
         "ended": ended and ended.timestamp(),
         "seconds": ended
@@ -108,4 +113,4 @@ def _shown(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return as_text(value)

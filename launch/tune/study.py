@@ -8,36 +8,27 @@ the seed, its number, and the trials that have ended.
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from launch.contract import (
-    ChoiceDimension,
-    Dimension,
-    FloatDimension,
     ResumeRefusedError,
-    RetryError,
-    RunError,
     Space,
     UsageError,
     first_line,
     new_run_id,
-    redact,
     slug,
     stored_space,
 )
+from launch.tune.halving import HalvingPruner, RungTrial
 from launch.tune.locks import FileLock
 from launch.tune.methods import GridSampler, pruner, sampler
 from launch.tune.settings import (
@@ -48,10 +39,9 @@ from launch.tune.settings import (
     refuse_changes,
     write_record,
 )
+from launch.tune.storage import FILES, create_study, load_study, storage_errors
+from launch.tune.values import label, suggested
 
-JOURNAL = "journal.log"
-DATABASE = "study.db"
-_FILES = {"journal": JOURNAL, "sqlite": DATABASE}
 STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
@@ -86,6 +76,11 @@ class Claim:
         """How often the trial was started again after failures of the infrastructure."""
         return int(self.trial.user_attrs.get("retries", 0))
 
+    @property
+    def promoted(self) -> int:
+        """How often the trial went on after a pause at a rung."""
+        return int(self.trial.user_attrs.get("promoted", 0))
+
     def note(self, **values: Any) -> None:
         """Stores facts about the trial, durably."""
         for name, value in values.items():
@@ -100,9 +95,12 @@ class StoredStudy:
         directory: Path,
         space: Space,
         objectives: Sequence[Objective],
+        methods: tuple[str, str],
         study: optuna.Study,
     ) -> None:
+        """``methods``: the words of the sampler and the pruner."""
         self.directory, self.space, self.objectives = directory, space, objectives
+        self.sampler, self.pruner = methods
         self.trials_directory = directory / "trials"
         self._study = study
 
@@ -135,6 +133,48 @@ class StoredStudy:
         front.sort(key=lambda each: (costs[each.number], each.number))
         return front if len(signs) > 1 else front[:1]
 
+    def run_directory(self, number: int) -> Path:
+        """The run directory of a trial."""
+        return self.trials_directory / f"{number:04}"
+
+    def importance(self, objective: int, good: float) -> dict[str, float]:
+        """The share of each key in what makes the best trials, by the index of an objective;
+        ``good``: the best trials, as a part of the finished ones. Raises ImportError."""
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+        sign = -1.0 if self.objectives[objective].mode == "max" else 1.0
+
+        def cost(trial: FrozenTrial) -> float:
+            return sign * float(trial.values[objective])
+
+        with storage_errors():
+            return get_param_importances(
+                self._study,
+                evaluator=PedAnovaImportanceEvaluator(target_quantile=good),
+                target=cost,
+            )
+
+
+def open_stored(directory: Path, storage: str | None) -> StoredStudy:
+    """The study in a directory, to look at. Raises RunError."""
+    record = read_record(directory)
+    if record is None:
+        raise UsageError(
+            f"There is no study in {directory}: it has no {STUDY_FILE}; name the directory of a "
+            "study."
+        )
+    path = str(directory / STUDY_FILE)
+    try:
+        objectives = [Objective(str(name), str(mode)) for name, mode in record["objectives"]]
+        space = stored_space(record["space"], path)
+    except (UsageError, TypeError, ValueError) as error:
+        raise ResumeRefusedError(
+            f"{path} is damaged ({first_line(error)}); restore it from a backup."
+        ) from None
+    methods = str(record["sampler"]), str(record["pruner"])
+    study = load_study(directory, record, storage)
+    return StoredStudy(directory, space, objectives, methods, study)
+
 
 class Study(StoredStudy):
     """A study to work on, with the settings of this process."""
@@ -160,22 +200,28 @@ class Study(StoredStudy):
             study = _opened(directory, settings, storage)
         finally:
             self._lock.release()
-        super().__init__(directory, settings.space, settings.objectives, study)
+        methods = settings.sampler, settings.pruner
+        super().__init__(directory, settings.space, settings.objectives, methods, study)
         self.settings = settings
         self.combinations: list[dict[str, Any]] | None = None
         if settings.sampler == "grid":
             self.combinations = list(self.space.grid())
+        method = pruner(settings.pruner)
+        self.halving = method if isinstance(method, HalvingPruner) else None
+        """The rungs at which trials pause; None for trials that run to their end."""
         self._held: set[int] = set()
 
     def claim(self, limit: int) -> Claim | None:
-        """An unfinished trial that no process works on, else a new one if there are fewer than
-        ``limit``; None without either."""
+        """An unfinished trial that no process works on, else a paused one that goes on, else a new
+        one if there are fewer than ``limit``; None without any."""
         with storage_errors(), self._lock:
             trials = self._study.get_trials(deepcopy=False)
             for frozen in trials:
                 unfinished = not frozen.state.is_finished() and frozen.number not in self._held
-                if unfinished and (lock := self._locked(frozen.number)):
+                if unfinished and not _is_paused(frozen) and (lock := self._locked(frozen.number)):
                     return self._claimed(optuna.Trial(self._study, frozen._trial_id), lock)
+            if self.halving and (claim := self._promoted(self.halving, trials, limit)):
+                return claim
             if len(trials) >= limit:
                 return None
             self._use_methods(len(trials), 0)
@@ -183,6 +229,35 @@ class Study(StoredStudy):
             lock = self._locked(trial.number)
             assert lock is not None, "only the holder of study.lock takes the locks of trials"
             return self._claimed(trial, lock)
+
+    def _promoted(
+        self, halving: HalvingPruner, trials: Sequence[FrozenTrial], limit: int
+    ) -> Claim | None:
+        """A paused trial that goes on. Once none does any more, all that are paused are pruned."""
+        running = [
+            each for each in trials
+            if not each.state.is_finished()
+            and (not _is_paused(each) or each.number in self._held)
+        ]  # fmt: skip
+        is_complete = len(trials) >= limit and not running
+        candidates = halving.promotable(
+            [_rung_trial(each) for each in trials if each.state != TrialState.FAIL],
+            self.objectives[0].mode,
+            at_least_one=is_complete,
+        )
+        for each in candidates:
+            if each.number not in self._held and (lock := self._locked(each.number)):
+                claim = self._claimed(
+                    optuna.Trial(self._study, trials[each.number]._trial_id), lock
+                )
+                claim.note(promoted=claim.promoted + 1)
+                return claim
+        if is_complete and not candidates:
+            for frozen in trials:
+                if _is_paused(frozen) and (lock := self._locked(frozen.number)):
+                    paused = self._claimed(optuna.Trial(self._study, frozen._trial_id), lock)
+                    self._settle(paused, "pruned")
+        return None
 
     def report(self, claim: Claim, step: int, value: float) -> None:
         """Gives the pruner an evaluation, unless it has it."""
@@ -202,9 +277,12 @@ class Study(StoredStudy):
     def settle(self, claim: Claim, state: str, values: list[float] | None = None) -> None:
         """Records the end of a trial and gives it up."""
         with storage_errors(), self._lock:
-            self._use_methods(claim.number, 0)
-            self._study.tell(claim.trial, values, _TRIAL_STATES[state])
-            self.give_up(claim)
+            self._settle(claim, state, values)
+
+    def _settle(self, claim: Claim, state: str, values: list[float] | None = None) -> None:
+        self._use_methods(claim.number, 0)
+        self._study.tell(claim.trial, values, _TRIAL_STATES[state])
+        self.give_up(claim)
 
     def give_up(self, claim: Claim) -> None:
         """Leaves a trial as it is, to whatever process takes it next."""
@@ -230,8 +308,9 @@ class Study(StoredStudy):
             step for each in self._study.get_trials(deepcopy=False) if each.number == number
             for step in each.intermediate_values
         }  # fmt: skip
-        directory = self.trials_directory / f"{number:04}"
-        return Claim(number, directory, self._sampled(trial), trial, lock, reported)
+        return Claim(
+            number, self.run_directory(number), self._sampled(trial), trial, lock, reported
+        )
 
     def _sampled(self, trial: optuna.Trial) -> dict[str, Any]:
         """The values of a trial; those that it has already are kept."""
@@ -243,7 +322,7 @@ class Study(StoredStudy):
             for index, dimension in enumerate(self.space.dimensions, 1):
                 if self.space.is_active(dimension, assigned):
                     self._use_methods(trial.number, index)
-                    assigned[dimension.key] = _suggested(trial, dimension)
+                    assigned[dimension.key] = suggested(trial, dimension)
         return assigned
 
     def _use_methods(self, number: int, index: int) -> None:
@@ -251,7 +330,7 @@ class Study(StoredStudy):
         if self.combinations is not None:
             keys = {each.key: each for each in self.space.dimensions}
             self._study.sampler = GridSampler(
-                [{key: _label(keys[key], value) for key, value in each.items()}
+                [{key: label(keys[key], value) for key, value in each.items()}
                  for each in self.combinations]
             )  # fmt: skip
         else:
@@ -266,8 +345,8 @@ def _opened(directory: Path, settings: Settings, storage: str | None) -> optuna.
     if record is None:
         storage = storage or "journal"
         base = settings.base.config.run.name
-        name = slug(base) if storage in _FILES else new_run_id(base)
-        study = _create(directory, settings, name, storage)
+        name = slug(base) if storage in FILES else new_run_id(base)
+        study = create_study(directory, settings, name, storage)
         write_record(directory, settings, name, storage)
         return study
     study = load_study(directory, record, storage)
@@ -280,172 +359,12 @@ def _opened(directory: Path, settings: Settings, storage: str | None) -> optuna.
     return study
 
 
-def open_stored(directory: Path, storage: str | None) -> StoredStudy:
-    """The study in a directory, to look at. Raises RunError."""
-    record = read_record(directory)
-    if record is None:
-        raise UsageError(
-            f"There is no study in {directory}: it has no {STUDY_FILE}; name the directory of a "
-            "study."
-        )
-    path = str(directory / STUDY_FILE)
-    try:
-        objectives = [Objective(str(name), str(mode)) for name, mode in record["objectives"]]
-        space = stored_space(record["space"], path)
-    except (UsageError, TypeError, ValueError) as error:
-        raise ResumeRefusedError(
-            f"{path} is damaged ({first_line(error)}); restore it from a backup."
-        ) from None
-    return StoredStudy(directory, space, objectives, load_study(directory, record, storage))
+def _is_paused(frozen: FrozenTrial) -> bool:
+    """Whether a trial waits at a rung."""
+    facts = frozen.user_attrs
+    return not frozen.state.is_finished() and facts.get("paused") == facts.get("promoted", 0)
 
 
-def load_study(directory: Path, record: Mapping[str, Any], storage: str | None) -> optuna.Study:
-    """The study of a record. ``storage``: the word on the command line. Raises RunError."""
-    stored = str(record["storage"])
-    if storage is not None and redact(storage) != stored:
-        raise ResumeRefusedError(
-            f"--storage is {redact(storage)!r}, but the study in {directory} is in {stored!r}; "
-            "leave the option out, or choose another run.dir for a new study."
-        )
-    if storage is None and "***" in stored:
-        raise UsageError(
-            f"The study in {directory} is in {stored!r}, whose secrets are not recorded; give the "
-            "whole URL as --storage."
-        )
-    with storage_errors():
-        try:
-            return optuna.load_study(
-                study_name=str(record["name"]),
-                storage=_storage(directory, storage or stored),
-                sampler=optuna.samplers.RandomSampler(),
-            )
-        except KeyError:
-            raise ResumeRefusedError(
-                f"The storage {stored!r} has no study {record['name']!r}, which "
-                f"{directory / 'study.json'} names; restore the storage, or choose another "
-                "run.dir for a new study."
-            ) from None
-
-
-def _create(directory: Path, settings: Settings, name: str, storage: str) -> optuna.Study:
-    with storage_errors():
-        return optuna.create_study(
-            study_name=name,
-            storage=_storage(directory, storage),
-            directions=[
-                "maximize" if each.mode == "max" else "minimize" for each in settings.objectives
-            ],
-            sampler=optuna.samplers.RandomSampler(),
-            load_if_exists=storage in _FILES,  # of a process that was killed before the record
-        )
-
-
-class _JournalLock(JournalFileOpenLock):
-    """Released by the kernel when its holder is killed. Optuna's own would block for 30 s."""
-
-    def __init__(self, journal: Path) -> None:
-        super().__init__(str(journal))
-        self._journal = journal
-        self._lock = FileLock(journal.with_name(f"{journal.name}.lock"))
-
-    def acquire(self) -> bool:
-        """Takes it, and removes an incomplete last line, which a crash of the machine left."""
-        self._lock.acquire()
-        with self._journal.open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            if end and file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        return True
-
-    def release(self) -> None:
-        """Releases it."""
-        self._lock.release()
-
-
-def _storage(directory: Path, word: str) -> BaseStorage:
-    if word == "journal":
-        path = directory / JOURNAL
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=_JournalLock(path)))
-    if word == "sqlite":
-        return RDBStorage(
-            f"sqlite:///{(directory / DATABASE).absolute()}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-        )
-    if "://" not in word:
-        raise UsageError(
-            f"--storage is {redact(word)!r}, but must be journal, sqlite, or the URL of a database "
-            "such as postgresql://HOST/NAME."
-        )
-    return RDBStorage(word)
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Turns errors of storages into one sentence. Raises UsageError and RetryError."""
-    try:
-        yield
-    except RunError:
-        raise
-    except Exception as error:
-        known = _storage_error(error)
-        if known is error:
-            raise
-        raise known from error
-
-
-def _storage_error(error: Exception) -> Exception:
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-
-    text = redact(first_line(error.__cause__ or error))
-    if isinstance(error, ArgumentError | NoSuchModuleError | ImportError):
-        return UsageError(
-            f"The storage of the study cannot be used ({text}); correct --storage, or install the "
-            "driver of the database."
-        )
-    if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError | OSError):
-        return RetryError(
-            f"The storage of the study failed ({text}); nothing is lost: fix the cause, then rerun."
-        )
-    if isinstance(error, json.JSONDecodeError | optuna.exceptions.OptunaError):
-        return ResumeRefusedError(
-            f"The storage of the study is damaged ({text}); restore it from a backup, or choose "
-            "another run.dir for a new study."
-        )
-    return error
-
-
-def _suggested(trial: optuna.Trial, dimension: Dimension) -> Any:
-    key, form = dimension.key, dimension.form
-    if isinstance(form, ChoiceDimension):
-        by_label = {_label(dimension, choice): choice for choice in form.choices}
-        return by_label[trial.suggest_categorical(key, list(by_label))]
-    if isinstance(form, FloatDimension):
-        return trial.suggest_float(key, form.low, form.high, step=form.step, log=form.log)
-    return trial.suggest_int(key, form.low, form.high, step=form.step, log=form.log)
-
-
-def assigned_in(space: Space, frozen: FrozenTrial) -> dict[str, Any]:
-    """The values of a stored trial by key."""
-    found: dict[str, Any] = {}
-    for each in space.dimensions:
-        if each.key not in frozen.params:
-            continue
-        value = frozen.params[each.key]
-        if isinstance(each.form, ChoiceDimension):
-            value = {_label(each, choice): choice for choice in each.form.choices}[value]
-        found[each.key] = value
-    return found
-
-
-def _label(dimension: Dimension, value: Any) -> Any:
-    """What the storage has for a value: a text for each choice, since storages and Optuna's own
-    tools take only texts and numbers, and true and 1 as the same."""
-    if not isinstance(dimension.form, ChoiceDimension):
-        return value
-    choices = dimension.form.choices
-    plain = isinstance(value, str) and value not in [
-        json.dumps(each) for each in choices if not isinstance(each, str)
-    ]
-    return value if plain else json.dumps(value, ensure_ascii=False)
+def _rung_trial(frozen: FrozenTrial) -> RungTrial:
+    promoted = int(frozen.user_attrs.get("promoted", 0))
+    return RungTrial(frozen.number, frozen.intermediate_values, promoted, _is_paused(frozen))

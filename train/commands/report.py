@@ -11,9 +11,6 @@ from pathlib import Path
 
 from train.command_line import say
 from train.exits import Exit, UsageError
-from train.files import read_bytes, refuse_irregular, replace_text
-
-_START = b"<!doctype html>"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,11 +39,12 @@ def run(arguments: argparse.Namespace) -> Exit:
         raise UsageError(f"--port is {arguments.port}; choose one from 0 to 65535.")
     from train.report.data import read_run
     from train.report.page import render
+    from train.report.target import check_target, write_report
 
     paths = list(dict.fromkeys(arguments.runs))
     target = Path(arguments.to or "report.html")
     if arguments.to or not arguments.watch:
-        _check_target(target)
+        check_target(target)
     if arguments.watch:
         _watch(paths, arguments.port or 0)
     if arguments.to or not arguments.watch:
@@ -62,35 +60,3 @@ def _watch(paths: list[str], port: int) -> None:
     say(f"http://{HOST}:{server.server_port}/ until the run has ended, or Ctrl-C")
     with suppress(KeyboardInterrupt):
         serve(server)
-
-
-def _check_target(target: Path) -> None:
-    """Refuses to replace a file that is no report, before anything is read."""
-    try:
-        refuse_irregular(target)
-        if target.exists() and not _is_report(target):
-            raise UsageError(
-                f"--to is {str(target)!r}, which exists and is no report; choose another file."
-            )
-    except OSError as error:
-        raise _unwritable(target, error) from None
-
-
-def _is_report(target: Path) -> bool:
-    head = read_bytes(target)[: len(_START)]
-    return not head or head.lower() == _START
-
-
-def write_report(target: Path, page: str) -> None:
-    """Writes a page atomically. Raises UsageError if it cannot be written."""
-    try:
-        replace_text(target, page)
-    except OSError as error:
-        raise _unwritable(target, error) from None
-
-
-def _unwritable(target: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"--to is {str(target)!r}, which cannot be written: {error.strerror or error}; choose "
-        "another file."
-    )

@@ -75,6 +75,11 @@ class ScheduleConfig(Section):
         return self
 
 
+def depends_on_length(use: str) -> bool:
+    """Whether the factor at a step may be another one in a longer run."""
+    return use not in ("constant", "cosine_restarts", "step")
+
+
 def learning_rate_factor(
     config: ScheduleConfig, total_steps: int, origin: str = "default"
 ) -> Callable[[int], float]:

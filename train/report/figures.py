@@ -52,7 +52,7 @@ class Figure:
     unit: str
     series: list[Series]
     left_out: int
-    """Curves beyond ``SERIES``."""
+    """Curves beyond the limit of a plot."""
 
     @property
     def is_positive(self) -> bool:
@@ -68,9 +68,9 @@ class Figure:
         )
 
 
-def find_figures(runs: Sequence[RunData]) -> tuple[list[Figure], int]:
+def find_figures(runs: Sequence[RunData], most: int = SERIES) -> tuple[list[Figure], int]:
     """The plots, in the order of the page, and the number of those left out. Reduces the curves to
-    what is drawn."""
+    what is drawn. ``most``: curves of a plot."""
     for run in runs:
         points = max(FEWEST, min(2000, POINTS // max(1, len(run.metrics.curves))))
         for curve in run.metrics.curves.values():
@@ -90,8 +90,8 @@ def find_figures(runs: Sequence[RunData]) -> tuple[list[Figure], int]:
             section,
             title,
             unit,
-            groups[section, title, unit][:SERIES],
-            max(0, len(groups[section, title, unit]) - SERIES),
+            groups[section, title, unit][:most],
+            max(0, len(groups[section, title, unit]) - most),
         )
         for number, (section, title, unit) in enumerate(places[:FIGURES])
     ]

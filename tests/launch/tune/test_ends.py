@@ -111,6 +111,9 @@ def test_a_pruned_trial_is_asked_to_stop_and_the_best_one_is_written(tmp_path, c
     assert found["trials"][2]["exit"] == {"code": 143, "name": "PREEMPTED", "reason": None}
     assert found["trials"][2]["values"] == [0.7 + 1 / 2]
     assert not (tmp_path / "study" / "trials" / "0002" / "finished.json").exists()
+    page = (tmp_path / "study" / "study.html").read_text()
+    assert "trial 2, pruned: loss 1.2; optim.lr=1.0" in page
+    assert "2 trials have finished, and at least 4 are needed" in page
     best = tmp_path / "study" / "best.yaml"
     assert best.read_text().startswith("# Trial 1 of the study in ")
     from train.config.load import load_config

@@ -2,12 +2,16 @@
 
 import functools
 import json
+import re
+import sys
 import tempfile
 
 import pytest
 
+from launch.cli import main
 from launch.tune.devices import shares
 from launch.tune.methods import check_method
+from launch.tune.page import write_page
 from launch.tune.settings import Settings, parse_objectives
 from launch.tune.study import Study
 from tests.launch.tune.tuning import BASE, refused
@@ -223,3 +227,42 @@ def test_the_directory_of_a_run_is_refused(tmp_path, capsys):
     code, said = refused(capsys, *BASE, *words)
     assert code == 64
     assert "which holds a run; choose another directory" in said
+
+
+def test_the_page_of_a_study_is_written_at_any_time(study, tmp_path, capsys):
+    working = study(sampler="random")
+    for number in range(7):
+        claim = working.claim(7)
+        working.report(claim, 10, float(number))
+        if number < 6:
+            working.settle(claim, "finished", [abs(claim.assigned["optim.lr"] - 0.01)])
+    target = tmp_path / "page.html"
+    words = ["tune", "--show", str(tmp_path / "study"), "--to", str(target)]
+    assert main([*words, "--json"]) == 0
+    page = target.read_text()
+    assert "PED-ANOVA" in page
+    assert "best 50 % of the 6 finished trials" in page
+    for key in ("optim.lr", "optim.use", "optim.momentum", "ema"):
+        assert f">{key}</th>" in page
+    shares = [float(text) for text in re.findall(r"<td>([0-9.]+) %</td>", page)]
+    assert len(shares) == 4
+    assert sum(shares) == pytest.approx(100, abs=0.3)
+    assert "<td>unfinished</td>" in page
+    assert "sampler</dt><dd>random</dd>" in page
+
+    target.write_text("notes")
+    capsys.readouterr()
+    assert main(words) == 64
+    assert "which exists and is no report" in capsys.readouterr().err
+    assert target.read_text() == "notes"
+
+
+def test_the_page_says_why_no_importance_is_estimated(study, tmp_path, monkeypatch):
+    working = study(sampler="random")
+    for number in range(4):
+        working.settle(working.claim(4), "finished", [float(number)])
+    monkeypatch.setitem(sys.modules, "optuna.importance", None)  # as if a library were missing
+    write_page(working, tmp_path / "page.html")
+    assert (
+        "evaluator needs a library that cannot be imported" in (tmp_path / "page.html").read_text()
+    )
