@@ -242,7 +242,7 @@ class WandbSink(Sink):
             "console": "off",
             "silent": True,
             "init_timeout": self.init_seconds,
-            "finish_timeout": _FINISH_SECONDS - (_UPLOAD_SECONDS if self._store else 0.0),
+            "finish_timeout": self._finish_seconds,
             "reinit": "finish_previous",
             "sagemaker_disable": True,  # otherwise the id comes from the SageMaker job
             # By default rows are buffered for 15 s, and lost if the process is killed.
@@ -338,13 +338,17 @@ class WandbSink(Sink):
         # W&B's own limit does not hold while the server takes no more of an artifact's file.
         finish = threading.Thread(target=self._finish, daemon=True)
         finish.start()
-        finish.join(_FINISH_SECONDS - _UPLOAD_SECONDS + 1.0 if self._uploads else None)
+        finish.join(self._finish_seconds + 1.0)
         if self._uploads:
             self._uploads.abandon(1.0)
         if finish.is_alive():
             self.abandon()
         else:
             wandb.teardown()  # now, within the tracker's timeout, instead of at exit
+
+    @property
+    def _finish_seconds(self) -> float:
+        return _FINISH_SECONDS - (_UPLOAD_SECONDS if self._store else 0.0)
 
     def _finish(self) -> None:
         try:
