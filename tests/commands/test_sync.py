@@ -73,6 +73,16 @@ def test_an_interrupted_upload_is_continued(three_attempts, server, tmp_path):
     assert server.runs[wandb_id(directory)].steps == list(range(1, 21))
 
 
+@pytest.mark.slow
+def test_a_server_that_takes_no_more_of_a_checkpoint_is_given_up(three_attempts, server, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(three_attempts, directory, symlinks=True)
+    sync(directory, server=server)
+    server.fault = lambda operation: "hang" if operation == "artifact_upload" else None
+    words = [directory, "--checkpoints", "best", "--timeout", 2]
+    assert "W&B did not take the checkpoints" in sync(*words, server=server, expect=75)
+
+
 @pytest.mark.parametrize(
     ("words", "expect", "sentence"),
     [

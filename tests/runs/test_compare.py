@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from tests.support.run_files import make_run, write_checkpoint
 from tests.support.runs import ROOT
+from train.checkpoint.run_view import Series
 from train.cli import main
 from train.code.changes import Changes, FileChange, write
 from train.runs.curves import common_steps, compare_losses
@@ -153,11 +155,16 @@ def test_metrics_side_by_side(tmp_path, capsys):
     ]
 
 
+def series(values):
+    return Series(np.array([*values], np.int64), np.array([*values.values()], np.float64))
+
+
 def test_losses_of_other_steps_are_not_compared():
     """A loss is the mean of the steps since the one logged before."""
-    each, fifth = {1: 1.0, 2: 2.0, 5: 5.0, 6: 6.0}, {1: 1.0, 5: 4.0, 6: 6.0}
-    assert common_steps([each, fifth], windows=True) == [1, 6]
-    assert common_steps([each, fifth], windows=False) == [1, 5, 6]
+    each = series({1: 1.0, 2: 2.0, 5: 5.0, 6: 6.0})
+    fifth = series({1: 1.0, 5: 4.0, 6: 6.0})
+    assert common_steps([each, fifth], windows=True).tolist() == [1, 6]
+    assert common_steps([each, fifth], windows=False).tolist() == [1, 5, 6]
     assert compare_losses([each, fifth], 0.0).first is None
 
 
@@ -173,7 +180,21 @@ def test_losses_of_other_steps_are_not_compared():
     ],
 )
 def test_a_loss_that_is_not_finite_differs_from_a_finite_one(one, other, first):
-    assert compare_losses([{1: one}, {1: other}], 1e-5).first == first
+    assert compare_losses([series({1: one}), series({1: other})], 1e-5).first == first
+
+
+def test_steps_out_of_order_in_a_damaged_file_count_once(tmp_path, capsys):
+    """The last row of a step counts."""
+    rows = [
+        {"step": step, "train/loss": loss}
+        for step, loss in ((1, 9.0), (3, 8.0), (2, 7.0), (3, 6.0))
+    ]
+    one = make_run(tmp_path / "one", rows=rows)
+    two = make_run(tmp_path / "two", rows={1: 9.0, 2: 7.0, 3: 5.0})
+    found = compared(capsys, one, two)
+    loss = found["metrics"]["train/loss"]
+    assert loss["final"] == loss["best"] == [{"step": 3, "value": 6.0}, {"step": 3, "value": 5.0}]
+    assert (found["losses"]["steps"], found["losses"]["first_difference"]) == (3, 3)
 
 
 def test_runs_without_a_step_in_common(tmp_path, capsys):

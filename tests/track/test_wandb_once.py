@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from tests.support.runs import ROOT, metrics
 from tests.support.wandb_server import WandbServer
 from tests.track.wandb_file import history, offline_files, records
 from train.track.wandb_log import last_step, messages, synced_marker, transaction_logs
-from train.track.wandb_rows import Rows
+from train.track.wandb_rows import Rows, lacking_rows
 
 ATTEMPT = """
 import json, os, signal, sys, time
@@ -245,7 +246,25 @@ def test_each_attempt_has_its_event(killed_offline):
     ]
     assert len(with_rows) >= 3
     for rows in with_rows:
-        assert [row["event"] for row in rows if "event" in row] == ["the tracker is made"]
+        events = [row["event"] for row in rows if "event" in row]
+        assert events.pop() == "the tracker is made"
+        assert all(re.fullmatch(r"Attempt [23] starts after step \d+\.", each) for each in events)
+
+
+def test_rows_of_lost_attempts_say_where_these_started(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    kept = [(1, 1), (2, 1), (3, 2), (4, 2), (5, 4)]  # step and attempt
+    rows = [{"step": step, "attempt": attempt, "train/loss": 0.5} for step, attempt in kept]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    events = [
+        {step: values.get("event") for step, values, _ in lacking_rows(path, until=5, sent=sent)}
+        for sent in (0, 3)
+    ]
+    starts = {3: "Attempt 2 starts after step 2.", 5: "Attempt 4 starts after step 4."}
+    assert events == [
+        {step: starts.get(step) for step in (1, 2, 3, 4, 5)},
+        {4: None, 5: starts[5]},
+    ]
 
 
 def test_a_row_is_sent_when_its_step_is_over():

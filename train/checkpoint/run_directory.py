@@ -39,6 +39,7 @@ from train.checkpoint.damage import damaged, unusable
 from train.exits import ResumeRefusedError, RetryError, StoppedError, UsageError
 from train.files import is_plain_name, open_regular, write_json
 from train.json_files import Fields, is_count, read_object, shown
+from train.json_text import finite
 from train.process.diagnose import is_fault_of_machine
 
 _LOCK = "lock"
@@ -247,19 +248,23 @@ class RunDirectory:
         path.unlink(missing_ok=True)
 
     def finished(self) -> dict[str, Any] | None:
-        """What ``mark_finished`` recorded; None if the run is not complete."""
+        """What ``mark_finished`` recorded; None if the run is not complete. A metric that was not
+        finite is NaN."""
         path = self.finished_path
         if not path.exists():
             return None
         values = self._read_json(path, {"step": int})
         if not is_count(values["step"]):
             raise damaged(path, f"its step is {shown(values['step'])}")
+        if isinstance(metrics := values.get("metrics"), dict):
+            nan = float("nan")
+            values["metrics"] = {name: nan if v is None else v for name, v in metrics.items()}
         return values
 
     def mark_finished(self, values: Mapping[str, Any]) -> None:
         """Marks the run as complete."""
         self.ensure_in_place()
-        write_json(self.finished_path, values)
+        write_json(self.finished_path, finite(values))
 
     def clear_finished(self) -> None:
         """Removes the mark of a complete run, so that it can be resumed."""

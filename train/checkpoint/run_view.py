@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,7 +81,7 @@ class Run:
         numbers are left out."""
         import numpy as np
 
-        found: dict[str, list[tuple[int, float]]] = {}
+        found: dict[str, tuple[array[int], array[float]]] = {}  # of 8 bytes a number
         for row in _rows(self._directory.metrics):
             step = row.get("step")
             if not is_count(step):
@@ -88,13 +89,12 @@ class Run:
             for name, value in row.items():
                 if name not in ("step", "attempt") and (value is None or is_number(value)):
                     number = float("nan") if value is None else float(value)
-                    found.setdefault(name, []).append((step, number))
+                    steps, values = found.setdefault(name, (array("q"), array("d")))
+                    steps.append(step)
+                    values.append(number)
         return {
-            name: Series(
-                np.array([step for step, _ in pairs], dtype=np.int64),
-                np.array([value for _, value in pairs], dtype=np.float64),
-            )
-            for name, pairs in found.items()
+            name: Series(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
+            for name, (steps, values) in found.items()
         }
 
     @property

@@ -8,12 +8,12 @@ tolerance. The exit code is 0 whether or not the runs differ.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 
 from train.checkpoint.damage import refused_files
 from train.checkpoint.run_view import Run
 from train.exits import Exit, ResumeRefusedError, UsageError
+from train.json_text import json_text
 from train.runs.table import terminal_width
 
 
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> Exit:
                 f"{name} cannot be compared ({each.why}); correct that file, or leave the run out."
             )
     if arguments.json:
-        print(json.dumps(found.to_json(), indent=1))
+        print(json_text(found.to_json(), indent=1))
         return Exit.DONE
     for line in text(found, names, terminal_width()):
         print(line)

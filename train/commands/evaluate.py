@@ -6,7 +6,6 @@ Runs on one process, or on several that torchrun or accelerate launch start, wit
 from __future__ import annotations
 
 import argparse
-import json
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from train.commands.checkpoints import find_checkpoint, load_full_model, local_c
 from train.config.load import LoadedConfig
 from train.exits import Exit, RetryError, UsageError, sys_exit_refused
 from train.json_files import is_count
+from train.json_text import json_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             loaded, checkpoint, other_data=arguments.other_data, received=received
         )
     if evaluated.is_main and arguments.json:
-        say(json.dumps({"checkpoint": evaluated.name, **evaluated.metrics}))
+        say(json_text({"checkpoint": evaluated.name, **evaluated.metrics}))
     elif evaluated.is_main:
         say(f"{evaluated.name} on {evaluated.samples:,} samples")
         for name, value in evaluated.metrics.items():

@@ -19,6 +19,7 @@ from train.commands.checkpoints import find_checkpoint, load_full_model, local_c
 from train.config.load import LoadedConfig
 from train.exits import Exit, UsageError
 from train.files import refuse_irregular, refuse_link
+from train.json_text import finite
 from train.output import log
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Exported(NamedTuple):
         source = {
             "step": manifest.step,
             "run": manifest.state.get("run"),
-            "metrics": manifest.metrics,
+            "metrics": finite(manifest.metrics),
         }
         values = loaded.config.model_dump(mode="json")
         described = write_description(directory, values, source, self.model)

@@ -6,7 +6,6 @@ Reads goodput.jsonl of the run directory. The run may be in progress, finished o
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from train.checkpoint.damage import refused_files
@@ -15,6 +14,7 @@ from train.command_line import say
 from train.exits import DataError, Exit, UsageError
 from train.goodput.read import FILE, read_goodput
 from train.goodput.table import table, to_json
+from train.json_text import json_text
 from train.numeric_text import finite_number
 
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             f"The run in {path} has no {FILE}: it was started by an earlier version of isorun; "
             "resume it with this version to record its times from then on."
         )
-    say(json.dumps(to_json(goodput, price), indent=1) if arguments.json else table(goodput, price))
+    say(json_text(to_json(goodput, price), indent=1) if arguments.json else table(goodput, price))
     return Exit.DONE
 
 

@@ -8,7 +8,6 @@ No run directory is read or written.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from train.command_line import say
 from train.commands.arguments import add_config_arguments, config_words
 from train.config.load import load_config
 from train.exits import Exit, UsageError, sys_exit_refused
+from train.json_text import json_text
 
 _ROWS = 12
 
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         "smoothed": smooth([t.loss for t in tried]),
     }
     if arguments.json:
-        say(json.dumps(result))
+        say(json_text(result))
     else:
         say(f"{'learning rate':>14}{'loss':>12}{'smoothed':>12}")
         every = max(1, len(tried) // _ROWS)

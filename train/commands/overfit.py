@@ -7,7 +7,6 @@ read or written. Exit code 65 if the batch is not learnt, 78 if loss or gradient
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from train.command_line import say
 from train.commands.arguments import add_config_arguments, config_words
 from train.config.load import load_config
 from train.exits import Exit, UsageError, sys_exit_refused
+from train.json_text import json_text
 
 if TYPE_CHECKING:
     from train.diagnosis.memorize import Memorized
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     found = [] if result.learnt else findings(result, learning_rate)
     losses = result.losses
     if arguments.json:
-        say(json.dumps({"learnt": result.learnt, "losses": losses, "findings": found}))
+        say(json_text({"learnt": result.learnt, "losses": losses, "findings": found}))
         return code
     _print_course(result)
     _print_norms(result.before)

@@ -9,7 +9,6 @@ directory is read or written. With the directory of a run that has traces, from 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from train.commands.arguments import add_config_arguments, config_words
 from train.config.load import load_config
 from train.exits import Exit, RunError, UsageError, sys_exit_refused
 from train.files import replace_text
+from train.json_text import json_text
 from train.profiling.files import Trace, find_traces, place_copy, trace_name
 from train.profiling.table import table, to_json
 from train.profiling.trace import Profile, read_profile
@@ -140,8 +140,8 @@ def _show(
     arguments: argparse.Namespace, profile: Profile, ranks: dict[int, dict[str, float]]
 ) -> None:
     values: dict[str, Any] = to_json(profile, ranks, arguments.top)
-    say(json.dumps(values) if arguments.json else table(profile, ranks, arguments.top))
+    say(json_text(values) if arguments.json else table(profile, ranks, arguments.top))
     if arguments.to:
-        replace_text(arguments.to / JSON_FILE, json.dumps(values, indent=1) + "\n")
+        replace_text(arguments.to / JSON_FILE, json_text(values, indent=1) + "\n")
         if not arguments.json:
             say(f"wrote {arguments.to / JSON_FILE}; https://ui.perfetto.dev opens the trace there")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,9 +25,12 @@ from train.config.changes import differences, listed
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, ResumeRefusedError, UsageError, first_line, sys_exit_refused
 from train.json_files import is_count
+from train.json_text import json_text
 
 if TYPE_CHECKING:
     from train.data.fetch import MicroBatch
+
+_NUMBERS = {"loss", "grad_norm", "logged", "replayed", "difference"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +85,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     if result is None:  # another rank prints it
         return Exit.DONE
     if arguments.json:
-        say(json.dumps(result))
+        say(json_text(result))
     else:
         _print(result)
     return Exit.DONE if result["same"] else Exit.DATA
@@ -200,9 +204,14 @@ def _elsewhere(arguments: argparse.Namespace, placement: Placement) -> dict[str,
     )
     for line in done.stdout.splitlines():
         if line.startswith('{"step"'):
-            result: dict[str, Any] = json.loads(line)
+            result: dict[str, Any] = json.loads(line, object_hook=_with_nan)
             return result
     raise failure(placement, done.stderr, done.returncode, "fix the cause, then rerun")
+
+
+def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """The numbers that are null in JSON because they are not finite."""
+    return {n: math.nan if v is None and n in _NUMBERS else v for n, v in values.items()}
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -8,12 +8,12 @@ the newest last. An empty list is no error.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 from train.command_line import key_value
 from train.exits import Exit, UsageError
+from train.json_text import json_text
 from train.runs import columns
 from train.runs.find import find_runs
 from train.runs.state import STATES
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     runs = columns.ordered(columns.in_states(runs, arguments.state), arguments.sort)
     now = time.time()
     if arguments.json:
-        print(json.dumps([found.to_json(now) for found in runs], indent=1))
+        print(json_text([found.to_json(now) for found in runs], indent=1))
         return Exit.DONE
     if not runs:
         where = ", ".join(map(str, places))

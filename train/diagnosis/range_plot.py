@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from train.exits import UsageError, first_line
 from train.files import replace_text
 from train.imports import import_extra
+from train.json_text import json_text
 from train.report.html import Html, join, table, tag, text
 
 _WIDTH, _HEIGHT, _MARGIN = 720, 360, 48
@@ -29,7 +29,7 @@ def write_plots(directory: Path, result: Mapping[str, Any]) -> list[Path]:
     paths = [directory / f"lr-find.{kind}" for kind in ("json", "html", "png")]
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        replace_text(paths[0], json.dumps(result) + "\n")
+        replace_text(paths[0], json_text(result) + "\n")
         replace_text(paths[1], _page(result))
         try:
             _draw(paths[2], result)

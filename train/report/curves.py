@@ -45,6 +45,12 @@ class Bucket(NamedTuple):
         kept = {point.step: point for point in self if point is not None}
         return [kept[step] for step in sorted(kept)]
 
+    def spans(self, value: float) -> bool:
+        """Whether neither its lowest nor its highest point would become one with this value."""
+        if self.low is None or self.high is None:
+            return False
+        return (self.low.value or 0.0) <= value <= (self.high.value or 0.0)
+
     def joined(self, other: Bucket) -> Bucket:
         """The bucket of both, of which ``other`` is the later."""
         return Bucket(
@@ -83,15 +89,18 @@ class Curve:
     def add(self, point: Point) -> None:
         """Adds the value of a later step."""
         self.count += 1
+        key = point.step // self.width
+        bucket = self._buckets.get(key)
         if point.value is None:
             self.not_finite += 1
             new = Bucket(None, None, point)
         else:
-            new = Bucket(point, point, None)
             self.first, self.last = self.first or point, point
+            if bucket and bucket.spans(point.value):
+                return  # most points of a long curve
+            new = Bucket(point, point, None)
             self.low, self.high = _lower(self.low, point), _higher(self.high, point)
-        key = point.step // self.width
-        self._buckets[key] = self._buckets[key].joined(new) if key in self._buckets else new
+        self._buckets[key] = bucket.joined(new) if bucket else new
         while len(self._buckets) > BUCKETS:
             self._widen()
 

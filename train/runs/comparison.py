@@ -14,6 +14,7 @@ from train.runs.curves import (
     compare_losses,
     curves,
     directions,
+    empty,
     side_by_side,
 )
 from train.runs.differences import (
@@ -94,7 +95,9 @@ def compare(runs: Sequence[Run], tolerance: float) -> Comparison:
         has_fingerprints=all(map(has_fingerprint, runs)),
         environment=differing([environment(run) for run in runs]),
         metrics=side_by_side(each, directions(runs)),
-        losses=compare_losses([metrics.get(TRAINING_LOSS, {}) for metrics in each], tolerance),
+        losses=compare_losses(
+            [metrics.get(TRAINING_LOSS) or empty() for metrics in each], tolerance
+        ),
         tolerance=tolerance,
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_directory import RunIdentity
 from train.exits import RetryError, RunError, UsageError, first_line
+from train.json_text import finite
 from train.track.track_config import TrackConfig
 from train.track.wandb_artifact import collection_name, content_digest
 from train.track.wandb_sent import LATEST, Sent
@@ -105,7 +106,7 @@ def _log(
             type="model",
             description=f"Export of step {manifest.step} of the run {identity.id}.",
             metadata={
-                "step": manifest.step, "metrics": manifest.metrics, "run": identity.id,
+                "step": manifest.step, "metrics": finite(manifest.metrics), "run": identity.id,
                 "manifest_sha256": manifest.sha256, "size": size,
             },
         )  # fmt: skip

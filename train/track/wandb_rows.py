@@ -62,6 +62,23 @@ class Rows:
             self._send(row)
 
 
+def lacking_rows(
+    metrics_file: Path, until: int, sent: int
+) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
+    """The rows of metrics.jsonl after the step ``sent`` up to a step: step, values and columns. The
+    first row of an attempt after the first has an event, since the attempt's own was lost."""
+    before: tuple[Any, int] | None = None
+    for step, row in committed_rows(metrics_file, until):
+        if step > sent:
+            metrics, columns = as_logged(row)
+            values: dict[str, Any] = {**metrics}
+            attempt = columns.get("attempt")
+            if before is not None and attempt not in (None, before[0]):
+                values["event"] = f"Attempt {attempt} starts after step {before[1]}."
+            yield step, values, columns
+        before = row.get("attempt"), step
+
+
 def committed_rows(metrics_file: Path, until: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """The steps and rows of metrics.jsonl up to a step. Other lines are left out."""
     if not metrics_file.exists():

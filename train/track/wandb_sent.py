@@ -11,6 +11,7 @@ from typing import Any
 
 from train.files import write_json
 from train.json_files import Fields, has_fields, is_number, read_object
+from train.json_text import finite
 
 FILE = "wandb_checkpoints.json"
 LATEST, BEST = "latest", "best"
@@ -75,7 +76,9 @@ class Sent:
             {
                 "dataset": self.dataset,
                 "begun": self.begun,
-                "checkpoints": {str(s): asdict(c) for s, c in sorted(self.checkpoints.items())},
+                "checkpoints": {
+                    str(s): finite(asdict(c)) for s, c in sorted(self.checkpoints.items())
+                },
             },
         )
 

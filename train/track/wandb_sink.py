@@ -28,7 +28,7 @@ from train.track.track_config import TrackConfig
 from train.track.wandb_checkpoints import CheckpointSender, send_missing
 from train.track.wandb_inputs import RunInputs
 from train.track.wandb_log import is_offline, last_step, synced_marker, transaction_logs
-from train.track.wandb_rows import Rows, as_logged, committed_rows
+from train.track.wandb_rows import Rows, lacking_rows
 from train.track.wandb_shared import NO_SHARED_MODE, has_shared_mode, node_label
 from train.track.wandb_traces import RunTraces
 from train.track.wandb_uploads import CheckpointUploads
@@ -202,10 +202,9 @@ class WandbSink(Sink):
         """Sends the committed rows that W&B lacks. The last one may still get metrics: those of an
         evaluation that the attempt before has not completed."""
         self._rows = Rows(self._run.log, sent)
-        for step, row in committed_rows(self.run.directory / "metrics.jsonl", self.run.start_step):
-            if step > sent:
-                metrics, columns = as_logged(row)
-                self._rows.add(step, metrics, **columns)
+        metrics_file = self.run.directory / "metrics.jsonl"
+        for step, values, columns in lacking_rows(metrics_file, self.run.start_step, sent):
+            self._rows.add(step, values, **columns)
 
     def _init(self, mode: str) -> Any:
         import wandb
@@ -242,7 +241,7 @@ class WandbSink(Sink):
             "console": "off",
             "silent": True,
             "init_timeout": self.init_seconds,
-            "finish_timeout": _FINISH_SECONDS - (_UPLOAD_SECONDS if self._store else 0.0),
+            "finish_timeout": self._finish_seconds,
             "reinit": "finish_previous",
             "sagemaker_disable": True,  # otherwise the id comes from the SageMaker job
             # By default rows are buffered for 15 s, and lost if the process is killed.
@@ -338,13 +337,17 @@ class WandbSink(Sink):
         # W&B's own limit does not hold while the server takes no more of an artifact's file.
         finish = threading.Thread(target=self._finish, daemon=True)
         finish.start()
-        finish.join(_FINISH_SECONDS - _UPLOAD_SECONDS + 1.0 if self._uploads else None)
+        finish.join(self._finish_seconds + 1.0)
         if self._uploads:
             self._uploads.abandon(1.0)
         if finish.is_alive():
             self.abandon()
         else:
             wandb.teardown()  # now, within the tracker's timeout, instead of at exit
+
+    @property
+    def _finish_seconds(self) -> float:
+        return _FINISH_SECONDS - (_UPLOAD_SECONDS if self._store else 0.0)
 
     def _finish(self) -> None:
         try:
