@@ -103,6 +103,7 @@ def pruner(word: str) -> BasePruner:
 
 def _made(option: str, word: str, cls: Any, fixed: Mapping[str, Any]) -> Any:
     options = _options(option, word)
+    owner = f"Optuna's {cls.__name__}" if cls.__module__.startswith("optuna.") else "halving"
     accepted = [
         name for name, p in inspect.signature(cls).parameters.items()
         if name not in fixed and name[0] != "_" and p.kind is not p.VAR_KEYWORD
@@ -112,7 +113,7 @@ def _made(option: str, word: str, cls: Any, fixed: Mapping[str, Any]) -> Any:
             hint = did_you_mean(name, accepted)
             hint = f"; it has {', '.join(accepted) or 'none'}." if hint == "." else hint
             raise UsageError(
-                f"--{option} is {word!r}, but {name} is not an option of {cls.__name__}{hint}"
+                f"--{option} is {word!r}, but {name} is not an option of {owner}{hint}"
             )
     try:
         with warnings.catch_warnings():
@@ -125,7 +126,7 @@ def _made(option: str, word: str, cls: Any, fixed: Mapping[str, Any]) -> Any:
         ) from None
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"--{option} is {word!r}, which {cls.__name__} refuses ({first_line(error)}); "
+            f"--{option} is {word!r}, which {owner} refuses ({first_line(error)}); "
             f"set its options as {word.partition(':')[0]}:option=value,..."
         ) from None
 

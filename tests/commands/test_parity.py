@@ -58,7 +58,7 @@ RUNS = {
 )
 def test_every_placement_gives_the_same_run(tmp_path, task, placements):
     config, *overrides = RUNS[task]
-    done = parity("--config", config, "--out", tmp_path, *placements, *overrides)
+    done = parity("--config", config, "--steps", 20, "--out", tmp_path, *placements, *overrides)
     for row in rows(done, placements[1:]).values():
         assert row.endswith("same")
         assert not row.endswith("NOT the same")

@@ -284,7 +284,7 @@ def test_metrics_of_another_run_are_set_aside(runs, killed):
 def test_checkpoints_without_an_identity_are_refused(runs, tmp_path):
     shutil.copytree(runs["mine"] / "checkpoints", tmp_path / "run/checkpoints")
     (line,) = run("fit", tmp_path / "run", *BASE, expect=76).stderr.splitlines()
-    assert "run.json is damaged (it is missing)" in line
+    assert "config.json is damaged (it is missing), so the run cannot be identified" in line
     assert checkpoints(tmp_path / "run") == [10, 20, 30, 40]
 
 
