@@ -42,7 +42,7 @@ def three_attempts(tmp_path_factory):
         run("fit", directory, *OFFLINE, f"length.steps={steps}", "--allow-changes")
         (directory / "finished.json").unlink(missing_ok=True)
     second = transaction_logs(directory)[1]
-    shutil.rmtree(second.parent)
+    second.write_bytes(second.read_bytes()[:7])  # killed before the first record
     return directory
 
 

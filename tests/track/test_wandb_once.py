@@ -15,7 +15,7 @@ from tests.support.forked import quick
 from tests.support.runs import ROOT, metrics
 from tests.support.wandb_server import WandbServer
 from tests.track.wandb_file import history, offline_files, records
-from train.track.wandb_log import last_step, messages, synced_marker, transaction_logs
+from train.track.wandb_log import has_run, last_step, messages, synced_marker, transaction_logs
 from train.track.wandb_rows import Rows, lacking_rows
 
 ATTEMPT = """
@@ -212,6 +212,18 @@ def sent_by(sent, items):
         collected.add(step, values)
     collected.flush()
     return rows
+
+
+def test_a_log_without_the_record_of_the_run_is_known(killed_offline, tmp_path):
+    """W&B refuses it, and with it all that it is given beside it."""
+    whole = offline_files(killed_offline.directory)[-1].read_bytes()
+    start = len(next(messages(whole))) + 14
+    log = tmp_path / "run-x.wandb"
+    for size in (0, 3, 7, 9, start, start + 100):
+        log.write_bytes(whole[:size])
+        assert not has_run(log)
+    log.write_bytes(whole)
+    assert has_run(log)
 
 
 def test_all_of_a_step_is_one_row():

@@ -13,12 +13,13 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from train.files import open_regular
 
+T = TypeVar("T")
 _BLOCK, _HEADER, _START = 32 * 1024, struct.Struct("<IHB"), 7
 _WHOLE, _FIRST, _LAST = 1, 2, 4
 _LARGEST = 64 << 20
@@ -76,14 +77,35 @@ def messages(data: bytes, *, at: int = _START, growing: bool = True) -> Iterator
 
 def first_step(log: Path) -> int | None:
     """The ``step`` of the first row in a log; None if it has none."""
+
+    def found(message: bytes) -> int | None:
+        step = step_of(message)
+        return step if type(step) is int else None
+
+    return _first(log, found)
+
+
+def has_run(log: Path) -> bool:
+    """Whether a log has the record of the run, without which W&B takes nothing of it: a process
+    that was killed before has left none."""
+
+    def found(message: bytes) -> bool | None:
+        record = _record(message)
+        return True if record is not None and record.HasField("run") else None
+
+    return _first(log, found) is not None
+
+
+def _first(log: Path, found: Callable[[bytes], T | None]) -> T | None:
+    """What ``found`` returns for the first message of a log for which that is not None."""
     with os.fdopen(open_regular(log), "rb") as file:
         size = _BLOCK
         while True:
             file.seek(0)
             data = file.read(size)
             for message in messages(data):
-                if type(step := step_of(message)) is int:
-                    return step
+                if (value := found(message)) is not None:
+                    return value
             if len(data) < size:
                 return None
             size *= 8
@@ -108,17 +130,26 @@ def last_step(log: Path) -> int | None:
 
 def step_of(message: bytes) -> Any:
     """The column ``step`` of a row of the history; None for any other message."""
+    record = _record(message)
+    if record is None or not record.HasField("history"):
+        return None
+    for item in record.history.item:
+        if (item.key or ".".join(item.nested_key)) == "step":
+            try:
+                return json.loads(item.value_json)
+            except ValueError:
+                return None
+    return None
+
+
+def _record(message: bytes) -> Any:
+    """W&B's record in a message; None if it is damaged."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2
 
     record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
     try:
         record.ParseFromString(message)
-        if not record.HasField("history"):
-            return None
-        for item in record.history.item:
-            if (item.key or ".".join(item.nested_key)) == "step":
-                return json.loads(item.value_json)
+    except DecodeError:
         return None
-    except (DecodeError, ValueError):
-        return None
+    return record

@@ -17,7 +17,14 @@ from train.checkpoint.store import CheckpointStore
 from train.exits import RetryError, RunError, UsageError, first_line
 from train.track.sinks import RunInfo
 from train.track.track_config import TrackConfig
-from train.track.wandb_log import first_step, is_offline, last_step, synced_marker, transaction_logs
+from train.track.wandb_log import (
+    first_step,
+    has_run,
+    is_offline,
+    last_step,
+    synced_marker,
+    transaction_logs,
+)
 from train.track.wandb_rows import committed_steps
 from train.track.wandb_sink import WandbSink, wandb_mode
 
@@ -61,7 +68,7 @@ def upload(
     doubtful = False  # W&B may lack rows of an online attempt, if it was killed
     for log in logs:
         is_synced = synced_marker(log).exists()
-        if is_offline(log) and not is_synced:
+        if is_offline(log) and not is_synced and has_run(log):
             first = first_step(log)
             before = run.start_step if first is None else first - 1
             if doubtful or any(known < step <= before for step in steps):
