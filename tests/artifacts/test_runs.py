@@ -70,7 +70,7 @@ def test_a_run_goes_on_on_an_empty_disk(half, undisturbed, server, tmp_path):
     assert "already finished" in run("fit", directory, *options).stdout
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_new_runs_and_other_commands_take_its_checkpoint(half, server, tmp_path):
     add(server.artifacts, content(half))
     trust = "task.use=tests.support.tiny:TinyTask"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from tests.support.lanes import slow
 from tests.support.weights import some_tensors, write_checkpoint, write_shards
 from train.artifacts import fetch
 from train.artifacts.name import parse_name
@@ -175,12 +176,12 @@ def test_missing_or_malformed_credentials(key, text, server, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("operation", "fault", "error", "text"),
     [
-        ("Viewer", 500, RetryError, "cannot be reached"),
+        slow(("Viewer", 500, RetryError, "cannot be reached")),
         ("Viewer", 401, UsageError, "no valid credentials"),
         ("ArtifactMembershipByName", 403, UsageError, "which W&B refuses"),
         ("artifact_download", "hang", RetryError, "W&B sent nothing for"),
-        ("artifact_download", "cut", RetryError, "cannot be reached"),
-        ("GetArtifactMembershipFileUrls", "close", RetryError, "W&B"),
+        slow(("artifact_download", "cut", RetryError, "cannot be reached")),
+        slow(("GetArtifactMembershipFileUrls", "close", RetryError, "W&B")),
     ],
 )
 def test_a_server_that_fails(operation, fault, error, text, server, tmp_path, monkeypatch):

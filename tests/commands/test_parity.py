@@ -25,6 +25,7 @@ TEXT = [
     "model.width=32",
     "data.context=64",
     "task.sample_tokens=8",
+    "evaluate.micro_batch_size=64",
 ]
 
 

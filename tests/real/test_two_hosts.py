@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 SMALL_TEXT = [
     "--config", "configs/text.yaml", "model.layers=2", "model.heads=2", "model.width=32",
     "data.context=64", "task.sample_tokens=8", "batch.global_batch_size=24", "optim.lr=1e-3", "length.steps=50",
-    "schedule.warmup_steps=5", "evaluate.every_steps=null", "track.tensorboard=false",
+    "schedule.warmup_steps=5", "evaluate.every_steps=null", "evaluate.micro_batch_size=64", "track.tensorboard=false",
     "track.wandb=disabled", "track.log_every_steps=1", "batch.micro_batch_size=12",
 ]  # fmt: skip
 

@@ -22,7 +22,7 @@ from train.strategies.zero_config import deepspeed_config
 TEXT = [
     "--config", "configs/text.yaml", "model.layers=2", "model.heads=2", "model.width=32",
     "data.context=64", "task.sample_tokens=8", "batch.global_batch_size=24", "batch.micro_batch_size=6", "optim.lr=1e-3",
-    "model.dropout=0.1", "length.steps=20", "schedule.warmup_steps=2", "evaluate.every_steps=null",
+    "model.dropout=0.1", "length.steps=20", "schedule.warmup_steps=2", "evaluate.every_steps=null", "evaluate.micro_batch_size=64",
     "track.tensorboard=false", "track.wandb=disabled", "track.log_every_steps=1",
     "checkpoint.every_steps=10",
 ]  # fmt: skip

@@ -183,6 +183,7 @@ def test_each_checkpoint_is_an_artifact_with_its_files(run, server, tmp_path):
     assert len(copies) == 2, "only the checkpoints themselves"
 
 
+@pytest.mark.slow
 def test_only_the_best_and_the_final_one_are_uploaded(run, server):
     run.act(
         ["commit", 10, 0.5], ["wait", 10], ["commit", 20, 0.6], ["commit", 30, 0.4], ["wait", 30],

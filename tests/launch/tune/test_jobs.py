@@ -55,6 +55,7 @@ def test_each_exit_code_of_a_job_has_its_meaning(tmp_path):
     assert len({job["run_id"] for job in jobs}) == 5
 
 
+@pytest.mark.slow
 def test_a_pruned_job_is_cancelled_and_trials_are_those_of_local_processes(tmp_path):
     space = "optim.lr: {type: categorical, choices: [0.31, 0.3, 1.0]}\n"
     options = ["--sampler", "grid", "--pruner", "median:n_startup_trials=2"]
