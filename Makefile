@@ -54,6 +54,7 @@ test-fast: setup ## run the tests that start no process
 test: setup ## run the tests that need no server or container, ten minutes on two cores
 	$(SHARED) -m 'not slow and not servers'
 
+# Servers are mostly waited for, hence three processes.
 test-more: setup ## run the other tests: full matrices, long runs, servers and containers
 	$(RUN) -m pytest -m slow $(ALONE); alone=$$?; \
 	$(SHARED) -m 'slow and not servers' --ignore=$(ALONE); slow=$$?; \
