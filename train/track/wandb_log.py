@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -40,6 +41,14 @@ def transaction_logs(run_directory: Path) -> list[Path]:
 def is_offline(log: Path) -> bool:
     """Whether W&B has not uploaded the attempt while it ran."""
     return log.parent.name.startswith("offline-")
+
+
+def remove_unrecorded(run_directory: Path) -> None:
+    """Removes what attempts have left that were killed before W&B recorded the run. It has nothing
+    of them, but ``wandb sync`` refuses all logs if one of them is such."""
+    for log in transaction_logs(run_directory):
+        if is_offline(log) and not has_run(log):
+            shutil.rmtree(log.parent)
 
 
 def synced_marker(log: Path) -> Path:

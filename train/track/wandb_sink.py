@@ -27,7 +27,13 @@ from train.track.sinks import RunInfo, Sink
 from train.track.track_config import TrackConfig
 from train.track.wandb_checkpoints import CheckpointSender, send_missing
 from train.track.wandb_inputs import RunInputs
-from train.track.wandb_log import is_offline, last_step, synced_marker, transaction_logs
+from train.track.wandb_log import (
+    is_offline,
+    last_step,
+    remove_unrecorded,
+    synced_marker,
+    transaction_logs,
+)
 from train.track.wandb_rows import Rows, lacking_rows
 from train.track.wandb_shared import NO_SHARED_MODE, has_shared_mode, node_label
 from train.track.wandb_traces import RunTraces
@@ -97,6 +103,7 @@ class WandbSink(Sink):
         user = wandb.setup(settings=wandb.Settings(silent=True)).settings
         mode = wandb_mode(self.config.wandb, user.mode, user.base_url, user.api_key)
         message = None
+        remove_unrecorded(self.run.directory)
         logs = transaction_logs(self.run.directory)  # of earlier attempts
         if mode == "online" and self.config.wandb_nodes:
             if has_shared_mode():
