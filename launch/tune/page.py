@@ -37,7 +37,7 @@ def write_page(study: StoredStudy, target: Path) -> None:
 
 def _data(study: StoredStudy) -> StudyData:
     trials = study.trials()
-    importance, about = _importance(study)
+    importance, about = _importance(study, trials)
     return StudyData(
         name=f"Study {study.directory.absolute().name}",
         facts=_facts(study, trials),
@@ -87,9 +87,11 @@ def _trial(study: StoredStudy, frozen: FrozenTrial) -> StudyTrial:
     )
 
 
-def _importance(study: StoredStudy) -> tuple[dict[str, dict[str, float]], str]:
+def _importance(
+    study: StoredStudy, trials: list[FrozenTrial]
+) -> tuple[dict[str, dict[str, float]], str]:
     """The share of each key by objective, and how it was estimated or why it was not."""
-    finished = sum(STATES[each.state] == "finished" for each in study.trials())
+    finished = sum(STATES[each.state] == "finished" for each in trials)
     if finished < _FEWEST:
         return {}, (
             f"Not estimated: {finished} trials have finished, and at least {_FEWEST} are needed."

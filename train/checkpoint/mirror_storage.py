@@ -48,9 +48,9 @@ def storage_at(url: str, options: dict[str, Any]) -> Storage:
 
     # Other processes write too. Only a constructor's argument switches the cache off.
     files, root = fsspec.core.url_to_fs(url, **options | {"use_listings_cache": False})
-    return (
-        FolderStorage(Path(root)) if isinstance(files, LocalFileSystem) else UrlStorage(files, root)
-    )
+    if isinstance(files, LocalFileSystem):
+        return FolderStorage(Path(root))
+    return UrlStorage(files, root)
 
 
 class UrlStorage:

@@ -101,10 +101,10 @@ def allowed_changes(
     Raises ResumeRefusedError if one of them changes results, unless ``allow``, or the directory has
     no checkpoint: then there is nothing to resume. With one, the stored config must be there.
     """
-    stored = directory.stored_config()
-    if stored is None and _has_results(directory):
+    stored, has_results = directory.stored_config(), _has_results(directory)
+    if stored is None and has_results:
         raise damaged(directory.config_path, "it is missing")
-    return checked_changes(loaded, stored, allow=allow or not _has_results(directory))
+    return checked_changes(loaded, stored, allow=allow or not has_results)
 
 
 def checked_changes(

@@ -130,7 +130,8 @@ def parallel_coordinates(study: StudyData) -> Html:
         shapes.append(
             tag(
                 "polyline", tag("title", _told(study, trial)), points=_points(points),
-                class_=f"path {_kind(study, trial)}", stroke_opacity=_strength(study, trial),
+                class_=f"path {_kind(study, trial)}",
+                stroke_opacity=_strength(study, scales[0], trial),
             )
         )  # fmt: skip
     note = "The stronger a line, the better its trial in the first objective; the best is marked, "
@@ -211,12 +212,12 @@ def _objective_scale(study: StudyData, index: int) -> _Scale:
     return _Scale(low, high)
 
 
-def _strength(study: StudyData, trial: StudyTrial) -> str:
-    """The opacity of a line."""
+def _strength(study: StudyData, scale: _Scale, trial: StudyTrial) -> str:
+    """The opacity of a line. ``scale``: that of the first objective."""
     value, mode = _value(trial, 0), study.objectives[0][1]
     if value is None:
         return "0.15"
-    at = _objective_scale(study, 0).at(value)
+    at = scale.at(value)
     good = 1.0 - at if mode == "min" else at
     return f"{0.15 + 0.75 * good**2:.2f}"
 

@@ -15,6 +15,11 @@ from tests.launch.tune.tuning import BASE, refused, run, run_jobs, shown, starts
 
 GRID = "optim.lr: {type: categorical, choices: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]}\n"
 STEPS = 18
+# The space and the options of a study of three trials, of which one goes on.
+HALVED = (
+    "optim.lr: {type: categorical, choices: [1.0, 0.6, 0.3]}\n",
+    "--sampler", "grid", "--pruner", "halving:min_steps=2,factor=3",
+)  # fmt: skip
 
 
 def opened(directory, text=GRID, halving="halving:min_steps=2,factor=3", sampler="grid"):
@@ -160,11 +165,7 @@ def test_wrong_rungs_are_refused_before_anything_starts(tmp_path, capsys, pruner
 
 @pytest.mark.slow
 def test_paused_jobs_are_submitted_again_as_the_same_run(tmp_path):
-    space = "optim.lr: {type: categorical, choices: [1.0, 0.6, 0.3]}\n"
-    said = run_jobs(
-        tmp_path / "study", space, "--sampler", "grid", "--pruner", "halving:min_steps=2,factor=3",
-        step=0.6,
-    )  # fmt: skip
+    said = run_jobs(tmp_path / "study", *HALVED, step=0.6)
     assert "trial 0 paused at step 2" in said
     assert [trial["state"] for trial in shown(tmp_path / "study")["trials"]][2] == "finished"
     assert [starts(tmp_path / "study", n) for n in range(3)] == [1, 1, 2]
@@ -174,11 +175,7 @@ def test_paused_jobs_are_submitted_again_as_the_same_run(tmp_path):
 
 
 def test_paused_runs_resume_from_their_checkpoints(tmp_path):
-    space = "optim.lr: {type: categorical, choices: [1.0, 0.6, 0.3]}\n"
-    said = run(
-        tmp_path / "study", space, "--sampler", "grid", "--pruner", "halving:min_steps=2,factor=3",
-        step=0.2,
-    )  # fmt: skip
+    said = run(tmp_path / "study", *HALVED, step=0.2)
     assert "The schedule cosine depends on the length of the run" in said
     assert "trial 0 paused at step 2" in said
     assert "trial 2 goes on" in said
