@@ -15,12 +15,14 @@ from tests.support.forked import quick
 from tests.support.runs import ROOT, metrics
 from tests.support.wandb_server import WandbServer
 from tests.track.wandb_file import history, offline_files, records
-from train.track.wandb_log import has_run, last_step, messages, synced_marker, transaction_logs
+from train.track.wandb_log import has_run, last_value, messages, synced_marker, transaction_logs
 from train.track.wandb_rows import Rows, lacking_rows
 
 ATTEMPT = """
 import json, os, signal, sys, time
 from pathlib import Path
+from train.data.ledger import Ledger
+from train.data.order import SampleOrder
 from train.track.logs import setup_logging
 from train.track.track_config import TrackConfig
 from train.track.tracker import Tracker
@@ -31,6 +33,10 @@ directory, values = Path(sys.argv[1]), json.loads(sys.argv[2])
 info = run_info(directory, attempt=values["attempt"], start_step=values["start"])
 config = TrackConfig(console="quiet", tensorboard=False, wandb=values["mode"])
 setup_logging(directory, 0, info.attempt, "INFO")
+Ledger(directory / "ledger.bin").begin_attempt(
+    attempt=info.attempt, resume_step=info.start_step, resume_position=8 * info.start_step,
+    order=SampleOrder(0, 100, True),
+)
 tracker = Tracker(config, info, is_main=True, close_seconds=80.0)
 tracker.warn("the tracker is made")  # starts nothing
 if values["evaluated"]:
@@ -113,11 +119,13 @@ def server():
 
 @pytest.fixture(scope="module")
 def killed_offline(tmp_path_factory):
-    """Killed three times: after W&B has written, at once, and after no commit of its own."""
+    """Killed three times: after W&B has written, at once, and after no commit of its own. Then
+    stopped before the steps that W&B has."""
     run = Run(tmp_path_factory.mktemp("run"))
     run.attempt(0, 25, kill_after=2.5)
     run.attempt(20, 38, kill_after=0.0)
     run.attempt(30, 34, kill_after=2.5)
+    run.attempt(30, 33)
     run.attempt(30, 60)
     return run
 
@@ -190,13 +198,13 @@ def test_an_online_attempt_sends_what_offline_ones_have_not_uploaded(tmp_path, s
 def test_the_last_step_of_a_log_is_found_from_its_end(killed_offline, tmp_path):
     for log in transaction_logs(killed_offline.directory):
         steps = [row["step"] for row in history(records(log, growing=True))]
-        assert last_step(log) == max(steps, default=None)
+        assert last_value(log, "step") == max(steps, default=None)
     whole = transaction_logs(killed_offline.directory)[-1].read_bytes()
     cut = tmp_path / "cut.wandb"
     found = set()
     for size in range(0, len(whole), 997):
         cut.write_bytes(whole[:size])
-        found.add(last_step(cut))
+        found.add(last_value(cut, "step"))
     assert None in found
     assert found - {None} <= set(range(31, 61))
     with pytest.raises(ValueError, match="cut off or damaged"):
@@ -251,32 +259,63 @@ def test_events_are_in_the_row_of_their_step_or_the_first_later_one():
 
 
 def test_each_attempt_has_its_event(killed_offline):
-    with_rows = [
-        found
-        for path in offline_files(killed_offline.directory)
-        if (found := history(records(path, growing=True)))
+    files = [
+        history(records(path, growing=True)) for path in offline_files(killed_offline.directory)
     ]
-    assert len(with_rows) >= 3
-    for rows in with_rows:
-        events = [row["event"] for row in rows if "event" in row]
-        assert events.pop() == "the tracker is made"
-        assert all(re.fullmatch(r"Attempt [23] starts after step \d+\.", each) for each in events)
+    events = " ".join(row["event"] for rows in files for row in rows if "event" in row)
+    starts = {2: 20, 4: 30}  # those of attempts that send rows are logged by the training loop
+    found = re.findall(r"Attempt (\d+) starts after step (\d+)\.", events)
+    assert found == [(str(attempt), str(step)) for attempt, step in starts.items()]
+    assert events.endswith("the tracker is made")
 
 
-def test_rows_of_lost_attempts_say_where_these_started(tmp_path):
+def test_a_step_that_only_has_an_event_yet_is_left_to_the_next_attempt(killed_offline):
+    rows = [
+        row for path in offline_files(killed_offline.directory)
+        for row in history(records(path, growing=True))
+    ]  # fmt: skip
+    assert {row["step"] for row in rows if "train/loss" not in row} == set()
+
+
+@pytest.mark.parametrize("sent", [0, 1, 3, 5])
+def test_the_first_row_that_is_sent_has_the_starts_of_the_attempts_so_far(tmp_path, sent):
     path = tmp_path / "metrics.jsonl"
-    kept = [(1, 1), (2, 1), (3, 2), (4, 2), (5, 4)]  # step and attempt
+    kept = [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5)]  # step and attempt
     rows = [{"step": step, "attempt": attempt, "train/loss": 0.5} for step, attempt in kept]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    events = [
-        {step: values.get("event") for step, values, _ in lacking_rows(path, until=5, sent=sent)}
-        for sent in (0, 3)
-    ]
-    starts = {3: "Attempt 2 starts after step 2.", 5: "Attempt 4 starts after step 4."}
-    assert events == [
-        {step: starts.get(step) for step in (1, 2, 3, 4, 5)},
-        {4: None, 5: starts[5]},
-    ]
+    starts = {2: 1, 3: 2, 4: 4, 5: 4, 6: 5}
+    found = {
+        step: values["event"]
+        for step, values, _ in lacking_rows(path, until=5, sent=sent, starts=starts)
+        if "event" in values
+    }
+    earlier = "Attempt 2 starts after step 1. Attempt 3 starts after step 2."
+    later = "Attempt 4 starts after step 4. Attempt 5 starts after step 4."
+    expected = {0: {3: earlier, 5: later}, 3: {4: earlier, 5: later}, 5: {}}
+    assert found == expected[0 if sent == 1 else sent]
+    assert list(starts) == ([6] if found else [2, 3, 4, 5, 6]), "what has a row is removed"
+
+
+def test_a_row_of_a_step_that_was_not_reached_is_not_sent():
+    for reached in (False, True):
+        rows = []
+        collected = Rows(rows.append, 5)
+        collected.event(3, "One.")
+        collected.event(4, "Two.")
+        collected.add(5, {"b": 2})
+        if reached:
+            collected.add(6, {"a": 1})
+        collected.close()
+        assert rows == ([{"step": 6, "event": "One. Two.", "a": 1}] if reached else [])
+
+
+def test_an_event_of_a_step_that_was_reached_is_sent_at_the_end():
+    rows = []
+    collected = Rows(rows.append, 5)
+    collected.event(7, "One.")
+    collected.event(6, "Two.")
+    collected.close()
+    assert rows == [{"step": 7, "event": "One. Two."}]
 
 
 def test_a_row_is_sent_when_its_step_is_over():

@@ -222,24 +222,38 @@ def read_history(path: Path) -> History:
     return history
 
 
+def attempt_starts(path: Path) -> dict[int, int]:
+    """The step that each attempt resumed from, by number of the attempt; {} without a ledger.
+
+    Does not notice damage.
+    """
+    rows = _rows(path)
+    starts = rows[rows["kind"] == _START]
+    return dict(zip(starts["attempt"].tolist(), starts["step"].tolist(), strict=True))
+
+
+def _rows(path: Path) -> NDArray[np.void]:
+    """All records, of ``_ROW``; none without a ledger."""
+    data = read_bytes(path) if path.is_file() else b""
+    if not data.startswith(_MAGIC):
+        return np.empty(0, _ROW)
+    return np.frombuffer(data, _ROW, (len(data) - len(_MAGIC)) // _RECORD.size, len(_MAGIC))
+
+
 def recorded_step(path: Path, step: int) -> tuple[StepRecord, AttemptStart] | None:
     """The record of one step with the attempt that took it; None where the ledger has none.
 
     Reads only the records that are asked for, so it does not notice other damage.
     """
-    data = read_bytes(path) if path.is_file() else b""
-    if not data.startswith(_MAGIC):
-        return None
-    count = (len(data) - len(_MAGIC)) // _RECORD.size
-    rows = np.frombuffer(data, _ROW, count, len(_MAGIC))
+    rows = _rows(path)
     starts = np.flatnonzero(rows["kind"] == _START)
     voiding = starts[rows["step"][starts] < step]
     found = np.flatnonzero((rows["kind"] == _STEP) & (rows["step"] == step))
-    found = found[found > (voiding[-1] if len(voiding) else count)]
+    found = found[found > (voiding[-1] if len(voiding) else len(rows))]
     if not len(found):
         return None
     at = starts[starts < found[0]][-1], found[0]
-    start, record = (_unpack(data, len(_MAGIC) + _RECORD.size * int(index)) for index in at)
+    start, record = (_unpack(rows[index].tobytes(), 0) for index in at)
     if not isinstance(start, AttemptStart) or not isinstance(record, StepRecord):
         return None  # damaged
     return record, start

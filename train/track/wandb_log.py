@@ -88,8 +88,7 @@ def first_step(log: Path) -> int | None:
     """The ``step`` of the first row in a log; None if it has none."""
 
     def found(message: bytes) -> int | None:
-        step = step_of(message)
-        return step if type(step) is int else None
+        return column(message, "step")
 
     return _first(log, found)
 
@@ -120,9 +119,9 @@ def _first(log: Path, found: Callable[[bytes], T | None]) -> T | None:
             size *= 8
 
 
-def last_step(log: Path) -> int | None:
-    """The largest ``step`` of the rows in a log; None if it has none. Reads from the end, as far
-    as needed: rows are in the order of steps."""
+def last_value(log: Path, name: str) -> int | None:
+    """The largest value of the column ``step`` or ``attempt`` of the rows in a log; None if it has
+    none. Reads from the end, as far as needed: rows are in the order of steps and attempts."""
     with os.fdopen(open_regular(log), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         blocks = 1
@@ -130,24 +129,25 @@ def last_step(log: Path) -> int | None:
             begin = max(0, (size - 1) // _BLOCK + 1 - blocks) * _BLOCK
             file.seek(begin)
             data = file.read(size - begin)
-            found = map(step_of, messages(data, at=0 if begin else _START))
-            steps = [step for step in found if type(step) is int]
-            if steps or not begin:
-                return max(steps, default=None)
+            found = (column(m, name) for m in messages(data, at=0 if begin else _START))
+            values = [value for value in found if value is not None]
+            if values or not begin:
+                return max(values, default=None)
             blocks *= 8
 
 
-def step_of(message: bytes) -> Any:
-    """The column ``step`` of a row of the history; None for any other message."""
+def column(message: bytes, name: str) -> int | None:
+    """An integer in a column of a row of the history; None for any other message or value."""
     record = _record(message)
     if record is None or not record.HasField("history"):
         return None
     for item in record.history.item:
-        if (item.key or ".".join(item.nested_key)) == "step":
+        if (item.key or ".".join(item.nested_key)) == name:
             try:
-                return json.loads(item.value_json)
+                value = json.loads(item.value_json)
             except ValueError:
                 return None
+            return value if type(value) is int else None
     return None
 
 

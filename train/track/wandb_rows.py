@@ -23,25 +23,31 @@ class Rows:
     def __init__(self, send: Callable[[dict[str, Any]], None], sent: int) -> None:
         self._send, self.sent = send, sent
         self._row: dict[str, Any] = {}
+        self._moved = False
+        """Whether the row only has an event of an earlier step."""
         self.count = 0
         """Rows that were sent."""
 
     def add(self, step: int, values: Mapping[str, Any], **columns: Any) -> None:
-        """Adds values to the row of a step. ``columns`` count only for a new row."""
+        """Adds values to the row of a step that W&B has not. ``columns`` count only for a new
+        row."""
+        if step <= self.sent:
+            return
         if self._row and step > self._row["step"]:
             self.flush()
         if not self._row:
-            if step <= self.sent:
-                return
             self._row = {"step": step, **columns}
         self._row |= values
+        self._moved = False
 
     def event(self, step: int, text: str, **columns: Any) -> None:
         """Adds a sentence to the column ``event`` of the row of a step, or of the first later step
         that W&B has not."""
-        step = max(step, self.sent + 1, self._row.get("step", 0))
-        before = self._row.get("event") if self._row.get("step") == step else None
-        self.add(step, {"event": f"{before} {text}" if before else text}, **columns)
+        at = max(step, self.sent + 1, self._row.get("step", 0))
+        before = self._row.get("event") if self._row.get("step") == at else None
+        moved = at > step and (self._moved or at != self._row.get("step"))
+        self.add(at, {"event": f"{before} {text}" if before else text}, **columns)
+        self._moved = moved
 
     def advance(self, step: int) -> None:
         """The rows before this step are complete."""
@@ -53,8 +59,15 @@ class Rows:
         if self._row.get("step") == step:
             self._row = {}
 
+    def close(self) -> None:
+        """Sends the last row, unless its step has not been reached: W&B would not take the metrics
+        that a later attempt has of that step."""
+        if self._moved:
+            self._row = {}
+        self.flush()
+
     def flush(self) -> None:
-        """Sends the last row."""
+        """Sends the row that is being collected."""
         row, self._row = self._row, {}
         if row:
             self.sent = row["step"]
@@ -63,20 +76,28 @@ class Rows:
 
 
 def lacking_rows(
-    metrics_file: Path, until: int, sent: int
+    metrics_file: Path, until: int, sent: int, starts: dict[int, int]
 ) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
-    """The rows of metrics.jsonl after the step ``sent`` up to a step: step, values and columns. The
-    first row of an attempt after the first has an event, since the attempt's own was lost."""
-    before: tuple[Any, int] | None = None
+    """The rows of metrics.jsonl after the step ``sent`` up to a step: step, values and columns.
+
+    ``starts`` has the attempts whose start W&B does not have, in order, with the steps that they
+    resumed from. The first row of such an attempt, or of a later one, has their events; these
+    attempts are removed from ``starts``.
+    """
     for step, row in committed_rows(metrics_file, until):
         if step > sent:
             metrics, columns = as_logged(row)
             values: dict[str, Any] = {**metrics}
             attempt = columns.get("attempt")
-            if before is not None and attempt not in (None, before[0]):
-                values["event"] = f"Attempt {attempt} starts after step {before[1]}."
+            begun = [n for n in starts if type(attempt) is int and n <= attempt]
+            if begun:
+                values["event"] = " ".join(start_event(n, starts.pop(n)) for n in begun)
             yield step, values, columns
-        before = row.get("attempt"), step
+
+
+def start_event(attempt: int, step: int) -> str:
+    """The event of an attempt that resumes from a step."""
+    return f"Attempt {attempt} starts after step {step}."
 
 
 def committed_rows(metrics_file: Path, until: int) -> Iterator[tuple[int, dict[str, Any]]]:

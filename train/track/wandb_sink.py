@@ -29,12 +29,12 @@ from train.track.wandb_checkpoints import CheckpointSender, send_missing
 from train.track.wandb_inputs import RunInputs
 from train.track.wandb_log import (
     is_offline,
-    last_step,
+    last_value,
     remove_unrecorded,
     synced_marker,
     transaction_logs,
 )
-from train.track.wandb_rows import Rows, lacking_rows
+from train.track.wandb_rows import Rows, lacking_rows, start_event
 from train.track.wandb_shared import NO_SHARED_MODE, has_shared_mode, node_label
 from train.track.wandb_traces import RunTraces
 from train.track.wandb_uploads import CheckpointUploads
@@ -122,7 +122,7 @@ class WandbSink(Sink):
             self._run = self._init(mode)
         self._define_metrics()
         if mode != "disabled":
-            self._begin_rows(self._sent(mode, logs))
+            self._continue_rows(mode, logs)
             self._add_code()
             self._traces = RunTraces(self.run)
         if mode in ("online", "shared") and self.run.inputs:
@@ -144,9 +144,9 @@ class WandbSink(Sink):
         self._run = self._init("online")
         try:
             self._define_metrics()
-            self._begin_rows(self._sent("online", []))
+            self._begin_rows("online", [], self.run.attempt)
             assert self._rows
-            self._rows.flush()
+            self._rows.close()
             return self._rows.count
         finally:
             self._exit_code = exit_code
@@ -181,18 +181,14 @@ class WandbSink(Sink):
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 
-    def _sent(self, mode: str, logs: Sequence[Path]) -> int:
-        """The last step of which W&B has a row."""
-        logged = max((last_step(log) or 0 for log in logs), default=0)
+    def _last(self, mode: str, logs: Sequence[Path], name: str) -> int:
+        """The largest value of a column, ``step`` or ``attempt``, of the rows that W&B has."""
+        logged = max((last_value(log, name) or 0 for log in logs), default=0)
         if mode == "offline":
             return logged
-        for log in logs:
-            # The rows follow from metrics.jsonl, before later ones. W&B can only append.
-            if is_offline(log) and not synced_marker(log).exists():
-                synced_marker(log).write_text("The next attempt has sent its rows.\n")
-        step = self._run.summary.get("step") if self._run.resumed else None
-        if isinstance(step, (int, float)):
-            return int(step)
+        value = self._run.summary.get(name) if self._run.resumed else None
+        if isinstance(value, (int, float)):
+            return int(value)
         # In shared mode, another node may have written the summary last.
         return logged if self._run.resumed and mode == "shared" else 0
 
@@ -205,13 +201,34 @@ class WandbSink(Sink):
             copy.write_bytes(read_bytes(path))
             self._run.save(copy, base_path=self._run.dir, policy="now")
 
-    def _begin_rows(self, sent: int) -> None:
-        """Sends the committed rows that W&B lacks. The last one may still get metrics: those of an
-        evaluation that the attempt before has not completed."""
+    def _continue_rows(self, mode: str, logs: Sequence[Path]) -> None:
+        """Lets the rows of this attempt follow those of earlier ones, of which ``logs`` are."""
+        for log in logs:
+            # The rows follow from metrics.jsonl, before later ones. W&B can only append.
+            if mode != "offline" and is_offline(log) and not synced_marker(log).exists():
+                synced_marker(log).write_text("The next attempt has sent its rows.\n")
+        starts = self._begin_rows(mode, logs, self.run.attempt - 1)
+        for attempt, step in starts.items():  # W&B had all steps that they committed
+            assert self._rows
+            self._rows.event(step, start_event(attempt, step), **self._columns())
+
+    def _begin_rows(self, mode: str, logs: Sequence[Path], attempts: int) -> dict[int, int]:
+        """Sends the committed rows that W&B lacks, with the starts of their attempts. The last one
+        may still get metrics: those of an evaluation that the attempt before has not completed.
+
+        Returns the others of the first ``attempts`` attempts whose start W&B does not have, with
+        the steps that they resumed from.
+        """
+        from train.data.ledger import attempt_starts
+
+        sent, told = (self._last(mode, logs, name) for name in ("step", "attempt"))
+        found = attempt_starts(self.run.directory / "ledger.bin")
+        starts = {n: step for n, step in found.items() if max(told, 1) < n <= attempts}
         self._rows = Rows(self._run.log, sent)
         metrics_file = self.run.directory / "metrics.jsonl"
-        for step, values, columns in lacking_rows(metrics_file, self.run.start_step, sent):
+        for step, values, columns in lacking_rows(metrics_file, self.run.start_step, sent, starts):
             self._rows.add(step, values, **columns)
+        return starts
 
     def _init(self, mode: str) -> Any:
         import wandb
@@ -334,7 +351,7 @@ class WandbSink(Sink):
         import wandb
 
         if self._rows:
-            self._rows.flush()
+            self._rows.close()
         if self._traces:
             self._traces.send(self._run)  # those of other ranks
         if self._inputs:

@@ -21,7 +21,7 @@ from train.track.wandb_log import (
     first_step,
     has_run,
     is_offline,
-    last_step,
+    last_value,
     synced_marker,
     transaction_logs,
 )
@@ -78,7 +78,7 @@ def upload(
             say(f"{run.id}: uploaded {log.parent.name}.")
             nothing = False
         doubtful |= not is_offline(log) and not is_synced
-        known = max(known, last_step(log) or 0)
+        known = max(known, last_value(log, "step") or 0)
     if doubtful or known < run.start_step:
         nothing &= not _send_rows(run, config, say, exit_code, run.start_step)
     for log in transaction_logs(run.directory):
