@@ -98,7 +98,7 @@ def test_new_runs_and_other_commands_take_its_checkpoint(half, server, tmp_path)
     assert not (directory / "init_from").exists()
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_a_run_that_cannot_be_had_never_starts_from_the_beginning(server, tmp_path):
     directory = tmp_path / "run"
     options = [*BASE, f"checkpoint.restore_from={NAME}"]

@@ -116,7 +116,7 @@ def test_each_kind_has_the_same_tensors(make, artifacts, tmp_path):
 
 
 @real_client
-@pytest.mark.parametrize("make", [as_checkpoint, as_shards])
+@pytest.mark.parametrize("make", [as_checkpoint, slow((as_shards,))])
 def test_the_client_of_w_and_b_has_the_same_tensors(make, server, tmp_path):
     make(server.artifacts, tmp_path)
     assert_is_found(make, tmp_path)
@@ -179,7 +179,7 @@ def test_missing_or_malformed_credentials(key, text, server, tmp_path, monkeypat
         slow(("Viewer", 500, RetryError, "cannot be reached")),
         ("Viewer", 401, UsageError, "no valid credentials"),
         ("ArtifactMembershipByName", 403, UsageError, "which W&B refuses"),
-        ("artifact_download", "hang", RetryError, "W&B sent nothing for"),
+        slow(("artifact_download", "hang", RetryError, "W&B sent nothing for")),
         slow(("artifact_download", "cut", RetryError, "cannot be reached")),
         slow(("GetArtifactMembershipFileUrls", "close", RetryError, "W&B")),
     ],
@@ -219,7 +219,7 @@ def lost(artifacts, artifact, name):
 
 
 @real_client
-@pytest.mark.parametrize("damage", [damaged, larger, lost])
+@pytest.mark.parametrize("damage", [slow((damaged,)), slow((larger,)), lost])
 def test_a_file_that_w_and_b_has_not_as_it_was_logged(damage, server, tmp_path):
     artifact = add(server.artifacts, checkpoint(tmp_path)[0])
     damage(server.artifacts, artifact, "__0_0.distcp")

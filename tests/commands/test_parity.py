@@ -81,6 +81,7 @@ def test_two_ranks_are_bitwise_equal_to_one(tmp_path):
     assert max(found["2:zero1"] + found["2:zero2"]) < 1e-7
 
 
+@pytest.mark.slow
 def test_another_seed_is_not_the_same_run(tmp_path):
     """Compares the reference run with a run that has another seed."""
     tiny = ["task.use=tests.support.tiny:TinyTask", "batch.global_batch_size=12", "length.steps=9"]

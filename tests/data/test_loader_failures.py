@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.data.loading import Numbers, evaluate, load, make
+from tests.support.lanes import slow
 from train.data.loader import check_dataset
 from train.data.loader_config import LoaderConfig
 from train.data.order import SampleOrder
@@ -213,7 +214,7 @@ def long_message(samples):
 
 @pytest.mark.normal
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("collate", [many_tensors, long_message])
+@pytest.mark.parametrize("collate", [slow((many_tensors,)), long_message])
 def test_a_worker_that_dies_during_a_send_is_a_retry_error(collate):
     for _ in range(8):
         others = set(multiprocessing.active_children())

@@ -45,6 +45,7 @@ def test_a_step_gives_what_was_logged_and_saved(made):
     assert files(made) == before
 
 
+@pytest.mark.slow
 def test_another_placement_gives_the_same(made):
     found = replay(made, "--step", "12", "--on", "2:fsdp2", "--tolerance", "1e-5")
     assert [row["name"] for row in found["compared"]] == ["train/loss", "train/gradient_norm"]

@@ -21,6 +21,7 @@ def report(directory, attempt=1):
     return (directory / f"hangs/attempt-{attempt}/report.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_single_process_that_hangs(tmp_path):
     done = run("fit", tmp_path, TASK, *SHORT, expect=75)
     assert (
@@ -49,6 +50,7 @@ def test_the_rank_that_is_behind_is_named(tmp_path, culprit):
     run_ranks(2, "fit", tmp_path, TASK, *SHORT)
 
 
+@pytest.mark.slow
 def test_a_frozen_rank_is_named_by_the_other(tmp_path):
     ranks = start_ranks(2, "fit", tmp_path, "task.sleep=0.03", *SHORT)
     wait_for(ranks[0], lambda: checkpoints(tmp_path))
@@ -136,6 +138,7 @@ def test_a_stop_file_has_the_effect_of_a_signal(tmp_path):
     assert last["resumed_from_step"] == saved
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_end_before_the_deadline(tmp_path):
     slow = ["stop.deadline=2", "stop.margin=1", "checkpoint.every_steps=2"]
     process = start("fit", tmp_path, TASK, "task.hang_at=6", *slow, "checkpoint.asynchronous=false")
@@ -151,6 +154,7 @@ def test_a_step_that_does_not_end_before_the_deadline(tmp_path):
     run("fit", tmp_path, TASK, *slow)
 
 
+@pytest.mark.slow
 def test_a_stop_between_two_micro_batches(tmp_path):
     """A step with many micro-batches is abandoned; the next attempt uses its samples."""
     many = ["batch.micro_batch_size=1", "task.sleep=0.2"]

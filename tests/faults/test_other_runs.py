@@ -97,6 +97,7 @@ def as_of_an_older_version(directory):
     (directory / "finished.json").write_text(json.dumps(finished))
 
 
+@pytest.mark.slow
 def test_a_run_does_not_contradict_itself(runs, mine):
     for directory in runs.values():
         assert contradictions(RunDirectory(directory)) == []

@@ -49,6 +49,7 @@ def test_waiting_for_other_ranks_has_a_time_limit(tmp_path, rank):
     assert "process_group.py" in done.stderr, "the stack must be printed"
 
 
+@pytest.mark.slow
 def test_a_stop_request_during_a_collective_with_a_frozen_rank(tmp_path):
     options = ["checkpoint.every_steps=5", "stop.deadline=4", "stop.margin=1", "task.sleep=0.02"]
     ranks = start_ranks(2, "fit", tmp_path, *options)

@@ -128,6 +128,7 @@ def test_a_failed_run_has_its_exit_code_and_what_it_lost(tmp_path):
     assert attempt.seconds["lost"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_accounts_for_all_of_its_time(tmp_path):
     options = ["checkpoint.every_steps=5", "task.sleep=0.02"]
     first = start("fit", tmp_path, *options, "length.steps=400")

@@ -125,6 +125,7 @@ def test_every_placement_gives_the_same_run(finished, model, placement):
 
 
 @pytest.mark.parametrize("placement", thinned(list(PLACEMENTS)[1:6], kept=["2 zero3, all sharded"]))
+@pytest.mark.slow
 def test_what_depends_on_micro_batches_is_the_same_where_steps_are_divided_alike(
     finished, placement
 ):
@@ -147,6 +148,7 @@ def test_a_forward_pass_that_changes_parameters_is_refused_on_all_ranks(tmp_path
         assert "changed the values of the parameters parts.0.teacher.weight" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_encoder_with_padding_is_evaluated_as_on_one_process(tmp_path):
     words = [*BASE, *settings("encoder")]
     run("fit", tmp_path / "one", *words)

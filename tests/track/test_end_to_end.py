@@ -119,6 +119,7 @@ def test_wandb_has_one_run(killed_and_resumed):
     assert WandbFile(second).summary["final/loss"] == curve(directory, "eval/loss")[400]
 
 
+@pytest.mark.slow
 def test_a_file_that_grows_is_read_up_to_its_last_whole_record(killed_and_resumed, tmp_path):
     whole = offline_files(killed_and_resumed[0])[1]
     data, cut = whole.read_bytes(), tmp_path / "cut.wandb"

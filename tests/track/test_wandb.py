@@ -259,6 +259,7 @@ def test_closing_leaves_no_process(tmp_path):
     assert closed["service"] is None
 
 
+@pytest.mark.slow
 def test_rows_before_the_death_of_the_service_are_kept(tmp_path):
     """Including rows that were logged less than a second before."""
     done = track(tmp_path, signal_to_service=signal.SIGKILL, wait=5, exit=75, expect=75)

@@ -70,6 +70,7 @@ def two_attempts(tmp_path_factory):
         yield directory, server.runs["digits-wandb-id"]
 
 
+@pytest.mark.slow
 def test_both_nodes_send_their_system_metrics(two_attempts):
     _, run = two_attempts
     names = {name for line in run.system_metrics for name in line if name.startswith("system.")}

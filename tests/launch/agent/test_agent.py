@@ -53,6 +53,7 @@ def gone(pid):
 FIT = ["python", "-m", "train", "fit", *TINY]
 
 
+@pytest.mark.slow
 def test_ranks_know_when_they_were_submitted_or_their_agent_started():
     script = "import os; print(os.environ['ISORUN_SUBMITTED_AT'])"
     before = time.time()
@@ -172,6 +173,7 @@ def test_ranks_that_die_of_a_forwarded_signal_were_stopped(number, tmp_path):
     assert "Restarting" not in err
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_is_passed_on(tmp_path):
     agent = listening(tmp_path, takes=2)
     for _ in range(2):
@@ -247,6 +249,7 @@ def test_a_signal_before_the_ranks_start_ends_the_agent_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("lacks", thinned([0, 1], kept=[1]))
+@pytest.mark.slow
 def test_all_nodes_end_with_the_error_of_one_that_lacks_the_script(tmp_path, lacks):
     """Instead of waiting for it."""
     script = tmp_path / "mine.py"

@@ -43,6 +43,7 @@ def test_a_host_name_that_resolves_to_a_loopback_address(hosts, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_host_that_cannot_be_reached_at_its_published_address(hosts, tmp_path):
     far = f"{hosts.cables[1]}x"
     ip("-n", hosts.names[1], "link", "add", far, "type", "veth", "peer", "name", f"{far}y")

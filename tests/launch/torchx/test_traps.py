@@ -248,6 +248,7 @@ def test_a_slurm_job_is_requeued_only_after_failures_worth_a_retry(tmp_path, cod
     assert (tmp_path / "said").exists() is (code == 143)
 
 
+@pytest.mark.slow
 def test_the_project_s_configuration_passes_wandb_s_credentials_to_local_containers():
     done = torchx("run", "-s", "local_docker", "--dryrun", "isorun.fit", *TINY, cwd=ROOT,
                   WANDB_BASE_URL="http://here")  # fmt: skip

@@ -89,6 +89,7 @@ def test_a_signal_stops_the_trials_and_leaves_them_to_the_next_start(tmp_path):
     assert [starts(tmp_path / "study", n) for n in range(3)] == [2, 2, 1]
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_storage_share_the_trials(tmp_path):
     options = ["--trials", "6", "--sampler", "random", "--storage", "sqlite"]
     both = [start(tmp_path / "study", LR, *options, step=0.05) for _ in range(2)]

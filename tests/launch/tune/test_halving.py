@@ -174,6 +174,7 @@ def test_paused_jobs_are_submitted_again_as_the_same_run(tmp_path):
     assert runs[2] == runs[3]
 
 
+@pytest.mark.slow
 def test_paused_runs_resume_from_their_checkpoints(tmp_path):
     said = run(tmp_path / "study", *HALVED, step=0.2)
     assert "The schedule cosine depends on the length of the run" in said

@@ -69,6 +69,7 @@ def test_a_pruned_job_is_cancelled_and_trials_are_those_of_local_processes(tmp_p
     assert facts(tmp_path / "jobs") == facts(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_killed_controller_are_found_and_not_submitted_twice(tmp_path):
     options = ["--trials", "3", "--parallel", "2", "--sampler", "random"]
     process = start_jobs(tmp_path / "study", LR, *options, step=1)
