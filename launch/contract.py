@@ -128,6 +128,7 @@ if TYPE_CHECKING:
     from train.runs.summary import total_steps
     from train.runs.table import drawn, terminal_width
     from train.track.wandb_sink import wandb_mode
+    from train.track.wandb_sync import check_login as check_wandb_login
     from train.track.watched_metric import watched_metric
 
 __all__ = [
@@ -181,6 +182,7 @@ __all__ = [
     "check_config",
     "check_space",
     "check_target",
+    "check_wandb_login",
     "code_version",
     "config_arguments",
     "config_differences",
@@ -268,6 +270,7 @@ _IMPORTED_WHEN_USED = {
     "StudyData": ("train.report.study_data", "StudyData"),
     "StudyTrial": ("train.report.study_data", "StudyTrial"),
     "render_study": ("train.report.study", "render_study"),
+    "check_wandb_login": ("train.track.wandb_sync", "check_login"),
     "check_target": ("train.report.target", "check_target"),
     "write_report": ("train.report.target", "write_report"),
     "total_steps": ("train.runs.summary", "total_steps"),

@@ -25,7 +25,8 @@ from launch.contract import (
 
 if TYPE_CHECKING:
     from launch.tune.controller import Plan
-    from launch.tune.study import StoredStudy, Study
+    from launch.tune.stored_study import StoredStudy
+    from launch.tune.study import Study
 
 _TRIALS = 20
 _RETRIES = 3
@@ -50,10 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "early_stop, else loss",
     )  # fmt: skip
     add(
-        "--sampler", default="tpe", metavar="NAME",
+        "--sampler", metavar="NAME",
         help="tpe (default), random, grid, gp or nsgaii, with Optuna's options as "
-        "NAME:option=value,...",
+        "NAME:option=value,...; or wandb:method=NAME, a sweep of W&B (bayes, random or grid)",
     )  # fmt: skip
+    add("--wandb", action="store_true", help="the same as --sampler wandb: W&B chooses the values")
     add(
         "--pruner", default="none", metavar="NAME",
         help="none (default), median, percentile, successive_halving, hyperband or threshold, with "
@@ -118,6 +120,7 @@ def _tune(arguments: argparse.Namespace) -> Exit:
     from launch.tune.checked import checked_settings, length_dependent_schedule
     from launch.tune.controller import Controller, Plan
     from launch.tune.study import Study
+    from launch.tune.wandb_sweep import SweepAgents, sweep_url
 
     if this_world().world_size > 1:
         raise UsageError(
@@ -132,9 +135,10 @@ def _tune(arguments: argparse.Namespace) -> Exit:
     wanted = None if arguments.trials is None else number("trials", arguments.trials, 1)
     if arguments.to:
         check_target(Path(arguments.to))
+    sampler = _sampler(arguments)
     settings = checked_settings(
         arguments.space, arguments.config, arguments.overrides, objectives=arguments.objective,
-        sampler=arguments.sampler, pruner=arguments.pruner, world_size=where.world_size,
+        sampler=sampler, pruner=arguments.pruner, world_size=where.world_size,
     )  # fmt: skip
     space, base, objectives = settings.space, settings.base, settings.objectives
     overrides = [
@@ -155,7 +159,7 @@ def _tune(arguments: argparse.Namespace) -> Exit:
     tell = log if arguments.json else say
     tell(
         f"Study in {base.run_directory_as_set}: {count} trials, "
-        f"{', '.join(map(str, objectives))}, sampler {arguments.sampler}, pruner "
+        f"{', '.join(map(str, objectives))}, sampler {sampler}, pruner "
         f"{arguments.pruner}; {parallel} at a time, {where}"
     )
     if study.halving is not None and (schedule := length_dependent_schedule(settings)):
@@ -165,8 +169,32 @@ def _tune(arguments: argparse.Namespace) -> Exit:
             "rung is not what a run of that length reaches."
         )
     plan = Plan(arguments.config, overrides, name, count, retries)
-    stopped = Controller(study, plan, backend, signals, tell).run()
+    agents = SweepAgents(study.sweep, parallel) if study.sweep else None
+    if study.sweep:
+        tell(f"W&B sweep: {sweep_url(study.sweep)}")
+    try:
+        stopped = Controller(study, plan, backend, signals, tell, agents).run()
+    finally:
+        if agents:
+            agents.close()
+    if agents and agents.exhausted:
+        tell("W&B has no more runs for this sweep.")
     return _report(study, plan, arguments, stopped=stopped)
+
+
+def _sampler(arguments: argparse.Namespace) -> str:
+    """The sampler by --sampler and --wandb."""
+    given: str | None = arguments.sampler
+    if not arguments.wandb or (given or "").partition(":")[0] == "wandb":
+        return given or "tpe"
+    from launch.tune.sweep_config import METHODS
+
+    if given is not None and given not in METHODS:
+        raise UsageError(
+            f"--sampler is {given!r}, but with --wandb it must be one of {', '.join(METHODS)}; "
+            "correct it, or leave --wandb out."
+        )
+    return f"wandb:method={given or METHODS[0]}"
 
 
 def _report(study: Study, plan: Plan, arguments: argparse.Namespace, *, stopped: bool) -> Exit:
@@ -201,7 +229,7 @@ def _report(study: Study, plan: Plan, arguments: argparse.Namespace, *, stopped:
 def _show(arguments: argparse.Namespace) -> Exit:
     from launch.contract import check_target
     from launch.tune.page import write_page
-    from launch.tune.study import open_stored
+    from launch.tune.stored_study import open_stored
 
     target = Path(arguments.to) if arguments.to else None
     if target is not None:

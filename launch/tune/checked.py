@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from launch.contract import UsageError, check_space, depends_on_length, load_space
-from launch.tune.methods import check_method
+from launch.contract import Space, UsageError, check_space, depends_on_length, load_space
+from launch.tune.methods import check_method, wandb_method
 from launch.tune.settings import Settings, parse_objectives
 
 
@@ -28,6 +28,10 @@ def checked_settings(
     base = check_space(space, files, overrides, world_size)
     found = parse_objectives(objectives, base.values())
     _check_evaluations(base.config.evaluate, pruner_name, len(found))
+    if sampler_name == "wandb":
+        _check_sweep(space, base.config.track.wandb, pruner_name, len(found))
+        if wandb_method(sampler) == "grid":
+            space.grid()
     if sampler_name == "grid":
         space.grid()  # refuses ranges without a step, before the study exists
     return Settings(space, found, sampler, pruner, base)
@@ -61,4 +65,29 @@ def _check_evaluations(evaluate: Any, pruner: str, objectives: int) -> None:
         raise UsageError(
             f"--pruner is {pruner!r}, but the config evaluates only at the end of a run; set "
             "evaluate.every_steps or evaluate.every_epochs."
+        )
+
+
+def _check_sweep(space: Space, mode: str, pruner: str, objectives: int) -> None:
+    """Raises UsageError for what a W&B sweep cannot do. ``mode``: track.wandb."""
+    if objectives > 1:
+        raise UsageError(
+            f"The study has {objectives} objectives, but a W&B sweep has one; name one "
+            "--objective, or use another --sampler."
+        )
+    if pruner == "halving":
+        raise UsageError(
+            "--pruner is 'halving', whose trials pause, but W&B does not let the runs of a sweep "
+            "pause; use another --pruner, or another --sampler."
+        )
+    for each in space.dimensions:
+        if each.when:
+            raise UsageError(
+                f"{each.key} has conditions (when, {each.where}), which a W&B sweep does not have; "
+                "remove them, or use another --sampler."
+            )
+    if mode not in ("auto", "online"):
+        raise UsageError(
+            f"track.wandb is {mode!r}, but the runs of a W&B sweep must be at W&B; set "
+            "track.wandb=online, or use another --sampler."
         )

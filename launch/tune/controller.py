@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from launch.agent.signals import Signals
 from launch.contract import (
@@ -27,6 +28,7 @@ from launch.tune.halving import HalvingPruner
 from launch.tune.result import write_best
 from launch.tune.study import Claim, Study
 from launch.tune.trial import Evaluations, final_step, is_in_use
+from launch.tune.wandb_sweep import GivenRun, SweepAgents, run_variables
 
 _POLL = 0.1
 """Seconds between two looks at the trials."""
@@ -82,7 +84,10 @@ class Controller:
         backend: Backend,
         signals: Signals,
         say: Callable[[str], None],
+        agents: SweepAgents | None = None,
     ) -> None:
+        """``agents``: those of the study's W&B sweep, if it has one."""
+        self._agents = agents
         self._study, self._plan, self._backend = study, plan, backend
         self._signals, self._say = signals, say
         self._running: list[_Running] = []
@@ -103,11 +108,12 @@ class Controller:
             while True:
                 for number in self._signals.take():
                     self._interrupt_all(number)
+                self._obey_sweep()
                 for running in list(self._running):
                     self._watch(running)
                 if not self._stopping:
                     self._fill()
-                if not self._running:
+                if not self._running and not self._awaits_runs():
                     break
                 time.sleep(_POLL)
         finally:
@@ -123,11 +129,33 @@ class Controller:
         if self._running and time.monotonic() < self._next_look:
             return
         for place in free:
-            claim = self._study.claim(self._plan.trials)
+            claim = self._study.claim(self._plan.trials, partial(self._given, place))
             if claim is None:
                 self._next_look = time.monotonic() + _LOOK_FOR_TRIALS
                 return
             self._take(claim, place)
+
+    def _given(self, place: int) -> GivenRun | None:
+        return self._agents.next(place) if self._agents else None
+
+    def _awaits_runs(self) -> bool:
+        """Whether the W&B sweep may still give a run."""
+        return self._agents is not None and not self._stopping and self._agents.is_awaited
+
+    def _obey_sweep(self) -> None:
+        """Tells W&B which runs go on, and ends what it wants to end."""
+        if self._agents is None:
+            return
+        self._agents.set_running(
+            {each.place: each.claim.wandb_run for each in self._running if each.claim.wandb_run}
+        )
+        for running in self._running:
+            run = running.claim.wandb_run
+            if run and running.claim.pruned_at is None and self._agents.wants_to_stop(run):
+                self._prune(running, running.step or 0)
+        if self._agents.error is not None and self._error is None:
+            self._error = self._agents.error
+            self._stop_all()
 
     def _take(self, claim: Claim, place: int, not_before: float = 0.0) -> None:
         plan, space = self._plan, self._study.space
@@ -186,6 +214,9 @@ class Controller:
         variables = {WANDB_GROUP: group or os.environ.get(WANDB_GROUP) or self._plan.name}
         if given := os.environ.get(RUN_ID):
             variables[RUN_ID] = variables[WANDB_ID] = f"{given}-{claim.number}"
+        if self._study.sweep is not None and claim.wandb_run is not None:
+            variables |= run_variables(self._study.sweep, claim.wandb_run)
+            variables["WANDB_SWEEP_PARAM_PATH"] = str(self._study.write_parameters(claim))
         return variables
 
     def _read_evaluations(self, running: _Running) -> None:
@@ -217,8 +248,10 @@ class Controller:
         if self._study.halving:
             self._pause_if_due(running, step, self._study.halving)
             return
-        if not self._study.should_prune(running.claim):
-            return
+        if self._study.should_prune(running.claim):
+            self._prune(running, step)
+
+    def _prune(self, running: _Running, step: int) -> None:
         running.claim.note(pruned_at=step)  # before the request: it holds if this process dies
         running.job.stop()
 

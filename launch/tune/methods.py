@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from launch.contract import UsageError, did_you_mean, first_line
 from launch.tune.halving import HalvingPruner
+from launch.tune.sweep_config import METHODS
 
 SAMPLERS = {
     "tpe": "TPESampler",
@@ -23,6 +24,7 @@ SAMPLERS = {
     "grid": "",
     "gp": "GPSampler",
     "nsgaii": "NSGAIISampler",
+    "wandb": "",
 }
 PRUNERS = {
     "none": "NopPruner",
@@ -75,7 +77,9 @@ def check_method(option: str, word: str) -> str:
             f"{did_you_mean(name, names)}"
         )
     options = _options(option, word)
-    if name == "grid":
+    if name == "wandb":
+        wandb_method(word)
+    elif name == "grid":
         if options:
             raise UsageError(f"--{option} is {word!r}, but grid takes no options; remove them.")
     elif option == "sampler":
@@ -85,8 +89,26 @@ def check_method(option: str, word: str) -> str:
     return name
 
 
+def wandb_method(word: str) -> str:
+    """The method of W&B's sweep, with which its server samples; empty for another sampler than
+    wandb. Raises UsageError."""
+    if word.partition(":")[0] != "wandb":
+        return ""
+    options = {"method": METHODS[0], **_options("sampler", word)}
+    for option in options.keys() - {"method"}:
+        raise UsageError(
+            f"--sampler is {word!r}, but {option} is not an option of wandb; it has method."
+        )
+    if options["method"] not in METHODS:
+        raise UsageError(
+            f"--sampler is {word!r}, but the method of a W&B sweep must be one of "
+            f"{', '.join(METHODS)}{did_you_mean(str(options['method']), METHODS)}"
+        )
+    return str(options["method"])
+
+
 def sampler(word: str, seed: int) -> BaseSampler:
-    """A new sampler, other than grid, with this seed."""
+    """A new sampler, other than grid and wandb, with this seed."""
     name = word.partition(":")[0]
     cls = getattr(optuna.samplers, SAMPLERS[name])
     made: BaseSampler = _made("sampler", word, cls, {"seed": seed})

@@ -20,7 +20,7 @@ from launch.contract import (
     write_report,
 )
 from launch.tune.result import rows
-from launch.tune.study import STATES, StoredStudy
+from launch.tune.stored_study import STATES, StoredStudy
 from launch.tune.values import as_text, assigned_in
 
 PAGE_FILE = "study.html"

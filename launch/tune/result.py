@@ -11,7 +11,8 @@ import yaml
 from optuna.trial import FrozenTrial
 
 from launch.contract import drawn, replace_text
-from launch.tune.study import STATES, StoredStudy, Study
+from launch.tune.stored_study import STATES, StoredStudy
+from launch.tune.study import Study
 from launch.tune.values import as_text, assigned_in
 
 BEST_FILE = "best.yaml"

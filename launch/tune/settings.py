@@ -150,13 +150,21 @@ def read_record(directory: Path) -> dict[str, Any] | None:
 
 
 def write_record(
-    directory: Path, settings: Settings, name: str, storage: str, created: float | None = None
+    directory: Path,
+    settings: Settings,
+    name: str,
+    storage: str,
+    created: float | None = None,
+    *,
+    sweep: str | None,
 ) -> None:
-    """Writes the record of a study, without the secrets of its storage's URL."""
+    """Writes the record of a study, without the secrets of its storage's URL. ``sweep``: that of
+    W&B, as ENTITY/PROJECT/ID."""
     record = {
         "name": name,
         "created": created or time.time(),
         "storage": redact(storage),
+        **({"wandb_sweep": sweep} if sweep else {}),
         **settings.to_json(),
     }
     write_json(directory / STUDY_FILE, record)

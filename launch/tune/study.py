@@ -8,47 +8,41 @@ the seed, its number, and the trials that have ended.
 
 from __future__ import annotations
 
+import re
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
+import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from launch.contract import (
     ResumeRefusedError,
-    Space,
     UsageError,
-    first_line,
     new_run_id,
     slug,
-    stored_space,
 )
 from launch.tune.halving import HalvingPruner, RungTrial
 from launch.tune.locks import FileLock
-from launch.tune.methods import GridSampler, pruner, sampler
+from launch.tune.methods import GridSampler, pruner, sampler, wandb_method
 from launch.tune.settings import (
     STUDY_FILE,
-    Objective,
     Settings,
     read_record,
     refuse_changes,
     write_record,
 )
 from launch.tune.storage import FILES, create_study, load_study, storage_errors
-from launch.tune.values import label, suggested
+from launch.tune.stored_study import STATES, StoredStudy
+from launch.tune.sweep_config import given_values, sweep_config
+from launch.tune.values import distribution, label, suggested
+from launch.tune.wandb_sweep import GivenRun, create_sweep
 
-STATES = {
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "unfinished",
-    TrialState.WAITING: "unfinished",
-}
 _TRIAL_STATES = {name: state for state, name in reversed(STATES.items())}
 
 
@@ -65,6 +59,11 @@ class Claim:
     lock: FileLock
     reported: set[int] = field(default_factory=set)
     """The steps whose evaluation the pruner has."""
+
+    @property
+    def wandb_run(self) -> str | None:
+        """The id of its W&B run, if W&B's sweep has given the trial."""
+        return self.trial.user_attrs.get("wandb_run")
 
     @property
     def pruned_at(self) -> int | None:
@@ -85,95 +84,6 @@ class Claim:
         """Stores facts about the trial, durably."""
         for name, value in values.items():
             self.trial.set_user_attr(name, value)
-
-
-class StoredStudy:
-    """A study to look at."""
-
-    def __init__(
-        self,
-        directory: Path,
-        space: Space,
-        objectives: Sequence[Objective],
-        methods: tuple[str, str],
-        study: optuna.Study,
-    ) -> None:
-        """``methods``: the words of the sampler and the pruner."""
-        self.directory, self.space, self.objectives = directory, space, objectives
-        self.sampler, self.pruner = methods
-        self.trials_directory = directory / "trials"
-        self._study = study
-
-    def trials(self) -> list[FrozenTrial]:
-        """All trials by number."""
-        with storage_errors():
-            return self._study.get_trials(deepcopy=False)
-
-    def best(self) -> list[FrozenTrial]:
-        """The best finished trials: one, or with several objectives those that no other surpasses
-        in all of them; the best in the first objective comes first."""
-        signs = [-1.0 if each.mode == "max" else 1.0 for each in self.objectives]
-        costs = {
-            each.number: [sign * value for sign, value in zip(signs, each.values, strict=True)]
-            for each in self.trials()
-            if each.state == TrialState.COMPLETE
-        }
-
-        def is_surpassed(cost: list[float]) -> bool:
-            return any(
-                other != cost and all(o <= c for o, c in zip(other, cost, strict=True))
-                for other in costs.values()
-            )
-
-        front = [
-            each
-            for each in self.trials()
-            if each.number in costs and not is_surpassed(costs[each.number])
-        ]
-        front.sort(key=lambda each: (costs[each.number], each.number))
-        return front if len(signs) > 1 else front[:1]
-
-    def run_directory(self, number: int) -> Path:
-        """The run directory of a trial."""
-        return self.trials_directory / f"{number:04}"
-
-    def importance(self, objective: int, good: float) -> dict[str, float]:
-        """The share of each key in what makes the best trials, by the index of an objective;
-        ``good``: the best trials, as a part of the finished ones. Raises ImportError."""
-        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-
-        sign = -1.0 if self.objectives[objective].mode == "max" else 1.0
-
-        def cost(trial: FrozenTrial) -> float:
-            return sign * float(trial.values[objective])
-
-        with storage_errors():
-            return get_param_importances(
-                self._study,
-                evaluator=PedAnovaImportanceEvaluator(target_quantile=good),
-                target=cost,
-            )
-
-
-def open_stored(directory: Path, storage: str | None) -> StoredStudy:
-    """The study in a directory, to look at. Raises RunError."""
-    record = read_record(directory)
-    if record is None:
-        raise UsageError(
-            f"There is no study in {directory}: it has no {STUDY_FILE}; name the directory of a "
-            "study."
-        )
-    path = str(directory / STUDY_FILE)
-    try:
-        objectives = [Objective(str(name), str(mode)) for name, mode in record["objectives"]]
-        space = stored_space(record["space"], path)
-    except (UsageError, TypeError, ValueError) as error:
-        raise ResumeRefusedError(
-            f"{path} is damaged ({first_line(error)}); restore it from a backup."
-        ) from None
-    methods = str(record["sampler"]), str(record["pruner"])
-    study = load_study(directory, record, storage)
-    return StoredStudy(directory, space, objectives, methods, study)
 
 
 class Study(StoredStudy):
@@ -197,23 +107,27 @@ class Study(StoredStudy):
                 "choose another directory."
             ) from None
         try:
-            study = _opened(directory, settings, storage)
+            study, self.sweep = _opened(directory, settings, storage)
         finally:
             self._lock.release()
         methods = settings.sampler, settings.pruner
         super().__init__(directory, settings.space, settings.objectives, methods, study)
         self.settings = settings
         self.combinations: list[dict[str, Any]] | None = None
-        if settings.sampler == "grid":
+        """Those of a grid."""
+        if "grid" in (settings.sampler, wandb_method(settings.sampler)):
             self.combinations = list(self.space.grid())
         method = pruner(settings.pruner)
         self.halving = method if isinstance(method, HalvingPruner) else None
         """The rungs at which trials pause; None for trials that run to their end."""
         self._held: set[int] = set()
 
-    def claim(self, limit: int) -> Claim | None:
+    def claim(
+        self, limit: int, given: Callable[[], GivenRun | None] = lambda: None
+    ) -> Claim | None:
         """An unfinished trial that no process works on, else a paused one that goes on, else a new
-        one if there are fewer than ``limit``; None without any."""
+        one if there are fewer than ``limit``; None without any. With a sweep of W&B, ``given``
+        returns the next run that it has given, or None."""
         with storage_errors(), self._lock:
             trials = self._study.get_trials(deepcopy=False)
             for frozen in trials:
@@ -224,11 +138,32 @@ class Study(StoredStudy):
                 return claim
             if len(trials) >= limit:
                 return None
-            self._use_methods(len(trials), 0)
-            trial = self._study.ask()
+            if self.sweep is not None:
+                trial = self._given(given(), self.sweep)
+            else:
+                self._use_methods(len(trials), 0)
+                trial = self._study.ask()
+            if trial is None:
+                return None
             lock = self._locked(trial.number)
             assert lock is not None, "only the holder of study.lock takes the locks of trials"
             return self._claimed(trial, lock)
+
+    def _given(self, run: GivenRun | None, sweep: str) -> optuna.Trial | None:
+        """A new trial with the values that the sweep gives; one operation of the storage, so that
+        no trial is without them."""
+        if run is None:
+            return None
+        self._study.add_trial(
+            optuna.create_trial(
+                state=TrialState.RUNNING,
+                params=given_values(self.space, run.arguments, sweep),
+                distributions={each.key: distribution(each) for each in self.space.dimensions},
+                user_attrs={"wandb_run": run.id},
+            )
+        )
+        newest = self._study.get_trials(deepcopy=False)[-1]
+        return optuna.Trial(self._study, newest._trial_id)
 
     def _promoted(
         self, halving: HalvingPruner, trials: Sequence[FrozenTrial], limit: int
@@ -258,6 +193,17 @@ class Study(StoredStudy):
                     paused = self._claimed(optuna.Trial(self._study, frozen._trial_id), lock)
                     self._settle(paused, "pruned")
         return None
+
+    def write_parameters(self, claim: Claim) -> Path:
+        """Writes the values of a trial as W&B's client reads those of a sweep; returns the file.
+        They are in the config of the W&B run under their dotted keys."""
+        path = (self.trials_directory / f"{claim.number:04}.wandb.yaml").absolute()
+        dimensions = {each.key: each for each in self.space.dimensions}
+        values = {
+            key: {"value": label(dimensions[key], value)} for key, value in claim.assigned.items()
+        }
+        path.write_text(yaml.safe_dump({"wandb_version": 1, **values}))
+        return path
 
     def report(self, claim: Claim, step: int, value: float) -> None:
         """Gives the pruner an evaluation, unless it has it."""
@@ -327,7 +273,9 @@ class Study(StoredStudy):
 
     def _use_methods(self, number: int, index: int) -> None:
         """New ones for each use, so that nothing depends on what this process did before."""
-        if self.combinations is not None:
+        if self.sweep is not None:
+            self._study.sampler = optuna.samplers.RandomSampler()  # of which nothing is asked
+        elif self.combinations is not None:
             keys = {each.key: each for each in self.space.dimensions}
             self._study.sampler = GridSampler(
                 [{key: label(keys[key], value) for key, value in each.items()}
@@ -339,24 +287,45 @@ class Study(StoredStudy):
         self._study.pruner = pruner(self.settings.pruner)
 
 
-def _opened(directory: Path, settings: Settings, storage: str | None) -> optuna.Study:
-    """The study of the directory, which is created where it does not exist."""
+def _opened(
+    directory: Path, settings: Settings, storage: str | None
+) -> tuple[optuna.Study, str | None]:
+    """The study of the directory, and its sweep of W&B. They are created where they do not
+    exist."""
     record = read_record(directory)
     if record is None:
         storage = storage or "journal"
         base = settings.base.config.run.name
         name = slug(base) if storage in FILES else new_run_id(base)
+        sweep = None
+        if method := wandb_method(settings.sampler):
+            track = settings.base.config.track
+            config = sweep_config(settings, method, base)
+            sweep = create_sweep(config, track.wandb_project, track.wandb_entity)
         study = create_study(directory, settings, name, storage)
-        write_record(directory, settings, name, storage)
-        return study
+        write_record(directory, settings, name, storage, sweep=sweep)
+        return study, sweep
     study = load_study(directory, record, storage)
     with storage_errors():
         trials = study.get_trials(deepcopy=False)
     reported = any(each.intermediate_values or each.values for each in trials)
     refuse_changes(directory, settings, record, may_rename=not reported)
     name, place = str(record["name"]), str(record["storage"])
-    write_record(directory, settings, name, place, record["created"])
-    return study
+    sweep = _stored_sweep(directory, record)
+    write_record(directory, settings, name, place, record["created"], sweep=sweep)
+    return study, sweep
+
+
+def _stored_sweep(directory: Path, record: Mapping[str, Any]) -> str | None:
+    sweep = record.get("wandb_sweep")
+    is_wanted = bool(wandb_method(str(record["sampler"])))
+    is_path = isinstance(sweep, str) and re.fullmatch(r"[^/\s]*/[^/\s]+/[^/\s]+", sweep)
+    if bool(is_path) != is_wanted:
+        raise ResumeRefusedError(
+            f"{directory / STUDY_FILE} is damaged (wandb_sweep); restore it from a backup, or "
+            "choose another run.dir for a new study."
+        )
+    return sweep
 
 
 def _is_paused(frozen: FrozenTrial) -> bool:

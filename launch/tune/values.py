@@ -6,6 +6,12 @@ import json
 from typing import Any
 
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import FrozenTrial
 
 from launch.contract import ChoiceDimension, Dimension, FloatDimension, Space
@@ -20,6 +26,16 @@ def suggested(trial: optuna.Trial, dimension: Dimension) -> Any:
     if isinstance(form, FloatDimension):
         return trial.suggest_float(key, form.low, form.high, step=form.step, log=form.log)
     return trial.suggest_int(key, form.low, form.high, step=form.step, log=form.log)
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """What ``suggested`` samples from."""
+    form = dimension.form
+    if isinstance(form, ChoiceDimension):
+        return CategoricalDistribution([label(dimension, choice) for choice in form.choices])
+    if isinstance(form, FloatDimension):
+        return FloatDistribution(form.low, form.high, log=form.log, step=form.step)
+    return IntDistribution(form.low, form.high, log=form.log, step=form.step)
 
 
 def assigned_in(space: Space, frozen: FrozenTrial) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from socketserver import TCPServer
 from urllib.parse import unquote
 
 from tests.support.wandb_artifacts import WandbArtifacts
+from tests.support.wandb_sweeps import WandbSweeps
 
 _ARTIFACTS = "/artifact-storage/"
 
@@ -58,6 +59,7 @@ class WandbServer:
         "hang", "close", or None for the right answer. "cut" closes the connection in the middle of
         the upload or download of an artifact's file."""
         self.artifacts = WandbArtifacts()
+        self.sweeps = WandbSweeps()
         self.ended = threading.Event()
 
     def __enter__(self):
@@ -77,6 +79,10 @@ class WandbServer:
     def answer(self, operation, query, variables):
         """The data of a GraphQL operation."""
         if (found := self.artifacts.answer(operation, query, variables)) is not None:
+            return found
+        project = {"id": "P", "name": variables.get("projectName"),
+                   "entity": {"id": "E", "name": variables.get("entityName") or "me"}}  # fmt: skip
+        if (found := self.sweeps.answer(operation, variables, project)) is not None:
             return found
         name = variables.get("name") or variables.get("run")
         if operation in ("Viewer", "GetDefaultEntity"):

@@ -27,6 +27,8 @@ def main(words):
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with (directory / "starts").open("a") as file:
         file.write(f"{os.getpid()}\n")
+    wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    (directory / "wandb.json").write_text(json.dumps(wandb))
     starts = len((directory / "starts").read_text().split())
     if (directory / "finished.json").exists():
         return 0

@@ -18,7 +18,9 @@ _PROGRAM = [sys.executable, "-S", short_fit.__file__]
 _SHORT = f"""
 import sys
 import launch.tune.trial
+import launch.tune.wandb_sweep
 from launch.cli import main
+launch.tune.wandb_sweep.HEARTBEAT = 0.2
 launch.tune.trial.python_module = lambda name: {_PROGRAM!r}
 sys.exit(main(sys.argv[1:]))
 """
@@ -78,7 +80,9 @@ def start_real(directory, space, *more):
     """Starts it in the background, with real runs that start without the slow imports."""
     python, variables = quick_python()
     program = _REAL.format(python=python)
-    return _start(program, words(directory, space, *more), **variables, WANDB_MODE="disabled")
+    if "WANDB_BASE_URL" not in os.environ:
+        variables["WANDB_MODE"] = "disabled"
+    return _start(program, words(directory, space, *more), **variables)
 
 
 def run(directory, space, *more, step=0.01, expect=0):
