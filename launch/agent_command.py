@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from launch.agent.arguments import PREFLIGHTS, Values, parser, variable
+from launch.agent.arguments import CODE_NOTES, PREFLIGHTS, Values, parser, variable
 from launch.contract import UsageError
 
 AGENT = ("-m", "launch.agent")
@@ -14,6 +14,7 @@ LEVELS = ("quick", "full")
 
 __all__ = [
     "AGENT",
+    "CODE_NOTES",
     "agent_arguments",
     "max_restarts_option",
     "options_of",

@@ -64,6 +64,7 @@ from train.process.stop_signals import (
     unblock_stop_signals,
 )
 from train.program import typed_command
+from train.secret_files import is_secret_file, is_source_file
 from train.secrets import (
     HIDDEN,
     is_secret_value,
@@ -85,7 +86,8 @@ if TYPE_CHECKING:
         slug,
     )
     from train.checkpoint.store import CheckpointStore
-    from train.code.version import code_version
+    from train.code.git import GitError, git
+    from train.code.version import CODE_VERSION, code_version
     from train.command_line import (
         Commands,
         Parser,
@@ -133,6 +135,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADVICE",
+    "CODE_VERSION",
     "FAILURES",
     "HIDDEN",
     "IMAGE",
@@ -160,6 +163,7 @@ __all__ = [
     "Exit",
     "Fields",
     "FloatDimension",
+    "GitError",
     "InUseError",
     "LoadedConfig",
     "MessageError",
@@ -194,14 +198,17 @@ __all__ = [
     "finite_number",
     "first_host",
     "first_line",
+    "git",
     "gpu_index",
     "handled_signals",
     "has_fields",
     "import_extra",
     "is_count",
     "is_number",
+    "is_secret_file",
     "is_secret_value",
     "is_secret_variable",
+    "is_source_file",
     "is_worth_retrying",
     "join_ranks",
     "key_value",
@@ -295,6 +302,9 @@ _IMPORTED_WHEN_USED = {
     "check_command": ("train.command_line", "check_command"),
     "check_command_first": ("train.command_line", "check_command_first"),
     "check_config": ("train.config.load", "check"),
+    "CODE_VERSION": ("train.code.version", "CODE_VERSION"),
+    "GitError": ("train.code.git", "GitError"),
+    "git": ("train.code.git", "git"),
     "code_version": ("train.code.version", "code_version"),
     "exit_code_of": ("train.command_line", "exit_code_of"),
     "gpu_index": ("train.distributed.gpu", "gpu_index"),

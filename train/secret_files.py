@@ -26,13 +26,18 @@ _SOURCE = {
 }  # fmt: skip
 
 
+def is_source_file(path: str) -> bool:
+    """Whether a file is source code by its name."""
+    return PurePosixPath(path.lower()).suffix in _SOURCE
+
+
 def is_secret_file(path: str) -> bool:
     """Whether a file holds secrets by its name, or by that of a directory which it is in; ``path``
     has ``/`` as separator."""
     parts = PurePosixPath(path.lower())
     if any(fnmatchcase(parts.name, pattern) for pattern in _NAMES):
         return True
-    source = parts.suffix in _SOURCE
+    source = is_source_file(path)
     if _DIRECTORIES.intersection(parts.parts[:-1]) and not source:
         return True
     return not source and is_credential_name(PurePosixPath(path).stem)

@@ -13,6 +13,8 @@ from launch.ports import DEFAULT_PORT
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
+CODE_NOTES = "ISORUN_CODE_NOTES"
+"""The variable with the path of a text file whose lines are warnings about submitted code."""
 PREFLIGHTS = ("auto", "off", "quick", "full")
 """The values of ``--preflight``."""
 

@@ -11,11 +11,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.agent.arguments import CODE_NOTES
 from launch.agent.command import (
     check_startable,
     doctor_command,
@@ -89,6 +90,7 @@ def _supervise(options: AgentOptions, signals: Signals) -> int:
             )
         _wait_for_node_0(options)
     _prepare_environment(options)
+    _tell_notes()
     if options.termination_log and options.node_rank in (0, None):
         # Beside the start, since it loads the config.
         threading.Thread(target=_tell_last_failure, args=(options.command,), daemon=True).start()
@@ -108,6 +110,13 @@ def _supervise(options: AgentOptions, signals: Signals) -> int:
         second = join(options, former=first)
         del first
         return _run(options, options.command, second, signals, logs, refused=refused)
+
+
+def _tell_notes() -> None:
+    """Logs what was noticed when the submitted code was unpacked."""
+    with suppress(OSError, KeyError):
+        for note in Path(os.environ[CODE_NOTES]).read_text(encoding="utf-8").splitlines():
+            log(f"warning: {note}")
 
 
 def _tell_last_failure(command: Sequence[str]) -> None:

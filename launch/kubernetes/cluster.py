@@ -15,8 +15,11 @@ from launch.torchx.refusals import cluster_refusal
 Object = dict[str, Any]
 JOBSET = {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"}
 # Kinds that the runs of a namespace share: created if missing, and never deleted. The name of a
-# ConfigMap contains a hash of its content, and a CronJob serves the whole volume.
-SHARED = ("ServiceAccount", "PersistentVolumeClaim", "ConfigMap", "CronJob")
+# ConfigMap contains a hash of its content, unless it holds the code of a run. A CronJob serves the
+# whole volume.
+_SHARED = ("ServiceAccount", "PersistentVolumeClaim", "ConfigMap", "CronJob")
+CODE_DIGEST = "isorun/code"
+"""The annotation with the digest of the code that a run was submitted with."""
 _CALLS = {
     "ServiceAccount": ("CoreV1Api", "service_account"),
     "PersistentVolumeClaim": ("CoreV1Api", "persistent_volume_claim"),
@@ -46,7 +49,7 @@ class Cluster:
         """Creates shared objects, then the workload, then the objects that it owns. Raises
         UsageError or RetryError; the workload is deleted then."""
         for made in objects:
-            if made["kind"] in SHARED:
+            if _is_shared(made):
                 self._create(made, may_exist=True)
         uid = self._create(workload)["metadata"]["uid"]
         owner = {
@@ -57,7 +60,7 @@ class Cluster:
         }
         try:
             for made in objects:
-                if made["kind"] not in SHARED and made is not workload:
+                if not _is_shared(made) and made is not workload:
                     owned = {**made["metadata"], "ownerReferences": [owner]}
                     self._create({**made, "metadata": owned})
         except RunError:
@@ -187,6 +190,11 @@ class Cluster:
                 yield from _lines(answer.stream(2**14))
             finally:
                 answer.release_conn()
+
+
+def _is_shared(made: Object) -> bool:
+    holds_code = CODE_DIGEST in (made["metadata"].get("annotations") or {})
+    return made["kind"] in _SHARED and not holds_code
 
 
 def connect(namespace: str | None = None) -> Cluster:

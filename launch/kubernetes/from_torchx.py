@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from launch.agent_command import AGENT, agent_arguments, variable
 from launch.contract import UsageError, whole_number
-from launch.kubernetes import manifests, rules
+from launch.kubernetes import manifests, rules, run_code
+from launch.kubernetes.code_bundle import CodeBundle
 from launch.kubernetes.rendering import RenderRequest
 from launch.kubernetes.values import TORCHX_OPTIONS, Change, Changes, number
 
@@ -46,9 +47,11 @@ def unique_name(name: str) -> str:
     return f"{name[:40].rstrip('-')}-{secrets.token_hex(3)}"
 
 
-def render_request(app: AppDef, cfg: Mapping[str, Any], name: str) -> RenderRequest:
+def render_request(
+    app: AppDef, cfg: Mapping[str, Any], name: str, code: CodeBundle | None = None
+) -> RenderRequest:
     """The render request for an app. ``cfg`` are the scheduler's options, ``name`` is the job's
-    name. Raises UsageError."""
+    name, ``code`` what the pods use before the installed code. Raises UsageError."""
     if len(app.roles) != 1:
         raise UsageError(
             f"The app {app.name} has {len(app.roles)} roles, but kubernetes_job supports one; "
@@ -74,6 +77,9 @@ def render_request(app: AppDef, cfg: Mapping[str, Any], name: str) -> RenderRequ
     _labels(app, role)
     metadata = {"labels": {ROLE: role.name}, "annotations": dict(app.metadata) or None}
     job.patches.append({"metadata": metadata})
+    if code is not None:
+        requests = {key: str(job.spec[key]) for key in ("cpu", "memory")}
+        job.patches.append(run_code.job_patch(code, name, role.image, job.env, requests))
     add = [*job.add, *(cfg.get("components") or [])]
     leave_out = [] if role.resource.gpu > 0 else ["gpu"]
     if any(_is_runs(mount.dst_path) for mount in role.mounts):

@@ -17,9 +17,10 @@ from torchx.schedulers.api import (
 )
 from torchx.specs import AppDef, AppDryRunInfo, runopts
 
-from launch.contract import UsageError
-from launch.kubernetes import from_torchx, logs, run_secret, state
+from launch.contract import UsageError, log
+from launch.kubernetes import from_torchx, logs, run_code, run_secret, state
 from launch.kubernetes.cluster import Cluster, connect, current_namespace
+from launch.kubernetes.code_bundle import collect
 from launch.kubernetes.rendering import Rendered, as_yaml, render
 
 NAME = "kubernetes_job"
@@ -38,6 +39,7 @@ _OPTIONS: list[tuple[str, type, Any, str]] = [
     ("cpu", str, None, "cores of a node, as a Kubernetes quantity such as 500m"),
     ("shared_memory", str, None, "size of /dev/shm, which counts toward memory, such as 8Gi"),
     ("scratch", str, None, "space for caches and temporary files, such as 32Gi"),
+    ("sync", bool, False, "send the working tree to the pods, to use before the image's code"),
 ]
 
 
@@ -50,7 +52,13 @@ class Submission:
     namespace: str
 
     def __str__(self) -> str:
-        return as_yaml(self.rendered.objects)
+        return as_yaml([_without_archives(made) for made in self.rendered.objects])
+
+
+def _without_archives(made: dict[str, Any]) -> dict[str, Any]:
+    """An object with the sizes of its binary data instead of these, which are not for reading."""
+    data = {key: f"({len(text)} characters)" for key, text in made.get("binaryData", {}).items()}
+    return {**made, "binaryData": data} if data else made
 
 
 class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc]
@@ -78,7 +86,13 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         """Renders the objects with kubectl or kustomize, without a cluster. Raises UsageError."""
         name = from_torchx.unique_name(app.name)
         namespace = cfg.get("namespace") or current_namespace()
-        rendered = render(from_torchx.render_request(app, {**cfg, "namespace": namespace}, name))
+        code = collect() if cfg.get("sync") else None
+        request = from_torchx.render_request(app, {**cfg, "namespace": namespace}, name, code)
+        rendered = render(request)
+        if code is not None:
+            rendered = run_code.with_code(rendered, code)
+            for note in code.notes:
+                log(f"warning: {note}")
         return AppDryRunInfo(Submission(rendered, name, namespace), str)
 
     def schedule(self, dryrun_info: AppDryRunInfo[Submission]) -> str:

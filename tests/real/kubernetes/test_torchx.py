@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -61,12 +62,12 @@ def torchx(kube, tmp_path):
     return run
 
 
-def submit(torchx, kube, name, steps, *more, options=(), **how):
+def submit(torchx, kube, name, steps, *more, options=(), cfg="", **how):
     """Submits a run; returns the handle of the job."""
     said = torchx(
         "run", "-s", "kubernetes_job", "--workspace", "",
         # Half a core per pod: together with the cluster's own pods, two fit on two cores.
-        "-cfg", "overlay=cpu-demo,shared_memory=256Mi,cpu=500m",
+        "-cfg", f"overlay=cpu-demo,shared_memory=256Mi,cpu=500m{cfg}",
         "isorun.fit", "-j", "2x1", "--cpu", "1", "--memMB", "1536", "--image", kube.image,
         "--max_retries", "2", *options, "--config", CONFIG,
         *(word for word in overrides(name, steps, *more) if "=" in word), **how,
@@ -93,6 +94,41 @@ def test_a_run_from_submission_to_its_end(kube, torchx, name):
     listed = torchx("list", "-s", "kubernetes_job")
     assert re.search(rf"{job_name(handle)}\S*\s+SUCCEEDED", listed), listed
     verify(kube, name, 40)
+
+
+HOOK = """
+from train import Hook
+
+class Say(Hook):
+    def on_run_start(self, facts):
+        print("said by", __file__, flush=True)
+"""
+
+
+def test_the_working_tree_is_used_without_building_an_image(kube, torchx, name, tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "configs").mkdir(parents=True)
+    shutil.copy(ROOT / CONFIG, tree / CONFIG)
+    (tree / "mine.py").write_text(HOOK)
+    subprocess.run(["git", "init", "-q"], cwd=tree, check=True)
+    handle = submit(
+        torchx, kube, name, 10, "hooks=[mine:Say]", cfg=",sync=true", directory=tree
+    )  # fmt: skip
+    completed(kube, handle)
+    assert "said by /isorun/code/mine.py" in torchx("log", handle)
+    job = job_name(handle)
+    digest = kube.pods(job)[0]["metadata"]["annotations"]["isorun/code"]
+    assert digest.startswith("sha256:")
+    record = ["python", "-c", f"print(open('/runs/{name}/attempts.jsonl').read())"]
+    assert digest in kube.verify(name, record)
+    maps = [each["metadata"]["name"] for each in kube.get("configmaps")]
+    assert f"{job}-code-0" in maps
+    kube.run("delete", "job", job)
+    kube.until(
+        "the end of the ConfigMap",
+        lambda: f"{job}-code-0" not in [m["metadata"]["name"] for m in kube.get("configmaps")],
+        job,
+    )
 
 
 def test_cancel_saves_and_a_new_launch_is_the_same_run(kube, torchx, name):
