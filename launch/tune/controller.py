@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from launch.agent.signals import Signals
@@ -23,9 +23,10 @@ from launch.contract import (
     is_worth_retrying,
     log,
 )
-from launch.tune.backend import Backend, TrialJob
+from launch.tune.backend import Backend
 from launch.tune.halving import HalvingPruner
 from launch.tune.result import write_best
+from launch.tune.running import RunningTrial, exit_facts, named_exit
 from launch.tune.study import Claim, Study
 from launch.tune.trial import Evaluations, final_step, is_in_use
 from launch.tune.wandb_sweep import GivenRun, SweepAgents, run_variables
@@ -56,24 +57,6 @@ class Plan:
     """Further starts of a trial after failures of the infrastructure."""
 
 
-@dataclass
-class _Running:
-    claim: Claim
-    place: int
-    job: TrialJob
-    evaluations: Evaluations
-    run: RunDirectory
-    not_before: float = 0.0
-    """The monotonic time at which it may start."""
-    waiting_since: float = field(default_factory=time.monotonic)
-    reported_wait: bool = False
-    step: int | None = None
-    """The step of the newest evaluation."""
-    final: int | None = None
-    is_pausing: bool = False
-    """Whether it was asked to stop at a rung."""
-
-
 class Controller:
     """Works on a study until there is nothing left to start. ``say`` prints a line for people."""
 
@@ -90,7 +73,7 @@ class Controller:
         self._agents = agents
         self._study, self._plan, self._backend = study, plan, backend
         self._signals, self._say = signals, say
-        self._running: list[_Running] = []
+        self._running: list[RunningTrial] = []
         self._error: RunError | None = None
         self._next_look = 0.0
         self._objectives = study.objectives
@@ -162,7 +145,7 @@ class Controller:
         words = [word for file in plan.files for word in ("--config", file)]
         words += [*plan.overrides, *space.overrides(claim.assigned)]
         words += [f"run.name={plan.name}-{claim.number}", f"run.dir={claim.directory}"]
-        running = _Running(
+        running = RunningTrial(
             claim,
             place,
             self._backend.job(claim, words, place),
@@ -177,7 +160,7 @@ class Controller:
                 running.job.stop()
         self._watch(running)
 
-    def _watch(self, running: _Running) -> None:
+    def _watch(self, running: RunningTrial) -> None:
         if not running.job.started:
             self._start_if_free(running)
             return
@@ -186,7 +169,7 @@ class Controller:
         if code is not None:
             self._ended(running, code)
 
-    def _start_if_free(self, running: _Running) -> None:
+    def _start_if_free(self, running: RunningTrial) -> None:
         """Starts a trial once no process of a killed controller works on it any more."""
         claim, now = running.claim, time.monotonic()
         if self._stopping:
@@ -219,7 +202,7 @@ class Controller:
             variables["WANDB_SWEEP_PARAM_PATH"] = str(self._study.write_parameters(claim))
         return variables
 
-    def _read_evaluations(self, running: _Running) -> None:
+    def _read_evaluations(self, running: RunningTrial) -> None:
         for step, values in running.evaluations.new():
             if running.claim.pruned_at is not None or self._error is not None:
                 return
@@ -240,7 +223,7 @@ class Controller:
                 )
                 self._stop_all()
 
-    def _prune_if_due(self, running: _Running, step: int) -> None:
+    def _prune_if_due(self, running: RunningTrial, step: int) -> None:
         """Asks the trial to stop if the pruner wants it; never after its last step."""
         running.final = running.final or final_step(running.run)
         if step == running.final or running.is_pausing:
@@ -251,18 +234,18 @@ class Controller:
         if self._study.should_prune(running.claim):
             self._prune(running, step)
 
-    def _prune(self, running: _Running, step: int) -> None:
+    def _prune(self, running: RunningTrial, step: int) -> None:
         running.claim.note(pruned_at=step)  # before the request: it holds if this process dies
         running.job.stop()
 
-    def _pause_if_due(self, running: _Running, step: int, halving: HalvingPruner) -> None:
+    def _pause_if_due(self, running: RunningTrial, step: int, halving: HalvingPruner) -> None:
         claim = running.claim
         if step >= halving.rung(claim.number, claim.promoted):
             claim.note(paused=claim.promoted, step=step)  # before the request, as with pruning
             running.is_pausing = True
             running.job.stop()
 
-    def _ended(self, running: _Running, code: int) -> None:
+    def _ended(self, running: RunningTrial, code: int) -> None:
         """Records what the exit code of a trial means."""
         claim = running.claim
         if claim.pruned_at is not None:
@@ -272,7 +255,7 @@ class Controller:
         elif code == Exit.OUT_OF_MEMORY:
             self._settle_pruned(running, code)
         elif running.is_pausing and (is_worth_retrying(code) or code == Exit.STOPPED_AT_ONCE):
-            claim.note(**_exit_facts(code))
+            claim.note(**exit_facts(code))
             self._say(f"trial {claim.number} paused at step {running.step}")
             self._leave(running)
         elif self._stopping and (is_worth_retrying(code) or code == Exit.STOPPED_AT_ONCE):
@@ -282,20 +265,20 @@ class Controller:
         else:
             self._settle_failed(running, code)
 
-    def _retry(self, running: _Running, code: int) -> None:
+    def _retry(self, running: RunningTrial, code: int) -> None:
         claim = running.claim
         number = claim.retries + 1
         claim.note(retries=number)
         delay = min(2.0 ** (number - 1), _LONGEST_DELAY)
         self._say(
-            f"trial {claim.number} ended with {_named(code)}{self._reason(running)}; retry "
+            f"trial {claim.number} ended with {named_exit(code)}{self._reason(running)}; retry "
             f"{number} of {self._plan.retries} in {delay:g} s"
         )
         self._running.remove(running)
         running.evaluations.close()
         self._take(claim, running.place, time.monotonic() + delay)
 
-    def _settle_finished(self, running: _Running) -> None:
+    def _settle_finished(self, running: RunningTrial) -> None:
         claim = running.claim
         end = running.run.finished() or {}
         metrics = end.get("metrics") or {}
@@ -324,14 +307,14 @@ class Controller:
             )
         self._remove(running)
 
-    def _settle_pruned(self, running: _Running, code: int) -> None:
+    def _settle_pruned(self, running: RunningTrial, code: int) -> None:
         claim = running.claim
         step = claim.pruned_at
-        claim.note(**_exit_facts(code))
+        claim.note(**exit_facts(code))
         if step is None:
             claim.note(reason=running.job.last_error())
             self._say(
-                f"trial {claim.number} pruned: {_named(code)}{self._reason(running)} "
+                f"trial {claim.number} pruned: {named_exit(code)}{self._reason(running)} "
                 f"({running.job.place})"
             )
         else:
@@ -340,13 +323,13 @@ class Controller:
         self._study.settle(claim, "pruned")
         self._remove(running)
 
-    def _settle_failed(self, running: _Running, code: int) -> None:
+    def _settle_failed(self, running: RunningTrial, code: int) -> None:
         claim = running.claim
         reason = running.job.last_error()
-        claim.note(**_exit_facts(code), reason=reason, step=running.step)
+        claim.note(**exit_facts(code), reason=reason, step=running.step)
         self._study.settle(claim, "failed")
         self._say(
-            f"trial {claim.number} failed: {_named(code)}{self._reason(running)} "
+            f"trial {claim.number} failed: {named_exit(code)}{self._reason(running)} "
             f"({running.job.place})"
         )
         self._remove(running)
@@ -358,16 +341,16 @@ class Controller:
             )
             self._stop_all()
 
-    def _reason(self, running: _Running) -> str:
+    def _reason(self, running: RunningTrial) -> str:
         reason = running.job.last_error()
         return f": {reason.rstrip('.')}" if reason else ""
 
-    def _leave(self, running: _Running) -> None:
+    def _leave(self, running: RunningTrial) -> None:
         """Leaves a trial unfinished, for another start of the study."""
         self._study.give_up(running.claim)
         self._remove(running)
 
-    def _remove(self, running: _Running) -> None:
+    def _remove(self, running: RunningTrial) -> None:
         running.evaluations.close()
         self._running.remove(running)
 
@@ -393,19 +376,3 @@ class Controller:
                 time.sleep(_POLL)
             self._leave(running)
         self._backend.close()
-
-
-def _named(code: int) -> str:
-    """An exit code with its name."""
-    return f"exit code {code} ({_exit_facts(code)['exit']})"
-
-
-def _exit_facts(code: int) -> dict[str, int | str]:
-    """An exit code and its class."""
-    if code in set(Exit):
-        return {"exit_code": code, "exit": Exit(code).name}
-    try:
-        name = signal.Signals(code - 128).name if code > 128 else ""
-    except ValueError:
-        name = ""
-    return {"exit_code": code, "exit": name or "UNKNOWN"}
