@@ -25,7 +25,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 # What EXTRAS of the Dockerfile may name.
-IMAGE_EXTRAS := deepspeed digits gcs plot s3 tokenizers
+IMAGE_EXTRAS := deepspeed digits gcs mlflow plot s3 tokenizers tune
 
 lock: ## update constraints.txt and docker/requirements.lock, except torch
 	$(PYTHON) -m venv $(VENV)-lock
