@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 
@@ -183,9 +184,9 @@ def handlers():
 def _modules_of_one_test(tmp_path_factory):
     """Forgets the modules that a test has written and imported, which the next test would get for
     its own of the same name."""
-    before = set(sys.modules)
+    last = next(reversed(sys.modules))
     yield
     written = str(tmp_path_factory.getbasetemp())
-    for name in sys.modules.keys() - before:
+    for name in list(takewhile(lambda name: name != last, reversed(sys.modules))):
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(written):
             del sys.modules[name]

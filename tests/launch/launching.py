@@ -1,5 +1,7 @@
 """Asks TorchX, as its command does, what it would start, without starting it."""
 
+import functools
+
 import torchx
 from torchx.runner import get_runner
 
@@ -8,10 +10,15 @@ from tests.support.runs import TINY
 NIGHTLY = not torchx.__version__.startswith("0.")  # versions of the nightly are dates
 
 
+@functools.cache
+def runner():
+    """TorchX's runner. It reads the entry points of all installed packages."""
+    return get_runner()
+
+
 def dryrun(component, *words, scheduler="local_cwd", **cfg):
     """TorchX's dry-run information."""
-    with get_runner() as runner:
-        return runner.dryrun_component(component, list(words), scheduler, cfg=cfg)
+    return runner().dryrun_component(component, list(words), scheduler, cfg=cfg)
 
 
 def app(component, *words, **kwargs):
