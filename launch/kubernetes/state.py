@@ -120,7 +120,8 @@ def exit_codes(pods: Sequence[Object]) -> list[int]:
 
 
 def exit_code(pod: Object) -> int | None:
-    """The exit code of the training container; None while it runs."""
+    """The exit code of the training container, or of an init container that failed; None while they
+    run."""
     ended = _ended(pod)
     return int(ended["exitCode"]) if ended else None
 
@@ -193,6 +194,9 @@ def _host(pod: Object | None) -> str:
 
 
 def _ended(pod: Object) -> Object | None:
+    for status in pod["status"].get("initContainerStatuses") or []:
+        if (ended := (status.get("state") or {}).get("terminated")) and ended["exitCode"]:
+            return dict(ended)
     for status in pod["status"].get("containerStatuses") or []:
         if status["name"] == container(pod) and (
             ended := (status.get("state") or {}).get("terminated")
@@ -243,7 +247,8 @@ def _structured(pod: Object | None) -> str:
 
 def _waiting(pod: Object) -> str | None:
     """Why a pod does not start; None for normal reasons."""
-    for status in pod["status"].get("containerStatuses") or []:
+    kinds = ("initContainerStatuses", "containerStatuses")
+    for status in [each for kind in kinds for each in pod["status"].get(kind) or []]:
         waiting = (status.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
             return f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")

@@ -298,3 +298,22 @@ def test_the_agent_logs_the_notes(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "warning: The image has numpy 1, but ..." in done.stderr
+
+
+@pytest.mark.process
+def test_a_failed_or_waiting_init_container_is_reported(tree, cluster):
+    scheduler = create_scheduler("test")
+    cluster.starts_pods = False
+    app_id = scheduler.submit(app(), {"overlay": "cpu-demo", "sync": True})
+    first, second = cluster.pods()
+    waiting = {"reason": "ImagePullBackOff", "message": "no such image"}
+    first["status"]["initContainerStatuses"] = [{"name": "code", "state": {"waiting": waiting}}]
+    ended = {"exitCode": 75, "message": "isorun: error: The code of this run has the digest x"}
+    second["status"] |= {
+        "phase": "Failed",
+        "initContainerStatuses": [{"name": "code", "state": {"terminated": ended}}],
+    }
+    found = scheduler.describe(app_id)
+    assert "ImagePullBackOff: no such image" in found.msg
+    assert "(exit 75): isorun: error: The code of this run has the digest x" in found.msg
+    assert scheduler.exit_codes(app_id) == [75]
