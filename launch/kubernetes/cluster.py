@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,20 @@ from launch.contract import RetryError, RunError, UsageError
 from launch.torchx.refusals import cluster_refusal
 
 Object = dict[str, Any]
-JOBSET = {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"}
+_TRAINER = {"group": "trainer.kubeflow.org", "version": "v1alpha1"}
+_CUSTOM = {
+    "JobSet": {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"},
+    "TrainJob": {**_TRAINER, "plural": "trainjobs"},
+    "TrainingRuntime": {**_TRAINER, "plural": "trainingruntimes"},
+}
+WORKLOADS = {
+    "batch/v1": "Job",
+    "jobset.x-k8s.io/v1alpha2": "JobSet",
+    "trainer.kubeflow.org/v1alpha1": "TrainJob",
+}
+"""What can be submitted: kinds by ``apiVersion``."""
+_RUNTIME_SECONDS = 60.0
+"""How long Kubeflow Trainer may take to notice a TrainingRuntime."""
 # Kinds that the runs of a namespace share: created if missing, and never deleted. The name of a
 # ConfigMap contains a hash of its content, unless it holds the code of a run. A CronJob serves the
 # whole volume.
@@ -30,6 +44,7 @@ _CALLS = {
     "CronJob": ("BatchV1Api", "cron_job"),
     "Job": ("BatchV1Api", "job"),
 }
+_POLL = 1.0
 _SECONDS = (10, 60)  # time-outs: to connect, and between two bytes of a response
 
 
@@ -51,7 +66,10 @@ class Cluster:
         for made in objects:
             if _is_shared(made):
                 self._create(made, may_exist=True)
-        uid = self._create(workload)["metadata"]["uid"]
+        if workload["kind"] == "TrainJob":
+            uid = self._create_train_job(objects, workload)
+        else:
+            uid = self._create(workload)["metadata"]["uid"]
         owner = {
             "apiVersion": workload["apiVersion"],
             "kind": workload["kind"],
@@ -60,11 +78,33 @@ class Cluster:
         }
         try:
             for made in objects:
-                if not _is_shared(made) and made is not workload:
-                    owned = {**made["metadata"], "ownerReferences": [owner]}
-                    self._create({**made, "metadata": owned})
+                owned = {"ownerReferences": [owner]}
+                if made["kind"] == "TrainingRuntime":
+                    self._patch(made["kind"], made["metadata"]["name"], {"metadata": owned})
+                elif not _is_shared(made) and made is not workload:
+                    self._create({**made, "metadata": {**made["metadata"], **owned}})
         except RunError:
             self.delete(workload["kind"], workload["metadata"]["name"])
+            raise
+
+    def _create_train_job(self, objects: Sequence[Object], workload: Object) -> str:
+        """Creates the runtimes, then the TrainJob, which Kubeflow Trainer refuses until it has
+        noticed its runtime; returns its uid."""
+        runtimes = [made for made in objects if made["kind"] == "TrainingRuntime"]
+        until = time.monotonic() + _RUNTIME_SECONDS
+        try:
+            for made in runtimes:
+                self._create(made)
+            while True:
+                try:
+                    return str(self._create(workload)["metadata"]["uid"])
+                except UsageError as error:
+                    if "runtime" not in str(error).lower() or time.monotonic() > until:
+                        raise
+                    time.sleep(_POLL)
+        except RunError:
+            for made in runtimes:
+                self.delete(made["kind"], made["metadata"]["name"])
             raise
 
     def _create(self, made: Object, *, may_exist: bool = False) -> Object:
@@ -73,8 +113,8 @@ class Cluster:
         name = made["metadata"]["name"]
         with _translated(f"create the {made['kind']} {name} in the namespace {self.namespace}"):
             try:
-                if made["kind"] == "JobSet":
-                    return self._custom("create_namespaced_custom_object", body=made)
+                if made["kind"] in _CUSTOM:
+                    return self._custom(made["kind"], "create_namespaced_custom_object", body=made)
                 api, suffix = _CALLS[made["kind"]]
                 return self._call(api, f"create_namespaced_{suffix}", self.namespace, made)
             except ApiException as error:
@@ -91,25 +131,36 @@ class Cluster:
         plain: Object = json.loads(answer.data)
         return plain
 
-    def _custom(self, method: str, **more: Any) -> Object:
-        return self._call("CustomObjectsApi", method, **JOBSET, namespace=self.namespace, **more)
+    def _custom(self, kind: str, method: str, **more: Any) -> Object:
+        place = {**_CUSTOM[kind], "namespace": self.namespace}
+        return self._call("CustomObjectsApi", method, **place, **more)
 
     def find(self, name: str) -> Object | None:
-        """The Job or JobSet with this name; None if there is none."""
-        for kind in ("Job", "JobSet"):
-            with _translated(
-                f"read the {kind} {name} in the namespace {self.namespace}", missing=True
-            ):
-                return self._read(kind, name)
+        """The Job or JobSet with this name, else the TrainJob; None if there is none. The JobSet of
+        a TrainJob has the annotations of both."""
+        found = self._found("Job", name) or self._found("JobSet", name)
+        if found is None or changed_kind(found) == "TrainJob":
+            owner = self._found("TrainJob", name)
+            if found is None or owner is None:
+                return found or owner
+            notes = {**_annotations(found), **_annotations(owner)}
+            found = {**found, "metadata": {**found["metadata"], "annotations": notes}}
+        return found
+
+    def _found(self, kind: str, name: str) -> Object | None:
+        with _translated(f"read the {kind} {name} in the namespace {self.namespace}", missing=True):
+            return self._read(kind, name)
         return None
 
     def _read(self, kind: str, name: str) -> Object:
-        if kind == "JobSet":
-            return self._custom("get_namespaced_custom_object", name=name)
+        if kind in _CUSTOM:
+            made = self._custom(kind, "get_namespaced_custom_object", name=name)
+            return {**made, "kind": kind}
         return self._call("BatchV1Api", "read_namespaced_job", name, self.namespace)
 
     def all(self, selector: str) -> list[Object]:
-        """The JobSets, and the Jobs without an owner, that match a label selector."""
+        """The TrainJobs, and the JobSets and Jobs without an owner, that match a label
+        selector."""
         found: list[Object] = []
         with _translated(f"list the Jobs in the namespace {self.namespace}"):
             listed = self._call(
@@ -117,9 +168,13 @@ class Cluster:
             )
             jobs = [{**job, "kind": "Job"} for job in listed["items"]]
             found += [job for job in jobs if not job["metadata"].get("ownerReferences")]
-        with _translated(f"list the JobSets in the namespace {self.namespace}", missing=True):
-            listed = self._custom("list_namespaced_custom_object", label_selector=selector)
-            found += [{**item, "kind": "JobSet"} for item in listed["items"]]
+        for kind in ("JobSet", "TrainJob"):
+            with _translated(f"list the {kind}s in the namespace {self.namespace}", missing=True):
+                listed = self._custom(
+                    kind, "list_namespaced_custom_object", label_selector=selector
+                )
+                owned = [{**item, "kind": kind} for item in listed["items"]]
+                found += [item for item in owned if not item["metadata"].get("ownerReferences")]
         return found
 
     def pods(self, name: str) -> list[Object]:
@@ -160,10 +215,13 @@ class Cluster:
         """Suspends a workload, so that its pods end, and annotates it as cancelled."""
         body = {"metadata": {"annotations": {annotation: "true"}}, "spec": {"suspend": True}}
         with _translated(f"stop the {kind} {name} in the namespace {self.namespace}", missing=True):
-            if kind == "JobSet":
-                self._custom("patch_namespaced_custom_object", name=name, body=body)
-            else:
-                self._call("BatchV1Api", "patch_namespaced_job", name, self.namespace, body)
+            self._patch(kind, name, body)
+
+    def _patch(self, kind: str, name: str, body: Object) -> None:
+        if kind in _CUSTOM:
+            self._custom(kind, "patch_namespaced_custom_object", name=name, body=body)
+        else:
+            self._call("BatchV1Api", "patch_namespaced_job", name, self.namespace, body)
 
     def delete(self, kind: str, name: str) -> None:
         """Deletes an object, its pods and all objects that it owns."""
@@ -171,8 +229,8 @@ class Cluster:
         with _translated(
             f"delete the {kind} {name} in the namespace {self.namespace}", missing=True
         ):
-            if kind == "JobSet":
-                self._custom("delete_namespaced_custom_object", name=name, **how)
+            if kind in _CUSTOM:
+                self._custom(kind, "delete_namespaced_custom_object", name=name, **how)
             else:
                 self._call("BatchV1Api", "delete_namespaced_job", name, self.namespace, **how)
 
@@ -192,9 +250,18 @@ class Cluster:
                 answer.release_conn()
 
 
+def changed_kind(job: Object) -> str:
+    """The kind of the object to suspend or delete: the TrainJob, if it owns this JobSet."""
+    owners = [each["kind"] for each in job["metadata"].get("ownerReferences") or []]
+    return "TrainJob" if "TrainJob" in owners else str(job["kind"])
+
+
+def _annotations(made: Object) -> dict[str, str]:
+    return made["metadata"].get("annotations") or {}
+
+
 def _is_shared(made: Object) -> bool:
-    holds_code = CODE_DIGEST in (made["metadata"].get("annotations") or {})
-    return made["kind"] in _SHARED and not holds_code
+    return made["kind"] in _SHARED and CODE_DIGEST not in _annotations(made)
 
 
 def connect(namespace: str | None = None) -> Cluster:

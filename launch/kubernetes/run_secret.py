@@ -21,12 +21,15 @@ def with_secret(rendered: Rendered) -> Rendered:
 
     The kubelet starts no container before the Secret exists.
     """
-    workload = copy.deepcopy(rendered.workload)
+    made = copy.deepcopy(rendered.objects)
+    workload = made[rendered.objects.index(rendered.workload)]
+    runtimes = [each for each in made if each["kind"] == "TrainingRuntime"]
+    nodes = str(workload["spec"].get("trainer", {}).get("numNodes", 1))
     containers = [
         container
-        for _, pod in checks.pods([workload])
+        for _, pod in checks.pods([workload, *runtimes])
         for container in pod["containers"]
-        if _joins_others(container.get("env", []))
+        if _joins_others(container.get("env", []), nodes)
     ]
     if not containers:
         return rendered
@@ -41,12 +44,12 @@ def with_secret(rendered: Rendered) -> Rendered:
         "immutable": True,
         "stringData": {_KEY: new_secret({})[SECRET]},
     }
-    others = [made for made in rendered.objects if made is not rendered.workload]
-    return replace(rendered, objects=[*others, workload, secret])
+    return replace(rendered, objects=[*made, secret])
 
 
-def _joins_others(env: Sequence[Object]) -> bool:
-    """Whether a container with these variables is one of several nodes, and has no secret."""
+def _joins_others(env: Sequence[Object], nodes: str) -> bool:
+    """Whether a container with these variables is one of several nodes, and has no secret.
+    ``nodes``: their number, unless the variables have it."""
     values = {given["name"]: given.get("value", "") for given in env}
-    most = str(values.get(_NNODES, "1")).rpartition(":")[2]
+    most = str(values.get(_NNODES, nodes)).rpartition(":")[2]
     return most != "1" and SECRET not in values and SECRET_FILE not in values

@@ -1,5 +1,5 @@
-"""The TorchX scheduler `kubernetes_job`: an Indexed Job with a headless Service, or a JobSet, made
-from the templates under k8s/. It needs no Volcano."""
+"""The TorchX scheduler `kubernetes_job`: an Indexed Job with a headless Service, a JobSet or a
+TrainJob, made from the templates under k8s/. It needs no Volcano."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from torchx.specs import AppDef, AppDryRunInfo, runopts
 
 from launch.contract import UsageError, log
 from launch.kubernetes import from_torchx, logs, run_code, run_secret, state
-from launch.kubernetes.cluster import Cluster, connect, current_namespace
+from launch.kubernetes.cluster import (
+    WORKLOADS,
+    Cluster,
+    changed_kind,
+    connect,
+    current_namespace,
+)
 from launch.kubernetes.code_bundle import collect
 from launch.kubernetes.rendering import Rendered, as_yaml, render
 
@@ -100,9 +106,9 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         UsageError or RetryError."""
         request = dryrun_info.request
         workload = request.rendered.workload
-        if workload["apiVersion"] not in ("batch/v1", "jobset.x-k8s.io/v1alpha2"):
+        if workload["apiVersion"] not in WORKLOADS:
             raise UsageError(
-                f"{NAME} submits Jobs and JobSets only, but the overlay makes a "
+                f"{NAME} submits Jobs, JobSets and TrainJobs only, but the overlay makes a "
                 f"{workload['kind']} of {workload['apiVersion']}; print it with `torchx run "
                 "--dryrun` or `isorun render`, and apply it with kubectl."
             )
@@ -142,16 +148,17 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         deleted instead, since Kueue itself sets `suspend`."""
         cluster, name = self._located(app_id)
         if job := cluster.find(name):
+            kind = changed_kind(job)
             if _QUEUED in (job["metadata"].get("labels") or {}):
-                cluster.delete(job["kind"], name)
+                cluster.delete(kind, name)
             else:
-                cluster.suspend(job["kind"], name, state.CANCELLED)
+                cluster.suspend(kind, name, state.CANCELLED)
 
     def _delete_existing(self, app_id: str) -> None:
         """Deletes the job and the objects that it owns; the volume with the runs stays."""
         cluster, name = self._located(app_id)
         if job := cluster.find(name):
-            cluster.delete(job["kind"], name)
+            cluster.delete(changed_kind(job), name)
 
     def delete(self, app_id: str) -> None:
         """For TorchX's nightly; TorchX 0.7.0 has no such command."""

@@ -20,8 +20,8 @@ CANCELLED = "isorun/cancelled"  # annotation set by `torchx cancel`
 
 
 def app_state(job: Object, pods: Sequence[Object] = ()) -> AppState:
-    """The state of a Job or JobSet. Without the pods, RUNNING and PENDING are distinguished by the
-    status of the object only."""
+    """The state of a Job, JobSet or TrainJob. Without the pods, RUNNING and PENDING are
+    distinguished by the status of the object only."""
     from torchx.specs import AppState
 
     conditions = _conditions(job)
@@ -157,14 +157,18 @@ def _conditions(job: Object) -> set[str]:
 
 
 def _replicated(status: Object) -> list[Object]:
-    return status.get("replicatedJobsStatus") or []
+    """The states of the Jobs in a JobSet or TrainJob."""
+    return status.get("replicatedJobsStatus") or status.get("jobsStatus") or []
 
 
 def _job_spec(job: Object) -> Object:
-    """The spec of a Job, or of that in a JobSet."""
+    """The spec of a Job, or of that in a JobSet or TrainJob."""
     spec: Object = job["spec"]
     if job["kind"] == "JobSet":
         spec = spec["replicatedJobs"][0]["template"]["spec"]
+    if job["kind"] == "TrainJob":
+        nodes = spec["trainer"].get("numNodes") or 1
+        spec = {"completions": nodes, "parallelism": nodes}
     return spec
 
 

@@ -26,6 +26,9 @@ PLURALS = {
     "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
     "storage.k8s.io/v1": {"storageclasses": "StorageClass"},
     "jobset.x-k8s.io/v1alpha2": {"jobsets": "JobSet"},
+    "trainer.kubeflow.org/v1alpha1": {
+        "trainjobs": "TrainJob", "trainingruntimes": "TrainingRuntime",
+    },
 }  # fmt: skip
 CLUSTER_WIDE = {"namespaces", "nodes", "persistentvolumes", "storageclasses"}
 PATH = re.compile(

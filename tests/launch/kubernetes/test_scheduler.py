@@ -10,6 +10,7 @@ from torchx.schedulers.api import Stream
 from torchx.specs import AppState, AppStatus, ReplicaState, macros
 
 from launch.agent.failure import Outcome, RankFailure
+from launch.kubernetes import cluster as cluster_api
 from launch.kubernetes import logs, state
 from launch.kubernetes.scheduler import create_scheduler
 from launch.torchx.components import fit, run
@@ -452,10 +453,72 @@ def test_a_cluster_that_cannot_be_reached(tmp_path, monkeypatch):
 
 def test_an_overlay_that_can_only_be_rendered_is_not_submitted(cluster, scheduler):
     with pytest.raises(
-        UsageError, match="submits Jobs and JobSets only, but the overlay makes a TrainJob"
+        UsageError, match="submits Jobs, JobSets and TrainJobs only, but the overlay makes a Job of"
     ):
-        scheduler.submit(app(), {"overlay": "trainjob"})
+        scheduler.submit(app(), {"overlay": "volcano"})
     assert cluster.objects == {}
+
+
+LATE = Refused(422, "Invalid", 'admission webhook "validator.trainjob.trainer.kubeflow.org" denied '
+               "the request: specified trainingRuntime must be created before the TrainJob")  # fmt: skip
+
+
+def only(cluster, kind):
+    (found,) = (each for each in cluster.objects.values() if each["kind"] == kind)
+    return found
+
+
+def test_a_train_job_is_submitted_once_its_runtime_is_noticed(cluster, scheduler, monkeypatch):
+    monkeypatch.setattr(cluster_api, "_POLL", 0.01)
+    cluster.refuse["POST", "trainjobs"] = LATE
+    app_id = scheduler.submit(app(), {"overlay": "trainjob"})
+    name = app_id.split(":")[1]
+    posted = [path.rpartition("/")[2] for method, path in cluster.requests if method == "POST"]
+    assert posted.count("trainjobs") == 2
+    assert posted.index("trainingruntimes") < posted.index("trainjobs")
+    train_job, runtime = only(cluster, "TrainJob"), only(cluster, "TrainingRuntime")
+    (owner,) = runtime["metadata"]["ownerReferences"]
+    assert owner["uid"] == train_job["metadata"]["uid"]
+    template = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    env = template["template"]["spec"]["containers"][0]["env"]
+    secret = {"secretKeyRef": {"name": name, "key": "key"}}
+    assert {"name": "ISORUN_SECRET", "valueFrom": secret} in env
+    assert only(cluster, "Secret")["metadata"]["ownerReferences"] == [owner]
+    assert told(scheduler, app_id)[0] == AppState.SUBMITTED
+    assert len(told(scheduler, app_id)[1]) == 2
+    train_job["status"] = {"jobsStatus": [{"name": "node", "ready": 1}]}
+    assert told(scheduler, app_id)[0] == AppState.RUNNING
+    assert [each.app_id for each in scheduler.list({"namespace": "ml"})] == [app_id]
+    scheduler.cancel(app_id)
+    assert only(cluster, "TrainJob")["spec"]["suspend"] is True
+    assert told(scheduler, app_id)[0] == AppState.CANCELLED
+    scheduler.delete(app_id)
+    assert kinds(cluster) == ["PersistentVolumeClaim", "ServiceAccount"]
+
+
+def test_the_job_set_of_a_train_job_is_changed_by_its_owner(cluster, scheduler):
+    app_id = scheduler.submit(app(), {"overlay": "trainjob"})
+    owner = {"kind": "TrainJob", "name": app_id.split(":")[1]}
+    metadata = {"name": owner["name"], "ownerReferences": [owner]}
+    job = {"name": "node", "template": {"spec": {"completions": 2, "parallelism": 2}}}
+    made = {
+        "kind": "JobSet",
+        "metadata": metadata,
+        "spec": {"suspend": True, "replicatedJobs": [job]},
+    }
+    cluster.objects["jobsets", "ml", owner["name"]] = made  # by Kubeflow Trainer
+    assert told(scheduler, app_id)[0] == AppState.PENDING
+    scheduler.cancel(app_id)
+    assert only(cluster, "TrainJob")["spec"]["suspend"] is True
+    assert told(scheduler, app_id)[0] == AppState.CANCELLED
+    assert len(scheduler.list({"namespace": "ml"})) == 1
+
+
+def test_a_train_job_that_is_refused_leaves_nothing(cluster, scheduler):
+    cluster.refuse["POST", "trainjobs"] = Refused(403, "Forbidden", "trainjobs is forbidden")
+    with pytest.raises(UsageError, match="trainjobs is forbidden"):
+        scheduler.submit(app(), {"overlay": "trainjob"})
+    assert kinds(cluster) == ["PersistentVolumeClaim", "ServiceAccount"]
 
 
 def test_a_dry_run_needs_no_cluster(monkeypatch, tmp_path):

@@ -125,6 +125,35 @@ def test_the_working_tree_is_used_without_building_an_image(kube, torchx, name, 
     assert f"{job}-code-0" in maps
 
 
+TRAINER = "trainjobs.trainer.kubeflow.org"
+
+
+def test_a_train_job_from_submission_to_its_end(kube, cluster, torchx, name):
+    """The trainer refuses a TrainJob whose runtime it has not noticed, which a submission waits
+    for."""
+    if cluster:
+        cluster.add("jobset", "trainer")
+    if TRAINER not in kube.run("get", "crd", "-o", "name", namespace=False):
+        pytest.skip(f"the cluster has no {TRAINER}")
+    handle = submit(torchx, kube, name, 40, cfg=",components=trainjob")
+    job = job_name(handle)
+    log = torchx("log", "--tail", handle)
+    assert re.search(r"fit/[01]\S* Finished: 40 steps", log), log
+    kube.until("the end", lambda: "SUCCEEDED" in torchx("status", handle), job)
+    assert re.search(rf"{job}\S*\s+SUCCEEDED", torchx("list", "-s", "kubernetes_job"))
+    verify(kube, name, 40)
+    second = submit(torchx, kube, f"{name}-b", 100_000, cfg=",components=trainjob")
+    job = job_name(second)
+    kube.at_step(job, FAULT)
+    torchx("cancel", second)
+    kube.until("the end of all pods", lambda: not kube.pods(job), job)
+    assert "CANCELLED" in torchx("status", second)
+    kube.run("delete", "trainjob", job)
+    kube.until("the end of the runtime", lambda: job not in [
+        each["metadata"]["name"] for each in kube.get("trainingruntimes")
+    ], job)  # fmt: skip
+
+
 def test_cancel_saves_and_a_new_launch_is_the_same_run(kube, torchx, name):
     first = submit(torchx, kube, name, STEPS, NEVER)
     kube.at_step(job_name(first), FAULT)
