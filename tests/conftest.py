@@ -15,8 +15,10 @@
 
 import importlib
 import os
+import re
 import signal
 import sys
+import tempfile
 import time
 from itertools import takewhile
 from pathlib import Path
@@ -178,6 +180,13 @@ def handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def tmp_path(request, tmp_path_factory):
+    """A directory of the test. pytest's own looks through those of all tests before for a number."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture(autouse=True)
