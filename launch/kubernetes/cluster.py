@@ -137,14 +137,17 @@ class Cluster:
 
     def find(self, name: str) -> Object | None:
         """The Job or JobSet with this name, else the TrainJob; None if there is none. The JobSet of
-        a TrainJob has the annotations of both."""
+        a TrainJob has the labels and annotations of both."""
         found = self._found("Job", name) or self._found("JobSet", name)
         if found is None or changed_kind(found) == "TrainJob":
             owner = self._found("TrainJob", name)
             if found is None or owner is None:
                 return found or owner
-            notes = {**_annotations(found), **_annotations(owner)}
-            found = {**found, "metadata": {**found["metadata"], "annotations": notes}}
+            notes = {
+                key: {**(found["metadata"].get(key) or {}), **(owner["metadata"].get(key) or {})}
+                for key in ("labels", "annotations")
+            }
+            found = {**found, "metadata": {**found["metadata"], **notes}}
         return found
 
     def _found(self, kind: str, name: str) -> Object | None:

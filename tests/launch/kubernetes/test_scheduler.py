@@ -508,6 +508,7 @@ def test_the_job_set_of_a_train_job_is_changed_by_its_owner(cluster, scheduler):
     }
     cluster.objects["jobsets", "ml", owner["name"]] = made  # by Kubeflow Trainer
     assert told(scheduler, app_id)[0] == AppState.PENDING
+    assert scheduler.describe(app_id).roles[0].name == "fit"
     scheduler.cancel(app_id)
     assert only(cluster, "TrainJob")["spec"]["suspend"] is True
     assert told(scheduler, app_id)[0] == AppState.CANCELLED
