@@ -24,7 +24,7 @@ class Exit(IntEnum):
     OUT_OF_MEMORY = 71  # never retry with the same config and placement
     RETRY = 75  # the infrastructure failed: retry
     RESUME_REFUSED = 76  # the run directory does not match this command: never retry
-    NOT_FINITE = 78  # loss or gradients not finite for too long: never retry
+    NOT_FINITE = 78  # loss or gradients not finite for too long, or a spike: never retry
     STOPPED_AT_ONCE = 130  # second Ctrl-C: stopped without saving
     PREEMPTED = 143  # stopped on request after a committed checkpoint: rerun to resume
 
@@ -97,6 +97,16 @@ class StoppedError(RunError):
 
 class NotFiniteError(RunError):
     """The loss or the gradient norm was not finite for too many steps in a row."""
+
+    code = Exit.NOT_FINITE
+
+
+class RollbackError(RetryError):
+    """The attempt ends at a spike: the next one goes on from the last checkpoint."""
+
+
+class SpikeError(RunError):
+    """The run ends at a spike, as ``optim.spike.action`` says."""
 
     code = Exit.NOT_FINITE
 

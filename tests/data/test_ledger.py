@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.ledger import Ledger, StepRecord, read_steps, step_digest, verify
+from train.data.ledger import Ledger, LeftOut, StepRecord, goes_on_at, read_steps, step_digest
+from train.data.ledger_check import verify
 from train.data.order import SampleOrder
 from train.exits import DataError
 
@@ -62,6 +63,39 @@ def test_a_resume_voids_later_steps(path):
     again.close()
     assert verify(path, last_step=12).ok
     assert [r.step for r in read_steps(path)] == list(range(1, 13))
+
+
+def test_positions_that_were_left_out_are_no_gap(path):
+    """At step 10 the run goes back to step 6 twice, and goes on after the samples of step 10, then
+    after those of two more steps."""
+    ledger = begin(path)
+    ledger.append_steps([record(step) for step in range(1, 7)])
+    ledger.leave_out(LeftOut(6, 48, 32, 10))
+    ledger.close()
+    assert goes_on_at(path, 6, 48) == (80, 1)
+    again = begin(path, resume=6, attempt=2, position=80)
+    again.leave_out(LeftOut(6, 80, 16, 8))
+    again.close()
+    assert goes_on_at(path, 6, 48) == (96, 2)
+    last = begin(path, resume=6, attempt=3, position=96)
+    last.append_steps([record(step, start=96 + 8 * (step - 7)) for step in range(7, 10)])
+    last.close()
+    report = verify(path, last_step=9)
+    assert report.ok
+    assert "positions 48 to 79 (back from step 10 to 6); positions 80 to 95 (" in str(report)
+    assert goes_on_at(path, 5, 40) == (40, 0)
+
+
+def test_what_was_left_out_is_void_for_an_attempt_that_does_not_know_of_it(path):
+    ledger = begin(path)
+    ledger.append_steps([record(step) for step in range(1, 7)])
+    ledger.leave_out(LeftOut(6, 48, 32, 10))
+    ledger.close()
+    again = begin(path, resume=4, attempt=2)
+    again.append_steps([record(step) for step in range(5, 9)])
+    again.close()
+    assert goes_on_at(path, 6, 48) == (48, 0)
+    assert "each used exactly once, in 2 attempt(s)" in str(verify(path, last_step=8))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +246,7 @@ def test_each_step_is_checked_with_the_order_of_its_attempt(path):
 
 def test_the_block_size_of_verify_does_not_matter(path, monkeypatch):
     write(path, *map(record, range(1, 31)))
-    monkeypatch.setattr("train.data.ledger._BLOCK", 20)  # three steps
+    monkeypatch.setattr("train.data.ledger_check._BLOCK", 20)  # three steps
     assert verify(path, last_step=30).ok
     ledger = begin(path, resume=30, attempt=2)
     ledger.append_steps([*map(record, range(31, 36)), StepRecord(36, 280, 8, 1), record(37)])

@@ -6,12 +6,14 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
 from tests.support.tiny import Noisy, TinyTask
 from train import Ratio
+from train.data.order import SampleOrder
 from train.section import non_semantic
 
 
@@ -471,3 +473,30 @@ class UsesNothing(TinyTask):
 
     def loss(self, model, batch):
         return Ratio(torch.zeros((), requires_grad=True) * 1.0, batch["mask"].sum())
+
+
+class Outliers(Noisy):
+    """Some samples have targets that are far too large."""
+
+    def __init__(self, size, outliers):
+        super().__init__(size, augment=True)
+        self.outliers = outliers
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return sample | {"y": sample["y"] * 100} if index in self.outliers else sample
+
+
+class Spiky(TinyTask):
+    """Some steps have an outlier, on whatever rank and in whatever micro-batch. No sample is taken
+    twice."""
+
+    class Data(TinyTask.Data):
+        size: int = 1000
+        spikes: list[int] = non_semantic([])
+        """These steps, if each has 12 samples; the outlier is a different one of them."""
+
+    def train_dataset(self):
+        data, order = self.config.data, SampleOrder(self.config.run.seed, self.config.data.size)
+        positions = np.array([12 * (step - 1) + step % 12 for step in data.spikes], dtype=np.int64)
+        return Outliers(data.size, set(order.keys(positions)[1].tolist()))

@@ -7,7 +7,7 @@ import pytest
 from tests.support.forked import quick_run, run, run_ranks
 from tests.support.lanes import thinned
 from tests.support.runs import assert_same_bits, curve, metrics, state, tensors
-from train.data.ledger import verify
+from train.data.ledger_check import verify
 
 EVERY_STEP = [
     "length.steps=8",

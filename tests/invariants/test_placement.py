@@ -7,7 +7,7 @@ import pytest
 from tests.support.forked import quick_run as run
 from tests.support.lanes import slow
 from tests.support.runs import assert_same_bits, curve, tensors
-from train.data.ledger import verify
+from train.data.ledger_check import verify
 
 BASE = ["checkpoint.every_steps=20", "evaluate.every_steps=20", "model.dropout=0.3"]
 

@@ -137,6 +137,19 @@ def test_an_argument_that_the_optimiser_lacks_is_refused():
         build_optimizer(config, Model(), origin="line 3")
 
 
+class Two(torch.optim.SGD):
+    """One for each half of the parameters, as for a GAN."""
+
+    def __new__(cls, groups, lr=0.1):
+        return torch.optim.SGD(groups, lr), torch.optim.SGD(groups, lr)
+
+
+def test_an_optimiser_class_that_returns_several_is_refused():
+    config = OptimConfig(use=f"{__name__}:Two")
+    with pytest.raises(UsageError, match=r"returns a tuple when it is called, but a run has one"):
+        build_optimizer(config, Model(), origin="line 3")
+
+
 def test_layer_wise_decay_without_blocks_is_refused():
     with pytest.raises(UsageError, match=r"optim\.layer_decay is set.*no blocks"):
         parameter_settings(OptimConfig(layer_decay=0.5), nn.Linear(2, 2))

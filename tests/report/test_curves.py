@@ -71,4 +71,18 @@ def test_skipped_steps_are_found_where_they_happened(tmp_path):
     lines = [json.dumps({"step": s, "train/skipped_steps": n}) + "\n" for s, n in totals]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     skipped = read_metrics(tmp_path / "metrics.jsonl").skipped
-    assert [(step, count) for step, _, count in skipped] == [(20, 2), (40, 1)]
+    assert [(step, count, why) for step, _, count, why in skipped] == [
+        (20, 2, "not finite"),
+        (40, 1, "not finite"),
+    ]
+
+
+def test_spikes_are_told_from_steps_that_are_not_finite(tmp_path):
+    rows = [(10, 0, 0), (20, 2, 2), (30, 5, 3), (40, 6, 3)]
+    lines = [
+        json.dumps({"step": step, "train/skipped_steps": skips, "train/spikes": spikes}) + "\n"
+        for step, skips, spikes in rows
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    whys = [why for *_, why in read_metrics(tmp_path / "metrics.jsonl").skipped]
+    assert whys == ["spikes", "not finite, or spikes", "not finite"]

@@ -13,7 +13,8 @@ from tests.support.ranks import on_ranks
 from tests.support.runs import assert_same_bits, tensors
 from train.exits import RetryError
 from train.setup import batch_size_finder
-from train.setup.batch_size_finder import BatchSizeFinder, free_device_memory
+from train.setup.batch_size_finder import BatchSizeFinder
+from train.setup.trial_step import free_device_memory
 
 SMALL = ["task.use=tests.faults.tasks:SmallMemory", "batch.try_out=true", "ema.decay=0.9"]
 SMALL += ["length.steps=10"]

@@ -69,6 +69,12 @@ def test_a_task_in_the_working_directory_is_found(project: Path) -> None:
             "mine_module:MyTask",
             ["whose Model is not a config section", "class Model(train.Section)"],
         ),
+        (
+            "import train\nclass MyTask(train.Task):\n    def configure_optimizers(self): pass\n"
+            "    build_model = train_dataset = loss = lambda *arguments: None",
+            "mine_module:MyTask",
+            ["which has configure_optimizers(), but a run has one optimiser", "a.yaml:3"],
+        ),
     ],
 )
 def test_errors_name_the_fault(

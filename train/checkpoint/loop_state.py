@@ -13,10 +13,10 @@ _REQUIRED: Fields = {"progress": dict, "window": dict, "samples": int, "optimize
 _OPTIONAL: Fields = {
     "run": (str, _NONE), "attempt": (int, _NONE), "seed": (int, _NONE), "batch": (int, _NONE),
     "early_stop": (dict, _NONE), "loss_scale": (dict, _NONE), "extra_state": (dict, _NONE),
-    "optim": (dict, _NONE), "optimizer_groups": list,
+    "optim": (dict, _NONE), "optimizer_groups": list, "spikes": (dict, _NONE),
 }  # fmt: skip
 _PROGRESS: Fields = {
-    "step": int, "position": int, "skipped_steps": int, "skipped_in_a_row": int,
+    "step": int, "position": int, "skipped_steps": int, "skipped_in_a_row": int, "spikes": int,
     "evaluated": dict, "evaluated_step": (int, _NONE), "evaluation_due": bool,
 }  # fmt: skip
 _PARTS: Mapping[str, Fields] = {
@@ -24,6 +24,7 @@ _PARTS: Mapping[str, Fields] = {
     "early_stop": {"best": (int, float, _NONE), "waited": int, "stopped": bool},
     "loss_scale": {"value": _NUMBER, "steps_since": int},
     "optim": {"use": str, "options": dict},
+    "spikes": {"loss": list, "norm": list},
 }
 
 
@@ -42,6 +43,9 @@ def _faults(state: Mapping[str, Any]) -> Iterator[str]:
     yield from _wrong("progress.", progress, _present(progress, _PROGRESS))
     evaluated = progress.get("evaluated", {})
     yield from _wrong("progress.evaluated.", evaluated, dict.fromkeys(evaluated, _NUMBER))
+    spikes = state.get("spikes") or {"loss": [], "norm": []}
+    if not all(is_number(value) for value in (*spikes["loss"], *spikes["norm"])):
+        yield "spikes that are not numbers"
     if not all(isinstance(group, dict) for group in state.get("optimizer_groups", [])):
         yield "optimizer_groups that are not objects"
 

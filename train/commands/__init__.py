@@ -4,6 +4,7 @@ COMMANDS = {
     "fit": "start a run, or resume it if its directory holds one",
     "evaluate": "evaluate a checkpoint on the evaluation data",
     "lr-find": "find a learning rate: a range test on this placement",
+    "batch-size": "try sizes of micro-batches: memory and samples per second of each",
     "overfit": "train on one batch until it is learnt, or say what is in the way",
     "profile": "show what steps spend their time on: operators, data, compute, communication",
     "replay": "compute a step of a run again and compare it with what was logged",

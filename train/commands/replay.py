@@ -161,6 +161,7 @@ def _here(
         "loss": taken.loss,
         "grad_norm": taken.grad_norm,
         "finite": taken.is_finite,
+        "skipped": taken.skipped,
         "compared": [
             {"step": c.step, "name": c.name, "logged": c.logged, "replayed": c.replayed}
             | {"difference": c.difference}
@@ -227,6 +228,10 @@ def _print(result: dict[str, Any]) -> None:
         )
     if not any(row["step"] == step for row in shown):
         say(f"{step:>8}  {'loss of this step':<22}{'-':>16}{result['loss']:>16.8g}")
+    if result["skipped"]:
+        why = "it is a spike (optim.spike)" if result["finite"] else "it is not finite"
+        norm = result["grad_norm"]
+        say(f"step {step} is skipped: {why}; loss {result['loss']:.6g}, gradient norm {norm:.6g}")
     for at, module in result["not_finite"].items():
         say(f"step {at}: the first output that is not finite is that of {module}")
     weights = result["weights"]

@@ -16,7 +16,7 @@ from train.checkpoint.store import CheckpointStore
 from train.command_line import say
 from train.commands.arguments import add_config_arguments, config_words
 from train.config.load import LoadedConfig, load_config
-from train.data.ledger import verify
+from train.data.ledger_check import verify
 from train.exits import Exit, UsageError
 
 

@@ -2,8 +2,9 @@
 
 A binary, append-only file of fixed-size records. STEP records are appended just before the commit
 of the checkpoint that covers them. A START record opens each attempt and holds the step that it
-resumes from, which voids all later steps before it. Each record ends in its CRC-32, so that a
-record cut off by a crash differs from a damaged file.
+resumes from, which voids all later steps before it. A LEFT_OUT record says which positions after a
+step are never used, since the run has gone back to that step at a spike. Each record ends in its
+CRC-32, so that a record cut off by a crash differs from a damaged file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from io import FileIO
 from pathlib import Path
 
@@ -35,10 +37,17 @@ _ROW = np.dtype(
         ("crc", "<u4"),
     ]
 )
-_START, _STEP = 1, 2
+_START, _STEP, _LEFT_OUT = 1, 2, 3
+_KINDS = (_START, _STEP, _LEFT_OUT)
 _SHUFFLE = 1
-_BLOCK = 1 << 18  # positions verified at once
-_LARGEST_STEP = 1 << 30  # samples; larger than any real batch, small enough for memory
+
+
+class Skip(IntEnum):
+    """Why a step did not change the weights; the flags of its record."""
+
+    NO = 0
+    NOT_FINITE = 1
+    SPIKE = 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class StepRecord:
     """Number of samples."""
     digest: int
     """See ``step_digest``."""
+    skip: Skip = Skip.NO
+    """Whether the step has changed the weights. Versions that did not record it have NO."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,26 @@ class AttemptStart:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Positions that are deliberately skipped: the run has gone back at a spike, and goes on after
+    them."""
+
+    step: int
+    """The step that it has gone back to."""
+    start_position: int
+    """The first of the positions."""
+    count: int
+    """Number of positions."""
+    spike: int
+    """The step that was the spike."""
+
+    @property
+    def end_position(self) -> int:
+        """The position at which the run goes on."""
+        return self.start_position + self.count
+
+
+@dataclass(frozen=True)
 class History:
     """The content of a ledger."""
 
@@ -76,17 +107,8 @@ class History:
     """The steps that are not void, each with the attempt that took it."""
     starts: list[AttemptStart]
     """All attempts, in the order of the file."""
-
-
-@dataclass(frozen=True)
-class LedgerReport:
-    """The result of ``verify``: whether the ledger is valid, and one sentence on it."""
-
-    ok: bool
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
+    left_out: list[LeftOut]
+    """What is deliberately skipped, and not void."""
 
 
 def sample_digests(positions: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -114,7 +136,8 @@ class Ledger:
         if exists:
             for end, item in _scan(path):
                 valid = end
-                self.last_step = item.step
+                if not isinstance(item, LeftOut):
+                    self.last_step = item.step
         self._file = FileIO(open_regular(path, os.O_RDWR | os.O_CREAT), "r+b")
         self._file.write(_MAGIC)
         self._file.truncate(valid)
@@ -134,9 +157,14 @@ class Ledger:
     def append_steps(self, records: list[StepRecord]) -> None:
         """Appends the steps after ``last_step`` durably: all, or on an OSError none."""
         new = [r for r in records if r.step > self.last_step]
-        self._append([(_STEP, 0, 0, r.step, r.start_position, r.count, r.digest) for r in new])
+        self._append([(_STEP, r.skip, 0, r.step, r.start_position, r.count, r.digest) for r in new])
         if new:
             self.last_step = new[-1].step
+
+    def leave_out(self, left_out: LeftOut) -> None:
+        """Appends durably that positions are deliberately skipped."""
+        fields = left_out.step, left_out.start_position, left_out.count, left_out.spike
+        self._append([(_LEFT_OUT, 0, 0, *fields)])
 
     def _append(self, rows: list[tuple[int, ...]]) -> None:
         append_bytes(self._file, b"".join(_pack(row) for row in rows), durable=True)
@@ -151,7 +179,7 @@ def _pack(row: tuple[int, ...]) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def _scan(path: Path) -> Iterator[tuple[int, StepRecord | AttemptStart]]:
+def _scan(path: Path) -> Iterator[tuple[int, StepRecord | AttemptStart | LeftOut]]:
     """The records in file order, each with the offset of its end.
 
     Ignores an incomplete record at the end. Raises DataError if valid records follow an invalid
@@ -178,14 +206,17 @@ def _scan(path: Path) -> Iterator[tuple[int, StepRecord | AttemptStart]]:
         offset = end
 
 
-def _unpack(data: bytes, at: int) -> StepRecord | AttemptStart | None:
+def _unpack(data: bytes, at: int) -> StepRecord | AttemptStart | LeftOut | None:
     """The record at this offset; None where its kind or its CRC-32 is wrong."""
     raw = data[at : at + _RECORD.size]
     kind, flags, attempt, step, position, first, second, crc = _RECORD.unpack(raw)
-    if zlib.crc32(raw[:-4]) != crc or kind not in (_START, _STEP):
+    if zlib.crc32(raw[:-4]) != crc or kind not in _KINDS:
         return None
+    if kind == _LEFT_OUT:
+        return LeftOut(step, position, first, second)
     if kind == _STEP:
-        return StepRecord(step, position, first, second)
+        skip = Skip(flags) if flags in set(Skip) else Skip.NO
+        return StepRecord(step, position, first, second, skip)
     try:
         order = SampleOrder(first, second, bool(flags & _SHUFFLE))
     except ValueError:  # a number of samples that no data set has
@@ -195,7 +226,7 @@ def _unpack(data: bytes, at: int) -> StepRecord | AttemptStart | None:
 
 def _valid(data: bytes, at: int) -> bool:
     """Whether a complete record starts at this offset; checks its kind first, for speed."""
-    if data[at] not in (_START, _STEP) or data[at + 1] != 0:
+    if data[at] not in _KINDS or data[at + 1] != 0:
         return False
     body = data[at : at + _RECORD.size - 4]
     return data[at + len(body) : at + _RECORD.size] == struct.pack("<I", zlib.crc32(body))
@@ -208,13 +239,17 @@ def read_steps(path: Path) -> list[StepRecord]:
 
 def read_history(path: Path) -> History:
     """Reads the whole ledger. Raises DataError if it is damaged."""
-    history, start = History([], []), None
+    history, start = History([], [], []), None
     for _, item in _scan(path):
         if isinstance(item, AttemptStart):
             start = item
             history.starts.append(start)
             while history.steps and history.steps[-1][0].step > start.step:
                 history.steps.pop()
+            while history.left_out and _is_void(history.left_out[-1], start):
+                history.left_out.pop()
+        elif isinstance(item, LeftOut):
+            history.left_out.append(item)
         elif start is None:
             raise DataError(f"{path} starts with a step instead of an attempt; restore the file.")
         else:
@@ -240,6 +275,23 @@ def _rows(path: Path) -> NDArray[np.void]:
     return np.frombuffer(data, _ROW, (len(data) - len(_MAGIC)) // _RECORD.size, len(_MAGIC))
 
 
+def _is_void(left_out: LeftOut, start: AttemptStart) -> bool:
+    """Whether an attempt that starts here does not know of the positions that were left out."""
+    before = start.step, start.position
+    return (left_out.step, left_out.end_position) > before
+
+
+def goes_on_at(path: Path, step: int, position: int) -> tuple[int, int]:
+    """Where a run resumes after ``step``, which ends at ``position``: the position after what was
+    left out there, and how often the run has gone back to this step. Raises DataError."""
+    if not (_rows(path)["kind"] == _LEFT_OUT).any():
+        return position, 0  # without the time to read all records
+    left_out = [part for part in read_history(path).left_out if part.step == step]
+    if not left_out or left_out[0].start_position != position:
+        return position, 0
+    return left_out[-1].end_position, len(left_out)
+
+
 def recorded_step(path: Path, step: int) -> tuple[StepRecord, AttemptStart] | None:
     """The record of one step with the attempt that took it; None where the ledger has none.
 
@@ -257,90 +309,3 @@ def recorded_step(path: Path, step: int) -> tuple[StepRecord, AttemptStart] | No
     if not isinstance(start, AttemptStart) or not isinstance(record, StepRecord):
         return None  # damaged
     return record, start
-
-
-def verify(path: Path, *, last_step: int | None = None, committed_step: int = 0) -> LedgerReport:
-    """Checks that each position of the stream was used exactly once, or names the first fault.
-
-    Steps must be numbered 1, 2, 3 ..., each must start where the previous one ended, and its
-    samples must be those that the order (recomputed from the seed) has there. ``last_step``: the
-    last step of a finished run, None for others. ``committed_step``: the newest checkpoint's step.
-    """
-    if not path.exists():
-        return LedgerReport(False, f"{path} does not exist")
-    try:
-        history = read_history(path)
-    except DataError as error:
-        return LedgerReport(False, str(error))
-    records = [(record, start.order) for record, start in history.steps]
-    step = records[-1][0].step if records else 0
-    fault = _first_break([record for record, _ in records]) or _first_wrong_digest(records)
-    if fault is None and last_step is not None and step != last_step:
-        fault = f"the run ended at step {last_step}, but the ledger ends at {step}"
-    if fault is None and step < committed_step:
-        fault = f"there is a checkpoint of step {committed_step}, but the ledger ends at {step}"
-    if fault is not None:
-        return LedgerReport(False, fault)
-    if not records:
-        return LedgerReport(True, "no step is committed yet")
-    last = records[-1][0]
-    return LedgerReport(
-        True,
-        f"{step} steps, positions 0 to {last.start_position + last.count - 1}, each used "
-        f"exactly once, in {len(history.starts)} attempt(s)",
-    )
-
-
-def _first_break(records: list[StepRecord]) -> str | None:
-    """The first step that is missing or repeated, or whose positions leave a gap or overlap."""
-    position = 0
-    for step, record in enumerate(records, start=1):
-        start = record.start_position
-        if record.step > step:
-            return f"step {step} is missing: step {record.step} follows {step - 1}"
-        if record.step < step:
-            return f"step {record.step} is repeated: it follows step {step - 1}"
-        if not 1 <= record.count <= _LARGEST_STEP:
-            return f"step {step} cannot have used {record.count} samples"
-        if start > position:
-            return (
-                f"positions {position} to {start - 1} were never used: step {step} starts "
-                f"at {start}"
-            )
-        if start < position:
-            return (
-                f"positions {start} to {position - 1} were used twice: step {step} starts "
-                f"at {start}"
-            )
-        position += record.count
-    return None
-
-
-def _first_wrong_digest(records: list[tuple[StepRecord, SampleOrder]]) -> str | None:
-    """The first step whose samples are not those of the order, if any.
-
-    Recomputes the digests of many steps at once. Positions must be contiguous.
-    """
-    begin = 0
-    while begin < len(records):
-        order, end, samples = records[begin][1], begin, 0
-        while end < len(records) and records[end][1] is order and samples < _BLOCK:
-            samples += records[end][0].count
-            end += 1
-        block = [record for record, _ in records[begin:end]]
-        start = block[0].start_position
-        positions = np.arange(start, start + samples, dtype=np.int64)
-        digests = sample_digests(positions, order.keys(positions)[1])
-        counts = np.array([record.count for record in block])
-        starts = np.cumsum(counts) - counts
-        sums = np.add.reduceat(digests, starts) if samples else digests
-        expected = np.array([record.digest for record in block], dtype=np.uint64)
-        for record, same in zip(block, sums == expected, strict=True):
-            if not same:
-                last = record.start_position + record.count - 1
-                return (
-                    f"step {record.step} did not use the samples that the seed has at positions "
-                    f"{record.start_position} to {last}"
-                )
-        begin = end
-    return None

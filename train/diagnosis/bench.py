@@ -16,9 +16,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from train.checkpoint.manifest import Manifest
+from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.config.load import LoadedConfig
 from train.data.fetch import MicroBatch
+from train.data.ledger import goes_on_at
 from train.data.loader import Batches, training_batches
 from train.data.plan import BatchPlan
 from train.distributed.collectives import Collectives
@@ -28,6 +30,7 @@ from train.loop.state import Progress
 from train.loop.step_agreement import Agreed
 from train.loop.train_step import TrainStep
 from train.optim.schedule import learning_rate_factor
+from train.optim.spikes import SpikeGuard
 from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
 from train.setup.build import (
     RunData,
@@ -60,6 +63,8 @@ class Bench:
     """Where the steps begin: at the start of a run, or at a checkpoint."""
     window: Mapping[str, Any]
     """What the checkpoint has of the steps since the last log line before it."""
+    spikes: SpikeGuard | None
+    """Judges the steps as a run does, but never ends it; None where the config does not ask."""
 
     @property
     def strategy(self) -> Strategy:
@@ -86,8 +91,10 @@ class Bench:
         clock: PhaseClock | None = None,
     ) -> Steps:
         """Takes steps with a learning rate that is a function of the step, 0 for the first step of
-        a run; by default that of the config's schedule. ``clock`` gets their phases."""
+        a run; by default those that the run would take, with the config's schedule and spikes.
+        ``clock`` gets their phases."""
         config = self.loaded.config
+        spikes = self.spikes if learning_rate is None else None
         if learning_rate is None:
             origin = self.loaded.composed.origin("schedule.use")
             schedule = learning_rate_factor(config.schedule, self.data.total_steps, origin)
@@ -97,7 +104,7 @@ class Bench:
             def schedule(step: int) -> float:
                 return chosen(step) / base
 
-        return Steps(self, schedule, clock or PhaseClock())
+        return Steps(self, schedule, spikes, clock or PhaseClock())
 
 
 class Taken(NamedTuple):
@@ -110,17 +117,25 @@ class Taken(NamedTuple):
     grad_norm: float
     """Before clipping."""
     learning_rate: float
+    skipped: bool
+    """Whether the weights have not changed: the step is not finite, or a spike."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether the weights have changed: a step that is not finite is skipped."""
+        """Whether loss and norm are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 class Steps:
     """Takes steps of a bench, one by one."""
 
-    def __init__(self, bench: Bench, schedule: Callable[[int], float], clock: PhaseClock) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        schedule: Callable[[int], float],
+        spikes: SpikeGuard | None,
+        clock: PhaseClock,
+    ) -> None:
         """``schedule``: the factor on the config's learning rate, as a function of the step."""
         self._step = bench.progress.step
         self._checks: FirstStepChecks | None = FirstStepChecks(
@@ -137,6 +152,7 @@ class Steps:
             schedule=schedule,
             seed=bench.loaded.config.run.seed,
             ema=bench.model.ema,
+            spikes=spikes,
             agree=lambda count: _agree(bench.engine.collectives, count),
             timed=clock.within,
             beat=lambda phase: None,
@@ -150,7 +166,8 @@ class Steps:
         self._step += 1
         count = taken.agreed.global_count
         loss = float(taken.result.loss_sum) / count
-        return Taken(loss, count, float(taken.result.grad_norm), taken.learning_rate)
+        norm, skipped = float(taken.result.grad_norm), bool(taken.result.skipped)
+        return Taken(loss, count, norm, taken.learning_rate, skipped)
 
 
 def _agree(collectives: Collectives, count: int) -> Callable[[], Agreed]:
@@ -171,10 +188,16 @@ def open_bench(
         stack.push(engine.leave)
         task = loaded.task(loaded.config)
         progress, window = Progress(), dict[str, Any]()
+        config = loaded.config.optim.spike
+        spikes = SpikeGuard(config.skipping(), engine.device) if config else None
         if resume_from:
             state = Manifest.read(resume_from).state
             progress.load_state_dict(state["progress"])
+            ledger = RunDirectory(loaded.run_directory).ledger
+            progress.position, _ = goes_on_at(ledger, progress.step, progress.position)
             window = state["window"]
+            if spikes and state.get("spikes"):
+                spikes.load_state_dict(state["spikes"])
         data = build_data(
             loaded,
             task,
@@ -198,7 +221,7 @@ def open_bench(
                 changes=[],
                 allow_changes=False,
             )
-        yield Bench(loaded, task, engine, data, plan, model, progress, window)
+        yield Bench(loaded, task, engine, data, plan, model, progress, window, spikes)
 
 
 def _plan(
@@ -214,9 +237,18 @@ def _plan(
         return BatchPlan(config.batch.global_batch_size, largest, engine.world_size)
     if not is_wanted(config.batch, engine.device):
         return BatchPlan.from_config(config.batch, engine.world_size)
+    with _finder(loaded, task, data, engine, choice) as finder:
+        return finder.find()
+
+
+@contextmanager
+def _finder(
+    loaded: LoadedConfig, task: Task, data: RunData, engine: Engine, choice: StrategyChoice
+) -> Iterator[BatchSizeFinder]:
+    """A finder that keeps nothing."""
     with TemporaryDirectory() as directory:
-        return BatchSizeFinder(
-            config,
+        yield BatchSizeFinder(
+            loaded.config,
             task,
             data.train,
             engine,
@@ -224,4 +256,18 @@ def _plan(
             build=lambda plan: build_trainable(loaded, task, engine, choice, plan),
             directory=Path(directory),
             beat=lambda phase: None,
-        ).find()
+        )
+
+
+@contextmanager
+def open_finder(loaded: LoadedConfig) -> Iterator[tuple[BatchSizeFinder, Engine, str]]:
+    """What tries micro-batches of a config, the engine, and the name of the strategy; there is no
+    model yet. Collective."""
+    choice = choose_strategy(loaded)
+    engine = build_engine(loaded.config, choice)
+    with ExitStack() as stack:
+        stack.push(engine.leave)
+        task = loaded.task(loaded.config)
+        data = build_data(loaded, task, engine.collectives, engine.device)
+        finder = stack.enter_context(_finder(loaded, task, data, engine, choice))
+        yield finder, engine, choice.name

@@ -85,7 +85,7 @@ def replay(
                     anomalies[step] = wrong
             else:
                 taken = taker.take(micro_batches)
-            if taken.is_finite:
+            if not taken.skipped:
                 loss_sum, count = loss_sum + taken.loss * taken.units, count + taken.units
             if step in logged["train/loss"]:
                 loss = loss_sum / count if count else math.nan

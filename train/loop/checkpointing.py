@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint.checkpoint_config import CheckpointConfig
 from train.checkpoint.damage import DamagedError
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.mirroring import Mirroring
 from train.checkpoint.saver import CheckpointSaver, SaveRequest
 from train.checkpoint.store import CheckpointStore
 from train.data.fetch import MicroBatch
-from train.data.ledger import Ledger, StepRecord
+from train.data.ledger import Ledger, LeftOut, Skip, StepRecord, goes_on_at
 from train.exits import RetryError, RunError
 from train.loop.early_stop import EarlyStop
 from train.loop.state import Progress
 from train.loop.step_metrics import StepMetrics
 from train.optim.ema import Ema
+from train.optim.spikes import SpikeGuard
 from train.setup.resume import saved_state
 from train.strategies.base import Strategy
 from train.track.tracker import Tracker
@@ -112,12 +115,40 @@ class Checkpointing:
         digest = sum(micro.digest for micro in micro_batches) % 2**64
         self._pending.append(StepRecord(step, position, samples, digest))
 
+    def record_skip(self, step: int, why: Skip) -> None:
+        """Records that a step which is not in the ledger yet has not changed the weights. Not
+        collective."""
+        self._pending = [replace(r, skip=why) if r.step == step else r for r in self._pending]
+
+    def leave_out(self, step: int, position: int) -> tuple[LeftOut, int] | None:
+        """Records that the run goes back to its newest checkpoint from a spike at ``step``, and
+        goes on with ``position`` of the training stream. Returns what is left out and how often
+        the run has gone back there; None where there is no checkpoint. Call ``wait`` before."""
+        if self.last_step is None:
+            return None
+        recorded: tuple[int, ...] = ()
+        if self._ledger is not None:
+            self._ensure_in_place()
+            saved = Manifest.read(self._store.path(self.last_step)).state["progress"]["position"]
+            start, before = goes_on_at(self._ledger.path, self.last_step, saved)
+            part = LeftOut(self.last_step, start, position - start, step)
+            self._ledger.leave_out(part)
+            recorded = start, before + 1
+        start, times = self._strategy.collectives.broadcast_object(recorded)
+        return LeftOut(self.last_step, start, position - start, step), times
+
     def reserve(self) -> None:
         """Allocates the host memory of the first checkpoint. Called after the first step, when
         the optimiser has its state."""
         self._saver.reserve(saved_state(self._strategy, self._ema)[0])
 
-    def start(self, progress: Progress, metrics: StepMetrics, early_stop: EarlyStop | None) -> bool:
+    def start(
+        self,
+        progress: Progress,
+        metrics: StepMetrics,
+        early_stop: EarlyStop | None,
+        spikes: SpikeGuard | None,
+    ) -> bool:
         """Starts a checkpoint of the present step, after ``wait``. Returns False where there is
         one already."""
         if self.last_step == progress.step:
@@ -130,6 +161,7 @@ class Checkpointing:
             **self._facts,
             **_evaluation_state(progress, early_stop),
             "window": metrics.state_dict(),
+            "spikes": spikes.state_dict() if spikes else None,
             **values,
         }
         evaluated_now = progress.evaluated_step == progress.step
@@ -215,7 +247,7 @@ class Checkpointing:
                 counts, digests = sums[: len(records)], sums[len(records) :]
                 self._ledger.append_steps(
                     [
-                        StepRecord(r.step, r.start_position, count, digest % 2**64)
+                        replace(r, count=count, digest=digest % 2**64)
                         for r, count, digest in zip(records, counts, digests, strict=True)
                     ]
                 )

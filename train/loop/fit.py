@@ -7,7 +7,8 @@ from collections import deque
 from contextlib import nullcontext
 
 from train.data.fetch import MicroBatch
-from train.exits import Exit
+from train.data.ledger import Skip
+from train.exits import Exit, NotFiniteError, RollbackError, SpikeError
 from train.loop.early_stop import metric_value
 from train.loop.first_step import FirstStepChecks
 from train.loop.report import report_end, report_start
@@ -34,7 +35,7 @@ def fit(run: OpenRun) -> Exit:
         micro_batches = next_micro_batches(run)
         compiles = checks is not None and run.loaded.config.compile
         with run.goodput.clock.counted_as("compile") if compiles else nullcontext():
-            taken = run.train_step.take(micro_batches, progress.step, checks)
+            taken = take_step(run, micro_batches, checks)
         if taken is None:
             return preempt(run)
         if checks:
@@ -48,22 +49,41 @@ def fit(run: OpenRun) -> Exit:
         run.hooks.checkpoint(run.checkpointing.last_path)
         if triggers.histograms(progress.step):
             track_histograms(run)
-        due = triggers.evaluate(progress.step, progress.position)
-        evaluates = due and run.evaluation is not None
-        saves = triggers.save(progress.step) or taken.agreed.save
-        complete = progress.step == run.data.total_steps
-        # Before the evaluation, which the checkpoint gets later: if it fails, no step is lost.
-        progress.evaluation_due = evaluates
-        if saves or (evaluates and complete):
-            save(run)
-        if evaluates:
-            evaluate(run)
+        save_and_evaluate(run, taken)
         if run.recorder:
             run.beat("profiling")
             run.recorder.step_end()
     if progress.evaluation_due:
         return preempt(run)
     return finish(run)
+
+
+def take_step(
+    run: OpenRun, micro_batches: list[MicroBatch], checks: FirstStepChecks | None
+) -> StepTaken | None:
+    """Takes the next step; None where the ranks agreed to stop before it."""
+    taken = run.train_step.take(micro_batches, run.progress.step, checks)
+    if taken is None and at_spike(run):
+        end_at_spike(run)
+        taken = run.train_step.take(micro_batches, run.progress.step, checks)
+    return taken
+
+
+def save_and_evaluate(run: OpenRun, taken: StepTaken) -> None:
+    """Saves and evaluates where it is due after a step."""
+    progress, triggers = run.progress, run.triggers
+    due = triggers.evaluate(progress.step, progress.position)
+    evaluates = due and run.evaluation is not None
+    saves = triggers.save(progress.step) or taken.agreed.save
+    complete = progress.step == run.data.total_steps
+    if (saves or evaluates or complete) and at_spike(run):
+        end_at_spike(run)
+    # Before the evaluation, which the checkpoint gets later: if it fails, no step is lost.
+    progress.evaluation_due = evaluates
+    if saves or (evaluates and complete):
+        save(run)
+    if evaluates:
+        evaluate(run)
 
 
 def next_micro_batches(run: OpenRun) -> list[MicroBatch]:
@@ -89,10 +109,19 @@ def record_step(run: OpenRun, micro_batches: list[MicroBatch], taken: StepTaken)
 
 def read_metrics(run: OpenRun) -> None:
     """Copies losses and norms to the host. Raises NotFiniteError after too many skipped steps."""
-    before = run.progress.skipped_steps
-    run.progress.record_skipped(run.metrics.read(), run.loaded.config.optim.max_skipped_steps)
-    if skipped := run.progress.skipped_steps - before:
-        run.tracker.event(f"{skipped} of the last steps skipped: loss or gradient norm not finite.")
+    steps, progress = run.metrics.read(), run.progress
+    not_finite = 0
+    for step, skipped in enumerate(steps, start=progress.step - len(steps) + 1):
+        if skipped:
+            run.checkpointing.record_skip(step, skipped.why)
+            not_finite += skipped.why == Skip.NOT_FINITE
+        if skipped and skipped.why == Skip.SPIKE:
+            run.tracker.warn(f"Step {step} is a spike and was skipped: {skipped.text}.")
+    progress.record_skipped(steps, run.loaded.config.optim.max_skipped_steps)
+    if not_finite:
+        run.tracker.event(
+            f"{not_finite} of the last steps skipped: loss or gradient norm not finite."
+        )
 
 
 def log(run: OpenRun) -> None:
@@ -163,7 +192,7 @@ def save(run: OpenRun) -> None:
     read_metrics(run)
     wait_for_checkpoint(run)  # the one before
     run.goodput.saving(run.progress.step)
-    if run.checkpointing.start(run.progress, run.metrics, run.early_stop):
+    if run.checkpointing.start(run.progress, run.metrics, run.early_stop, run.spikes):
         run.triggers.checkpoint_started()
 
 
@@ -179,6 +208,57 @@ def save_and_wait(run: OpenRun) -> bool:
     save(run)
     wait_for_checkpoint(run)
     return run.checkpointing.last_step == run.progress.step
+
+
+def at_spike(run: OpenRun) -> bool:
+    """Whether the step just taken is a spike at which the attempt ends; the same on all ranks."""
+    return run.spikes is not None and run.spikes.ends_run()
+
+
+def end_at_spike(run: OpenRun) -> None:
+    """Raises SpikeError, after a checkpoint, or RollbackError, after a record in the ledger.
+    Returns where the run cannot go back, as there is no checkpoint yet: the step is only skipped.
+    """
+    assert run.spikes is not None
+    step = run.progress.step
+    if run.spikes.rolls_back:
+        roll_back(run)
+        run.spikes.go_on()
+        return
+    if not save_and_wait(run):
+        raise run.checkpointing.error(
+            f"Step {step} is a spike, but its checkpoint could not be written",
+            f"rerun to resume from step {run.checkpointing.last_step or 0}",
+        )
+    raise SpikeError(
+        f"Step {step} is a spike (optim.spike.action is stop), so it was skipped and the run ends; "
+        f"it is saved. To look at the step: {run.loaded.command('replay')} --step "
+        f"{step}. Rerun to go on after it, or add --allow-changes to go on with other values."
+    )
+
+
+def roll_back(run: OpenRun) -> None:
+    """Raises RollbackError if there is a checkpoint, or NotFiniteError after too many of them."""
+    step, limit = run.progress.step, run.loaded.config.optim.max_skipped_steps
+    read_metrics(run)
+    wait_for_checkpoint(run)
+    found = run.checkpointing.leave_out(step, run.progress.position)
+    if found is None:
+        run.tracker.warn(f"There is no checkpoint before step {step} to go back to.")
+        return
+    left_out, times = found
+    if times > max(limit, 1):
+        raise NotFiniteError(
+            f"Step {step} is a spike, and the run has gone back to step {left_out.step} "
+            f"{times - 1} times already (optim.max_skipped_steps is {limit}); lower optim.lr, set "
+            "optim.clip_norm, or check the data."
+        )
+    text = (
+        f"Step {step} is a spike, so the run goes back to the checkpoint of step {left_out.step} "
+        f"and leaves out positions {left_out.start_position} to {left_out.end_position - 1}"
+    )
+    run.tracker.event(f"{text}.")
+    raise RollbackError(f"{text}. Rerun to go on from there, as launchers do.")
 
 
 def preempt(run: OpenRun) -> Exit:
@@ -232,6 +312,7 @@ def finish(run: OpenRun) -> Exit:
                 "time": time.time(),
                 "early_stopped": run.stopped_early,
                 "skipped_steps": progress.skipped_steps,
+                "spikes": progress.spikes,
                 "metrics": progress.evaluated,
                 "goodput": goodput,
             }

@@ -29,6 +29,7 @@ from train.loop.evaluation import Evaluation
 from train.loop.evaluation_check import check_evaluation
 from train.loop.failure import on_error
 from train.loop.first_step import FirstStepChecks
+from train.loop.memory_advice import advising
 from train.loop.open_tracker import open_tracker
 from train.loop.run import OpenRun, resume_point
 from train.loop.state import Progress
@@ -38,6 +39,7 @@ from train.loop.stragglers import Stragglers
 from train.loop.train_step import TrainStep
 from train.loop.triggers import Triggers
 from train.optim.schedule import learning_rate_factor
+from train.optim.spikes import SpikeGuard
 from train.process.stop import StopRequest
 from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
 from train.setup.build import (
@@ -92,7 +94,8 @@ def open_run(
             start_memory_history(joined.engine.device)
         opened = _open(stack, loaded, directory, joined, allow_changes=allow_changes)
         try:
-            yield opened
+            with advising(loaded, opened.task, opened.data, opened.plan, opened.model):
+                yield opened
         finally:
             goodput.clock.enter("shutdown")
 
@@ -117,6 +120,7 @@ def _open(
     store = CheckpointStore(directory.checkpoints)
     if attempt.resume_step is not None:
         progress.load_state_dict(Manifest.read(store.path(attempt.resume_step)).state["progress"])
+        progress.position = attempt.left_out or progress.position
     data = build_data(
         loaded,
         task,
@@ -135,6 +139,7 @@ def _open(
     joined.heartbeat.calls = model.strategy.call_record
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
+    spikes = SpikeGuard(config.optim.spike, engine.device) if config.optim.spike else None
     notes: list[str] = []
     with joined.goodput.clock.within("restore"):
         initial = load_initial_weights(source, model.strategy, model.ema) if source else None
@@ -153,9 +158,7 @@ def _open(
                 allow_changes=allow_changes,
             )
         state, notes = resumed.state, resumed.notes + changes_without_effect(attempt)
-        metrics.load_state_dict(state["window"])
-        if early_stop and state["early_stop"]:
-            early_stop.load_state_dict(state["early_stop"])
+        _restore_loop(state, metrics, early_stop, spikes)
     facts = attempt_facts(loaded, joined, data, plan, model)
     tracker = open_tracker(
         stack, loaded, directory, store, joined, task, data, plan, model, progress, facts,
@@ -220,6 +223,7 @@ def _open(
         stragglers=Stragglers(joined.hosts),
         triggers=triggers,
         early_stop=early_stop,
+        spikes=spikes,
         tracker=tracker,
         checkpointing=checkpointing,
         hooks=hooks,
@@ -239,6 +243,7 @@ def _open(
             schedule=schedule,
             seed=config.run.seed,
             ema=model.ema,
+            spikes=spikes,
             agree=StepAgreement(engine.collectives, stop, triggers, checkpointing, beat).start,
             timed=metrics.timed,
             beat=beat,
@@ -275,7 +280,9 @@ def _check_evaluation(
         return joined.stop.requested
 
     beat("checking the evaluation")
-    return check_evaluation(task, model.strategy, loaded.config, build(most=1), build, stop=stop)
+    with advising(loaded, task, data, plan, model):
+        first = build(most=1)
+        return check_evaluation(task, model.strategy, loaded.config, first, build, stop=stop)
 
 
 def _check_unfinished(loaded: LoadedConfig, directory: RunDirectory, total_steps: int) -> None:
@@ -319,6 +326,20 @@ def _plan(
     return finder.find()
 
 
+def _restore_loop(
+    state: dict[str, Any],
+    metrics: StepMetrics,
+    early_stop: EarlyStop | None,
+    spikes: SpikeGuard | None,
+) -> None:
+    """Restores from the state of a checkpoint what depends on the steps before it."""
+    metrics.load_state_dict(state["window"])
+    if early_stop and state["early_stop"]:
+        early_stop.load_state_dict(state["early_stop"])
+    if spikes and state.get("spikes"):
+        spikes.load_state_dict(state["spikes"])
+
+
 def _step_metrics(loaded: LoadedConfig, task: Task, data: RunData, joined: Joined) -> StepMetrics:
     return StepMetrics(
         joined.goodput.clock,
@@ -329,6 +350,7 @@ def _step_metrics(loaded: LoadedConfig, task: Task, data: RunData, joined: Joine
         world_size=joined.engine.world_size,
         global_batch_size=loaded.config.batch.global_batch_size,
         dataset_size=data.order.size,
+        looks_for_spikes=loaded.config.optim.spike is not None,
     )
 
 

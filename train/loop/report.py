@@ -75,7 +75,8 @@ def report_end(run: OpenRun) -> str:
     if facts := facts_of(run.task):
         lines.append("  to compare    " + "  ".join(f"{k} {v:,.6g}" for k, v in facts.items()))
     if progress.skipped_steps:
-        lines.append(f"  skipped       {progress.skipped_steps} steps that were not finite")
+        spikes = f", {progress.spikes} of them spikes" if progress.spikes else ""
+        lines.append(f"  skipped       {progress.skipped_steps} steps without an update{spikes}")
     lines += [
         f"  checkpoints   {directory.checkpoints}",
         f"  metrics       {directory.metrics}",

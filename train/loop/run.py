@@ -25,6 +25,7 @@ from train.loop.step_metrics import StepMetrics
 from train.loop.stragglers import Stragglers
 from train.loop.train_step import TrainStep
 from train.loop.triggers import Triggers
+from train.optim.spikes import SpikeGuard
 from train.setup.build import RunData, TrainableModel
 from train.setup.find_run import Attempt
 from train.setup.init_from import Loaded
@@ -59,6 +60,8 @@ class OpenRun:
     stragglers: Stragglers
     triggers: Triggers
     early_stop: EarlyStop | None
+    spikes: SpikeGuard | None
+    """None where the run does not look for spikes."""
     tracker: Tracker
     checkpointing: Checkpointing
     hooks: Hooks

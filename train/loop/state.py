@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from train.data.ledger import Skip
 from train.exits import NotFiniteError
+
+
+class SkippedStep(NamedTuple):
+    """A step without an update."""
+
+    why: Skip
+    text: str
+    """The reason in words, to end a sentence with."""
 
 
 @dataclass
@@ -18,7 +27,9 @@ class Progress:
     position: int = 0
     """Samples consumed from the training stream."""
     skipped_steps: int = 0
-    """Steps without an update, because the loss or the gradient norm was not finite."""
+    """Steps without an update, because the loss or the gradient norm was not finite or a spike."""
+    spikes: int = 0
+    """Those of them that were spikes."""
     skipped_in_a_row: int = 0
     evaluated: dict[str, float] = field(default_factory=dict)
     """The metrics of the newest evaluation."""
@@ -45,17 +56,19 @@ class Progress:
         """Records an evaluation of the present step."""
         self.evaluated, self.evaluated_step, self.evaluation_due = metrics, self.step, False
 
-    def record_skipped(self, skipped: Sequence[bool], limit: int) -> None:
-        """Counts the skipped ones of the last ``len(skipped)`` steps.
+    def record_skipped(self, skipped: Sequence[SkippedStep | None], limit: int) -> None:
+        """Counts the skipped ones of the last ``len(skipped)`` steps; None for a step that was not.
 
         Raises NotFiniteError where more than ``limit`` steps in a row were skipped.
         """
-        for step, was_skipped in enumerate(skipped, start=self.step - len(skipped) + 1):
-            self.skipped_steps += was_skipped
-            self.skipped_in_a_row = self.skipped_in_a_row + 1 if was_skipped else 0
-            if self.skipped_in_a_row > limit:
+        for step, skip in enumerate(skipped, start=self.step - len(skipped) + 1):
+            self.skipped_steps += skip is not None
+            self.spikes += skip is not None and skip.why == Skip.SPIKE
+            self.skipped_in_a_row = 0 if skip is None else self.skipped_in_a_row + 1
+            if skip and self.skipped_in_a_row > limit:
+                what = "a spike or not finite" if skip.why == Skip.SPIKE else "not finite"
                 raise NotFiniteError(
-                    f"The loss or the gradient norm was not finite for more than {limit} steps in "
+                    f"The loss or the gradient norm was {what} for more than {limit} steps in "
                     f"a row, the last of them step {step} (optim.max_skipped_steps is {limit}); "
                     f"{_advice(none_taken=self.skipped_in_a_row == step)}"
                 )

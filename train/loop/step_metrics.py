@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from train.data.ledger import Skip
 from train.goodput.clock import PhaseClock
 from train.goodput.phases import Phase
 from train.loop.mfu import peak_flops
-from train.loop.state import Progress
+from train.loop.state import Progress, SkippedStep
 from train.strategies.base import StepResult
 
 
@@ -39,8 +41,9 @@ class StepMetrics:
         world_size: int,
         global_batch_size: int,
         dataset_size: int,
+        looks_for_spikes: bool = False,
     ) -> None:
-        self._clock = clock
+        self._clock, self._looks_for_spikes = clock, looks_for_spikes
         self._unit, self._device, self._world_size = unit, device, world_size
         self._global_batch_size, self._dataset_size = global_batch_size, dataset_size
         self._flops, self._peak = flops_per_sample, peak_flops(device, precision)
@@ -81,20 +84,22 @@ class StepMetrics:
         """Steps whose numbers are still on the device."""
         return len(self._unread)
 
-    def read(self) -> list[bool]:
+    def read(self) -> list[SkippedStep | None]:
         """Copies all numbers from the device, at once. Returns, for each step since the last
-        call, whether it was skipped."""
+        call, why it was skipped; None where it was not."""
         if not self._unread:
             return []
-        values = [value for result, _ in self._unread for value in result]
-        rows = torch.stack(values).view(-1, 3).tolist()
-        for (loss_sum, norm, skipped), (_, count) in zip(rows, self._unread, strict=True):
+        rows = torch.stack([_numbers(result) for result, _ in self._unread]).tolist()
+        steps: list[SkippedStep | None] = []
+        for (loss_sum, norm, skipped, *limits), (_, count) in zip(rows, self._unread, strict=True):
             if not skipped:
                 self._loss_sum += loss_sum
                 self._count += count
             self._norm = norm
+            mean = loss_sum / count if count else math.nan
+            steps.append(_reason(mean, norm, limits) if skipped else None)
         self._unread.clear()
-        return [bool(skipped) for _, _, skipped in rows]
+        return steps
 
     def compute(self, progress: Progress) -> dict[str, float]:
         """The numbers of a log line over the steps since the last call, which start anew.
@@ -115,6 +120,7 @@ class StepMetrics:
             "train/gradient_norm": self._norm,
             "train/epoch": progress.position / self._dataset_size,
             "train/skipped_steps": float(progress.skipped_steps),
+            **({"train/spikes": float(progress.spikes)} if self._looks_for_spikes else {}),
             "speed/samples_per_second": samples / training,
             "time/step": training / steps,
             "time/data": data / steps,
@@ -144,6 +150,23 @@ class StepMetrics:
         """Restores what ``state_dict`` returned."""
         self._loss_sum, self._count = state["loss_sum"], state["count"]
         self._norm = float("nan") if state["norm"] is None else state["norm"]
+
+
+def _numbers(result: StepResult) -> torch.Tensor:
+    """The numbers of a step in one tensor: loss sum, norm, skipped, and the limits if any."""
+    scalars = torch.stack([result.loss_sum, result.grad_norm, result.skipped])
+    return scalars if result.limits is None else torch.cat([scalars, result.limits])
+
+
+def _reason(loss: float, norm: float, limits: Sequence[float]) -> SkippedStep:
+    """Why a step with this mean loss was skipped."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        for what, value, limit in zip(
+            ("loss", "gradient norm"), (loss, norm), limits, strict=False
+        ):
+            if value > limit:
+                return SkippedStep(Skip.SPIKE, f"the {what} is {value:.6g}, above {limit:.6g}")
+    return SkippedStep(Skip.NOT_FINITE, "the loss or the gradient norm is not finite")
 
 
 def _memory(device: torch.device) -> dict[str, float]:

@@ -18,6 +18,7 @@ from train.loop.step_agreement import Agreed
 from train.optim.ema import Ema
 from train.optim.optim_config import OptimConfig
 from train.optim.optimizer import set_learning_rate
+from train.optim.spikes import SpikeGuard, judge_finite
 from train.strategies.base import StepResult, Strategy
 from train.tasks.base import Task
 from train.tasks.checked import count_of, loss_of
@@ -36,8 +37,9 @@ class TrainStep:
     """Takes the steps of a run; everything that a step uses is an argument here.
 
     ``schedule`` gives the factor on ``optim.lr`` for a step counted from 0, ``seed`` is the run's,
-    ``agree`` starts the exchange of a step (``StepAgreement.start``), ``timed`` adds the seconds of
-    its body to a phase, ``beat`` tells the watchdog what this rank does.
+    ``spikes`` judges the steps, ``agree`` starts the exchange of a step (``StepAgreement.start``),
+    ``timed`` adds the seconds of its body to a phase, ``beat`` tells the watchdog what this rank
+    does.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class TrainStep:
         schedule: Callable[[int], float],
         seed: int,
         ema: Ema | None,
+        spikes: SpikeGuard | None,
         agree: Callable[[int], Callable[[], Agreed]],
         timed: Callable[[Phase], AbstractContextManager[None]],
         beat: Callable[[str], None],
     ) -> None:
         self._task, self._strategy, self._ema = task, strategy, ema
         self._optim, self._schedule, self._seed = optim, schedule, seed
+        self._spikes = spikes
         self._agree, self._timed, self._beat = agree, timed, beat
 
     def take(
@@ -66,8 +70,9 @@ class TrainStep:
         """Takes the step after ``step`` completed ones; collective.
 
         The gradient is that of (sum of losses over the global batch) / (global count), for any
-        number of ranks and micro-batches. Returns None where the ranks agreed to stop: then
-        weights, gradients and buffers are as they were before.
+        number of ranks and micro-batches. Returns None where the ranks agreed to stop, or where the
+        step before is a spike that ends the run: then weights, gradients and buffers are as they
+        were before.
         """
         task, strategy = self._task, self._strategy
         to_device = strategy.engine.to_device
@@ -93,7 +98,8 @@ class TrainStep:
                     loss = strategy.call_for_backward(partial(loss_of, task, batch=batch))
                 with self._timed("wait"):
                     agreed = pending_agreement()
-                if agreed.stop:
+                after_spike = micro is micro_batches[0] and self._spikes and self._spikes.ends_run()
+                if agreed.stop or after_spike:
                     strategy.undo_forward()
                     return None
                 loss_sum += loss.sum.detach()
@@ -108,7 +114,10 @@ class TrainStep:
         if checks:
             checks.after_backward()
         self._beat("taking the optimiser step")
-        result = strategy.step(wait_for_loss_sum, self._optim.clip_norm)
+        judge = judge_finite
+        if self._spikes:
+            judge = partial(self._spikes.judge, count=agreed.global_count)
+        result = strategy.step(wait_for_loss_sum, self._optim.clip_norm, judge)
         if self._ema:
             self._ema.update(result.skipped)
         return StepTaken(result, agreed, learning_rate)

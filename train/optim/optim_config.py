@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from train.optim.spikes import SpikeConfig
 from train.section import Section, name_or_path, names_for_editors, non_semantic
 
 Kind = Literal["norm", "bias", "embedding"]
@@ -132,9 +133,13 @@ class OptimConfig(Section):
     clip_norm: float | None = Field(None, gt=0.0)
     """Clip gradients to this global L2 norm; null for no clipping."""
 
+    spike: SpikeConfig | None = None
+    """What to do at a step whose loss or gradient norm is far above that of the steps before; null
+    for nothing."""
+
     max_skipped_steps: int = non_semantic(10, ge=0)
-    """A step with a non-finite loss or gradient norm is skipped; more than this many in a row end
-    the run with exit code 78."""
+    """A step with a non-finite loss or gradient norm is skipped; more skipped steps in a row than
+    this, spikes included, end the run with exit code 78."""
 
     @field_validator("use")
     @classmethod

@@ -62,10 +62,19 @@ def build_optimizer(
 def _made(
     cls: Callable[..., Optimizer], groups: list[dict[str, Any]], arguments: Any, rejects: str
 ) -> Optimizer:
+    from torch.optim import Optimizer
+
     try:
-        return cls(groups, **arguments)
+        made: object = cls(groups, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{rejects}: {str(error).rstrip('.')}.") from error
+    if not isinstance(made, Optimizer):
+        raise UsageError(
+            f"{rejects.partition(' rejects')[0]} returns a {type(made).__name__} when it is "
+            "called, but a run has one torch.optim.Optimizer; several ones, as of a GAN, are out "
+            "of scope."
+        )
+    return made
 
 
 def _find(use: str, origin: str) -> Callable[..., Optimizer]:

@@ -18,6 +18,8 @@ CURVES = 120
 JUMPS = 200
 """The most steps at which skipped steps are recorded."""
 SKIPPED = "train/skipped_steps"
+SPIKES = "train/spikes"
+BOTH = "not finite, or spikes"
 _NAME = 200  # characters
 _NOT_METRICS = {"step", "attempt", "time"}
 
@@ -136,14 +138,14 @@ class Metrics:
     """The last step and its time; its value is None."""
     attempts: dict[int, tuple[Point, Point]] = field(default_factory=dict)
     """The first and the last row of each attempt; their values are None."""
-    skipped: list[tuple[int, float | None, int]] = field(default_factory=list)
-    """Step, time and number of steps that were skipped since the row before."""
+    skipped: list[tuple[int, float | None, int, str]] = field(default_factory=list)
+    """Step, time and number of steps that were skipped since the row before, and why."""
 
 
 def read_metrics(path: Path) -> Metrics:
     """Reads the rows of a file; none where there is no file. Raises OSError."""
     found = Metrics()
-    skipped, unknown = 0.0, set[str]()
+    skipped, spikes, unknown = 0.0, 0.0, set[str]()
     for step, row in _rows(path, found):
         time = moment(row.get("time"))
         here = Point(step, time, None)
@@ -166,8 +168,12 @@ def read_metrics(path: Path) -> Metrics:
         total = row.get(SKIPPED)
         if is_number(total) and math.isfinite(total):
             if total > skipped and len(found.skipped) < JUMPS:
-                found.skipped.append((step, time, int(total - skipped)))
+                of_spikes = row.get(SPIKES)
+                new = of_spikes - spikes if is_number(of_spikes) else 0
+                why = "not finite" if new <= 0 else "spikes" if new >= total - skipped else BOTH
+                found.skipped.append((step, time, int(total - skipped), why))
             skipped = total
+            spikes = row[SPIKES] if is_number(row.get(SPIKES)) else spikes
     found.left_out = len(unknown)
     return found
 

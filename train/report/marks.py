@@ -55,8 +55,8 @@ def find_marks(
         for saved in checkpoints[-MARKS:]
     ]
     found += [
-        Mark("skipped", step, time, f"{count} step{'s' * (count > 1)} skipped: not finite")
-        for step, time, count in metrics.skipped
+        Mark("skipped", step, time, f"{count} step{'s' * (count > 1)} skipped: {why}")
+        for step, time, count, why in metrics.skipped
     ]
     found += _hangs(directory, metrics, attempts)
     found += _failures(directory, clock)

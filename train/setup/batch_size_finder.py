@@ -9,7 +9,6 @@ are kept in the run directory: a run that is started again tries nothing.
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from train.config.schema import Config
 from train.data.plan import BatchConfig, BatchPlan
@@ -31,13 +29,16 @@ from train.files import write_json
 from train.json_files import read_object
 from train.process.diagnose import is_out_of_memory
 from train.setup.build import TrainableModel
-from train.setup.compile_check import check_compiled
+from train.setup.trial_step import Trial, free_device_memory
 from train.strategies.engine import Engine
 from train.tasks.base import Task
-from train.tasks.checked import count_of, loss_of
 
 _log = logging.getLogger("train")
 FILE = "micro_batches.json"
+NOTHING_FITS = (
+    "Out of memory with one sample per rank and micro-batch; set activation_checkpointing=true, or "
+    "shard the model over more ranks with strategy=fsdp2."
+)
 _RESULTS = ("begun", "fits", "too large")
 # Ranks may wait in an exchange for a rank that ran out of memory.
 _TRIAL_TIMEOUT = timedelta(minutes=5)
@@ -86,11 +87,7 @@ class BatchSizeFinder:
         failed, fits = 0, 1
         while not self._fits(fits):
             if fits == most:
-                raise OutOfMemoryError(
-                    "Out of memory with one sample per rank and micro-batch; set "
-                    "activation_checkpointing=true, or shard the model over more ranks with "
-                    "strategy=fsdp2."
-                )
+                raise OutOfMemoryError(NOTHING_FITS)
             failed, fits = fits, min(2 * fits, most)
         while fits - failed > 1:
             middle = (failed + fits) // 2
@@ -101,6 +98,20 @@ class BatchSizeFinder:
         """The plan with ``accumulation`` micro-batches per rank and step."""
         batch, ranks = self._config.batch.global_batch_size, self._engine.world_size
         return BatchPlan(batch, -(-batch // (ranks * accumulation)), ranks)
+
+    def plans(self) -> list[BatchPlan]:
+        """Plans from the smallest micro-batches to the largest, each about twice as large as those
+        before it; the same on all ranks."""
+        most = max(self._config.batch.global_batch_size // self._engine.world_size, 1)
+        numbers = {most, *(2**power for power in range(most.bit_length()))}
+        plans = {(plan := self._plan(n)).largest_micro_batch: plan for n in numbers}
+        return [plans[size] for size in sorted(plans)]
+
+    def between(self, fits: BatchPlan, too_large: BatchPlan) -> BatchPlan | None:
+        """A plan with micro-batches of a size between those of two others, if there is one."""
+        middle = self._plan((fits.accumulation + too_large.accumulation) // 2)
+        known = (fits.largest_micro_batch, too_large.largest_micro_batch)
+        return None if middle.largest_micro_batch in known else middle
 
     def _fits(self, accumulation: int) -> bool:
         """Whether ``accumulation`` micro-batches per step fit, on all ranks."""
@@ -116,21 +127,26 @@ class BatchSizeFinder:
             self._keep(size, "too large")
         elif size not in self._results:
             self._keep(size, "begun")
-            self._keep(size, "fits" if self._try(plan) else "too large")
+            self._keep(size, "fits" if self.try_out(plan) else "too large")
         return bool(self._results[size] == "fits")
 
-    def _try(self, plan: BatchPlan) -> bool:
+    def try_out(self, plan: BatchPlan, measure: Callable[[Trial], None] | None = None) -> bool:
+        """Whether steps of a plan fit, on all ranks; where they do, ``measure`` gets the trial,
+        which has taken its first steps. What it does must fit, too."""
         size = plan.largest_micro_batch
         self._beat(f"trying micro-batches of {size}")
         group = dist.new_group(backend="gloo", timeout=_TRIAL_TIMEOUT) if self._ranks > 1 else None
         among_ranks = Collectives(self._engine.rank, self._ranks, group)
-        trial = _Trial(self._config, self._task, self._data, lambda: self._build(plan), plan)
+        trial = Trial(self._config, self._task, self._data, lambda: self._build(plan), plan)
         # First without an exchange, where the strategy allows it: ranks must not wait for one that
         # is out of memory.
-        fits = all(self._all_fit(among_ranks, part, size) for part in (trial.alone, trial.together))
+        parts: list[Callable[[], None]] = [trial.alone, trial.together]
+        if measure:
+            parts.append(partial(measure, trial))
+        fits = all(self._all_fit(among_ranks, part, size) for part in parts)
         if not fits:
             self._check_in_step(among_ranks, size)
-        del trial
+        del trial, parts
         self._engine.free_memory()
         free_device_memory(self._engine.device)
         if group is not None:
@@ -207,70 +223,3 @@ class BatchSizeFinder:
         self._results[size] = result
         if self._engine.is_main:
             write_json(self._path, self._kept)
-
-
-def free_device_memory(device: torch.device) -> None:
-    """Gives back the memory of a trial, which nothing refers to any more, and forgets its peak: the
-    peak that is logged is that of the run."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-class _Trial:
-    """Takes steps with a model of its own; dropping the trial drops the model."""
-
-    def __init__(
-        self,
-        config: Config,
-        task: Task,
-        data: Any,
-        build: Callable[[], TrainableModel],
-        plan: BatchPlan,
-    ) -> None:
-        self._config, self._task, self._build, self._plan = config, task, build, plan
-        self._data = data
-
-    def alone(self) -> None:
-        """Computes one micro-batch and keeps its gradients."""
-        # The first samples, on every rank alike.
-        samples = range(self._plan.largest_micro_batch)
-        self._batch = self._task.collate([self._data[i % len(self._data)] for i in samples])
-        self._model = self._build()
-        strategy = self._model.strategy
-        if self._config.compile:
-            batch = strategy.engine.to_device(self._batch)
-            alone = Collectives(rank=0, world_size=1)
-            collectives = strategy.collectives if strategy.shards_parameters else alone
-            check_compiled(
-                self._task,
-                strategy.call,
-                strategy.bare_model,
-                batch,
-                self._config.precision,
-                collectives,
-            )
-        strategy.zero_grad()
-        self._micro_batch(last=False)
-
-    def together(self) -> None:
-        """Takes two steps, so that the optimiser's state and the gradients of earlier
-        micro-batches are in memory as well."""
-        strategy, accumulates = self._model.strategy, self._plan.accumulation > 1
-        for step in range(2):
-            loss_sum = self._micro_batch(last=step == 0 or not accumulates)
-            if step == 1 and accumulates:
-                loss_sum += self._micro_batch(last=True)
-            wait_for_loss_sum = strategy.collectives.start_all_reduce(loss_sum)
-            strategy.step(wait_for_loss_sum, self._config.optim.clip_norm)
-            strategy.zero_grad()
-
-    def _micro_batch(self, *, last: bool) -> Tensor:
-        strategy = self._model.strategy
-        count = count_of(self._task, self._batch) * strategy.engine.world_size
-        with strategy.accumulating(last=last):
-            batch = strategy.engine.to_device(self._batch)
-            loss = strategy.call_for_backward(partial(loss_of, self._task, batch=batch))
-            strategy.backward(loss.sum, count)
-        return torch.as_tensor(loss.sum.detach())

@@ -26,6 +26,7 @@ from train.checkpoint.store import CheckpointStore
 from train.checkpoint.weight_source import remove_download
 from train.config.changes import Difference, checked_changes
 from train.config.load import LoadedConfig
+from train.data.ledger import goes_on_at
 from train.distributed.collectives import Collectives
 from train.exits import RunError
 from train.files import write_json
@@ -45,6 +46,9 @@ class Attempt:
     """Warnings for the user, about damaged checkpoints for instance."""
     changes: list[Difference]
     """How the config differs from that of the start before."""
+    left_out: int | None = None
+    """The position at which the run goes on, where it has gone back to this checkpoint at a spike
+    and leaves out the samples up to there."""
     artifact: str | None = None
     """The artifact of W&B that the checkpoint has come from, ``entity/project/name:version``."""
 
@@ -114,7 +118,15 @@ def _find(
     identity = directory.identity(config.run.name)
     if mirror:
         _claim(mirror, directory, config.run.name, notes, required=False)
-    return Attempt(identity, directory.attempts.count() + 1, step, notes, changes, artifact)
+    number = directory.attempts.count() + 1
+    position = None if step is None else _left_out(directory, store, step)
+    return Attempt(identity, number, step, notes, changes, position, artifact)
+
+
+def _left_out(directory: RunDirectory, store: CheckpointStore, step: int) -> int | None:
+    saved = Manifest.read(store.path(step)).state["progress"]["position"]
+    position, times = goes_on_at(directory.ledger, step, saved)
+    return position if times else None
 
 
 def _restore_artifact(

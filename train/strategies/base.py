@@ -23,6 +23,7 @@ from train.data.plan import BatchPlan
 from train.distributed.shard import Shard
 from train.exits import UsageError
 from train.optim.probe import KNOWN, Example, Updates, try_whole
+from train.optim.spikes import Judge, Judgement, judge_finite
 from train.section import Section
 from train.strategies.buffers import BufferSync
 from train.strategies.call_order import CallRecord
@@ -66,8 +67,11 @@ class StepResult(NamedTuple):
     grad_norm: Tensor
     """L2 norm of the gradient of the mean loss, before clipping."""
     skipped: Tensor
-    """1.0 where the loss or the norm was not finite, so that the weights did not change, else
-    0.0."""
+    """1.0 where the loss or the norm was not finite, or a spike, so that the weights did not
+    change, else 0.0."""
+    limits: Tensor | None = None
+    """Shape (2,): above which mean loss and which norm the step is a spike; None where the run does
+    not look for spikes."""
 
 
 class Strategy(ABC):
@@ -98,6 +102,8 @@ class Strategy(ABC):
         self.loss_scale = LossScale() if setup.precision == "fp16" else None
         self._buffers: BufferSync | None = None
         self._frozen: dict[str, nn.Parameter] | None = None
+        self._judge: Judge = judge_finite
+        self._judgement: Judgement | None = None
 
     @staticmethod
     def kwargs_handlers(options: Any) -> Sequence[Any]:
@@ -175,19 +181,39 @@ class Strategy(ABC):
     def _backward(self, loss: Tensor) -> None:
         """Adds the gradients of a scalar loss; they are averaged over the ranks."""
 
-    def step(self, wait_for_loss_sum: Callable[[], Tensor], clip_norm: float | None) -> StepResult:
+    def step(
+        self,
+        wait_for_loss_sum: Callable[[], Tensor],
+        clip_norm: float | None,
+        judge: Judge = judge_finite,
+    ) -> StepResult:
         """Clips the gradients to the global L2 norm ``clip_norm`` and takes an optimiser step,
-        unless the loss or the norm is not finite.
+        unless ``judge`` skips it: by default where the loss or the norm is not finite.
 
         ``wait_for_loss_sum`` returns the global loss sum. It and the norm are the same on all
         ranks, so that all ranks skip the step or none does.
         """
         loss_sum = wait_for_loss_sum()
         self._refuse_unfrozen()
+        self._judge, self._judgement = judge, None
         norm, skipped = self._update(loss_sum, clip_norm)
+        if self._judgement is None and judge is not judge_finite:
+            raise UsageError(
+                f"optim.spike is set, but the strategy {self.setup.name} does not ask skip() "
+                "whether to take a step; call it in _update(), or remove optim.spike."
+            )
         if self.loss_scale:
-            self.loss_scale.update(skipped=bool(skipped.item()))
-        return StepResult(loss_sum, norm, skipped)
+            is_finite = torch.isfinite(norm + loss_sum)
+            self.loss_scale.update(skipped=not is_finite.item())
+        limits = self._judgement.limits if self._judgement else None
+        return StepResult(loss_sum, norm, skipped, limits)
+
+    def skip(self, loss_sum: Tensor, norm: Tensor) -> Tensor:
+        """Whether the update must leave all weights as they are: 1.0 or 0.0, a scalar fp32 tensor
+        on the device. ``_update`` calls it once, with the global loss sum and the global L2 norm of
+        the gradients before clipping."""
+        self._judgement = self._judge(loss_sum, norm)
+        return self._judgement.skipped
 
     def _refuse_unfrozen(self) -> None:
         """Raises UsageError for a parameter that was frozen when the optimiser was built."""

@@ -50,7 +50,7 @@ class TorchStrategy(Strategy):
             for same in _by_kind(shards + full):
                 torch._foreach_mul_(same, factor.to(same[0]))
         norm = norm.float()
-        skipped = 1.0 - torch.isfinite(norm + loss_sum).float()
+        skipped = self.skip(loss_sum, norm)
         if self.skips_on_device:
             flag = self._beside_parameters(skipped)
             self.optimizer.grad_scale, self.optimizer.found_inf = None, flag  # type: ignore[attr-defined]

@@ -8,7 +8,6 @@ and optimiser state stay fp32 and computation runs under autocast, as in the oth
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -153,20 +152,21 @@ class ZeroStrategy(Strategy):
         gradients = [g for part in self._gradients() for g in part]
         self._wait_for_copies(gradients)
         norm, divisor = self.norm_and_divisor(gradients, clip_norm, sharded=True)
-        finite = math.isfinite(norm.item() + loss_sum.item())
-        if finite:
+        norm = norm.float()
+        skipped = self.skip(loss_sum, norm)
+        taken = not skipped.item()
+        if taken:
             self._zero.override_loss_scale(divisor.item())
         else:
-            self._report_overflow(gradients)
+            self._make_skip(gradients)
         self.deepspeed.step()
-        assert self.deepspeed.was_step_applied() == finite, "DeepSpeed skipped otherwise"
+        assert self.deepspeed.was_step_applied() == taken, "DeepSpeed skipped otherwise"
         self._zero.override_loss_scale(1.0)
-        skipped = torch.tensor(0.0 if finite else 1.0, device=self.engine.device)
-        return norm.float(), skipped
+        return norm, skipped
 
-    def _report_overflow(self, gradients: list[Tensor]) -> None:
+    def _make_skip(self, gradients: list[Tensor]) -> None:
         """Makes DeepSpeed skip the step, as it does if it finds that gradients are not finite: they
-        may be finite where the loss is not."""
+        may be finite where the loss is not, and at a spike."""
         if all(flat.grad is None for flat in self._flat_tensors()):
             torch._foreach_mul_(gradients, float("nan"))
             return

@@ -13,9 +13,12 @@ from train.section import Section
 from train.tasks.base import Task
 
 BUILT_IN = {
+    "autograd": "train.tasks.autograd.task:AutogradTask",
     "digits": "train.tasks.digits.task:DigitsTask",
     "text": "train.tasks.text.task:TextTask",
 }
+_OPTIMIZERS = ("build_optimizer", "build_optimizers", "configure_optimizers")
+"""Methods with which tasks of other frameworks return optimisers."""
 
 
 def find_task(reference: str, origin: str) -> type[Task]:
@@ -55,6 +58,13 @@ def check_task(task: type[Task], subject: str) -> None:
             f"{subject}, which does not implement {', '.join(f'{name}()' for name in missing)}"
             f"{''.join(misspelt)}; a task needs {', '.join(f'{name}()' for name in required)}."
         )
+    for name in _OPTIMIZERS:
+        if hasattr(task, name):
+            raise UsageError(
+                f"{subject}, which has {name}(), but a run has one optimiser, that of optim.use, "
+                "and one loss per step: several optimisers, as of a GAN, are out of scope; remove "
+                "the method, set optim.use, and give parameters other settings with optim.groups."
+            )
     for name in ("Options", "Model", "Data"):
         section = getattr(task, name)
         if not (isinstance(section, type) and issubclass(section, Section)):

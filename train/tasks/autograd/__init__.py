@@ -1,0 +1,1 @@
+"""The task ``autograd``: a function with a hand-written derivative, and statistics of gradients."""
