@@ -56,6 +56,7 @@ from train.json_files import (
 from train.numeric_text import finite_number, port_number, seconds_in, whole_number
 from train.output import log
 from train.private_directory import private_directory
+from train.process.diagnose import fault_of
 from train.process.error_file import write_error_file
 from train.process.stop_signals import (
     STOP_SIGNALS,
@@ -195,6 +196,7 @@ __all__ = [
     "drawn",
     "driver_version",
     "exit_code_of",
+    "fault_of",
     "finite_number",
     "first_host",
     "first_line",

@@ -12,9 +12,12 @@ import requests
 import torch
 from torch.distributed import DistBackendError, DistStoreError
 
-from train.exits import Exit
+from train.command_line import exit_code_of
+from train.exits import Exit, first_line, message_of, repr_of, traceback_of
 from train.files import TooLargeError
+from train.loop.failure import described
 from train.process.diagnose import as_run_error
+from train.secrets import redact
 
 
 def refused_connection(call):
@@ -72,6 +75,34 @@ def full_gpu(*, free="0 bytes", allocated="1.00 GiB", reserved="512.00 KiB", poo
     )
 
 
+def raised_from(error, cause):
+    """The error as ``raise error from cause`` leaves it."""
+    error.__cause__ = cause
+    return error
+
+
+def circle():
+    one, other = ValueError("one"), KeyError("other")
+    one.__cause__, other.__cause__ = other, one
+    return one
+
+
+class WithoutText(Exception):
+    """An error of the user's whose constructor and ``__str__`` do not fit together."""
+
+    def __str__(self):
+        return self.missing
+
+    __repr__ = __str__
+
+
+class WithoutResponse(ConnectionError):
+    @property
+    def response(self):
+        raise RuntimeError("there was no response")
+
+
+BROKEN_DISK = OSError(errno.EIO, "Input/output error")
 CAUSES = {
     "a full disk": (OSError(errno.ENOSPC, "No space left on device"), Exit.RETRY),
     "a quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), Exit.RETRY),
@@ -227,6 +258,22 @@ CAUSES = {
         Exit.RETRY,
     ),
     "a store that ended": (DistStoreError("wait timeout after 1000ms"), Exit.RETRY),
+    "an error that a library raises from that of a disk": (
+        raised_from(ValueError("cannot decode a.png"), raised_from(KeyError("a"), BROKEN_DISK)),
+        Exit.RETRY,
+    ),
+    "an error that the code raises from one without memory": (
+        raised_from(ValueError("the step failed"), torch.OutOfMemoryError("CUDA out of memory")),
+        Exit.OUT_OF_MEMORY,
+    ),
+    "a group of errors of a disk": (
+        ExceptionGroup("two reads", [BROKEN_DISK, ExceptionGroup("one", [BROKEN_DISK])]),
+        Exit.RETRY,
+    ),
+    "a group with a bug": (ExceptionGroup("two reads", [BROKEN_DISK, KeyError("b")]), None),
+    "errors that name each other as the cause": (circle(), None),
+    "an error without a text": (WithoutText(), None),
+    "an error of a network whose response cannot be read": (WithoutResponse("x"), Exit.RETRY),
     "a bug": (ValueError("No space left on device"), None),
     "another bug": (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
 }
@@ -254,6 +301,46 @@ def test_each_cause_has_its_exit_code(cause):
 )
 def test_the_reason_of_an_error_of_nccl_is_its_last_error(cause, said):
     assert said in str(as_run_error(CAUSES[cause][0]))
+
+
+def test_an_error_and_what_it_was_raised_from_are_told():
+    cause, _ = CAUSES["an error that a library raises from that of a disk"]
+    assert str(as_run_error(cause)) == (
+        "ValueError: cannot decode a.png: [Errno 5] Input/output error. Fix the cause, then rerun."
+    )
+
+
+def test_a_fault_of_the_machine_ends_any_command_with_one_line(capsys):
+    """As the agent, if the disk for its logs is full."""
+
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+
+    assert exit_code_of(fail) == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line
+
+
+def test_an_error_without_a_text_is_described():
+    assert described(WithoutText()) == (
+        Exit.INTERNAL,
+        "WithoutText: WithoutText, whose str() fails with AttributeError",
+    )
+    assert "WithoutText" in repr_of(WithoutText())
+
+
+def test_an_error_that_quotes_a_data_set_is_shortened_between_words():
+    """To search it for secrets would take minutes."""
+    key = "AKIA" + "IOSFODNN7EXAMPLE"
+    error = ValueError(f"cannot parse {key} " * 2**20)
+    _, text = described(error)
+    assert len(text) < 3_000
+    assert text.startswith("ValueError: cannot parse")
+    assert "characters) ..." in text
+    for told in (text, redact(traceback_of(error)), redact(message_of(error))):
+        assert "AKIA" not in told
+        assert "EXAMPLE" not in told
+    assert len(first_line(ValueError("x" * 2**20))) < 3_000
 
 
 def test_the_memory_of_other_processes_is_named():

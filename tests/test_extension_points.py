@@ -486,6 +486,46 @@ def test_hooks_and_sinks_are_called_when_the_run_fails(tmp_path, outside, capfd)
     assert (run / "ends").read_text() == "0 None"
 
 
+ODD = """
+import train
+
+class Panic(BaseException):
+    pass
+
+class Odd(train.Hook):
+    def __init__(self, kind, at):
+        self.error, self.at = {"panic": Panic, "leave": GeneratorExit}[kind], at
+        self.fail("constructor")
+
+    def fail(self, at):
+        if self.at == at:
+            raise self.error("oddly")
+
+    def on_run_start(self, facts):
+        self.fail("start")
+
+    def on_failure(self, facts):
+        self.fail("failure")
+"""
+
+
+@pytest.mark.parametrize("kind", ["panic", "leave"])
+def test_a_hook_that_raises_no_exception_is_named(tmp_path, outside, kind):
+    warnings = []
+
+    def hooks(at):
+        plugin = Plugin(use=f"{outside(ODD)}:Odd", options={"kind": kind, "at": at})
+        facts = Facts("a", "a", tmp_path, {}, rank=0, world_size=1, total_steps=2)
+        return Hooks([plugin], facts, warn=warnings.append)
+
+    for at in ("constructor", "start"):
+        with pytest.raises(train.RunError, match=f"Odd' failed in .*{at}.*oddly") as caught:
+            hooks(at).run_start(0, 0)
+        assert caught.value.code == 70
+    hooks("failure").failure(train.Exit.DATA, "The sample is damaged.")
+    assert "oddly" in warnings[0]
+
+
 STOPPED = """
 import train
 

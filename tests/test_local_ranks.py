@@ -1,12 +1,14 @@
 """The ranks that train.launch starts, and how it reports their end."""
 
 import json
+import os
 import signal
 import sys
 import time
 
 import pytest
 
+from tests.support.runs import is_running
 from train.distributed.rendezvous import agent_keeps_store
 from train.exits import DataError, Exit, OutOfMemoryError, RetryError, RunError
 from train.process import local_ranks
@@ -48,6 +50,35 @@ def test_ranks_have_no_agent_though_the_calling_process_has_one(tmp_path):
     assert found["OMP_NUM_THREADS"] == "5"
     assert not {"TORCHELASTIC_RUN_ID", "GROUP_RANK", "ROLE_NAME"} & found.keys()
     assert own.items() <= found.items()
+
+
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_ranks_are_asked_to_stop_when_the_calling_process_is_killed(tmp_path, monkeypatch):
+    """Such as the kernel of a notebook: they would go on, with its GPUs, and nobody to wait."""
+    begin = local_ranks._RANK.partition("runpy.run_module(")[0]
+    waits = (
+        "import pathlib, time\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(local_ranks, "_RANK", begin + waits)
+    calling = os.fork()
+    if calling == 0:
+        try:
+            run_ranks([], 1, grace=None)
+        finally:
+            os._exit(1)
+    file, deadline = tmp_path / "pid", time.monotonic() + 60
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(calling, signal.SIGKILL)
+    os.waitpid(calling, 0)
+    while is_running(int(file.read_text())):
+        assert time.monotonic() < deadline, "the rank has survived"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

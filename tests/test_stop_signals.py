@@ -1,5 +1,6 @@
 """Stop signals before, and while, a process handles them."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support.runs import ROOT
 from train.checkpoint.store import CheckpointStore
+from train.command_line import exit_code_of
 from train.loop.checkpointing import Checkpointing
 from train.process import stop
 from train.process.stop import StopConfig, StopRequest
@@ -17,20 +19,23 @@ from train.process.stop_signals import (
     STOP_SIGNALS,
     end_at_stop_signals,
     handled_signals,
+    interrupt,
     stop_signals_blocked,
 )
 
 ALL_BUT_SIGINT = [number for number in STOP_SIGNALS if number != signal.SIGINT]
 
 
-def in_a_child(function, capfd):
-    """The exit code and the standard error of a forked process that calls the function."""
+def in_a_child(function, capfd, beside=lambda pid: None):
+    """The exit code and the standard error of a forked process that calls the function; ``beside``
+    is called with its number."""
     pid = os.fork()
     if pid == 0:
         try:
             function()
         finally:
             os._exit(7)
+    beside(pid)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code, capfd.readouterr().err
 
@@ -129,6 +134,65 @@ def test_a_process_started_while_stop_signals_are_blocked_gets_none():
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
     assert not set(STOP_SIGNALS) & signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [([signal.SIGTERM], 143), ([signal.SIGUSR2], 143), ([signal.SIGINT, signal.SIGINT], 130)],
+)
+def test_a_stop_signal_ends_a_process_that_is_inside_other_code(numbers, expected, capfd):
+    """Such as an evaluation that waits in a collective for a rank that hangs: until that returns,
+    Python calls no handler."""
+    ready, started = os.pipe()
+
+    def compute():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ALL_BUT_SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        end_at_stop_signals()
+        # Without Python's lock; seconds of it are enough, since the exit code is another one then.
+        os.write(started, b"x")
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 20_000_000)
+
+    def send(pid):
+        os.read(ready, 1)
+        for number in numbers:
+            time.sleep(0.2)
+            os.kill(pid, number)
+
+    code, err = in_a_child(compute, capfd, send)
+    assert code == expected
+    assert "stopped" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("between", [signal.SIGTERM, signal.SIGXCPU])
+def test_a_second_ctrl_c_stops_at_once_also_after_another_signal(between, capfd):
+    """The system repeats SIGXCPU each second."""
+
+    def receive():
+        request = StopRequest(StopConfig())
+        request.ranks_joined()
+        for number in (signal.SIGINT, between, signal.SIGINT):
+            request._handle(number)
+
+    code, err = in_a_child(receive, capfd)
+    assert code == 130
+    assert "stopped without saving" in err
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_keyboard_interrupt_of_the_code_is_not_a_signal(capsys):
+    def mistake():
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)  # as end_at_stop_signals does
+    assert exit_code_of(mistake) == 70
+    assert "in mistake" in capsys.readouterr().err
+    assert exit_code_of(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert capsys.readouterr().err == "isorun: stopped.\n"
 
 
 @pytest.mark.process

@@ -27,7 +27,7 @@ from train.commands.fit import start
 from train.config import load as config_load
 from train.config.load import LoadedConfig
 from train.distributed.world import this_world
-from train.exits import Exit, UsageError
+from train.exits import Exit, UsageError, repr_of
 from train.imports import import_path_restored, importing
 from train.process.diagnose import as_run_error, is_lost_peer
 from train.process.error_file import write_error_file
@@ -226,7 +226,7 @@ def _one_run(name: str) -> Iterator[None]:
                 if not is_lost_peer(error):
                     write_error_file(error)
                 known = as_run_error(error)
-                text = known or f"unexpected error: {error!r}"
+                text = known or f"unexpected error: {repr_of(error)}"
                 _log.error("%s", text, exc_info=error.__cause__ if known is error else error)
                 if known is None or known is error:
                     raise

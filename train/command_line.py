@@ -10,17 +10,18 @@ import argparse
 import importlib
 import logging
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from train.exits import Exit, RetryError, RunError, UsageError
+from train.exits import Exit, RetryError, RunError, UsageError, traceback_of
 from train.output import log
+from train.process.diagnose import as_run_error
 from train.process.emergency_output import silence
 from train.process.error_file import write_error_file
+from train.process.stop_signals import is_of_signal
 from train.secrets import redact
 from train.suggest import did_you_mean
 from train.visible import visible
@@ -152,9 +153,10 @@ def exit_code_of(
     """Calls a command and returns its exit code.
 
     A RunError becomes one line per sentence on standard error, without a traceback. ``unexpected``
-    may handle any other error and return its code; otherwise it is printed with a traceback, and
-    the code is 70. With ``prints`` the purpose of the command is its output, so it is done if the
-    reader of the output, such as ``head``, has closed it.
+    may handle any other error and return its code; otherwise a fault of the machine is one line,
+    too, and what remains is printed with a traceback and has the code 70. With ``prints`` the
+    purpose of the command is its output, so it is done if the reader of the output, such as
+    ``head``, has closed it.
     """
     logging.getLogger("train").addHandler(logging.NullHandler())  # report prints the error
     try:
@@ -173,7 +175,9 @@ def _code(
         return int(command())
     except RunError as error:
         return report(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if not is_of_signal(error):
+            return _unexpected_code(error, unexpected)
         log("stopped.")
         return Exit.STOPPED_AT_ONCE
     except SystemExit:
@@ -191,16 +195,18 @@ def _unexpected_code(
     if missing := _missing_dependency(error):
         return report(missing)
     code = unexpected(error) if unexpected else None
-    if code is None:
-        print_traceback(error)
-    return Exit.INTERNAL if code is None else code
+    if code is not None:
+        return code
+    if known := as_run_error(error):
+        return report(known)
+    print_traceback(error)
+    return Exit.INTERNAL
 
 
 def print_traceback(error: BaseException) -> None:
     """Prints an error that is a bug on standard error. The command goes on if that fails."""
     with suppress(OSError):
-        text = "".join(traceback.format_exception(error))
-        print(visible(redact(text)), end="", file=sys.stderr)
+        print(visible(redact(traceback_of(error))), end="", file=sys.stderr)
 
 
 def report(error: RunError) -> int:

@@ -7,11 +7,15 @@ remedy; it is printed without a traceback.
 
 from __future__ import annotations
 
+import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
+
+# Characters of an error's message, of its first line, and of a traceback.
+_LONGEST, _LONGEST_LINE, _LONGEST_TRACEBACK = 20_000, 2_000, 100_000
 
 
 class Exit(IntEnum):
@@ -130,7 +134,7 @@ def sys_exit_refused() -> Iterator[None]:
     except SystemExit as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise RunError(
-            f"sys.exit({'' if error.code is None else repr(error.code)}) was called in "
+            f"sys.exit({'' if error.code is None else repr_of(error.code)}) was called in "
             f"{Path(place.filename).name}:{place.lineno} ({place.name}), which is not the end of a "
             "run; raise an error there instead."
         ) from error
@@ -146,4 +150,40 @@ def prefixed(prefix: str, error: RunError) -> RunError:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without the final full stop, to embed in a sentence."""
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)
+    lines = message_of(error).strip().splitlines()
+    return shortened(lines[0].rstrip("."), _LONGEST_LINE) if lines else repr_of(error)
+
+
+def message_of(error: BaseException) -> str:
+    """``str(error)``, shortened; also where a class of the user's cannot make it."""
+    return shortened(_made(str, error), _LONGEST)
+
+
+def repr_of(value: object) -> str:
+    """``repr(value)``, shortened; also where a class of the user's cannot make it."""
+    return shortened(_made(repr, value), _LONGEST_LINE)
+
+
+def traceback_of(error: BaseException) -> str:
+    """The lines of an error's traceback, shortened."""
+    return shortened("".join(traceback.format_exception(error)), _LONGEST_TRACEBACK)
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most about ``most`` characters: without its middle if it is longer. An error may
+    quote a whole data set, and to search a text for secrets takes about 2 s per million."""
+    if len(text) <= most:
+        return text
+    # A part of a word may be a part of a secret, which nothing recognises.
+    begin = text[: most // 2]
+    begin = begin[: 1 + max(map(begin.rfind, " \t\n"))]
+    end = re.sub(r"\A(?:.*\n|\S*)", "", text[-(most // 2) :])
+    return f"{begin}... ({len(text) - len(begin) - len(end):,} characters) ...{end}"
+
+
+def _made(convert: Callable[[object], str], value: object) -> str:
+    try:
+        return convert(value)
+    except Exception as error:
+        name = type(value).__name__
+        return f"{name}, whose {convert.__name__}() fails with {type(error).__name__}"

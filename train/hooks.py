@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from train.exits import Exit, RunError, UsageError, first_line, prefixed
 from train.plugins import Plugin, find_plugin
 from train.process.diagnose import as_run_error, is_lost_peer
+from train.process.stop_signals import is_of_signal
 from train.suggest import did_you_mean
 
 
@@ -118,7 +119,9 @@ class Hooks:
     def _make(self, plugin: Plugin, cls: type[Hook]) -> Hook:
         try:
             return cls(**plugin.options)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if is_of_signal(error):
+                raise
             raise _failed(plugin.use, "its constructor", error) from error
 
     def run_start(self, step: int, position: int) -> None:
@@ -155,7 +158,9 @@ class Hooks:
         for name, hook in self._hooks:
             try:
                 hook.on_failure(self._facts)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if is_of_signal(error):
+                    raise
                 self._warn(
                     f"The hook {name!r} failed in on_failure ({type(error).__name__}: "
                     f"{first_line(error)})."
@@ -176,9 +181,9 @@ class Hooks:
         generators, settings = GlobalRngState(cuda=True), TorchSettings()
         try:
             getattr(hook, method)(self._facts)
-        except (Exception, SystemExit) as error:
-            if is_lost_peer(error):
-                raise  # in a collective operation of the hook
+        except BaseException as error:
+            if is_of_signal(error) or is_lost_peer(error):
+                raise  # the latter in a collective operation of the hook
             raise _failed(name, f"{method} at step {self._facts.step}", error) from error
         if generators.changed():
             generators.restore()

@@ -48,6 +48,7 @@ from launch.contract import (
     RunError,
     UsageError,
     exit_code_of,
+    fault_of,
     log,
     redact_command,
     run_directory,
@@ -186,10 +187,11 @@ def _make_directory(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(
+        wrong = UsageError(
             f"--log-dir is {str(path)!r}, which cannot be created ({error.strerror}); name another "
             "directory."
-        ) from None
+        )
+        raise fault_of(error, wrong) from None
     return path
 
 

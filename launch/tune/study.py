@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from launch.contract import (
     ResumeRefusedError,
     UsageError,
+    fault_of,
     new_run_id,
     slug,
 )
@@ -102,10 +103,11 @@ class Study(StoredStudy):
             self._lock = FileLock(directory / "study.lock")
             self._lock.acquire()
         except OSError as error:
-            raise UsageError(
+            wrong = UsageError(
                 f"run.dir is {str(directory)!r}, which cannot be written ({error.strerror}); "
                 "choose another directory."
-            ) from None
+            )
+            raise fault_of(error, wrong) from None
         try:
             study, self.sweep = _opened(directory, settings, storage)
         finally:

@@ -1,5 +1,6 @@
 """``fit`` with the options for the length of a run, for checkpoints and for retention."""
 
+import errno
 import json
 import shutil
 import sys
@@ -12,7 +13,7 @@ from tests.support.forked import quick_run, run
 from tests.support.runs import TINY, assert_same_bits, checkpoints, curve, metrics, state, tensors
 from tests.support.tiny import Noisy, TinyTask
 from train.cli import main
-from train.exits import DataError, UsageError
+from train.exits import DataError, RetryError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +224,11 @@ def test_a_module_that_exits_when_it_is_imported_is_named(tmp_path, monkeypatch)
             r"could not be written \(TypeError: not JSON\); correct the code",
         ),
         (OSError(28, "No space left on device"), 75, "could not be written; free some space"),
+        (
+            OSError(30, "Read-only file system"),
+            75,
+            r"could not be written; fix the cause, then rerun \(OSError: .* Read-only",
+        ),
     ],
 )
 @pytest.mark.parametrize("on_error", ["warn", "stop"])
@@ -241,6 +247,17 @@ def test_only_a_failure_of_the_storage_is_worth_a_retry(
             f"checkpoint.on_error={on_error}",
         )  # fmt: skip
     assert caught.value.code == code
+
+
+def test_a_run_directory_that_becomes_read_only_is_a_fault_of_the_machine(tmp_path, monkeypatch):
+    """A file system protects itself so after a fault of its disk."""
+
+    def fail(directory, _values):
+        raise OSError(errno.EROFS, "Read-only file system", str(directory.finished_path))
+
+    monkeypatch.setattr("train.checkpoint.run_directory.RunDirectory.mark_finished", fail)
+    with pytest.raises(RetryError, match=r"cannot be written any more .* step 6\. Rerun"):
+        train.fit(*TINY, f"run.dir={tmp_path}", "track.console=quiet", "length.steps=6")
 
 
 def test_a_length_in_epochs_holds_after_a_change_of_the_batch_size(tmp_path):

@@ -18,6 +18,16 @@ def test_a_report_is_written_and_replaced(tmp_path, capsys):
     assert before == ["attempts.jsonl", "config.json", "finished.json", "metrics.jsonl", "run.json"]
 
 
+def test_a_full_disk_is_worth_a_retry(tmp_path, capsys, monkeypatch):
+    def fail(target, _text):
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr("train.report.target.replace_text", fail)
+    run = write_run(tmp_path / "run")
+    assert main(["report", str(run), "--to", str(tmp_path / "out.html")]) == 75
+    assert "No space left on device" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tests.data.loading import Numbers, evaluate, load, make
 from tests.support.lanes import slow
+from tests.support.runs import is_running
 from train.data.loader import check_dataset
 from train.data.loader_config import LoaderConfig
 from train.data.order import SampleOrder
@@ -122,6 +124,72 @@ def test_an_interrupt_stays_an_interrupt():
 
     with pytest.raises(KeyboardInterrupt):
         load(Broken(interrupt))
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.normal
+def test_an_interrupt_that_a_worker_raises_is_an_error_of_the_sample():
+    """A worker ignores SIGINT, and torch would take its end for that of a killed one."""
+    with pytest.raises(DataError, match="at index 5 .* with KeyboardInterrupt"):
+        load(Broken(interrupted), workers=1)
+
+
+class WithoutText(Exception):
+    def __str__(self):
+        return self.missing
+
+
+@pytest.mark.normal
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_without_a_text_is_reported(workers):
+    def fail():
+        raise WithoutText
+
+    with pytest.raises(DataError, match="WithoutText, whose str.. fails with AttributeError"):
+        load(Broken(fail), workers=workers)
+
+
+@pytest.mark.normal
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_that_quotes_the_data_is_shortened(workers):
+    def fail():
+        raise ValueError("word " * 2**20)
+
+    with pytest.raises(DataError) as error:
+        load(Broken(fail), workers=workers)
+    assert "characters) ..." in str(error.value)
+    assert len(str(error.value)) < 3_000
+    assert len(str(error.value.__cause__)) < 200_000 or workers == 0
+
+
+@pytest.mark.normal
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_stuck_worker_ends_with_a_killed_main_process():
+    """It ignores stop signals, and would hold its memory until the user's code returns."""
+    stuck, pids = multiprocessing.Event(), multiprocessing.SimpleQueue()
+
+    def wait():
+        pids.put(os.getpid())
+        stuck.set()
+        time.sleep(600)
+
+    main = os.fork()
+    if main == 0:
+        try:
+            load(Broken(wait), workers=1)
+        finally:
+            os._exit(1)
+    assert stuck.wait(20)
+    os.kill(main, signal.SIGKILL)
+    os.waitpid(main, 0)
+    worker = pids.get()
+    deadline = time.monotonic() + 20
+    while is_running(worker):
+        assert time.monotonic() < deadline, "the worker has survived"
+        time.sleep(0.01)
 
 
 def test_an_error_during_evaluation_is_named_as_such():

@@ -65,6 +65,45 @@ class Moved(TinyTask):
 TASK = ["task.use=tests.faults.test_moved_run:Moved"]
 
 
+class MovedInSave(TinyTask):
+    """Moves the run directory between the files of a checkpoint and its commit, and reads it in
+    each step."""
+
+    class Options(Moved.Options):
+        pass
+
+    def misbehave(self):
+        from train.checkpoint import saver
+
+        super().misbehave()
+        if self.calls == 1:
+            hash_file = saver.hash_file
+
+            def hash_moved(path):
+                directory = Path(self.config.run.dir)
+                if self.calls >= 10 and self.config.task.move and not aside(directory).exists():
+                    globals()[self.config.task.move](directory)
+                return hash_file(path)
+
+            saver.hash_file = hash_moved
+
+
+@pytest.mark.parametrize("move", [slow(rename), replace_by_a_copy])
+def test_a_run_that_is_moved_during_a_save_ends_and_loses_nothing(tmp_path, move):
+    directory, task = tmp_path / "run", "task.use=tests.faults.test_moved_run:MovedInSave"
+    options = [task, *SAVES[:2], "checkpoint.every_steps=5", "length.steps=20"]
+    done = run("fit", directory, *options, f"task.move={move.__name__}", expect=75)
+    assert f"The run directory {directory} was moved, replaced or removed" in done.stderr
+    assert "Traceback" not in done.stderr
+    if move is replace_by_a_copy:
+        assert checkpoints(directory) == [5], "it must not be committed there"
+        assert len(list((directory / "checkpoints").glob(".*"))) == 1, "nor anything removed"
+    else:
+        assert not directory.exists()
+    run("fit", aside(directory), *options)
+    assert "all well" in run("verify", aside(directory), *options).stdout
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     directory = tmp_path_factory.mktemp("undisturbed") / "run"

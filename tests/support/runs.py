@@ -89,6 +89,13 @@ def free_port():
     raise OSError(f"every port of {_PORTS} is taken")
 
 
+def is_running(pid):
+    """Whether there is such a process, and it has not ended."""
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
 def checkpoints(directory):
     """The steps of the committed checkpoints."""
     from train.checkpoint.store import CheckpointStore

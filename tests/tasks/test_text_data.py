@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.exits import DataError, Exit, OutOfMemoryError, UsageError
+from train.exits import DataError, Exit, OutOfMemoryError, RetryError, UsageError
 from train.tasks.text.corpus import find_files, read_documents, split_documents
 from train.tasks.text.data import Windows, tokenize, unigram_entropy
 from train.tasks.text.task import TextTask
@@ -34,6 +35,19 @@ def targets_of(dataset: Windows) -> list[list[int]]:
         assert (targets[length:] == -100).all()
         found.append(targets[:length].tolist())
     return found
+
+
+def test_a_broken_disk_is_not_a_fault_of_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(RetryError, match="Input/output error"):
+        read_documents(Data(files=[str(tmp_path / "a.txt")]))
 
 
 @pytest.mark.parametrize("context", [1, 3, 4, 7, 25, 100])

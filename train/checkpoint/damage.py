@@ -55,8 +55,21 @@ def refused_files(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
-        inside = any(Path(name).is_relative_to(directory) for name in names)
-        if inside and (error.errno in _WRONG_KIND or isinstance(error, TooLargeError)):
+        if _is_inside(error, directory) and (
+            error.errno in _WRONG_KIND or isinstance(error, TooLargeError)
+        ):
             raise unusable(directory, error) from error
         raise
+
+
+def became_read_only(error: BaseException, directory: Path) -> bool:
+    """Whether a run directory that this attempt has written to can only be read now: a fault of the
+    storage, after which a file system may protect itself."""
+    if not isinstance(error, OSError) or error.errno != errno.EROFS:
+        return False
+    return _is_inside(error, directory)
+
+
+def _is_inside(error: OSError, directory: Path) -> bool:
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
+    return any(Path(name).is_relative_to(directory) for name in names)

@@ -84,10 +84,12 @@ class CheckpointSaver:
         *,
         last_step: int | None = None,
         on_commit: Callable[[], None] | None = None,
+        ensure_in_place: Callable[[], None] = lambda: None,
     ) -> None:
         self.store, self.config = store, config
         self.rank, self.group = collectives.rank, collectives.host_group
         self._collectives, self._on_commit = collectives, on_commit
+        self._ensure_in_place = ensure_in_place
         self.last_step = last_step
         """The step of the newest committed checkpoint."""
         self.last_timing = SaveTiming()
@@ -237,7 +239,8 @@ class CheckpointSaver:
         failed = [(rank, *found) for rank, found in enumerate(errors) if found is not None]
         if failed:
             if self.rank == 0:
-                with suppress(OSError):  # the next start removes it as well
+                with suppress(OSError, RetryError):  # the next start removes it as well
+                    self._ensure_in_place()
                     self.store.remove_incomplete()
             rank, reason, may_retry = failed[0]
             text = reason if len(errors) == 1 else f"rank {rank}: {reason}"
@@ -258,6 +261,7 @@ class CheckpointSaver:
         }
 
     def _commit(self, temporary: Path, manifest: Manifest) -> None:
+        self._ensure_in_place()  # a copy of a moved run has the temporary directory as well
         self.store.commit(temporary, manifest)
         try:
             self.store.prune(self.config)

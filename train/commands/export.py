@@ -21,6 +21,7 @@ from train.exits import Exit, UsageError
 from train.files import refuse_irregular, refuse_link
 from train.json_text import finite
 from train.output import log
+from train.process.diagnose import fault_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,10 +76,11 @@ def _export(
                 refuse_link(folder)
         written = exported.write(directory, loaded, manifest)
     except OSError as error:
-        raise UsageError(
+        wrong = UsageError(
             f"--to is {str(directory)!r}, which cannot be written: {error}; choose another "
             "directory."
-        ) from None
+        )
+        raise fault_of(error, wrong) from None
     for path in written:
         say(str(path))
     if arguments.wandb or registry:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
-from train.checkpoint.damage import refused_files
+from train.checkpoint.damage import became_read_only, refused_files
 from train.checkpoint.opening import finished_run
 from train.checkpoint.run_directory import RunDirectory
 from train.command_line import say
@@ -99,7 +99,15 @@ def start(
             except RunError:
                 raise
             except Exception as error:
-                if stop.signal is None or is_lost_peer(error):
+                if is_lost_peer(error):
+                    raise
+                directory.ensure_in_place()  # code that reads the run directory may have failed
+                if became_read_only(error, directory.path):
+                    raise RetryError(
+                        f"The run directory cannot be written any more ({first_line(error)}); fix "
+                        f"the cause. {opened.resume_point()}"
+                    ) from error
+                if stop.signal is None:
                     raise
                 # Launchers signal whole groups of processes: a compiler may have died of it.
                 raise RetryError(

@@ -18,6 +18,7 @@ from pathlib import Path
 from string import Template
 
 from train.exits import Exit, UsageError, first_line
+from train.process.diagnose import fault_of
 from train.program import python, typed_command
 
 
@@ -54,9 +55,10 @@ def run(arguments: argparse.Namespace) -> Exit:
     try:
         written = _write(files("train") / "templates" / "project", target, values)
     except OSError as error:
-        raise UsageError(
+        wrong = UsageError(
             f"{target} cannot be written ({first_line(error)}); choose another NAME."
-        ) from None
+        )
+        raise fault_of(error, wrong) from None
     for path in written:
         print(path)
     print("\nNext:", *next_steps(target), sep="\n  ")

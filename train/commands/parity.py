@@ -21,6 +21,7 @@ from train.commands.placements import Placement, environment, failure, parse
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, UsageError
 from train.imports import import_extra
+from train.process.diagnose import fault_of
 
 _DEFAULT = ["1", "2:ddp", "2:fsdp2"]
 # Settings that a comparison needs, and others that are disabled for speed.
@@ -83,9 +84,10 @@ def run(arguments: argparse.Namespace) -> Exit:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(
+        wrong = UsageError(
             f"--out is {str(out)!r}, which cannot be created ({error.strerror}); choose another."
-        ) from None
+        )
+        raise fault_of(error, wrong) from None
     directories = {str(p): out / str(p).replace(":", "-") for p in placements}
     for directory in directories.values():
         _clear(directory)
@@ -146,9 +148,10 @@ def _clear(directory: Path) -> None:
         directory.mkdir()
         (directory / _MARKER).touch()
     except OSError as error:
-        raise UsageError(
+        wrong = UsageError(
             f"{directory} cannot be replaced ({error.strerror}); choose another --out."
-        ) from None
+        )
+        raise fault_of(error, wrong) from None
 
 
 def _start(files: list[str], settings: list[str], placement: Placement, directory: Path) -> str:

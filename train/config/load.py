@@ -22,6 +22,7 @@ from train.data.plan import BatchPlan
 from train.distributed.world import this_world
 from train.exits import RetryError, UsageError, first_line
 from train.hooks import find_hooks
+from train.process.diagnose import fault_of
 from train.program import typed_command
 from train.secrets import redact_command
 from train.tasks.base import Task
@@ -241,9 +242,10 @@ def _check_writable(directory: Path, composed: Composed) -> None:
         # By writing: permission bits do not show root's rights or read-only mounts.
         tempfile.TemporaryDirectory(dir=existing, prefix=".isorun-").cleanup()
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (RetryError if full else UsageError)(
+        text = (
             f"run.dir is {str(directory)!r} ({composed.where('run.dir')}), but {existing} is "
             f"not writable: {error.strerror}; "
-            f"{'free some space, then rerun' if full else 'choose another directory'}."
-        ) from None
+        )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RetryError(f"{text}free some space, then rerun.") from None
+        raise fault_of(error, UsageError(f"{text}choose another directory.")) from None

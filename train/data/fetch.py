@@ -7,7 +7,6 @@ or restarts. Errors are returned as values that name the sample.
 from __future__ import annotations
 
 import random
-import traceback
 from bdb import BdbQuit
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,11 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.order import sample_seed
-from train.exits import DataError, OutOfMemoryError, RetryError, RunError, UsageError
-from train.process.diagnose import is_fault_of_machine, is_out_of_memory
+from train.exits import (
+    DataError,
+    OutOfMemoryError,
+    RetryError,
+    RunError,
+    UsageError,
+    message_of,
+    shortened,
+    traceback_of,
+)
+from train.process.diagnose import as_run_error
+from train.process.stop_signals import is_of_signal
 
 EVALUATION = -1  # the epoch in the keys of evaluation samples
 _NAMED = 8  # indices that an error names at most
+_LONGEST = 2_000  # characters of the text of an error
 
 
 class SampleKeys(NamedTuple):
@@ -107,15 +117,15 @@ class KeyedDataset:
                     samples.append(self._sample(int(keys.epochs[at]), int(keys.indices[at])))
             at = -2
             batch = self.collate(samples)
-        except KeyboardInterrupt:
-            raise
         # Also sys.exit, and a panic of a library in Rust, which is no Exception.
         except BaseException as error:
+            if is_of_signal(error) and get_worker_info() is None:  # a worker ignores signals
+                raise
             # The user's exception may not survive pickling, so workers send its text.
             cause = None if get_worker_info() else error
             kind = kind_of(error)
             text = f"{self._describe(keys, at, error)}; {_REMEDIES[kind][at < 0]}."
-            return LoadFailure(text, traceback.format_exc(), kind, cause)
+            return LoadFailure(text, traceback_of(error), kind, cause)
         if batch is None:
             text = (
                 f"The task's collate() returned None for {_samples(keys)}; return the batch, as "
@@ -135,7 +145,7 @@ class KeyedDataset:
         return self.dataset[index]
 
     def _describe(self, keys: SampleKeys, at: int, error: BaseException) -> str:
-        message = " ".join(str(error).split())
+        message = shortened(" ".join(message_of(error).split()), _LONGEST)
         what = f"{type(error).__name__}: {message}" if message else type(error).__name__
         if isinstance(error, BdbQuit):
             what = "BdbQuit (a breakpoint, which needs a terminal and loader.workers=0)"
@@ -161,9 +171,9 @@ _REMEDIES: dict[type[RunError], tuple[str, str]] = {
 
 def kind_of(error: BaseException) -> type[RunError]:
     """Whose fault an error is that is raised while data is loaded."""
-    if is_out_of_memory(error):
-        return OutOfMemoryError
-    return RetryError if is_fault_of_machine(error) else DataError
+    known = as_run_error(error)
+    kinds = (OutOfMemoryError, RetryError)
+    return next((kind for kind in kinds if isinstance(known, kind)), DataError)
 
 
 def _samples(keys: SampleKeys) -> str:

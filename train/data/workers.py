@@ -8,12 +8,12 @@ import multiprocessing.resource_tracker
 import pickle
 import signal
 import threading
-import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from train.data.fetch import LoadFailure, kind_of
-from train.exits import DataError, RetryError, UsageError, first_line
+from train.exits import DataError, RetryError, UsageError, first_line, traceback_of
+from train.process.parent import end_with_parent
 from train.process.stop_signals import STOP_SIGNALS, stop_signals_blocked, unblock_stop_signals
 
 if TYPE_CHECKING:
@@ -125,10 +125,13 @@ def _shut_down(iterator: Any) -> None:
 
 def prepare_worker(_worker: int) -> None:
     """Ignores stop signals in a worker, since the main process still needs data for its last step;
-    and reports a batch that cannot be pickled."""
+    ends it with the main process; and reports a batch that cannot be pickled."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     unblock_stop_signals()
+    # torch asks for the main process between two micro-batches only, and the user's code may hang.
+    if parent := multiprocessing.parent_process():
+        end_with_parent(signal.SIGKILL, parent.is_alive)
     # multiprocessing's hook for an item that cannot be pickled, which is otherwise dropped, so that
     # the main process would wait without end.
     multiprocessing.queues.Queue._on_queue_feeder_error = _put_failure  # type: ignore[attr-defined]
@@ -147,5 +150,5 @@ def _put_failure(queue: Any, error: BaseException, item: Any) -> None:
         f"A micro-batch of a data worker {what} ({type(error).__name__}: {first_line(error)}); "
         f"{remedy}."
     )
-    details = "".join(traceback.format_exception(error))
+    details = traceback_of(error)
     queue.put((item[0], LoadFailure(text, details, kind, None)))

@@ -11,6 +11,7 @@ from train.exits import UsageError, first_line
 from train.files import replace_text
 from train.imports import import_extra
 from train.json_text import json_text
+from train.process.diagnose import fault_of
 from train.report.html import Html, join, table, tag, text
 
 _WIDTH, _HEIGHT, _MARGIN = 720, 360, 48
@@ -36,10 +37,11 @@ def write_plots(directory: Path, result: Mapping[str, Any]) -> list[Path]:
         except UsageError:  # an extra that is not installed
             return paths[:2]
     except OSError as error:
-        raise UsageError(
+        wrong = UsageError(
             f"--to is {str(directory)!r}, which cannot be written to "
             f"({error.strerror or first_line(error)}); name another directory."
-        ) from error
+        )
+        raise fault_of(error, wrong) from error
     return paths
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +65,7 @@ class Checkpointing:
             self._collectives,
             last_step=last_step,
             on_commit=self._announce,
+            ensure_in_place=ensure_in_place,
         )
         self._logged_timing = self._saver.last_timing
         self._pending: list[StepRecord] = []
@@ -101,11 +104,17 @@ class Checkpointing:
         """Whether a write has failed on this rank and was not reported yet. Not collective."""
         return self._saver.failed
 
+    @property
+    def lacks_space(self) -> bool:
+        """Whether the last write failed because the disk is full. Not collective."""
+        full = (errno.ENOSPC, errno.EDQUOT)
+        return any(os.strerror(number) in (self._last_error or "") for number in full)
+
     def error(self, what: str, remedy: str) -> RunError:
         """The error that ends the run because the last write failed. ``what`` is its start, and
         ``remedy`` is for a failure that a retry may solve. Not collective."""
         if self._saver.may_retry:
-            return RetryError(f"{what}; {remedy}.")
+            return RetryError(f"{what}; {remedy} ({self._last_error}).")
         return RunError(f"{what} ({self._last_error}); correct the code, then rerun.")
 
     def record(self, step: int, position: int, micro_batches: Sequence[MicroBatch]) -> None:

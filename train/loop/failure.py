@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from train.exits import Exit, first_line
 from train.process.diagnose import as_run_error
+from train.process.stop_signals import is_of_signal
 from train.secrets import redact
 
 
@@ -22,7 +23,7 @@ def on_error(report: Callable[[Exit, str], None]) -> Callable[..., None]:
 
 def described(error: BaseException) -> tuple[Exit, str]:
     """The exit code and the text of an error that ends a run, without secrets."""
-    if isinstance(error, KeyboardInterrupt):
+    if is_of_signal(error):
         return Exit.STOPPED_AT_ONCE, "Stopped at once, without saving."
     known = as_run_error(error)
     if known:

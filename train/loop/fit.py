@@ -165,7 +165,7 @@ def evaluate(run: OpenRun) -> None:
             metric_value(result.metrics, keep_best.metric, "checkpoint.keep_best.metric")
         if run.early_stop:
             run.early_stop.update(result.metrics)
-    except Exception:
+    except BaseException:
         if run.checkpointing.started_step == progress.step:
             run.tracker.warn(
                 f"The evaluation of step {progress.step} failed. The step was saved before, so no "
@@ -292,9 +292,10 @@ def finish(run: OpenRun) -> Exit:
     read_metrics(run)
     progress.ensure_trained()
     if not save_and_wait(run):
+        remedy = "free some space" if run.checkpointing.lacks_space else "fix the cause"
         raise run.checkpointing.error(
             "The run is complete, but its last checkpoint could not be written",
-            "free some space, then rerun",
+            f"{remedy}, then rerun",
         )
     run.goodput.clock.enter("shutdown")
     run.goodput.ended(Exit.DONE)

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import sys
+from contextlib import suppress
 
 from train.exits import (
     DataError,
@@ -18,6 +19,8 @@ from train.exits import (
     RunError,
     UsageError,
     first_line,
+    message_of,
+    prefixed,
 )
 from train.files import TooLargeError
 
@@ -43,9 +46,10 @@ def is_lost_peer(error: BaseException) -> bool:
         return False
     if isinstance(error, torch.distributed.DistError):
         # NCCL also allocates, shares memory between processes, and uses the GPU.
-        own = is_out_of_memory(error) or is_same_gpu(error) or _is_fault_of_gpu(str(error))
-        return not own and not any(os.strerror(number) in str(error) for number in _SHORTAGES)
-    text = str(error)
+        text = message_of(error)
+        own = is_out_of_memory(error) or is_same_gpu(error) or _is_fault_of_gpu(text)
+        return not own and not any(os.strerror(number) in text for number in _SHORTAGES)
+    text = message_of(error)
     return "gloo" in text.lower() and any(sign in text for sign in _SIGNS)
 
 
@@ -78,7 +82,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(message_of(error)))
 
 
 _SIZES = {"bytes": 0, "KiB": 10, "MiB": 20, "GiB": 30}
@@ -94,7 +98,7 @@ def _gpu_memory_of_others(error: BaseException) -> tuple[float, float] | None:
     """What other processes use of the GPU and all that it has, in GiB, where an error of torch says
     so and others use more than half. What this process uses besides torch counts as theirs; in a
     container, torch does not know which process is this one."""
-    if not (found := _GPU_MEMORY.search(str(error))):
+    if not (found := _GPU_MEMORY.search(message_of(error))):
         return None
     words = found.groups()
     total, free, allocated, reserved = (
@@ -110,7 +114,7 @@ _SAME_GPU = re.compile(r"Duplicate GPU detected : rank (\d+) and rank (\d+)")
 
 def is_same_gpu(error: BaseException) -> bool:
     """Whether NCCL has found two ranks on one GPU."""
-    return isinstance(error, RuntimeError) and bool(_SAME_GPU.search(str(error)))
+    return isinstance(error, RuntimeError) and bool(_SAME_GPU.search(message_of(error)))
 
 
 # CUDA's texts for a GPU that is broken, lost or taken, not for what the code asked of it.
@@ -163,7 +167,7 @@ def is_fault_of_machine(error: BaseException) -> bool:
     if names & _NETWORK_ERRORS:
         return not _is_refusal(error) and not isinstance(error, BrokenPipeError)
     # torch and libraries in Rust raise their own errors with the text of the system's.
-    text = str(error)
+    text = message_of(error)
     return isinstance(error, RuntimeError | OSError) and (
         _is_fault_of_gpu(text)
         or _NO_THREAD in text
@@ -173,13 +177,41 @@ def is_fault_of_machine(error: BaseException) -> bool:
 
 def _is_refusal(error: BaseException) -> bool:
     """Whether a server has answered that the request is wrong (HTTP 4xx)."""
-    response = getattr(error, "response", None)
-    status = getattr(error, "code", None) or getattr(response, "status_code", None)
+    status = None
+    with suppress(Exception):  # of a property of the error's class
+        response = getattr(error, "response", None)
+        status = getattr(error, "code", None) or getattr(response, "status_code", None)
     return isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
 
 
 def as_run_error(error: BaseException) -> RunError | None:
-    """The error in one sentence, with its exit code, where its cause is known."""
+    """The error in one sentence, with its exit code, where its cause is known: by the error itself,
+    by the one that it was raised from, or, for a group of errors, by each of them."""
+    seen: set[int] = set()
+    outer = ""
+    inner: BaseException | None = error
+    while inner is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        if isinstance(inner, BaseExceptionGroup):
+            parts = [as_run_error(part) for part in inner.exceptions]
+            known = parts[0] if all(parts) else None
+        else:
+            known = _known(inner)
+        if known:
+            return prefixed(outer, known) if outer else known
+        outer = outer or f"{type(inner).__name__}: {first_line(inner)}"
+        inner = inner.__cause__
+    return None
+
+
+def fault_of(error: BaseException, otherwise: RunError) -> RunError:
+    """The error of the machine or its memory, where that is the cause of an error; else
+    ``otherwise``, which blames the command or the data."""
+    known = as_run_error(error)
+    return known if isinstance(known, RetryError | OutOfMemoryError) else otherwise
+
+
+def _known(error: BaseException) -> RunError | None:
     if isinstance(error, RunError):
         return error
     if is_out_of_memory(error):
@@ -228,6 +260,6 @@ def _out_of_memory(error: BaseException) -> RunError:
 
 def _reason(error: BaseException) -> str:
     """The line of an error's message that names the cause: of NCCL's, the last error."""
-    _, marker, rest = str(error).partition("Last error:")
+    _, marker, rest = message_of(error).partition("Last error:")
     lines = [line.strip() for line in rest.splitlines() if line.strip()] if marker else []
     return lines[0].rstrip(".") if lines else first_line(error)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from train.exits import RunError
+from train.exits import RunError, message_of, traceback_of
 from train.secrets import redact
 
 
@@ -22,9 +21,9 @@ def write_error_file(error: BaseException) -> None:
     if not path:
         return
     is_user_error = isinstance(error, RunError)  # needs no stack trace
-    stack = str(error) if is_user_error else "".join(traceback.format_exception(error))
+    stack = str(error) if is_user_error else traceback_of(error)
     extra = {"timestamp": str(int(time.time())), "py_callstack": redact(stack)}
-    message = redact(f"{type(error).__name__}: {error}")
+    message = redact(f"{type(error).__name__}: {message_of(error)}")
     text = {"message": {"message": message, "extraInfo": extra}}
     with suppress(OSError):  # torchrun then reports the exit code only
         Path(path).write_text(json.dumps(text), encoding="utf-8")

@@ -28,11 +28,14 @@ _OF_TORCHRUN = ("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROL
 
 # Not `python -m train`, which would run a train.py of the working directory. What the calling
 # process can import, the ranks can. Until the command handles SIGINT, it ends the rank without a
-# traceback. `train` unblocks the stop signals, which are blocked until it handles them.
+# traceback. `train` unblocks the stop signals, which are blocked until it handles them. If the
+# calling process is killed, the rank is asked to stop.
 _RANK = """
 import json, os, runpy, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path += [path for path in json.loads(os.environ["ISORUN_PATH"]) if path not in sys.path]
+from train.process.parent import end_with_parent
+end_with_parent(signal.SIGTERM, lambda: os.getppid() == int(os.environ["ISORUN_PARENT"]))
 runpy.run_module("train", run_name="__main__", alter_sys=True)
 """
 
@@ -93,6 +96,7 @@ def rank_environment(
         "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "ISORUN_LAUNCHER": "train.launch", "ISORUN_PATH": json.dumps(path),
+        "ISORUN_PARENT": str(os.getpid()),
         "TORCHELASTIC_ERROR_FILE": str(error_file),
     }  # fmt: skip
 

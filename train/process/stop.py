@@ -16,7 +16,7 @@ from typing import Any
 from train.exits import Exit
 from train.numeric_text import seconds_in
 from train.process.emergency_output import write_stderr
-from train.process.stop_signals import STOP_SIGNALS, TERMINATING, handled_signals
+from train.process.stop_signals import STOP_SIGNALS, TERMINATING, handled_signals, interrupt
 from train.section import Section, non_semantic
 
 _STOP_FILE_INTERVAL = 1.0  # seconds between checks of the stop file
@@ -55,6 +55,7 @@ class StopRequest:
         self._listening = False
         self._interrupts = 0  # calls of the Python handler for SIGINT
         self._stop_at_once = self._raised = self._woken = False
+        self._asked_by_ctrl_c = False
         self._deadline = stop_deadline(config)
         self._file: Path | None = None
         self._checked = 0.0
@@ -135,7 +136,7 @@ class StopRequest:
         self._interrupts += 1
         if self._starting or self._stop_at_once or self._interrupts > 1:
             self._raised = True
-            raise KeyboardInterrupt
+            interrupt(number, None)
 
     def _wake_main_thread(self) -> None:
         """Causes another call of the handler, which may have run between two signals."""
@@ -152,7 +153,8 @@ class StopRequest:
     def _handle(self, number: signal.Signals) -> None:
         # os._exit in both cases: nothing may block after this. Incomplete files have temporary
         # names and are removed at the next start.
-        second = number == signal.SIGINT and self.signal == "SIGINT"
+        second = number == signal.SIGINT and self._asked_by_ctrl_c
+        self._asked_by_ctrl_c = self._asked_by_ctrl_c or number == signal.SIGINT
         if self._in_session and number == signal.SIGINT and (self._starting or second):
             if second and not self._stop_at_once:
                 self._stop_at_once = True

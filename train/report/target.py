@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from train.exits import UsageError
+from train.exits import RunError, UsageError
 from train.files import read_bytes, refuse_irregular, replace_text
+from train.process.diagnose import fault_of
 
 _START = b"<!doctype html>"
 
@@ -28,15 +29,17 @@ def _is_report(target: Path) -> bool:
 
 
 def write_report(target: Path, page: str) -> None:
-    """Writes a page atomically. Raises UsageError if it cannot be written."""
+    """Writes a page atomically. Raises UsageError if it cannot be written there, and RetryError
+    for a fault of the machine, such as a full disk."""
     try:
         replace_text(target, page)
     except OSError as error:
         raise _unwritable(target, error) from None
 
 
-def _unwritable(target: Path, error: OSError) -> UsageError:
-    return UsageError(
+def _unwritable(target: Path, error: OSError) -> RunError:
+    wrong = UsageError(
         f"--to is {str(target)!r}, which cannot be written: {error.strerror or error}; choose "
         "another file."
     )
+    return fault_of(error, wrong)

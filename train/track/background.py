@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from train.exits import repr_of
 from train.track.sinks import Sink
 
 _log = logging.getLogger("train")
@@ -173,13 +174,13 @@ class Background:
             self._failed = True
             _log.info("%s failed", self.sink.name, exc_info=True)
             self._abandon()
-            self._warn(f"{self.sink.name} failed and is disabled: {error!r}")
+            self._warn(f"{self.sink.name} failed and is disabled: {repr_of(error)}")
             return None
 
     def _abandon(self) -> None:
         try:
             self.sink.abandon()
-        except Exception:
+        except BaseException:
             _log.info("abandon() of %s failed", self.sink.name, exc_info=True)
 
 

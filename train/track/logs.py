@@ -10,11 +10,13 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from train.exits import shortened
 from train.files import open_regular, refuse_link
 from train.secrets import redact
 from train.visible import visible
 
 _BYTES, _FILES = 10 * 2**20, 3
+_LONGEST = 200_000  # characters of a message with its traceback
 
 
 class _File(RotatingFileHandler):
@@ -29,7 +31,7 @@ class _File(RotatingFileHandler):
 class _WithoutSecrets(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line and its traceback."""
-        return redact(super().format(record))
+        return redact(shortened(super().format(record), _LONGEST))
 
 
 class _Stderr(logging.Handler):
@@ -52,7 +54,7 @@ class _Stderr(logging.Handler):
                 if text in self._seen:
                     return
                 self._seen.add(text)
-            text = visible(redact(text))
+            text = visible(redact(shortened(text, _LONGEST)))
             print(f"{record.levelname.lower()}: {text}", file=sys.stderr, flush=True)
         except Exception:
             self.handleError(record)

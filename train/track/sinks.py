@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from train.data.stored_fingerprint import digest
 from train.exits import RunError, UsageError, first_line, prefixed
 from train.plugins import Plugin, find_plugin
+from train.process.stop_signals import is_of_signal
 from train.secrets import redact_values
 from train.track.wandb_rows import as_logged, committed_rows
 
@@ -187,7 +188,9 @@ def make_sinks(plugins: Sequence[Plugin], run: RunInfo) -> list[Sink]:
             sink = cls(replace(run, config=redact_values(deepcopy(run.config))), **plugin.options)
         except RunError as error:
             raise prefixed(f"track.sinks names {plugin.use!r}", error) from error
-        except Exception as error:
+        except BaseException as error:
+            if is_of_signal(error):
+                raise
             raise UsageError(
                 f"track.sinks names {plugin.use!r}, whose constructor failed "
                 f"({type(error).__name__}: {first_line(error)}); fix it, or remove it."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from train.exits import DataError, OutOfMemoryError
 from train.files import ensure_fits_memory
+from train.process.diagnose import fault_of
 from train.tasks.text.text_config import Data
 
 
@@ -81,9 +82,8 @@ def _read(path: Path) -> str:
             "not fit into memory; use fewer files, or a machine with more memory."
         ) from None
     except OSError as error:
-        raise DataError(
-            f"The file {path} (data.files) cannot be read: {error.strerror}."
-        ) from error
+        wrong = DataError(f"The file {path} (data.files) cannot be read: {error.strerror}.")
+        raise fault_of(error, wrong) from error
 
 
 def split_documents(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from train.exits import DataError
 from train.imports import import_extra
+from train.process.diagnose import fault_of
 from train.tasks.text.text_config import Data
 
 END_MARK = "\n[end of document]\n"
@@ -76,10 +77,11 @@ class JsonTokenizer:
         try:
             self._backend = library.Tokenizer.from_str(path.read_text("utf-8"))
         except Exception as error:  # the library raises bare Exceptions
-            raise DataError(
+            wrong = DataError(
                 f"The tokenizer {path} (data.tokenizer) cannot be read: {error}; set the path of "
                 "a tokenizer.json, or bytes."
-            ) from None
+            )
+            raise fault_of(error, wrong) from None
         self._backend.no_truncation()
         self._backend.no_padding()
         ids = self._backend.get_vocab(with_added_tokens=True)
