@@ -55,6 +55,7 @@ from train.json_files import (
 )
 from train.numeric_text import finite_number, port_number, seconds_in, whole_number
 from train.output import log
+from train.paths import path_argument, path_word, user_path
 from train.private_directory import private_directory
 from train.process.diagnose import fault_of
 from train.process.error_file import write_error_file
@@ -227,6 +228,8 @@ __all__ = [
     "package_versions",
     "parse_object",
     "parsed_lines",
+    "path_argument",
+    "path_word",
     "port_number",
     "private_directory",
     "python_module",
@@ -258,6 +261,7 @@ __all__ = [
     "unblock_stop_signals",
     "unreadable",
     "use_loopback",
+    "user_path",
     "visible",
     "visible_log",
     "wait_for_name",

@@ -47,6 +47,10 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+_MOST = 10**9
+"""The largest number of an option: 31 years in seconds, more than libraries take in places."""
+
+
 def as_nnodes(fewest: int, most: int) -> str:
     """The numbers as --nnodes gives them."""
     return f"{fewest}" if fewest == most else f"{fewest}:{most}"
@@ -161,5 +165,9 @@ class Values:
         if value is None or not at_least <= value < math.inf:
             raise UsageError(
                 f"--{name} must be {kind} of at least {at_least}, but is {text!r} ({origin})."
+            )
+        if value > _MOST:
+            raise UsageError(
+                f"--{name} must be {kind} of at most {_MOST}, but is {text!r} ({origin})."
             )
         return value

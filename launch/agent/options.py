@@ -7,7 +7,9 @@ import re
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 from launch import deadlines
@@ -17,6 +19,7 @@ from launch.contract import (
     RUN_ID,
     STOP_DEADLINE,
     UsageError,
+    did_you_mean,
     first_host,
     key_value,
     port_number,
@@ -202,6 +205,7 @@ def _endpoint(values: Values, environ: Mapping[str, str], max_nodes: int) -> tup
         # No other node connects, but other runs on this machine may have the same port.
         return "localhost", 0
     if not host and (variable := values.text("rdzv-host-env")):
+        origin = f"environment variable {variable}"
         host = first_host(environ.get(variable, "").strip())
         if not host:
             raise UsageError(
@@ -209,17 +213,34 @@ def _endpoint(values: Values, environ: Mapping[str, str], max_nodes: int) -> tup
                 "(--rdzv-host-env), which should hold node 0's host, is not set; set it, or give "
                 "the host by --rdzv-endpoint."
             )
-    if not host and environ.get("MASTER_ADDR"):
-        host = environ["MASTER_ADDR"]
-        if not port_text:
-            port_text = environ.get("MASTER_PORT", "").strip()
-            port = _port(port_text, "environment variable MASTER_PORT")
+    for prefix in ("PET_", ""):  # Kubeflow's operators set the first, torchrun reads both
+        if not host and (host := environ.get(f"{prefix}MASTER_ADDR", "").strip()):
+            origin = f"environment variable {prefix}MASTER_ADDR"
+            if not port_text:
+                port_text = environ.get(f"{prefix}MASTER_PORT", "").strip()
+                port = _port(port_text, f"environment variable {prefix}MASTER_PORT")
     if not host:
         raise UsageError(
             f"The run has {max_nodes} nodes, but no rendezvous endpoint; give node 0's address by "
             "--rdzv-endpoint HOST[:PORT] or in PET_RDZV_ENDPOINT or MASTER_ADDR."
         )
+    if not _is_host(host):
+        raise UsageError(
+            f"The host of the rendezvous must be a host name or an IP address, but is {host!r} "
+            f"({origin}); write HOST or HOST:PORT, without a scheme or a path, and an IPv6 address "
+            "with a port as [ADDRESS]:PORT."
+        )
     return host, port
+
+
+def _is_host(text: str) -> bool:
+    """Whether a text has the form of a host name or of an IP address."""
+    if "$(" in text:  # Kubernetes replaces it in the pod
+        return True
+    with suppress(ValueError):
+        return bool(ip_address(text))
+    numeric = re.fullmatch(r"[0-9.]+", text)
+    return not numeric and bool(re.fullmatch(r"\w([\w.-]{0,251}\w)?\.?", text))
 
 
 def _port(text: str, origin: str) -> int:
@@ -237,6 +258,14 @@ def _port(text: str, origin: str) -> int:
 _OWN_OPTIONS = ("backend", "endpoint", "run_id", "min_nodes", "max_nodes", "local_addr")
 
 
+_NOT_COUNTS = ("is_host", "store_type")
+_CONF = (
+    "timeout", "join_timeout", "last_call_timeout", "close_timeout", "heartbeat_timeout",
+    "keep_alive_interval", "keep_alive_max_attempt", "read_timeout", *_NOT_COUNTS,
+)  # fmt: skip
+"""What torch's rendezvous reads, and the agent does not set by an option."""
+
+
 def _pairs(text: str, origin: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for item in filter(None, text.split(",")):
@@ -249,6 +278,17 @@ def _pairs(text: str, origin: str) -> dict[str, str]:
         if pair[0] in _OWN_OPTIONS:
             raise UsageError(
                 f"--rdzv-conf has {item!r} ({origin}), which has an option of its own; see --help."
+            )
+        if pair[0] not in _CONF:
+            raise UsageError(
+                f"--rdzv-conf has {item!r} ({origin}), but {pair[0]} is not a setting of torch's "
+                f"rendezvous{did_you_mean(pair[0], _CONF)} The settings are "
+                f"{', '.join(_CONF)}."
+            )
+        # Without a pause between keep-alives, torch does nothing else.
+        if pair[0] not in _NOT_COUNTS and pair[1].lstrip("-").isdecimal() and int(pair[1]) < 1:
+            raise UsageError(
+                f"--rdzv-conf has {item!r} ({origin}), but {pair[0]} must be at least 1."
             )
         pairs[pair[0]] = pair[1]
     return pairs

@@ -18,6 +18,7 @@ from launch.contract import (
     UsageError,
     import_extra,
     log,
+    path_word,
     say,
     terminal_width,
     this_world,
@@ -36,10 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     add = parser.add_argument
     add(
-        "--config", action="append", default=[], metavar="FILE",
+        "--config", action="append", type=path_word, default=[], metavar="FILE",
         help="a YAML config file of all trials; repeatable, later ones take precedence",
     )  # fmt: skip
-    add("--space", metavar="FILE", help="a YAML file with the keys to vary (docs/tuning.md)")
+    add(
+        "--space",
+        type=path_word,
+        metavar="FILE",
+        help="a YAML file with the keys to vary (docs/tuning.md)",
+    )
     add(
         "--trials", metavar="N",
         help=f"trials of the study in all, those of earlier starts included (default {_TRIALS}; "
@@ -91,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--show", metavar="STUDY", help="print the table of the study in this directory, and end")
     add(
-        "--to", metavar="FILE",
+        "--to", type=path_word, metavar="FILE",
         help="write the result as an HTML page to this file; default: study.html in the study's "
         "directory, or none with --show",
     )  # fmt: skip

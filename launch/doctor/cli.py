@@ -23,6 +23,7 @@ from launch.contract import (
     exit_code_of,
     first_line,
     log,
+    path_argument,
     this_world,
     training_config,
     write_error_file,
@@ -61,7 +62,9 @@ def parse(argv: Sequence[str], prog: str = "python -m launch.doctor") -> argpars
         "--level", choices=("quick", "full"), default="quick",
         help="quick: about a second; full: measures disk, network and devices, and loads a sample",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings to FILE")
+    parser.add_argument(
+        "--json", type=path_argument, metavar="FILE", help="write all findings to FILE"
+    )
     parser.add_argument(
         "--wait", type=float, default=120.0, metavar="SECONDS",
         help="time for the other ranks to join; default: 120",

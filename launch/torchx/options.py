@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from launch.contract import UsageError, did_you_mean, first_line
+from launch.contract import UsageError, did_you_mean, first_line, user_path
 
 if TYPE_CHECKING:
     from torchx.specs import runopts
@@ -28,9 +28,14 @@ def parse(text: str | None, known: runopts, scheduler: str, flag: str = "-cfg") 
         if option and option.opt_type is bool and value.lower() not in _BOOL:
             raise UsageError(f"{name} must be true or false, but is {value!r} ({flag} {text}).")
     try:
-        return dict(known.cfg_from_str(text))
+        values = dict(known.cfg_from_str(text))
     except (ValueError, IndexError) as error:  # IndexError: a map without :
         raise _malformed(text, scheduler, flag, error) from None
+    # A shell leaves it in job_dir=~/x, and no option has another value of this form.
+    homes = {name: v for name, v in values.items() if isinstance(v, str) and v.startswith("~")}
+    return values | {
+        name: str(user_path(value, f"{flag} {name} is {value!r}")) for name, value in homes.items()
+    }
 
 
 def refuse_unknown(names: Iterable[str], known: runopts, scheduler: str, origin: str) -> None:

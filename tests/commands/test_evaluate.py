@@ -161,6 +161,16 @@ def test_the_directory_of_a_run_stands_for_its_config(finished, tmp_path):
     assert "not that of a run" in command("verify", tmp_path / "empty", expect=64).stderr
 
 
+def test_overrides_without_effect_get_a_warning(tmp_path, capsys):
+    where = [*TINY, "length.steps=6", "track.console=quiet", f"run.dir={tmp_path}"]
+    done = train.fit(*where)
+    train.evaluate(*where, "optim.lr=0.01", "batch.global_batch_size=6", "evaluate.at_end=true")
+    assert capsys.readouterr().err == "", "values that are the run's, or that an evaluation uses"
+    assert train.evaluate(*where, "optim.lr=5", "schedule.use=linear") == done.metrics
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no effect on this command: optim.lr (5.0; the run has 0.01), schedule.use (" in line
+
+
 def test_a_model_that_lacks_tensors_of_the_checkpoint_is_refused(tmp_path, monkeypatch):
     where = [*TINY, "length.steps=6", "track.console=quiet", f"run.dir={tmp_path}"]
     train.fit(*where)

@@ -234,6 +234,14 @@ def export(tmp_path, capsys):
     return command
 
 
+def test_the_home_directory_and_an_override_without_effect(export, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, files, said = export("--to=~/here", "--form=parameters", "batch.global_batch_size=6")
+    assert (code, files) == (0, [])
+    assert (tmp_path / "here" / "model.safetensors").exists()
+    assert "no effect on this command: batch.global_batch_size (6; the run has 12)." in said
+
+
 def test_without_example_inputs_the_default_is_the_parameters(export, monkeypatch):
     monkeypatch.setattr(TinyTask, "example_inputs", Task.example_inputs)
     code, files, said = export("--form", "both")

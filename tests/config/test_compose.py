@@ -185,3 +185,24 @@ def test_a_text_alone_in_a_file_has_its_origin(tmp_path):
     assert composed.values["init_from"] == {"source": "x/b", "strict": False}
     assert composed.origin("init_from.source") == f"{file}:3"
     assert compose([file], ["init_from=c"]).origin("init_from.source") == "command line"
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [("010", "octal number 8"), ("-0_17", "octal number -15"), ("[1, 010]", "octal number 8"),
+     ("1:30", "90 (base 60)"), ("1:30.5", "90.5 (base 60)")],
+)  # fmt: skip
+def test_a_number_that_yaml_reads_as_another_is_refused(tmp_path, value, read):
+    with pytest.raises(UsageError) as error:
+        compose([], [f"length.steps={value}"])
+    assert read in str(error.value)
+    with pytest.raises(UsageError) as error:
+        compose([write(tmp_path / "a.yaml", f"run:\n  seed: {value}\n")], [])
+    assert f"a.yaml:2 has {value.removeprefix('[1, ').removesuffix(']')}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [("'010'", "010"), ("01", 1), ("0", 0), ("1_000", 1000), ("0x1F", 31)]
+)
+def test_a_number_that_yaml_reads_as_written(value, found):
+    assert compose([], [f"a={value}"]).values == {"a": found}

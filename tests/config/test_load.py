@@ -176,8 +176,35 @@ def test_the_home_directory_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     loaded = load_config([], [*GOOD, "run.dir=~/x"], runs=False)
     assert loaded.run_directory == tmp_path / "x"
-    with pytest.raises(UsageError, match=r"run.dir is '~nobody_here/x', which cannot be expanded"):
-        load_config([], [*GOOD, "run.dir=~nobody_here/x"], runs=False).run_directory.exists()
+    assert loaded.config.run.dir == str(tmp_path / "x"), "a task would write to another directory"
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("run.dir=~nobody_here/x", "there is no home directory for ~nobody_here"),
+        ("run.dir=s3://bucket/x", "the path of a directory, not a URL"),
+        ("run.dir=file:///x", "the path of a directory, not a URL"),
+        ("checkpoint.mirror.url=''", "must be the URL of a folder"),
+        ("checkpoint.mirror.url='file://'", "must be the URL of a folder"),
+    ],
+)
+def test_a_place_that_is_none(override, reason):
+    with pytest.raises(UsageError, match=reason):
+        load_config([], [*GOOD, override], runs=False)
+
+
+def test_one_run_is_named_and_no_checkpoint_in_its_place(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="are both directories of runs; name one"):
+        load_config([str(tmp_path / "a"), str(tmp_path / "b")], [], runs=False)
+    checkpoint = tmp_path / "a/checkpoints/step-000000000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    with pytest.raises(UsageError, match="name the run, and the checkpoint with --checkpoint"):
+        load_config([str(checkpoint)], [], runs=False)
 
 
 def test_differences_tell_which_keys_change_results(tmp_path):

@@ -124,6 +124,19 @@ class Constants(nn.Module):
         return x * self.passing + self.short.to(x.dtype) * self.codes + self.long_.to(x.dtype)
 
 
+class SharedBuffer(nn.Module):
+    """A buffer that two modules have in common."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Module(), nn.Module()
+        self.one.register_buffer("table", torch.randn(WIDTH))
+        self.two.register_buffer("table", self.one.table)
+
+    def forward(self, x):
+        return x * self.one.table + self.two.table
+
+
 class Around(nn.Module):
     """Another module below the name ``inner``."""
 
@@ -284,6 +297,7 @@ PARTS = {
     "transposed": Transposed,
     "channels-last": ChannelsLast,
     "constants": Constants,
+    "shared-buffer": SharedBuffer,
     "normed": lambda: Around(weight_norm(nn.Linear(WIDTH, WIDTH))),
     "recurrent": Recurrent,
     "looped": Looped,

@@ -40,6 +40,13 @@ class MirrorConfig(Section):
     """Seconds that the end of the run waits for pending uploads; a requested stop waits no longer
     than its deadline."""
 
+    @field_validator("url")
+    @classmethod
+    def _names_place(cls, url: str) -> str:
+        if not url.partition("://")[2] and (not url or "://" in url):
+            raise ValueError("the URL of a folder, such as s3://bucket/folder or file:///folder")
+        return url
+
     @field_validator("options")
     @classmethod
     def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:

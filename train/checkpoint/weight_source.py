@@ -35,6 +35,7 @@ from train.checkpoint.weight_match import Entry
 from train.distributed.shard import is_extra_state
 from train.exits import DataError, ResumeRefusedError, RetryError, UsageError, first_line
 from train.files import refuse_link
+from train.paths import user_path
 from train.process.diagnose import is_fault_of_machine
 from train.suggest import listed
 
@@ -100,7 +101,7 @@ def find_source(source: str, start: Path, download: Path, where: str) -> WeightS
     try:
         if "://" in source:
             return _of_mirror(source, download, where)
-        path = start / _expanded(source, where)
+        path = start / user_path(source, where)
         return _of_path(path, where)
     except DamagedError as error:
         raise DataError(f"{where}, which cannot be used: {error}; name another source.") from None
@@ -115,15 +116,6 @@ def find_source(source: str, start: Path, download: Path, where: str) -> WeightS
             raise RetryError(f"{where}, but {fault}; fix the cause, then rerun.") from error
         raise UsageError(
             f"{where}, but {fault}; correct the path, its kind or its rights."
-        ) from None
-
-
-def _expanded(source: str, where: str) -> Path:
-    try:
-        return Path(source).expanduser()
-    except RuntimeError as error:
-        raise UsageError(
-            f"{where}, which cannot be expanded ({first_line(error)}); write the path without ~."
         ) from None
 
 

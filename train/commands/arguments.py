@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from train.paths import path_word, user_path
+
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, takes_run: bool = False) -> None:
     """``--config FILE`` (repeatable) and ``key=value`` overrides; ``takes_run``: also the directory
@@ -12,6 +14,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, takes_run: bool = F
     parser.add_argument(
         "--config",
         action="append",
+        type=path_word,
         default=[],
         metavar="FILE",
         help="a YAML config file, or the directory of a run; repeatable, later ones take "
@@ -33,7 +36,12 @@ def config_words(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     """The config files and the overrides of a command that takes the directory of a run."""
     words = arguments.overrides
     runs = [word for word in words if "=" not in word or _is_run(word)]
-    return [*arguments.config, *runs], [word for word in words if word not in runs]
+    return [*arguments.config, *map(_named, runs)], [word for word in words if word not in runs]
+
+
+def _named(word: str) -> str:
+    """The directory of a run that a word names, as the user has written it, except for ``~``."""
+    return str(user_path(word, f"The run is {word!r}")) if word.startswith("~") else word
 
 
 def _is_run(word: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +15,13 @@ from train.checkpoint.opening import fault_of_run
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.commands.arguments import config_words
-from train.config.changes import differences, listed
+from train.config.changes import differences, listed, without_effect
 from train.config.load import LoadedConfig, load_config
+from train.distributed.world import this_world
 from train.exits import DataError, ResumeRefusedError, UsageError
 from train.numeric_text import whole_number
+from train.output import log
+from train.paths import user_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,19 +43,24 @@ def local_checkpoint(
         yield loaded, which, received
 
 
-def find_checkpoint(loaded: LoadedConfig, which: str, *, other_data: bool = False) -> Path:
+def find_checkpoint(
+    loaded: LoadedConfig, which: str, *, other_data: bool = False, used: Sequence[str] = ()
+) -> Path:
     """The path of the checkpoint that ``--checkpoint WHICH`` names, after a check of its hashes.
+
+    ``used``: the sections and fields that the command uses. Overrides of others that differ from
+    the run's config get a warning.
 
     Raises UsageError if there is no such checkpoint, DataError if it is damaged, and
     ResumeRefusedError if its run has another model, or other data or another seed unless
     ``other_data``.
     """
     with refused_files(loaded.run_directory):
-        return _find(loaded, which, other_data=other_data)
+        return _find(loaded, which, other_data=other_data, used=used)
 
 
-def _find(loaded: LoadedConfig, which: str, *, other_data: bool) -> Path:
-    given = Path(which)
+def _find(loaded: LoadedConfig, which: str, *, other_data: bool, used: Sequence[str]) -> Path:
+    given = user_path(which, f"--checkpoint is {which!r}")
     if which not in ("newest", "best") and whole_number(which) is None:
         if not (given / "manifest.json").exists():
             raise UsageError(
@@ -78,11 +86,13 @@ def _find(loaded: LoadedConfig, which: str, *, other_data: bool) -> Path:
         )
     if fault := fault_of_run(store.path(step)):
         raise DataError(f"{fault}; choose another with --checkpoint.")
-    _check_config(loaded, store.path(step), other_data=other_data)
+    _check_config(loaded, store.path(step), other_data=other_data, used=used)
     return store.path(step)
 
 
-def _check_config(loaded: LoadedConfig, checkpoint: Path, *, other_data: bool) -> None:
+def _check_config(
+    loaded: LoadedConfig, checkpoint: Path, *, other_data: bool, used: Sequence[str]
+) -> None:
     """Compares the config with that of the checkpoint's run, where its directory is there."""
     stored = RunDirectory(checkpoint.absolute().parents[1]).stored_config()
     if stored is None:
@@ -110,6 +120,10 @@ def _check_config(loaded: LoadedConfig, checkpoint: Path, *, other_data: bool) -
             f"it was trained on may be evaluated:\n{listed(data, loaded.composed)}\n"
             "Undo these differences, or add --other-data."
         )
+    unused = without_effect(loaded, stored, ("run.dir", *used)) if used else []
+    if unused and this_world().rank == 0:
+        described = [f"{c.key} ({c.now!r}; the run has {c.before!r})" for c in unused]
+        log(f"warning: These overrides have no effect on this command: {', '.join(described)}.")
 
 
 def _choose(store: CheckpointStore, loaded: LoadedConfig, which: str) -> int:

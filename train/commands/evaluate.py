@@ -20,6 +20,12 @@ from train.exits import Exit, RetryError, UsageError, sys_exit_refused
 from train.json_files import is_count
 from train.json_text import json_text
 
+_USED = (
+    "task", "model", "data", "ema", "run.seed", "batch", "precision", "deterministic", "strategy",
+    "strategy_options", "evaluate.micro_batch_size", "loader", "watchdog", "checkpoint.keep_best",
+)  # fmt: skip
+"""The sections and fields of the config that an evaluation uses."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
@@ -64,7 +70,7 @@ def evaluate_checkpoint(
     """Evaluates the checkpoint that ``which`` names on all evaluation data; collective.
     ``other_data``: accepts another data section than that of the run. ``received``: the runs that
     this rank has downloaded."""
-    checkpoint = find_checkpoint(loaded, which, other_data=other_data)
+    checkpoint = find_checkpoint(loaded, which, other_data=other_data, used=_USED)
     from train.checkpoint.run_directory import RunDirectory
     from train.data.plan import BatchPlan
     from train.loop.evaluate import evaluate

@@ -21,6 +21,7 @@ from train.exits import Exit, UsageError
 from train.files import refuse_irregular, refuse_link
 from train.json_text import finite
 from train.output import log
+from train.paths import path_argument
 from train.process.diagnose import fault_of
 
 if TYPE_CHECKING:
@@ -28,13 +29,21 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
+_USED = (
+    "task", "model", "data", "ema", "run.seed", "precision", "checkpoint.keep_best",
+    "track.wandb_project", "track.wandb_entity", "track.wandb_group",
+)  # fmt: skip
+"""The sections and fields of the config that an export uses."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     add_config_arguments(parser, takes_run=True)
     add_checkpoint_argument(parser)
     parser.add_argument(
-        "--to", metavar="DIR", help="output directory; default: exports/step-N in the run directory"
-    )
+        "--to", type=path_argument, metavar="DIR",
+        help="output directory; default: exports/step-N in the run directory",
+    )  # fmt: skip
     parser.add_argument(
         "--form",
         choices=["both", "parameters", "program"],
@@ -66,7 +75,7 @@ def run(arguments: argparse.Namespace) -> Exit:
 def _export(
     loaded: LoadedConfig, which: str, registry: str | None, arguments: argparse.Namespace
 ) -> None:
-    checkpoint = find_checkpoint(loaded, which, other_data=arguments.other_data)
+    checkpoint = find_checkpoint(loaded, which, other_data=arguments.other_data, used=_USED)
     manifest = Manifest.read(checkpoint)
     exported = prepare_export(loaded, checkpoint, arguments.form)
     directory = Path(arguments.to or loaded.run_directory / "exports" / f"step-{manifest.step}")

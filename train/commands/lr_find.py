@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 from typing import Any
 
 from train.command_line import say
@@ -17,6 +16,7 @@ from train.commands.arguments import add_config_arguments, config_words
 from train.config.load import load_config
 from train.exits import Exit, UsageError, sys_exit_refused
 from train.json_text import json_text
+from train.paths import path_argument
 
 _ROWS = 12
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=100, help="number of steps; default: 100")
     parser.add_argument(
         "--to",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="write lr-find.html, lr-find.json and, with the extra `plot`, lr-find.png there",
     )

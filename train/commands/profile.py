@@ -21,6 +21,7 @@ from train.config.load import load_config
 from train.exits import Exit, RunError, UsageError, sys_exit_refused
 from train.files import replace_text
 from train.json_text import json_text
+from train.paths import path_argument
 from train.profiling.files import Trace, find_traces, place_copy, trace_name
 from train.profiling.table import table, to_json
 from train.profiling.trace import Profile, read_profile
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=15, help="operators to show; default: 15")
     parser.add_argument(
         "--to",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help=f"write {JSON_FILE} and the trace of each rank there",
     )

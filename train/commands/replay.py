@@ -26,6 +26,7 @@ from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, ResumeRefusedError, UsageError, first_line, sys_exit_refused
 from train.json_files import is_count
 from train.json_text import json_text
+from train.paths import path_argument
 
 if TYPE_CHECKING:
     from train.data.fetch import MicroBatch
@@ -63,8 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="name the first module whose output is not finite",
     )
     parser.add_argument(
-        "--batch", type=Path, metavar="FILE", help="save the samples of the step with torch.save"
-    )
+        "--batch", type=path_argument, metavar="FILE",
+        help="save the samples of the step with torch.save",
+    )  # fmt: skip
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, metavar="REL", help="default: 1e-4"
     )

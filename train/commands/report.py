@@ -11,6 +11,7 @@ from pathlib import Path
 
 from train.command_line import say
 from train.exits import Exit, UsageError
+from train.paths import path_word
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the directory of a run")
     parser.add_argument(
         "--to",
+        type=path_word,
         metavar="FILE",
         help="output file; default: report.html, or none with --watch",
     )

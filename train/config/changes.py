@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from train.checkpoint.damage import damaged
 from train.checkpoint.store import CheckpointStore
+from train.config.compose import COMMAND_LINE
 from train.exits import ResumeRefusedError
 from train.section import changes_results
 
@@ -91,6 +92,19 @@ def _submodel(info: Any) -> type[BaseModel] | None:
 def listed(changes: Iterable[Difference], composed: Composed) -> str:
     """The differences, one a line, with the origins of the new values."""
     return "\n".join(f"  {change} ({composed.origin(change.key)})" for change in changes)
+
+
+def without_effect(
+    loaded: LoadedConfig, stored: Mapping[str, Any], used: Collection[str]
+) -> list[Difference]:
+    """The overrides of the command line that a command does not use, and whose values are not those
+    of the run's ``stored`` config; ``used``: the sections and fields that the command uses."""
+    return [
+        change
+        for change in differences(loaded.config, stored)
+        if loaded.composed.origin(change.key) == COMMAND_LINE
+        and not any(f"{change.key}.".startswith(f"{key}.") for key in used)
+    ]
 
 
 def allowed_changes(

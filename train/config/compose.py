@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from train.checkpoint.init_from_config import InitFromConfig
 from train.config.leaves import leaves, shown_path, value_at
 from train.config.no_secrets import check_no_secrets
-from train.config.scalars import refuse_large_numbers, unreadable
+from train.config.scalars import misleading, refuse_large_numbers, unreadable
 from train.exits import UsageError, first_line
 
 DEFAULT = "default"
@@ -207,7 +207,7 @@ def _read(name: str) -> str:
             f"There is no config file or run directory {name!r}; correct the path, which is "
             f"relative to {Path.cwd()}."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null in the name
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise UsageError(
             f"The config file {name!r} cannot be read ({reason}); correct the path or the file."
@@ -235,6 +235,8 @@ def _parse(text: str, name: str) -> Any:
         raise UsageError(
             f"{name} must contain keys and values (`run:`, `task:` ...) at the top level."
         )
+    if wrong := misleading(text):
+        raise UsageError(f"{name}:{wrong[0]} {wrong[1]}.")
     values: Any = OmegaConf.to_container(parsed, resolve=False)
     section: Any = parsed
     for key, inner in SHORT_FORMS.items():
@@ -269,8 +271,10 @@ def _comment(value: str) -> str:
 
 
 def _refuse_lost_text(override: str, text: str, comment: str, value: Any) -> None:
-    """Raises UsageError where YAML drops what it takes for a comment, or makes a line break a
-    space, unless by ``>`` or ``|``."""
+    """Raises UsageError where YAML drops what it takes for a comment, makes a line break a space,
+    unless by ``>`` or ``|``, or reads a number that is not the one that is seen."""
+    if wrong := misleading(text):
+        raise UsageError(f"The override {override!r} on the command line {wrong[1]}.")
     if comment:
         raise UsageError(
             f"The override {override!r} on the command line has {comment!r} after its value, "

@@ -150,6 +150,8 @@ def _sentence(
     hint = did_you_mean(first["input"], choices) if choices and text_given else "."
     if first["type"] == "model_type" and text_given and "use" in names_at(model, key):
         hint = f"; did you mean {full}.use={first['input']}?"
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+        hint = "; quote it to make it a text" + hint
     return f"{full} must be {expected}, but is {value} ({where}){hint}"
 
 

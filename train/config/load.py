@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from train.config.schema import Config, TaskConfig, config_class
 from train.config.trust import TASK_SECTIONS, refuse_code_of_others
 from train.data.plan import BatchPlan
 from train.distributed.world import this_world
-from train.exits import RetryError, UsageError, first_line
+from train.exits import RetryError, UsageError
 from train.hooks import find_hooks
 from train.process.diagnose import fault_of
 from train.program import typed_command
@@ -31,6 +32,7 @@ from train.track.sinks import find_sinks
 
 _LONGEST = 4095 - 255
 """Bytes of the path of a run directory: Linux takes 4095, and a file inside needs the rest."""
+_VARIABLE = re.compile(r"\$([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,24 @@ def _of_runs(
 ) -> tuple[list[str], list[str], list[str]]:
     """Replaces each run directory among the files by the config that its run was last started
     with, and sets run.dir to it. Returns the files, the overrides, and those configs."""
-    found, directories, configs = [], [], []
+    found: list[str] = []
+    directories: list[str] = []
+    configs: list[str] = []
     for name in files:
         stored = Path(name) / "config.json"
         if Path(name).is_dir() and not stored.exists():
+            is_checkpoint = (Path(name) / "manifest.json").exists()
             raise UsageError(
-                f"{name} is a directory without config.json, so it is not that of a run; name a "
-                "run directory or a config file."
+                f"{name!r} is a directory without config.json, so it is not that of a run; "
+                + (
+                    "name the run, and the checkpoint with --checkpoint."
+                    if is_checkpoint
+                    else "name a run directory or a config file."
+                )
+            )
+        if stored.exists() and configs and Path(configs[0]) != stored:
+            raise UsageError(
+                f"{Path(configs[0]).parent} and {name} are both directories of runs; name one."
             )
         if stored.exists():
             RunDirectory(Path(name)).stored_config()  # raises if it is a link or no JSON object
@@ -214,16 +227,7 @@ def check_length(config: Config, composed: Composed, total_steps: int) -> None:
 
 
 def _run_directory(config: Config) -> Path:
-    directory = Path(config.run.dir or Path("runs") / config.run.name)
-    if "\0" in config.run.dir:
-        raise UsageError(f"run.dir is {config.run.dir!r}, but a path cannot have a null character.")
-    try:
-        return directory.expanduser()  # the shell does not expand run.dir=~/x
-    except RuntimeError as error:
-        raise UsageError(
-            f"run.dir is {config.run.dir!r}, which cannot be expanded ({first_line(error)}); write "
-            "the path without ~."
-        ) from None
+    return Path(config.run.dir or Path("runs") / config.run.name)
 
 
 def _check_writable(directory: Path, composed: Composed) -> None:
@@ -234,6 +238,12 @@ def _check_writable(directory: Path, composed: Composed) -> None:
         raise UsageError(
             f"run.dir ({composed.where('run.dir')}) is a path of {length} bytes, so that those of "
             f"its files would be too long; choose one of at most {_LONGEST}."
+        )
+    if (name := _VARIABLE.search(str(directory))) and not directory.exists():
+        raise UsageError(
+            f"run.dir is {str(directory)!r} ({composed.where('run.dir')}), in which {name[0]} "
+            f"is not replaced by a value; write ${{oc.env:{name[1]}}} for that of the environment "
+            "variable."
         )
     existing = directory
     while not existing.exists() and existing != existing.parent:

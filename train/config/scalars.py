@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from train.config.leaves import leaves
 
 _LONGEST = 60
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _MOST_BITS = 1024
 """Larger numbers are infinite as a float, and Python refuses to print the largest."""
 
@@ -20,6 +22,27 @@ def refuse_large_numbers(values: Any) -> None:
         for number in (*path, value):
             if isinstance(number, int) and number.bit_length() > _MOST_BITS:
                 raise OverflowError(f"a number has more than {_MOST_BITS} bits")
+
+
+def misleading(text: str) -> tuple[int, str] | None:
+    """The line, from 1, and the fault of the first number that YAML does not read as the decimal
+    that it looks like: 010 is 8 to it, and 1:30 is 90. None without one."""
+    for scalar in _scalars(yaml.compose(text, Loader=yaml.SafeLoader)):
+        if scalar.style or not str(scalar.tag).endswith((":int", ":float")):
+            continue
+        read: Any = yaml.SafeLoader("").construct_object(scalar)
+        line, written = scalar.start_mark.line + 1, scalar.value
+        if ":" in written:
+            return line, (
+                f"has {written}, which YAML reads as the number {read} (base 60); write {read}, or "
+                "quote it to make it a text"
+            )
+        if _OCTAL.fullmatch(written) and read != int(written):
+            return line, (
+                f"has {written}, which YAML reads as the octal number {read}; write it without the "
+                "leading 0, or quote it to make it a text"
+            )
+    return None
 
 
 def unreadable(text: str) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, create_model, field_validator, model_validator
@@ -13,6 +14,7 @@ from train.data.plan import BatchConfig
 from train.optim.ema import EmaConfig
 from train.optim.optim_config import OptimConfig
 from train.optim.schedule import ScheduleConfig
+from train.paths import expand_home
 from train.plugins import Plugin
 from train.process.stop import StopConfig
 from train.process.watchdog import WatchdogConfig
@@ -22,6 +24,8 @@ from train.strategies.registry import CHOICES
 from train.strategies.strategy_config import DdpConfig, Fsdp2Config, ZeroConfig
 from train.tasks.base import Task
 from train.track.track_config import TrackConfig
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class RunConfig(Section):
@@ -36,6 +40,22 @@ class RunConfig(Section):
 
     seed: int = Field(0, ge=0, lt=2**63)
     """Determines initial weights, sample order, augmentation and dropout."""
+
+    @field_validator("dir")
+    @classmethod
+    def _is_path(cls, value: str) -> str:
+        """The path of a directory, with ``~`` expanded."""
+        if "\0" in value:
+            raise ValueError("a path without a null character")
+        if _URL.match(value):
+            raise ValueError(
+                "the path of a directory, not a URL (checkpoint.mirror.url is for copies of "
+                "checkpoints in an object store)"
+            )
+        try:
+            return expand_home(value)
+        except ValueError as error:
+            raise ValueError(f"a path that can be expanded ({error})") from None
 
 
 class TaskConfig(Section):

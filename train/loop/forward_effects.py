@@ -206,7 +206,11 @@ class RefusedEffects:
             self._modes.watching(),
             self._parameters.watching(self._watched),
         ):
-            yield
+            try:
+                yield
+            except Exception:  # DeepSpeed does not know a new parameter, and fails
+                self._registered.check("forward pass")
+                raise
 
     def check(self, since: str) -> None:
         """Raises UsageError on all ranks for what was done; ``since``: see RegisteredParts."""

@@ -32,9 +32,15 @@ from train.setup.model_summary import model_summary
 from train.setup.same_parts import check_same_data, check_same_model
 from train.strategies.base import Strategy, StrategySetup
 from train.strategies.blocks import find_blocks
+from train.strategies.buffers import SharedBuffers
 from train.strategies.engine import Engine
 from train.strategies.meta_init import build_model
-from train.strategies.parameters import check_memory, check_parameters, empty_to_buffers
+from train.strategies.parameters import (
+    check_memory,
+    check_modules,
+    check_parameters,
+    empty_to_buffers,
+)
 from train.strategies.recomputation import checkpoint_activations
 from train.strategies.registry import find_strategy, resolve_name
 from train.suggest import listed
@@ -209,6 +215,7 @@ def build_trainable(
     seed_everything(initial_seed(config.run.seed), engine.device)
     model, initial, converted = build_model(task, config.run.seed)
     check_parameters(model)
+    check_modules(model, allocated=initial is None)
     check_memory(model)
     check_same_model(engine.collectives, model)
     in_evaluation = start_training(model)
@@ -251,7 +258,9 @@ def build_trainable(
     strategy.check_optimizer(
         model, lambda example: build_optimizer(config.optim, example, origin=origin)
     )
+    shared = SharedBuffers(model)
     strategy.prepare(model, lambda placed: build_optimizer(config.optim, placed, settings, origin))
+    shared.share()
     check_extra_state(strategy.bare_model)
     return TrainableModel(strategy, Ema(config.ema, strategy) if config.ema else None, summary)
 

@@ -18,6 +18,27 @@ from train.checkpoint.extra_state import (
 from train.distributed.collectives import Collectives
 
 
+class SharedBuffers:
+    """The buffers that several modules of a model have in common, when this is made.
+
+    ``nn.Module.to`` keeps parameters shared, but gives each module a buffer of its own.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        places: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in model.modules():
+            for name, tensor in module._buffers.items():
+                if tensor is not None:
+                    places.setdefault(id(tensor), []).append((module, name))
+        self._groups = [group for group in places.values() if len(group) > 1]
+
+    def share(self) -> None:
+        """Gives the modules the buffer of the first of them again."""
+        for (first, key), *others in self._groups:
+            for module, name in others:
+                module._buffers[name] = first._buffers[key]
+
+
 class _Buffer(NamedTuple):
     """A buffer as it was at the last ``sync``."""
 

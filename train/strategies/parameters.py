@@ -48,6 +48,29 @@ def check_parameters(model: nn.Module) -> None:
                 )
 
 
+def check_modules(model: nn.Module, *, allocated: bool) -> None:
+    """Raises UsageError for modules that a strategy cannot wrap, for tensors without values if the
+    model is ``allocated``, and where nothing trains."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(
+                f"{name or 'The model'} is a TorchScript module, of which no strategy can replace "
+                "or watch parameters; use the module that it was scripted from, and compile=true "
+                "for speed."
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if allocated and tensor.is_meta:
+            raise UsageError(
+                f"build_model() returns a model in which {name} is on the meta device, without "
+                "values; give it values, or implement init_module() for all of the model."
+            )
+    # One without elements has nothing to train.
+    if not any(p.requires_grad and p.numel() for p in model.parameters()):
+        raise UsageError(
+            "The model has no trainable parameter; set requires_grad=True on at least one."
+        )
+
+
 def check_memory(model: nn.Module) -> None:
     """Raises UsageError for trainable parameters that share memory with themselves, with another
     parameter or with a buffer: the optimiser would change what it has changed already, or what it

@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
 from train.distributed.shard import Shard
+from train.exits import UsageError
 from train.strategies.base import BuildOptimizer
 from train.strategies.meta_init import Initial
 from train.strategies.zero import ZeroStrategy, full_shape
@@ -56,7 +58,15 @@ class Zero3Strategy(ZeroStrategy):
     shards_parameters: ClassVar[bool] = True
 
     def prepare(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
-        """Also shows scalars to DeepSpeed, which takes none, as vectors of one element."""
+        """Also shows scalars to DeepSpeed, which takes none, as vectors of one element. Raises
+        UsageError for a compiled module, whose parameters DeepSpeed cannot gather."""
+        compiled = (n for n, m in model.named_modules() if isinstance(m, OptimizedModule))
+        for name in compiled:
+            raise UsageError(
+                f"{name or 'The model'} is compiled by torch.compile(), which strategy=zero3 does "
+                "not support inside a model; leave it uncompiled and set compile=true, or use "
+                "strategy=fsdp2."
+            )
         scalars = [name for name, p in model.named_parameters() if not p.dim()]
         for name in scalars:
             parameter = model.get_parameter(name)

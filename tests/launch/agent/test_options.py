@@ -43,9 +43,16 @@ def test_several_nodes_have_a_preflight():
     assert options("--preflight-only", command=[]).preflight == "full"
 
 
+def test_the_address_that_kubeflow_sets():
+    found = options("--nnodes", "2", PET_MASTER_ADDR="a", PET_MASTER_PORT="7", MASTER_ADDR="b")
+    assert (found.host, found.port) == ("a", 7)
+
+
 @pytest.mark.parametrize(
     ("endpoint", "found"),
     [
+        ("fe80::1%eth0", ("fe80::1%eth0", 29500)),
+        ("run-0.run.my_space.svc:1", ("run-0.run.my_space.svc", 1)),
         ("first", ("first", 29500)),
         ("first:4000", ("first", 4000)),
         ("[::1]:4000", ("::1", 4000)),
@@ -122,6 +129,16 @@ def test_the_first_host_is_found_in_a_slurm_node_list():
         (["--rdzv-endpoint", "a:http"], {}, "'http'"),
         (["--rdzv-endpoint", "a:70000"], {}, "'70000'"),
         (["--rdzv-backend", "etcd"], {}, "c10d"),
+        *[
+            (["--nnodes", "2", "--rdzv-endpoint", text], {}, "must be a host name or an IP address")
+            for text in ("http://a:1", "a:1:2", "a:-1", "[::1", "a b:1", "a/b", "256.1.1.1", "a-:1")
+        ],
+        (["--nnodes", "2"], {"MASTER_ADDR": "tcp://a"}, "(environment variable MASTER_ADDR)"),
+        (["--rdzv-conf", "keep_alive_intervall=1"], {}, "did you mean keep_alive_interval?"),
+        (["--rdzv-conf", "keep_alive_interval=0"], {}, "must be at least 1"),
+        (["--rdzv-conf", "join_timeout=-1"], {}, "must be at least 1"),
+        (["--rdzv-timeout", "1e300"], {}, "at most 1000000000"),
+        (["--max-restarts", "9" * 20], {}, "at most 1000000000"),
         (["--rdzv-conf", "timeout"], {}, "KEY=VALUE"),
         (["--preflight", "maybe"], {}, "'maybe'"),
         ([], {"PET_PREFLIGHT_ONLY": "yes"}, "PET_PREFLIGHT_ONLY must be 1, true, 0 or false"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from train.exits import DataError, OutOfMemoryError
 from train.files import ensure_fits_memory
+from train.paths import user_path
 from train.process.diagnose import fault_of
 from train.tasks.text.text_config import Data
 
@@ -49,14 +50,14 @@ def find_files(patterns: list[str]) -> list[Path]:
     that matches no file."""
     found: dict[Path, Path] = {}
     for pattern in patterns:
-        literal = Path(pattern).expanduser()
+        literal = user_path(pattern, f"data.files names {pattern!r}")
         names = [literal]
         if not literal.exists():  # Path.glob rejects absolute patterns
             names = [Path(name) for name in glob.glob(str(literal), recursive=True)]  # noqa: PTH207
         files = [path for path in names if path.is_file()]
         if not files:
             advice = (
-                f"it is a directory; write {pattern.rstrip('/')}/**/*.txt for the files in it"
+                f"it is a directory; write {literal}/**/*.txt for the files in it"
                 if literal.is_dir()
                 else f"the working directory is {Path.cwd()}"
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from train.exits import DataError
 from train.imports import import_extra
+from train.paths import user_path
 from train.process.diagnose import fault_of
 from train.tasks.text.text_config import Data
 
@@ -73,7 +73,7 @@ class JsonTokenizer:
         library = import_extra(
             "tokenizers", "tokenizers", f"data.tokenizer={data.tokenizer}", "use bytes"
         )
-        path = Path(data.tokenizer).expanduser()
+        path = user_path(data.tokenizer, f"data.tokenizer is {data.tokenizer!r}")
         try:
             self._backend = library.Tokenizer.from_str(path.read_text("utf-8"))
         except Exception as error:  # the library raises bare Exceptions
