@@ -24,6 +24,7 @@ from itertools import takewhile
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 
+import hypothesis
 import pytest
 
 from tests.support.fork_client import STARTS
@@ -37,6 +38,10 @@ LONGEST = (
     "launch/agent/test_agent.py",
     "launch/doctor/test_nodes.py",
 )
+# A busy machine is no error.
+hypothesis.settings.register_profile("isorun", deadline=None)
+hypothesis.settings.load_profile("isorun")
+
 STARTING = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", STARTS}
 FORKING = {"fork", "forkpty", "posix_spawn"}
 STARTERS = ("subprocess", "multiprocessing", "tests.support.fork_client")

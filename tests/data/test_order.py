@@ -53,7 +53,7 @@ def scalar_index(seed, size, position):
 
 
 @given(SEEDS, st.integers(1, 3000), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_epoch_is_a_permutation(seed, size, epoch):
     positions = np.arange(epoch * size, (epoch + 1) * size)
     epochs, indices = SampleOrder(seed, size).keys(positions)
@@ -62,7 +62,7 @@ def test_each_epoch_is_a_permutation(seed, size, epoch):
 
 
 @given(SEEDS, st.integers(1, 3000), st.integers(0, 10**12), st.integers(1, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_window_can_begin_anywhere(seed, size, epoch, cut):
     cut = cut % size
     order, start = SampleOrder(seed, size), epoch * size
@@ -76,7 +76,7 @@ def test_a_window_can_begin_anywhere(seed, size, epoch, cut):
 
 
 @given(SEEDS, st.integers(1, 2**48), st.integers(0, 2**63 - 1))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_it_agrees_with_a_scalar_version(seed, size, position):
     epochs, indices = SampleOrder(seed, size).keys(np.array([position]))
     assert (epochs[0], indices[0]) == (position // size, scalar_index(seed, size, position))

@@ -33,7 +33,7 @@ ATTEMPTS = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(ATTEMPTS, min_size=1, max_size=5))
 def test_the_phases_sum_to_the_wall_time_through_any_deaths(attempts):
     with tempfile.TemporaryDirectory() as directory:
