@@ -55,7 +55,7 @@ def test_the_printed_commands_take_any_name_of_a_run(tmp_path, monkeypatch, caps
     """Also one that looks like an override or an option."""
     monkeypatch.chdir(tmp_path)
     words = [*TINY, "length.steps=1", "schedule.warmup_steps=0"]
-    for name in ("a=b", "-dash", "with space", "per%cent", "com,ma", "$HOME"):
+    for name in ("a=b", "-dash", "with space", "per%cent", "com,ma", "$1"):
         directory = load_config([], [*words, f"run.dir={name}"])
         word = shlex.split(directory.command("verify"))[-1]
         train.fit(*words, f"run.dir={name}")

@@ -30,7 +30,7 @@ from train.data.ledger import goes_on_at
 from train.distributed.collectives import Collectives
 from train.exits import RunError
 from train.files import write_json
-from train.json_files import read_object
+from train.json_files import is_count, read_object
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,10 @@ def _find(
 
 
 def _left_out(directory: RunDirectory, store: CheckpointStore, step: int) -> int | None:
-    saved = Manifest.read(store.path(step)).state["progress"]["position"]
+    progress = Manifest.read(store.path(step)).state.get("progress")
+    saved = progress.get("position") if isinstance(progress, dict) else None
+    if not is_count(saved):  # an error when the state is loaded
+        return None
     position, times = goes_on_at(directory.ledger, step, saved)
     return position if times else None
 
