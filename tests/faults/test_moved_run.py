@@ -81,8 +81,8 @@ class MovedInSave(TinyTask):
 
             def hash_moved(path):
                 directory = Path(self.config.run.dir)
-                of_second = "step-000000000010" in str(path)
-                if of_second and self.config.task.move and not aside(directory).exists():
+                is_second = (directory / "checkpoints" / "step-000000000005").exists()
+                if is_second and self.config.task.move and not aside(directory).exists():
                     globals()[self.config.task.move](directory)
                 return hash_file(path)
 
