@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from train.config.load import LoadedConfig
 from train.data.plan import BatchPlan
+from train.distributed.shard import Shard
 from train.exits import OutOfMemoryError
 from train.process.diagnose import as_run_error, is_out_of_memory
 from train.setup.build import RunData, TrainableModel
@@ -159,10 +160,14 @@ def _bytes(tensor: Tensor) -> int:
 
 def _optimizer_bytes(strategy: Strategy, weights: int) -> int:
     """Of the optimiser's state; an estimate before its first step."""
-    states = strategy.optimizer_state().values()
-    shards = [value for state in states for value in state.values() if hasattr(value, "local")]
-    if shards:
-        return sum(_bytes(shard.local) for shard in shards)
+    try:
+        states = strategy.optimizer_state().values()
+        kept = [v.local for state in states for v in state.values() if isinstance(v, Shard)]
+    except KeyError:  # FSDP2 has gathered weights in the place of those that have the state
+        values = [v for state in strategy.optimizer.state.values() for v in state.values()]
+        kept = [Shard.of(v).local for v in values if isinstance(v, Tensor)]
+    if kept:
+        return sum(map(_bytes, kept))
     group = strategy.optimizer.param_groups[0]
     return weights * (2 if "betas" in group else 1 if group.get("momentum") else 0)
 
