@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.contract import Space, UsageError, check_space, depends_on_length, load_space
-from launch.tune.methods import check_method, wandb_method
+from launch.tune.methods import check_method, is_grid
 from launch.tune.settings import Settings, parse_objectives
 
 
@@ -30,9 +30,7 @@ def checked_settings(
     _check_evaluations(base.config.evaluate, pruner_name, len(found))
     if sampler_name == "wandb":
         _check_sweep(space, base.config.track.wandb, pruner_name, len(found))
-        if wandb_method(sampler) == "grid":
-            space.grid()
-    if sampler_name == "grid":
+    if is_grid(sampler):
         space.grid()  # refuses ranges without a step, before the study exists
     return Settings(space, found, sampler, pruner, base)
 

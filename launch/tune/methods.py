@@ -107,6 +107,11 @@ def wandb_method(word: str) -> str:
     return str(options["method"])
 
 
+def is_grid(word: str) -> bool:
+    """Whether a sampler takes each combination of the space, here or at W&B."""
+    return "grid" in (word.partition(":")[0], wandb_method(word))
+
+
 def sampler(word: str, seed: int) -> BaseSampler:
     """A new sampler, other than grid and wandb, with this seed."""
     name = word.partition(":")[0]

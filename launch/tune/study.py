@@ -30,7 +30,7 @@ from launch.contract import (
 )
 from launch.tune.halving import HalvingPruner, RungTrial
 from launch.tune.locks import FileLock
-from launch.tune.methods import GridSampler, pruner, sampler, wandb_method
+from launch.tune.methods import GridSampler, is_grid, pruner, sampler, wandb_method
 from launch.tune.settings import (
     STUDY_FILE,
     Settings,
@@ -117,7 +117,7 @@ class Study(StoredStudy):
         self.settings = settings
         self.combinations: list[dict[str, Any]] | None = None
         """Those of a grid."""
-        if "grid" in (settings.sampler, wandb_method(settings.sampler)):
+        if is_grid(settings.sampler):
             self.combinations = list(self.space.grid())
         method = pruner(settings.pruner)
         self.halving = method if isinstance(method, HalvingPruner) else None
@@ -200,10 +200,7 @@ class Study(StoredStudy):
         """Writes the values of a trial as W&B's client reads those of a sweep; returns the file.
         They are in the config of the W&B run under their dotted keys."""
         path = (self.trials_directory / f"{claim.number:04}.wandb.yaml").absolute()
-        dimensions = {each.key: each for each in self.space.dimensions}
-        values = {
-            key: {"value": label(dimensions[key], value)} for key, value in claim.assigned.items()
-        }
+        values = {key: {"value": value} for key, value in claim.trial.params.items()}
         path.write_text(yaml.safe_dump({"wandb_version": 1, **values}))
         return path
 

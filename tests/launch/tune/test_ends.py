@@ -2,20 +2,12 @@
 
 import json
 import signal
-import time
 
 import pytest
 
-from tests.launch.tune.tuning import alive, facts, run, shown, start, starts
+from tests.launch.tune.tuning import alive, facts, run, shown, start, starts, wait_for
 
 LR = "optim.lr: {type: float, low: 1.0e-2, high: 1.0, log: true}\n"
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_each_exit_code_has_its_meaning_and_a_config_error_ends_the_study(tmp_path):

@@ -7,7 +7,6 @@ import signal
 import pytest
 
 from launch.history import launch_log
-from tests.launch.tune.test_ends import wait_for
 from tests.launch.tune.tuning import (
     BASE,
     alive,
@@ -19,6 +18,7 @@ from tests.launch.tune.tuning import (
     start_jobs,
     start_real,
     starts,
+    wait_for,
 )
 from tests.support.runs import checkpoints
 from train.checkpoint.attempts import Attempts

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 
 import pytest
 
@@ -13,7 +12,7 @@ from launch.tune.methods import check_method, wandb_method
 from launch.tune.settings import Settings, parse_objectives
 from launch.tune.sweep_config import given_values, sweep_config
 from tests.launch.tune.test_study import checked
-from tests.launch.tune.tuning import BASE, refused, run, shown, start, start_real, starts
+from tests.launch.tune.tuning import BASE, refused, run, shown, start, start_real, starts, wait_for
 from tests.support.lanes import slow
 from tests.support.wandb_server import WandbServer
 from train.exits import UsageError
@@ -177,13 +176,6 @@ def test_trials_are_the_runs_that_the_server_gives(server, tmp_path):
         assert wanted.items() <= variables.items()
         assert "WANDB_SERVICE" not in variables, "that of tune may end before the trial"
     assert found == {name: given for name, given, _ in server.sweeps.given}
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_killed_study_goes_on_with_the_same_runs(server, tmp_path):
