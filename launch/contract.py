@@ -88,7 +88,7 @@ if TYPE_CHECKING:
         slug,
     )
     from train.checkpoint.store import CheckpointStore
-    from train.code.git import GitError, git
+    from train.code.git import GitError, git, top_of_repository
     from train.code.version import CODE_VERSION, code_version
     from train.command_line import (
         Commands,
@@ -252,6 +252,7 @@ __all__ = [
     "stored_space",
     "terminal_width",
     "this_world",
+    "top_of_repository",
     "total_steps",
     "train_arguments",
     "train_sources",
@@ -311,6 +312,7 @@ _IMPORTED_WHEN_USED = {
     "CODE_VERSION": ("train.code.version", "CODE_VERSION"),
     "GitError": ("train.code.git", "GitError"),
     "git": ("train.code.git", "git"),
+    "top_of_repository": ("train.code.git", "top_of_repository"),
     "code_version": ("train.code.version", "code_version"),
     "exit_code_of": ("train.command_line", "exit_code_of"),
     "gpu_index": ("train.distributed.gpu", "gpu_index"),

@@ -20,12 +20,11 @@ _CUSTOM = {
     "TrainJob": {**_TRAINER, "plural": "trainjobs"},
     "TrainingRuntime": {**_TRAINER, "plural": "trainingruntimes"},
 }
-WORKLOADS = {
-    "batch/v1": "Job",
-    "jobset.x-k8s.io/v1alpha2": "JobSet",
-    "trainer.kubeflow.org/v1alpha1": "TrainJob",
-}
-"""What can be submitted: kinds by ``apiVersion``."""
+SUBMITTED = (
+    "batch/v1",
+    *(f"{_CUSTOM[kind]['group']}/{_CUSTOM[kind]['version']}" for kind in ("JobSet", "TrainJob")),
+)
+"""The ``apiVersion`` of each kind of workload that can be submitted."""
 _RUNTIME_SECONDS = 60.0
 """How long Kubeflow Trainer may take to notice a TrainingRuntime."""
 # Kinds that the runs of a namespace share: created if missing, and never deleted. The name of a
@@ -152,14 +151,11 @@ class Cluster:
 
     def _found(self, kind: str, name: str) -> Object | None:
         with _translated(f"read the {kind} {name} in the namespace {self.namespace}", missing=True):
-            return self._read(kind, name)
+            if kind in _CUSTOM:
+                made = self._custom(kind, "get_namespaced_custom_object", name=name)
+                return {**made, "kind": kind}
+            return self._call("BatchV1Api", "read_namespaced_job", name, self.namespace)
         return None
-
-    def _read(self, kind: str, name: str) -> Object:
-        if kind in _CUSTOM:
-            made = self._custom(kind, "get_namespaced_custom_object", name=name)
-            return {**made, "kind": kind}
-        return self._call("BatchV1Api", "read_namespaced_job", name, self.namespace)
 
     def all(self, selector: str) -> list[Object]:
         """The TrainJobs, and the JobSets and Jobs without an owner, that match a label
@@ -259,12 +255,9 @@ def changed_kind(job: Object) -> str:
     return "TrainJob" if "TrainJob" in owners else str(job["kind"])
 
 
-def _annotations(made: Object) -> dict[str, str]:
-    return made["metadata"].get("annotations") or {}
-
-
 def _is_shared(made: Object) -> bool:
-    return made["kind"] in _SHARED and CODE_DIGEST not in _annotations(made)
+    notes = made["metadata"].get("annotations") or {}
+    return made["kind"] in _SHARED and CODE_DIGEST not in notes
 
 
 def connect(namespace: str | None = None) -> Cluster:

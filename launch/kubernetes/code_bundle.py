@@ -15,6 +15,7 @@ import stat
 import tarfile
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from launch.contract import (
@@ -25,6 +26,7 @@ from launch.contract import (
     is_secret_file,
     is_source_file,
     listed,
+    top_of_repository,
 )
 
 PART = 900 << 10
@@ -52,7 +54,7 @@ class CodeBundle:
     notes: list[str] = field(default_factory=list)
     """Sentences about what is left out."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """``sha256:`` and the digest of the archive."""
         return f"sha256:{hashlib.sha256(self.archive).hexdigest()}"
@@ -66,7 +68,7 @@ class CodeBundle:
 def collect() -> CodeBundle:
     """The working tree that the working directory is in. Raises UsageError."""
     top, names = _listed()
-    notes, sizes = [], {}
+    notes, sizes, size = [], {}, 0
     secret, odd = [], []
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -84,7 +86,10 @@ def collect() -> CodeBundle:
                 odd.append(name)
             else:
                 sizes[name] = found.st_size
-                _check_size(sizes)
+                size += found.st_size
+                if size > _LARGEST:
+                    limit = f"{_LARGEST >> 20} MiB"
+                    raise _too_large(f"more than {limit}", limit, sizes)
                 data = path.read_bytes()
                 if _KEY.search(data):
                     secret.append(name)
@@ -105,14 +110,14 @@ def collect() -> CodeBundle:
         raise _too_large(f"{len(packed):,} bytes compressed", f"{PART * PARTS:,}", sizes)
     directory = os.path.relpath(Path.cwd().resolve(), top.resolve())
     version = {key: value for key, value in code_version().items() if key in ("commit", "dirty")}
-    return CodeBundle(packed, directory, sum(sizes.values()), version, notes)
+    return CodeBundle(packed, directory, size, version, notes)
 
 
 def _listed() -> tuple[Path, list[str]]:
     """The top of the repository, and the names of its files in order."""
     until = time.monotonic() + _SECONDS
     try:
-        top = Path(os.fsdecode(git("rev-parse", "--show-toplevel", until=until)).rstrip("\n"))
+        top = top_of_repository(until=until)
         options = ("-z", "--cached", "--others", "--exclude-standard")
         found = git("ls-files", *options, until=until, limit=1 << 24, directory=top)
     except GitError as error:
@@ -145,11 +150,6 @@ def _leads_inside(path: Path, top: Path) -> bool:
         and path.exists()
         and path.resolve().is_relative_to(top.resolve())
     )
-
-
-def _check_size(sizes: dict[str, int]) -> None:
-    if sum(sizes.values()) > _LARGEST:
-        raise _too_large(f"more than {_LARGEST >> 20} MiB", f"{_LARGEST >> 20} MiB", sizes)
 
 
 def _too_large(size: str, limit: str, sizes: dict[str, int]) -> UsageError:

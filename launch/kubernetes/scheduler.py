@@ -20,7 +20,7 @@ from torchx.specs import AppDef, AppDryRunInfo, runopts
 from launch.contract import UsageError, log
 from launch.kubernetes import from_torchx, logs, run_code, run_secret, state
 from launch.kubernetes.cluster import (
-    WORKLOADS,
+    SUBMITTED,
     Cluster,
     changed_kind,
     connect,
@@ -106,7 +106,7 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         UsageError or RetryError."""
         request = dryrun_info.request
         workload = request.rendered.workload
-        if workload["apiVersion"] not in WORKLOADS:
+        if workload["apiVersion"] not in SUBMITTED:
             raise UsageError(
                 f"{NAME} submits Jobs, JobSets and TrainJobs only, but the overlay makes a "
                 f"{workload['kind']} of {workload['apiVersion']}; print it with `torchx run "

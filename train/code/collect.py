@@ -15,7 +15,7 @@ from functools import cache, partial
 from pathlib import Path, PurePosixPath
 
 from train.code.changes import Changes, FileChange, split_patch, write
-from train.code.git import GitError, TooMuchError, git
+from train.code.git import GitError, TooMuchError, git, top_of_repository
 from train.files import open_regular
 from train.secret_files import is_secret_file
 from train.secret_names import secret_variables
@@ -79,7 +79,7 @@ def collect(limit: int, run_directory: Path, seconds: float = SECONDS) -> Change
     run directories, such as ``run_directory``, are none."""
     until = time.monotonic() + seconds
     try:
-        top = Path(os.fsdecode(git("rev-parse", "--show-toplevel", until=until)).rstrip("\n"))
+        top = top_of_repository(until=until)
         patch, whole = _patch(top, until)
         new, all_new = _new_files(top, until)
     except GitError as error:

@@ -82,6 +82,11 @@ def git(
         return output
 
 
+def top_of_repository(*, until: float) -> Path:
+    """The top of the repository that the working directory is in. Raises GitError."""
+    return Path(os.fsdecode(git("rev-parse", "--show-toplevel", until=until)).rstrip("\n"))
+
+
 def _error(said: str) -> GitError:
     """The error for what git has printed, in English."""
     if "dubious ownership" in said:
