@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from typing import Any
 
 from train.command_line import say
 from train.commands.arguments import add_config_arguments, config_words
-from train.commands.placements import Placement, environment, failure, parse
+from train.commands.placements import Placement, parse, result_of
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, UsageError, sys_exit_refused
 from train.json_text import json_text
-
-_MARK = '{"placements"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,18 +82,9 @@ def _elsewhere(
     words = [word for file in files for word in ("--config", file)]
     words += [*overrides, f"strategy={placement.strategy}", "--json"]
     words += [f"--up-to={arguments.up_to}"] if arguments.up_to else []
-    done = subprocess.run(
-        placement.command("batch-size", *words),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
-    for line in done.stdout.splitlines():
-        if line.startswith(_MARK):
-            (found,) = json.loads(line)["placements"]
-            return dict(found)
-    raise failure(placement, done.stderr, done.returncode, "fix the cause, then rerun")
+    line = result_of(placement, "batch-size", *words, start='{"placements"')
+    (found,) = json.loads(line)["placements"]
+    return dict(found)
 
 
 def _print(found: list[dict[str, Any]]) -> None:

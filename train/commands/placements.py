@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from dataclasses import dataclass
 
 from train.command_line import python_module
@@ -72,3 +73,19 @@ def error_in(log: str) -> str:
     # Each rank may print the same error; one that lost another rank does not know the cause.
     causes = [line for line in lines if line != LOST_PEER] or lines
     return " ".join(dict.fromkeys(causes))
+
+
+def result_of(placement: Placement, command: str, *words: str, start: str) -> str:
+    """The line of a command's output, run on a placement, that begins with ``start``. Raises
+    RunError."""
+    done = subprocess.run(
+        placement.command(command, *words),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith(start):
+            return line
+    raise failure(placement, done.stderr, done.returncode, "fix the cause, then rerun")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.command_line import say
 from train.commands.checkpoints import find_checkpoint
-from train.commands.placements import Placement, environment, failure, parse
+from train.commands.placements import Placement, parse, result_of
 from train.config.changes import differences, listed
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, ResumeRefusedError, UsageError, first_line, sys_exit_refused
@@ -198,18 +197,9 @@ def _elsewhere(arguments: argparse.Namespace, placement: Placement) -> dict[str,
     words += [f"--batch={arguments.batch}"] if arguments.batch else []
     words += ["--anomaly"] if arguments.anomaly else []
     words += [f"--from={arguments.first}"] if arguments.first else []
-    done = subprocess.run(
-        placement.command("replay", *words),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
-    for line in done.stdout.splitlines():
-        if line.startswith('{"step"'):
-            result: dict[str, Any] = json.loads(line, object_hook=_with_nan)
-            return result
-    raise failure(placement, done.stderr, done.returncode, "fix the cause, then rerun")
+    line = result_of(placement, "replay", *words, start='{"step"')
+    result: dict[str, Any] = json.loads(line, object_hook=_with_nan)
+    return result
 
 
 def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
