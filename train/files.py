@@ -133,8 +133,13 @@ def ensure_fits_memory(size: int) -> None:
     """Raises MemoryError for more bytes than this machine has. Where the kernel promises any amount
     (vm.overcommit_memory=1, as on the nodes of Kubernetes), a read does not fail, but has this
     process killed."""
-    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+    if size > physical_memory():
         raise MemoryError
+
+
+def physical_memory() -> int:
+    """The bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def fsync(path: Path) -> None:

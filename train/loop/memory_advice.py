@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +15,7 @@ from train.config.load import LoadedConfig
 from train.data.plan import BatchPlan
 from train.distributed.shard import Shard
 from train.exits import OutOfMemoryError
+from train.files import physical_memory
 from train.process.diagnose import as_run_error, is_out_of_memory
 from train.setup.build import RunData, TrainableModel
 from train.strategies.base import Strategy
@@ -176,7 +176,7 @@ def _capacity(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return physical_memory()
     except (OSError, ValueError):
         return None
 

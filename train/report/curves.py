@@ -167,13 +167,12 @@ def read_metrics(path: Path) -> Metrics:
             curve.add(Point(step, time, number if math.isfinite(number) else None))
         total = row.get(SKIPPED)
         if is_number(total) and math.isfinite(total):
+            before, spikes = spikes, row[SPIKES] if is_number(row.get(SPIKES)) else spikes
             if total > skipped and len(found.skipped) < JUMPS:
-                of_spikes = row.get(SPIKES)
-                new = of_spikes - spikes if is_number(of_spikes) else 0
+                new = spikes - before
                 why = "not finite" if new <= 0 else "spikes" if new >= total - skipped else BOTH
                 found.skipped.append((step, time, int(total - skipped), why))
             skipped = total
-            spikes = row[SPIKES] if is_number(row.get(SPIKES)) else spikes
     found.left_out = len(unknown)
     return found
 

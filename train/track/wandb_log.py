@@ -15,6 +15,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,11 +87,7 @@ def messages(data: bytes, *, at: int = _START, growing: bool = True) -> Iterator
 
 def first_step(log: Path) -> int | None:
     """The ``step`` of the first row in a log; None if it has none."""
-
-    def found(message: bytes) -> int | None:
-        return column(message, "step")
-
-    return _first(log, found)
+    return _first(log, partial(column, name="step"))
 
 
 def has_run(log: Path) -> bool:

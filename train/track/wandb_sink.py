@@ -183,14 +183,14 @@ class WandbSink(Sink):
 
     def _last(self, mode: str, logs: Sequence[Path], name: str) -> int:
         """The largest value of a column, ``step`` or ``attempt``, of the rows that W&B has."""
-        logged = max((last_value(log, name) or 0 for log in logs), default=0)
-        if mode == "offline":
-            return logged
-        value = self._run.summary.get(name) if self._run.resumed else None
-        if isinstance(value, (int, float)):
-            return int(value)
-        # In shared mode, another node may have written the summary last.
-        return logged if self._run.resumed and mode == "shared" else 0
+        if mode != "offline":
+            value = self._run.summary.get(name) if self._run.resumed else None
+            if isinstance(value, (int, float)):
+                return int(value)
+            # In shared mode, another node may have written the summary last.
+            if not (self._run.resumed and mode == "shared"):
+                return 0
+        return max((last_value(log, name) or 0 for log in logs), default=0)
 
     def _add_code(self) -> None:
         """Adds the changes of the code as a file of the W&B run, where it stays with the run, also
