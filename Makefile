@@ -5,8 +5,9 @@ RUN := $(VENV)/bin/python
 # Else each process compiles all tests, or all of isorun, anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-# Tests of one file run in the same process. tests/conftest.py assigns the lanes.
-SHARE := --dist loadgroup --no-loadscope-reorder
+# Tests of one file run in the same process. tests/conftest.py assigns the lanes. A process that dies
+# is not replaced: pytest-xdist 3.8 can wait for ever for its tests then.
+SHARE := --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
 SHARED := $(RUN) -m pytest -n 2 $(SHARE)
 # Uses all cores alone.
 ALONE := tests/invariants/test_chaos.py

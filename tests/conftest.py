@@ -164,6 +164,13 @@ def pytest_runtest_protocol(item):
         fast = None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Notes that a process of pytest-xdist died, for .ci/again: tests of it have not run."""
+    if error:
+        node.config.cache.set("isorun/died", f"{node.gateway.id}: {error}")
+
+
 def pytest_runtest_setup(item):
     """Applies the time limit of the whole test run, ISORUN_TESTS_UNTIL (seconds since the epoch).
     Tests that have not started by then fail, because a test that did not run proves nothing. With
@@ -192,6 +199,24 @@ def tmp_path(request, tmp_path_factory):
     """A directory of the test. pytest's own looks through those of all tests before for a number."""
     name = re.sub(r"\W", "_", request.node.name)[:30]
     return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=tmp_path_factory.getbasetemp()))
+
+
+def handling_of_signals():
+    """The handlers of this process, and the file to which Python writes the signals."""
+    from train.process.stop_signals import STOP_SIGNALS
+
+    file = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(file, warn_on_full_buffer=False)
+    return {number: signal.getsignal(number) for number in STOP_SIGNALS}, file
+
+
+@pytest.fixture(autouse=True)
+def _signals_of_one_test():
+    """Fails a test that handles signals after its end: they would end this process in a later
+    test."""
+    before = handling_of_signals()
+    yield
+    assert handling_of_signals() == before, "the test has changed how this process handles signals"
 
 
 @pytest.fixture(autouse=True)
