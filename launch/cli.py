@@ -19,6 +19,7 @@ COMMANDS = {
 PROGRAMS = {
     "render": "print the Kubernetes objects of a run",
     "doctor": "check machines and network before a training starts",
+    "cluster": "look into a run on Kubernetes: pods, files, TensorBoard",
     "agent": "start the ranks of one node, with exit codes and restarts",
 }
 """Commands with a parser of their own, since a command of the user's follows their options."""
@@ -29,7 +30,7 @@ _DESCRIPTION = "Distributed training whose result does not depend on where it ru
 def main(argv: Sequence[str] | None = None, prog: str = "isorun") -> int:
     """Runs a command and returns the exit code; a user's mistake never shows a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in TRAIN_COMMANDS:
+    if argv and argv[0] in TRAIN_COMMANDS and not any(map(_is_on_a_cluster, argv)):
         return run_train(argv, prog)  # first: it registers its exit before imports register theirs
     if argv and argv[0] == "agent":
         from launch.agent.main import main as agent
@@ -45,12 +46,26 @@ def main(argv: Sequence[str] | None = None, prog: str = "isorun") -> int:
     return exit_code_of(lambda: _run(argv, prog), prints=True)
 
 
+def _is_on_a_cluster(word: str) -> bool:
+    """Whether a word is the handle of a run on Kubernetes."""
+    return word.startswith("kubernetes_job://")
+
+
 def _run(argv: Sequence[str], prog: str) -> int:
     from launch.contract import Commands, check_command
 
     if not argv or argv[0].startswith("-"):
         _general(argv, prog)
     check_command(argv[0], [*TRAIN_COMMANDS, *COMMANDS, *PROGRAMS])
+    if argv[0] in TRAIN_COMMANDS:
+        from launch.pods.copies import local_copies
+
+        with local_copies(argv) as words:
+            return run_train(words, prog)
+    if argv[0] == "cluster":
+        from launch.pods.command_line import main as cluster
+
+        return int(cluster(argv[1:], f"{prog} cluster"))
     if argv[0] == "render":
         from launch.kubernetes.command_line import main as render
 

@@ -38,6 +38,7 @@ from train.exits import (
     RetryError,
     RunError,
     UsageError,
+    error_of_code,
     first_line,
     is_worth_retrying,
 )
@@ -137,6 +138,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADVICE",
+    "CHECKPOINTS",
     "CODE_VERSION",
     "FAILURES",
     "HIDDEN",
@@ -196,6 +198,7 @@ __all__ = [
     "did_you_mean",
     "drawn",
     "driver_version",
+    "error_of_code",
     "exit_code_of",
     "fault_of",
     "finite_number",
@@ -421,6 +424,8 @@ WANDB_GROUP = "WANDB_RUN_GROUP"
 
 RUN_FILE = "run.json"
 """The identity of the run: id, name, wandb_id, created."""
+CHECKPOINTS = "checkpoints"
+"""The directory of its checkpoints."""
 FAILURES = "failures"
 """The directory of failure records, which agents write; the only part that ``launch`` writes."""
 

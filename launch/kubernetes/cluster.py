@@ -19,6 +19,7 @@ _CUSTOM = {
     "JobSet": {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"},
     "TrainJob": {**_TRAINER, "plural": "trainjobs"},
     "TrainingRuntime": {**_TRAINER, "plural": "trainingruntimes"},
+    "Workload": {"group": "kueue.x-k8s.io", "version": "v1beta2", "plural": "workloads"},
 }
 SUBMITTED = (
     "batch/v1",
@@ -42,6 +43,7 @@ _CALLS = {
     "NetworkPolicy": ("NetworkingV1Api", "network_policy"),
     "CronJob": ("BatchV1Api", "cron_job"),
     "Job": ("BatchV1Api", "job"),
+    "Pod": ("CoreV1Api", "pod"),
 }
 _POLL = 1.0
 _SECONDS = (10, 60)  # time-outs: to connect, and between two bytes of a response
@@ -69,15 +71,9 @@ class Cluster:
             uid = self._create_train_job(objects, workload)
         else:
             uid = self._create(workload)["metadata"]["uid"]
-        owner = {
-            "apiVersion": workload["apiVersion"],
-            "kind": workload["kind"],
-            "name": workload["metadata"]["name"],
-            "uid": uid,
-        }
+        owned = _owned_by(workload, uid)
         try:
             for made in objects:
-                owned = {"ownerReferences": [owner]}
                 if made["kind"] == "TrainingRuntime":
                     self._patch(made["kind"], made["metadata"]["name"], {"metadata": owned})
                 elif not _is_shared(made) and made is not workload:
@@ -85,6 +81,11 @@ class Cluster:
         except RunError:
             self.delete(workload["kind"], workload["metadata"]["name"])
             raise
+
+    def create_owned(self, made: Object, owner: Object) -> None:
+        """Creates an object that is deleted with its owner. Raises UsageError or RetryError."""
+        owned = _owned_by(owner, owner["metadata"]["uid"])
+        self._create({**made, "metadata": {**made["metadata"], **owned}})
 
     def _create_train_job(self, objects: Sequence[Object], workload: Object) -> str:
         """Creates the runtimes, then the TrainJob, which Kubeflow Trainer refuses until it has
@@ -204,6 +205,15 @@ class Cluster:
             return str(found[-1].get("message", "")) if found else ""
         return ""
 
+    def queued(self) -> list[Object]:
+        """The workloads of Kueue in the namespace; none if there is no Kueue, or if they cannot be
+        read."""
+        with suppress(RunError), _translated("list the workloads of Kueue", missing=True):
+            listed = self._custom("Workload", "list_namespaced_custom_object")
+            items: list[Object] = listed["items"]
+            return items
+        return []
+
     def pod(self, name: str) -> Object | None:
         """One pod; None if it does not exist."""
         with _translated(f"read the pod {name} in the namespace {self.namespace}", missing=True):
@@ -231,11 +241,16 @@ class Cluster:
             if kind in _CUSTOM:
                 self._custom(kind, "delete_namespaced_custom_object", name=name, **how)
             else:
-                self._call("BatchV1Api", "delete_namespaced_job", name, self.namespace, **how)
+                api, suffix = _CALLS[kind]
+                self._call(api, f"delete_namespaced_{suffix}", name, self.namespace, **how)
 
-    def log(self, pod: str, container: str, *, follow: bool, since: int | None) -> Iterator[str]:
-        """The lines of a pod's log, each after its timestamp, from the last ``since`` seconds."""
+    def log(
+        self, pod: str, container: str, *, follow: bool, since: int | None, tail: int | None = None
+    ) -> Iterator[str]:
+        """The lines of a pod's log, each after its timestamp, from the last ``since`` seconds, or
+        the last ``tail`` lines."""
         more = {"since_seconds": since} if since else {}
+        more |= {"tail_lines": tail} if tail else {}
         # No read time-out while following: a training may log nothing for a long time.
         with _translated(f"read the log of the pod {pod}", missing=True):
             answer = self._api("CoreV1Api").read_namespaced_pod_log(
@@ -247,6 +262,17 @@ class Cluster:
                 yield from _lines(answer.stream(2**14))
             finally:
                 answer.release_conn()
+
+
+def _owned_by(owner: Object, uid: str) -> Object:
+    """The metadata of objects that are deleted with their owner."""
+    reference = {
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": owner["metadata"]["name"],
+        "uid": uid,
+    }
+    return {"ownerReferences": [reference]}
 
 
 def changed_kind(job: Object) -> str:

@@ -58,7 +58,7 @@ def _pod(
         ago = _seconds_ago(read.newest - _OVERLAP if read.newest else since)
         try:
             for line in cluster.log(name, state.container(pod), follow=to_the_end, since=ago):
-                when = _time(line)
+                when = time_of(line)
                 if read.is_new(line, when):
                     yield line.partition(" ")[2] if when else line
         except RetryError:
@@ -106,7 +106,7 @@ class _Read:
         return True
 
 
-def _time(line: str) -> datetime | None:
+def time_of(line: str) -> datetime | None:
     """The timestamp before a line; None if there is none, as in messages of the cluster itself."""
     try:
         when = datetime.fromisoformat(line.partition(" ")[0])

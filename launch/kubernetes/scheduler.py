@@ -27,6 +27,7 @@ from launch.kubernetes.cluster import (
     current_namespace,
 )
 from launch.kubernetes.code_bundle import collect
+from launch.kubernetes.notes import notes
 from launch.kubernetes.rendering import Rendered, as_yaml, render
 
 NAME = "kubernetes_job"
@@ -124,8 +125,7 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         if job is None:
             return None
         pods = cluster.pods(name)
-        refused = cluster.refused_pods(name) if state.lacks_pods(job, pods) else ""
-        return state.describe(app_id, job, pods, refused)
+        return state.describe(app_id, job, pods, notes(cluster, job, pods))
 
     def exit_codes(self, app_id: str) -> list[int]:
         """The exit codes of the nodes."""

@@ -51,9 +51,9 @@ def lacks_pods(job: Object, pods: Sequence[Object]) -> bool:
 
 
 def describe(
-    app_id: str, job: Object, pods: Sequence[Object], refused: str = ""
+    app_id: str, job: Object, pods: Sequence[Object], notes: Sequence[str] = ()
 ) -> DescribeAppResponse:
-    """The response for TorchX; ``refused`` is why the cluster refuses to create pods."""
+    """The response for TorchX; ``notes`` are further lines about the run."""
     from torchx.schedulers.api import DescribeAppResponse
     from torchx.specs import ReplicaStatus, Role, RoleStatus
 
@@ -74,7 +74,7 @@ def describe(
         app_id=app_id,
         state=app_state(job, pods),
         num_restarts=restarts(job, pods),
-        msg=message(job, pods, refused),
+        msg=message(job, pods, notes),
         roles=[Role(name=role, image=_image(job, pods), num_replicas=nodes)],
         roles_statuses=[RoleStatus(role, replicas)],
     )
@@ -91,14 +91,14 @@ def restarts(job: Object, pods: Sequence[Object]) -> int:
     return max(counts.values(), default=1) - 1
 
 
-def message(job: Object, pods: Sequence[Object], refused: str = "") -> str:
-    """Why the job failed or does not run, in a few lines; else ``<NONE>``, as TorchX prints it."""
+def message(job: Object, pods: Sequence[Object], notes: Sequence[str] = ()) -> str:
+    """Why the job failed or does not run, in a few lines, and ``notes``; without any ``<NONE>``, as
+    TorchX prints it."""
     lines: list[str] = []
     for condition in (job.get("status") or {}).get("conditions") or []:
         if condition["type"] == "Failed" and condition["status"] == "True":
             lines.append(f"{condition.get('reason')}: {condition.get('message')}")
-    if refused:
-        lines.append(f"Pods are missing: {refused}")
+    lines += notes
     if job["kind"] == "JobSet" and (times := restarts(job, pods)):
         lines.append(
             f"Restarted {times} time(s). The pods before are gone; what ended them is in failures/ "
@@ -106,9 +106,9 @@ def message(job: Object, pods: Sequence[Object], refused: str = "") -> str:
         )
     for pod in pods:
         name = pod["metadata"]["name"]
-        if text := _failure(pod):
+        if text := failure(pod):
             lines.append(f"{name} (exit {exit_code(pod)}): {text}")
-        elif reason := _waiting(pod):
+        elif reason := waiting(pod):
             lines.append(f"{name}: {reason}")
     return "\n".join(lines) or "<NONE>"
 
@@ -151,6 +151,12 @@ def container(pod: Object) -> str:
     return str(pod["spec"]["containers"][0]["name"])
 
 
+def pod_template(job: Object) -> Object | None:
+    """The template of the pods of a Job or JobSet; None for a TrainJob, which has none."""
+    found: Object | None = _job_in(job).get("template")
+    return found
+
+
 def _conditions(job: Object) -> set[str]:
     found = (job.get("status") or {}).get("conditions") or []
     return {c["type"] for c in found if c["status"] == "True"}
@@ -161,11 +167,15 @@ def _replicated(status: Object) -> list[Object]:
     return status.get("replicatedJobsStatus") or status.get("jobsStatus") or []
 
 
+def _job_in(job: Object) -> Object:
+    """The spec of the object, or of the Job in a JobSet."""
+    spec: Object = job["spec"]
+    return spec["replicatedJobs"][0]["template"]["spec"] if job["kind"] == "JobSet" else spec
+
+
 def _job_spec(job: Object) -> Object:
     """The spec of a Job, or of that in a JobSet or TrainJob."""
-    spec: Object = job["spec"]
-    if job["kind"] == "JobSet":
-        spec = spec["replicatedJobs"][0]["template"]["spec"]
+    spec = _job_in(job)
     if job["kind"] == "TrainJob":
         nodes = spec["trainer"].get("numNodes") or 1
         spec = {"completions": nodes, "parallelism": nodes}
@@ -209,7 +219,7 @@ def _ended(pod: Object) -> Object | None:
     return None
 
 
-def _failure(pod: Object | None) -> str | None:
+def failure(pod: Object | None) -> str | None:
     """The termination message, which is the agent's failure record or the end of the log; else the
     kubelet's reason."""
     if pod is None:
@@ -240,7 +250,7 @@ def _in_words(text: str) -> str:
 
 def _structured(pod: Object | None) -> str:
     """A failure in the format of torch's error file, which all versions of TorchX print."""
-    if pod is None or not (text := _failure(pod)):
+    if pod is None or not (text := failure(pod)):
         return "<NONE>"
     ended = _ended(pod) or {}
     when = datetime.fromisoformat(ended.get("finishedAt") or pod["metadata"]["creationTimestamp"])
@@ -249,13 +259,13 @@ def _structured(pod: Object | None) -> str:
     return json.dumps({"message": error})
 
 
-def _waiting(pod: Object) -> str | None:
+def waiting(pod: Object) -> str | None:
     """Why a pod does not start; None for normal reasons."""
     kinds = ("initContainerStatuses", "containerStatuses")
     for status in [each for kind in kinds for each in pod["status"].get(kind) or []]:
-        waiting = (status.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-            return f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+        wait = (status.get("state") or {}).get("waiting") or {}
+        if wait.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return f"{wait['reason']}: {wait.get('message', '')}".rstrip(": ")
     for condition in pod["status"].get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return f"{condition.get('reason')}: {condition.get('message')}"
