@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 from collections.abc import Sequence
 from typing import NoReturn
 
-from launch.contract import Exit, Parser, UsageError, log, path_argument, port_number, say
+from launch.contract import Exit, Parser, UsageError, path_argument, port_number, say
 from launch.kubernetes import state
 from launch.pods.copies import copy
 from launch.pods.find import ClusterRun, find_run
 from launch.pods.kubectl import Container
-from launch.pods.reader import container_of, reader
+from launch.pods.reader import container_of
+from launch.pods.tensorboard import PORT, serve
 from launch.pods.view import overview
-from launch.pods.words import files_command
 
 PROG = "isorun cluster"
 _DESCRIPTION = """\
@@ -32,7 +31,6 @@ _ACTIONS = {
     "shell": "run a shell, or the command after --, in one of its pods",
     "port-forward": "forward ports of this machine to one of its pods",
 }
-_TENSORBOARD = 6006
 
 
 def main(argv: Sequence[str], prog: str = PROG) -> Exit:
@@ -51,7 +49,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> Exit:
         made = copy(run, given.path, given.to, checkpoints=not without, directory=given.run_dir)
         say(f"Copied to {made}")
     elif given.action == "tensorboard":
-        _tensorboard(run, given.port, given.run_dir)
+        serve(run, given.port, given.run_dir)
     elif given.action == "shell":
         terminal = ["-it"] if not command or os.isatty(0) else ["-i"]
         _become(_container(run, given.node).exec_command(command or ["bash"], *terminal))
@@ -89,9 +87,7 @@ def parser(prog: str = PROG) -> Parser:
     each["cp"].add_argument(
         "--without-checkpoints", action="store_true", help="leave out checkpoints/"
     )
-    each["tensorboard"].add_argument(
-        "--port", type=_port, default=_TENSORBOARD, help=f"default: {_TENSORBOARD}"
-    )
+    each["tensorboard"].add_argument("--port", type=_port, default=PORT, help=f"default: {PORT}")
     each["port-forward"].add_argument(
         "port", nargs="+", type=_ports, metavar="[LOCAL:]PORT", help="port of the pod"
     )
@@ -126,20 +122,3 @@ def _container(run: ClusterRun, node: int | None) -> Container:
 def _become(words: Sequence[str]) -> NoReturn:
     """Replaces this process, so that signals and the terminal are those of kubectl."""
     os.execv(words[0], list(words))
-
-
-def _tensorboard(run: ClusterRun, port: int, directory: str | None) -> None:
-    """Serves until Ctrl-C. Not in a pod of the training, whose memory it would use."""
-    with reader(run, own=True) as container:
-        place = container.output(files_command(container, run, ["where"], directory), 120).strip()
-        words = [
-            "python", "-m", "tensorboard.main", "--logdir", place,
-            "--host", "127.0.0.1", "--port", str(_TENSORBOARD),
-        ]  # fmt: skip
-        with subprocess.Popen(container.exec_command(words)) as serving:
-            try:
-                log(f"TensorBoard of {run.label}: http://localhost:{port}/ ; Ctrl-C ends it")
-                forward = container.forward_command([f"{port}:{_TENSORBOARD}"])
-                subprocess.run(forward, check=False)
-            finally:
-                serving.terminate()

@@ -6,9 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-import torchmetrics
 from torch.utils.data import default_collate
-from torchmetrics import Metric, MetricCollection, classification, retrieval, text
 
 from tests.support.ranks import on_ranks
 from tests.support.strategies import engine
@@ -20,7 +18,7 @@ from train.exits import UsageError
 from train.loop.evaluate import evaluate
 from train.tasks.base import Ratio
 
-CLASSES = 3
+CLASSES = 3  # as in tests/loop/metric_objects.py
 
 
 class Rows:
@@ -70,77 +68,51 @@ def measured(task, *, ranks=1, size=10, micro=1):
     return on_ranks(ranks, on_rank)
 
 
-def ranked(batch):
-    """Arguments of retrieval metrics: score, relevance, query."""
-    return batch["scores"][:, 0], batch["label"] == 0, batch["index"] // 4
+pytestmark = pytest.mark.normal  # the import of torchmetrics takes seconds
+
+KINDS = (
+    "sums",
+    "one number per class",
+    "a matrix",
+    "lists that are joined",
+    "lists that are not",
+    "lists of scalars",
+    "moments",
+    "a collection",
+    "nested collections",
+    "a wrapper",
+    "some batches only",
+    "some batches, a collection",
+)
 
 
-def sentences(batch):
-    names = [
-        f"the {label} of {index}"
-        for label, index in zip(batch["label"], batch["index"], strict=True)
-    ]
-    return names, ["the 0 of 5"] * len(names)
+def kept(kind):
+    """The arguments of ``Measured`` for a kind of object."""
+    from tests.loop.metric_objects import OBJECTS
+
+    assert tuple(OBJECTS) == KINDS
+    return OBJECTS[kind]
 
 
-def only_rare(batch):
-    """Arguments for the samples of the last class; None where a batch has none."""
-    rare = batch["label"] == CLASSES - 1
-    return (batch["scores"][rare], batch["label"][rare]) if rare.any() else None
+def of_rank(*words):
+    """A metric that returns whatever it is made with."""
+    from tests.loop.metric_objects import OfRank
+
+    return OfRank(*words)
 
 
-OBJECTS = {
-    "sums": (lambda: classification.MulticlassAccuracy(CLASSES), None),
-    "one number per class": (lambda: classification.MulticlassF1Score(CLASSES, average=None), None),
-    "a matrix": (lambda: classification.MulticlassConfusionMatrix(CLASSES), None),
-    "lists that are joined": (lambda: classification.MulticlassAUROC(CLASSES), None),
-    "lists that are not": (retrieval.RetrievalMAP, ranked),
-    "lists of scalars": (lambda: text.ROUGEScore(rouge_keys="rouge1"), sentences),
-    "moments": (
-        torchmetrics.PearsonCorrCoef,
-        lambda b: (b["scores"][:, 0], b["scores"][:, 1]),
-    ),
-    "a collection": (
-        lambda: MetricCollection(
-            [classification.MulticlassPrecision(CLASSES), classification.MulticlassRecall(CLASSES)]
-        ),
-        None,
-    ),
-    "nested collections": (
-        lambda: MetricCollection(
-            {
-                "a": MetricCollection([classification.MulticlassRecall(CLASSES, average=None)]),
-                "b": classification.MulticlassAUROC(CLASSES),
-            }
-        ),
-        None,
-    ),
-    "a wrapper": (
-        lambda: torchmetrics.ClasswiseWrapper(
-            classification.MulticlassAccuracy(CLASSES, average=None)
-        ),
-        None,
-    ),
-    "some batches only": (lambda: classification.MulticlassAccuracy(CLASSES), only_rare),
-    "some batches, a collection": (
-        lambda: MetricCollection([classification.MulticlassRecall(CLASSES)]),
-        only_rare,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", OBJECTS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (3, 1), (2, 4)])
 def test_any_number_of_ranks_gives_the_values_of_one(kind, ranks, micro):
-    [alone] = measured(lambda: Measured(*OBJECTS[kind]), micro=10)
-    found = measured(lambda: Measured(*OBJECTS[kind]), ranks=ranks, micro=micro)
+    [alone] = measured(lambda: Measured(*kept(kind)), micro=10)
+    found = measured(lambda: Measured(*kept(kind)), ranks=ranks, micro=micro)
     assert found == [pytest.approx(alone, rel=1e-5)] * ranks
     assert all(math.isfinite(value) for value in alone.values())
 
 
-@pytest.mark.parametrize("kind", OBJECTS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_objects_that_a_task_keeps_can_be_used_again(kind):
-    make, arguments = OBJECTS[kind]
+    make, arguments = kept(kind)
 
     class Keeps(Measured):
         def __init__(self):
@@ -151,16 +123,16 @@ def test_objects_that_a_task_keeps_can_be_used_again(kind):
             return self.objects
 
     def measured_again():
-        ranks = iter(kept)
+        ranks = iter(tasks)
         return measured(lambda: next(ranks), ranks=2)
 
-    kept = Keeps(), Keeps()
+    tasks = Keeps(), Keeps()
     assert measured_again() == measured_again()
 
 
 def test_values_with_several_numbers_have_names_of_their_own():
     def names(kind):
-        return list(measured(lambda: Measured(*OBJECTS[kind]))[0])
+        return list(measured(lambda: Measured(*kept(kind)))[0])
 
     assert names("sums") == ["m"]
     assert names("one number per class") == ["m/0", "m/1", "m/2"]
@@ -171,32 +143,17 @@ def test_values_with_several_numbers_have_names_of_their_own():
 
 @pytest.mark.parametrize("kind", ["sums", "lists that are not", "lists of scalars"])
 def test_a_rank_without_samples_adds_nothing(kind):
-    [alone] = measured(lambda: Measured(*OBJECTS[kind]), size=3)
-    found = measured(lambda: Measured(*OBJECTS[kind]), size=3, ranks=4)
+    [alone] = measured(lambda: Measured(*kept(kind)), size=3)
+    found = measured(lambda: Measured(*kept(kind)), size=3, ranks=4)
     assert found == [pytest.approx(alone)] * 4
 
 
 def test_an_object_without_updates_is_nan():
     def task():
-        return Measured(*OBJECTS["lists that are joined"][:1], lambda batch: None)
+        return Measured(*kept("lists that are joined")[:1], lambda batch: None)
 
     for metrics in measured(task, ranks=2):
         assert math.isnan(metrics["m"])
-
-
-class OfRank(Metric):
-    """Returns whatever it is made with."""
-
-    def __init__(self, value, reduce="sum"):
-        super().__init__()
-        self.value = value
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx=reduce)
-
-    def update(self, scores, label):
-        self.total = self.total + scores.sum()
-
-    def compute(self):
-        return self.value
 
 
 @pytest.mark.parametrize(
@@ -211,7 +168,7 @@ class OfRank(Metric):
     ],
 )  # fmt: skip
 def test_any_form_of_numbers_is_a_value(value, found):
-    assert measured(lambda: Measured(lambda: OfRank(value))) == [found]
+    assert measured(lambda: Measured(lambda: of_rank(value))) == [found]
 
 
 @pytest.mark.parametrize(
@@ -224,13 +181,13 @@ def test_any_form_of_numbers_is_a_value(value, found):
     ],
 )
 def test_a_value_that_is_not_made_of_numbers_is_refused_on_every_rank(value, said):
-    for error in measured(lambda: Measured(lambda: OfRank(value)), ranks=2):
+    for error in measured(lambda: Measured(lambda: of_rank(value)), ranks=2):
         with pytest.raises(UsageError, match=said):
             raise error
 
 
 def test_a_state_that_ranks_would_average_is_refused():
-    for error in measured(lambda: Measured(lambda: OfRank(1.0, "mean")), ranks=2):
+    for error in measured(lambda: Measured(lambda: of_rank(1.0, "mean")), ranks=2):
         with pytest.raises(UsageError, match="'total' of the metric 'm' .OfRank. is averaged"):
             raise error
 
@@ -243,7 +200,7 @@ def test_an_object_that_cannot_be_merged_is_refused_on_one_process_too():
         def compute(self):
             return 1.0
 
-    for made in (Own(), OfRank, None):
+    for made in (Own(), type(of_rank(1.0)), None):
         [error] = measured(lambda made=made: Measured(lambda: made))
         assert isinstance(error, UsageError)
         assert "for 'm'; return a torchmetrics object" in str(error)

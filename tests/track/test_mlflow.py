@@ -9,9 +9,6 @@ import socket
 import numpy as np
 import pytest
 
-pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'isorun[mlflow]'")
-from mlflow.tracking import MlflowClient
-
 import train
 from tests.support.runs import ROOT, TINY
 from tests.track.conftest import run_info
@@ -28,6 +25,7 @@ SINK = "train.track.mlflow_sink:MlflowSink"
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'isorun[mlflow]'")
     monkeypatch.chdir(tmp_path)  # MLflow's place for the artifacts of a database
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
@@ -69,6 +67,8 @@ def attempt(directory, uri, number, start, end, *, exit_code=None, **changes):
 
 
 def the_run(uri, experiment="isorun"):
+    from mlflow.tracking import MlflowClient
+
     client = MlflowClient(tracking_uri=uri)
     (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     return client, run
@@ -241,6 +241,8 @@ def test_a_server_that_fails_gets_each_step_once_later(
     assert "\n" not in warning
     server.fault = None
     attempt(tmp_path, server.uri, 2, 120, 140, id=identity, exit_code=0)
+    from mlflow.tracking import MlflowClient
+
     client = MlflowClient(tracking_uri=server.uri)
     experiment = client.get_experiment_by_name("isorun").experiment_id
     (run,) = client.search_runs([experiment], f"tags.`isorun.run_id` = '{identity}'")

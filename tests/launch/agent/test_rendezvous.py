@@ -14,7 +14,7 @@ import pytest
 from launch.agent import keepalive
 from launch.agent.keepalive import end_connections, set_keepalive
 from launch.agent.options import parse
-from launch.agent.rendezvous import has_started, join, round_of
+from launch.agent.rendezvous import has_started, join
 from launch.agent.signals import Signals, StopSignal
 from launch.contract import STOP_SIGNALS, UsageError
 from tests.support.forked import quick
@@ -159,23 +159,45 @@ def test_a_signal_while_this_node_waits_for_another_one_ends_the_wait(nodes, sig
         nodes[0].next_rendezvous()
 
 
-def test_a_signal_after_all_nodes_have_joined_does_not(nodes, signals):
+JOINED = """
+import os, signal, time
+from launch.agent.rendezvous import has_started, round_of
+from launch.agent.signals import Signals
+
+words = ["--nnodes", "2", "--rdzv-endpoint", sys.argv[1], "--rdzv-timeout", "60"]
+nodes = [join(parse([*words, "--node-rank", str(n), "--", "true"], {})) for n in range(2)]
+signals = Signals()
+signals.install()
+signals.interruptible = lambda: not has_started(nodes[0], None)
+
+def join_later():
+    time.sleep(1)
+    nodes[1].next_rendezvous()
+
+def stop_at_once():
+    while not has_started(nodes[0], None):
+        time.sleep(0.2)  # torch waits for the same connection
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threads = [threading.Thread(target=each, daemon=True) for each in (join_later, stop_at_once)]
+for each in threads:
+    each.start()
+print(nodes[0].next_rendezvous().world_size)
+for each in threads:
+    each.join(60)
+print(signals.first == signal.SIGTERM)
+print(has_started(nodes[0], round_of(nodes[0])))
+for each in nodes:
+    each.shutdown()
+"""
+
+
+def test_a_signal_after_all_nodes_have_joined_does_not():
     """The other nodes start their ranks, which would wait for those of this node. torch notices up
     to a second later that the last node has joined."""
-
-    def stop_at_once():
-        while not has_started(nodes[0], None):
-            time.sleep(0.2)  # torch waits for the same connection
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    signals.interruptible = lambda: not has_started(nodes[0], None)
-    last = in_a_thread(lambda: (time.sleep(1), nodes[1].next_rendezvous()))
-    stop = in_a_thread(stop_at_once)
-    assert nodes[0].next_rendezvous().world_size == 2
-    stop.join(60)
-    assert signals.first == signal.SIGTERM
-    last.join(60)
-    assert not has_started(nodes[0], round_of(nodes[0])), "of a former round"
+    size, signalled, started = in_a_process(JOINED, f"127.0.0.1:{free_port()}")
+    assert (size, signalled) == ("2", "True")
+    assert started == "False", "of a former round"
 
 
 @pytest.mark.parametrize("other", ["3", "1:2", "2:3"])
