@@ -109,15 +109,18 @@ def _files(top: Path, left_out: Sequence[Path]) -> Iterator[Path]:
         return
     for folder, folders, names in os.walk(top):
         here = Path(folder)
-        folders[:] = sorted(f for f in folders if here / f not in left_out and not _temporary(f))
+        folders[:] = sorted(
+            f for f in folders if here / f not in left_out and not f.startswith(_UNCOMMITTED)
+        )
         for name in sorted(names):
             file = here / name
-            if not _temporary(name) and file.is_file() and not file.is_symlink():
+            temporary = name.startswith(".") and name.endswith(".new")
+            if not temporary and file.is_file() and not file.is_symlink():
                 yield file
 
 
-def _temporary(name: str) -> bool:
-    return name.startswith(".") or name.endswith(".tmp")
+_UNCOMMITTED = ".writing"
+"""The start of the name of a checkpoint that is being written or removed."""
 
 
 if __name__ == "__main__":

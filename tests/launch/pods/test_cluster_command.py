@@ -96,7 +96,10 @@ def test_wrong_words_are_one_sentence(run, words, said, capfd):
 
 def test_a_run_directory_is_copied_whole_or_without_checkpoints(run, tmp_path, capfd):
     source = tmp_path / "pod/runs/mine"
-    (source / ".metrics.tmp").write_text("half")
+    (source / ".finished.json.new").write_text("half")
+    (source / "checkpoints/.writing-000000000020-ab").mkdir()
+    (source / "checkpoints/.writing-000000000020-ab/data").write_text("half")
+    (source / "checkpoints/step-000000000010/.metadata").write_text("of the checkpoint")
     (source / "link").symlink_to("/etc/passwd")
     isorun(capfd, "cluster", "cp", run, "all")
     isorun(capfd, "cluster", "cp", run, "part", "--without-checkpoints")
@@ -105,7 +108,9 @@ def test_a_run_directory_is_copied_whole_or_without_checkpoints(run, tmp_path, c
         return {str(p.relative_to(top)): p.read_bytes() for p in top.rglob("*") if p.is_file()}
 
     expected = files(source)
-    del expected[".metrics.tmp"], expected["link"]
+    assert "checkpoints/step-000000000010/.metadata" in expected
+    expected = {name: data for name, data in expected.items() if "/.w" not in name}
+    del expected[".finished.json.new"], expected["link"]
     assert files(tmp_path / "all") == expected
     part = {name: data for name, data in expected.items() if not name.startswith("checkpoints/")}
     assert files(tmp_path / "part") == part != expected

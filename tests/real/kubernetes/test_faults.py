@@ -14,6 +14,7 @@ from tests.real.kubernetes.runs import (
     completed,
     final_loss,
     fit,
+    goes_on,
     of_node,
     resumed,
     verify,
@@ -129,3 +130,129 @@ def test_a_node_without_network_for_a_minute(kube, name, cluster, undisturbed):
 def ready(node):
     conditions = {c["type"]: c["status"] for c in node["status"]["conditions"]}
     return conditions["Ready"] == "True"
+
+
+def test_an_api_server_that_restarts_while_a_log_is_followed(kube, name, cluster):
+    """Each line is there once, and the run has not noticed."""
+    if cluster is None:
+        pytest.skip("only a cluster on this machine has an API server to restart")
+    kube.apply(kube.objects(name, ["sh", "-c", COUNTS], nodes=1))
+    kube.until("the pod", lambda: "line 3\n" in kube.logs(name), name)
+    read = []
+    lines = create_scheduler("test").log_iter(f"{kube.namespace}:{name}", "", 0, should_tail=True)
+    for line in lines:
+        read.append(line)
+        if len(read) == 5:
+            cluster("stop", "apiserver")
+            time.sleep(3)
+            cluster("start", "apiserver")
+    assert read == [f"line {number}\n" for number in range(1, 31)]
+    assert kube.finished(name)[0] == "Complete"
+
+
+COUNTS = 'n=0; while [ $n != 30 ]; do n=$((n+1)); echo "line $n"; sleep 1; done'
+
+
+def test_a_kubelet_that_restarts_during_a_run(kube, name, cluster, undisturbed):
+    if cluster is None:
+        pytest.skip("only a cluster on this machine has kubelets to restart")
+    kube.apply(kube.objects(name, fit(name, STEPS)))
+    kube.at_step(name, FAULT)
+    pods = {pod["metadata"]["name"] for pod in kube.pods(name)}
+    node = kube.get("pod", of_node(kube, name, 1))["spec"]["nodeName"]
+    cluster("stop", f"kubelet-{node}")
+    time.sleep(5)
+    cluster("start", f"kubelet-{node}")
+    completed(kube, name)
+    assert {pod["metadata"]["name"] for pod in kube.pods(name)} == pods, "no pod was replaced"
+    assert final_loss(kube, name) == final_loss(kube, undisturbed)
+
+
+def test_a_node_is_drained_with_a_budget_and_the_run_goes_on(kube, name, undisturbed):
+    """A PodDisruptionBudget of one pod lets the nodes of a run be drained one after the other."""
+    budget = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": name},
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": {"app.kubernetes.io/instance": name}},
+        },
+    }
+    kube.apply([budget, *kube.objects(name, fit(name, STEPS))])
+    kube.at_step(name, FAULT)
+    node = kube.get("pod", of_node(kube, name, 1))["spec"]["nodeName"]
+    selector = f"app.kubernetes.io/instance={name}"
+    try:
+        kube.run(
+            "drain", node, "--pod-selector", selector, "--timeout=180s", "--force", namespace=False
+        )
+    finally:
+        kube.run("uncordon", node, namespace=False)
+        kube.run("delete", "pdb", name)
+    completed(kube, name)
+    goes_on(kube, name)
+    assert final_loss(kube, name) == final_loss(kube, undisturbed)
+    verify(kube, name, STEPS)
+
+
+def test_pods_of_a_higher_priority_take_the_place_of_a_run(kube, name, undisturbed):
+    """It saves, waits for the place, and goes on when it is free again."""
+    nodes = kube.get("nodes", namespace=False)
+    cores = int(nodes[0]["status"]["allocatable"]["cpu"])
+    urgent = f"{name}-u"
+    level = {
+        "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+        "metadata": {"name": urgent}, "value": 1000, "description": "of a test",
+    }  # fmt: skip
+    kube.apply([level])
+    try:
+        kube.apply(kube.objects(name, fit(name, STEPS)))
+        kube.at_step(name, FAULT)
+        # More than what is left of a node beside a pod of the run.
+        values = [f"cpu={cores - 0.9:g}", f"priorityClass={urgent}"]
+        command = ["sh", "-c", "sleep 15"]
+        kube.apply(kube.objects(urgent, command, "priority", nodes=len(nodes), values=values))
+        completed(kube, urgent)
+        completed(kube, name)
+    finally:
+        kube.run("delete", "priorityclass", urgent, namespace=False)
+    goes_on(kube, name)
+    assert final_loss(kube, name) == final_loss(kube, undisturbed)
+    verify(kube, name, STEPS)
+
+
+def test_a_pod_that_fills_its_scratch_space_is_evicted(kube, name):
+    fill = "dd if=/dev/zero of=/scratch/x bs=1M count=300; sleep 120"
+    kube.apply(
+        kube.objects(name, ["sh", "-c", fill], nodes=1, values=["scratch=64Mi", "retries=0"])
+    )
+    until_told(kube, name, "Evicted")
+    message = told(kube, name)[1]
+    assert "exceeds the limit" in message or "exceeds its local ephemeral storage" in message
+    kube.run("delete", "job", name)
+
+
+def test_a_claim_that_no_volume_satisfies(kube, name):
+    objects = kube.objects(name, ["true"], nodes=1)
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "storageClassName": "none",
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }
+    job = next(each for each in objects if each["kind"] == "Job")
+    for volume in job["spec"]["template"]["spec"]["volumes"]:
+        if "persistentVolumeClaim" in volume:
+            volume["persistentVolumeClaim"]["claimName"] = name
+    kube.apply([claim, *objects])
+    try:
+        until_told(kube, name, "unbound immediate PersistentVolumeClaims")
+        assert told(kube, name)[0] == "PENDING"
+    finally:
+        kube.run("delete", "job", name)
+        kube.run("delete", "pvc", name)
