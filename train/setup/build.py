@@ -27,6 +27,7 @@ from train.optim.groups import parameter_settings
 from train.optim.optimizer import build_optimizer
 from train.private_directory import use_private_caches
 from train.section import Section
+from train.setup.compiler import check_compiler
 from train.setup.fingerprint import DataFingerprint
 from train.setup.model_summary import model_summary
 from train.setup.same_parts import check_same_data, check_same_model
@@ -212,6 +213,9 @@ def build_trainable(
 ) -> TrainableModel:
     """The task's model with its initial weights, sharded as the strategy does; collective."""
     config = loaded.config
+    if config.compile:
+        origin = loaded.composed.origin("compile")
+        check_compiler(engine.collectives, engine.device.type, origin)
     seed_everything(initial_seed(config.run.seed), engine.device)
     model, initial, converted = build_model(task, config.run.seed)
     check_parameters(model)

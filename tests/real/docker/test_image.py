@@ -95,6 +95,23 @@ def test_labels_name_the_base_the_source_and_the_revision(docker, image):
     assert "org.opencontainers.image.source" in labels
 
 
+COMPILED = ["python", "-m", "train", "fit", *DIGITS, "compile=true", "length.steps=25"]
+
+
+def test_a_compiled_model_trains_in_the_image_with_compilers(docker, image, builder):
+    builder.build("isorun-test:cpu-compile", target="cpu-compile")
+    options = [word.replace("/scratch", "/scratch:exec") for word in READ_ONLY]
+    said = inside(docker, "isorun-test:cpu-compile", *COMPILED, options=options, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "Finished: 25 steps" in said.stdout
+    said = inside(docker, "isorun-test:cpu-compile", *COMPILED, options=READ_ONLY, check=False)
+    assert (said.returncode, said.stderr.count("\n")) == (64, 1), said.stderr
+    assert "/scratch/.cache/torchinductor, which is mounted noexec; mount it with" in said.stderr
+    said = inside(docker, image, *COMPILED, options=READ_ONLY, check=False)
+    assert (said.returncode, said.stderr.count("\n")) == (64, 1), said.stderr
+    assert "has no C++ compiler (g++); install one" in said.stderr
+
+
 ORPHAN = """
 import os, time
 if os.fork() == 0:
