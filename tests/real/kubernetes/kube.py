@@ -60,19 +60,22 @@ class Kube:
         if self.local:  # all nodes have the volume, and more free cores
             components = ("topology-spread", *components)
             given = ["cpu=1", *given]
-        sets = [word for value in given for word in ("--set", value)]
-        done = subprocess.run(
-            [sys.executable, "-m", "launch", "render", "cpu-demo", *components, *sets, "--",
-             *command],
-            cwd=ROOT, env={**os.environ, "ISORUN_KUSTOMIZE": kubectl()},
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        made = list(yaml.safe_load_all(done.stdout))
+        made = self.rendered("cpu-demo", *components, command=command, values=given)
         if spoil:
             job = next(o for o in made if o["kind"] == "Job")
             job["spec"]["template"]["spec"]["containers"][0]["args"].append(spoil)
         return made
+
+    def rendered(self, overlay, *words, command, values):
+        """What `isorun render` makes of an overlay, components and values (``key=value``)."""
+        sets = [word for value in values for word in ("--set", value)]
+        done = subprocess.run(
+            [sys.executable, "-m", "launch", "render", overlay, *words, *sets, "--", *command],
+            cwd=ROOT, env={**os.environ, "ISORUN_KUSTOMIZE": kubectl()},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return list(yaml.safe_load_all(done.stdout))
 
     def job(self, name):
         return self.get("job", name)

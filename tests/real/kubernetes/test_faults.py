@@ -256,3 +256,18 @@ def test_a_claim_that_no_volume_satisfies(kube, name):
     finally:
         kube.run("delete", "job", name)
         kube.run("delete", "pvc", name)
+
+
+def test_a_dns_that_answers_late(kube, name, cluster):
+    if cluster is None:
+        pytest.skip("only a cluster on this machine has a DNS to stop")
+    cluster("stop", "dns")
+    try:
+        kube.apply(kube.objects(name, fit(name, 20)))
+        kube.until(
+            "an agent that waits", lambda: "resolve" in kube.logs(name), name, PLACED
+        )  # fmt: skip
+    finally:
+        cluster("start", "dns")
+    completed(kube, name)
+    assert {exit_code(pod) for pod in kube.pods(name)} == {0}, "no pod was replaced"
