@@ -20,29 +20,29 @@ from launch.pods.words import files_command
 def copy(
     run: ClusterRun, path: str, to: Path, *, checkpoints: bool = True, directory: str | None = None
 ) -> Path:
-    """Copies a file or directory of the run directory to ``to``, which must not exist, or, for a
-    file, may be a directory. All of it is there, or nothing. Returns the path of the copy. Raises
-    UsageError or RetryError."""
-    if to.is_dir() and not any(to.iterdir()):
-        to.rmdir()
-    parent = to if to.is_dir() else to.parent
-    if not parent.is_dir():
-        raise UsageError(f"The directory {parent} does not exist; make it, or name another one.")
-    if os.path.lexists(to) and (path == "." or not to.is_dir()):
-        raise UsageError(f"{to} exists; name a directory that does not exist yet, or remove it.")
+    """Copies a file or directory of the run directory to ``to``, or, if that is a directory, into
+    it; ``.``, the whole run directory, becomes ``to``. All of it is there, or nothing. Returns the
+    path of the copy. Raises UsageError or RetryError."""
+    inner = PurePosixPath(path).name
+    target = to / inner if inner and to.is_dir() else to
+    if not target.parent.is_dir():
+        raise UsageError(
+            f"The directory {target.parent} does not exist; make it, or name another one."
+        )
+    if os.path.lexists(target) and (inner or not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists; name one that does not exist yet, or remove it.")
     words = ["send", "--path", path, *(() if checkpoints else ("--without-checkpoints",))]
-    with reader(run) as container, tempfile.TemporaryDirectory(dir=parent) as folder:
-        place = Path(folder, "copy")
+    with (
+        reader(run) as container,
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".isorun-") as folder,
+    ):
         with container.stream(files_command(container, run, words, directory)) as source:
-            _unpack(source, place)
-        files = list(place.iterdir()) if place.is_dir() else []
-        is_file = len(files) == 1 and files[0].is_file() and files[0].name == Path(path).name
-        if is_file:
-            target = to / files[0].name if to.is_dir() else to
-            return Path(shutil.move(files[0], target))
-        target = to / Path(path).name if to.is_dir() else to
-        place.mkdir(exist_ok=True)
-        return place.rename(target)
+            _unpack(source, Path(folder))
+        # A directory without files is sent as nothing.
+        (made,) = list(Path(folder).iterdir()) or [Path(folder, "empty")]
+        if not made.exists():
+            made.mkdir()
+        return made.rename(target)
 
 
 def _unpack(source: IO[bytes], place: Path) -> None:
@@ -54,7 +54,7 @@ def _unpack(source: IO[bytes], place: Path) -> None:
         raise RetryError(f"The files arrived incomplete ({error}); try again.") from None
     except OSError as error:
         raise RetryError(
-            f"The files could not be written to {place.parent.parent}: {error.strerror}; make "
+            f"The files could not be written to {place.parent}: {error.strerror}; make "
             "room, or name another directory."
         ) from None
 

@@ -100,7 +100,8 @@ def send(directory: Path, path: str, to: BinaryIO, *, checkpoints: bool) -> None
 
 
 def _name(file: Path, top: Path) -> str:
-    return file.name if file == top else str(file.relative_to(top))
+    """Below the name of what is sent, so that the receiver has one file or directory."""
+    return str(Path(top.resolve().name) / file.relative_to(top))
 
 
 def _files(top: Path, left_out: Sequence[Path]) -> Iterator[Path]:

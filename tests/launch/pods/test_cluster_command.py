@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import subprocess
 import tarfile
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_run_is_found_by_the_id_of_its_launch(run, tmp_path):
         (["status", "slurm://torchx/12"], "'slurm://torchx/12' is not a run on Kubernetes"),
         (["status", "ml:x", "-n", "other"], "ml:x is in the namespace ml, but --namespace is ot"),
         (["cp", "RUN", ".", "none/x"], "The directory none does not exist; make it"),
-        (["cp", "RUN", "pod"], "pod exists; name a directory that does not exist yet"),
+        (["cp", "RUN", "pod"], "pod exists; name one that does not exist yet"),
         (["cp", "RUN", "../../bin/kubectl", "x"], "../../bin/kubectl is not in the run directory"),
         (["cp", "RUN", "none.txt", "x"], "mine has no none.txt."),
         (["cp", "RUN", "x", "--run-dir", "none"], "The run directory none does not exist in the"),
@@ -101,6 +102,7 @@ def test_a_run_directory_is_copied_whole_or_without_checkpoints(run, tmp_path, c
     (source / "checkpoints/.writing-000000000020-ab/data").write_text("half")
     (source / "checkpoints/step-000000000010/.metadata").write_text("of the checkpoint")
     (source / "link").symlink_to("/etc/passwd")
+    (tmp_path / "all").mkdir()
     isorun(capfd, "cluster", "cp", run, "all")
     isorun(capfd, "cluster", "cp", run, "part", "--without-checkpoints")
 
@@ -118,10 +120,15 @@ def test_a_run_directory_is_copied_whole_or_without_checkpoints(run, tmp_path, c
 
 def test_a_file_is_copied_to_a_name_or_into_a_directory(run, tmp_path, capfd):
     (tmp_path / "kept").mkdir()
-    (tmp_path / "kept/other").touch()
     for to, made in (("a.json", "a.json"), ("kept", "kept/config.json")):
         isorun(capfd, "cluster", "cp", run, "config.json", to)
         assert json.loads((tmp_path / made).read_text())["run"]["name"] == "mine"
+    isorun(capfd, "cluster", "cp", run, "checkpoints", "kept")
+    isorun(capfd, "cluster", "cp", run, "checkpoints/step-000000000010", "kept/ten")
+    names = sorted(str(p.relative_to(tmp_path)) for p in (tmp_path / "kept").rglob("manifest.json"))
+    assert names == [f"kept/{d}/manifest.json" for d in ("checkpoints/step-000000000010", "ten")]
+    error = isorun(capfd, "cluster", "cp", run, "checkpoints", "kept", expect=64)
+    assert "kept/checkpoints exists; name one that does not exist yet" in error
 
 
 def test_commands_that_read_runs_take_handles(run, capfd, monkeypatch):
@@ -236,6 +243,15 @@ def test_a_shell_replaces_this_process(run, cluster, tmp_path, capfd, monkeypatc
     ):
         assert main(["cluster", *words]) == 70  # as the exception here is not expected
         assert str(Replaced(["--namespace", "ml", *expected])) in capfd.readouterr().err
+
+
+def test_tensorboard_at_a_port_in_use_starts_no_pod(run, cluster, capfd):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        words = ["cluster", "tensorboard", run, "--port", str(port)]
+        error = isorun(capfd, *words, expect=64)
+    assert f"Port {port} of this machine cannot be used (Address already in use)" in error
+    assert len(cluster.pods()) == 2
 
 
 def archive(*members):
