@@ -184,39 +184,25 @@ def pytest_runtest_setup(item):
 
 
 @pytest.fixture
-def handlers():
-    """Restores the handlers of signals."""
-    from train.process.stop_signals import STOP_SIGNALS
-
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
 def tmp_path(request, tmp_path_factory):
     """A directory of the test. pytest's own looks through those of all tests before for a number."""
     name = re.sub(r"\W", "_", request.node.name)[:30]
     return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=tmp_path_factory.getbasetemp()))
 
 
-def handling_of_signals():
-    """The handlers of this process, and the file to which Python writes the signals."""
-    from train.process.stop_signals import STOP_SIGNALS
-
-    file = signal.set_wakeup_fd(-1)
-    signal.set_wakeup_fd(file, warn_on_full_buffer=False)
-    return {number: signal.getsignal(number) for number in STOP_SIGNALS}, file
-
-
 @pytest.fixture(autouse=True)
 def _signals_of_one_test():
-    """Fails a test that handles signals after its end: they would end this process in a later
-    test."""
-    before = handling_of_signals()
+    """Handles signals as before the test. Commands that a test calls in this process change that for
+    good, and a later test that signals itself would end the process."""
+    from train.process.stop_signals import STOP_SIGNALS
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    file = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(file, warn_on_full_buffer=False)
     yield
-    assert handling_of_signals() == before, "the test has changed how this process handles signals"
+    signal.set_wakeup_fd(file, warn_on_full_buffer=False)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -94,7 +94,6 @@ def test_ctrl_c_during_the_first_imports_shows_no_traceback():
     assert (done.returncode, done.stderr) == (130, "isorun: stopped.\n")
 
 
-@pytest.mark.usefixtures("handlers")
 def test_an_ignored_signal_stays_ignored_except_sigterm_and_sigint():
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -108,7 +107,6 @@ def test_an_ignored_signal_stays_ignored_except_sigterm_and_sigint():
     assert signal.SIGHUP in handled_signals()
 
 
-@pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize("number", ALL_BUT_SIGINT)
 def test_each_signal_requests_a_stop_and_some_start_the_deadline(number):
     signal.signal(number, signal.SIG_DFL)
@@ -183,7 +181,6 @@ def test_a_second_ctrl_c_stops_at_once_also_after_another_signal(between, capfd)
     assert "stopped without saving" in err
 
 
-@pytest.mark.usefixtures("handlers")
 def test_a_keyboard_interrupt_of_the_code_is_not_a_signal(capsys):
     def mistake():
         raise KeyboardInterrupt

@@ -62,11 +62,7 @@ def test_the_script_shows_the_version():
     ],
 )
 def test_a_usage_error_is_one_line_with_exit_code_64(monkeypatch, capfd, words, expected):
-    # What the process of a command changes for itself, for good.
     monkeypatch.setattr("os._exit", sys.exit)  # called by the doctor
-    monkeypatch.setattr("signal.signal", lambda *_: None)  # called by the agent
-    monkeypatch.setattr("train.process.stop_signals.end_at_stop_signals", lambda: None)
-    monkeypatch.setattr("atexit.register", lambda *_: None)
     try:
         code = main(words)
     except SystemExit as end:

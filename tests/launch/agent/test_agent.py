@@ -126,7 +126,6 @@ def listening(tmp_path, *options, takes, quick=True):
     return agent
 
 
-@pytest.mark.usefixtures("handlers")
 def test_an_agent_that_nohup_started_keeps_running_after_a_hangup():
     signals = Signals()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -137,7 +136,6 @@ def test_an_agent_that_nohup_started_keeps_running_after_a_hangup():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.usefixtures("handlers")
 def test_a_hangup_is_otherwise_a_request_to_stop():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     Signals().install()

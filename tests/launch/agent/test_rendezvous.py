@@ -16,7 +16,7 @@ from launch.agent.keepalive import end_connections, set_keepalive
 from launch.agent.options import parse
 from launch.agent.rendezvous import has_started, join
 from launch.agent.signals import Signals, StopSignal
-from launch.contract import STOP_SIGNALS, UsageError
+from launch.contract import UsageError
 from tests.support.forked import quick
 from tests.support.runs import ROOT, free_port
 
@@ -42,13 +42,9 @@ def nodes():
 
 @pytest.fixture
 def signals():
-    """Installed, and replaced afterwards."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     made = Signals()
     made.install()
-    yield made
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return made
 
 
 def test_keepalive_is_set_on_connections_to_the_port_alone():

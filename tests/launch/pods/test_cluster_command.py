@@ -131,10 +131,7 @@ def test_a_file_is_copied_to_a_name_or_into_a_directory(run, tmp_path, capfd):
     assert "kept/checkpoints exists; name one that does not exist yet" in error
 
 
-def test_commands_that_read_runs_take_handles(run, capfd, monkeypatch):
-    # What the process of a command changes for itself, for good.
-    monkeypatch.setattr("train.process.stop_signals.end_at_stop_signals", lambda: None)
-    monkeypatch.setattr("atexit.register", lambda *_: None)
+def test_commands_that_read_runs_take_handles(run, capfd):
     handle = f"kubernetes_job://torchx/{run}"
     (listed,) = json.loads(isorun(capfd, "runs", "--json", handle))
     assert (listed["id"], listed["step"]) == ("mine-id", 3)

@@ -98,15 +98,6 @@ def test_a_job_in_an_image_never_runs_a_launch_py_of_the_working_directory(monke
     assert fit(scheduler="local_docker").args[:3] == ["-P", "-m", "launch.agent"]
 
 
-@pytest.fixture
-def hangup():
-    """Restores the handler of SIGHUP."""
-    before = signal.getsignal(signal.SIGHUP)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("hangup")
 def test_a_closed_terminal_stops_a_local_job_as_sigterm_does(monkeypatch):
     """TorchX handles SIGTERM and SIGINT only, and the nodes do not belong to the terminal."""
 
@@ -125,7 +116,6 @@ def test_a_closed_terminal_stops_a_local_job_as_sigterm_does(monkeypatch):
     assert caught.value.code == 128 + signal.SIGHUP
 
 
-@pytest.mark.usefixtures("hangup")
 def test_a_command_that_nohup_started_outlives_its_terminal(monkeypatch):
     monkeypatch.setattr(cli, "_check", lambda _: None)
     monkeypatch.setattr(CmdRun, "run", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
