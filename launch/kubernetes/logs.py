@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from launch.contract import RetryError
+from launch.contract import RetryError, first_line, log
 from launch.kubernetes import state
 from launch.kubernetes.cluster import Cluster
 
 Object = dict[str, Any]
+T = TypeVar("T")
 _POLL = 1.0  # seconds
+_OUTAGE = 600.0
+"""Seconds for which the cluster may not answer while a log is followed: its control plane restarts
+for an upgrade."""
 # How much is read again after a lost connection: the clocks of this machine and of a node differ.
 _OVERLAP = timedelta(minutes=1)
 
@@ -28,10 +32,12 @@ def follow(
     """The lines of a node's pods, one pod after another; with ``to_the_end``, until the job has
     ended, across restarts and lost connections. Raises RetryError."""
     read: set[str] = set()
+    outage = _OUTAGE if to_the_end else 0.0
     while True:
         # Read before the pods: no pod is created after the job has ended.
-        over = _has_ended(cluster, name) or not to_the_end
-        pods = [p for p in cluster.pods(name) if state.node(p) == node]
+        over = _answer(outage, lambda: _has_ended(cluster, name)) or not to_the_end
+        pods = _answer(outage, lambda: cluster.pods(name))
+        pods = [pod for pod in pods if state.node(pod) == node]
         unread = [p for p in pods if p["metadata"]["uid"] not in read and state.has_started(p)]
         for pod in unread:
             if read:
@@ -67,7 +73,7 @@ def _pod(
             broke = True
         if over:
             return
-        now = cluster.pod(name)
+        now = _answer(_OUTAGE, lambda: cluster.pod(name))
         if now is None or now["metadata"]["uid"] != pod["metadata"]["uid"]:
             return
         over = state.has_ended(now)
@@ -75,6 +81,23 @@ def _pod(
             return  # after a lost connection the last lines are read again
         read.again()
         time.sleep(_POLL)
+
+
+def _answer(outage: float, request: Callable[[], T]) -> T:
+    """The answer to a request, which is repeated for ``outage`` seconds while the cluster does not
+    answer. Raises RetryError after that."""
+    until = time.monotonic() + outage
+    logged = False
+    while True:
+        try:
+            return request()
+        except RetryError as error:
+            if time.monotonic() > until:
+                raise
+            if not logged:
+                log(f"waiting for the cluster: {first_line(error)}")
+                logged = True
+            time.sleep(_POLL)
 
 
 class _Read:

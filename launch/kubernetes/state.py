@@ -225,17 +225,16 @@ def failure(pod: Object | None) -> str | None:
     if pod is None:
         return None
     ended = _ended(pod)
+    status = pod["status"]
+    whole = f"{status.get('reason', '')}: {status.get('message', '')}".strip(": ")
     if ended and ended["exitCode"]:
         text, reason = _in_words(str(ended.get("message") or "").strip()), ended.get("reason")
         if reason == "OOMKilled":
             memory = "OOMKilled, it used more than its limit of memory"
             return f"{memory}; {text}" if text else memory
-        return text or reason or None
-    if pod["status"].get("phase") == "Failed":
-        return (
-            f"{pod['status'].get('reason', '')} {pod['status'].get('message', '')}".strip() or None
-        )
-    return None
+        # Such as an eviction, after which the container ends as at any stop.
+        return "; ".join(filter(None, (whole, text))) or reason or None
+    return whole or None if status.get("phase") == "Failed" else None
 
 
 def _in_words(text: str) -> str:

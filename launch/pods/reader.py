@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from launch.contract import RetryError, RunError, UsageError, log
 from launch.kubernetes import state
@@ -37,6 +38,8 @@ def reader(run: ClusterRun, *, own: bool = False) -> Iterator[Container]:
         return
     made = reading_pod(run)
     name = made["metadata"]["name"]
+    for number in (signal.SIGTERM, signal.SIGHUP):  # else the pod would stay for its lifetime
+        signal.signal(number, _end)
     log(f"starting the pod {name}, which reads the volume of {run.name}")
     run.cluster.create_owned(made, run.workload)
     try:
@@ -44,6 +47,10 @@ def reader(run: ClusterRun, *, own: bool = False) -> Iterator[Container]:
     finally:
         with suppress(RunError):
             run.cluster.delete("Pod", name)
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def reading_pod(run: ClusterRun) -> Object:

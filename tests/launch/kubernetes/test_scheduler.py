@@ -399,6 +399,35 @@ def test_since_omits_older_lines(cluster, scheduler):
     assert list(scheduler.log_iter(app_id, "fit", 0, since=since)) == ["new\n"]
 
 
+def test_following_outlasts_a_cluster_that_does_not_answer(cluster, scheduler, monkeypatch, capfd):
+    app_id = scheduler.submit(app(), CFG)
+    pod = cluster.pod(0)
+    cluster.say(pod, "first")
+    lines = iter(scheduler.log_iter(app_id, "", 0, should_tail=True))
+    assert next(lines) == "first\n"
+    answer, refusals = cluster.answer, iter([503] * 5)
+
+    def refuse(*words):
+        for code in refusals:
+            raise Refused(code, "ServiceUnavailable", "the server is starting")
+        return answer(*words)
+
+    monkeypatch.setattr(cluster, "answer", refuse)
+    cluster.say(pod, "second")
+    cluster.end(pod)
+    cluster.end(cluster.pod(1))
+    assert list(lines) == ["second\n"]
+    assert next(refusals, None) is None
+    assert capfd.readouterr().err.count("waiting for the cluster: ") == 1
+
+
+def test_without_following_a_cluster_that_does_not_answer_is_an_error(cluster, scheduler):
+    app_id = scheduler.submit(app(), CFG)
+    cluster.refuse["GET", "pods"] = Refused(503, "ServiceUnavailable", "the server is starting")
+    with pytest.raises(RetryError, match="failed to list the pods"):
+        list(scheduler.log_iter(app_id, "", 0))
+
+
 def test_unsupported_log_options_are_reported(scheduler, cluster):
     app_id = scheduler.submit(app(), CFG)
     with pytest.raises(UsageError, match="until"):
@@ -656,6 +685,15 @@ def test_scheduler_options_that_add_a_component():
 def test_invalid_options_are_reported(words, cfg, said):
     with pytest.raises(UsageError, match=said):
         job_of(app(**words), **cfg)
+
+
+def test_an_evicted_pod_says_why_and_what_the_run_did(cluster, scheduler):
+    app_id = scheduler.submit(app(), CFG)
+    pod = cluster.pod(1, app_id.split(":")[1])
+    cluster.end(pod, 143, "Rank 0 was preempted")
+    pod["status"] |= {"reason": "Evicted", "message": "The node was low on memory."}
+    said = "(exit 143): Evicted: The node was low on memory.; Rank 0 was preempted"
+    assert said in scheduler.describe(app_id).msg
 
 
 def test_an_invalid_id(scheduler):

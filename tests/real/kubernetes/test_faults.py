@@ -169,13 +169,14 @@ def test_a_kubelet_that_restarts_during_a_run(kube, name, cluster, undisturbed):
 
 
 def test_a_node_is_drained_with_a_budget_and_the_run_goes_on(kube, name, undisturbed):
-    """A PodDisruptionBudget of one pod lets the nodes of a run be drained one after the other."""
+    """A PodDisruptionBudget of one pod lets the nodes of a run be drained one after the other. For
+    pods of a Job, Kubernetes supports minAvailable only."""
     budget = {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": {"name": name},
         "spec": {
-            "maxUnavailable": 1,
+            "minAvailable": 1,
             "selector": {"matchLabels": {"app.kubernetes.io/instance": name}},
         },
     }
@@ -185,8 +186,9 @@ def test_a_node_is_drained_with_a_budget_and_the_run_goes_on(kube, name, undistu
     selector = f"app.kubernetes.io/instance={name}"
     try:
         kube.run(
-            "drain", node, "--pod-selector", selector, "--timeout=180s", "--force", namespace=False
-        )
+            "drain", node, "--pod-selector", selector, "--delete-emptydir-data", "--timeout=180s",
+            namespace=False,
+        )  # fmt: skip
     finally:
         kube.run("uncordon", node, namespace=False)
         kube.run("delete", "pdb", name)
@@ -227,8 +229,7 @@ def test_a_pod_that_fills_its_scratch_space_is_evicted(kube, name):
     kube.apply(
         kube.objects(name, ["sh", "-c", fill], nodes=1, values=["scratch=64Mi", "retries=0"])
     )
-    until_told(kube, name, "Evicted")
-    message = told(kube, name)[1]
+    message = until_told(kube, name, "Evicted: ")
     assert "exceeds the limit" in message or "exceeds its local ephemeral storage" in message
     kube.run("delete", "job", name)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -78,7 +77,6 @@ def test_tensorboard_is_served_here(kube, undisturbed, tmp_path):
         [sys.executable, "-m", "launch", "cluster", "tensorboard", "--port", str(port),
          f"{kube.namespace}:{undisturbed}"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
     )  # fmt: skip
 
     def runs():
@@ -87,10 +85,11 @@ def test_tensorboard_is_served_here(kube, undisturbed, tmp_path):
             return json.load(urllib.request.urlopen(url, timeout=10))
 
     try:
-        assert kube.until("TensorBoard", lambda: runs() or process.poll(), "none", 300) == ["."]
+        found = kube.until("TensorBoard", lambda: runs() or process.poll(), "none", 300)
+        assert found == ["tensorboard"]
     finally:
-        os.killpg(process.pid, signal.SIGINT)
+        process.terminate()
         said = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, said
+    assert process.returncode == 143, said
     readers = [p for p in kube.get("pods") if "reader" in p["metadata"]["name"]]
     assert all(p["metadata"].get("deletionTimestamp") for p in readers)

@@ -3,6 +3,7 @@
 import secrets
 
 import pytest
+from yaml import safe_dump_all as dump
 
 from launch.kubernetes.scheduler import create_scheduler
 from tests.real.kubernetes.kube import PLACED
@@ -66,7 +67,14 @@ def queue(kube, cluster):
 def submit(kube, name, queue, level, *overrides):
     """A run of two pods in the queue."""
     values = [f"queue={queue}", f"queuePriority={queue}-{level}"]
-    kube.apply(kube.objects(name, fit(name, *overrides), "kueue", values=values))
+    objects = kube.objects(name, fit(name, *overrides), "kueue", values=values)
+
+    def accepted():
+        return f"job.batch/{name} " in kube.run(
+            "apply", "-f", "-", given=dump(objects), check=False
+        )
+
+    kube.until("the webhook of Kueue for Jobs", accepted, "none", 300)
 
 
 def told(kube, name):
