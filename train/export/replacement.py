@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from train.files import refuse_link
+from train.process.cleanup import cleanup
 
 
 @contextmanager
@@ -23,14 +24,18 @@ def replacing_files(directory: Path, last: str) -> Iterator[Path]:
         if temporary.exists():  # of a process that was killed
             shutil.rmtree(temporary)
         temporary.mkdir()
-        try:
+        with cleanup(lambda: _remove(temporary, made)):
             yield temporary
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
                 path.replace(directory / path.name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     except BaseException:
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
+        _remove(temporary, made)
         raise
+
+
+def _remove(temporary: Path, made: Sequence[Path]) -> None:
+    """Removes the new directory, and those that were made for it if nothing is in them."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    for path in made:
+        with suppress(OSError):
+            path.rmdir()
