@@ -67,7 +67,7 @@ from train.process.stop_signals import (
     unblock_stop_signals,
 )
 from train.program import typed_command
-from train.secret_files import is_secret_file, is_source_file
+from train.secret_files import is_secret_file
 from train.secrets import (
     HIDDEN,
     is_secret_value,
@@ -214,7 +214,6 @@ __all__ = [
     "is_secret_file",
     "is_secret_value",
     "is_secret_variable",
-    "is_source_file",
     "is_worth_retrying",
     "join_ranks",
     "key_value",

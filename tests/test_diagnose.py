@@ -1,5 +1,6 @@
 """Errors of the machine, the memory, other ranks, and those of the code or the data, told apart."""
 
+import bdb
 import errno
 import http.client
 import socket
@@ -346,3 +347,20 @@ def test_an_error_that_quotes_a_data_set_is_shortened_between_words():
 def test_the_memory_of_other_processes_is_named():
     text = str(as_run_error(CAUSES["a GPU that another process fills"][0]))
     assert "other processes use about 21.9 of 31.5 GiB" in text
+
+
+def test_a_debugger_that_ends_is_told_without_a_traceback():
+    class Quits(bdb.Bdb):
+        def user_line(self, frame):
+            self.set_quit()
+
+    def with_a_breakpoint():
+        Quits().set_trace()
+        pass  # the debugger stops here
+
+    with pytest.raises(bdb.BdbQuit) as error:
+        with_a_breakpoint()
+    known = as_run_error(error.value)
+    assert known.code == 70
+    assert "The debugger has ended in test_diagnose.py:" in str(known)
+    assert "Remove the breakpoint" in str(known)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -13,7 +14,7 @@ from tests.support.runs import ROOT
 from train.checkpoint.store import CheckpointStore
 from train.command_line import exit_code_of
 from train.loop.checkpointing import Checkpointing
-from train.process import stop
+from train.process import stop, watchdog
 from train.process.stop import StopConfig, StopRequest
 from train.process.stop_signals import (
     STOP_SIGNALS,
@@ -22,6 +23,7 @@ from train.process.stop_signals import (
     interrupt,
     stop_signals_blocked,
 )
+from train.process.watchdog import Watchdog, WatchdogConfig
 
 ALL_BUT_SIGINT = [number for number in STOP_SIGNALS if number != signal.SIGINT]
 
@@ -179,6 +181,39 @@ def test_a_second_ctrl_c_stops_at_once_also_after_another_signal(between, capfd)
     code, err = in_a_child(receive, capfd)
     assert code == 130
     assert "stopped without saving" in err
+
+
+def never(*_args, **_kwargs):
+    """A system call on a disk that does not answer."""
+    threading.Event().wait()
+
+
+@pytest.mark.process
+def test_a_disk_that_does_not_answer_does_not_keep_a_process_that_is_to_end(capfd):
+    def receive():
+        request = StopRequest(StopConfig(deadline=0.1))
+        request.ranks_joined()
+        request.report_at_deadline(never)
+        request.abrupt_end.record_by(never)
+        request._handle(signal.SIGTERM)
+        never()
+
+    code, err = in_a_child(receive, capfd)
+    assert code == 75
+    assert "did not stop within stop.deadline" in err
+
+
+@pytest.mark.process
+def test_the_watchdog_ends_a_run_whose_disk_does_not_answer(tmp_path, capfd, monkeypatch):
+    def hang():
+        with Watchdog(WatchdogConfig(first_timeout=1.0, timeout=1.0), tmp_path, 0, 1, 1):
+            monkeypatch.setattr(watchdog, "create", never)
+            never()
+
+    monkeypatch.setattr(watchdog, "REPORT_SECONDS", 0.2)
+    code, err = in_a_child(hang, capfd)
+    assert code == 75
+    assert "The run hung" in err
 
 
 def test_a_keyboard_interrupt_of_the_code_is_not_a_signal(capsys):

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from train.secret_names import is_credential_name
 
-# In lower case. Source files with such words in their names, as in test_credentials.py, are none.
+# In lower case.
 _NAMES = (
     ".env", ".env.*", "*.env", ".envrc", "*.pem", "*.key", "*.p12", "*.pfx", "*.pkcs12", "*.p8",
     "*.jks", "*.keystore", "*.kdb", "*.kdbx", "*.ppk", "*.gpg", "*.asc", "*.der", "*.crt.key",
@@ -20,24 +20,22 @@ _NAMES = (
     "*.vault", "vault-*", "*.sops.*", "*.agekey", "terraform.rc", ".terraformrc",
 )  # fmt: skip
 _DIRECTORIES = {".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker", "secrets", "credentials"}
+# Code that reads secrets has such names as well: secrets.py, test_credentials.py. What it contains
+# is searched where it matters.
 _SOURCE = {
     ".py", ".pyi", ".pyx", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".rs", ".go", ".js",
     ".ts", ".md", ".rst",
 }  # fmt: skip
 
 
-def is_source_file(path: str) -> bool:
-    """Whether a file is source code by its name."""
-    return PurePosixPath(path.lower()).suffix in _SOURCE
-
-
 def is_secret_file(path: str) -> bool:
-    """Whether a file holds secrets by its name, or by that of a directory which it is in; ``path``
-    has ``/`` as separator."""
+    """Whether a file holds secrets by its name, or by that of a directory which it is in; source
+    files do not. ``path`` has ``/`` as separator."""
     parts = PurePosixPath(path.lower())
-    if any(fnmatchcase(parts.name, pattern) for pattern in _NAMES):
-        return True
-    source = is_source_file(path)
-    if _DIRECTORIES.intersection(parts.parts[:-1]) and not source:
-        return True
-    return not source and is_credential_name(PurePosixPath(path).stem)
+    if parts.suffix in _SOURCE:
+        return False
+    return (
+        any(fnmatchcase(parts.name, pattern) for pattern in _NAMES)
+        or not _DIRECTORIES.isdisjoint(parts.parts[:-1])
+        or is_credential_name(PurePosixPath(path).stem)
+    )

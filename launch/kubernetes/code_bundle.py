@@ -24,7 +24,6 @@ from launch.contract import (
     code_version,
     git,
     is_secret_file,
-    is_source_file,
     listed,
     top_of_repository,
 )
@@ -78,7 +77,7 @@ def collect() -> CodeBundle:
                 found = path.lstat()
             except OSError:  # removed, but not from git's index
                 continue
-            if is_secret_file(name) and not is_source_file(name):
+            if is_secret_file(name):
                 secret.append(name)
             elif stat.S_ISLNK(found.st_mode) and _leads_inside(path, top):
                 _add(archive, name, found, link=str(path.readlink()))

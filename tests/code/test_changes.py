@@ -72,13 +72,15 @@ def test_an_unchanged_tree_has_no_changes(repository):
 
 SECRETS = [
     ".env", "conf/.env.local", "prod.env", "key.pem", "server.key", "home/.ssh/id_rsa",
-    "id_ed25519.old", "credentials.json", "credentials_prod.py", "Credentials", ".netrc",
-    "aws_credentials.yaml", "secrets.yaml", "secrets.py", "k8s/secrets/db.yaml", ".aws/config",
+    "id_ed25519.old", "credentials.json", "credentials_prod.json", "Credentials", ".netrc",
+    "aws_credentials.yaml", "secrets.yaml", "k8s/secrets/db.yaml", ".aws/config",
     "service-account-7.json", "terraform.tfvars", "api_key.txt", "passwords.txt", "cert.p12",
 ]  # fmt: skip
 NO_SECRETS = [
     "model.py", "tests/test_secrets.py", "train/secret_names.py", "keys.py", "environment.yml",
     "tokenizer.json", "configs/base.yaml", "monkey.py", "docs/secret-files.md", "env.py", "keyboard.c",
+    "secrets.py", "credentials_prod.py", "secrets/token.py", "app/password.ts", ".aws/client_secret.go",
+    "src/Secrets.PY",
 ]  # fmt: skip
 
 

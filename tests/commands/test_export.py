@@ -6,13 +6,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from torch import nn
 
 import train
+from tests.faults.mounts import small_disk
 from tests.support.forked import run
 from tests.support.runs import ROOT, TINY, assert_same_bits, environment, tensors, tiny_config
 from tests.support.tiny import TinyTask
+from train.checkpoint.manifest import Manifest
 from train.cli import main
+from train.commands.export import Exported
+from train.config.load import load_config
 from train.exits import UsageError
 from train.strategies.meta_init import build_full_model
 from train.tasks.base import Task
@@ -260,6 +265,37 @@ def test_a_model_that_torch_export_refuses_is_one_sentence_and_leaves_nothing(ex
     assert "torch.export cannot export the Sequential" in line
     assert line.endswith("or use --form parameters.")
     assert export("--form", "parameters")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["write_description", "export_program"])
+def test_an_export_that_fails_leaves_what_was_there(export, monkeypatch, name):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"train.export.module.{name}", fail)
+    code, files, said = export()
+    assert (code, files) == (75, [])
+    assert "No space left on device" in said
+    monkeypatch.undo()
+    assert export("--form=parameters")[:2] == (0, ["export.json", "model.safetensors"])
+    monkeypatch.setattr(f"train.export.module.{name}", fail)
+    assert export()[:2] == (75, ["export.json", "model.safetensors"])
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("size", ["4k", "8k"])
+def test_a_full_disk_leaves_no_export(tmp_path, capfd, size):
+    """torch's writer of archives aborts the process; 8 kB hold the parameters."""
+    from torch.export import export
+
+    model = nn.Linear(32, 32)
+    program = export(model, (torch.ones(2, 32),))
+    exported = Exported(model, program, has_parameters=True)
+    loaded = load_config([], TINY, runs=False)
+    with small_disk(tmp_path / "disk", f"size={size}") as disk:
+        with pytest.raises(OSError, match="No space left on device"):
+            exported.write(disk / "to", loaded, Manifest(3, {}, {}, {}))
+        assert os.listdir(disk) == []
 
 
 @pytest.mark.parametrize("attribute", ["false", "true"])

@@ -419,3 +419,35 @@ def test_an_error_of_a_dataset_says_whose_fault_it_is(workers, error, kind, reme
     with pytest.raises(RunError, match=f"The dataset Broken failed at index 5 .*{remedy}") as found:
         load(Broken(fail), workers=workers)
     assert type(found.value) is kind
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (signal.SIGKILL, "if it was killed for lack of memory or of space in /dev/shm, lower"),
+        (signal.SIGBUS, "by SIGBUS; /dev/shm is full, or a file that is mapped"),
+        (signal.SIGSEGV, "by SIGSEGV; native code of the dataset or of a library crashed: set"),
+        (signal.SIGABRT, "by SIGABRT; native code of the dataset or of a library crashed: set"),
+    ],
+)
+def test_the_signal_that_ended_a_worker_says_what_to_do(number, told):
+    with pytest.raises(RetryError, match=told):
+        load(Broken(lambda: os.kill(os.getpid(), number)), workers=1)
+
+
+@pytest.mark.process
+def test_a_worker_that_code_of_the_dataset_ends_is_a_fault_of_the_data():
+    """A retry would end in the same way."""
+    with pytest.raises(DataError, match="its exit code is 3, so code of the dataset"):
+        load(Broken(lambda: os._exit(3)), workers=1)
+
+
+@pytest.mark.normal
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_breakpoint_without_a_terminal_is_named(workers, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115
+    monkeypatch.setattr(sys, "breakpointhook", sys.__breakpointhook__)
+    told = "at index 5 .* with BdbQuit .*; remove the breakpoint, or use it on a terminal"
+    with pytest.raises(DataError, match=told):
+        load(Broken(breakpoint), workers=workers)

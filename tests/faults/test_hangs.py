@@ -10,8 +10,10 @@ import pytest
 from tests.support.forked import run, run_ranks, start, start_ranks, wait_for
 from tests.support.lanes import slow
 from tests.support.runs import assert_same_bits, checkpoints, curve, tensors
+from train.checkpoint.run_view import Run
 from train.process import watchdog
 from train.process.watchdog import Watchdog, WatchdogConfig, describe_hang
+from train.runs.summary import current_condition
 
 TASK = "task.use=tests.faults.tasks:Hangs"
 SHORT = ["watchdog.timeout=3", "checkpoint.every_steps=3", "checkpoint.asynchronous=false"]
@@ -30,6 +32,9 @@ def test_a_single_process_that_hangs(tmp_path):
     )
     assert "in never_ends" in report(tmp_path)
     assert "never_ends" in (tmp_path / "logs/rank-0.log").read_text()
+    ended = Run(tmp_path).attempts[-1]["ended"]
+    assert (ended["code"], ended["reason"]) == (75, report(tmp_path).splitlines()[0])
+    assert current_condition(tmp_path).state == "hung"
     run("fit", tmp_path, TASK, *SHORT)
     run("fit", tmp_path.with_name("other"), TASK.replace("Hangs", "TinyTask").replace(
         "tests.faults.tasks", "tests.support.tiny"))  # fmt: skip
@@ -47,6 +52,8 @@ def test_the_rank_that_is_behind_is_named(tmp_path, culprit):
     assert "in never_ends" in text
     assert sum("No progress for 3 s" in result.stderr for result in done) == 1
     assert all("report.txt. Rerun to resume" in result.stderr for result in done)
+    ended = Run(tmp_path).attempts[-1]["ended"]
+    assert (ended["code"], ended["reason"]) == (75, first)
     run_ranks(2, "fit", tmp_path, TASK, *SHORT)
 
 
@@ -151,6 +158,9 @@ def test_a_step_that_does_not_end_before_the_deadline(tmp_path):
     assert "The last committed checkpoint is that of step 4; the 1 steps since are lost" in (
         done.stderr
     )
+    ended = Run(tmp_path).attempts[-1]["ended"]
+    assert ended["code"] == 75
+    assert ended["reason"].startswith("did not stop within stop.deadline (2 s")
     run("fit", tmp_path, TASK, *slow)
 
 

@@ -18,6 +18,8 @@ from tests.support.runs import (
     state,
     tensors,
 )
+from train.checkpoint.attempts import Attempts
+from train.goodput.read import read_goodput
 
 EVERYTHING = [
     "checkpoint.every_steps=7",
@@ -102,6 +104,9 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert process.returncode == 130
     assert "without saving" in err
     assert checkpoints(tmp_path) == []
+    ended = Attempts(tmp_path / "attempts.jsonl").last()["ended"]
+    assert (ended["code"], ended["reason"]) == (130, "stopped by a second Ctrl-C, without saving")
+    assert [attempt.exit for attempt in read_goodput(tmp_path).attempts] == [130]
 
 
 def test_a_finished_run_is_reported_and_not_changed(undisturbed):

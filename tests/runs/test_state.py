@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.run_files import beat, here, make_run
 from train.checkpoint.run_directory import RunDirectory
+from train.runs.state import ends_of
 from train.runs.summary import current_condition
 
 ELSEWHERE = ("another-machine", 7)
@@ -77,6 +78,18 @@ def test_heartbeats_tell_of_a_run_in_a_container_with_the_name_of_this_machine(t
     assert current_condition(path).state == "running"
 
 
+@pytest.mark.parametrize("lock", [ELSEWHERE, (here()[0], NO_PROCESS)])
+def test_a_heartbeat_before_the_recorded_end_does_not_count(tmp_path, lock):
+    now = time.time()
+    end = {"ended": {"time": now - 2, "code": 75, "reason": "ended by the watchdog"}}
+    path = make_run(tmp_path / "run", lock=lock, attempts=[end])
+    os.utime(path / "lock", (1e9, 1e9))
+    beat(path, 0, 3)
+    assert current_condition(path).state == "failed"
+    beat(path, 0, 0)  # it waits for a tracker
+    assert current_condition(path).state == "running"
+
+
 @pytest.mark.parametrize(("age", "state"), [(60, "running"), (3600, "dead")])
 def test_without_heartbeats_the_last_sign_of_life_counts(tmp_path, age, state):
     path = make_run(tmp_path / "run", lock=ELSEWHERE)
@@ -141,3 +154,21 @@ def test_how_an_attempt_ended_is_told_by_what_is_known(tmp_path):
     assert described_end(run, 2, killed) == "exit code 75: rank 1 was lost"
     ended = {"ended": {"time": 1e9 + 9, "code": 143, "reason": "stopped at step 40"}}
     assert described_end(run, 1, killed | ended) == "exit code 143: stopped at step 40"
+
+
+def test_the_end_of_each_attempt_is_that_of_its_own_time(tmp_path):
+    attempts = [{"time": 1e9}, {"time": 1e9 + 100}, {"time": 1e9 + 200}, ended(0)]
+    run = make_run(tmp_path / "run", attempts=attempts)
+    (run / "failures").mkdir()
+    for at, code in ((50, 137), (150, 71)):
+        record = {"time": 1e9 + at, "exit_code": code, "what": f"ended with {code}"}
+        (run / f"failures/{at:04}.json").write_text(json.dumps(record))
+    (run / "hangs/attempt-3").mkdir(parents=True)
+    (run / "hangs/attempt-3/report.txt").write_text("No progress for 5 s: rank 1.\n")
+    ends = ends_of(run, RunDirectory(run).attempts.by_number())
+    assert {number: (end.code, end.reason) for number, end in ends.items()} == {
+        1: (137, "ended with 137"),
+        2: (71, "ended with 71"),
+        3: (75, "No progress for 5 s: rank 1."),
+        4: (0, "so it was"),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ class Attempts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._changing = threading.Lock()  # a thread may record an end as well
 
     def _lines(self) -> list[bytes]:
         return read_bytes(self.path, LIMIT).splitlines() if self.path.exists() else []
@@ -55,13 +57,14 @@ class Attempts:
 
     def record_end(self, number: int, code: int, reason: str) -> None:
         """Adds ``ended`` to the line of an attempt, atomically: time, exit code and reason."""
-        lines = self._lines()
-        values = _parse(lines[number - 1]) if number <= len(lines) else {}
-        if values.get("attempt") != number:
-            return
-        values["ended"] = {"time": time.time(), "code": int(code), "reason": reason}
-        lines[number - 1] = json.dumps(values).encode()
-        replace_bytes(self.path, b"".join(line + b"\n" for line in lines))
+        with self._changing:
+            lines = self._lines()
+            values = _parse(lines[number - 1]) if number <= len(lines) else {}
+            if values.get("attempt") != number:
+                return
+            values["ended"] = {"time": time.time(), "code": int(code), "reason": reason}
+            lines[number - 1] = json.dumps(values).encode()
+            replace_bytes(self.path, b"".join(line + b"\n" for line in lines))
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -111,29 +111,31 @@ class Exported(NamedTuple):
     """Whether the parameters are a file of their own."""
 
     def write(self, directory: Path, loaded: LoadedConfig, manifest: Manifest) -> list[Path]:
-        """Writes the files; returns their paths. Raises OSError."""
+        """Writes the files, all or none; returns their paths. Raises OSError."""
         from train.export.module import (
+            DESCRIPTION,
             PARAMETERS,
             PROGRAM,
             export_parameters,
             export_program,
             write_description,
         )
+        from train.export.replacement import replacing_files
 
-        directory.mkdir(parents=True, exist_ok=True)
         for name in (PARAMETERS, PROGRAM):
             refuse_irregular(directory / name)
-        written = [export_parameters(self.model, directory)] if self.has_parameters else []
         source = {
             "step": manifest.step,
             "run": manifest.state.get("run"),
             "metrics": finite(manifest.metrics),
         }
         values = loaded.config.model_dump(mode="json")
-        described = write_description(directory, values, source, self.model)
-        if self.program is not None:
-            written.append(export_program(self.program, directory))
-        return [*written, described]
+        with replacing_files(directory, last=DESCRIPTION) as new:
+            written = [export_parameters(self.model, new)] if self.has_parameters else []
+            if self.program is not None:
+                written.append(export_program(self.program, new))
+            written.append(write_description(new, values, source, self.model))
+        return [directory / path.name for path in written]
 
 
 def prepare_export(loaded: LoadedConfig, checkpoint: Path, form: str | None = None) -> Exported:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
-import subprocess
 from pathlib import Path
 
 from train.checkpoint.run_directory import RunDirectory
@@ -21,6 +20,7 @@ from train.commands.placements import Placement, environment, failure, parse
 from train.config.load import LoadedConfig, load_config
 from train.exits import Exit, UsageError
 from train.imports import import_extra
+from train.process.child import run_child
 from train.process.diagnose import fault_of
 
 _DEFAULT = ["1", "2:ddp", "2:fsdp2"]
@@ -165,12 +165,10 @@ def _start(files: list[str], settings: list[str], placement: Placement, director
     log = directory.with_name(f"{directory.name}.log")
     say(f"{placement}: {directory}")
     with log.open("w", encoding="utf-8") as output:
-        done = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment(), check=False
-        )
+        code = run_child(command, stdout=output, stderr=output, env=environment())
     text = log.read_text(encoding="utf-8", errors="replace")
-    if done.returncode:
-        raise failure(placement, text, done.returncode, f"see {log}")
+    if code:
+        raise failure(placement, text, code, f"see {log}")
     return text
 
 

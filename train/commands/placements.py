@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 
 from train.command_line import python_module
 from train.exits import RunError, UsageError, error_of_code
+from train.process.child import run_child
 from train.process.diagnose import LOST_PEER
 from train.strategies.registry import CHOICES
 
@@ -78,14 +79,13 @@ def error_in(log: str) -> str:
 def result_of(placement: Placement, command: str, *words: str, start: str) -> str:
     """The line of a command's output, run on a placement, that begins with ``start``. Raises
     RunError."""
-    done = subprocess.run(
-        placement.command(command, *words),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
-    for line in done.stdout.splitlines():
-        if line.startswith(start):
-            return line
-    raise failure(placement, done.stderr, done.returncode, "fix the cause, then rerun")
+    with TemporaryFile("w+", errors="replace") as out, TemporaryFile("w+", errors="replace") as err:
+        code = run_child(
+            placement.command(command, *words), stdout=out, stderr=err, env=environment()
+        )
+        for file in (out, err):
+            file.seek(0)
+        for line in out:
+            if line.startswith(start):
+                return line.removesuffix("\n")
+        raise failure(placement, err.read(), code, "fix the cause, then rerun")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from train.checkpoint.damage import refused_files
@@ -22,6 +21,7 @@ from train.exits import Exit, RunError, UsageError, sys_exit_refused
 from train.files import replace_text
 from train.json_text import json_text
 from train.paths import path_argument
+from train.process.cleanup import temporary_directory
 from train.profiling.files import Trace, find_traces, place_copy, trace_name
 from train.profiling.table import table, to_json
 from train.profiling.trace import Profile, read_profile
@@ -66,8 +66,8 @@ def run(arguments: argparse.Namespace) -> Exit:
 
     chosen = loaded.config.profile or ProfileConfig()
     steps = {"wait": 0, "warmup": arguments.warmup, "active": arguments.steps, "repeat": 1}
-    with TemporaryDirectory() as temporary, open_bench(loaded) as bench:
-        path = _record(bench, chosen.model_copy(update=steps), Path(temporary))
+    with temporary_directory() as temporary, open_bench(loaded) as bench:
+        path = _record(bench, chosen.model_copy(update=steps), temporary)
         profile = read_profile(path)
         ranks = dict(enumerate(bench.engine.collectives.all_gather_object(profile.shares)))
         if arguments.to:

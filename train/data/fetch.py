@@ -124,7 +124,10 @@ class KeyedDataset:
             # The user's exception may not survive pickling, so workers send its text.
             cause = None if get_worker_info() else error
             kind = kind_of(error)
-            text = f"{self._describe(keys, at, error)}; {_REMEDIES[kind][at < 0]}."
+            remedy = _REMEDIES[kind][at < 0]
+            if isinstance(error, BdbQuit):
+                remedy = "remove the breakpoint, or use it on a terminal with loader.workers=0"
+            text = f"{self._describe(keys, at, error)}; {remedy}."
             return LoadFailure(text, traceback_of(error), kind, cause)
         if batch is None:
             text = (
@@ -148,7 +151,7 @@ class KeyedDataset:
         message = shortened(" ".join(message_of(error).split()), _LONGEST)
         what = f"{type(error).__name__}: {message}" if message else type(error).__name__
         if isinstance(error, BdbQuit):
-            what = "BdbQuit (a breakpoint, which needs a terminal and loader.workers=0)"
+            what = "BdbQuit (the debugger ended, by its command q or without a terminal)"
         name = type(self.dataset).__name__
         if at >= 0:
             return (

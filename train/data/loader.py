@@ -15,8 +15,14 @@ from train.data.loader_config import LoaderConfig
 from train.data.order import SampleOrder
 from train.data.plan import BatchPlan, EvalPlan
 from train.data.sampler import EvaluationSampler, TrainingSampler
-from train.data.workers import next_item, prepare_worker, start_workers, stop_workers
-from train.exits import DataError, RetryError, UsageError, first_line
+from train.data.workers import (
+    failure_of_worker,
+    next_item,
+    prepare_worker,
+    start_workers,
+    stop_workers,
+)
+from train.exits import DataError, UsageError, first_line
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -57,7 +63,7 @@ class Batches(Iterator[MicroBatch]):
         """The next micro-batch.
 
         Raises DataError if the dataset or collate failed, unless the machine failed (RetryError) or
-        memory (OutOfMemoryError), and RetryError if a worker died or timed out.
+        memory (OutOfMemoryError), and RetryError if a worker was killed, crashed or timed out.
         """
         try:
             if self._iterator is None:
@@ -68,11 +74,7 @@ class Batches(Iterator[MicroBatch]):
             if self._loader.num_workers == 0:
                 raise
             self._failed = True
-            raise RetryError(
-                f"A data worker failed ({first_line(error)}); if it was killed for lack of memory "
-                "or of space in /dev/shm, lower loader.workers; if it was slow, raise "
-                f"loader.timeout (now {self._loader.timeout:g} s)."
-            ) from error
+            raise failure_of_worker(self._iterator, error, self._loader.timeout) from error
         if isinstance(loaded, LoadFailure):
             in_worker = loaded.error is None and loaded.details
             raise loaded.kind(loaded.text) from (

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from train.data.fetch import LoadFailure, kind_of
-from train.exits import DataError, RetryError, UsageError, first_line, traceback_of
+from train.exits import DataError, RetryError, RunError, UsageError, first_line, traceback_of
 from train.process.parent import end_with_parent
 from train.process.stop_signals import STOP_SIGNALS, stop_signals_blocked, unblock_stop_signals
 
@@ -94,6 +94,39 @@ def next_item(iterator: Any) -> Any:
         return next(iterator)
     finally:
         _remove_worker_pids(id(iterator))
+
+
+# What ends a worker by a signal, and what to do.
+_BY_SIGNAL = {
+    signal.SIGBUS: "/dev/shm is full, or a file that is mapped into memory was cut off: free space "
+    "in /dev/shm or raise its size (docker run --shm-size), lower loader.workers, or restore the "
+    "file",
+    **dict.fromkeys(
+        (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP),
+        "native code of the dataset or of a library crashed: set loader.workers=0 and "
+        "PYTHONFAULTHANDLER=1 to see where",
+    ),
+}
+
+
+def failure_of_worker(iterator: Any, error: BaseException, timeout: float) -> RunError:
+    """The error of a worker that has ended, or sends nothing within ``timeout`` seconds, for which
+    torch has raised ``error``. A worker that code of the user has ended would end again."""
+    ended = [w.exitcode for w in getattr(iterator, "_workers", ()) if w.exitcode]
+    code = ended[0] if ended else 0
+    what = f"A data worker failed ({first_line(error)})"
+    if code > 0:
+        return DataError(
+            f"{what}: its exit code is {code}, so code of the dataset or of a library has ended "
+            "it. Set loader.workers=0 to see where."
+        )
+    if -code in _BY_SIGNAL:
+        number = signal.Signals(-code)
+        return RetryError(f"{what} by {number.name}; {_BY_SIGNAL[number]}.")
+    return RetryError(
+        f"{what}; if it was killed for lack of memory or of space in /dev/shm, lower "
+        f"loader.workers; if it was slow, raise loader.timeout (now {timeout:g} s)."
+    )
 
 
 def stop_workers(iterator: Any, *, failed: bool) -> None:

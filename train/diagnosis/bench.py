@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from train.checkpoint.manifest import Manifest
@@ -31,6 +30,7 @@ from train.loop.step_agreement import Agreed
 from train.loop.train_step import TrainStep
 from train.optim.schedule import learning_rate_factor
 from train.optim.spikes import SpikeGuard
+from train.process.cleanup import temporary_directory
 from train.setup.batch_size_finder import BatchSizeFinder, is_wanted
 from train.setup.build import (
     RunData,
@@ -246,7 +246,7 @@ def _finder(
     loaded: LoadedConfig, task: Task, data: RunData, engine: Engine, choice: StrategyChoice
 ) -> Iterator[BatchSizeFinder]:
     """A finder that keeps nothing."""
-    with TemporaryDirectory() as directory:
+    with temporary_directory() as directory:
         yield BatchSizeFinder(
             loaded.config,
             task,
@@ -254,7 +254,7 @@ def _finder(
             engine,
             choice.name,
             build=lambda plan: build_trainable(loaded, task, engine, choice, plan),
-            directory=Path(directory),
+            directory=directory,
             beat=lambda phase: None,
         )
 

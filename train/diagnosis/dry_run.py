@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence, Sized
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from train.loop.evaluate import evaluate, make_report
 from train.loop.evaluation_check import check_evaluation
 from train.loop.state import Progress
 from train.loop.triggers import Triggers
+from train.process.cleanup import cleanup
 from train.setup.build import build_evaluation_batches
 from train.setup.resume import resume, saved_facts, saved_state
 
@@ -97,11 +98,11 @@ def temporary_run(bench: Bench) -> Iterator[Path]:
                 fault = unusable(directory.path, error)
         if fault := engine.collectives.broadcast_pickled(fault):
             raise fault
-        yield directory.path
+        remove = partial(shutil.rmtree, directory.path, ignore_errors=True)
+        with cleanup(remove) if engine.is_main else nullcontext():
+            yield directory.path
     finally:
         if engine.is_main and fault is None:
-            with suppress(OSError):
-                _remove(directory.path)
             directory.release()
 
 

@@ -12,7 +12,9 @@ An export is a directory with
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,14 +38,24 @@ PARAMETERS, PROGRAM, DESCRIPTION = "model.safetensors", "model.pt2", "export.jso
 def export_parameters(model: nn.Module, directory: Path) -> Path:
     """Writes parameters, persistent buffers and the tensors of extra state; shared tensors are
     stored once. Returns the path."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
     path = directory / PARAMETERS
     os.close(create(path))
     mode = path.stat().st_mode  # by the umask; safetensors replaces the file by one with 0600
-    save_model(_Tensors(model), str(path))  # type: ignore[arg-type]
+    try:
+        save_model(_Tensors(model), str(path))  # type: ignore[arg-type]
+    except SafetensorError as error:
+        raise _of_system(error) or error from error
     path.chmod(stat.S_IMODE(mode))
     return path
+
+
+def _of_system(error: Exception) -> OSError | None:
+    """The error of the operating system that an error of a library in Rust names."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 class _Tensors:
@@ -109,8 +121,28 @@ def export_program(program: ExportedProgram, directory: Path) -> Path:
     from torch.export import save
 
     path = directory / PROGRAM
-    save(program, path)
+    with _File(create(path), "wb") as file:
+        save(program, file)
+    if file.error:
+        raise file.error
     return path
+
+
+class _File(io.FileIO):
+    """A file that remembers the first error of a write in ``error``. torch's writer of archives
+    aborts the process at an error."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            view = memoryview(data)
+            try:
+                while view:
+                    view = view[super().write(view) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
 
 
 def write_description(

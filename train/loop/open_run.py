@@ -382,7 +382,20 @@ def _open_records(
         with suppress(RetryError):  # the error that ends the run is reported
             directory.record_end(number, code, text)
 
-    stack.push(on_error(record_end))
+    def record_error(code: Exit, text: str) -> None:
+        if not joined.stop.abrupt_end.begun:
+            record_end(code, text)
+
+    def record_abrupt_end(code: Exit, text: str) -> None:
+        ended = directory.attempts.by_number().get(number, {}).get("ended", {})
+        if ended.get("code") not in (Exit.DONE, Exit.PREEMPTED):
+            record_end(code, text)
+        joined.goodput.ended(code)
+        joined.goodput.close()
+
+    stack.push(on_error(record_error))
+    joined.stop.abrupt_end.record_by(record_abrupt_end)
+    stack.callback(joined.stop.abrupt_end.record_by, None)
     mirror = config.checkpoint.mirror
     return open_records(
         stack,

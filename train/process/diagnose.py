@@ -10,7 +10,10 @@ import errno
 import os
 import re
 import sys
+import traceback
+from bdb import BdbQuit
 from contextlib import suppress
+from pathlib import Path
 
 from train.exits import (
     DataError,
@@ -226,7 +229,20 @@ def _known(error: BaseException) -> RunError | None:
     return None
 
 
+def _place_of(error: BdbQuit) -> str:
+    """The line with the breakpoint."""
+    frames = traceback.extract_tb(error.__traceback__)
+    user = [f for f in frames if Path(f.filename).name not in ("bdb.py", "pdb.py")]
+    return f" in {Path(user[-1].filename).name}:{user[-1].lineno}" if user else ""
+
+
 def _wrong_use(error: BaseException) -> RunError | None:
+    if isinstance(error, BdbQuit):
+        return RunError(
+            f"The debugger has ended{_place_of(error)}, by its command q or because there is no "
+            "terminal. Remove the breakpoint, or run one process on a terminal, with "
+            "loader.workers=0."
+        )
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         path = error.filename if isinstance(error.filename, str) else ""
         return UsageError(

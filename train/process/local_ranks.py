@@ -11,13 +11,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from train.exits import Exit, RetryError, error_of_code
-from train.process.stop_signals import handled_signals, stop_signals_blocked
+from train.process.stop_signals import received_signals, stop_signals_blocked
 from train.signing import new_secret
 
 _POLL = 0.05
@@ -58,7 +57,7 @@ def run_ranks(arguments: Sequence[str], processes: int, *, grace: float | None) 
     with tempfile.TemporaryDirectory(prefix="isorun-") as folder:
         ranks: list[_Rank] = []
         try:
-            with _received_signals() as received:
+            with received_signals() as received:
                 port = _free_port()
                 inherited = {**os.environ, **new_secret(os.environ)}
                 for number in range(processes):
@@ -137,26 +136,6 @@ def _relay(source: IO[str], stream: Any) -> None:
     for line in source:
         stream.write(line)
         stream.flush()
-
-
-@contextmanager
-def _received_signals() -> Iterator[list[int]]:
-    """The signals that this process gets meanwhile. In another thread than the main one there are
-    none."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, _frame: object) -> None:
-        received.append(number)
-
-    previous = {number: signal.signal(number, note) for number in handled_signals()}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _wait(ranks: Sequence[_Rank], received: Sequence[int], grace: float | None) -> list[_Rank]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from train.exits import Exit
 from train.numeric_text import seconds_in
+from train.process.abrupt_end import AbruptEnd, within
 from train.process.emergency_output import write_stderr
 from train.process.stop_signals import STOP_SIGNALS, TERMINATING, handled_signals, interrupt
 from train.section import Section, non_semantic
@@ -49,6 +50,7 @@ class StopRequest:
 
     def __init__(self, config: StopConfig, *, in_session: bool = False) -> None:
         self.signal: str | None = None
+        self.abrupt_end = AbruptEnd()
         self._starting = True  # there is nothing to save yet: a signal ends the process
         self._resume_point: Callable[[], str] = lambda: ""
         self._config, self._in_session = config, in_session
@@ -151,8 +153,6 @@ class StopRequest:
                     self._handle(signal.Signals(number))
 
     def _handle(self, number: signal.Signals) -> None:
-        # os._exit in both cases: nothing may block after this. Incomplete files have temporary
-        # names and are removed at the next start.
         second = number == signal.SIGINT and self._asked_by_ctrl_c
         self._asked_by_ctrl_c = self._asked_by_ctrl_c or number == signal.SIGINT
         if self._in_session and number == signal.SIGINT and (self._starting or second):
@@ -165,7 +165,7 @@ class StopRequest:
             os._exit(Exit.PREEMPTED)
         if second:
             write_stderr("stopped without saving.")
-            os._exit(Exit.STOPPED_AT_ONCE)
+            self.abrupt_end.end(Exit.STOPPED_AT_ONCE, "stopped by a second Ctrl-C, without saving")
         self.signal = number.name
         if number == signal.SIGINT:
             write_stderr(
@@ -185,19 +185,15 @@ class StopRequest:
 
     def _too_late(self, deadline: float) -> None:
         """Runs in the timer's thread, because the main thread may be blocked."""
-        write_stderr(
-            f"error: did not stop within stop.deadline ({deadline:g} s, less stop.margin "
-            f"{self._config.margin:g} s). {self._read_resume_point()}"
+        text = (
+            f"did not stop within stop.deadline ({deadline:g} s, less stop.margin "
+            f"{self._config.margin:g} s)"
         )
-        os._exit(Exit.RETRY)
-
-    def _read_resume_point(self) -> str:
-        """The sentence of ``report_at_deadline``, which is read from a disk that may not answer."""
-        read: list[str] = []
-        thread = threading.Thread(target=lambda: read.append(self._resume_point()), daemon=True)
-        thread.start()
-        thread.join(_READ_TIMEOUT)
-        return read[0] if read else "Rerun to resume from the last committed checkpoint."
+        point = within(_READ_TIMEOUT, self._resume_point)
+        write_stderr(
+            f"error: {text}. {point or 'Rerun to resume from the last committed checkpoint.'}"
+        )
+        self.abrupt_end.end(Exit.RETRY, text)
 
 
 def _forget_signals() -> None:

@@ -13,6 +13,8 @@ from types import FrameType
 from typing import NoReturn
 
 from train.exits import Exit
+from train.process.abrupt_end import within
+from train.process.cleanup import clean_up
 from train.process.emergency_output import write_stderr
 
 TERMINATING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -24,6 +26,7 @@ STOP_SIGNALS = (*TERMINATING, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, sig
 # Modules whose handlers raise KeyboardInterrupt by ``interrupt``.
 _OWN_HANDLERS = ("train.process.stop_signals", "train.process.stop")
 
+_CLEANUP_SECONDS = 2.0  # a disk may not answer
 # Handled even if they are ignored: a shell that ignores one for itself passes that on.
 _NEVER_IGNORED = (signal.SIGTERM, signal.SIGINT)
 
@@ -51,6 +54,26 @@ def stop_signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def received_signals() -> Iterator[list[int]]:
+    """The signals that this process gets meanwhile. In another thread than the main one there are
+    none."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in handled_signals()}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def end_at_stop_signals() -> None:
@@ -83,7 +106,7 @@ def _listen(reader: socket.socket, _writer: socket.socket) -> None:
                 _end(number, None)
             if interrupts > 1 and signal.getsignal(number) is interrupt:
                 write_stderr("stopped.")
-                os._exit(Exit.STOPPED_AT_ONCE)
+                _exit(Exit.STOPPED_AT_ONCE)
 
 
 def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -120,4 +143,9 @@ def _end(number: int, _frame: FrameType | None) -> None:
     if not _ending.acquire(blocking=False):
         return
     write_stderr(f"stopped on request ({signal.Signals(number).name}) before a run was open.")
-    os._exit(Exit.PREEMPTED)
+    _exit(Exit.PREEMPTED)
+
+
+def _exit(code: Exit) -> NoReturn:
+    within(_CLEANUP_SECONDS, clean_up)
+    os._exit(code)

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from train.exits import Exit
 from train.files import create, read_bytes, refuse_link, replace_text
 from train.json_files import LIMIT, Fields, read_object
+from train.process.abrupt_end import AbruptEnd, within
 from train.process.emergency_output import write_stderr
 from train.process.nccl_reports import flight_recorder, ras_status, uses_gpu
 from train.section import Section, non_semantic
@@ -31,6 +32,7 @@ _HEARTBEAT: Fields = {
     "rank": int, "host": str, "phase": str, "step": int, "beats": int, "time": (int, float),
     "silent": (int, float),
 }  # fmt: skip
+REPORT_SECONDS = 30.0  # within which the report is written, unless the disk does not answer
 _log = logging.getLogger("train")
 
 
@@ -110,11 +112,19 @@ class StartTimeout:
 
 
 class Watchdog:
-    """A context manager that watches this rank's heartbeat. ``directory`` is the run directory."""
+    """A context manager that watches this rank's heartbeat. ``directory`` is the run directory, on
+    a disk that may not answer."""
 
     def __init__(
-        self, config: WatchdogConfig, directory: Path, rank: int, world_size: int, attempt: int
+        self,
+        config: WatchdogConfig,
+        directory: Path,
+        rank: int,
+        world_size: int,
+        attempt: int,
+        abrupt_end: AbruptEnd | None = None,
     ) -> None:
+        self._abrupt_end = abrupt_end or AbruptEnd()
         self.config, self.rank, self.world_size = config, rank, world_size
         self.heartbeat = Heartbeat(at=time.monotonic())
         self._heartbeats = directory / "heartbeats"
@@ -125,6 +135,9 @@ class Watchdog:
         self._interval = min(10.0, min(limits) / 10) if limits else 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._writer = threading.Thread(
+            target=self._write_heartbeats, name="heartbeat", daemon=True
+        )
 
     def __enter__(self) -> Watchdog:
         if self._interval:
@@ -133,12 +146,14 @@ class Watchdog:
             self._folder = os.open(self._heartbeats, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             self._write_heartbeat()
             self._thread.start()
+            self._writer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
+            self._writer.join()
         if self._folder is None:
             return
         with suppress(OSError):
@@ -153,9 +168,12 @@ class Watchdog:
     def _name(self) -> str:
         return f"rank-{self.rank}.json"
 
-    def _watch(self) -> None:
+    def _write_heartbeats(self) -> None:
         while not self._ended.wait(self._interval):
             self._write_heartbeat()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._interval):
             limit = (
                 self.config.timeout if self.heartbeat.first_step_done else self.config.first_timeout
             )
@@ -177,8 +195,19 @@ class Watchdog:
             os.replace(temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def _end_hung_run(self, limit: float) -> None:
-        """Writes this rank's stacks and ends the process; one rank writes the report for all."""
+        """Writes what is known, and ends the process."""
         noticed = time.time()  # live ranks stop writing heartbeats as well from now on
+        seconds = REPORT_SECONDS + 10 * self._interval  # the ranks wait for each other
+        reason, fault = within(seconds, lambda: self._explain(limit, noticed)) or ("", None)
+        advice = fault or "Rerun to resume from the last checkpoint."
+        write_stderr(f"error: The run hung; see {self._hang / 'report.txt'}. {advice}")
+        self._abrupt_end.end(
+            Exit.USAGE if fault else Exit.RETRY, reason or f"No progress for {limit:g} s"
+        )
+
+    def _explain(self, limit: float, noticed: float) -> tuple[str, str | None]:
+        """Writes this rank's stacks; one rank writes the report for all. Returns its first line,
+        and why the run would hang again."""
         with suppress(OSError):
             self._hang.parent.mkdir(exist_ok=True)  # never the run directory, if it was moved
             self._hang.mkdir(exist_ok=True)
@@ -203,10 +232,10 @@ class Watchdog:
         else:
             self._wait_for_stacks()
             self._report(report, limit, noticed)
-        fault = self._fault()
-        advice = fault or "Rerun to resume from the last checkpoint."
-        write_stderr(f"error: The run hung; see {report}. {advice}")
-        os._exit(Exit.USAGE if fault else Exit.RETRY)
+        first = ""
+        with suppress(OSError):
+            first = read_bytes(report, LIMIT).decode(errors="replace").partition("\n")[0]
+        return first, self._fault()
 
     def _calls_of(self, rank: int) -> Path:
         return self._hang / f"calls-{rank}.json"

@@ -18,6 +18,7 @@ from train.json_files import is_count
 from train.report.curves import Metrics, read_metrics
 from train.report.marks import Mark, find_marks
 from train.report.state import State, in_words
+from train.runs.state import End, ends_of
 from train.runs.summary import current_condition
 from train.track.samples import read_samples, sample_steps
 
@@ -59,6 +60,8 @@ class RunData:
     metrics: Metrics
     checkpoints: list[Checkpoint]
     marks: list[Mark]
+    ends: dict[int, End] = field(default_factory=dict)
+    """How attempts ended, without those of which nothing is known."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """What ``read_samples`` gives for each step shown, newest first."""
     samples_left_out: int = 0
@@ -103,6 +106,7 @@ def read_run(path: str | Path) -> RunData:
     run = Run(path)
     with refused_files(run.path):
         attempts = Attempts(run.path / "attempts.jsonl").by_number()
+        ends = ends_of(run.path, attempts)
         metrics = read_metrics(run.path / "metrics.jsonl")
         checkpoints = run.checkpoints
         finished = run.finished or {}
@@ -118,10 +122,11 @@ def read_run(path: str | Path) -> RunData:
         state=state,
         config=run.config,
         attempts=attempts,
+        ends=ends,
         finished=finished,
         metrics=metrics,
         checkpoints=checkpoints,
-        marks=find_marks(run.path, attempts, metrics, checkpoints, state),
+        marks=find_marks(run.path, attempts, ends, metrics, checkpoints, state),
         samples=[values for step in shown if (values := read_samples(run.path, step))],
         samples_left_out=len(steps) - len(shown),
         data=_data(checkpoints, attempts),

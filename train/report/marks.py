@@ -17,7 +17,7 @@ from train.files import open_regular, refuse_link
 from train.json_files import Fields, has_fields, is_count, read_object
 from train.report.curves import Metrics
 from train.report.state import State
-from train.runs.state import moment
+from train.runs.state import End, moment
 
 MARKS = 500
 """The most marks of a kind."""
@@ -43,13 +43,14 @@ class Mark:
 def find_marks(
     directory: Path,
     attempts: Mapping[int, Mapping[str, Any]],
+    ends: Mapping[int, End],
     metrics: Metrics,
     checkpoints: Sequence[Checkpoint],
     state: State,
 ) -> list[Mark]:
     """All marks of a run, by step and time."""
     clock = Clock(metrics)
-    found = [*_of_attempts(attempts, metrics, state)]
+    found = [*_of_attempts(attempts, ends, metrics, state)]
     found += [
         Mark("checkpoint", saved.step, clock.time(saved.step), f"Checkpoint of step {saved.step}")
         for saved in checkpoints[-MARKS:]
@@ -82,7 +83,10 @@ class Clock:
 
 
 def _of_attempts(
-    attempts: Mapping[int, Mapping[str, Any]], metrics: Metrics, state: State
+    attempts: Mapping[int, Mapping[str, Any]],
+    ends: Mapping[int, End],
+    metrics: Metrics,
+    state: State,
 ) -> Iterator[Mark]:
     """The start and the end of each attempt."""
     newest = max(attempts, default=0)
@@ -95,15 +99,14 @@ def _of_attempts(
         yield Mark("attempt", start, moment(values.get("time")), text, number)
         last = metrics.attempts[number][1] if number in metrics.attempts else None
         step = last_step(number, attempts, metrics)
-        ended = values.get("ended")
-        if not isinstance(ended, Mapping):
+        ended = ends.get(number)
+        if ended is None:
             if number != newest or state.kind == "dead":
                 text = f"Attempt {number} has no recorded end: killed, or its machine was lost"
                 yield Mark("fault", step, last.time if last else None, text, number)
             continue
-        code, time = ended.get("code"), moment(ended.get("time"))
-        reason = str(ended.get("reason") or "")[:_TEXT]
-        text = f"Attempt {number} ended with exit code {code}: {reason}"
+        code, time = ended.code, ended.time
+        text = f"Attempt {number} ended with exit code {code}: {ended.reason[:_TEXT]}"
         if code == Exit.DONE:
             yield Mark("finish", step, time, f"Attempt {number} finished the run", number)
         elif code in (Exit.PREEMPTED, Exit.STOPPED_AT_ONCE):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from train.json_files import is_count
 from train.report.data import RunData
@@ -110,8 +109,7 @@ def attempts_table(run: RunData) -> Html:
         values = run.attempts[number]
         begin = moment(values.get("time"))
         first = values.get("resumed_from_step")
-        ended = values.get("ended")
-        how: Mapping[str, Any] = ended if isinstance(ended, Mapping) else {}
+        end = run.ends.get(number)
         rows.append(
             [
                 str(number),
@@ -121,8 +119,8 @@ def attempts_table(run: RunData) -> Html:
                 f"{last_step(number, run.attempts, run.metrics):,}",
                 str(placement_of(values) or "–"),
                 str(values.get("micro_batch_size", "–")),
-                str(how.get("code", "–")),
-                str(how.get("reason") or "no recorded end")[:500],
+                str(end.code) if end else "–",
+                end.reason[:500] if end else "no recorded end",
             ]
         )
     return table("Attempts, with the steps that later ones did not repeat", columns, rows)
@@ -131,8 +129,8 @@ def attempts_table(run: RunData) -> Html:
 def end_of(run: RunData, number: int) -> float:
     """When an attempt ended, as far as that is known."""
     values = run.attempts[number]
-    ended = values.get("ended")
-    known = moment(ended.get("time")) if isinstance(ended, Mapping) else None
+    ended = run.ends.get(number)
+    known = ended.time if ended else None
     begin = moment(values.get("time")) or run.created
     if known is None and run.state.kind == "running" and number == max(run.attempts):
         known = time.time()

@@ -6,6 +6,7 @@ which process holds it, and is empty after a release.
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 import socket
@@ -38,6 +39,8 @@ _LATEST = 1 << 36
 """Seconds since the epoch; the calendar has no year for much larger numbers."""
 _SILENT = 600.0
 """Seconds after which a run without heartbeats counts as dead, if its process is out of sight."""
+_FAILURES = 100
+"""The most records of node agents that are read."""
 _SLOWEST = 10.0
 """The longest interval of the watchdog's heartbeats, in seconds."""
 
@@ -50,6 +53,8 @@ class End:
     name: str
     """The name of the exit code, or of the signal; empty for others."""
     reason: str
+    time: float | None = None
+    """When, in seconds since the epoch; None where it is unknown."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +84,27 @@ def condition(
     number = max(attempts, default=0)
     last = attempts.get(number, {})
     locked, holder = _holder(directory.path / "lock")
-    beats = [beat for beat in _heartbeats(directory.path) if beat >= locked - 1]
     ended: Any = last.get("ended")
     ended = ended if isinstance(ended, Mapping) else {}
+    since = max(locked - 1, moment(ended.get("time")) or 0.0)
+    beats = [beat for beat in _heartbeats(directory.path) if beat >= since]
     times = [last.get("time"), ended.get("time"), (finished or {}).get("time")]
     times += [(last_row or {}).get("time"), *beats, locked if holder else None]
     last_sign = max(filter(None, map(moment, times)), default=None)
     if finished is not None:
         return Condition("finished", _end_of(last), last_sign)
-    if holder and _is_alive(holder, locked, beats, config, last_sign, now):
+    # A run that has recorded its end may still wait for a tracker.
+    last_beat = None if ended else last_sign
+    if holder and _is_alive(holder, locked, beats, config, last_beat, now):
         late = max(60.0, 6 * _interval(config))
         hung = any(now - beat > late for beat in beats)
         before = attempts.get(number - 1, {}) if not ended else last
         return Condition("hung" if hung else "running", _end_of(before), last_sign)
-    end = _end_of(last) or _recorded_failure(directory.path, moment(last.get("time")))
-    if not ended and (hang := _hang(directory.path, number)):
-        return Condition("hung", end or End(Exit.RETRY, Exit.RETRY.name, hang), last_sign)
     if not attempts:
         return Condition("new", None, last_sign)
+    end = ends_of(directory.path, {number: last}).get(number)
+    if _hang(directory.path, number):
+        return Condition("hung", end, last_sign)
     if end is None:  # version 0.1.0 recorded no ends
         asked = any((directory.path / name).exists() for name in ("stop", "stopped.json"))
         return Condition("stopped" if asked and not holder else "dead", None, last_sign)
@@ -106,12 +114,32 @@ def condition(
 def described_end(path: Path, number: int, attempt: Mapping[str, Any]) -> str:
     """How an attempt of a run directory ended, to end a sentence with: what it recorded itself, the
     report of its watchdog, or the record of the node agent."""
-    ended = _end_of(attempt)
-    if ended is None and (hang := _hang(path, number)):
-        return f"the watchdog ended it: {hang}"
-    if ended := ended or _recorded_failure(path, moment(attempt.get("time"))):
-        return f"exit code {ended.code}: {ended.reason}"
-    return "no recorded end: it was killed, lost its machine, or is in progress"
+    ended = ends_of(path, {number: attempt}).get(number)
+    if ended is None:
+        return "no recorded end: it was killed, lost its machine, or is in progress"
+    if _hang(path, number) == ended.reason:
+        return f"the watchdog ended it: {ended.reason}"
+    return f"exit code {ended.code}: {ended.reason}"
+
+
+def ends_of(path: Path, attempts: Mapping[int, Mapping[str, Any]]) -> dict[int, End]:
+    """How attempts of a run directory ended, by number: what each recorded itself, or the report of
+    its watchdog, or the record of the node agent. Without those of which nothing is known."""
+    found: dict[int, End] = {}
+    failures = None
+    for number, attempt in attempts.items():
+        end = _end_of(attempt)
+        if end is None:
+            failures = _recorded_failures(path) if failures is None else failures
+            since = moment(attempt.get("time")) or 0.0
+            until = moment(attempts.get(number + 1, {}).get("time")) or math.inf
+            end = next((each for each in failures if since <= (each.time or 0.0) < until), None)
+        # The main thread, too, may have seen that other ranks were ended.
+        if (end is None or end.code == Exit.RETRY) and (hang := _hang(path, number)):
+            end = End(Exit.RETRY, Exit.RETRY.name, hang, end.time if end else None)
+        if end:
+            found[number] = end
+    return found
 
 
 def _hang(path: Path, number: int) -> str:
@@ -145,22 +173,23 @@ def _end_of(attempt: Mapping[str, Any]) -> End | None:
     ended = attempt.get("ended")
     if not isinstance(ended, Mapping) or type(ended.get("code")) is not int:
         return None
-    return End(ended["code"], exit_name(ended["code"]), str(ended.get("reason", "")))
+    code, reason = ended["code"], str(ended.get("reason") or "")
+    return End(code, exit_name(code), reason, moment(ended.get("time")))
 
 
-def _recorded_failure(path: Path, since: float | None) -> End | None:
-    """The newest record of a node agent, if it is not older than the last attempt."""
-    folder = path / "failures"
+def _recorded_failures(path: Path) -> list[End]:
+    """The records of node agents, the newest first."""
+    folder, found = path / "failures", []
     if folder.is_symlink():
-        return None
-    for file in sorted(folder.glob("*.json"), reverse=True)[:1]:
+        return []
+    for file in sorted(folder.glob("*.json"), reverse=True)[:_FAILURES]:
         with suppress(OSError, ValueError):
             record = read_object(
                 file, {"time": (int, float), "exit_code": int, "what": str}, limit=1 << 20
             )
-            if (moment(record["time"]) or 0.0) >= (since or 0.0):
-                return End(record["exit_code"], exit_name(record["exit_code"]), record["what"])
-    return None
+            code = record["exit_code"]
+            found.append(End(code, exit_name(code), record["what"], moment(record["time"])))
+    return found
 
 
 def _first_line(path: Path) -> str:

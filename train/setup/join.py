@@ -78,7 +78,14 @@ def join_ranks(
         setup_logging(directory.path, engine.rank, attempt.number, config.track.log_level)
         check_shared_directory(engine.collectives, directory.path, loaded.run_directory_as_set)
     watchdog = stack.enter_context(
-        Watchdog(config.watchdog, directory.path, engine.rank, engine.world_size, attempt.number)
+        Watchdog(
+            config.watchdog,
+            directory.path,
+            engine.rank,
+            engine.world_size,
+            attempt.number,
+            stop.abrupt_end,
+        )
     )
     return Joined(
         stop, watchdog.heartbeat, choice, engine, hosts, code, changes_of_code, attempt, goodput

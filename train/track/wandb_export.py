@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_directory import RunIdentity
 from train.exits import RetryError, RunError, UsageError, first_line
 from train.json_text import finite
+from train.process.cleanup import temporary_directory
 from train.track.track_config import TrackConfig
 from train.track.wandb_artifact import collection_name, content_digest
 from train.track.wandb_sent import LATEST, Sent
@@ -53,14 +53,17 @@ def log_export(
 
     Raises RetryError if W&B fails, UsageError for a registry that it refuses.
     """
-    with tempfile.TemporaryDirectory(prefix="isorun-wandb-") as folder:
+    with temporary_directory("isorun-wandb-") as path:
+        folder = str(path)
         for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
             os.environ[name] = folder
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         try:
-            return _log(wandb, folder, files, run_directory, identity, track, manifest, registry)
+            return _log(
+                wandb, str(folder), files, run_directory, identity, track, manifest, registry
+            )
         except RunError:
             raise
         except Exception as error:
