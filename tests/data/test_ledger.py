@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.ledger import Ledger, LeftOut, StepRecord, goes_on_at, read_steps, step_digest
+from train.data.ledger import (
+    Ledger,
+    LeftOut,
+    StepRecord,
+    goes_on_at,
+    gone_back_from,
+    position_after,
+    read_steps,
+    step_digest,
+)
 from train.data.ledger_check import verify
 from train.data.order import SampleOrder
 from train.exits import DataError
@@ -73,6 +82,8 @@ def test_positions_that_were_left_out_are_no_gap(path):
     ledger.leave_out(LeftOut(6, 48, 32, 10))
     ledger.close()
     assert goes_on_at(path, 6, 48) == (80, 1)
+    assert position_after(path, 6, 48) == 48, "no attempt has gone on yet"
+    assert gone_back_from(path) == 10
     again = begin(path, resume=6, attempt=2, position=80)
     again.leave_out(LeftOut(6, 80, 16, 8))
     again.close()
@@ -84,6 +95,10 @@ def test_positions_that_were_left_out_are_no_gap(path):
     assert report.ok
     assert "positions 48 to 79 (back from step 10 to 6); positions 80 to 95 (" in str(report)
     assert goes_on_at(path, 5, 40) == (40, 0)
+    positions = [position_after(path, 6, 48, attempt) for attempt in (1, 2, 3, None)]
+    assert positions == [48, 80, 96, 96]
+    assert position_after(path, 5, 40) == 40
+    assert [gone_back_from(path, attempt) for attempt in (1, 2, 3, None)] == [10, 8, None, None]
 
 
 def test_what_was_left_out_is_void_for_an_attempt_that_does_not_know_of_it(path):
@@ -95,6 +110,7 @@ def test_what_was_left_out_is_void_for_an_attempt_that_does_not_know_of_it(path)
     again.append_steps([record(step) for step in range(5, 9)])
     again.close()
     assert goes_on_at(path, 6, 48) == (48, 0)
+    assert position_after(path, 6, 48) == 48
     assert "each used exactly once, in 2 attempt(s)" in str(verify(path, last_step=8))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -97,6 +98,7 @@ def test_a_killed_run_decides_the_same(skipping, tmp_path):
 @pytest.mark.parametrize("every", [1, 100])
 def test_stop_saves_and_a_rerun_goes_on_after_the_step(skipping, tmp_path, every):
     words = [*SPIKY, "data.spikes=[15]", policy("stop"), f"track.log_every_steps={every}"]
+    words += ["evaluate.every_steps=15"]
     done = run("fit", tmp_path, *words, expect=78)
     assert "error: Step 15 is a spike (optim.spike.action is stop)" in done.stderr
     assert f"replay {tmp_path} --step 15" in done.stderr
@@ -107,6 +109,14 @@ def test_stop_saves_and_a_rerun_goes_on_after_the_step(skipping, tmp_path, every
     run("fit", tmp_path, *words)
     assert skips(tmp_path) == {15: Skip.SPIKE}
     assert "all well" in command("verify", tmp_path).stdout
+    assert list(curve(tmp_path, "eval/loss")) == [15, 30]
+
+
+def test_a_stop_at_the_last_step_keeps_its_evaluation(tmp_path):
+    words = [*SPIKY, "data.spikes=[10]", "length.steps=10", policy("stop")]
+    run("fit", tmp_path, *words, expect=78)
+    run("fit", tmp_path, *words)
+    assert "loss" in json.loads((tmp_path / "finished.json").read_text())["metrics"]
 
 
 def test_all_ranks_stop(tmp_path):
@@ -118,18 +128,21 @@ def test_all_ranks_stop(tmp_path):
 
 @pytest.fixture(scope="module")
 def rolled_back(tmp_path_factory):
-    """A run that goes back from step 15 to step 10, and the text of its first attempt."""
+    """A run that goes back from step 15 to step 10, the text of its first attempt, and what replay
+    says of step 15 then."""
     directory = tmp_path_factory.mktemp("back") / "run"
     words = [*SPIKY, "data.spikes=[15]", policy("rollback")]
     done = run("fit", directory, *words, expect=75)
+    replayed = command("replay", directory, "--step", "15", "--json").stdout
     run("fit", directory, *words)
-    return directory, done.stderr
+    return directory, done.stderr, json.loads(replayed)
 
 
 def test_a_rollback_goes_on_from_the_checkpoint_with_later_samples(rolled_back):
-    directory, text = rolled_back
+    directory, text, _ = rolled_back
     sentence = "Step 15 is a spike, so the run goes back to the checkpoint of step 10"
     assert f"error: {sentence} and leaves out positions 120 to 179." in text
+    assert f"replay {directory} --step 15 --attempt 1." in text
     steps = read_steps(directory / "ledger.bin")
     assert [s.start_position for s in steps] == [12 * n for n in (*range(10), *range(15, 35))]
     assert [s.step for s in steps] == list(range(1, 31))
@@ -139,9 +152,41 @@ def test_a_rollback_goes_on_from_the_checkpoint_with_later_samples(rolled_back):
 
 
 def test_steps_after_a_rollback_are_replayed_with_their_samples(rolled_back):
-    directory, _ = rolled_back
+    directory, *_ = rolled_back
     found = json.loads(command("replay", directory, "--step", "14", "--json").stdout)
     assert (found["from"], found["same"]) == (10, True)
+
+
+def test_a_spike_can_be_replayed_after_the_run_has_gone_back(rolled_back):
+    directory, _, before = rolled_back
+    assert (before["from"], before["skipped"], before["same"]) == (10, True, True)
+    assert len(before["compared"]) == 10
+    done = command("replay", directory, "--step", "15", "--attempt", "1", "--json")
+    again = json.loads(done.stdout)
+    assert (again["skipped"], again["loss"], again["compared"]) == (True, before["loss"], [])
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--step=15", "--attempt=3"], "has attempts 1 to 2"),
+        (["--step=8", "--attempt=2"], "attempt 2 went on after step 10"),
+        (["--step=20", "--attempt=1"], "has steps 1 to 15"),
+    ],
+)
+def test_a_step_that_an_attempt_has_not_taken(rolled_back, words, text):
+    (line,) = command("replay", rolled_back[0], *words, expect=64).stderr.splitlines()
+    assert text in line
+
+
+def test_a_run_that_goes_on_from_its_mirror_leaves_out_the_same(tmp_path, rolled_back):
+    words = [*SPIKY, "data.spikes=[15]", policy("rollback")]
+    words += [f"checkpoint.mirror.url=file://{tmp_path / 'mirror'}"]
+    run("fit", tmp_path / "run", *words, expect=75)
+    shutil.rmtree(tmp_path / "run")
+    run("fit", tmp_path / "run", *words)
+    ledgers = [read_steps(path / "ledger.bin") for path in (tmp_path / "run", rolled_back[0])]
+    assert ledgers[0] == ledgers[1]
 
 
 def test_without_a_checkpoint_a_rollback_only_skips(tmp_path):

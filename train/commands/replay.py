@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.checkpoint.damage import refused_files
+from train.checkpoint.damage import DamagedError, refused_files
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.command_line import say
@@ -22,6 +23,7 @@ from train.commands.checkpoints import find_checkpoint
 from train.commands.placements import Placement, parse, result_of
 from train.config.changes import differences, listed
 from train.config.load import LoadedConfig, load_config
+from train.data.ledger import attempt_starts, gone_back_from
 from train.exits import Exit, ResumeRefusedError, UsageError, first_line, sys_exit_refused
 from train.json_files import is_count
 from train.json_text import json_text
@@ -58,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --anomaly: look at the modules from this step on; default: the last step",
     )
     parser.add_argument(
+        "--attempt",
+        type=int,
+        metavar="N",
+        help="the step as this attempt took it, such as a spike that the run has gone back from; "
+        "default: the newest attempt that took it",
+    )
+    parser.add_argument(
         "--anomaly",
         action="store_true",
         help="name the first module whose output is not finite",
@@ -75,10 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @sys_exit_refused()
 def run(arguments: argparse.Namespace) -> Exit:
     """Prints the comparison, on rank 0."""
+    _check(arguments)
     loaded = load_config([arguments.path], arguments.overrides, runs=False)
+    directory = RunDirectory(loaded.run_directory)
     with refused_files(loaded.run_directory):
-        logged = _logged(RunDirectory(loaded.run_directory))
-    start = _start(loaded, arguments.step, max(logged["train/loss"], default=0))
+        logged = _logged(directory, arguments.attempt)
+        spike = gone_back_from(directory.ledger, arguments.attempt)
+    start = _start(loaded, arguments, max([*logged["train/loss"], spike or 0]))
     if arguments.on:
         result: dict[str, Any] | None = _elsewhere(arguments, parse(arguments.on))
     else:
@@ -92,9 +104,21 @@ def run(arguments: argparse.Namespace) -> Exit:
     return Exit.DONE if result["same"] else Exit.DATA
 
 
-def _start(loaded: LoadedConfig, step: int, last_logged: int) -> Path | None:
-    """The newest checkpoint before the step; None for the start of the run."""
-    directory = RunDirectory(loaded.run_directory)
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for options that contradict each other."""
+    step, first, tolerance = arguments.step, arguments.first, arguments.tolerance
+    if not tolerance >= 0:
+        raise UsageError(f"--tolerance is {tolerance:g}; use a number from 0.")
+    if first is not None and not arguments.anomaly:
+        raise UsageError("--from says where --anomaly begins; add --anomaly, or remove --from.")
+    if first is not None and not 0 < first <= step:
+        raise UsageError(f"--from is {first}; name a step from 1 to {step}, which is --step.")
+
+
+def _start(loaded: LoadedConfig, arguments: argparse.Namespace, last_known: int) -> Path | None:
+    """The newest checkpoint before the step; None for the start of the run. ``last_known``: the
+    last step that the attempt is known to have taken."""
+    step, directory = arguments.step, RunDirectory(loaded.run_directory)
     changes = differences(loaded.config, directory.stored_config() or {})
     if changed := [change for change in changes if change.changes_results]:
         raise ResumeRefusedError(
@@ -102,8 +126,12 @@ def _start(loaded: LoadedConfig, step: int, last_logged: int) -> Path | None:
             f"{listed(changed, loaded.composed)}\nRemove them."
         )
     with refused_files(directory.path):
-        steps = CheckpointStore(directory.checkpoints).steps()
-    newest = max([*steps, last_logged])
+        store = CheckpointStore(directory.checkpoints)
+        steps = [s for s in store.steps() if _is_known(store, s, arguments.attempt)]
+        starts = attempt_starts(directory.ledger)
+    if arguments.attempt is not None:
+        _check_attempt(arguments, starts, loaded.run_directory_as_set)
+    newest = max([*steps, last_known])
     if not 0 < step <= newest:
         raise UsageError(
             f"--step is {step}, but {loaded.run_directory_as_set} has steps 1 to {newest}; name "
@@ -121,13 +149,39 @@ def _start(loaded: LoadedConfig, step: int, last_logged: int) -> Path | None:
     return None
 
 
-def _logged(directory: RunDirectory) -> dict[str, dict[int, float]]:
+def _check_attempt(arguments: argparse.Namespace, starts: Mapping[int, int], run: object) -> None:
+    """Raises UsageError for an attempt that has not taken the step. ``starts``: the step that each
+    attempt resumed from."""
+    number, step = arguments.attempt, arguments.step
+    if number not in starts:
+        raise UsageError(
+            f"--attempt is {number}, but {run} has attempts 1 to {max(starts, default=0)}; name "
+            "one of them."
+        )
+    if step <= starts[number]:
+        raise UsageError(
+            f"--step is {step}, but attempt {number} went on after step {starts[number]}; name an "
+            "earlier attempt."
+        )
+
+
+def _is_known(store: CheckpointStore, step: int, attempt: int | None) -> bool:
+    """Whether an attempt knows of the checkpoint of a step, which a later one may have written."""
+    if attempt is None:
+        return True
+    try:
+        return (Manifest.read(store.path(step)).state.get("attempt") or 0) <= attempt
+    except DamagedError:
+        return False
+
+
+def _logged(directory: RunDirectory, attempt: int | None) -> dict[str, dict[int, float]]:
     from train.diagnosis.replay import NAMES
     from train.parity.compare import curve
 
     if not directory.metrics.exists():
         return {name: {} for name in NAMES}
-    return {name: curve(directory.path, name) for name in NAMES}
+    return {name: curve(directory.path, name, attempt) for name in NAMES}
 
 
 def _here(
@@ -144,10 +198,11 @@ def _here(
     size = recorded.get("micro_batch_size")
     of_run = size if is_count(size) and size else None
     watch = (arguments.first or step) if arguments.anomaly else None
-    with open_bench(loaded, start, of_run) as bench:
+    with open_bench(loaded, start, of_run, arguments.attempt) as bench:
         found = replay(bench, step, logged, watch=watch)
         store = CheckpointStore(directory.checkpoints)
-        saved = store.path(step) if step in store.steps() else None
+        is_saved = step in store.steps() and _is_known(store, step, arguments.attempt)
+        saved = store.path(step) if is_saved else None
         tensors = differing_tensors(bench, saved, arguments.tolerance) if saved else []
         if arguments.batch and bench.engine.is_main:
             _save(found.micro_batches, arguments.batch)
@@ -196,6 +251,7 @@ def _elsewhere(arguments: argparse.Namespace, placement: Placement) -> dict[str,
     words += [f"--step={arguments.step}", f"--tolerance={arguments.tolerance}", "--json"]
     words += [f"--batch={arguments.batch}"] if arguments.batch else []
     words += ["--anomaly"] if arguments.anomaly else []
+    words += [f"--attempt={arguments.attempt}"] if arguments.attempt is not None else []
     words += [f"--from={arguments.first}"] if arguments.first else []
     line = result_of(placement, "replay", *words, start='{"step"')
     result: dict[str, Any] = json.loads(line, object_hook=_with_nan)
@@ -245,5 +301,8 @@ def _print(result: dict[str, Any]) -> None:
         )
     if result["batch"]:
         say(f"samples: {result['batch']}")
+    if not result["compared"] and weights is None:
+        say("nothing is compared: the run has no numbers of these steps")
+        return
     words = "the same" if result["same"] else "NOT the same"
     say(f"{words} (tolerance {result['tolerance']:g})")

@@ -292,6 +292,32 @@ def goes_on_at(path: Path, step: int, position: int) -> tuple[int, int]:
     return left_out[-1].end_position, len(left_out)
 
 
+def position_after(path: Path, step: int, position: int, attempt: int | None = None) -> int:
+    """Where the step after ``step``, which ends at ``position``, starts in the newest attempt that
+    takes it; with ``attempt``, in the newest of those up to this number. What was left out since
+    then does not count. Does not notice damage."""
+    rows, found = _rows(path), position
+    for row in rows[rows["kind"] == _START]:
+        if attempt is not None and row["attempt"] > attempt:
+            break
+        if row["step"] <= step:  # a later one goes on after this step
+            found = int(row["position"]) if row["step"] == step else position
+    return found
+
+
+def gone_back_from(path: Path, attempt: int | None = None) -> int | None:
+    """The spike at which an attempt, by default the newest one, has gone back to a checkpoint; None
+    where it has not. Does not notice damage."""
+    rows, spike, number = _rows(path), None, None
+    for row in rows[rows["kind"] != _STEP]:
+        if row["kind"] == _START:
+            number = int(row["attempt"])
+            spike = None if attempt is None else spike
+        elif attempt in (None, number):
+            spike = int(row["second"])
+    return spike
+
+
 def recorded_step(path: Path, step: int) -> tuple[StepRecord, AttemptStart] | None:
     """The record of one step with the attempt that took it; None where the ledger has none.
 

@@ -19,7 +19,7 @@ from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.config.load import LoadedConfig
 from train.data.fetch import MicroBatch
-from train.data.ledger import goes_on_at
+from train.data.ledger import position_after
 from train.data.loader import Batches, training_batches
 from train.data.plan import BatchPlan
 from train.distributed.collectives import Collectives
@@ -177,11 +177,15 @@ def _agree(collectives: Collectives, count: int) -> Callable[[], Agreed]:
 
 @contextmanager
 def open_bench(
-    loaded: LoadedConfig, resume_from: Path | None = None, micro_batch_size: int | None = None
+    loaded: LoadedConfig,
+    resume_from: Path | None = None,
+    micro_batch_size: int | None = None,
+    attempt: int | None = None,
 ) -> Iterator[Bench]:
     """The engine, data and model of a config's first step, or of that after the checkpoint
     ``resume_from``; collective. ``micro_batch_size``: the largest one where the config leaves it
-    open. Raises what the start of a run raises for a config that cannot be run."""
+    open. ``attempt``: that whose samples follow the checkpoint, by default the newest. Raises what
+    the start of a run raises for a config that cannot be run."""
     choice = choose_strategy(loaded)
     engine = build_engine(loaded.config, choice)
     with ExitStack() as stack:
@@ -194,7 +198,7 @@ def open_bench(
             state = Manifest.read(resume_from).state
             progress.load_state_dict(state["progress"])
             ledger = RunDirectory(loaded.run_directory).ledger
-            progress.position, _ = goes_on_at(ledger, progress.step, progress.position)
+            progress.position = position_after(ledger, progress.step, progress.position, attempt)
             window = state["window"]
             if spikes and state.get("spikes"):
                 spikes.load_state_dict(state["spikes"])

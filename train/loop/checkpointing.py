@@ -142,6 +142,8 @@ class Checkpointing:
             start, before = goes_on_at(self._ledger.path, self.last_step, saved)
             part = LeftOut(self.last_step, start, position - start, step)
             self._ledger.leave_out(part)
+            if self._mirroring:  # another directory, too, must leave them out
+                self._mirroring.amended(self.last_step)
             recorded = start, before + 1
         start, times = self._strategy.collectives.broadcast_object(recorded)
         return LeftOut(self.last_step, start, position - start, step), times

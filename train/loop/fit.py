@@ -76,10 +76,11 @@ def save_and_evaluate(run: OpenRun, taken: StepTaken) -> None:
     evaluates = due and run.evaluation is not None
     saves = triggers.save(progress.step) or taken.agreed.save
     complete = progress.step == run.data.total_steps
+    # Before the evaluation, which the checkpoint gets later: if it fails, or if the run ends at a
+    # spike, no step is lost, and the next start begins with the evaluation.
+    progress.evaluation_due = evaluates
     if (saves or evaluates or complete) and at_spike(run):
         end_at_spike(run)
-    # Before the evaluation, which the checkpoint gets later: if it fails, no step is lost.
-    progress.evaluation_due = evaluates
     if saves or (evaluates and complete):
         save(run)
     if evaluates:
@@ -258,7 +259,10 @@ def roll_back(run: OpenRun) -> None:
         f"and leaves out positions {left_out.start_position} to {left_out.end_position - 1}"
     )
     run.tracker.event(f"{text}.")
-    raise RollbackError(f"{text}. Rerun to go on from there, as launchers do.")
+    raise RollbackError(
+        f"{text}. To look at the step: {run.loaded.command('replay')} --step {step} --attempt "
+        f"{run.attempt.number}. Rerun to go on from the checkpoint, as launchers do."
+    )
 
 
 def preempt(run: OpenRun) -> Exit:

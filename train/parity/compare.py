@@ -74,12 +74,13 @@ class Comparison:
         )
 
 
-def curve(directory: Path, key: str) -> dict[int, float]:
-    """The values of one metric of a run by step; NaN if not finite."""
+def curve(directory: Path, key: str, attempt: int | None = None) -> dict[int, float]:
+    """The values of one metric of a run, or of the rows of one attempt, by step; NaN if not
+    finite."""
     return {
         row["step"]: float("nan") if row[key] is None else float(row[key])
         for row in _rows(directory)
-        if key in row
+        if key in row and attempt in (None, row.get("attempt"))
     }
 
 

@@ -14,6 +14,7 @@ from train.checkpoint.run_directory import RunDirectory
 from train.checkpoint.store import CheckpointStore
 from train.data.ledger import Ledger
 from train.data.order import SampleOrder
+from train.exits import RollbackError, SpikeError
 from train.files import write_json
 from train.process.stop import StopRequest
 from train.secrets import redact, redact_values
@@ -113,10 +114,11 @@ def _closes(
     mirroring: Mirroring, seconds: float, stop: StopRequest, beat: Callable[[str], None]
 ) -> Callable[..., None]:
     """Waits for what is not sent yet, but not after an error: copies that can wait must not delay
-    the restart."""
+    the restart. At a spike the end is orderly, and the next attempt needs what was recorded."""
 
     def close(error: type[BaseException] | None, *_: object) -> None:
-        wait = 0.0 if error else min(seconds, stop.seconds_left - 1)
+        is_orderly = error is None or issubclass(error, RollbackError | SpikeError)
+        wait = min(seconds, stop.seconds_left - 1) if is_orderly else 0.0
         mirroring.close(wait, lambda: beat("waiting for the mirror"))
 
     return close
