@@ -1,7 +1,7 @@
 """A device plugin that pretends to GPUs, so that a real scheduler and kubelet place GPU runs.
 
-The messages are those of the kubelet's API for device plugins, v1beta1, with the fields that are
-used here.
+The messages are those of the kubelet's APIs for the registration of plugins, v1, and for device
+plugins, v1beta1, with the fields that are used here. The kubelet watches the folder for sockets.
 """
 
 import queue
@@ -11,14 +11,13 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 RESOURCE = "nvidia.com/gpu"
-_STRING, _MESSAGE, _MAP = "string", "message", "map"
+_STRING = "string"
 _MESSAGES = {
     "Empty": {},
     "Options": {},
-    "RegisterRequest": {
-        "version": (1, _STRING),
-        "endpoint": (2, _STRING),
-        "resource_name": (3, _STRING),
+    "Info": {
+        "type": (1, _STRING), "name": (2, _STRING), "endpoint": (3, _STRING),
+        "supported_versions": (4, _STRING),
     },
     "Device": {"ID": (1, _STRING), "health": (2, _STRING)},
     "Devices": {"devices": (1, "Device")},
@@ -27,8 +26,15 @@ _MESSAGES = {
     "Pair": {"key": (1, _STRING), "value": (2, _STRING)},
     "Given": {"envs": (1, "Pair")},
     "AllocateResponse": {"container_responses": (1, "Given")},
+}  # fmt: skip
+_REPEATED = {
+    "supported_versions",
+    "devices",
+    "devices_ids",
+    "container_requests",
+    "container_responses",
+    "envs",
 }
-_REPEATED = {"devices", "devices_ids", "container_requests", "container_responses", "envs"}
 
 
 def _classes():
@@ -55,38 +61,43 @@ M = _classes()
 
 
 class FakeGpus:
-    """GPUs of one node, until the context is left. ``folder`` has the kubelet's socket."""
+    """GPUs of one node, until the context is left. ``folder``: the kubelet's plugins_registry."""
 
     def __init__(self, folder, count):
-        self._folder, self._ids = folder, [f"gpu-{number}" for number in range(count)]
+        self._socket = folder / "isorun-test.sock"
+        self._ids = [f"gpu-{number}" for number in range(count)]
         self._ended = queue.Queue()
 
     def __enter__(self):
         self._server = grpc.server(ThreadPoolExecutor(4))
-        service = grpc.method_handlers_generic_handler("v1beta1.DevicePlugin", {
+        registration = {
+            "GetInfo": _unary(self._info, "Empty"),
+            "NotifyRegistrationStatus": _unary(lambda *_: M["Empty"](), "Empty"),
+        }
+        plugin = {
             "GetDevicePluginOptions": _unary(lambda *_: M["Options"](), "Empty"),
             "ListAndWatch": grpc.unary_stream_rpc_method_handler(
                 self._list, M["Empty"].FromString, lambda m: m.SerializeToString()
             ),
             "Allocate": _unary(self._allocate, "AllocateRequest"),
-        })  # fmt: skip
-        self._server.add_generic_rpc_handlers([service])
-        name = "isorun-test.sock"
-        self._server.add_insecure_port(f"unix:{self._folder / name}")
+        }
+        services = {"pluginregistration.Registration": registration, "v1beta1.DevicePlugin": plugin}
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(*each) for each in services.items()]
+        )
+        self._server.add_insecure_port(f"unix:{self._socket}")
         self._server.start()
-        request = M["RegisterRequest"](version="v1beta1", endpoint=name, resource_name=RESOURCE)
-        with grpc.insecure_channel(f"unix:{self._folder / 'kubelet.sock'}") as channel:
-            register = channel.unary_unary(
-                "/v1beta1.Registration/Register",
-                request_serializer=lambda m: m.SerializeToString(),
-                response_deserializer=M["Empty"].FromString,
-            )
-            register(request, timeout=30)
         return self
 
     def __exit__(self, *_):
         self._ended.put(None)
         self._server.stop(1).wait()
+
+    def _info(self, _request, _context):
+        return M["Info"](
+            type="DevicePlugin", name=RESOURCE, endpoint=str(self._socket),
+            supported_versions=["v1beta1"],
+        )  # fmt: skip
 
     def _list(self, _request, _context):
         yield M["Devices"](devices=[M["Device"](ID=each, health="Healthy") for each in self._ids])

@@ -30,7 +30,7 @@ def gpus(kube, cluster):
 
     with ExitStack() as stack:
         for node in nodes:
-            folder = STATE / node / "kubelet" / "device-plugins"
+            folder = STATE / node / "kubelet" / "plugins_registry"
             stack.enter_context(FakeGpus(folder, COUNT))
         kube.until("the GPUs of all nodes", all_known, "none", 120)
         yield
