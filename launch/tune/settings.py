@@ -113,6 +113,10 @@ def parse_objectives(words: Sequence[str], config: Mapping[str, Any]) -> tuple[O
                 f"--objective is {word!r}, but must be the name of an evaluation metric, and "
                 f"optionally :min or :max, such as accuracy:max{hint}"
             )
+        if "," in name:
+            raise UsageError(
+                f"--objective is {word!r}, but names one metric; write one --objective for each."
+            )
         mode = given or (watched.mode if name == watched.name else _known_mode(name))
         if not mode:
             raise UsageError(

@@ -102,6 +102,7 @@ def test_all_ranks_try_the_same_steps(tmp_path):
          "after a resume from the checkpoint of step 2, but"),
         (["task.use=tests.diagnosis.test_dry_run:NoMetricTask"], Exit.INTERNAL, "not written yet"),
         (["batch.micro_batch_size=99"], Exit.USAGE, "batch.micro_batch_size"),
+        (["task.how=infinite"], Exit.NOT_FINITE, "The loss was not finite in each of 4 steps"),
     ],
 )  # fmt: skip
 def test_what_would_fail_later_fails_now(tmp_path, words, code, text):

@@ -42,7 +42,9 @@ def test_noise_does_not_move_the_suggestion_far():
         (tried(lambda e: 2.0), "does not fall"),
         (tried(lambda e: 2.0 + 0.1 * math.sin(40 * e)), "does not fall"),
         (tried(lambda e: 2.0 + (e + 5.0), steps=40), "rises from the start"),
-        (tried(falling, steps=1), "not finite after 1 steps"),
+        (tried(falling, steps=1), "not finite after step 1, at"),
+        (tried(lambda e: 2.0, steps=20), "after step 20, at 8.91e-05, without a rise before"),
+        ([], "not finite in the first step"),
     ],
 )
 def test_without_a_decrease_there_is_no_suggestion(steps, text):

@@ -34,10 +34,14 @@ def test_a_task_that_works_learns_one_batch(tmp_path):
         ("aside", Exit.DATA, "never move: aside.weight, aside.bias"),
         ("dead", Exit.DATA, "the output of 1 (ReLU) is 0 for every sample"),
         ("blind", Exit.DATA, "ignores the input: 0 (Linear) returns the same"),
+        ("functional_dead", Exit.DATA, "The input of head (Linear) is 0 for every"),
+        ("constant", Exit.DATA, "The input of trunk (Linear) is the same for all"),
         ("contradicting", Exit.DATA, "the labels do not fit the loss"),
         ("detached", Exit.DATA, "No parameter has changed"),
         ("rising", Exit.DATA, "does not fall below its first value"),
+        ("infinite", Exit.NOT_FINITE, "The loss is inf in step 1."),
         ("root", Exit.NOT_FINITE, "look at the loss itself"),
+        ("logarithm", Exit.NOT_FINITE, "that of head (Linear), whose input is not finite already."),
         ("division", Exit.NOT_FINITE, "first output that is not finite is that of 2 (Linear)"),
     ],
 )
@@ -45,6 +49,12 @@ def test_what_is_in_the_way_is_named(tmp_path, how, code, text):
     result = overfit(tmp_path / "run", f"task.how={how}", "--steps", "60", expect=code)
     assert result["learnt"] is False
     assert text in " ".join(result["findings"])
+
+
+def test_what_has_no_part_in_a_batch_that_is_learnt_is_named(tmp_path):
+    result = overfit(tmp_path / "run", "task.how=detached_trunk", expect=Exit.DONE)
+    assert result["learnt"] is True
+    assert "2 of 4 parameters never move: trunk.weight, trunk.bias" in " ".join(result["findings"])
 
 
 def test_a_rate_that_is_too_small_or_too_large_is_told_from_a_broken_task(tmp_path):

@@ -157,6 +157,7 @@ def test_ranks_communicate(tmp_path):
     [
         (["--steps", "0"], "--steps is 0; set at least 1"),
         (["--warmup", "-1"], "--warmup is -1"),
+        (["--to", "pyproject.toml"], "--to is 'pyproject.toml', which cannot be written to"),
         (["profile.activ=3"], "did you mean profile.active"),
         (["profile.active=0"], "profile.active"),
         (["profile.ranks=[-1]"], "profile.ranks"),

@@ -84,7 +84,7 @@ def test_the_module_of_the_first_value_that_is_not_finite_is_named(tmp_path):
     ]
     run("fit", directory, *words, base=BASE)
     found = replay(directory, "--step", "4", "--anomaly", "--from", "1")
-    assert set(found["not_finite"].values()) == {"0 (Linear)"}
+    assert set(found["not_finite"].values()) == {"0 (Linear), whose input is not finite already"}
     assert len(found["not_finite"]) == 1
     assert found["same"] is True
 

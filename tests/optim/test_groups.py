@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from train.exits import UsageError
-from train.optim.groups import parameter_settings
+from train.optim.groups import parameter_kinds, parameter_settings
 from train.optim.optim_config import OptimConfig
 from train.optim.optimizer import build_optimizer, set_learning_rate
 
@@ -55,6 +55,43 @@ def test_vectors_and_scalars_do_not_decay_whatever_their_module_is_called():
     no_decay = {name for name, group in found.items() if group["weight_decay"] == 0.0}
     assert {"scale.gain", "scale.temperature", "embedding.weight", "head.bias"} <= no_decay
     assert {"scale.mix", "head.weight", "blocks.0.weight"}.isdisjoint(no_decay)
+
+
+class NormalisedLinear(nn.Linear):
+    """A linear layer, whatever its name."""
+
+
+def test_kinds_go_by_role_and_shape():
+    model = nn.ModuleDict(
+        {
+            "linear": NormalisedLinear(4, 1),
+            "norm": nn.LayerNorm((2, 3)),
+            "rnn": nn.GRU(2, 3),
+            "attention": nn.MultiheadAttention(4, 2, add_bias_kv=True),
+            "own": nn.ParameterDict(
+                {
+                    "token": torch.ones(1, 1, 4),
+                    "scale": torch.ones(4, 1, 1),
+                    "mix": torch.ones(2, 2),
+                }
+            ),
+        }
+    )
+    kinds = parameter_kinds(model)
+    expected = {
+        "linear.weight": "weight", "linear.bias": "bias", "norm.weight": "norm", "rnn.weight_ih_l0": "weight",
+        "rnn.bias_ih_l0": "bias", "attention.bias_k": "bias", "attention.in_proj_weight": "weight",
+        "own.token": "norm", "own.scale": "norm", "own.mix": "weight",
+    }  # fmt: skip
+    assert {name: kinds[name] for name in expected} == expected
+
+
+def test_a_group_whose_parameters_all_belong_to_earlier_ones_is_refused():
+    groups = [{"pattern": "head", "lr": 0.1}, {"pattern": "head.bias", "lr": 0.2}]
+    with pytest.raises(
+        UsageError, match=r"optim\.groups\.1\.pattern is 'head.bias'.*move it before"
+    ):
+        parameter_settings(OptimConfig(groups=groups), Model())
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,24 @@ class Aside(nn.Module):
         return self.layer(x).clamp(-0.2, 0.2) + 0.0 * self.aside(x)
 
 
+class Functional(nn.Module):
+    """Has operations in ``forward`` that are no modules."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.trunk, self.head = how, nn.Linear(6, 32), nn.Linear(32, 2)
+        if how == "functional_dead":
+            nn.init.constant_(self.trunk.bias, -100.0)
+
+    def forward(self, x):
+        hidden = self.trunk(torch.ones_like(x) if self.how == "constant" else x).relu()
+        if self.how == "detached_trunk":
+            hidden = hidden.detach()
+        if self.how == "logarithm":
+            hidden = (hidden - 1e3).log()
+        return self.head(hidden)
+
+
 class BrokenTask(Task):
     class Options(Section):
         how: str = "not"
@@ -56,6 +74,8 @@ class BrokenTask(Task):
             return Saturated()
         if how == "aside":
             return Aside()
+        if how in ("functional_dead", "constant", "detached_trunk", "logarithm"):
+            return Functional(how)
         model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
         if how == "dead":
             nn.init.constant_(model[0].bias, -100.0)
@@ -79,6 +99,8 @@ class BrokenTask(Task):
             error = error.detach() + 0.0 * y.sum()
         if how == "rising":  # the gradient has the wrong sign
             error = 2.0 * error.detach() - error
+        if how == "infinite":
+            error = error / 0.0
         if how == "root":
             error = (y.sum() - 1e6).sqrt()
         return Ratio(error, len(x))

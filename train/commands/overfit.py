@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     code = Exit.DONE if result.learnt else Exit.DATA if result.is_finite else Exit.NOT_FINITE
     if not is_main:
         return code
-    found = [] if result.learnt else findings(result, learning_rate)
+    found = findings(result, learning_rate)
     losses = result.losses
     if arguments.json:
         say(json_text({"learnt": result.learnt, "losses": losses, "findings": found}))
@@ -64,9 +64,10 @@ def run(arguments: argparse.Namespace) -> Exit:
     _print_course(result)
     _print_norms(result.before)
     if result.learnt:
+        verdict = "But:" if found else "Model, loss and optimiser work together."
         say(
             f"learnt: the loss on one batch fell from {losses[0]:.4g} to {losses[-1]:.4g} in "
-            f"{len(losses)} steps. Model, loss and optimiser work together."
+            f"{len(losses)} steps. {verdict}"
         )
     else:
         say(

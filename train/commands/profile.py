@@ -22,6 +22,7 @@ from train.files import replace_text
 from train.json_text import json_text
 from train.paths import path_argument
 from train.process.cleanup import temporary_directory
+from train.process.diagnose import written_to
 from train.profiling.files import Trace, find_traces, place_copy, trace_name
 from train.profiling.table import table, to_json
 from train.profiling.trace import Profile, read_profile
@@ -71,8 +72,9 @@ def run(arguments: argparse.Namespace) -> Exit:
         profile = read_profile(path)
         ranks = dict(enumerate(bench.engine.collectives.all_gather_object(profile.shares)))
         if arguments.to:
-            arguments.to.mkdir(parents=True, exist_ok=True)
-            place_copy(path, arguments.to / path.name)
+            with written_to("--to", arguments.to):
+                arguments.to.mkdir(parents=True, exist_ok=True)
+                place_copy(path, arguments.to / path.name)
         if bench.engine.is_main:
             _show(arguments, profile, ranks)
     return Exit.DONE
@@ -127,7 +129,8 @@ def _show_run(arguments: argparse.Namespace, traces: list[Trace]) -> Exit:
     same = [t for t in traces if (t.attempt, t.step) == (newest.attempt, newest.step)]
     with refused_files(same[0].path):
         profiles = {trace.rank: read_profile(trace.path) for trace in same}
-        if arguments.to:
+    if arguments.to:
+        with written_to("--to", arguments.to):
             arguments.to.mkdir(parents=True, exist_ok=True)
             for trace in same:
                 place_copy(trace.path, arguments.to / trace_name(trace.rank, trace.step))
@@ -143,6 +146,7 @@ def _show(
     values: dict[str, Any] = to_json(profile, ranks, arguments.top)
     say(json_text(values) if arguments.json else table(profile, ranks, arguments.top))
     if arguments.to:
-        replace_text(arguments.to / JSON_FILE, json_text(values, indent=1) + "\n")
+        with written_to("--to", arguments.to):
+            replace_text(arguments.to / JSON_FILE, json_text(values, indent=1) + "\n")
         if not arguments.json:
             say(f"wrote {arguments.to / JSON_FILE}; https://ui.perfetto.dev opens the trace there")

@@ -224,7 +224,7 @@ def _here(
             for c in found.compared
         ],
         "weights": None if saved is None else [tensor._asdict() for tensor in tensors],
-        "not_finite": {str(s): f"{o.module} ({o.kind})" for s, o in found.outputs.items()},
+        "not_finite": {str(s): output.origin for s, output in found.outputs.items()},
         "micro_batch_size": {"run": of_run, "replay": own_size},
         "batch": str(arguments.batch) if arguments.batch else None,
         "same": not differing and not tensors,

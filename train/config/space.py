@@ -242,14 +242,27 @@ def check_space(
 
     Returns the config with the first value of each key. Raises UsageError.
     """
+
+    def load(assigned: Mapping[str, Any]) -> LoadedConfig:
+        loaded = space.load(files, overrides, assigned)
+        check(loaded.config, loaded.composed, world_size)
+        return loaded
+
+    def told_without_space() -> str:
+        try:
+            load({})
+        except UsageError as error:
+            return str(error)
+        return ""
+
     first: LoadedConfig | None = None
     for assigned in space.extremes():
         try:
-            loaded = space.load(files, overrides, assigned)
-            check(loaded.config, loaded.composed, world_size)
+            loaded = load(assigned)
         except UsageError as error:
             told = str(error)
-            if len(assigned) > 1 and not any(key in told for key in assigned):
+            is_of_space = any(key in told for key in assigned)
+            if len(assigned) > 1 and not is_of_space and told != told_without_space():
                 values = " ".join(space.overrides(assigned))
                 raise UsageError(f"With {values} of the space: {told}") from None
             raise

@@ -22,7 +22,7 @@ from train.data.fetch import MicroBatch
 from train.data.plan import EvalPlan
 from train.diagnosis.bench import Bench, Taken
 from train.diagnosis.memory import PeakMemory
-from train.exits import RetryError, RunError, UsageError
+from train.exits import NotFiniteError, RetryError, RunError, UsageError
 from train.loop.evaluate import evaluate, make_report
 from train.loop.evaluation_check import check_evaluation
 from train.loop.state import Progress
@@ -121,10 +121,11 @@ def dry_run(bench: Bench, directory: Path) -> DryRun:
     optim, plan = bench.loaded.config.optim, bench.plan
     with meter.part(f"data of {2 * _STEPS} steps") as data, bench.batches(2 * _STEPS) as batches:
         loaded = [[next(batches) for _ in range(plan.accumulation)] for _ in range(2 * _STEPS)]
-    taker = bench.steps()
+    taker, first = bench.steps(), list[Taken]()
     for step in range(1, _STEPS + 1):
         with meter.part(f"step {step}") as timed:
             taken = taker.take(loaded[step - 1])
+            first.append(taken)
             timed.note = f"loss {taken.loss:.6g}" + (
                 f", {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
             )
@@ -138,6 +139,7 @@ def dry_run(bench: Bench, directory: Path) -> DryRun:
     later = replace(bench, progress=after)
     with meter.part(f"steps {_STEPS + 1} to {2 * _STEPS}") as steady:
         before = _take(later, loaded[_STEPS:])
+    _check_finite([*first, *before])
     with meter.part("resume"):
         resume(
             store, after.step, bench.strategy, bench.model.ema, optim,
@@ -194,6 +196,15 @@ def _save(bench: Bench, store: CheckpointStore, progress: Progress) -> None:
     if error := saver.save(tensors, SaveRequest(progress.step, state, None, lambda: None)):
         kind = RetryError if saver.may_retry else RunError
         raise kind(f"The checkpoint could not be written ({error}); correct it, then rerun.")
+
+
+def _check_finite(steps: Sequence[Taken]) -> None:
+    """Gradients alone may not be finite in the first steps: fp16 lowers its loss scale then."""
+    if not any(math.isfinite(taken.loss) for taken in steps):
+        raise NotFiniteError(
+            f"The loss was not finite in each of {len(steps)} steps, so check the task's loss and "
+            "the data: `isorun overfit` names the first module that is not finite."
+        )
 
 
 def _check_same(before: Sequence[Taken], resumed: Sequence[Taken]) -> None:

@@ -78,11 +78,20 @@ def smooth(losses: Sequence[float]) -> list[float]:
 def judge(tried: Sequence[Tried], lo: float, hi: float, steps: int) -> Found:
     """Suggests the rate of the steepest decrease of the smoothed loss over the logarithm of the
     rate, before its minimum."""
+    is_cut = len(tried) < steps
+    diverged = is_cut and has_diverged([t.loss for t in tried])
+    if not tried:
+        return Found(
+            None,
+            "The loss or the gradient norm is not finite in the first step, whatever the learning "
+            "rate. Look for the cause with `isorun overfit`.",
+        )
+    at = f"{tried[-1].learning_rate:.3g}"
+    cut = f"diverges at {at}" if diverged else f"is not finite after step {len(tried)}, at {at}"
     if len(tried) < 3:
         return Found(
             None,
-            f"The loss was not finite after {len(tried)} steps, at a learning rate of about "
-            f"{lo:.3g}. Set a smaller --lo, or look for the cause with `isorun overfit`.",
+            f"The loss {cut}. Set a smaller --lo, or look for the cause with `isorun overfit`.",
         )
     rates, losses = [t.learning_rate for t in tried], [t.loss for t in tried]
     smoothed = smooth(losses)
@@ -91,11 +100,17 @@ def judge(tried: Sequence[Tried], lo: float, hi: float, steps: int) -> Found:
     # A decrease that is less than the differences between steps says nothing.
     noise = statistics.fmean(abs(x - y) for x, y in itertools.pairwise(losses[: lowest + 2]))
     if not slopes or smoothed[0] - smoothed[lowest] <= noise:
-        if len(tried) < steps:
+        if is_cut and (diverged or smoothed[-1] - smoothed[lowest] > noise):
             return Found(
                 None,
-                f"The loss rises from the start and diverges at {rates[-1]:.3g}; set a smaller "
-                "--lo, or look for the cause with `isorun overfit`.",
+                f"The loss rises from the start and {cut}; set a smaller --lo, or look for the "
+                "cause with `isorun overfit`.",
+            )
+        if is_cut:
+            return Found(
+                None,
+                f"The loss {cut}, without a rise before: a sample may be broken, so look at the "
+                "data; else set a smaller --lo.",
             )
         return Found(
             None,
@@ -108,8 +123,8 @@ def judge(tried: Sequence[Tried], lo: float, hi: float, steps: int) -> Found:
         f"The loss falls fastest at {steepest:.2g} and is lowest at {minimum:.2g}: from "
         f"{smoothed[0]:.4g} to {smoothed[lowest]:.4g}."
     )
-    if len(tried) < steps:
-        reason += f" It diverges at {rates[-1]:.2g}."
+    if is_cut:
+        reason += f" It {cut}."
     elif lowest >= len(tried) - 1 - _REACH:
         reason += f" It still falls at --hi, {hi:.3g}: a larger --hi may show a larger rate."
     return Found(steepest, reason)

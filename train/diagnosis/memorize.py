@@ -47,7 +47,7 @@ class Memorized(NamedTuple):
     @property
     def learnt(self) -> bool:
         """Whether the target was reached."""
-        return bool(self.taken) and self.taken[-1].loss <= self.target
+        return self.is_finite and bool(self.taken) and self.taken[-1].loss <= self.target
 
     @property
     def is_finite(self) -> bool:
@@ -72,7 +72,10 @@ def memorize(bench: Bench, learning_rate: float, steps: int, ratio: float) -> Me
 
 
 def findings(result: Memorized, learning_rate: float) -> list[str]:
-    """What is in the way of learning, the most likely cause first, a sentence each."""
+    """What is in the way of learning, the most likely cause first, a sentence each. Of a batch that
+    was learnt, what has had no part in it."""
+    if result.learnt:
+        return _unmoved(result.before, result.after)
     if not result.is_finite:
         return [_not_finite(result)]
     found = [
@@ -90,7 +93,7 @@ def _not_finite(result: Memorized) -> str:
     text = f"The {what} is {value} in step {len(result.taken)}."
     first = next((o for o in result.outputs if not o.is_finite), None)
     if first:
-        text += f" The first output that is not finite is that of {first.module} ({first.kind})."
+        text += f" The first output that is not finite is that of {first.origin}."
     elif len(result.taken) > 1:
         text += " Lower optim.lr, or set optim.clip_norm=1.0."
     else:
@@ -137,7 +140,8 @@ def _gradients(norms: Mapping[str, Norms]) -> list[str]:
 
 def _outputs(outputs: Sequence[Output]) -> list[str]:
     found = []
-    dead = [o for o in outputs if o.is_zero]
+    zero = [o for o in outputs if o.is_zero]
+    dead = [o for o in zero if not any(other.is_inside(o) for other in zero)]
     if dead:
         found.append(
             f"Dead activations: the output of {listed([_named(o) for o in dead], 3)} is 0 for "
@@ -145,12 +149,23 @@ def _outputs(outputs: Sequence[Output]) -> list[str]:
             "passes no gradient."
         )
     same = next((o for o in outputs if o.same_for_all and not o.is_zero), None)
-    if same:
-        found.append(
-            f"The output ignores the input: {_named(same)} returns the same for all samples, "
-            "although their inputs differ."
+    if same is None:
+        return found
+    inner = next((o for o in outputs if o.same_input and o.is_inside(same)), None)
+    if inner and found:
+        return found  # the dead activations are the reason
+    text = (
+        f"The output ignores the input: {_named(same)} returns the same for all samples, although "
+        "their inputs differ."
+    )
+    if inner and inner.zero_input:
+        text += (
+            f" The input of {_named(inner)} is 0 for every sample: activations in front of it are "
+            "dead, or forward() multiplies by 0."
         )
-    return found
+    elif inner:
+        text += f" The input of {_named(inner)} is the same for all of them already."
+    return [*found, text]
 
 
 def _named(output: Output) -> str:
@@ -165,7 +180,7 @@ def _course(taken: Sequence[Taken], learning_rate: float) -> str:
     if first <= 0.0:
         return (
             f"The first loss is {first:.4g}: only a loss whose best value is 0 can be judged; it "
-            f"went to {last:.4g}."
+            f"went to {last:.4g}. See whether loss() has the right sign."
         )
     if lowest >= first:
         return (

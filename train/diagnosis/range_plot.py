@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.exits import UsageError, first_line
+from train.exits import UsageError
 from train.files import replace_text
 from train.imports import import_extra
 from train.json_text import json_text
-from train.process.diagnose import fault_of
+from train.process.diagnose import written_to
 from train.report.html import Html, join, table, tag, text
 
 _WIDTH, _HEIGHT, _MARGIN = 720, 360, 48
@@ -28,7 +28,7 @@ def write_plots(directory: Path, result: Mapping[str, Any]) -> list[Path]:
     its ``reason``. Raises UsageError if the directory cannot be written to.
     """
     paths = [directory / f"lr-find.{kind}" for kind in ("json", "html", "png")]
-    try:
+    with written_to("--to", directory):
         directory.mkdir(parents=True, exist_ok=True)
         replace_text(paths[0], json_text(result) + "\n")
         replace_text(paths[1], _page(result))
@@ -36,12 +36,6 @@ def write_plots(directory: Path, result: Mapping[str, Any]) -> list[Path]:
             _draw(paths[2], result)
         except UsageError:  # an extra that is not installed
             return paths[:2]
-    except OSError as error:
-        wrong = UsageError(
-            f"--to is {str(directory)!r}, which cannot be written to "
-            f"({error.strerror or first_line(error)}); name another directory."
-        )
-        raise fault_of(error, wrong) from error
     return paths
 
 

@@ -46,21 +46,24 @@ def parameter_settings(
     The first of ``config.groups`` that matches one of a parameter's names decides. ``blocks`` are
     the model's layers in their order, for ``config.layer_decay``. ``origin`` is where
     ``optim.groups`` was set, for error messages. Raises UsageError for a pattern that matches no
-    trainable parameter, and where a model without blocks has layer-wise decay.
+    trainable parameter, or only those of earlier groups, and where a model without blocks has
+    layer-wise decay.
     """
     kinds = parameter_kinds(model)
     depths = _depths(model, blocks, kinds) if config.layer_decay is not None else {}
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    found, used, all_names = {}, set[int](), list[str]()
+    found, all_names = dict[str, ParameterSettings](), list[str]()
+    matched, used = set[int](), set[int]()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         own = names[id(parameter)]
         all_names += own
         matching = [i for i, group in enumerate(config.groups) if any(map(group.matches, own))]
-        used |= set(matching)
+        matched |= set(matching)
+        used |= set(matching[:1])
         group = config.groups[matching[0]] if matching else None
         factor, decays = 1.0, kinds[name] not in config.no_decay
         decay = config.weight_decay if decays else 0.0
@@ -81,11 +84,17 @@ def parameter_settings(
             overrides=group.overrides() if group else {},
         )
     for index, group in enumerate(config.groups):
-        if index not in used:
+        if index not in matched:
             raise UsageError(
                 f"optim.groups.{index}.pattern is {group.pattern!r} ({origin}), which matches no "
                 f"trainable parameter; the model has {listed(all_names, 5)}"
                 f"{did_you_mean(group.pattern, all_names)}"
+            )
+        if index not in used:
+            raise UsageError(
+                f"optim.groups.{index}.pattern is {group.pattern!r} ({origin}), but all parameters "
+                "that it matches belong to earlier entries, of which the first counts; move it "
+                "before them, or remove it."
             )
     return found
 
@@ -93,30 +102,39 @@ def parameter_settings(
 def parameter_kinds(model: nn.Module) -> dict[str, str]:
     """The kind of each distinct parameter, by its first name: norm, embedding, bias or weight.
 
-    Those of modules whose class name contains "norm", and all other vectors and scalars but
-    biases and embeddings, are of the kind norm: gains and shifts of normalisation layers under any
-    name, scales of layers and logits. A shared parameter has the first kind that is not "weight"
-    (a tied head: embedding).
+    Those of normalisation layers, and all other vectors and scalars but biases and embeddings, are
+    of the kind norm: gains and shifts under any name, scales of layers and logits. A vector may
+    have further dimensions of size 1, as in (1, 1, width). Weights of linear layers and
+    convolutions never are, whatever their class is called. A shared parameter has the first kind
+    that is not "weight" (a tied head: embedding).
     """
-    from torch import nn
-
     found: dict[int, tuple[str, str]] = {}
     for prefix, module in model.named_modules():
-        class_name = type(module).__name__.lower()
         for leaf, parameter in module.named_parameters(recurse=False):
-            if "norm" in class_name:
-                kind = "norm"
-            elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-                kind = "embedding"
-            elif leaf.endswith("bias"):
-                kind = "bias"
-            else:
-                kind = "norm" if parameter.dim() < 2 else "weight"
+            kind = _kind(module, leaf, parameter)
             name = f"{prefix}.{leaf}" if prefix else leaf
             earlier = found.get(id(parameter))
             if earlier is None or earlier[1] == "weight":
                 found[id(parameter)] = (earlier[0] if earlier else name, kind)
     return dict(found.values())
+
+
+def _kind(module: nn.Module, leaf: str, parameter: nn.Parameter) -> str:
+    """The kind of a parameter of this module itself, by its role and its shape."""
+    from torch import nn
+    from torch.nn.modules.conv import _ConvNd
+
+    multiplies = isinstance(module, nn.Linear | nn.Bilinear | nn.RNNBase | _ConvNd)
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "embedding"
+    if "norm" in type(module).__name__.lower() and not multiplies:
+        return "norm"
+    if leaf.endswith("bias") or "bias" in leaf.split("_"):  # bias_ih_l0, relative_bias_table
+        return "bias"
+    is_vector = sum(size > 1 for size in parameter.shape) < 2
+    if parameter.dim() < 2 or (is_vector and not multiplies):
+        return "norm"
+    return "weight"
 
 
 def _depths(

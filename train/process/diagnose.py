@@ -12,7 +12,8 @@ import re
 import sys
 import traceback
 from bdb import BdbQuit
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from train.exits import (
@@ -212,6 +213,20 @@ def fault_of(error: BaseException, otherwise: RunError) -> RunError:
     ``otherwise``, which blames the command or the data."""
     known = as_run_error(error)
     return known if isinstance(known, RetryError | OutOfMemoryError) else otherwise
+
+
+@contextmanager
+def written_to(option: str, directory: Path) -> Iterator[None]:
+    """The body writes to the directory that an option names; raises UsageError where that cannot be
+    written to."""
+    try:
+        yield
+    except OSError as error:
+        wrong = UsageError(
+            f"{option} is {str(directory)!r}, which cannot be written to "
+            f"({error.strerror or first_line(error)}); name another directory."
+        )
+        raise fault_of(error, wrong) from error
 
 
 def _known(error: BaseException) -> RunError | None:

@@ -199,6 +199,8 @@ def test_an_unknown_method_or_option_is_one_sentence(option, word, expected):
         (["--parallel", "x"], "--parallel must be a whole number"),
         (["--objective", "acuracy"], "of which it is not known whether less or more is better"),
         (["--objective", "loss:mix"], "did you mean min?"),
+        (["--objective", "loss,accuracy"], "write one --objective for each"),
+        (["length.steps=6"], "error: length needs exactly one of length.steps and length.epochs"),
         (["--pruner", "median", "evaluate.every_steps=null"], "evaluates only at the end of a run"),
         (["--pruner", "median", "--objective", "loss", "--objective", "accuracy"], "cannot prune"),
         (["evaluate.every_steps=null", "evaluate.at_end=false"], "The config has no evaluation"),
