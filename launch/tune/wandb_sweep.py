@@ -217,7 +217,11 @@ class SweepAgents:
 
 
 def _unreachable(error: Exception) -> RunError:
-    if _status(error) in (400, 401, 403, 404):
+    from wandb.errors import AuthenticationError
+
+    # A key of the wrong form; the class is also that of a server that does not answer.
+    is_no_key = isinstance(error, AuthenticationError) and "API key" in str(error)
+    if is_no_key or _status(error) in (400, 401, 403, 404):
         return UsageError(
             f"W&B refuses the sweep ({first_line(error)}); correct track.wandb_project, "
             "track.wandb_entity or WANDB_API_KEY."

@@ -30,7 +30,7 @@ from train.track.wandb_sink import WandbSink, wandb_mode
 
 
 def check_login() -> None:
-    """Raises UsageError without credentials of W&B."""
+    """Raises UsageError without credentials of W&B, and for settings that W&B's client refuses."""
     user = _setup()
     if user.mode != "online":
         raise UsageError(f"WANDB_MODE is {user.mode!r}, in which nothing is uploaded; unset it.")
@@ -43,13 +43,22 @@ def check_login() -> None:
 
 def _setup() -> Any:
     """W&B's settings for this process. With its default retries, the client would take many minutes
-    to give up on a server that fails."""
+    to give up on a server that fails. Raises UsageError for a value that it refuses."""
     import wandb
+    from pydantic import ValidationError
 
     wanted = {"silent": True, "x_graphql_retry_max": 4, "x_graphql_retry_wait_max_seconds": 4.0}
     known = wandb.Settings.model_fields
     settings: dict[str, Any] = {name: v for name, v in wanted.items() if name in known}
-    return wandb.setup(settings=wandb.Settings(**settings)).settings
+    try:
+        return wandb.setup(settings=wandb.Settings(**settings)).settings
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = "_".join(str(part) for part in wrong["loc"])
+        raise UsageError(
+            f"W&B refuses its setting {name} ({wrong['msg']}); correct WANDB_{name.upper()} in the "
+            "environment, or W&B's own settings file."
+        ) from None
 
 
 def upload(

@@ -231,6 +231,8 @@ def test_a_deleted_sweep_ends_the_study(server, tmp_path):
     ("changed", "code", "text"),
     [
         ({"WANDB_API_KEY": None}, 64, "There are no credentials for W&B"),
+        ({"WANDB_API_KEY": "short"}, 64, "W&B refuses the sweep (WANDB_API_KEY invalid"),
+        ({"WANDB_BASE_URL": "nonsense"}, 64, "W&B refuses its setting base_url (Input should be"),
         ({"WANDB_MODE": "offline"}, 64, "WANDB_MODE is 'offline'"),
         slow(({"WANDB_BASE_URL": "http://127.0.0.1:9"}, 75, "W&B cannot be reached")),
     ],
