@@ -121,7 +121,8 @@ def memory(place: Place, cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> lis
     """Free memory of the machine, or within the container's limit, for the node's processes.
 
     Where all of it would not suffice, the setting is wrong; where others use too much of it, a
-    retry may succeed.
+    retry may succeed. Of a container, the agent keeps a part for good, and the processes of this
+    check give theirs back.
     """
     machine = psutil.virtual_memory()
     limit, left = _cgroup_limit(cgroup, own)
@@ -130,6 +131,8 @@ def memory(place: Place, cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> lis
     else:
         free = min(machine.available, left)
         total, kind = limit, " (the container's memory limit)"
+    given_back, kept = memory_of_check() if kind else (0, 0)
+    given_back *= place.world.local_world_size
     summary = f"{readable(free)} free of {readable(total)}{kind}"
     values: dict[str, Any] = {"free_bytes": free, "total_bytes": total}
     findings = []
@@ -138,7 +141,7 @@ def memory(place: Place, cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> lis
         f"but the {place.world.local_world_size} process(es) need about {readable(needed)} before "
         "any data"
     )
-    if total < needed:
+    if total - kept < needed:
         advice = (
             "raise the container's memory limit (docker: --memory; Kubernetes: resources.limits)"
             if kind
@@ -146,7 +149,7 @@ def memory(place: Place, cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> lis
         )
         advice += ", or start fewer processes per node"
         findings.append(misconfigured("memory", f"{summary}, {need}", advice, **values))
-    elif free < needed:
+    elif free + given_back < needed:
         advice = "end other processes " + ("in the container" if kind else "on this node")
         findings.append(infrastructure_failure("memory", f"{summary}, {need}", advice, **values))
     shm = _total(SHM)
@@ -161,6 +164,20 @@ def memory(place: Place, cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> lis
             )
         )
     return findings or [ok("memory", summary, **values)]
+
+
+def memory_of_check() -> tuple[int, int]:
+    """Bytes of memory that this process, and that the agent which has started it, use alone."""
+    with suppress(psutil.Error):
+        own = psutil.Process()
+        parent = own.parent()
+        return _alone(own), _alone(parent) if parent else 0
+    return 0, 0
+
+
+def _alone(process: psutil.Process) -> int:
+    used = process.memory_info()
+    return max(0, int(used.rss) - int(getattr(used, "shared", 0)))
 
 
 @dataclass(frozen=True)

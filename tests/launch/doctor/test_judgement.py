@@ -236,6 +236,30 @@ def test_several_processes_without_omp_num_threads(monkeypatch):
     assert int(found.code) == 64
 
 
+@pytest.fixture(autouse=True)
+def _small_processes(monkeypatch):
+    """The check and the agent need no memory themselves, but where a test says so."""
+    monkeypatch.setattr(memory, "memory_of_check", lambda: (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "check", "agent", "code"),
+    [
+        (512, 320, 200, 100, 64),  # with the agent it never suffices
+        (612, 400, 200, 100, 75),
+        (612, 300, 200, 100, None),  # when the check has ended
+        (611, 300, 200, 100, 64),
+    ],
+)
+def test_the_agent_keeps_its_memory_and_the_check_gives_its_own_back(
+    tmp_path, monkeypatch, limit, used, check, agent, code
+):
+    own = cgroup_tree(tmp_path, 2, {".": (limit, used, 0)})
+    monkeypatch.setattr(memory, "memory_of_check", lambda: (check << 20, agent << 20))
+    found = memory.memory(place(local_world_size=1), tmp_path, own)
+    assert [int(f.code) for f in found if f.code] == ([code] if code else [])
+
+
 @pytest.mark.parametrize(
     "names",
     [("memory.max", "memory.current"),
