@@ -4,14 +4,17 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 import train
 from tests.support.forked import quick
-from tests.support.runs import ROOT, TINY, curve
+from tests.support.runs import ROOT, TINY, curve, environment, is_running
 from tests.support.runs import command as command_of
 from train.cli import main
 from train.commands.placements import error_in
@@ -228,3 +231,24 @@ def test_the_whole_error_of_a_run_is_quoted_once():
     log = "".join(f"isorun: error: {line}\n" for line in lines)
     assert error_in(f"Run x starts\n{log}{log}") == "These differ: optim.lr: 1 -> 2 Undo them."
     assert error_in("Run x starts\n") == ""
+
+
+@pytest.mark.slow
+def test_a_stop_signal_stops_the_processes_of_a_placement(tmp_path):
+    words = [*TINY, "length.steps=400", "task.sleep=0.02", "2:ddp", "1", "--steps=400"]
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train", "parity", *words, "--out", str(out)],
+        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    rows = out / "2-ddp" / "metrics.jsonl"
+    while not (rows.exists() and rows.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) >= 3, "torchrun and two ranks"
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Stopped on request (SIGUSR1)" in err
+    assert not any(is_running(each.pid) for each in started)

@@ -44,6 +44,7 @@ REFUSALS = {
 }
 assert REFUSALS.keys() == REFUSED.keys()
 NAMES = list(PARTS)
+BY_MICRO_BATCH = " ".join([*OF_MICRO_BATCHES, "recurrent"])
 # Each part once; then combinations that nobody has chosen.
 MODELS = [" ".join(NAMES[n::3]) for n in range(3)]
 MODELS += [" ".join(random.Random(seed).sample(NAMES, 5)) for seed in range(5)]
@@ -129,8 +130,7 @@ def test_every_placement_gives_the_same_run(finished, model, placement):
 def test_what_depends_on_micro_batches_is_the_same_where_steps_are_divided_alike(
     finished, placement
 ):
-    model = " ".join([*OF_MICRO_BATCHES, "recurrent"])
-    assert_same_run(finished(model, "2 ddp"), finished(model, placement))
+    assert_same_run(finished(BY_MICRO_BATCH, "2 ddp"), finished(BY_MICRO_BATCH, placement))
 
 
 @pytest.mark.parametrize(("part", "reason"), REFUSALS.items())
@@ -169,6 +169,7 @@ MOVES_IN_TEST = [(model, placement, "2 zero3, all sharded") for model, placement
 MOVES += [("hf gpt2", "2 zero3, all sharded", "2 fsdp2"), ("hf t5", "2 fsdp2", "1")]
 MOVES += [("hf llama", "2 zero3, all sharded", "1"), ("hf bert", "2 zero1", "2 fsdp2")]
 MOVES_IN_TEST += [(IN_TEST[5][0], "2 zero3, all sharded", "2 fsdp2")]
+MOVES += [(BY_MICRO_BATCH, "2 zero3, all sharded", "2 fsdp2"), (BY_MICRO_BATCH, "2 ddp", "2 zero1")]
 
 
 @pytest.mark.parametrize(
@@ -183,23 +184,43 @@ def test_a_checkpoint_resumes_on_another_placement(finished, tmp_path, model, be
     fit(moved, model, after)
     attempt = json.loads((moved / "attempts.jsonl").read_text().splitlines()[-1])
     assert attempt["resumed_from_step"] == 3
-    assert_same_run(finished(model, "1"), moved)
+    assert_same_run(finished(model, before if model == BY_MICRO_BATCH else "1"), moved)
 
 
-@pytest.mark.parametrize("model", thinned(MODELS[:3], kept=MODELS[1:2]))
+@pytest.mark.parametrize("model", thinned([*MODELS[:3], BY_MICRO_BATCH], kept=MODELS[1:2]))
 def test_sharded_checkpoints_can_be_evaluated_and_exported(finished, tmp_path, model):
-    directory = finished(model, IN_TEST[MODELS.index(model) + 3][1])
+    sharded = MODELS.index(model) if model in MODELS else 1
+    directory = finished(model, IN_TEST[sharded + 3][1])
     base = [*BASE, *settings(model)]
     done = run("evaluate", directory, *base, "--json")
     last = list(curve(directory, "eval/loss").values())[-1]
     assert json.loads(done.stdout)["loss"] == pytest.approx(last, rel=1e-5)
-    run("export", directory, *base, "--to", tmp_path)
-    module, stored = train.load(tmp_path, trust=True), tensors(directory)
+    module = exported(directory, tmp_path, base)
+    assert torch.isfinite(module(*[torch.ones(2, 8)])).all()
+
+
+def exported(directory, to, words):
+    """The module of an export of the run, whose weights are those of the checkpoint."""
+    run("export", directory, *words, "--to", to)
+    module, stored = train.load(to, trust=True), tensors(directory)
     own = dict(module.state_dict())
     for name, tensor in stored.items():
         if name.startswith("model.") and name.removeprefix("model.") in own:
             assert torch.equal(own[name.removeprefix("model.")], tensor), name
-    assert torch.isfinite(module(*[torch.ones(2, 8)])).all()
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", HF_MODELS)
+def test_hugging_face_models_are_evaluated_and_exported(finished, tmp_path, model):
+    directory, base = finished(model, "2 fsdp2"), [*BASE, *settings(model)]
+    done = run("evaluate", directory, *base, "--json")
+    last = list(curve(directory, "eval/loss").values())[-1]
+    assert json.loads(done.stdout)["loss"] == pytest.approx(last, rel=1e-5)
+    module = exported(directory, tmp_path, base)
+    tokens = torch.ones(2, 4, dtype=torch.long)
+    given = {"decoder_input_ids": tokens} if model == "hf t5" else {}
+    assert torch.isfinite(module(input_ids=tokens, **given).logits).all()
 
 
 def test_averages_of_a_model_with_a_parameter_without_elements_are_exported(tmp_path):

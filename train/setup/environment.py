@@ -6,7 +6,6 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +41,8 @@ def environment(device: torch.device) -> dict[str, str]:
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
     """The versions of the distributions that are installed; none is imported."""
+    from importlib.metadata import PackageNotFoundError, version  # slow, and each start loads this
+
     found = {}
     for name in names:
         try:
