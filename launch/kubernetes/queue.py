@@ -12,7 +12,7 @@ def queue_note(job: Object, workloads: Sequence[Object]) -> str | None:
     """A sentence about the queue of a Job, JobSet or TrainJob, or of the owner of a JobSet; None if
     it is in none, or admitted. ``workloads`` are Kueue's, of the namespace."""
     metadata = job["metadata"]
-    owners = {metadata["uid"], *(o["uid"] for o in metadata.get("ownerReferences") or [])}
+    owners = {metadata.get("uid"), *_owners(job)} - {None}
     own = next((w for w in workloads if owners & _owners(w)), None)
     if own is None or not _waits(own):
         return None
@@ -29,8 +29,8 @@ def queue_note(job: Object, workloads: Sequence[Object]) -> str | None:
     return text
 
 
-def _owners(workload: Object) -> set[str]:
-    return {owner["uid"] for owner in workload["metadata"].get("ownerReferences") or []}
+def _owners(made: Object) -> set[str | None]:
+    return {owner.get("uid") for owner in made["metadata"].get("ownerReferences") or []}
 
 
 def _order(workload: Object) -> tuple[int, str]:
