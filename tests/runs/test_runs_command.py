@@ -81,7 +81,12 @@ def test_the_json(runs, capsys):
         "placement": {"strategy": "single", "ranks": 1, "nodes": 1, "device": "cpu"},
         "attempts": 1,
         "goodput": None,
-        "exit": {"code": 143, "name": "PREEMPTED", "reason": "stopped at step 3"},
+        "exit": {
+            "code": 143,
+            "name": "PREEMPTED",
+            "reason": "stopped at step 3",
+            "time": 1e9 + 90,
+        },
         "created": 1e9,
         "last_sign": 1e9 + 90,
     }
