@@ -80,8 +80,8 @@ class Run:
         said = _torchx(
             "run", "-s", "kubernetes_job", "--workspace", "",
             "-cfg", f"overlay=cpu-demo,namespace={namespace.name},shared_memory=256Mi,cpu=500m",
-            "isorun.fit", "-j", "2x1", "--cpu", "1", "--memMB", "1536", "--image", image,
-            *_RUN, f"run.name={self.directory}",
+            "isorun.fit", "-j", "2x1", "--cpu", "1", "--memMB", "1536", "--max_retries", "3",
+            "--image", image, *_RUN, f"run.name={self.directory}",
         )  # fmt: skip
         self.returned = time.time()
         found = re.search(r"kubernetes_job://\S+", said)
