@@ -1,5 +1,6 @@
 """torchmetrics objects give the values of one process on any number of ranks."""
 
+import importlib
 import math
 import warnings
 
@@ -52,6 +53,8 @@ class Measured(TinyTask):
 
 def measured(task, *, ranks=1, size=10, micro=1):
     """The metrics on each rank."""
+    # Here, since imports of old versions warn, and in one thread.
+    importlib.import_module("tests.loop.metric_objects")
 
     def on_rank(collectives):
         batches = evaluation_batches(
