@@ -41,6 +41,8 @@ _SILENT = 600.0
 """Seconds after which a run without heartbeats counts as dead, if its process is out of sight."""
 _FAILURES = 100
 """The most records of node agents that are read."""
+_LAST_BEAT = 2.0
+"""Seconds after the recorded end in which the process may still send a heartbeat."""
 _SLOWEST = 10.0
 """The longest interval of the watchdog's heartbeats, in seconds."""
 
@@ -86,7 +88,7 @@ def condition(
     locked, holder = _holder(directory.path / "lock")
     ended: Any = last.get("ended")
     ended = ended if isinstance(ended, Mapping) else {}
-    since = max(locked - 1, moment(ended.get("time")) or 0.0)
+    since = max(locked - 1, (moment(ended.get("time")) or 0.0) + _LAST_BEAT)
     beats = [beat for beat in _heartbeats(directory.path) if beat >= since]
     times = [last.get("time"), ended.get("time"), (finished or {}).get("time")]
     times += [(last_row or {}).get("time"), *beats, locked if holder else None]
