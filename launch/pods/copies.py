@@ -36,7 +36,7 @@ def copy(
         reader(run) as container,
         tempfile.TemporaryDirectory(dir=target.parent, prefix=".isorun-") as folder,
     ):
-        with container.stream(files_command(container, run, words, directory)) as source:
+        with container.stream(files_command(run, words, directory)) as source:
             _unpack(source, Path(folder))
         # A directory without files is sent as nothing.
         (made,) = list(Path(folder).iterdir()) or [Path(folder, "empty")]

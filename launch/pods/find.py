@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +33,13 @@ class ClusterRun:
         """Its pods, the oldest first."""
         return self.cluster.pods(self.name)
 
-    def running_pod(self, node: int | None = None) -> Object | None:
-        """The running pod of a node, by default of the first node that has one."""
-        running = [p for p in self.pods() if p["status"].get("phase") == "Running"]
+    def running_pod(
+        self, node: int | None = None, pods: Sequence[Object] | None = None
+    ) -> Object | None:
+        """The running pod of a node, by default of the first node that has one; among ``pods``
+        where they are known."""
+        pods = self.pods() if pods is None else pods
+        running = [p for p in pods if p["status"].get("phase") == "Running"]
         running = [p for p in running if not p["metadata"].get("deletionTimestamp")]
         found = sorted(
             (p for p in running if node is None or state.node(p) == node), key=state.node

@@ -35,7 +35,7 @@ def serve(run: ClusterRun, port: int, directory: str | None) -> None:
     Raises UsageError or RetryError."""
     _check_free(port)
     with reader(run, own=True) as container:
-        place = container.output(files_command(container, run, ["where"], directory), _SECONDS)
+        place = container.output(files_command(run, ["where"], directory), _SECONDS)
         words = [
             "python", "-m", "tensorboard.main", "--logdir", place.strip(),
             "--host", "127.0.0.1", "--port", str(PORT),

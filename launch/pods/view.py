@@ -32,14 +32,14 @@ def overview(run: ClusterRun, directory: str | None = None) -> Iterator[str]:
         code = state.exit_code(pod)
         ended = f", exit code {code}" if code is not None else ""
         yield f"  node {node}: {place}, {pod['status'].get('phase')}{ended}"
-    if running := run.running_pod():
+    if running := run.running_pod(pods=pods):
         yield f"  run: {_files(run, running, directory)}"
 
 
 def _files(run: ClusterRun, pod: dict[str, Any], directory: str | None) -> str:
     container = container_of(run, pod)
     try:
-        said = container.output(files_command(container, run, ["state"], directory), _SECONDS)
+        said = container.output(files_command(run, ["state"], directory), _SECONDS)
         found = parse_object(f'{{"runs": {said}}}')["runs"]
     except (RunError, ValueError) as error:
         return f"its files cannot be read: {first_line(error)}"

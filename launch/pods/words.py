@@ -8,14 +8,13 @@ from typing import Any
 from launch.agent_command import agent_arguments
 from launch.kubernetes import state
 from launch.pods.find import ClusterRun
-from launch.pods.kubectl import Container
 from launch.pods.run_files import MODULE
 
 
 def files_command(
-    container: Container, run: ClusterRun, action: Sequence[str], directory: str | None = None
+    run: ClusterRun, action: Sequence[str], directory: str | None = None
 ) -> list[str]:
-    """``python -m launch.pods.run_files ACTION`` for the run of a pod. ``directory``: its run
+    """``python -m launch.pods.run_files ACTION`` in a pod of a run. ``directory``: its run
     directory, instead of that of its command."""
     where = ["--directory", directory] if directory else []
     return ["python", "-P", "-m", MODULE, *action, *where, "--", *training_command(run)]

@@ -1,8 +1,10 @@
 """Runs of the tests in a cluster, and what they must have done."""
 
 import re
+import time
 
-from tests.real.kubernetes.kube import number
+from launch.kubernetes.scheduler import create_scheduler
+from tests.real.kubernetes.kube import PLACED, number
 from tests.support.controllers import COUNTED, IGNORED
 
 # `text`, but smaller: a step takes 20 ms or more.
@@ -65,3 +67,18 @@ def resumed(log):
     """The step from which a later attempt resumed."""
     found = re.search(r"resumes at step (\d+) \(attempt [2-9]", log)
     return int(found[1]) if found else None
+
+
+def told(kube, name):
+    """(state, message) of `torchx status`."""
+    found = create_scheduler("test").describe(f"{kube.namespace}:{name}")
+    return found.state.name, found.msg
+
+
+def until_told(kube, name, text):
+    """Waits until `torchx status` says a text."""
+    deadline = time.monotonic() + PLACED
+    while text not in told(kube, name)[1]:
+        assert time.monotonic() < deadline, f"{told(kube, name)}\n{kube.report(name)}"
+        time.sleep(1)
+    return told(kube, name)[1]

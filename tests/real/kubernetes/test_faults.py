@@ -17,25 +17,12 @@ from tests.real.kubernetes.runs import (
     goes_on,
     of_node,
     resumed,
+    told,
+    until_told,
     verify,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-
-
-def told(kube, name):
-    """(state, message) of `torchx status`."""
-    found = create_scheduler("test").describe(f"{kube.namespace}:{name}")
-    return found.state.name, found.msg
-
-
-def until_told(kube, name, text):
-    """Waits until `torchx status` says a text."""
-    deadline = time.monotonic() + PLACED
-    while text not in told(kube, name)[1]:
-        assert time.monotonic() < deadline, f"{told(kube, name)}\n{kube.report(name)}"
-        time.sleep(1)
-    return told(kube, name)[1]
 
 
 def end_with(*codes):

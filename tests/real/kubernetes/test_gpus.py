@@ -1,14 +1,11 @@
 """GPU overlays, placed by the real scheduler on nodes with pretended GPUs."""
 
-import time
 from contextlib import ExitStack
 
 import pytest
 
-from launch.kubernetes.scheduler import create_scheduler
-from tests.real.kubernetes.kube import PLACED
 from tests.real.kubernetes.local import STATE
-from tests.real.kubernetes.runs import completed
+from tests.real.kubernetes.runs import completed, told, until_told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 COUNT = 4
@@ -45,17 +42,6 @@ def objects(kube, name, overlay, *components, command=SAYS, **values):
     return kube.rendered(overlay, *words, command=command, values=pairs)
 
 
-def told(kube, name):
-    return create_scheduler("test").describe(f"{kube.namespace}:{name}")
-
-
-def until_told(kube, name, text):
-    deadline = time.monotonic() + PLACED
-    while text not in told(kube, name).msg:
-        assert time.monotonic() < deadline, f"{told(kube, name).msg}\n{kube.report(name)}"
-        time.sleep(1)
-
-
 def test_each_node_of_a_run_gets_gpus_of_its_own(kube, name):
     kube.apply(objects(kube, name, "multi-node", gpus=3))
     completed(kube, name)
@@ -69,7 +55,7 @@ def test_each_node_of_a_run_gets_gpus_of_its_own(kube, name):
 def test_runs_share_the_gpus_of_a_node_and_none_gets_more_than_there_are(kube, name):
     kube.apply(objects(kube, name, "single-gpu", gpus=5))
     until_told(kube, name, "Insufficient nvidia.com/gpu")
-    assert told(kube, name).state.name == "PENDING"
+    assert told(kube, name)[0] == "PENDING"
     kube.run("delete", "job", name)
     sleeps = ["sh", "-c", "echo GPUs: $FAKE_GPUS; sleep 20"]
     names = [f"{name}-{number}" for number in range(3)]
@@ -89,7 +75,7 @@ def test_a_quota_of_gpus(kube, name):
     try:
         kube.apply(objects(kube, name, "multi-node", gpus=3))
         until_told(kube, name, "exceeded quota")
-        assert "requested: requests.nvidia.com/gpu=3" in told(kube, name).msg
+        assert "requested: requests.nvidia.com/gpu=3" in told(kube, name)[1]
     finally:
         kube.run("delete", "quota", name)
     completed(kube, name)  # the Job controller tries again

@@ -5,7 +5,6 @@ import secrets
 import pytest
 from yaml import safe_dump_all as dump
 
-from launch.kubernetes.scheduler import create_scheduler
 from tests.real.kubernetes.kube import PLACED
 from tests.real.kubernetes.runs import (
     FAULT,
@@ -15,6 +14,7 @@ from tests.real.kubernetes.runs import (
     final_loss,
     fit,
     resumed,
+    told,
     verify,
 )
 
@@ -75,12 +75,6 @@ def submit(kube, name, queue, level, *overrides):
         )
 
     kube.until("the webhook of Kueue for Jobs", accepted, "none", 300)
-
-
-def told(kube, name):
-    """(state, message) of `torchx status`."""
-    found = create_scheduler("test").describe(f"{kube.namespace}:{name}")
-    return found.state.name, found.msg
 
 
 def test_a_preempted_run_waits_in_its_queue_and_goes_on(kube, queue, name, undisturbed):
