@@ -50,6 +50,7 @@ def identity(directory):
     return json.loads((directory / "run.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_run_goes_on_on_an_empty_disk(half, undisturbed, server, tmp_path):
     add(server.artifacts, content(half))

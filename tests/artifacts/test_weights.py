@@ -115,6 +115,7 @@ def test_each_kind_has_the_same_tensors(make, artifacts, tmp_path):
     assert_is_found(make, tmp_path)
 
 
+@pytest.mark.slow
 @real_client
 @pytest.mark.parametrize("make", [as_checkpoint, slow((as_shards,))])
 def test_the_client_of_w_and_b_has_the_same_tensors(make, server, tmp_path):
@@ -192,12 +193,14 @@ def test_a_server_that_fails(operation, fault, error, text, server, tmp_path, mo
     refused(error, text, tmp_path)
 
 
+@pytest.mark.slow
 @real_client
 def test_a_server_that_is_not_there(server, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     refused(RetryError, "cannot be reached", tmp_path)
 
 
+@pytest.mark.slow
 @real_client
 def test_a_lost_connection_is_tried_again(server, tmp_path):
     as_export(server.artifacts, tmp_path)

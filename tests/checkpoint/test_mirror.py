@@ -10,6 +10,7 @@ import fsspec
 import pytest
 
 from tests.support.hostile import rewrite_hashed
+from tests.support.lanes import slow
 from train.checkpoint.checkpoint_config import CheckpointConfig, MirrorConfig
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.index import to_json
@@ -64,6 +65,7 @@ def storage_of(config):
     return type(Mirror(config).storage)
 
 
+@pytest.mark.slow
 def test_copies_of_other_processes_are_seen(config, store):
     mirror = Mirror(config)
     mirror.upload(store, 10, always)
@@ -125,7 +127,7 @@ def test_a_part_that_differs_when_read_back_is_not_committed(config, store, monk
     assert Mirror(config).steps() == []
 
 
-@pytest.mark.parametrize("damage", ["a part", "a part is gone", "the index"])
+@pytest.mark.parametrize("damage", ["a part", slow("a part is gone"), slow("the index")])
 def test_a_damaged_copy_is_reported_and_an_older_one_is_restored(config, store, tmp_path, damage):
     make(store, 20)
     mirror = Mirror(config)

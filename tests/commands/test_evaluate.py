@@ -37,6 +37,7 @@ def test_the_newest_checkpoint_matches_the_final_evaluation_bitwise(finished):
     assert evaluate(finished, "--checkpoint", "newest") == found
 
 
+@pytest.mark.slow
 def test_a_checkpoint_by_best_by_step_and_by_path(finished):
     losses = curve(finished, "eval/loss")
     best = min(losses, key=losses.get)

@@ -82,6 +82,7 @@ def test_synchronous_saving_gives_the_same_run(undisturbed, tmp_path):
     assert curve(undisturbed) == curve(tmp_path)
 
 
+@pytest.mark.slow
 def test_checkpoints_by_minutes(undisturbed, tmp_path):
     """Every 0.1 s with steps of 20 ms: more than once, but not at each step."""
     rules = [

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from tests.support.forked import command
+from tests.support.lanes import slow
 from tests.support.runs import ROOT, environment
 from train.commands import COMMANDS
 
@@ -86,7 +87,7 @@ def test_every_command_has_help(name, said):
         ["compare", "tests/data/run-0.1.0/single", "tests/data/run-0.1.0/two-ranks"],
     ],
 )
-@pytest.mark.parametrize("package", ["train", "launch"])
+@pytest.mark.parametrize("package", ["train", slow("launch")])
 def test_commands_that_only_read_import_nothing_heavy(package, words):
     done = light(*words, package=package)
     assert done.returncode in (0, 64), done.stderr

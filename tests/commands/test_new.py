@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.forked import command, run
+from tests.support.lanes import thinned
 from tests.support.runs import environment
 from train.cli import main
 from train.commands.new import next_steps
@@ -84,7 +85,10 @@ def test_the_printed_steps_work_as_printed(shell, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["x", "with-dash", "With.Dots", "null", "true", "deep/inside", "blanks in it", "ünï", "_"],
+    thinned(
+        ["x", "with-dash", "With.Dots", "null", "true", "deep/inside", "blanks in it", "ünï", "_"],
+        kept=["with-dash", "null", "blanks in it"],
+    ),
 )
 def test_the_config_of_a_project_resolves(tmp_path, name):
     command("new", name, cwd=tmp_path)

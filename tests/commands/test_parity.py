@@ -185,6 +185,7 @@ class Failing(train.Hook):
         raise AssertionError("parity made a hook of the config")
 
 
+@pytest.mark.slow
 def test_mirror_and_hooks_of_the_config_are_not_used(tmp_path, in_this_process):
     mirror = [f"checkpoint.mirror.url={(tmp_path / 'mirror').as_uri()}", "length.steps=6"]
     train.fit(*TINY, *mirror, f"run.dir={tmp_path / 'run'}")
@@ -199,6 +200,7 @@ def test_mirror_and_hooks_of_the_config_are_not_used(tmp_path, in_this_process):
     assert {path: path.read_bytes() for path in files} == before
 
 
+@pytest.mark.slow
 def test_a_repeated_comparison_computes_again(tmp_path, in_this_process):
     assert in_this_process(tmp_path, "--steps", "4") == 0
     assert in_this_process(tmp_path, "--steps", "5", "run.seed=1") == 0
@@ -213,6 +215,7 @@ def test_a_directory_of_another_origin_is_not_removed(tmp_path, in_this_process,
     assert (tmp_path / "1-ddp" / "mine").exists()
 
 
+@pytest.mark.slow
 def test_few_steps_shorten_warmup_and_decay(tmp_path, in_this_process, capsys):
     schedule = ["schedule.use=wsd", "schedule.decay_steps=5"]
     assert in_this_process(tmp_path, "--steps", "3", *schedule) == 0

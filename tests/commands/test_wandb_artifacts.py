@@ -58,6 +58,7 @@ def test_a_run_sends_its_final_checkpoint_and_what_a_restore_needs(server, onlin
     assert "W&B has all of its rows and checkpoints" in said
 
 
+@pytest.mark.slow
 @pytest.mark.normal
 def test_an_export_follows_from_its_checkpoint_and_is_linked(server, online):
     directory, wandb_id = online

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import chdtrc
 
+from tests.support.lanes import slow
 from train.data.order import (
     SampleOrder,
     dataset_seed,
@@ -146,7 +147,7 @@ def test_epochs_and_seeds_differ():
     assert len({tuple(row) for row in rows}) == 4
 
 
-@pytest.mark.parametrize("size", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("size", [2, slow(3), 4, slow(5), slow(6)])
 def test_all_permutations_of_a_few_samples_are_equally_frequent(size):
     epochs = 50_000
     rows = SampleOrder(5, size).keys(np.arange(size * epochs))[1].reshape(-1, size)
@@ -157,6 +158,7 @@ def test_all_permutations_of_a_few_samples_are_equally_frequent(size):
     assert chdtrc(math.factorial(size) - 1, statistic) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.normal
 def test_all_permutations_are_equally_frequent_over_seeds():
     """The first epoch of many runs."""

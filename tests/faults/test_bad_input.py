@@ -10,6 +10,7 @@ import pytest
 
 import train
 from tests.support.forked import command, quick, run
+from tests.support.lanes import slow
 from tests.support.runs import ROOT, TINY, assert_same_bits, environment, tensors
 from train import cli
 from train.config.load import load_config
@@ -112,7 +113,7 @@ def test_an_invalid_corpus(tmp_path, content, expected):
     run("fit", tmp_path / "run", files, base=TEXT)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [slow(0), 2])
 def test_a_dataset_that_raises_names_index_and_epoch(tmp_path, workers):
     """Each step uses all 12 samples, so step 5 is epoch 4, where the first attempt ends."""
     base = [

@@ -97,6 +97,7 @@ def test_a_disk_without_space_for_a_directory(tmp_path):
         assert "free some space" in line
 
 
+@pytest.mark.slow
 def test_a_read_only_run_directory(tmp_path):
     directory = tmp_path / "run"
     run("fit", directory, "task.kill_at_step=25", "checkpoint.every_steps=10", expect=-9)

@@ -119,7 +119,7 @@ def content(directory):
 @pytest.mark.parametrize(
     ("options", "move"),
     [
-        (ROWS, rename),
+        slow((ROWS, rename)),
         slow((ROWS, replace_by_a_copy)),
         (SAVES, replace_by_a_copy),
         slow((SAVES, rename)),

@@ -19,6 +19,7 @@ def undisturbed(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_the_first_is_named(undisturbed, tmp_path):
     first = start("fit", tmp_path, "task.sleep=0.05")
     wait_for(first, (tmp_path / "ledger.bin").exists)
@@ -35,7 +36,7 @@ def test_a_second_process_is_refused_and_the_first_is_named(undisturbed, tmp_pat
     assert "all well" in run("verify", tmp_path).stdout
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [slow(0), 2])
 def test_a_killed_run_can_be_restarted_at_once(undisturbed, tmp_path, workers):
     """Data workers live seconds longer than their killed parent, but do not hold the lock."""
     base = [f"loader.workers={workers}", "checkpoint.every_steps=10"]

@@ -37,6 +37,7 @@ def test_the_failed_rank_reports_the_cause_and_the_others_its_loss(tmp_path):
     assert "Traceback" not in that
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_during_an_exchange_ends(tmp_path):
     """The end of the exchange and that of the process group once waited for each other."""
     ranks = start_ranks(2, "fit", tmp_path, f"task.use={TASKS}:FailsInBackward", "strategy=ddp")
@@ -85,7 +86,7 @@ def test_buffers_that_differ_between_ranks_resume_bitwise_equal(tmp_path):
     ("strategy", "forward_pass"),
     thinned(
         list(itertools.product(["ddp", "fsdp2", "zero3"], [9, 10])),
-        kept=[("ddp", 9), ("zero3", 10)],
+        kept=[("ddp", 9)],
     ),
 )
 def test_an_abandoned_step_has_no_effect(tmp_path, strategy, forward_pass):
@@ -144,6 +145,7 @@ def test_unused_parameters_stay_unchanged_with_strategies_that_allow_them(tmp_pa
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluation_data_may_have_fewer_samples_than_there_are_ranks(tmp_path):
     task = [f"task.use={TASKS}:WithTorchmetrics", "data.eval_size=2", "length.steps=6"]
     run_ranks(3, "fit", tmp_path, *task)

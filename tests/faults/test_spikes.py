@@ -84,6 +84,7 @@ def test_any_placement_skips_the_same_steps(skipping, tmp_path, strategy):
     assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_run_decides_the_same(skipping, tmp_path):
     """Of the eight steps before the second spike, half are known from the checkpoint alone."""
     directory, _ = skipping
@@ -95,7 +96,7 @@ def test_a_killed_run_decides_the_same(skipping, tmp_path):
     assert_same_bits(tensors(tmp_path, 30), tensors(directory, 30))
 
 
-@pytest.mark.parametrize("every", [1, 100])
+@pytest.mark.parametrize("every", [slow(1), 100])
 def test_stop_saves_and_a_rerun_goes_on_after_the_step(skipping, tmp_path, every):
     words = [*SPIKY, "data.spikes=[15]", policy("stop"), f"track.log_every_steps={every}"]
     words += ["evaluate.every_steps=15"]

@@ -87,6 +87,7 @@ def test_extra_state_survives_a_resume(tmp_path, ranks, strategy):
     assert_same_bits(tensors(again), found)
 
 
+@pytest.mark.slow
 def test_extra_state_is_evaluated_and_exported(tmp_path):
     directory, exported = tmp_path / "run", tmp_path / "exported"
     fit(directory, 1, "single")

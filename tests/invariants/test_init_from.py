@@ -87,6 +87,7 @@ def test_an_export_is_a_source(tmp_path):
         assert torch.equal(source[name], loaded[f"model.{name[4:]}"]), name
 
 
+@pytest.mark.slow
 def test_the_source_is_read_until_there_is_a_checkpoint(base, tmp_path):
     copy, directory = tmp_path / "base", tmp_path / "run"
     shutil.copytree(base, copy)

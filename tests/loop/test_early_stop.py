@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from tests.support.forked import run, start, wait_for
+from tests.support.lanes import slow
 from tests.support.runs import assert_same_bits, curve, state, tensors
 from train.checkpoint.store import CheckpointStore
 from train.exits import UsageError
@@ -87,7 +88,7 @@ def test_early_stopping_ends_a_run(stopped):
     assert "all well" in run("verify", stopped).stdout
 
 
-@pytest.mark.parametrize("step", [7, 13, 18])
+@pytest.mark.parametrize("step", [slow(7), 13, slow(18)])
 def test_a_restart_changes_nothing(stopped, tmp_path, step):
     """Killed after 0, 1 and 2 of the 3 evaluations without improvement."""
     base = [*RULES, "checkpoint.every_steps=5"]
@@ -106,6 +107,7 @@ def test_a_run_with_a_metric_that_is_not_reported_ends_with_one_sentence(tmp_pat
     assert "early_stop.metric is 'accuracy', but the task's evaluation reports only loss" in line
 
 
+@pytest.mark.slow
 def test_an_evaluation_at_the_start_counts_once(tmp_path):
     """If the run stops right after it, the resumed run does not count the same weights again."""
     base = ["evaluate.at_start=true", "early_stop.metric=loss", "early_stop.mode=min"]
@@ -120,6 +122,7 @@ def test_an_evaluation_at_the_start_counts_once(tmp_path):
     assert json.loads((tmp_path / "finished.json").read_text())["step"] == 40
 
 
+@pytest.mark.slow
 def test_an_evaluation_after_a_restart_belongs_to_its_checkpoint(tmp_path):
     """A stop interrupts the evaluation at step 10. It runs after the restart, and step 10 can be
     the best."""

@@ -166,6 +166,7 @@ def test_a_ratio_is_not_taken_for_the_arguments_of_a_metric_object():
         evaluate(Both(), loaded)
 
 
+@pytest.mark.slow
 def test_two_processes_measure_the_same_as_one(tmp_path):
     """37 samples in micro-batches of 18: the second rank has no samples in the last round."""
     import json

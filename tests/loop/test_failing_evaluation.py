@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.support.forked import run, run_ranks
+from tests.support.lanes import thinned
 from tests.support.runs import checkpoints, curve
 from tests.support.tiny import TinyTask
 
@@ -17,8 +18,9 @@ def broken_at(step):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("step", [6, 9])
+@pytest.mark.parametrize(
+    ("step", "ranks"), thinned([(6, 1), (6, 2), (9, 1), (9, 2)], kept=[(6, 2), (9, 1)])
+)
 def test_an_evaluation_that_fails_loses_no_step(tmp_path, ranks, step):
     done = run_ranks(ranks, "fit", tmp_path, *broken_at(step), expect=None)
     assert done[-1].returncode == 70

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from tests.support import strategies
 from tests.support.ranks import on_ranks
-from tests.support.runs import assert_same_bits
+from tests.support.runs import assert_same_bits, tiny_config
 from train.data.plan import BatchPlan
 from train.distributed.randomness import seed_everything
 from train.exits import RetryError, UsageError
@@ -18,6 +19,7 @@ from train.optim.optim_config import OptimConfig
 from train.optim.optimizer import build_optimizer
 from train.setup.model_summary import model_summary
 from train.strategies.base import StrategySetup
+from train.strategies.ddp import DdpStrategy
 from train.strategies.single import SingleStrategy
 from train.strategies.torch_native import flag_is_beside
 
@@ -135,6 +137,23 @@ def test_fp16_without_a_gpu_is_refused():
         pytest.skip("a GPU is available")
     with pytest.raises(UsageError, match=r"precision is 'fp16'.*bf16 or fp32"):
         strategies.engine(precision="fp16")
+
+
+def test_ddp_accumulates_where_accelerate_wraps_no_model():
+    """As on one GPU, where it does not wrap the model of a single process."""
+    build, options = partial(build_optimizer, OptimConfig(lr=0.1)), tiny_config().ddp
+    made = [
+        strategies.single(model(), build),
+        strategies.single(model(), build, DdpStrategy, options),
+    ]
+    for strategy in made:
+        seed_everything(5)
+        for last in (False, True):
+            with strategy.accumulating(last=last):
+                loss = strategy.call_for_backward(lambda m: m(torch.randn(4, 5)).square().sum())
+                strategy.backward(loss, 8)
+        strategy.step(loss.detach, None)
+    assert_same_bits(*map(weights, made))
 
 
 def test_single_is_refused_on_several_ranks():

@@ -61,7 +61,7 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "options",
-    [["strategy=ddp"], ["strategy=fsdp2"], slow(["strategy=fsdp2", "fsdp2.cpu_offload=true"]),
+    [slow(["strategy=ddp"]), ["strategy=fsdp2"], slow(["strategy=fsdp2", "fsdp2.cpu_offload=true"]),
      slow(["strategy=zero1"]), ["strategy=zero3"],
      slow(["strategy=zero3", "zero.offload_parameters=cpu"])],
     ids=" ".join,
@@ -77,6 +77,7 @@ def test_every_strategy_starts_from_the_same_weights(alone, tmp_path, options):
         assert_same_bits(one, two)
 
 
+@pytest.mark.slow
 def test_it_resumes_on_other_placements(alone, tmp_path):
     run_ranks(2, "fit", tmp_path, *TASK, "strategy=zero3", "length.steps=20")
     run("fit", tmp_path, *TASK, "--allow-changes")

@@ -114,6 +114,7 @@ def generated(*overrides, stage=2, ranks=2, **more):
     return deepspeed_config(config.zero, stage, plan, **more)
 
 
+@pytest.mark.slow
 def test_deepspeed_s_config_is_written_without_auto_values(tmp_path):
     run_ranks(2, "fit", tmp_path, "strategy=zero2", "length.steps=6")
     written = json.loads((tmp_path / "deepspeed.json").read_text())

@@ -8,6 +8,7 @@ from torch import nn
 
 import train
 from tests.support.forked import run, run_ranks
+from tests.support.lanes import slow
 from tests.support.runs import curve, tensors
 from tests.support.tiny import TinyTask
 from train.parity.compare import largest_difference
@@ -44,7 +45,7 @@ def test_weights_moments_and_averages_are_in_fp32(alone):
     assert not torch.equal(trained, trained.bfloat16().float()), "the weight is rounded to bf16"
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero1", "zero3"])
+@pytest.mark.parametrize("strategy", [slow("ddp"), "fsdp2", slow("zero1"), "zero3"])
 def test_every_strategy_gives_the_same_run(alone, tmp_path, strategy):
     run_ranks(2, "fit", tmp_path, *HALF, f"strategy={strategy}")
     for key in ("train/loss", "eval/loss"):

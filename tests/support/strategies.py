@@ -19,12 +19,12 @@ def engine(world=ALONE, precision="fp32"):
     )  # fmt: skip
 
 
-def single(model, build_optimizer):
+def single(model, build_optimizer, kind=SingleStrategy, options=None):
     """A model on one process, with its optimiser."""
     setup = StrategySetup(
-        engine=engine(), name="single", options=None, precision="fp32", optimizer_name="adamw",
+        engine=engine(), name="single", options=options, precision="fp32", optimizer_name="adamw",
         plan=BatchPlan.from_config(tiny_config().batch, 1), blocks=[],
     )  # fmt: skip
-    strategy = SingleStrategy(setup)
+    strategy = kind(setup)
     strategy.prepare(model, build_optimizer)
     return strategy

@@ -58,6 +58,7 @@ def test_a_run_fits_the_curve_and_reports_its_gradients(fitted):
     assert [line.split()[0] for line in item["text"].splitlines()] == ["module", *"3210"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp2", slow("ddp"), slow("zero3")])
 def test_sharded_strategies_give_the_same(fitted, tmp_path, strategy):
     run_ranks(2, "fit", tmp_path, f"strategy={strategy}", base=BASE)

@@ -118,6 +118,7 @@ def test_an_exported_program_accepts_any_batch_size(positions: str) -> None:
     assert torch.allclose(program(tokens), model(tokens), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.normal
 def test_the_traced_model_is_one_graph() -> None:
     model, tokens = build(), random_tokens(2, CONTEXT)

@@ -196,6 +196,7 @@ def test_only_the_best_and_the_final_one_are_uploaded(run, server):
     assert len(server.artifacts.inputs("digits-wandb-id")) == 1
 
 
+@pytest.mark.slow
 def test_references_name_the_files_where_they_are(run, server, tmp_path):
     run.act(["commit", 10], ["wait", 10], mode="reference")
     (artifact,) = by_step(server).values()

@@ -78,6 +78,7 @@ def test_both_nodes_send_their_system_metrics(two_attempts):
     assert labels == {"-rank-0", "-rank-1"}
 
 
+@pytest.mark.slow
 def test_steps_are_told_once_and_by_rank_0_only(two_attempts):
     _, run = two_attempts
     assert run.steps == list(range(1, 21))

@@ -184,6 +184,7 @@ def test_online_runs_that_are_killed_send_each_step_once(tmp_path, server):
     assert attempts == sorted(attempts)
 
 
+@pytest.mark.slow
 def test_an_online_attempt_sends_what_offline_ones_have_not_uploaded(tmp_path, server):
     run = Run(tmp_path, server.environment)
     run.attempt(0, 25, kill_after=1.5)

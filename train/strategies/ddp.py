@@ -58,7 +58,9 @@ class DdpStrategy(TorchStrategy):
         self._last = last
         if last or self.options.static_graph:
             return nullcontext()
-        return self.wrapped.no_sync()  # type: ignore[operator, no-any-return]
+        # Accelerate wraps no model for one process on a GPU; it knows what it has wrapped.
+        context: AbstractContextManager[None] = self.engine.accelerator.no_sync(self.wrapped)
+        return context
 
     def _backward(self, loss: Tensor) -> None:
         """DDP waits for a gradient of every parameter in the last backward pass of a step, unless

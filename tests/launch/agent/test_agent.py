@@ -145,7 +145,7 @@ def test_a_hangup_is_otherwise_a_request_to_stop():
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGTERM, signal.SIGUSR2, slow(signal.SIGUSR1), slow(signal.SIGXCPU)],
+    [signal.SIGTERM, *map(slow, (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU))],
 )
 def test_a_stop_reaches_each_rank_once(tmp_path, number):
     agent = listening(tmp_path, "--shutdown-timeout", "40", takes=1)
@@ -181,6 +181,7 @@ def test_a_second_ctrl_c_is_passed_on(tmp_path):
     assert (tmp_path / "seen0").read_text().split() == ["SIGINT", "SIGINT"]
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_end_in_time_are_killed(tmp_path):
     agent = listening(tmp_path, "--shutdown-timeout", "1", takes=1000)
     agent.send_signal(signal.SIGTERM)

@@ -165,6 +165,7 @@ def test_more_threads_than_cores(tmp_path):
     assert "set OMP_NUM_THREADS to" in told.only("threads", "warning")["advice"]
 
 
+@pytest.mark.slow
 def test_too_few_open_files(tmp_path):
     told = doctor(tmp_path, before=[["sh", "-c", 'ulimit -Sn 200 && exec "$@"', "sh"]])
     found = told.only("limits", "warning")

@@ -8,6 +8,9 @@ import subprocess
 
 import yaml
 
+from launch.kubernetes import manifests
+from launch.kubernetes.rendering import RenderRequest, render
+from launch.kubernetes.values import parse
 from tests.support.kubectl import kubectl
 from tests.support.runs import ROOT
 
@@ -34,6 +37,27 @@ def _built(folder):
 def built(overlay):
     """The output of `kubectl kustomize` for an overlay."""
     return copy.deepcopy(_built(K8S / "overlays" / overlay))
+
+
+# Components that need a certain overlay.
+OVERLAY_FOR = {"sweep": "sweep", "independent": "sweep"}
+
+
+def wanted(component):
+    """The values that a component requires and no overlay sets."""
+    return sorted(manifests.needs(component) & VALUES.keys() - {"trials", "parallel"})
+
+
+@functools.cache
+def _with_component(component):
+    values = parse([f"{k}={VALUES[k]}" for k in wanted(component)])
+    overlay = OVERLAY_FOR.get(component, "cpu-demo")
+    return render(RenderRequest(overlay, values, [component])).objects
+
+
+def with_component(component):
+    """The objects of an overlay with a component, as `isorun render` builds them."""
+    return copy.deepcopy(_with_component(component))
 
 
 def one(objects, kind, api="batch/v1"):

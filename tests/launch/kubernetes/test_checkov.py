@@ -3,8 +3,14 @@
 import pytest
 import yaml
 
-from tests.launch.kubernetes.objects import COMPONENTS, K8S, OVERLAYS, VALUES, built, templates
-from tests.launch.kubernetes.test_schemas import OVERLAY_FOR, wanted
+from tests.launch.kubernetes.objects import (
+    COMPONENTS,
+    K8S,
+    OVERLAYS,
+    built,
+    templates,
+    with_component,
+)
 from tests.support.policy import checkov
 
 # Findings about components that document them.
@@ -36,14 +42,8 @@ def findings(folder):
 
 @pytest.mark.slow
 def test_checkov_reports_nothing(tmp_path):
-    from launch.kubernetes.rendering import RenderRequest, render
-    from launch.kubernetes.values import parse
-
     made = {f"overlay-{name}": built(name) for name in OVERLAYS}
-    for name in COMPONENTS:
-        values = parse([f"{k}={VALUES[k]}" for k in wanted(name)])
-        request = RenderRequest(OVERLAY_FOR.get(name, "cpu-demo"), values, [name])
-        made[f"component-{name}"] = render(request).objects
+    made |= {f"component-{name}": with_component(name) for name in COMPONENTS}
     for name, objects in made.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump_all(plain(objects)))
     answered = {

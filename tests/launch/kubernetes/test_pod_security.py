@@ -6,10 +6,15 @@ with this level refuse pods that violate it.
 
 import pytest
 
-from launch.kubernetes.rendering import RenderRequest, render
-from launch.kubernetes.values import parse
-from tests.launch.kubernetes.objects import COMPONENTS, OVERLAYS, VALUES, built, templates
-from tests.launch.kubernetes.test_schemas import OVERLAY_FOR, wanted
+from tests.launch.kubernetes.objects import (
+    COMPONENTS,
+    OVERLAYS,
+    built,
+    templates,
+    with_component,
+)
+
+pytestmark = pytest.mark.xdist_group("kubernetes objects")  # which they build once
 
 SYSCTLS = {
     "kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_port_start",
@@ -104,9 +109,7 @@ def test_an_overlay_is_restricted(overlay):
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_a_component_is_restricted_or_documents_what_it_loosens(component):
-    values = parse([f"{k}={VALUES[k]}" for k in wanted(component)])
-    made = render(RenderRequest(OVERLAY_FOR.get(component, "cpu-demo"), values, [component]))
-    assert all_violations(made.objects) == LOOSENED.get(component, [])
+    assert all_violations(with_component(component)) == LOOSENED.get(component, [])
 
 
 BREACHES = {

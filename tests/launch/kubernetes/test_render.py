@@ -19,6 +19,7 @@ from tests.launch.kubernetes.objects import (
     one,
     templates,
 )
+from tests.support.lanes import thinned
 from tests.support.runs import ROOT
 from train.exits import UsageError
 
@@ -55,7 +56,7 @@ def test_an_error_is_one_sentence_with_exit_code_64():
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", thinned(OVERLAYS, kept=["cpu-demo", "jobset"]))
 def test_without_changes_the_output_is_that_of_kubectl(overlay):
     assert render_words([overlay]).objects == built(overlay)
 
@@ -245,14 +246,20 @@ def test_errors_are_reported_before_any_object_is_printed(words, said):
 
 @pytest.mark.parametrize(
     "image",
-    ["isorun", "isorun:cpu", "a/b_c/d__e.f-g:V1.2_x", "localhost/a", "HOST:5000/a/b:T", "r.io/a",
-     DIGEST, f"{DIGEST.replace('@', ':tag@')}"],
+    thinned(
+        ["isorun", "isorun:cpu", "a/b_c/d__e.f-g:V1.2_x", "localhost/a", "HOST:5000/a/b:T", "r.io/a",
+         DIGEST, DIGEST.replace("@", ":tag@")],
+        kept=["HOST:5000/a/b:T", DIGEST.replace("@", ":tag@")],
+    ),
 )  # fmt: skip
 def test_names_of_images(image):
     assert render_words(["cpu-demo", "--set", f"image={image}"]).objects
 
 
-@pytest.mark.parametrize("text", ["1e3", "1e-3", "0o7", "012", "1:30", "true", "null", "y", ""])
+@pytest.mark.parametrize(
+    "text",
+    thinned(["1e3", "1e-3", "0o7", "012", "1:30", "true", "null", "y", ""], kept=["1e3", "y", ""]),
+)
 def test_text_that_looks_like_another_type_stays_text_for_kubectl(text, tmp_path):
     """Versions of YAML differ in what they take as a number: kubectl would refuse such an argument."""
     words = ["cpu-demo", "-n", "1e3", "--set", f"env.A={text}", "--", "python", "x.py", text]

@@ -288,6 +288,7 @@ def test_a_wrong_code_version_is_ignored(monkeypatch, value):
     assert not isinstance(code_version().get("commit"), int)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_agent_logs_the_notes(tmp_path):
     notes = tmp_path / "notes"

@@ -10,6 +10,7 @@ from launch.kubernetes.scheduler import create_scheduler
 from launch.kubernetes.values import number
 from launch.torchx.components import fit, run
 from tests.launch.kubernetes.objects import K8S, OVERLAYS, built, unresolved
+from tests.support.lanes import thinned
 
 # Expected differences: names, which are new for each launch; the role label, which TorchX needs;
 # and the identity of the run, which a launcher sets and manifests leave to the run directory.
@@ -96,7 +97,7 @@ def same(overlay, rendered, name):
     return difference(left, right)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", thinned(OVERLAYS, kept=["multi-node", "trainjob", "sweep"]))
 def test_kustomize_and_torchx_give_equal_objects(overlay, monkeypatch):
     monkeypatch.chdir(K8S.parent)  # contains configs/
     scheduler = create_scheduler("test")

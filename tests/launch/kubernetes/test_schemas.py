@@ -9,17 +9,15 @@ import pytest
 from kubernetes_validate import utils
 from packaging.version import Version
 
-from launch.kubernetes.rendering import RenderRequest, render
-from launch.kubernetes.values import parse
 from tests.launch.kubernetes.objects import (
     COMPONENTS,
     K8S,
     OVERLAYS,
-    VALUES,
     _built,
     built,
     one,
     templates,
+    with_component,
 )
 from tests.support.runs import ROOT
 
@@ -28,8 +26,7 @@ utils.schema_contents = functools.cache(utils.schema_contents)
 OLDEST = Version("1.31")
 VERSIONS = [v for v in utils.all_versions() if Version(v) >= OLDEST]
 DATA = ROOT / "tests" / "data" / "kubernetes"
-# Components that need a certain overlay.
-OVERLAY_FOR = {"sweep": "sweep", "independent": "sweep"}
+pytestmark = pytest.mark.xdist_group("kubernetes objects")  # which they build once
 
 
 def crds():
@@ -84,18 +81,9 @@ def test_every_object_of_an_overlay_is_valid(overlay, version):
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_component_has_valid_objects(component):
-    values = [f"{k}={VALUES[k]}" for k in wanted(component)]
-    rendered = render(
-        RenderRequest(OVERLAY_FOR.get(component, "cpu-demo"), parse(values), [component])
-    )
-    assert checked(rendered.objects, VERSIONS[-1]) == {}
-    assert checked(rendered.objects, VERSIONS[0]) == {}
-
-
-def wanted(component):
-    from launch.kubernetes import manifests
-
-    return sorted(manifests.needs(component) & VALUES.keys() - {"trials", "parallel"})
+    objects = with_component(component)
+    assert checked(objects, VERSIONS[-1]) == {}
+    assert checked(objects, VERSIONS[0]) == {}
 
 
 def test_the_queues_are_valid():

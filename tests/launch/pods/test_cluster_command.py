@@ -118,6 +118,7 @@ def test_a_run_directory_is_copied_whole_or_without_checkpoints(run, tmp_path, c
     assert files(tmp_path / "part") == part != expected
 
 
+@pytest.mark.slow
 def test_a_file_is_copied_to_a_name_or_into_a_directory(run, tmp_path, capfd):
     (tmp_path / "kept").mkdir()
     for to, made in (("a.json", "a.json"), ("kept", "kept/config.json")):

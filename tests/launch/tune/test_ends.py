@@ -65,6 +65,7 @@ def test_the_processes_of_a_killed_tune_stop(tmp_path):
     assert not (beginning.parent / "finished.json").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_trials_and_leaves_them_to_the_next_start(tmp_path):
     options = ["--trials", "3", "--parallel", "2"]
     process = start(tmp_path / "study", LR, *options, step=0.1)
@@ -128,6 +129,7 @@ def test_several_objectives_give_a_front(tmp_path):
     assert len(found["trials"][1]["values"]) == 2
 
 
+@pytest.mark.slow
 def test_an_objective_that_is_not_reported_ends_the_study_until_it_is_corrected(tmp_path):
     said = run(tmp_path / "study", LR, "--trials", "1", "--objective", "losss:min", expect=64)
     assert "objective of the study is 'losss', but the task's evaluation reports only" in said
@@ -136,6 +138,7 @@ def test_an_objective_that_is_not_reported_ends_the_study_until_it_is_corrected(
     assert [t["state"] for t in shown(tmp_path / "study")["trials"]] == ["finished"]
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_and_more_trials_are_not(tmp_path):
     run(tmp_path / "study", LR, "--trials", "1")
     said = run(tmp_path / "study", LR.replace("1.0, log", "2.0, log"), "optim.weight_decay=0.5",

@@ -35,6 +35,7 @@ def ends():
     return [line["state"] for line in launch_log.read() if line["event"] == "ended"]
 
 
+@pytest.mark.slow
 def test_each_exit_code_of_a_job_has_its_meaning(tmp_path):
     codes = [0, 65, 71, 75, 64, 1]
     space = f"data.split_seed: {{type: categorical, choices: {codes}}}\n"
@@ -86,6 +87,7 @@ def test_the_jobs_of_a_killed_controller_are_found_and_not_submitted_twice(tmp_p
     assert len(submissions()) == 3
 
 
+@pytest.mark.slow
 def test_a_signal_stops_local_jobs_and_leaves_them_to_the_next_start(tmp_path):
     process = start_jobs(tmp_path / "study", LR, "--trials", "1", step=0.5)
     state = tmp_path / "study" / "trials" / "0000" / "state"

@@ -231,6 +231,7 @@ def test_the_directory_of_a_run_is_refused(tmp_path, capsys):
     assert "which holds a run; choose another directory" in said
 
 
+@pytest.mark.slow
 def test_the_page_of_a_study_is_written_at_any_time(study, tmp_path, capsys):
     working = study(sampler="random")
     for number in range(7):

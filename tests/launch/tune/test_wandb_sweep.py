@@ -178,6 +178,7 @@ def test_trials_are_the_runs_that_the_server_gives(server, tmp_path):
     assert found == {name: given for name, given, _ in server.sweeps.given}
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_with_the_same_runs(server, tmp_path):
     server.sweeps.values.extend({"optim.lr": value} for value in (0.3, 0.1))
     options = ["--wandb", "--sampler", "random", "--trials", "2"]
@@ -217,6 +218,7 @@ def test_trials_run_on_while_the_server_fails(server, tmp_path):
     assert [t["state"] for t in shown(tmp_path / "study")["trials"]] == ["finished"] * 2
 
 
+@pytest.mark.slow
 def test_a_deleted_sweep_ends_the_study(server, tmp_path):
     server.sweeps.values.append({"optim.lr": 0.3})
     first = tmp_path / "study" / "trials" / "0000"
@@ -227,6 +229,7 @@ def test_a_deleted_sweep_ends_the_study(server, tmp_path):
     assert "W&B has no sweep me/isorun/sweep0 any more" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "code", "text"),
     [
