@@ -192,6 +192,7 @@ class Workload:
                 "schedule.use=cosine",
                 "schedule.warmup_steps=10",
                 "evaluate.at_end=false",
+                "task.sample_tokens=0",  # a larger vocabulary has tokens that stand for no text
                 "track.console=plain",
                 *self.overrides,
             ],

@@ -2,6 +2,7 @@
 does not suffice, and what the commands report of the GPU."""
 
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -111,8 +112,6 @@ def test_half_precision_learns_as_fp32_does(runs, precision):
 
 @pytest.mark.parametrize(("before", "after"), [("gpu", "2 fsdp2"), ("zero3", "1"), ("cpu", "gpu")])
 def test_a_run_moves_between_the_gpu_and_the_cpu(runs, tmp_path, before, after):
-    import shutil
-
     directory = tmp_path / "run"
     shutil.copytree(runs(before), directory)
     for step in (20, 30, 40):
@@ -139,7 +138,7 @@ def test_checkpoints_are_complete_and_evaluate_on_the_gpu(runs):
     )  # fmt: skip
     succeeded(verified)
     evaluated = succeeded(start(directory, *EQUAL, name="evaluate"))
-    assert f"{metrics(runs('gpu'))[-1]['eval/loss']:.3f}" in evaluated.stdout
+    assert f"{metrics(runs('gpu'))[-1]['eval/loss']:.4f}" in evaluated.stdout
 
 
 @pytest.fixture(scope="module")
@@ -149,15 +148,12 @@ def text(gpu, tmp_path_factory):
     wanted = {
         "auto": (["precision=bf16"], {}),
         "too large": (["batch.micro_batch_size=256", "profile.memory=true"], {}),
-        "lr-find": (["batch.global_batch_size=8"], {"name": "lr-find"}),
-        "overfit": (["batch.global_batch_size=8"], {"name": "overfit"}),
+        "lr-find": (SOME, {"name": "lr-find"}),
+        "overfit": (SOME, {"name": "overfit"}),
         "batch-size": (["precision=bf16"], {"name": "batch-size"}),
-        "profile": (["batch.global_batch_size=8", "precision=bf16"], {"name": "profile"}),
+        "profile": ([*SOME, "precision=bf16"], {"name": "profile"}),
         "two ranks": (["task.fraction=0.1"], {"processes": 2}),
-        "hang": (
-            ["batch.global_batch_size=8", "length.steps=9", "task.hang=true", "watchdog.timeout=5"],
-            {},
-        ),
+        "hang": ([*SOME, "task.hang=true", "watchdog.timeout=5"], {}),
         "bad index": ([*SOME, "task.bad_index=true"], {}),
     }
 

@@ -13,9 +13,10 @@ class SmallGpuTask(TextTask):
         fraction: float = non_semantic(0.04)
         """Part of the GPU's memory."""
         hang: bool = non_semantic(False)
-        """Wait in the third forward pass."""
+        """Wait in the third forward pass of the training."""
         bad_index: bool = non_semantic(False)
-        """Read behind a table in the third forward pass, which a kernel detects."""
+        """Read behind a table in the third forward pass of the training, which a kernel
+        detects."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -27,9 +28,9 @@ class SmallGpuTask(TextTask):
         return super().build_model()
 
     def loss(self, model, batch):
-        self.calls += 1
-        if self.calls == 3 and self.config.task.hang:
+        self.calls += model.training
+        if model.training and self.calls == 3 and self.config.task.hang:
             time.sleep(10_000)
-        if self.calls == 3 and self.config.task.bad_index:
+        if model.training and self.calls == 3 and self.config.task.bad_index:
             batch = {**batch, "tokens": batch["tokens"] + 1_000_000}
         return super().loss(model, batch)

@@ -121,8 +121,8 @@ def _metadata(index: Index) -> Metadata:
     return forms.Metadata(entries, storage_data=places, storage_meta=forms.StorageMeta())
 
 
-def _index(metadata: Metadata) -> Index:
-    """The index of what DCP has written."""
+def _index(metadata: Metadata, places: Mapping[Any, Any]) -> Index:
+    """The index of what DCP has written. ``places``: the file, offset and length of each chunk."""
     from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
     index = {}
@@ -130,7 +130,7 @@ def _index(metadata: Metadata) -> Index:
         assert isinstance(entry, TensorStorageMetadata), name
         chunks = []
         for chunk in entry.chunks:
-            place = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+            place = places[MetadataIndex(name, chunk.offsets)]
             where = place.relative_path, place.offset, place.length
             chunks.append(Chunk(tuple(chunk.offsets), tuple(chunk.sizes), *where))
         dtype = str(entry.properties.dtype).removeprefix("torch.")
@@ -150,8 +150,10 @@ def save(shards: Mapping[str, Shard], directory: Path, group: ProcessGroup | Non
 
     class Writer(FileSystemWriter):
         def finish(self, metadata: Metadata, results: Any) -> None:
-            super().finish(metadata, results)
-            (directory / INDEX).write_text(to_json(_index(metadata)), encoding="utf-8")
+            super().finish(metadata, results)  # not every version of torch changes the metadata
+            places = {written.index: written.storage_data for part in results for written in part}
+            index = to_json(_index(metadata, places))
+            (directory / INDEX).write_text(index, encoding="utf-8")
 
     # With more than one thread, DCP drops the exceptions of its writer threads.
     writer = Writer(directory, thread_count=1, sync_files=True)
