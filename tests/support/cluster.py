@@ -180,13 +180,17 @@ class Cluster(Controllers):
         was = (found.get("spec") or {}).get("suspend")
         _merge(found, body)
         is_now = (found.get("spec") or {}).get("suspend")
-        if plural == "jobs" and is_now and not was:
+        if bool(is_now) == bool(was):
+            return found
+        if plural == "jobs" and is_now:
             for pod in [p for p in self.pods() if labels(p).get(JOB) == name]:
                 self._delete_pod(pod)
                 if pod["status"]["phase"] != "Running":
                     self._forget("pods", pod)
-        if plural == "jobsets" and is_now and not was:
-            self.patch("jobs", namespace, f"{name}-node-0", {"spec": {"suspend": True}})
+        elif plural == "jobs":
+            self._start_job(found)
+        elif plural == "jobsets":
+            self.patch("jobs", namespace, f"{name}-node-0", {"spec": {"suspend": is_now}})
         return found
 
     def delete(self, plural, namespace, name):

@@ -63,7 +63,8 @@ class Controllers:
             return
         job["status"]["startTime"] = now()
         for index in range(min(job["spec"]["completions"], job["spec"]["parallelism"])):
-            self._make_pod(job, index)
+            if index not in job["status"].get("done", []):
+                self._make_pod(job, index)
 
     def _make_pod(self, job, index, after=None):
         """``after``: the earlier failures of this index, counted and ignored."""
@@ -104,11 +105,7 @@ class Controllers:
         if pod["status"]["phase"] == "Succeeded":
             done = {*status.get("done", []), index}
             status |= {"done": sorted(done), "succeeded": len(done)}
-            following = index + spec["parallelism"]
-            if len(done) + len(status.get("gone", [])) == spec["completions"]:
-                self._finish(job, "Complete", "CompletionsReached", "")
-            elif following < spec["completions"]:
-                self._make_pod(job, following)
+            self._index_ended(job)
             return
         action, number = policy_action(spec, pod, code, disrupted)
         known = pod["metadata"].get("annotations", {})
@@ -141,6 +138,20 @@ class Controllers:
                 self._finish(job, "Failed", reason, "Job has failed too often")
             else:
                 status.setdefault("gone", []).append(index)
+                self._index_ended(job)
+
+    def _index_ended(self, job):
+        """Starts the next index, or ends the Job if there is none."""
+        spec, status = job["spec"], job["status"]
+        gone = status.get("gone", [])
+        ended = len(status.get("done", [])) + len(gone)
+        following = ended + spec["parallelism"] - 1
+        if following < spec["completions"]:
+            self._make_pod(job, following)
+        elif ended == spec["completions"] and gone:
+            self._finish(job, "Failed", "FailedIndexes", "Job has failed indexes")
+        elif ended == spec["completions"]:
+            self._finish(job, "Complete", "CompletionsReached", "")
 
     def _finish(self, job, kind, reason, message):
         condition = {"type": kind, "status": "True", "reason": reason, "message": message}

@@ -87,8 +87,12 @@ class Kubelet:
         if key := item["valueFrom"].get("secretKeyRef"):
             secret = self._cluster.objects["secrets", pod["metadata"]["namespace"], key["name"]]
             return secret["stringData"][key["key"]]
-        labels, path = pod["metadata"]["labels"], item["valueFrom"]["fieldRef"]["fieldPath"]
-        return labels[path.split("'")[1]] if "'" in path else "127.0.0.1"
+        path = item["valueFrom"]["fieldRef"]["fieldPath"]
+        if "'" not in path:
+            return "127.0.0.1"
+        field, key, _ = path.split("'")  # metadata.labels['KEY']
+        kind = field.removeprefix("metadata.").rstrip("[")
+        return pod["metadata"].get(kind, {}).get(key, "")
 
     @staticmethod
     def _expanded(word, values):

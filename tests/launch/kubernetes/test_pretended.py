@@ -23,6 +23,7 @@ CLASS = {
 }
 # The other tests cover the same with more waiting; they run only on a real cluster.
 TESTS = [
+    "test_controllers.py",
     "test_runs.py::test_a_config_error_fails_the_job_at_once",
     "test_runs.py::test_the_namespace_is_restricted_and_has_the_network_policy",
     "test_runs.py::test_delete_leaves_a_checkpoint_from_which_the_same_run_resumes",
