@@ -2,7 +2,7 @@
 termination message.
 
 ``exit_code``, ``what`` (the exit code in words), ``retry``, ``advice``, ``first`` (the rank that
-failed first: rank, host, error, log ...), ``others`` and ``lost_nodes``.
+failed first: rank, host, error, log ...; -1 is the agent itself), ``others`` and ``lost_nodes``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 from launch.contract import FAILURES, Fields, has_fields, read_object
 
+AGENT = -1
+"""The rank in the record of an agent that ended while it had no ranks."""
 _FIELDS: Fields = {
     "time": (int, float), "exit_code": int, "what": str, "retry": bool, "first": dict,
     "others": list, "lost_nodes": list,
@@ -40,8 +42,18 @@ def last_record(directory: Path) -> dict[str, Any] | None:
     return None
 
 
+def sentence(record: Mapping[str, Any]) -> str:
+    """The headline and the error; no full stop. Raises KeyError or TypeError if the record is
+    incomplete."""
+    error = record["first"]["error"]
+    return f"{headline(record)}, {error}" if error else headline(record)
+
+
 def headline(record: Mapping[str, Any]) -> str:
-    """The rank that failed first, and its exit code in words; no full stop. Raises KeyError or
-    TypeError if the record is incomplete."""
+    """Who ended first, a rank or the agent, and the exit code in words; no full stop. Raises
+    KeyError or TypeError if the record is incomplete."""
     first = record["first"]
-    return f"Rank {first['rank']} on {first['host']} ended first: {record['what']}"
+    who = f"The agent on {first['host']} ended"
+    if first["rank"] != AGENT:
+        who = f"Rank {first['rank']} on {first['host']} ended first"
+    return f"{who}: {record['what']}"

@@ -37,6 +37,10 @@ OPTIONS = [
     ("local-addr", "", "ADDRESS", "address at which other nodes reach this node"),
     ("max-restarts", "0", "N", "restarts of the ranks after infrastructure failures"),
     (
+        "restart-deadline", "0", "SECONDS",
+        "after the first restart of this agent by a JobSet, when node 0 ends them; 0: none",
+    ),
+    (
         "shutdown-timeout", f"{SHUTDOWN_TIMEOUT:g}", "SECONDS",
         "from a request to stop until ranks are killed",
     ),

@@ -24,8 +24,9 @@ from launch.agent.command import (
     rank_command,
     refusal,
 )
-from launch.agent.failure import Outcome, write_record, write_termination
+from launch.agent.failure import Outcome
 from launch.agent.options import AgentOptions, parse
+from launch.agent.records import directory_of, record_outcome, record_own_end, tell_last_failure
 from launch.agent.rendezvous import (
     ClosedError,
     failure_of,
@@ -34,10 +35,10 @@ from launch.agent.rendezvous import (
     preflight_passed,
     round_of,
 )
+from launch.agent.restarts import Restart, check_restart
 from launch.agent.signals import Signals, StopSignal
 from launch.contract import (
     LAUNCHER,
-    RUN_ID,
     SECRET,
     SECRET_FILE,
     STOP_DEADLINE,
@@ -49,15 +50,12 @@ from launch.contract import (
     UsageError,
     exit_code_of,
     fault_of,
+    first_line,
     log,
-    redact_command,
-    run_directory,
     wait_for_name,
     wait_for_port,
-    write_error_file,
 )
 from launch.cores import usable_cores
-from launch.failure_record import headline, last_record
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
@@ -71,18 +69,32 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent"
     signals.install()
 
     def supervise() -> int:
+        options = None
         try:
-            return _supervise(parse(sys.argv[1:] if argv is None else argv, prog=prog), signals)
+            options = parse(sys.argv[1:] if argv is None else argv, prog=prog)
+            return _supervise(options, signals)
         except StopSignal as stop:
             signals.interruptible = lambda: False  # a second one must not interrupt the exit
-            log(f"Stopped by {stop.number.name} while no ranks were running; nothing is lost.")
-            return Exit.STOPPED_AT_ONCE if stop.number == signal.SIGINT else Exit.PREEMPTED
+            text = f"Stopped by {stop.number.name} while no ranks were running; nothing is lost."
+            log(text)
+            code = Exit.STOPPED_AT_ONCE if stop.number == signal.SIGINT else Exit.PREEMPTED
+            if options and options.termination_log:
+                record_own_end(options, code, text)
+            return code
+        except Exception as error:
+            signals.interruptible = lambda: False
+            if options:
+                known = fault_of(error, RunError(first_line(error)))
+                known = error if isinstance(error, RunError) else known
+                record_own_end(options, known.code, str(known))
+            raise
 
     return exit_code_of(supervise)
 
 
 def _supervise(options: AgentOptions, signals: Signals) -> int:
     refused = _refused(options)
+    _check_restart(options)
     if options.max_nodes > 1:
         if not options.secret:
             log(
@@ -94,7 +106,7 @@ def _supervise(options: AgentOptions, signals: Signals) -> int:
     _tell_notes()
     if options.termination_log and options.node_rank in (0, None):
         # Beside the start, since it loads the config.
-        threading.Thread(target=_tell_last_failure, args=(options.command,), daemon=True).start()
+        threading.Thread(target=tell_last_failure, args=(options.command,), daemon=True).start()
     with ExitStack() as stack:
         if options.log_dir is None:
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isorun-agent-")))
@@ -113,21 +125,20 @@ def _supervise(options: AgentOptions, signals: Signals) -> int:
         return _run(options, options.command, second, signals, logs, refused=refused)
 
 
+def _check_restart(options: AgentOptions) -> None:
+    """Raises ResumeRefusedError on node 0 if a JobSet has restarted the run for too long."""
+    restart = Restart.of(os.environ)
+    if not (restart and restart.number and options.restart_deadline) or options.node_rank != 0:
+        return  # before the config is loaded
+    if directory := directory_of(options.command):
+        check_restart(directory, restart, options.restart_deadline)
+
+
 def _tell_notes() -> None:
     """Logs what was noticed when the submitted code was unpacked."""
     with suppress(OSError, KeyError):
         for note in Path(os.environ[CODE_NOTES]).read_text(encoding="utf-8").splitlines():
             log(f"warning: {note}")
-
-
-def _tell_last_failure(command: Sequence[str]) -> None:
-    """Logs the last failure of the run: in a container, the log and the termination message of
-    the attempt that failed may no longer exist."""
-    directory = run_directory(command) if command and not is_doctor(command) else None
-    if directory and (record := last_record(directory)):
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
-        error = record["first"]["error"]
-        log(f"Last failure of this run, at {when}: {headline(record)}{error and f', {error}'}")
 
 
 def _refused(options: AgentOptions) -> str:
@@ -253,7 +264,7 @@ def _run(
     def on_failure(outcome: Outcome, writes_record: bool) -> None:
         in_run = writes_record and not options.preflight_only and not is_doctor(options.command)
         own = options.command or command  # not that of the preflight
-        _write(options, own, outcome, round_of(handler), in_run_directory=in_run)
+        record_outcome(options, own, outcome, round_of(handler), in_run_directory=in_run)
 
     logs_specs = DefaultLogsSpecs(str(logs), tee=Std.ERR)
     agent = NodeAgent(spec, logs_specs, options, signals, log, on_failure)
@@ -274,39 +285,3 @@ def _run(
         if not leaving:  # otherwise it would be closed to the nodes that stay
             handler.shutdown()
     return agent.outcome.exit_code if agent.outcome else 0
-
-
-def _write(
-    options: AgentOptions,
-    command: Sequence[str],
-    outcome: Outcome,
-    number: int | None,
-    *,
-    in_run_directory: bool,
-) -> None:
-    """Prints the failure and writes it where people and programs look for it."""
-    log(outcome.paragraph())
-    write_error_file(RunError(outcome.paragraph()))  # read by TorchX, if it started this agent
-    record = outcome.record(
-        run_id=os.environ.get(RUN_ID),
-        command=redact_command(command),
-        agent=socket.gethostname(),
-        round=number,
-    )
-    if options.termination_log:
-        try:
-            write_termination(options.termination_log, record)
-        except OSError as error:
-            log(f"Cannot write the termination message (--termination-log): {error}.")
-    directory = run_directory(command) if in_run_directory else None
-    if directory is None:
-        return
-    try:
-        # Also before the first attempt has created it, in a container, whose log and termination
-        # message may go with it. Not if only another command can succeed: its path may be wrong.
-        if options.termination_log and record["retry"] and directory.parent.is_dir():
-            directory.mkdir(exist_ok=True)
-        if directory.is_dir():
-            write_record(directory, record)
-    except OSError as error:
-        log(f"Cannot write the failure record: {error}.")

@@ -55,6 +55,8 @@ class AgentOptions:
     local_addr: str | None
     """The address at which other nodes reach this one."""
     max_restarts: int
+    restart_deadline: float
+    """Seconds after its first restart by a JobSet when node 0 refuses to start; 0: no limit."""
     shutdown_timeout: float
     """Seconds from a request to stop until ranks that still run are killed."""
     stop_deadline: float
@@ -133,6 +135,7 @@ def parse(
         # container without network.
         local_addr=values.text("local-addr") or ("127.0.0.1" if max_nodes == 1 else None),
         max_restarts=values.whole("max-restarts", at_least=0),
+        restart_deadline=values.seconds("restart-deadline"),
         shutdown_timeout=timeout,
         stop_deadline=_stop_deadline(timeout, environ),
         monitor_interval=values.seconds("monitor-interval"),

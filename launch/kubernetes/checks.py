@@ -79,6 +79,8 @@ _BY_TEMPLATE = {
     **dict.fromkeys(("JOB_NAME", "SERVICE", "RDZV_HOST"), "the name of the run"),
     "POD_IP": "the address of the pod",
     "JOB_COMPLETION_INDEX": "the index of the pod",
+    "PET_RESTART_DEADLINE": "timeLimit (with TorchX: -cfg time_limit)",
+    **dict.fromkeys(("ISORUN_RESTARTED_BY", "ISORUN_RESTARTS"), "the JobSet"),
 }
 """Variables that the templates set, and from what."""
 
@@ -117,12 +119,12 @@ def training(command: Sequence[str], world_size: int | None) -> float | None:
     return float(asked) if asked is not None else None
 
 
-def seconds(value: Any, what: str) -> int:
+def seconds(value: Any, what: str, most: int = rules.WEEK) -> int:
     """A whole number of seconds of at least 1. Raises UsageError."""
     number = whole_number(str(value))
-    if not number or number > rules.WEEK:
+    if not number or number > most:
         raise UsageError(
-            f"{what} must be a whole number of seconds of at least 1 and at most {rules.WEEK}, but "
+            f"{what} must be a whole number of seconds of at least 1 and at most {most}, but "
             f"is {str(value)!r}."
         )
     return number

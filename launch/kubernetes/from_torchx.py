@@ -68,11 +68,8 @@ def render_request(
         name=Change(name, "TorchX"),
         env=job.env,
         namespace=str(cfg["namespace"]),
-        stop_deadline=(
-            Change(cfg["stop_deadline"], "-cfg stop_deadline")
-            if cfg.get("stop_deadline") is not None
-            else None
-        ),
+        stop_deadline=_option(cfg, "stop_deadline"),
+        time_limit=_option(cfg, "time_limit"),
     )
     _labels(app, role)
     metadata = {"labels": {ROLE: role.name}, "annotations": dict(app.metadata) or None}
@@ -85,6 +82,10 @@ def render_request(
     if any(_is_runs(mount.dst_path) for mount in role.mounts):
         leave_out.append("pvc")  # the claim is not used
     return RenderRequest(overlay.name, changes, add, leave_out, job.patches)
+
+
+def _option(cfg: Mapping[str, Any], name: str) -> Change | None:
+    return None if cfg.get(name) is None else Change(cfg[name], f"-cfg {name}")
 
 
 def _labels(app: AppDef, role: Role) -> None:

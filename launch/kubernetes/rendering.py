@@ -75,6 +75,7 @@ def render(request: RenderRequest) -> Rendered:
     if request.changes.namespace is not None:
         checks.namespace(request.changes.namespace)
     checks.environment(request.changes.env)
+    _check_time_limit(components, request.changes)
     spec = run["spec"]
     if "trials" in spec:
         _check_trials(overlay, spec, request.changes)
@@ -143,6 +144,15 @@ def _components(
     return [*early, *late, *conversions]
 
 
+def _check_time_limit(components: Sequence[str], changes: Changes) -> None:
+    if changes.time_limit and "volcano" in components:
+        raise UsageError(
+            f"timeLimit is {changes.time_limit.value!r} ({changes.time_limit.origin}), but a "
+            "Volcano job has no time limit, since each of its restarts is counted; remove it, and "
+            "set retries."
+        )
+
+
 def _check_trials(overlay: manifests.Overlay, spec: Mapping[str, Any], changes: Changes) -> None:
     """Each pod of a sweep needs a file of its own, and is a node of its own."""
     if spec["nodes"] != 1:
@@ -186,6 +196,9 @@ def _write_changes(folder: Path, request: RenderRequest) -> None:
         timeout = seconds + deadlines.POD_AGENT_AFTER_RANKS
         env |= {STOP_DEADLINE: str(seconds), variable("shutdown-timeout"): str(timeout)}
         pod["terminationGracePeriodSeconds"] = timeout + deadlines.POD_AFTER_AGENT
+    if change := request.changes.time_limit:
+        limit = checks.seconds(change.value, f"timeLimit ({change.origin})", rules.MOST_SECONDS)
+        patches.insert(0, {"spec": {"activeDeadlineSeconds": limit}})
     if env:
         container["env"] = _env_entries(env)
         patches.insert(0, {"spec": {"template": {"spec": pod}}})

@@ -35,6 +35,8 @@ MOST = 2**31 - 1
 """Of other whole numbers."""
 WEEK = 604_800
 """Seconds after which the template ends a Job."""
+MOST_SECONDS = 10**9
+"""Of a time limit: 31 years."""
 
 
 def is_yaml_constant(text: str) -> bool:

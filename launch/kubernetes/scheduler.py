@@ -43,6 +43,7 @@ _OPTIONS: list[tuple[str, type, Any, str]] = [
     ("topology", str, None, "Kueue topology level that all pods should share"),
     ("priority_class", str, None, "PriorityClass of the pods"),
     ("stop_deadline", int, None, "seconds that ranks have to save a checkpoint at a stop"),
+    ("time_limit", int, None, "seconds after which the run, or its restarts as JobSet, end"),
     ("cpu", str, None, "cores of a node, as a Kubernetes quantity such as 500m"),
     ("shared_memory", str, None, "size of /dev/shm, which counts toward memory, such as 8Gi"),
     ("scratch", str, None, "space for caches and temporary files, such as 32Gi"),

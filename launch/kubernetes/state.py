@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from launch.failure_record import headline
+from launch.agent_command import variable
+from launch.failure_record import sentence
 from launch.kubernetes import rules
 from launch.kubernetes.from_torchx import ROLE
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torchx.specs import AppState, ReplicaState
 
 Object = dict[str, Any]
+_RESTART_DEADLINE = variable("restart-deadline")
 CANCELLED = "isorun/cancelled"  # annotation set by `torchx cancel`
 
 
@@ -101,8 +103,8 @@ def message(job: Object, pods: Sequence[Object], notes: Sequence[str] = ()) -> s
     lines += notes
     if job["kind"] == "JobSet" and (times := restarts(job, pods)):
         lines.append(
-            f"Restarted {times} time(s). The pods before are gone; what ended them is in failures/ "
-            "in the run directory, and at the start of node 0's log."
+            f"Restarted {times} time(s){_restart_deadline(job)}. The pods before are gone; what "
+            "ended them is in failures/ in the run directory, and at the start of node 0's log."
         )
     for pod in pods:
         name = pod["metadata"]["name"]
@@ -186,6 +188,13 @@ def _nodes(job: Object) -> int:
     return int(_job_spec(job).get("completions") or 1)
 
 
+def _restart_deadline(job: Object) -> str:
+    """When restarts end, in words; empty if the pods have no such limit."""
+    env = _job_spec(job)["template"]["spec"]["containers"][0].get("env") or []
+    limit = next((item.get("value") for item in env if item["name"] == _RESTART_DEADLINE), None)
+    return f"; restarts end {limit} s after the first" if limit else ""
+
+
 def _image(job: Object, pods: Sequence[Object]) -> str:
     return str(pods[-1]["spec"]["containers"][0]["image"]) if pods else ""
 
@@ -240,9 +249,7 @@ def failure(pod: Object | None) -> str | None:
 def _in_words(text: str) -> str:
     """The agent's failure record as a sentence; other text unchanged."""
     try:
-        record = json.loads(text)
-        error = record["first"]["error"]
-        return f"{headline(record)}, {error}" if error else headline(record)
+        return sentence(json.loads(text))
     except (ValueError, TypeError, KeyError):
         return text
 

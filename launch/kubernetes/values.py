@@ -137,11 +137,17 @@ class Changes:
     namespace: str | None = None
     stop_deadline: Change | None = None
     """Seconds that ranks have to save a checkpoint at a stop."""
+    time_limit: Change | None = None
+    """Seconds after which a Job, an attempt of a JobSet, or the restarts of a JobSet end."""
 
     def origin(self, key: str, overlay: str) -> str:
         """The origin of a value of ``spec``, for error messages."""
         change = self.spec.get(key)
         return change.origin if change else f"run.yaml of the overlay {overlay}"
+
+
+_TOP = ("name", "stopDeadline", "timeLimit")
+"""Keys of ``--set`` that are no keys of ``spec``."""
 
 
 def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
@@ -156,19 +162,22 @@ def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
         origin = f"--set {word}"
         if key.startswith("env.") and key != "env.":
             env[key.removeprefix("env.")] = text
-        elif key in ("name", "stopDeadline"):
-            top[key] = Change(_scalar(text) if key == "stopDeadline" else text, origin)
+        elif key in _TOP:
+            top[key] = Change(text if key == "name" else _scalar(text), origin)
         elif key in Spec.model_fields:
             spec[key] = Change(_scalar(text), origin)
         else:
-            known = [*Spec.model_fields, "name", "stopDeadline", "env.NAME"]
+            known = [*Spec.model_fields, *_TOP, "env.NAME"]
             raise UsageError(
                 f"--set {word}: {key} is not a key{did_you_mean(key, known)} The keys are "
                 f"{', '.join(known)}."
             )
     if command:
         spec["command"] = Change(list(command), "after --")
-    return Changes(spec, top.get("name"), env, stop_deadline=top.get("stopDeadline"))
+    return Changes(
+        spec, top.get("name"), env, stop_deadline=top.get("stopDeadline"),
+        time_limit=top.get("timeLimit"),
+    )  # fmt: skip
 
 
 def _scalar(text: str) -> Any:

@@ -170,7 +170,11 @@ class Controllers:
             "metadata": {
                 "name": f"{name}-{replicated['name']}-0",
                 "namespace": jobset["metadata"]["namespace"],
-                "labels": {"jobset.sigs.k8s.io/jobset-name": name},
+                "labels": {
+                    "jobset.sigs.k8s.io/jobset-name": name,
+                    "jobset.sigs.k8s.io/jobset-uid": jobset["metadata"]["uid"],
+                    "jobset.sigs.k8s.io/restart-attempt": str(jobset["status"]["restarts"]),
+                },
                 "ownerReferences": [owner(jobset)],
             },
             "spec": copy.deepcopy(replicated["template"]["spec"]),

@@ -152,7 +152,8 @@ def _failures(directory: Path, clock: Clock) -> Iterator[Mark]:
         time, first = moment(record["time"]), record["first"]
         where = ""
         if has_fields(first, {"rank": int, "host": str}):
-            where = f" (rank {first['rank']} on {first['host']} ended first)"
+            who = f"rank {first['rank']}" if first["rank"] >= 0 else "the agent"
+            where = f" ({who} on {first['host']} ended first)"
         error = first.get("error")
         detail = f": {error}" if isinstance(error, str) and error else ""
         text = f"The node agent recorded: {record['what']}{where}{detail}"[:_TEXT]

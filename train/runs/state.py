@@ -39,6 +39,7 @@ _LATEST = 1 << 36
 """Seconds since the epoch; the calendar has no year for much larger numbers."""
 _SILENT = 600.0
 """Seconds after which a run without heartbeats counts as dead, if its process is out of sight."""
+_AGENT = -1  # instead of a rank, in the record of an agent that ended while it had none
 _FAILURES = 100
 """The most records of node agents that are read."""
 _LAST_BEAT = 2.0
@@ -189,7 +190,9 @@ def _recorded_failures(path: Path) -> list[End]:
             record = read_object(
                 file, {"time": (int, float), "exit_code": int, "what": str}, limit=1 << 20
             )
-            code = record["exit_code"]
+            code, first = record["exit_code"], record.get("first")
+            if isinstance(first, dict) and first.get("rank") == _AGENT:
+                continue  # there was no attempt
             found.append(End(code, exit_name(code), record["what"], moment(record["time"])))
     return found
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from launch.agent import main as agent
 from launch.agent.failure import (
     TERMINATION_BYTES,
     Outcome,
@@ -17,8 +18,8 @@ from launch.agent.failure import (
     write_record,
     write_termination,
 )
-from launch.agent.main import _tell_last_failure, _write
-from tests.support.runs import TINY
+from launch.agent.records import record_outcome, tell_last_failure
+from tests.support.runs import TINY, free_port
 from train.exits import ADVICE, Exit, is_worth_retrying
 
 
@@ -158,7 +159,7 @@ def test_each_record_is_written_whatever_else_cannot_be(tmp_path, monkeypatch, u
     first = failure(0, 75)
     command = ["python", "-m", "train", "fit", *TINY, f"run.dir={directory}", "task.use=gone:Task"]
     options = SimpleNamespace(termination_log=tmp_path / "gone" / "termination-log")
-    _write(options, command, Outcome(first, [first], []), 0, in_run_directory=True)
+    record_outcome(options, command, Outcome(first, [first], []), 0, in_run_directory=True)
     record = json.loads((directory / "failures/0001.json").read_text())
     assert record["exit_code"] == 75
 
@@ -199,7 +200,7 @@ def test_the_recorded_command_holds_no_secret(tmp_path):
     options = SimpleNamespace(termination_log=path)
     outcome = Outcome(failure(0, 70), [failure(0, 70)], [])
     command = ["python", "x.py", "--password", "hunter2", "MY_KEY=hunter2", "u://a:hunter2@b"]
-    _write(options, command, outcome, 1, in_run_directory=False)
+    record_outcome(options, command, outcome, 1, in_run_directory=False)
     written = json.loads(path.read_text())["command"]
     assert written == ["python", "x.py", "--password", "***", "MY_KEY=***", "u://a:***@b"]
 
@@ -209,22 +210,42 @@ def test_a_retried_failure_is_recorded_before_the_first_attempt_has_made_the_run
     command = ["python", "-m", "train", "fit", *TINY, f"run.dir={tmp_path}/runs/a"]
     options = SimpleNamespace(termination_log=tmp_path / "termination-log")
     retried = Outcome(failure(1, 75, "71 MiB free"), [failure(1, 75, "71 MiB free")], [])
-    _write(options, command, retried, 1, in_run_directory=True)
+    record_outcome(options, command, retried, 1, in_run_directory=True)
     assert not (tmp_path / "runs").exists(), "a directory whose parent does not exist is a typo"
     (tmp_path / "runs").mkdir()
     wrong = Outcome(failure(0, 64, "a typo"), [failure(0, 64)], [])
-    _write(options, command, wrong, 1, in_run_directory=True)
+    record_outcome(options, command, wrong, 1, in_run_directory=True)
     assert not (tmp_path / "runs" / "a").exists()
     outside = SimpleNamespace(termination_log=None)
-    _write(outside, command, retried, 1, in_run_directory=True)
+    record_outcome(outside, command, retried, 1, in_run_directory=True)
     assert not (tmp_path / "runs" / "a").exists(), "not in a container"
-    _write(options, command, retried, 1, in_run_directory=True)
+    record_outcome(options, command, retried, 1, in_run_directory=True)
     (file,) = (tmp_path / "runs" / "a" / "failures").glob("*.json")
     assert json.loads(file.read_text())["first"]["error"] == "71 MiB free"
     capsys.readouterr()
-    _tell_last_failure(command)
+    tell_last_failure(command)
     said = capsys.readouterr()
     assert "Last failure of this run, at 20" in said.out + said.err
     assert "exit code 75 (RETRY), 71 MiB free" in said.out + said.err
-    _tell_last_failure(["python", "-m", "train", "fit", *TINY, f"run.dir={tmp_path}/runs/b"])
+    tell_last_failure(["python", "-m", "train", "fit", *TINY, f"run.dir={tmp_path}/runs/b"])
     assert capsys.readouterr().err == ""
+
+
+def test_agents_that_end_without_ranks_record_why_once(tmp_path, capsys, monkeypatch):
+    """Such as nodes that do not join: in a pod, the log goes with the pod, and there may be no run
+    directory yet."""
+    monkeypatch.setenv("ISORUN_SECRET", "x" * 32)
+    message = tmp_path / "termination-log"
+    words = ["--nnodes", "3", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-timeout", "1"]
+    words += ["--nproc-per-node", "1", "--termination-log", str(message)]
+    words += ["--", "python", "-m", "train", "fit", *TINY, f"run.dir={tmp_path}/run"]
+    for node in ("1", "2"):
+        assert agent.main(["--node-rank", node, *words]) == 75
+        record = json.loads(message.read_text())
+        assert (record["exit_code"], record["retry"]) == (75, True)
+    (file,) = (tmp_path / "run" / "failures").glob("*.json")
+    assert "node 0 to listen" in json.loads(file.read_text())["first"]["error"]
+    capsys.readouterr()
+    tell_last_failure(words[words.index("--") + 1 :])
+    assert "The agent on " in (said := capsys.readouterr().err)
+    assert "ended: exit code 75 (RETRY), Timed out" in said

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from launch import deadlines
+from launch.agent.restarts import Restart
 from launch.kubernetes.command_line import render_words
 from launch.kubernetes.manifests import needs
 from launch.kubernetes.values import number
@@ -111,7 +112,10 @@ def test_a_set_restarts_together_by_the_exit_code_table(overlay):
         == "RestartJobSet"
     )
     assert failure_policy(overlay)["maxRestarts"] == 3
-    assert spec["activeDeadlineSeconds"] > 0  # of one attempt
+    assert spec["activeDeadlineSeconds"] > 0  # of one attempt, after which none follows
+    assert (
+        action("DeadlineExceeded", "Job was active longer than specified deadline") == "FailJobSet"
+    )
 
 
 def test_a_volcano_job_follows_the_exit_code_table():
@@ -210,6 +214,12 @@ def expanded(container, job_name, labels, extra=()):
     return re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), line), values
 
 
+BY_JOBSET = {
+    "jobset.sigs.k8s.io/jobset-uid": "5d8f0b1c-1111-4222-8333-abcdefabcdef",
+    "jobset.sigs.k8s.io/restart-attempt": "2",
+}
+
+
 @pytest.mark.parametrize(
     ("overlay", "labels", "head"),
     [
@@ -219,6 +229,7 @@ def expanded(container, job_name, labels, extra=()):
             {
                 "batch.kubernetes.io/job-name": "text-node-0",
                 "jobset.sigs.k8s.io/jobset-name": "text",
+                **BY_JOBSET,
             },
             "text-node-0-0.text",
         ),
@@ -236,6 +247,11 @@ def test_the_agent_accepts_the_variables_of_a_pod(overlay, labels, head):
     assert (options.min_nodes, options.max_nodes, options.processes) == (2, 2, 8)
     assert (options.node_rank, options.local_addr) == (1, "10.0.0.7")
     assert (options.shutdown_timeout, options.stop_deadline) == (105, 90)
+    restart = Restart(BY_JOBSET["jobset.sigs.k8s.io/jobset-uid"], 2)
+    if overlay == "jobset":
+        assert (Restart.of(values), options.restart_deadline) == (restart, 604800)
+    else:
+        assert (Restart.of(values), options.restart_deadline) == (None, 0)
     assert options.command[1:] == ("-m", "train", "fit", "--config", "configs/text.yaml")
 
 
@@ -250,7 +266,7 @@ def test_the_agent_accepts_the_variables_of_kubeflow():
     }  # fmt: skip
     container = main_container(pod)
     assert not variables(container).keys() & kubeflow.keys()
-    line, values = expanded(container, "text", {}, kubeflow)
+    line, values = expanded(container, "text", BY_JOBSET, kubeflow)
     options = parse(agent_words(line), {**values, "JOB_COMPLETION_INDEX": "1"})
     assert (options.host, options.port) == ("text-node-0-0.text", 29400)
     assert (options.max_nodes, options.processes, options.node_rank) == (2, 8, 1)

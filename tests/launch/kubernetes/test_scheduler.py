@@ -239,7 +239,10 @@ def test_a_jobset_has_the_same_operations(cluster, scheduler):
     assert told(scheduler, app_id) == (AppState.RUNNING, [ReplicaState.RUNNING] * 2)
     cluster.end(cluster.pod(1), 75)  # the whole gang restarts, and the failure is not counted
     assert scheduler.describe(app_id).num_restarts == 1
-    assert "Restarted 1 time(s). The pods before are gone" in scheduler.describe(app_id).msg
+    assert (
+        "Restarted 1 time(s); restarts end 604800 s after the first. The pods"
+        in scheduler.describe(app_id).msg
+    )
     cluster.end(cluster.pod(0), 1)
     assert scheduler.describe(app_id).num_restarts == 2
     assert list(scheduler.log_iter(app_id, "fit", 0)) == []
@@ -657,8 +660,10 @@ def test_only_the_node_number_is_substituted_in_a_command():
 @pytest.mark.usefixtures("here")
 def test_scheduler_options_that_add_a_component():
     job = job_of(
-        app(), priority_class="research", queue="q", queue_priority="high", stop_deadline=300
-    )
+        app(), priority_class="research", queue="q", queue_priority="high", stop_deadline=300,
+        time_limit=7200,
+    )  # fmt: skip
+    assert job["spec"]["activeDeadlineSeconds"] == 7200
     pod = job["spec"]["template"]["spec"]
     assert pod["priorityClassName"] == "research"
     assert pod["terminationGracePeriodSeconds"] == 330
