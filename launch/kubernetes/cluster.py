@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from launch.contract import RetryError, RunError, UsageError
+from launch.kubernetes.ends import REASONS, last_time
 from launch.torchx.refusals import cluster_refusal
 
 Object = dict[str, Any]
@@ -190,20 +191,28 @@ class Cluster:
     def refused_pods(self, name: str) -> str:
         """Why the cluster refuses to create pods of a run, such as a quota or pod security: the
         last warning about its Job; empty if there is none, or if events cannot be read."""
-        with suppress(RunError), _translated(f"list the events of {name}"):
+        events = self._events("reason=FailedCreate", ("FailedCreate",))
+        found = [e for e in events if e["involvedObject"].get("name") in (name, f"{name}-node-0")]
+        return str(found[-1].get("message", "")) if found else ""
+
+    def failed_attempts(self, name: str) -> list[Object]:
+        """The events about the failures of the Job in a JobSet, which also tell of Jobs that are
+        gone, the oldest first; the cluster keeps them for an hour or so. Empty if they cannot be
+        read."""
+        job = f"{name}-node-0"
+        found = self._events(f"involvedObject.name={job}", REASONS)
+        return [event for event in found if event["involvedObject"].get("name") == job]
+
+    def _events(self, selector: str, reasons: Collection[str]) -> list[Object]:
+        """The events that a field selector selects, with these reasons, the oldest first; empty if
+        they cannot be read."""
+        with suppress(RunError), _translated("list events"):
             listed = self._call(
                 "CoreV1Api", "list_namespaced_event", self.namespace,
-                field_selector="reason=FailedCreate",
+                field_selector=selector,
             )  # fmt: skip
-            found = [
-                event
-                for event in listed["items"]
-                if event["reason"] == "FailedCreate"
-                and event["involvedObject"].get("name") in (name, f"{name}-node-0")
-            ]
-            found.sort(key=lambda event: str(event.get("lastTimestamp")))
-            return str(found[-1].get("message", "")) if found else ""
-        return ""
+            return sorted((e for e in listed["items"] if e["reason"] in reasons), key=last_time)
+        return []
 
     def queued(self) -> list[Object]:
         """The workloads of Kueue in the namespace; none if there is no Kueue, or if they cannot be

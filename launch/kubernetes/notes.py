@@ -1,4 +1,5 @@
-"""Lines about a run that its own objects do not have: its queue, missing pods, the last step."""
+"""Lines about a run that its own objects do not have: its queue, missing pods, ends of pods that
+are gone, the last step."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 
 from launch.kubernetes import state
 from launch.kubernetes.cluster import Cluster
+from launch.kubernetes.ends import ends_note
 from launch.kubernetes.progress import progress_note
 from launch.kubernetes.queue import queue_note
 
@@ -22,6 +24,8 @@ def notes(cluster: Cluster, job: Object, pods: Sequence[Object]) -> list[str]:
     elif state.lacks_pods(job, pods):
         refused = cluster.refused_pods(job["metadata"]["name"])
         found.append(f"Pods are missing: {refused}" if refused else None)
+    if job["kind"] == "JobSet":
+        found.append(ends_note(job, cluster.failed_attempts(job["metadata"]["name"])))
     if any(pod["status"].get("phase") == "Running" for pod in pods):
         found.append(progress_note(cluster, pods))
     return [text for text in found if text]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from launch.agent_command import variable
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torchx.specs import AppState, ReplicaState
 
 Object = dict[str, Any]
+_LATE = 30.0
+"""Seconds after its grace period for which the kubelet may take to report a pod's end."""
 _RESTART_DEADLINE = variable("restart-deadline")
 CANCELLED = "isorun/cancelled"  # annotation set by `torchx cancel`
 
@@ -110,7 +112,7 @@ def message(job: Object, pods: Sequence[Object], notes: Sequence[str] = ()) -> s
         name = pod["metadata"]["name"]
         if text := failure(pod):
             lines.append(f"{name} (exit {exit_code(pod)}): {text}")
-        elif reason := waiting(pod):
+        elif reason := waiting(pod) or _overdue(pod):
             lines.append(f"{name}: {reason}")
     return "\n".join(lines) or "<NONE>"
 
@@ -214,6 +216,21 @@ def _replica_state(pod: Object | None) -> ReplicaState:
 
 def _host(pod: Object | None) -> str:
     return str(pod["spec"].get("nodeName") or "") if pod else ""
+
+
+def _overdue(pod: Object) -> str | None:
+    """That a deleted pod does not end; None for others. Nothing replaces it before, since two pods
+    could write one run."""
+    deleted = pod["metadata"].get("deletionTimestamp")  # with the grace period
+    if not deleted or has_ended(pod):
+        return None
+    late = (datetime.now(UTC) - datetime.fromisoformat(deleted)).total_seconds()
+    if late < _LATE:
+        return None
+    return (
+        f"it should have ended {late:.0f} s ago, but {_host(pod) or 'its node'} has not reported "
+        "its end, for which the run waits; see Terminating in docs/kubernetes.md"
+    )
 
 
 def _ended(pod: Object) -> Object | None:

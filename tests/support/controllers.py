@@ -156,11 +156,25 @@ class Controllers:
     def _finish(self, job, kind, reason, message):
         condition = {"type": kind, "status": "True", "reason": reason, "message": message}
         job["status"].setdefault("conditions", []).append(condition)
+        if kind == "Failed":
+            self._tell(job, reason, message)
         self._end_pods(job)
         parent = next(iter(job["metadata"].get("ownerReferences", [])), None)
         jobset = parent and self._find("jobsets", job["metadata"]["namespace"], parent["name"])
         if jobset:
             self._child_ended(jobset, job, condition)
+
+    def _tell(self, job, reason, message):
+        place = {"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
+        event = {
+            "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason,
+            "message": message, "involvedObject": place, "lastTimestamp": now(),
+            "metadata": {
+                "name": f"{place['name']}.{secrets.token_hex(4)}",
+                "namespace": job["metadata"]["namespace"],
+            },
+        }  # fmt: skip
+        self._store("events", event)
 
     def _start_child(self, jobset):
         replicated = jobset["spec"]["replicatedJobs"][0]

@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from launch.kubernetes import cluster as cluster_api
+from launch.kubernetes.ends import ends_note
 from launch.kubernetes.notes import notes
 from launch.kubernetes.queue import queue_note
+from launch.kubernetes.state import message
 
 JOB = {"kind": "Job", "metadata": {"name": "mine", "uid": "1"}, "spec": {"suspend": True}}
 NO_QUOTA = ("QuotaReserved", "False", "Pending", "insufficient unused quota for cpu, 2 more needed")
@@ -119,3 +121,47 @@ def test_without_a_step_in_a_log_there_is_no_note(logs):
 
 def test_logs_of_pods_that_do_not_run_are_not_read():
     assert notes(Logs({}), RUNNING, [pod("0", "Pending"), pod("1", "Succeeded")]) == []
+
+
+JOBSET = {"kind": "JobSet", "metadata": {"name": "a", "creationTimestamp": "2026-11-27T10:00:00Z"}}
+WORDS = "Container train for pod ml/a-node-0-1-x failed with exit code 75 matching FailJob rule at index 1"
+
+
+def failed(minute, message=WORDS, reason="PodFailurePolicy"):
+    return {"reason": reason, "message": message, "lastTimestamp": f"2026-11-27T10:{minute:02}:07Z"}
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (failed(1), "2026-11-27 10:01:07 exit code 75 in the pod a-node-0-1-x"),
+        (
+            failed(1, "Pod ml/a-node-0-1-x has condition DisruptionTarget matching FailJob rule at index 2"),
+            "2026-11-27 10:01:07 disruption (such as a drain, eviction or preemption) of the pod a-node-0-1-x",
+        ),
+        (
+            failed(2, "Job was active longer than specified deadline", "DeadlineExceeded"),
+            "2026-11-27 10:02:07 DeadlineExceeded: Job was active longer than specified deadline",
+        ),
+    ],
+)  # fmt: skip
+def test_what_ended_an_attempt_is_told_after_its_pods_are_gone(event, said):
+    assert ends_note(JOBSET, [event]) == f"Attempts ended: {said}"
+
+
+def test_only_the_newest_ends_are_told_and_none_of_another_jobset_of_this_name():
+    old = {**failed(1), "lastTimestamp": "2026-11-27T09:59:59Z"}
+    assert ends_note(JOBSET, [old]) is None
+    said = ends_note(JOBSET, [old, *(failed(minute) for minute in range(1, 9))])
+    assert "10:03" not in said
+    assert said.count("exit code 75") == 5
+    assert said.endswith("10:08:07 exit code 75 in the pod a-node-0-1-x; and 3 before")
+
+
+def test_a_deleted_pod_whose_node_does_not_report_its_end_is_named():
+    gone = pod("0")
+    gone["spec"]["nodeName"] = "node-b"
+    for seconds, said in ((10, False), (300, True)):
+        since = datetime.now(UTC) - timedelta(seconds=seconds)
+        gone["metadata"]["deletionTimestamp"] = since.strftime("%Y-%m-%dT%H:%M:%SZ")
+        assert ("but node-b has not reported its end" in message(RUNNING, [gone])) is said

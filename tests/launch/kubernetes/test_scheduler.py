@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import threading
 import time
 from datetime import UTC, datetime, timedelta, timezone
@@ -248,6 +249,10 @@ def test_a_jobset_has_the_same_operations(cluster, scheduler):
     assert list(scheduler.log_iter(app_id, "fit", 0)) == []
     cluster.end(cluster.pod(0), 64)
     assert scheduler.describe(app_id).state == AppState.FAILED
+    (ends,) = [line for line in scheduler.describe(app_id).msg.splitlines() if "ended:" in line]
+    codes = [r"\S+ \S+ exit code 75 in the pod \S+-node-0-1-\S+", ".* BackoffLimitExceeded: .*"]
+    codes += [r"\S+ \S+ exit code 64 in the pod \S+-node-0-0-\S+"]
+    assert re.fullmatch(f"Attempts ended: {'; '.join(codes)}", ends), "also of pods that are gone"
     other = scheduler.submit(app(), {"overlay": "jobset"})
     scheduler.cancel(other)
     assert scheduler.describe(other).state == AppState.CANCELLED
