@@ -18,6 +18,7 @@ from train.track.samples import SamplesSink
 from train.track.sinks import RunInfo, Sink, make_sinks
 from train.track.tensorboard import TensorBoardSink
 from train.track.track_config import TrackConfig
+from train.track.trainjob_sink import trainjob_sink
 from train.track.wandb_nodes import NodeMetrics
 from train.track.wandb_sink import WandbSink
 
@@ -63,6 +64,8 @@ class Tracker:
             if config.wandb != "disabled":
                 sinks.append(WandbSink(run, config, store=store))
             sinks += make_sinks(config.sinks, run)
+            if trainjob := trainjob_sink(run):
+                sinks.append(trainjob)
         warn = partial(_log.warning, "%s")
         self._backgrounds = [Background(sink, self.info, warn) for sink in sinks]
         self._file = self._open_file(run)
