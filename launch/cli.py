@@ -17,7 +17,7 @@ COMMANDS = {
 """Commands that are modules of ``launch.commands``."""
 
 PROGRAMS = {
-    "render": "print the Kubernetes objects of a run",
+    "render": "print or apply the Kubernetes objects of a run",
     "doctor": "check machines and network before a training starts",
     "cluster": "look into a run on Kubernetes: pods, files, TensorBoard",
     "agent": "start the ranks of one node, with exit codes and restarts",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.contract import RetryError, RunError, UsageError
+from launch.kubernetes import rules
 from launch.kubernetes.ends import REASONS, last_time
 from launch.torchx.refusals import cluster_refusal
 
@@ -27,8 +28,6 @@ SUBMITTED = (
     *(f"{_CUSTOM[kind]['group']}/{_CUSTOM[kind]['version']}" for kind in ("JobSet", "TrainJob")),
 )
 """The ``apiVersion`` of each kind of workload that can be submitted."""
-_RUNTIME_SECONDS = 60.0
-"""How long Kubeflow Trainer may take to notice a TrainingRuntime."""
 # Kinds that the runs of a namespace share: created if missing, and never deleted. The name of a
 # ConfigMap contains a hash of its content, unless it holds the code of a run. A CronJob serves the
 # whole volume.
@@ -92,7 +91,7 @@ class Cluster:
         """Creates the runtimes, then the TrainJob, which Kubeflow Trainer refuses until it has
         noticed its runtime; returns its uid."""
         runtimes = [made for made in objects if made["kind"] == "TrainingRuntime"]
-        until = time.monotonic() + _RUNTIME_SECONDS
+        until = time.monotonic() + rules.RUNTIME_SECONDS
         try:
             for made in runtimes:
                 self._create(made)

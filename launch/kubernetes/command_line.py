@@ -1,4 +1,4 @@
-"""``isorun render``: prints the Kubernetes objects of a run."""
+"""``isorun render``: prints or applies the Kubernetes objects of a run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import replace
 
 from launch.contract import Exit, Parser, UsageError, log
 from launch.kubernetes import manifests
+from launch.kubernetes.apply import apply
 from launch.kubernetes.rendering import Rendered, RenderRequest, as_yaml, render
 from launch.kubernetes.values import parse
 
 PROG = "isorun render"
 _DESCRIPTION = """\
-Print the Kubernetes objects of a run, for `kubectl apply -f -`. Warnings go to standard error.
+Print the Kubernetes objects of a run, for `kubectl apply -f -`, or apply them with --apply.
+Warnings go to standard error.
 
 OVERLAY is a directory of k8s/overlays, and each COMPONENT one of k8s/components to add to it.
 isorun.fit is a TorchX component, and so are isorun.doctor, .sweep, .tune and .run: this prints
@@ -22,11 +24,14 @@ what the scheduler kubernetes_job would submit; `%(prog)s isorun.fit --help` lis
 
 
 def main(argv: Sequence[str], prog: str = PROG) -> Exit:
-    """Renders and prints. Raises UsageError."""
-    rendered = render_words(argv, prog)
+    """Renders and prints or applies. Raises UsageError or RetryError."""
+    rendered, applies = _rendered(argv, prog)
     for warning in rendered.warnings:
         log(f"warning: {warning}")
-    print(as_yaml(rendered.objects), end="")
+    if applies:
+        apply(rendered.objects)
+    else:
+        print(as_yaml(rendered.objects), end="")
     return Exit.DONE
 
 
@@ -52,15 +57,24 @@ def parser(prog: str = PROG) -> Parser:
         help="a component of the overlay to leave out; repeatable",
     )  # fmt: skip
     made.add_argument("-n", "--namespace", help="the namespace of the objects")
+    made.add_argument(
+        "--apply", action="store_true",
+        help="apply them with kubectl instead of printing them, a TrainJob after its runtime",
+    )  # fmt: skip
     return made
 
 
 def render_words(words: Sequence[str], prog: str = PROG) -> Rendered:
     """The objects of an overlay or of a TorchX component. Raises UsageError."""
+    return _rendered(words, prog)[0]
+
+
+def _rendered(words: Sequence[str], prog: str) -> tuple[Rendered, bool]:
+    """The objects, and whether to apply them."""
     if words and "." in words[0] and not words[0].startswith("-"):
         from launch.kubernetes.component import render_component
 
-        return render_component(words[0], words[1:])
+        return render_component(words[0], words[1:]), False
     own, command = list(words), []
     if "--" in own:
         at = own.index("--")
@@ -73,4 +87,5 @@ def render_words(words: Sequence[str], prog: str = PROG) -> Rendered:
     given = parser(prog).parse_intermixed_args(own)
     changes = replace(parse(given.set, command), namespace=given.namespace)
     leave_out = [manifests.check("components", name) for name in given.without]
-    return render(RenderRequest(given.overlay, changes, given.components, leave_out))
+    request = RenderRequest(given.overlay, changes, given.components, leave_out)
+    return render(request), given.apply

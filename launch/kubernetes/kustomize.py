@@ -32,6 +32,18 @@ def command() -> list[str]:
     raise UsageError(f"Neither kubectl nor kustomize is installed to build the manifests; {_HOW}.")
 
 
+def kubectl() -> list[str]:
+    """The start of a kubectl command. Raises UsageError."""
+    named = os.environ.get(VARIABLE, "")
+    for name in [named] * Path(named).name.startswith("kubectl") + ["kubectl"]:
+        if found := shutil.which(name):
+            return [found]
+    raise UsageError(
+        "kubectl is not installed, which reaches the cluster; install it "
+        "(https://kubernetes.io/docs/tasks/tools/)."
+    )
+
+
 def build(folder: Path) -> list[dict[str, Any]]:
     """The objects of a kustomization. Raises UsageError with kustomize's message."""
     words = command()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from launch.contract import RetryError, RunError, UsageError, error_of_code
-from launch.kubernetes.kustomize import VARIABLE
+from launch.kubernetes import kustomize
 
 
 @dataclass(frozen=True)
@@ -76,14 +73,7 @@ class Container:
 
 def kubectl(namespace: str) -> list[str]:
     """The start of a kubectl command. Raises UsageError."""
-    named = os.environ.get(VARIABLE, "")
-    for name in [named] * Path(named).name.startswith("kubectl") + ["kubectl"]:
-        if found := shutil.which(name):
-            return [found, "--namespace", namespace]
-    raise UsageError(
-        "kubectl is not installed, which reaches the pods; install it "
-        "(https://kubernetes.io/docs/tasks/tools/)."
-    )
+    return [*kustomize.kubectl(), "--namespace", namespace]
 
 
 def _failed(pod: str, code: int, stderr: str) -> RunError:
