@@ -20,6 +20,7 @@ RESTARTED_BY = "ISORUN_RESTARTED_BY"
 RESTARTS = "ISORUN_RESTARTS"
 """The variable with the number of restarts so far."""
 _MARKS = "restarts"
+_UNKNOWN = "unknown"  # older controllers of JobSets do not tell
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Restart:
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Restart | None:
         """What the environment tells; None if nothing counts the restarts of this agent."""
-        by, number = environ.get(RESTARTED_BY, "").strip(), whole_number(environ.get(RESTARTS, ""))
+        number = whole_number(environ.get(RESTARTS, ""))
+        by = environ.get(RESTARTED_BY, "").strip() or _UNKNOWN
         # It becomes a part of a file name.
         is_id = by.replace("-", "").isalnum() and by.isascii() and len(by) <= 64
         return cls(by, number) if is_id and number is not None else None
@@ -81,14 +83,15 @@ def _mark(directory: Path, restart: Restart) -> tuple[float, float]:
         for file in folder.iterdir()
         if (number := whole_number(file.name.removeprefix(f"{restart.by}."))) is not None
     }
-    if restart.number in marks:  # it was suspended meanwhile, which takes no time of the restarts
+    # It was suspended meanwhile, which takes no time of the restarts, or is another one.
+    if marks and restart.number <= max(marks):
         for file in marks.values():
             file.unlink(missing_ok=True)
         marks = {}
     own = folder / f"{restart.by}.{restart.number}"
     own.touch(exist_ok=False)
     now = own.stat().st_mtime
-    earlier = sorted(number for number in marks if number < restart.number)
+    earlier = sorted(marks)
     for number in earlier[1:]:
         marks[number].unlink(missing_ok=True)
     return (marks[earlier[0]].lstat().st_mtime if earlier else now), now

@@ -56,6 +56,7 @@ def test_another_submission_of_the_run_starts_anew(tmp_path):
     with pytest.raises(ResumeRefusedError):
         restarted(tmp_path, 2)
     restarted(tmp_path, 1, by="another")
+    restarted(tmp_path, 1)  # where the identity is not known
 
 
 def test_the_time_in_a_queue_does_not_count(tmp_path):
@@ -87,11 +88,11 @@ def test_a_link_instead_of_the_folder_is_not_followed(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("by", "number", "known"),
-    [(UID, "3", True), ("", "3", False), (UID, "", False), (UID, "x", False), ("../a", "3", False)],
+    [(UID, "3", UID), ("", "3", "unknown"), (UID, "", ""), (UID, "x", ""), ("../a", "3", "")],
 )
 def test_what_restarts_the_agent_is_told_by_the_environment(by, number, known):
     found = Restart.of({"ISORUN_RESTARTED_BY": by, "ISORUN_RESTARTS": number})
-    assert found == (Restart(UID, 3) if known else None)
+    assert found == (Restart(known, 3) if known else None)
 
 
 def test_the_agent_of_node_0_ends_the_restarts_and_records_why(tmp_path, monkeypatch, capsys):
