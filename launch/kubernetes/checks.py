@@ -119,12 +119,12 @@ def training(command: Sequence[str], world_size: int | None) -> float | None:
     return float(asked) if asked is not None else None
 
 
-def seconds(value: Any, what: str, most: int = rules.WEEK) -> int:
+def seconds(value: Any, what: str) -> int:
     """A whole number of seconds of at least 1. Raises UsageError."""
     number = whole_number(str(value))
-    if not number or number > most:
+    if not number or number > rules.WEEK:
         raise UsageError(
-            f"{what} must be a whole number of seconds of at least 1 and at most {most}, but "
+            f"{what} must be a whole number of seconds of at least 1 and at most {rules.WEEK}, but "
             f"is {str(value)!r}."
         )
     return number

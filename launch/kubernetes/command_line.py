@@ -50,7 +50,7 @@ def parser(prog: str = PROG) -> Parser:
     made.add_argument("components", nargs="*", metavar="COMPONENT", help="a component to add")
     made.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="a value of run.yaml, name, stopDeadline, timeLimit or env.NAME; repeatable",
+        help="a value of run.yaml, name, stopDeadline or env.NAME; repeatable",
     )  # fmt: skip
     made.add_argument(
         "--without", action="append", default=[], metavar="COMPONENT",

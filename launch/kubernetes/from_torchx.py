@@ -28,6 +28,7 @@ _COMPONENTS = {
     "queue_priority": "kueue",
     "topology": "kueue-topology",
     "priority_class": "priority",
+    "time_limit": "time-limit",
 }
 
 
@@ -68,8 +69,11 @@ def render_request(
         name=Change(name, "TorchX"),
         env=job.env,
         namespace=str(cfg["namespace"]),
-        stop_deadline=_option(cfg, "stop_deadline"),
-        time_limit=_option(cfg, "time_limit"),
+        stop_deadline=(
+            Change(cfg["stop_deadline"], "-cfg stop_deadline")
+            if cfg.get("stop_deadline") is not None
+            else None
+        ),
     )
     _labels(app, role)
     metadata = {"labels": {ROLE: role.name}, "annotations": dict(app.metadata) or None}
@@ -82,10 +86,6 @@ def render_request(
     if any(_is_runs(mount.dst_path) for mount in role.mounts):
         leave_out.append("pvc")  # the claim is not used
     return RenderRequest(overlay.name, changes, add, leave_out, job.patches)
-
-
-def _option(cfg: Mapping[str, Any], name: str) -> Change | None:
-    return None if cfg.get(name) is None else Change(cfg[name], f"-cfg {name}")
 
 
 def _labels(app: AppDef, role: Role) -> None:

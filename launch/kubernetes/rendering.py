@@ -75,7 +75,6 @@ def render(request: RenderRequest) -> Rendered:
     if request.changes.namespace is not None:
         checks.namespace(request.changes.namespace)
     checks.environment(request.changes.env)
-    _check_time_limit(components, request.changes)
     spec = run["spec"]
     if "trials" in spec:
         _check_trials(overlay, spec, request.changes)
@@ -139,18 +138,14 @@ def _components(
                 f"{_NO_GANG[name]}, and {conversions[0]} starts and restarts all pods together; "
                 "remove one of them, or use an overlay with a plain Job, such as multi-node."
             )
+    if "volcano" in conversions and "time-limit" in both:
+        raise UsageError(
+            "The components time-limit and volcano cannot be combined: a Volcano job has no time "
+            "limit, and counts each of its restarts; remove time-limit, and set retries."
+        )
     late = sorted((n for n in both if n in _AFTER_RUN), key=_AFTER_RUN.index)
     early = [n for n in both if n not in late and n not in conversions]
     return [*early, *late, *conversions]
-
-
-def _check_time_limit(components: Sequence[str], changes: Changes) -> None:
-    if changes.time_limit and "volcano" in components:
-        raise UsageError(
-            f"timeLimit is {changes.time_limit.value!r} ({changes.time_limit.origin}), but a "
-            "Volcano job has no time limit, since each of its restarts is counted; remove it, and "
-            "set retries."
-        )
 
 
 def _check_trials(overlay: manifests.Overlay, spec: Mapping[str, Any], changes: Changes) -> None:
@@ -196,9 +191,6 @@ def _write_changes(folder: Path, request: RenderRequest) -> None:
         timeout = seconds + deadlines.POD_AGENT_AFTER_RANKS
         env |= {STOP_DEADLINE: str(seconds), variable("shutdown-timeout"): str(timeout)}
         pod["terminationGracePeriodSeconds"] = timeout + deadlines.POD_AFTER_AGENT
-    if change := request.changes.time_limit:
-        limit = checks.seconds(change.value, f"timeLimit ({change.origin})", rules.MOST_SECONDS)
-        patches.insert(0, {"spec": {"activeDeadlineSeconds": limit}})
     if env:
         container["env"] = _env_entries(env)
         patches.insert(0, {"spec": {"template": {"spec": pod}}})

@@ -48,6 +48,7 @@ def _at_least(least: float) -> AfterValidator:
 
 Pods = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=rules.MOST_PODS)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=rules.MOST)]
+Seconds = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=rules.MOST_SECONDS)]
 Retries = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=rules.MOST)]
 Cores = Annotated[str, _is(rules.CORES), _at_least(0.001)]
 Bytes = Annotated[str, _is(rules.BYTES), _at_least(2**20)]
@@ -83,6 +84,8 @@ class Spec(BaseModel):
     topology: Annotated[str, _is(rules.QUALIFIED, 317)] | None = None
     priorityClass: Name | None = None  # noqa: N815
     efaDevices: Count | None = None  # noqa: N815
+    timeLimit: Seconds | None = None  # noqa: N815
+    """After which a Job, an attempt of a JobSet, and the restarts of a JobSet end."""
     trials: Pods | None = None
     parallel: Pods | None = None
 
@@ -93,6 +96,7 @@ TORCHX_OPTIONS = {
     "queue_priority": "queuePriority",
     "topology": "topology",
     "priority_class": "priorityClass",
+    "time_limit": "timeLimit",
     "shared_memory": "sharedMemory",
     "scratch": "scratch",
 }
@@ -114,6 +118,7 @@ _WHAT = {
     ),
     "priorityClass": "the name of an object: lower-case letters, digits, - and .",
     "topology": "the key of a label, such as topology.kubernetes.io/zone",
+    "timeLimit": f"a whole number of seconds of at least 1 and at most {rules.MOST_SECONDS}",
     **dict.fromkeys(("gpus", "efaDevices"), "a whole number of at least 1"),
 }
 _WHAT_PODS = f"a whole number of at least 1 and at most {rules.MOST_PODS}"
@@ -137,17 +142,11 @@ class Changes:
     namespace: str | None = None
     stop_deadline: Change | None = None
     """Seconds that ranks have to save a checkpoint at a stop."""
-    time_limit: Change | None = None
-    """Seconds after which a Job, an attempt of a JobSet, or the restarts of a JobSet end."""
 
     def origin(self, key: str, overlay: str) -> str:
         """The origin of a value of ``spec``, for error messages."""
         change = self.spec.get(key)
         return change.origin if change else f"run.yaml of the overlay {overlay}"
-
-
-_TOP = ("name", "stopDeadline", "timeLimit")
-"""Keys of ``--set`` that are no keys of ``spec``."""
 
 
 def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
@@ -162,22 +161,19 @@ def parse(words: Sequence[str], command: Sequence[str] = ()) -> Changes:
         origin = f"--set {word}"
         if key.startswith("env.") and key != "env.":
             env[key.removeprefix("env.")] = text
-        elif key in _TOP:
-            top[key] = Change(text if key == "name" else _scalar(text), origin)
+        elif key in ("name", "stopDeadline"):
+            top[key] = Change(_scalar(text) if key == "stopDeadline" else text, origin)
         elif key in Spec.model_fields:
             spec[key] = Change(_scalar(text), origin)
         else:
-            known = [*Spec.model_fields, *_TOP, "env.NAME"]
+            known = [*Spec.model_fields, "name", "stopDeadline", "env.NAME"]
             raise UsageError(
                 f"--set {word}: {key} is not a key{did_you_mean(key, known)} The keys are "
                 f"{', '.join(known)}."
             )
     if command:
         spec["command"] = Change(list(command), "after --")
-    return Changes(
-        spec, top.get("name"), env, stop_deadline=top.get("stopDeadline"),
-        time_limit=top.get("timeLimit"),
-    )  # fmt: skip
+    return Changes(spec, top.get("name"), env, stop_deadline=top.get("stopDeadline"))
 
 
 def _scalar(text: str) -> Any:

@@ -164,6 +164,9 @@ def test_the_end_of_each_attempt_is_that_of_its_own_time(tmp_path):
     for at, code in ((50, 137), (150, 71)):
         record = {"time": 1e9 + at, "exit_code": code, "what": f"ended with {code}"}
         (run / f"failures/{at:04}.json").write_text(json.dumps(record))
+    # Of an agent that started no ranks, since other nodes did not join: there was no attempt.
+    record = {"time": 1e9 + 90, "exit_code": 75, "what": "late", "first": {"rank": -1}}
+    (run / "failures/0090.json").write_text(json.dumps(record))
     (run / "hangs/attempt-3").mkdir(parents=True)
     (run / "hangs/attempt-3/report.txt").write_text("No progress for 5 s: rank 1.\n")
     ends = ends_of(run, RunDirectory(run).attempts.by_number())

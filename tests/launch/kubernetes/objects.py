@@ -21,7 +21,7 @@ COMPONENTS = sorted(path.parent.name for path in K8S.glob("components/*/kustomiz
 VALUES = {
     "queue": "training", "queuePriority": "research", "topology": "example.com/rack",
     "priorityClass": "research", "efaDevices": "4", "minNodes": "1", "trials": "3",
-    "parallel": "2", "gpus": "1",
+    "parallel": "2", "gpus": "1", "timeLimit": "86400",
 }  # fmt: skip
 
 

@@ -115,7 +115,9 @@ def test_a_longer_stop_deadline_extends_all_later_deadlines():
     assert pod["terminationGracePeriodSeconds"] > int(env["PET_SHUTDOWN_TIMEOUT"]) > 600
 
 
-@pytest.mark.parametrize(("seconds", "said"), [((), 604800), (("--set", "timeLimit=3600"), 3600)])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [((), 604800), (("time-limit", "--set", "timeLimit=3600"), 3600)]
+)
 @pytest.mark.parametrize("overlay", ["cpu-demo", "jobset", "trainjob"])
 def test_a_time_limit_is_that_of_the_job_and_of_restarts(overlay, seconds, said):
     made = render_words([overlay, *seconds]).objects
@@ -237,9 +239,10 @@ TRAIN = "-- python -m train fit --config configs/text.yaml"
         ("cpu-demo --set processes=true", "processes must be a whole number of at least 1, or auto"),
         ("cpu-demo --set nodes=", "nodes has no value .--set nodes=.; add one"),
         ("cpu-demo --set stopDeadline=9999999", "stopDeadline .* at most 604800, but is '9999999'"),
-        ("cpu-demo --set timeLimit=0", r"timeLimit .--set timeLimit=0. must be a whole number of seconds of at least 1 and at most 1000000000, but is '0'"),
-        ("jobset --set timeLimit=1d", "timeLimit .* must be a whole number of seconds"),
-        ("volcano --set timeLimit=60", r"timeLimit is 60 \(--set timeLimit=60\), but a Volcano job has no time limit"),
+        ("cpu-demo time-limit --set timeLimit=0", r"timeLimit must be a whole number of seconds of at least 1 and at most 1000000000, but is 0 .--set timeLimit=0."),
+        ("jobset time-limit --set timeLimit=1d", "timeLimit must be a whole number of seconds .* but is '1d'"),
+        ("jobset time-limit", "timeLimit is required by a component; add --set timeLimit=VALUE .with TorchX: -cfg time_limit=VALUE."),
+        ("volcano time-limit --set timeLimit=60", "time-limit and volcano cannot be combined: a Volcano job has no time limit"),
         ("jobset --set env.PET_RESTART_DEADLINE=60", "PET_RESTART_DEADLINE is '60' .*, but the pods get this variable from timeLimit"),
         ("cpu-demo priority --set priorityClass=High", "priorityClass must be the name of an object"),
         ("cpu-demo priority --set priorityClass=true", "priorityClass must be the name .* but is True"),
