@@ -4,7 +4,17 @@ import pytest
 
 from launch.kubernetes.scheduler import create_scheduler
 from tests.real.kubernetes.kube import number
-from tests.real.kubernetes.runs import FAULT, STEPS, final_loss, fit, of_node, resumed, verify
+from tests.real.kubernetes.runs import (
+    FAULT,
+    STEPS,
+    final_loss,
+    fit,
+    of_node,
+    resumed,
+    told,
+    until_told,
+    verify,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CRD = "jobsets.jobset.x-k8s.io"
@@ -41,4 +51,14 @@ def test_a_jobset_restarts_after_a_lost_pod_and_trains_to_the_end(kube, name, un
     assert (status.state.name, status.num_restarts) == ("SUCCEEDED", 1)
     assert "Restarted 1 time(s)" in status.msg
     verify(kube, name, STEPS)
+    kube.run("delete", "jobset", name)
+
+
+@pytest.mark.usefixtures("_controller")
+def test_a_jobset_whose_pods_are_not_placed_ends_at_its_time_limit(kube, name):
+    values = ["timeLimit=15", "memory=60Ti"]
+    kube.apply(kube.objects(name, fit(name, STEPS), "jobset", "time-limit", values=values))
+    until_told(kube, name, "FailJobSet")  # it is not restarted
+    until_told(kube, name, "DeadlineExceeded: Job was active longer than specified deadline")
+    assert told(kube, name)[0] == "FAILED"
     kube.run("delete", "jobset", name)
