@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 INDEX = "batch.kubernetes.io/job-completion-index"
 COUNTED = "batch.kubernetes.io/job-index-failure-count"
 IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"
-RETRIED, REFUSED = [75, 143], [64, 76]
+RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
+REFUSED = [64, 76]
 RULES = [
     {"action": "FailJob", "onExitCodes": {"operator": "In", "values": REFUSED}},
     {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
@@ -25,7 +26,7 @@ FOREVER = "sleep 600"
 
 def job(name, image, scripts, *, rules=RULES, **spec):
     """An Indexed Job; the pods of index n run the n-th script. There, $FAILED is the number of
-    earlier failures of the index that count."""
+    earlier failures of the index that count, and $RESTARTS that of the JobSet's restarts."""
     cases = " ".join(f"{n}) {script};;" for n, script in enumerate(scripts))
     container = {
         "name": "train",
@@ -35,6 +36,7 @@ def job(name, image, scripts, *, rules=RULES, **spec):
         "env": [
             {"name": "AT", "valueFrom": _field(f"metadata.labels['{INDEX}']")},
             {"name": "FAILED", "valueFrom": _field(f"metadata.annotations['{COUNTED}']")},
+            {"name": "RESTARTS", "valueFrom": _field(f"metadata.labels['{RESTARTS}']")},
         ],
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -171,6 +173,70 @@ def assert_no_pod_stays(kube, name):
 
 def running(kube, name):
     return [p for p in kube.pods(name) if p["status"]["phase"] == "Running"]
+
+
+def jobset(name, image, script, restarts):
+    """A JobSet with the failure policy of our component, whose only pod runs a script."""
+    rules = [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [64, 75]}}]
+    child = job(name, image, [script], rules=rules, backoffLimit=0)
+    failed = {"onJobFailureReasons": ["PodFailurePolicy"]}
+    refused = {**failed, "onJobFailureMessagePatterns": ["exit code (64|76) matching"]}
+    policy = [
+        {"name": "refused", "action": "FailJobSet", **refused},
+        {"name": "machine", "action": "RestartJobSetAndIgnoreMaxRestarts", **failed},
+    ]
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": child["metadata"],
+        "spec": {
+            "failurePolicy": {"maxRestarts": restarts, "rules": policy},
+            "replicatedJobs": [
+                {"name": "node", "replicas": 1, "template": {"spec": child["spec"]}}
+            ],
+        },
+    }
+
+
+# The script, the restarts that may count, how it ends, and after how many restarts.
+JOBSETS = {
+    "success": ("exit 0", 0, "Completed", 0),
+    "refused": ("exit 64", 3, "Failed", 0),
+    "retried": ("set -- 1 0; shift $RESTARTS; exit $1", 1, "Completed", 1),
+    "exhausted": ("exit 1", 1, "Failed", 1),
+    "not counted": ("set -- 75 75 0; shift $RESTARTS; exit $1", 0, "Completed", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def jobsets(kube, cluster):
+    """Returns a function that waits for the end of a JobSet of JOBSETS; all run at the same time."""
+    if cluster:
+        cluster.add("jobset")
+    if "jobsets.jobset.x-k8s.io" not in kube.run("api-resources", "-o", "name", namespace=False):
+        pytest.skip("the cluster has no JobSet controller")
+    names = {key: f"jobset-{secrets.token_hex(3)}" for key in JOBSETS}
+    for key, (script, restarts, *_) in JOBSETS.items():
+        kube.apply([jobset(names[key], kube.image, script, restarts)])
+
+    def ended(key):
+        deadline = time.monotonic() + PLACED
+        while True:
+            status = kube.get("jobset", names[key]).get("status", {})
+            for condition in status.get("conditions") or []:
+                if condition["type"] in ("Completed", "Failed") and condition["status"] == "True":
+                    return condition["type"], status.get("restarts", 0)
+            assert time.monotonic() < deadline, status
+            time.sleep(1)
+
+    yield ended
+    for name in names.values():
+        kube.run("delete", "jobset", name, "--wait=false")
+
+
+@pytest.mark.parametrize("key", JOBSETS)
+def test_a_jobset_restarts_by_the_exit_code_of_its_pods(jobsets, key):
+    assert jobsets(key) == JOBSETS[key][2:]
 
 
 def test_an_evicted_pod_does_not_count_and_a_suspended_job_has_no_pods(kube, name):
