@@ -9,9 +9,9 @@ from typing import NoReturn
 
 from launch.contract import Exit, Parser, UsageError, path_argument, port_number, say
 from launch.kubernetes import state
+from launch.kubernetes.containers import Container
 from launch.pods.copies import copy
 from launch.pods.find import ClusterRun, find_run
-from launch.pods.kubectl import Container
 from launch.pods.reader import container_of
 from launch.pods.tensorboard import PORT, serve
 from launch.pods.view import overview

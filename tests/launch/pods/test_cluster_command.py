@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from launch.kubernetes.containers import Container
 from launch.pods import copies, reader
 from launch.pods.find import find_run
-from launch.pods.kubectl import Container
 from tests.support.cluster import Refused
 from tests.test_former_version import DATA
 from train.exits import RetryError
