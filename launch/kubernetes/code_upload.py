@@ -20,6 +20,8 @@ _LABEL = "isorun-code"
 _PURPOSE = "stores code on the volume with the runs"
 # Runs the program that is before the archive in standard input.
 _PROGRAM = "import sys; exec(sys.stdin.buffer.read(int(sys.argv[1])))"
+_START_SECONDS = 1800.0
+"""How long it may take until the pod runs, on a node that may have to pull a large image."""
 _SECONDS = 120.0
 """How long the pod may take to look for an archive and compute its digest."""
 _SLOWEST = 256 << 10
@@ -53,7 +55,7 @@ def upload(cluster: Cluster, rendered: Rendered, bundle: CodeBundle) -> None:
     cluster.delete_ended_pods(f"app.kubernetes.io/name={_LABEL}")
     pod = storing_pod(rendered)
     log(f"starting the pod {pod['metadata']['name']}, which {_PURPOSE}")
-    with helper_pod.running(cluster, pod, _PURPOSE) as container:
+    with helper_pod.running(cluster, pod, _PURPOSE, seconds=_START_SECONDS) as container:
         if _run(container, "has", bundle, b"", _SECONDS).strip() == "yes":
             log("the code is on the volume already")
             return

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from launch.contract import RetryError, RunError
+from launch.contract import RetryError, RunError, log
 from launch.kubernetes import state
 from launch.kubernetes.cluster import Cluster
 from launch.kubernetes.containers import Container
@@ -93,7 +93,7 @@ def _end(number: int, _frame: object) -> NoReturn:
 
 
 def _started(cluster: Cluster, name: str, purpose: str, seconds: float, poll: float) -> Object:
-    until = time.monotonic() + seconds
+    until, told = time.monotonic() + seconds, ""
     while True:
         pod = cluster.pod(name)
         if pod is None or state.has_ended(pod):
@@ -101,9 +101,13 @@ def _started(cluster: Cluster, name: str, purpose: str, seconds: float, poll: fl
             raise RetryError(f"The pod {name}, which {purpose}, ended before it could: {why}.")
         if pod["status"].get("phase") == "Running":
             return pod
+        waits = state.waiting(pod)
         if time.monotonic() > until:
-            why = state.waiting(pod) or "no reason is given"
             raise RetryError(
-                f"The pod {name}, which {purpose}, did not start within {seconds:g} s: {why}."
+                f"The pod {name}, which {purpose}, did not start within {seconds:g} s: "
+                f"{waits or 'no reason is given'}."
             )
+        if waits and waits != told:
+            log(f"the pod {name} waits: {waits}")
+            told = waits
         time.sleep(poll)
