@@ -1,5 +1,6 @@
 """`isorun stacks`: what each rank does now, asked while it goes on."""
 
+import fcntl
 import json
 import os
 import signal
@@ -88,6 +89,21 @@ def test_several_may_ask_at_once(tmp_path):
             each.join()
     assert [each["error"] for each in found] == [""] * 4
     assert all(each["threads"] for each in found)
+
+
+def test_a_process_that_asks_waits_for_another_one(tmp_path):
+    with StackRequests(RANK, tmp_path):
+        links = Path("/proc/self/fd").iterdir()
+        (link,) = (each for each in links if str(RANK) in os.path.realpath(each))
+        with link.open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            (found,) = of_rank(seconds=0.2)
+            assert found["error"] == "another process has been asking it for its stacks for 0.2 s"
+            timer = threading.Timer(0.2, fcntl.flock, (other, fcntl.LOCK_UN))
+            timer.start()
+            (found,) = of_rank()
+            timer.join()
+    assert found["error"] == ""
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]\n", b'{"threads": 3}\n', b"\xff\n"])

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,28 +103,41 @@ class _Asked:
     rank: int
     requests: Path
     file: Path
-    answer: int = field(default=-1)
+    answer: int = -1
+    asked: bool = False
 
     def ask(self, stack: ExitStack, until: float) -> bool:
-        """Whether the rank is asked. False if it is gone, or another process asks it until then."""
+        """Asks the rank, unless another process does so until a time. False if the rank is gone."""
         try:
             self.answer = os.open(self.file, os.O_RDWR | os.O_NONBLOCK)
             stack.callback(os.close, self.answer)
             if not _locked(self.answer, until):
-                return False
+                return True
             os.ftruncate(self.answer, 0)
             wake = os.open(self.requests, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
             return False
         with os.fdopen(wake, "wb", buffering=0) as pipe, suppress(BlockingIOError):
             pipe.write(b".")  # a full pipe has requests enough
+        self.asked = True
         return True
 
     def answered(self) -> bytes | None:
         """The answer; None until it is complete."""
+        if not self.asked:
+            return None
         size = min(os.fstat(self.answer).st_size, _LIMIT)
         data = os.pread(self.answer, size, 0)
         return data.removesuffix(_END) if data.endswith(_END) else None
+
+    def silence(self, seconds: float) -> str:
+        """Why there is no answer."""
+        if not self.asked:
+            return f"another process has been asking it for its stacks for {seconds:g} s"
+        return (
+            f"no answer within {seconds:g} s: native code keeps Python's global lock, or the "
+            f"process does not run; its state is {self.condition()}"
+        )
 
     def condition(self) -> str:
         """What the kernel says of the process: its state, such as ``T (stopped)``."""
@@ -194,10 +207,7 @@ def _read(asked: _Asked, data: bytes | None, seconds: float) -> dict[str, Any]:
         "step": 0, "seconds": 0.0, "threads": [],
     }  # fmt: skip
     if data is None:
-        return empty | {
-            "error": f"no answer within {seconds:g} s: native code keeps Python's global lock, or "
-            f"the process does not run; its state is {asked.condition()}"
-        }
+        return empty | {"error": asked.silence(seconds)}
     first, _, text = data.partition(b"\n")
     try:
         values = {**parse_object(first), "error": ""}
