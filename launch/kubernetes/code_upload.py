@@ -38,7 +38,7 @@ _RESOURCES = {
 
 def check(rendered: Rendered, bundle: CodeBundle) -> None:
     """Raises UsageError if the pods of the run have no volume for the code."""
-    spec = _template(rendered)["spec"]
+    spec = pod_template_of(rendered)["spec"]
     volume: Object = next((v for v in spec.get("volumes") or [] if v["name"] == VOLUME), {})
     if volume.keys() <= {"name", "emptyDir"}:
         raise UsageError(
@@ -66,7 +66,7 @@ def upload(cluster: Cluster, rendered: Rendered, bundle: CodeBundle) -> None:
 
 def storing_pod(rendered: Rendered) -> Object:
     """A pod with the image, user and volume of the run, and with nothing else of it."""
-    name, found = rendered.workload["metadata"]["name"], _template(rendered)["spec"]
+    name, found = rendered.workload["metadata"]["name"], pod_template_of(rendered)["spec"]
     spec = {key: found[key] for key in _KEPT if key in found}
     main = found["containers"][0]
     kept = ("image", "imagePullPolicy", "securityContext")
@@ -88,7 +88,7 @@ def storing_pod(rendered: Rendered) -> Object:
     return helper_pod.helper_pod(name, _LABEL, spec)
 
 
-def _template(rendered: Rendered) -> Object:
+def pod_template_of(rendered: Rendered) -> Object:
     """The template of the pods; that of a TrainJob is in its runtime."""
     made = state.pod_template(rendered.workload)
     if made is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.kubernetes import code_bundle, code_upload, helper_pod, receive_code
+from launch.kubernetes.cluster import connect
 from launch.kubernetes.code_bundle import CodeBundle
 from launch.kubernetes.rendering import Rendered
 from launch.kubernetes.scheduler import create_scheduler
@@ -223,7 +224,7 @@ def test_a_large_tree_goes_to_the_pods_by_the_volume(
 
     use_pods(tmp_path, monkeypatch)
     if components:  # the server of the tests has no TrainJobs
-        code_upload.upload(scheduler._cluster("ml"), made.request.rendered, made.request.code)
+        code_upload.upload(connect("ml"), made.request.rendered, made.request.code)
     else:
         scheduler.schedule(made)
     assert path.read_bytes() == made.request.code.archive
@@ -235,14 +236,14 @@ def test_a_large_tree_goes_to_the_pods_by_the_volume(
     said = capfd.readouterr().err
     assert "sending 0.0 MiB of code" in said
 
-    code_upload.upload(scheduler._cluster("ml"), made.request.rendered, made.request.code)
+    code_upload.upload(connect("ml"), made.request.rendered, made.request.code)
     actions = [line.split()[-1] for line in (tmp_path / "calls").read_text().splitlines()]
     assert actions == ["has", "receive", "has", "receive", "has"], "it is sent once"
     assert "the code is on the volume already" in capfd.readouterr().err
 
     (map_,) = (each for each in objects if each["metadata"]["name"].endswith("-code-0"))
     assert "binaryData" not in map_
-    template = code_upload._template(made.request.rendered)
+    template = code_upload.pod_template_of(made.request.rendered)
     assert template["metadata"]["annotations"]["isorun/code"] == digest
     (init,), (train,) = template["spec"]["initContainers"], template["spec"]["containers"]
     assert {"name": "runs", "mountPath": "/runs"} in init["volumeMounts"]
@@ -259,7 +260,7 @@ def test_a_large_tree_goes_to_the_pods_by_the_volume(
 def test_a_pod_that_cannot_be_created_or_started_is_one_sentence(cluster, tmp_path, monkeypatch):
     use_pods(tmp_path, monkeypatch)
     monkeypatch.setattr(code_upload, "storing_pod", lambda _: pod())
-    connected = create_scheduler("test")._cluster("ml")
+    connected = connect("ml")
     rendered = Rendered([], [])
     cluster.refuse["POST", "pods"] = Refused(403, "Forbidden", "exceeded quota: pods")
     with pytest.raises(UsageError, match="refused to create the Pod x-code-1 .*exceeded quota"):
