@@ -19,7 +19,7 @@ COMMANDS = {
 PROGRAMS = {
     "render": "print or apply the Kubernetes objects of a run",
     "doctor": "check machines and network before a training starts",
-    "cluster": "look into a run on Kubernetes: pods, files, TensorBoard",
+    "cluster": "look into a run on Kubernetes: pods, files, stacks, TensorBoard",
     "agent": "start the ranks of one node, with exit codes and restarts",
 }
 """Commands with a parser of their own, since a command of the user's follows their options."""

@@ -127,6 +127,7 @@ if TYPE_CHECKING:
     from train.distributed.rendezvous import join as join_ranks
     from train.distributed.rendezvous import open_store
     from train.optim.schedule import depends_on_length
+    from train.process.stacks import STACKS, describe_stacks
     from train.report.study import render_study
     from train.report.study_data import StudyAxis, StudyData, StudyTrial
     from train.report.target import check_target, write_report
@@ -150,6 +151,7 @@ __all__ = [
     "RUN_ID",
     "SECRET",
     "SECRET_FILE",
+    "STACKS",
     "STOP_DEADLINE",
     "STOP_SIGNALS",
     "SUBMITTED_AT",
@@ -195,6 +197,7 @@ __all__ = [
     "config_arguments",
     "config_differences",
     "depends_on_length",
+    "describe_stacks",
     "did_you_mean",
     "drawn",
     "driver_version",
@@ -330,6 +333,8 @@ _IMPORTED_WHEN_USED = {
     "python_module": ("train.command_line", "python_module"),
     "safe_path_options": ("train.command_line", "safe_path_options"),
     "say": ("train.command_line", "say"),
+    "STACKS": ("train.process.stacks", "STACKS"),
+    "describe_stacks": ("train.process.stacks", "describe_stacks"),
     "unreadable": ("train.distributed.messages", "unreadable"),
     "use_loopback": ("train.distributed.process_group", "use_loopback"),
     "wandb_mode": ("train.track.wandb_sink", "wandb_mode"),

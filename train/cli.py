@@ -20,7 +20,8 @@ _COMMANDS = Commands(
 )
 
 _PRINTING = [
-    [name] for name in ("show-config", "schema", "new", "runs", "compare", "logs", "goodput")
+    [name]
+    for name in ("show-config", "schema", "new", "runs", "compare", "logs", "goodput", "stacks")
 ]
 
 

@@ -64,9 +64,7 @@ class Cluster:
     def submit(self, objects: Sequence[Object], workload: Object) -> None:
         """Creates shared objects, then the workload, then the objects that it owns. Raises
         UsageError or RetryError; the workload is deleted then."""
-        for made in objects:
-            if _is_shared(made):
-                self._create(made, may_exist=True)
+        self.create_shared(objects)
         if workload["kind"] == "TrainJob":
             uid = self._create_train_job(objects, workload)
         else:
@@ -82,9 +80,17 @@ class Cluster:
             self.delete(workload["kind"], workload["metadata"]["name"])
             raise
 
-    def create_owned(self, made: Object, owner: Object) -> None:
-        """Creates an object that is deleted with its owner. Raises UsageError or RetryError."""
-        owned = _owned_by(owner, owner["metadata"]["uid"])
+    def create_shared(self, objects: Sequence[Object]) -> None:
+        """Creates those objects that the runs of a namespace share and that do not exist. Raises
+        UsageError or RetryError."""
+        for made in objects:
+            if _is_shared(made):
+                self._create(made, may_exist=True)
+
+    def create(self, made: Object, owner: Object | None = None) -> None:
+        """Creates an object that is deleted with its owner, if it has one. Raises UsageError or
+        RetryError."""
+        owned = _owned_by(owner, owner["metadata"]["uid"]) if owner else {}
         self._create({**made, "metadata": {**made["metadata"], **owned}})
 
     def _create_train_job(self, objects: Sequence[Object], workload: Object) -> str:
@@ -180,12 +186,22 @@ class Cluster:
     def pods(self, name: str) -> list[Object]:
         """The pods of a run, also those that failed, the oldest first."""
         with _translated(f"list the pods of {name} in the namespace {self.namespace}"):
-            selector = f"app.kubernetes.io/instance={name}"
-            listed = self._call(
-                "CoreV1Api", "list_namespaced_pod", self.namespace, label_selector=selector
-            )
-        pods: list[Object] = listed["items"]
+            pods = self._listed_pods(f"app.kubernetes.io/instance={name}")
         return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    def _listed_pods(self, selector: str) -> list[Object]:
+        listed = self._call(
+            "CoreV1Api", "list_namespaced_pod", self.namespace, label_selector=selector
+        )
+        pods: list[Object] = listed["items"]
+        return pods
+
+    def delete_ended_pods(self, selector: str) -> None:
+        """Deletes the pods with these labels that have ended, if that is allowed."""
+        with suppress(RunError), _translated("list pods"):
+            for pod in self._listed_pods(selector):
+                if pod["status"].get("phase") in ("Succeeded", "Failed"):
+                    self.delete("Pod", pod["metadata"]["name"])
 
     def refused_pods(self, name: str) -> str:
         """Why the cluster refuses to create pods of a run, such as a quota or pod security: the

@@ -14,6 +14,7 @@ import re
 import stat
 import tarfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,9 +32,11 @@ from launch.contract import (
 PART = 900 << 10
 """Bytes in one ConfigMap, which may have 1 MiB."""
 PARTS = 8
+"""Of an archive in ConfigMaps; a larger one goes to the volume with the runs."""
 _SECONDS = 30.0
-_LARGEST = 64 << 20
+_LARGEST = 1 << 30
 """The largest sum of the files' sizes in bytes."""
+_BLOCK = 4096
 _KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY")
 _NAMED = 5
 
@@ -47,11 +50,15 @@ class CodeBundle:
     directory: str
     """The working directory, relative to the top of the tree; ``.`` for the top."""
     size: int
-    """The sum of the files' sizes in bytes."""
+    """What the files take on a disk, in bytes."""
     version: dict[str, object]
     """The git commit, and whether there are changes since."""
     notes: list[str] = field(default_factory=list)
     """Sentences about what is left out."""
+    largest: str = ""
+    """The largest files, for messages."""
+    on_volume: bool = False
+    """Whether it is sent to the volume with the runs, and not in ConfigMaps."""
 
     @cached_property
     def digest(self) -> str:
@@ -64,36 +71,38 @@ class CodeBundle:
         return [self.archive[at : at + PART] for at in range(0, len(self.archive), PART)]
 
 
-def collect() -> CodeBundle:
-    """The working tree that the working directory is in. Raises UsageError."""
+def collect(*, on_volume: bool = False) -> CodeBundle:
+    """The working tree that the working directory is in. ``on_volume``: send it to the volume with
+    the runs also if it is small. Raises UsageError."""
     top, names = _listed()
-    notes, sizes, size = [], {}, 0
+    found = _found(top, names)
+    sizes = {name: each.st_size for name, each in found.items() if stat.S_ISREG(each.st_mode)}
+    if sum(sizes.values()) > _LARGEST:
+        limit = f"{_LARGEST >> 20} MiB"
+        raise UsageError(
+            f"-cfg sync=true: the working tree has more than {limit}, but at most {limit} can be "
+            f"sent (largest: {_largest(sizes)}); ignore data in .gitignore, or build an image with "
+            "the code instead."
+        )
     secret, odd = [], []
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in names:
+    with (
+        gzip.GzipFile("", "wb", 6, out, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for name, each in found.items():
             path = top / name
-            try:
-                found = path.lstat()
-            except OSError:  # removed, but not from git's index
-                continue
             if is_secret_file(name):
                 secret.append(name)
-            elif stat.S_ISLNK(found.st_mode) and _leads_inside(path, top):
-                _add(archive, name, found, link=str(path.readlink()))
-            elif not stat.S_ISREG(found.st_mode):
+            elif stat.S_ISLNK(each.st_mode) and _leads_inside(path, top):
+                _add(archive, name, each, link=str(path.readlink()))
+            elif not stat.S_ISREG(each.st_mode):
                 odd.append(name)
+            elif _KEY.search(data := _content(path)):
+                secret.append(name)
             else:
-                sizes[name] = found.st_size
-                size += found.st_size
-                if size > _LARGEST:
-                    limit = f"{_LARGEST >> 20} MiB"
-                    raise _too_large(f"more than {limit}", limit, sizes)
-                data = path.read_bytes()
-                if _KEY.search(data):
-                    secret.append(name)
-                else:
-                    _add(archive, name, found, data)
+                _add(archive, name, each, data)
+    notes = []
     if secret:
         notes.append(
             f"{listed(secret)} {'is' if len(secret) == 1 else 'are'} not sent, because of a name "
@@ -104,12 +113,31 @@ def collect() -> CodeBundle:
             f"{listed(odd)} {'is' if len(odd) == 1 else 'are'} not sent: neither a file nor a link "
             "within the tree."
         )
-    packed = gzip.compress(out.getvalue(), mtime=0)
-    if len(packed) > PART * PARTS:
-        raise _too_large(f"{len(packed):,} bytes compressed", f"{PART * PARTS:,}", sizes)
+    size = sum(_BLOCK * (2 + each // _BLOCK) for each in sizes.values())  # with its inode
     directory = os.path.relpath(Path.cwd().resolve(), top.resolve())
     version = {key: value for key, value in code_version().items() if key in ("commit", "dirty")}
-    return CodeBundle(packed, directory, size, version, notes)
+    whole = out.getvalue()
+    on_volume = on_volume or len(whole) > PART * PARTS
+    return CodeBundle(whole, directory, size, version, notes, _largest(sizes), on_volume)
+
+
+def _found(top: Path, names: list[str]) -> dict[str, os.stat_result]:
+    """Those of the files that exist; git's index may have others."""
+    found = {}
+    for name in names:
+        with suppress(OSError):
+            found[name] = (top / name).lstat()
+    return found
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"-cfg sync=true: {path} cannot be read ({error.strerror}); correct that, or ignore it "
+            "in .gitignore."
+        ) from None
 
 
 def _listed() -> tuple[Path, list[str]]:
@@ -151,10 +179,6 @@ def _leads_inside(path: Path, top: Path) -> bool:
     )
 
 
-def _too_large(size: str, limit: str, sizes: dict[str, int]) -> UsageError:
+def _largest(sizes: dict[str, int]) -> str:
     largest = sorted(sizes, key=lambda name: -sizes[name])[:_NAMED]
-    named = ", ".join(f"{name} ({sizes[name]:,} bytes)" for name in largest)
-    return UsageError(
-        f"-cfg sync=true: the working tree has {size}, but at most {limit} can be sent (largest: "
-        f"{named}); ignore data in .gitignore, or build an image with the code instead."
-    )
+    return ", ".join(f"{name} ({sizes[name]:,} bytes)" for name in largest)

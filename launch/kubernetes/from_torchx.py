@@ -79,8 +79,11 @@ def render_request(
     metadata = {"labels": {ROLE: role.name}, "annotations": dict(app.metadata) or None}
     job.patches.append({"metadata": metadata})
     if code is not None:
-        requests = {key: str(job.spec[key]) for key in ("cpu", "memory")}
-        job.patches.append(run_code.job_patch(code, name, role.image, job.env, requests))
+        values = {**overlay.run["spec"], **job.spec}
+        requests = {key: str(values[key]) for key in ("cpu", "memory")}
+        text = str(values["scratch"])  # what is no quantity is refused by name when rendered
+        scratch = number(text) if rules.BYTES.fullmatch(text) else 0
+        job.patches.append(run_code.job_patch(code, name, role.image, job.env, requests, scratch))
     add = [*job.add, *(cfg.get("components") or [])]
     leave_out = [] if role.resource.gpu > 0 else ["gpu"]
     if any(_is_runs(mount.dst_path) for mount in role.mounts):

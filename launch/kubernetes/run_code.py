@@ -1,5 +1,5 @@
-"""Brings the code of a submission to its pods: ConfigMaps with the archive, and an init container
-that unpacks it before the installed code.
+"""Brings the code of a submission to its pods: ConfigMaps with the archive, or its path on the
+volume with the runs, and an init container that unpacks it before the installed code.
 
 The containers see it read-only, at ``/isorun/code``. The digest is an annotation of the pods, and
 the run records it with each attempt.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,26 +25,29 @@ from launch.kubernetes.rendering import Rendered
 _PLACE = "/isorun"
 _CODE = f"{_PLACE}/code"
 _PARTS = "/isorun-parts"
+VOLUME = "runs"
+"""The name of the volume with the runs in the templates."""
+_RUNS = "/runs"
 
 
 def with_code(rendered: Rendered, bundle: CodeBundle) -> Rendered:
     """The objects of a run with the ConfigMaps that its pods, patched by ``job_patch``, need. The
-    first of them also has the program that unpacks the archive."""
+    first of them also has the program that unpacks the archive, and no part of it if that is on
+    the volume with the runs."""
     name = rendered.workload["metadata"]["name"]
     made: list[dict[str, Any]] = []
-    for number, part in enumerate(bundle.parts):
+    for number, part in enumerate(_parts(bundle)):
         metadata: dict[str, Any] = {
             "name": _part_name(name, number),
             "labels": dict(rendered.workload["metadata"].get("labels") or {}),
             "annotations": {CODE_DIGEST: bundle.digest},
         }
-        data = {f"part-{number}": base64.b64encode(part).decode()}
         made.append(
-            {
-                "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata,
-                "immutable": True, "binaryData": data,
-            }
-        )  # fmt: skip
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True}
+        )
+        if part:
+            data = base64.b64encode(part).decode()
+            made[-1]["binaryData"] = {f"part-{number}": data}
     program = Path(unpack_code.__file__).read_text(encoding="utf-8")
     made[0]["data"] = {"unpack.py": program}
     if namespace := rendered.workload["metadata"].get("namespace"):
@@ -53,23 +57,33 @@ def with_code(rendered: Rendered, bundle: CodeBundle) -> Rendered:
 
 
 def job_patch(
-    bundle: CodeBundle, name: str, image: str, env: Mapping[str, str], requests: Mapping[str, str]
+    bundle: CodeBundle,
+    name: str,
+    image: str,
+    env: Mapping[str, str],
+    requests: Mapping[str, str],
+    scratch: float,
 ) -> dict[str, Any]:
     """The patch of the Job with these ConfigMaps. ``env``: the variables of the container;
-    ``requests``: its cores and memory, which an init container has in common with it."""
+    ``requests``: its cores and memory, which an init container has in common with it;
+    ``scratch``: its ephemeral storage in bytes, to which the code is added."""
     sources = [
-        {"configMap": {"name": _part_name(name, number)}} for number in range(len(bundle.parts))
+        {"configMap": {"name": _part_name(name, number)}} for number in range(len(_parts(bundle)))
     ]
+    source = archive_path(bundle) if bundle.on_volume else _PARTS
+    volume = [{"name": VOLUME, "mountPath": _RUNS}] if bundle.on_volume else []
     directory = _CODE if bundle.directory == "." else f"{_CODE}/{bundle.directory}"
     path = ":".join(filter(None, (directory, *({_CODE} - {directory}), env.get("PYTHONPATH"))))
-    resources = {**requests, "ephemeral-storage": _limit(bundle)}
+    space = _space(bundle)
+    resources = {**requests, "ephemeral-storage": _mebibytes(space)}
+    storage = {"ephemeral-storage": _mebibytes(space + scratch)}
     version = {**bundle.version, "bundle": bundle.digest}
     init = {
         "name": "code",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["python", "-P", f"{_PARTS}/unpack.py"],
-        "args": [_PARTS, _PLACE, bundle.directory, bundle.digest],
+        "args": [source, _PLACE, bundle.directory, bundle.digest],
         "resources": {"requests": resources, "limits": resources},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -81,11 +95,13 @@ def job_patch(
         "volumeMounts": [
             {"name": "code-parts", "mountPath": _PARTS, "readOnly": True},
             {"name": "code", "mountPath": _PLACE},
+            *volume,
         ],
     }
     container = {
         "name": "train",
         "workingDir": directory,
+        "resources": {"requests": storage, "limits": storage},
         "env": [
             {"name": "PYTHONPATH", "value": path},
             {"name": CODE_VERSION, "value": json.dumps(version)},
@@ -104,7 +120,7 @@ def job_patch(
                     "containers": [container],
                     "volumes": [
                         {"name": "code-parts", "projected": {"sources": sources}},
-                        {"name": "code", "emptyDir": {"sizeLimit": _limit(bundle)}},
+                        {"name": "code", "emptyDir": {"sizeLimit": _mebibytes(space)}},
                     ],
                 },
             }
@@ -112,9 +128,23 @@ def job_patch(
     }
 
 
-def _limit(bundle: CodeBundle) -> str:
-    """Space for the files, each of which takes whole blocks, and for what is compiled from them."""
-    return f"{64 + (3 * bundle.size >> 20)}Mi"
+def archive_path(bundle: CodeBundle) -> str:
+    """The path of the archive on the volume with the runs."""
+    return f"{_RUNS}/.code/{bundle.digest.removeprefix('sha256:')}.tar.gz"
+
+
+def _parts(bundle: CodeBundle) -> list[bytes]:
+    """What the ConfigMaps have of the archive."""
+    return [b""] if bundle.on_volume else bundle.parts
+
+
+def _space(bundle: CodeBundle) -> int:
+    """Bytes for the files, the archive while they are unpacked, and directories."""
+    return (64 << 20) + bundle.size + len(bundle.archive)
+
+
+def _mebibytes(count: float) -> str:
+    return f"{math.ceil(count / 2**20)}Mi"
 
 
 def _part_name(name: str, number: int) -> str:

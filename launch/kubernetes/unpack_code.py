@@ -1,38 +1,68 @@
 """Unpacks the code that a run was submitted with; runs in an init container of each pod.
 
-It is sent with the code, so it may use only Python's standard library. Arguments: the directory
-with the parts, the directory to fill, and the digest of the archive.
+It is sent with the code, so it may use only Python's standard library. Arguments: the archive, or a
+directory with its parts; the directory to fill; the working directory in it; and the digest of the
+archive.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
+import os
 import re
 import sys
 import tarfile
+import tempfile
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import BinaryIO
 
 
-def unpack(parts: Path, target: Path, digest: str) -> str:
+def unpack(source: Path, target: Path, digest: str) -> str:
     """Fills ``target`` with ``code`` and ``notes``; returns an error, or an empty text."""
-    names = sorted(parts.glob("part-*"), key=lambda path: int(path.name.removeprefix("part-")))
-    data = b"".join(path.read_bytes() for path in names)
-    found = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    if found != digest:
-        return f"The code of this run has the digest {found}, not {digest}; submit it again."
-    code = target / "code"
-    code.mkdir(exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-        if hasattr(tarfile, "data_filter"):
-            archive.extractall(code, filter="data")
-        else:
-            archive.extractall(code)
+    if not source.exists():
+        return (
+            f"The code of this run is not in {source} on the volume with the runs any more, where "
+            "it is removed when it was not used for long; submit the run again."
+        )
+    # Unpacked from a copy, so that it is what the digest was computed of.
+    with tempfile.TemporaryFile(dir=target) as copy:
+        found = _copied(_parts(source), copy)
+        if found != digest:
+            return f"The code of this run has the digest {found}, not {digest}; submit it again."
+        copy.seek(0)
+        code = target / "code"
+        code.mkdir(exist_ok=True)
+        with tarfile.open(fileobj=copy, mode="r:gz") as archive:
+            if hasattr(tarfile, "data_filter"):
+                archive.extractall(code, filter="data")
+            else:
+                archive.extractall(code)
     notes = differences(code)
     (target / "notes").write_text("".join(f"{note}\n" for note in notes))
     return ""
+
+
+def _parts(source: Path) -> list[Path]:
+    """The files that are the archive, one after the other."""
+    if source.is_dir():
+        found = source.glob("part-*")
+        return sorted(found, key=lambda path: int(path.name.removeprefix("part-")))
+    with suppress(OSError):  # it belongs to another user
+        os.utime(source)  # it is in use, so it stays on the volume
+    return [source]
+
+
+def _copied(paths: list[Path], to: BinaryIO) -> str:
+    """Copies files, one after the other; returns the digest."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                to.write(block)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def link_runs(working_directory: Path) -> None:
@@ -96,9 +126,9 @@ def _requirements(code: Path) -> list[tuple[str, bool, str]]:
 
 def main(words: list[str]) -> int:
     """Unpacks; returns the exit code."""
-    parts, target, directory, digest = words
+    source, target, directory, digest = words
     try:
-        error = unpack(Path(parts), Path(target), digest)
+        error = unpack(Path(source), Path(target), digest)
         if not error:
             link_runs(Path(target) / "code" / directory)
     except OSError as failed:

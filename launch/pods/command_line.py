@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from launch.contract import Exit, Parser, UsageError, path_argument, port_number, say
 from launch.kubernetes import state
+from launch.kubernetes.containers import Container
 from launch.pods.copies import copy
 from launch.pods.find import ClusterRun, find_run
-from launch.pods.kubectl import Container
 from launch.pods.reader import container_of
+from launch.pods.stacks import print_stacks
 from launch.pods.tensorboard import PORT, serve
 from launch.pods.view import overview
 
 PROG = "isorun cluster"
 _DESCRIPTION = """\
-Look into a run on Kubernetes: its pods, its files, TensorBoard.
+Look into a run on Kubernetes: its pods, its files, its stacks, TensorBoard.
 
 RUN is a handle as `torchx run` prints it (kubernetes_job://SESSION/NAMESPACE:NAME), NAMESPACE:NAME,
 the name of a Job, JobSet or TrainJob, or the run id of a launch. kubectl must be in PATH.
@@ -28,6 +29,7 @@ _ACTIONS = {
     "status": "print its state, queue, pods, last step and last sign of life",
     "cp": "copy its run directory, or a file of it, to this machine",
     "tensorboard": "serve TensorBoard for it on this machine",
+    "stacks": "print what each of its ranks does now, and its Python stacks",
     "shell": "run a shell, or the command after --, in one of its pods",
     "port-forward": "forward ports of this machine to one of its pods",
 }
@@ -50,6 +52,8 @@ def main(argv: Sequence[str], prog: str = PROG) -> Exit:
         say(f"Copied to {made}")
     elif given.action == "tensorboard":
         serve(run, given.port, given.run_dir)
+    elif given.action == "stacks":
+        return print_stacks(run, run.running_pods() or [_running_pod(run, None)], given.rank)
     elif given.action == "shell":
         terminal = ["-it"] if not command or os.isatty(0) else ["-i"]
         _become(_container(run, given.node).exec_command(command or ["bash"], *terminal))
@@ -79,6 +83,7 @@ def parser(prog: str = PROG) -> Parser:
             action.add_argument(
                 "--node", type=int, metavar="K", help="node; default: the first that runs"
             )
+    each["stacks"].add_argument("--rank", type=int, metavar="N", help="only this rank")
     each["cp"].add_argument(
         "path", nargs="?", default=".", metavar="PATH",
         help="file or directory in the run directory; default: all of it",
@@ -108,9 +113,13 @@ def _ports(word: str) -> str:
 
 
 def _container(run: ClusterRun, node: int | None) -> Container:
-    """That of a running pod. Raises UsageError."""
+    return container_of(run, _running_pod(run, node))
+
+
+def _running_pod(run: ClusterRun, node: int | None) -> dict[str, Any]:
+    """One of a node, or the first one. Raises UsageError."""
     if found := run.running_pod(node):
-        return container_of(run, found)
+        return found
     which = "no running pod" if node is None else f"no running pod of node {node}"
     pods = [f"{p['metadata']['name']} ({p['status'].get('phase')})" for p in run.pods()]
     raise UsageError(

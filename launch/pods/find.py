@@ -38,13 +38,15 @@ class ClusterRun:
     ) -> Object | None:
         """The running pod of a node, by default of the first node that has one; among ``pods``
         where they are known."""
+        found = self.running_pods(pods)
+        return next((pod for pod in found if node in (None, state.node(pod))), None)
+
+    def running_pods(self, pods: Sequence[Object] | None = None) -> list[Object]:
+        """The running pods in the order of the nodes, among ``pods`` where they are known."""
         pods = self.pods() if pods is None else pods
         running = [p for p in pods if p["status"].get("phase") == "Running"]
         running = [p for p in running if not p["metadata"].get("deletionTimestamp")]
-        found = sorted(
-            (p for p in running if node is None or state.node(p) == node), key=state.node
-        )
-        return found[0] if found else None
+        return sorted(running, key=state.node)
 
 
 def find_run(word: str, namespace: str | None = None) -> ClusterRun:

@@ -57,6 +57,9 @@ class Controllers:
             for pod in self.pods():
                 if pod["status"]["phase"] == "Pending" and self._has_its_secrets(pod):
                     self.start(pod)
+        elif plural == "pods" and self.starts_pods:  # one without a controller
+            self.logs[made["metadata"]["uid"]] = []
+            self.start(made)
 
     def _start_job(self, job):
         if job["spec"].get("suspend"):

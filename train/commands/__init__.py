@@ -12,6 +12,7 @@ COMMANDS = {
     "runs": "list runs: state, step, metrics, placement, last exit",
     "compare": "show what differs between runs, and their metrics side by side",
     "logs": "print the logs of all ranks of a run, merged by time",
+    "stacks": "print what each rank on this machine does now, and its stacks",
     "export": "save a trained model: parameters, program, or both",
     "sync": "upload to W&B what it still lacks of runs",
     "verify": "check that checkpoints are complete and each sample was used once",

@@ -11,7 +11,9 @@ from train.code.collect import CodeRecord
 from train.code.version import code_version
 from train.config.changes import Difference
 from train.config.load import LoadedConfig
+from train.distributed.world import this_world
 from train.goodput.ledger import GoodputLedger
+from train.process.stacks import StackRequests
 from train.process.stop import StopRequest
 from train.process.watchdog import Heartbeat, StartTimeout, Watchdog
 from train.setup.agreement import check_same_run, check_shared_directory
@@ -57,6 +59,7 @@ def join_ranks(
     """
     config, clock = loaded.config, goodput.clock
     stack.enter_context(stop)
+    stacks = stack.enter_context(StackRequests(this_world().rank, directory.path))
     choice = choose_strategy(loaded)
     with StartTimeout(config.watchdog):
         engine = build_engine(config, choice, clock.within("rendezvous"))
@@ -87,6 +90,7 @@ def join_ranks(
             stop.abrupt_end,
         )
     )
+    stacks.heartbeat = watchdog.heartbeat
     return Joined(
         stop, watchdog.heartbeat, choice, engine, hosts, code, changes_of_code, attempt, goodput
     )

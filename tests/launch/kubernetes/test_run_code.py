@@ -119,19 +119,21 @@ def test_a_repository_within_the_tree_is_left_out(tree):
     assert any("inner" in note for note in collect().notes)
 
 
-@pytest.mark.parametrize(
-    ("patch", "text"),
-    [
-        ({"PARTS": 0}, r"bytes compressed, but at most 0 can be sent \(largest: "),
-        ({"_LARGEST": 5}, "but at most 0 MiB can be sent"),
-    ],
-)
-def test_a_tree_that_is_too_large_is_refused(tree, monkeypatch, patch, text):
-    for name, value in patch.items():
-        monkeypatch.setattr(code_bundle, name, value)
-    with pytest.raises(UsageError, match=text) as refusal:
+def test_a_tree_that_is_too_large_is_refused(tree, monkeypatch):
+    monkeypatch.setattr(code_bundle, "_LARGEST", 5)
+    with pytest.raises(UsageError, match="but at most 0 MiB can be sent") as refusal:
         collect()
+    assert "(largest: .gitignore (12 bytes), " in str(refusal.value)
     assert "ignore data in .gitignore" in str(refusal.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tree, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UsageError, match=r"\.gitignore cannot be read \(Permission denied\)"):
+        collect()
 
 
 def test_a_directory_without_a_repository_is_refused(tmp_path, monkeypatch):
@@ -174,6 +176,25 @@ def test_damaged_code_is_not_used(tree, tmp_path, capsys):
     assert main([str(parts), str(tmp_path), ".", bundle.digest]) == 75
     assert f"not {bundle.digest}; submit it again" in capsys.readouterr().err
     assert not (tmp_path / "code").exists()
+
+
+def test_code_is_unpacked_from_the_volume_or_is_missing_there(tree, tmp_path, capsys):
+    bundle = collect(on_volume=True)
+    archive, target = tmp_path / "x.tar.gz", tmp_path / "isorun"
+    target.mkdir()
+    words = [str(archive), str(target), ".", bundle.digest]
+    assert main(words) == 75
+    assert f"not in {archive} on the volume with the runs any more" in capsys.readouterr().err
+    archive.write_bytes(bundle.archive[:-1])
+    assert main(words) == 75
+    assert f"not {bundle.digest}; submit it again" in capsys.readouterr().err
+    assert list(target.iterdir()) == []
+    archive.write_bytes(bundle.archive)
+    os.utime(archive, (1, 1))
+    assert main(words) == 0
+    assert (target / "code/mine/task.py").read_text() == "changed"
+    assert sorted(p.name for p in target.iterdir()) == ["code", "notes"]
+    assert archive.stat().st_mtime > 1, "it is in use"
 
 
 def test_other_versions_of_packages_are_named(tmp_path):

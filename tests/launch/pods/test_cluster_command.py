@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from launch.kubernetes.containers import Container
 from launch.pods import copies, reader
 from launch.pods.find import find_run
-from launch.pods.kubectl import Container
 from tests.support.cluster import Refused
 from tests.test_former_version import DATA
 from train.exits import RetryError
@@ -192,6 +192,7 @@ def test_a_reading_pod_that_does_not_start_says_why(run, cluster, capfd, monkeyp
 
     monkeypatch.setattr(cluster, "_made", pending)
     said = isorun(capfd, "cluster", "cp", run, "all", expect=75)
+    assert said.count(" waits: Unschedulable: 0/2 nodes") == 1, "told at once, and once"
     assert "did not start within 0.1 s: Unschedulable: 0/2 nodes." in said
     assert not [p for p in cluster.pods() if "reader" in p["metadata"]["name"]]
     cluster.refuse["POST", "pods"] = Refused(403, "Forbidden", "pods is forbidden")

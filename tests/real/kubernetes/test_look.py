@@ -45,6 +45,11 @@ def test_a_run_is_looked_into_while_it_runs_and_after_its_end(kube, isorun, name
     assert re.search(rf"  node 0: {name}-0-\w+ on \S+, Running", said), said
     assert re.search(rf"  run: \S+, running, step \d+ of {STEPS}, .* sign of life", said), said
     words = ["--", "sh", "-c", "hostname; exit 3"]
+    said = isorun("cluster", "stacks", run)  # of the level `restricted`, without ptrace
+    ranks = re.findall(r"^rank (\d) on (\S+) ", said, re.M)
+    assert [rank for rank, _ in ranks] == ["0", "1"], said
+    assert {host for _, host in ranks} == {f"{name}-0", f"{name}-1"}
+    assert said.count("\n  MainThread\n    File ") == 2
     where = isorun("cluster", "shell", run, "--node", "1", *words, code=3)
     assert where.startswith(f"{name}-1")
     isorun("cluster", "cp", run, "config.json", "here.json")

@@ -105,14 +105,15 @@ class Say(Hook):
 """
 
 
-def test_the_working_tree_is_used_without_building_an_image(kube, torchx, name, tmp_path):
+@pytest.mark.parametrize("option", ["sync", "sync_volume"])
+def test_the_working_tree_is_used_without_building_an_image(kube, torchx, name, tmp_path, option):
     tree = tmp_path / "tree"
     (tree / "configs").mkdir(parents=True)
     shutil.copy(ROOT / CONFIG, tree / CONFIG)
     (tree / "mine.py").write_text(HOOK)
     subprocess.run(["git", "init", "-q"], cwd=tree, check=True)
     handle = submit(
-        torchx, kube, name, 10, "hooks=[mine:Say]", cfg=",sync=true", directory=tree
+        torchx, kube, name, 10, "hooks=[mine:Say]", cfg=f",{option}=true", directory=tree
     )  # fmt: skip
     completed(kube, handle)
     assert "said by /isorun/code/mine.py" in torchx("log", handle)
@@ -121,6 +122,8 @@ def test_the_working_tree_is_used_without_building_an_image(kube, torchx, name, 
     assert digest.startswith("sha256:")
     if kube.volume:
         assert digest in (kube.volume / name / "attempts.jsonl").read_text()
+        stored = kube.volume / f".code/{digest.removeprefix('sha256:')}.tar.gz"
+        assert stored.exists() == (option == "sync_volume")
     maps = [each["metadata"]["name"] for each in kube.get("configmaps")]
     assert f"{job}-code-0" in maps
 

@@ -14,7 +14,7 @@ from launch.kubernetes import kustomize
 
 @dataclass(frozen=True)
 class Container:
-    """The training container of a pod."""
+    """A container of a pod."""
 
     namespace: str
     pod: str
@@ -29,21 +29,22 @@ class Container:
         """The command that forwards local ports to it, each ``LOCAL:REMOTE`` or ``PORT``."""
         return [*kubectl(self.namespace), "port-forward", f"pod/{self.pod}", *ports]
 
-    def output(self, words: Sequence[str], seconds: float) -> str:
-        """What a program prints. Raises UsageError or RetryError, also after ``seconds``."""
+    def output(self, words: Sequence[str], seconds: float, given: bytes | None = None) -> str:
+        """What a program prints; ``given``: its standard input. Raises UsageError or RetryError,
+        also after ``seconds``."""
         try:
             done = subprocess.run(
-                self.exec_command(words), capture_output=True, text=True, timeout=seconds,
-                errors="replace", check=False,
+                self.exec_command(words, *(["-i"] if given is not None else [])), input=given,
+                capture_output=True, timeout=seconds, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise RetryError(
-                f"The pod {self.pod} did not answer within {seconds:g} s; its node may be busy or "
-                "lost."
+                f"The pod {self.pod} did not answer within {seconds:.0f} s; its node may be busy "
+                "or lost."
             ) from None
         if done.returncode:
-            raise _failed(self.pod, done.returncode, done.stderr)
-        return done.stdout
+            raise _failed(self.pod, done.returncode, done.stderr.decode(errors="replace"))
+        return done.stdout.decode(errors="replace")
 
     @contextmanager
     def stream(self, words: Sequence[str]) -> Iterator[IO[bytes]]:

@@ -1,0 +1,106 @@
+"""Sends code that is too large for ConfigMaps to the volume with the runs, by a pod that is made
+for it, before the run that uses it is created."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from launch.contract import UsageError, log
+from launch.kubernetes import helper_pod, receive_code, state
+from launch.kubernetes.cluster import Cluster
+from launch.kubernetes.code_bundle import CodeBundle
+from launch.kubernetes.containers import Container
+from launch.kubernetes.rendering import Rendered
+from launch.kubernetes.run_code import VOLUME, archive_path
+
+Object = dict[str, Any]
+_LABEL = "isorun-code"
+_PURPOSE = "stores code on the volume with the runs"
+# Runs the program that is before the archive in standard input.
+_PROGRAM = "import sys; exec(sys.stdin.buffer.read(int(sys.argv[1])))"
+_START_SECONDS = 1800.0
+"""How long it may take until the pod runs, on a node that may have to pull a large image."""
+_SECONDS = 120.0
+"""How long the pod may take to look for an archive and compute its digest."""
+_SLOWEST = 256 << 10
+"""Bytes per second; a slower upload is given up."""
+_KEPT = (
+    "automountServiceAccountToken", "enableServiceLinks", "imagePullSecrets", "nodeSelector",
+    "securityContext", "serviceAccountName", "tolerations",
+)  # fmt: skip
+_RESOURCES = {
+    "requests": {"cpu": "100m", "memory": "256Mi", "ephemeral-storage": "64Mi"},
+    "limits": {"cpu": "1", "memory": "256Mi", "ephemeral-storage": "64Mi"},
+}
+
+
+def check(rendered: Rendered, bundle: CodeBundle) -> None:
+    """Raises UsageError if the pods of the run have no volume for the code."""
+    spec = pod_template_of(rendered)["spec"]
+    volume: Object = next((v for v in spec.get("volumes") or [] if v["name"] == VOLUME), {})
+    if volume.keys() <= {"name", "emptyDir"}:
+        raise UsageError(
+            f"-cfg sync=true: the working tree has {len(bundle.archive):,} bytes compressed "
+            f"(largest: {bundle.largest}), which only a volume with the runs can carry, and this "
+            "run has none; ignore data in .gitignore, add a volume with -cfg components=pvc, or "
+            "build an image with the code instead."
+        )
+
+
+def upload(cluster: Cluster, rendered: Rendered, bundle: CodeBundle) -> None:
+    """Stores the archive on the volume, unless it is there. Raises UsageError or RetryError."""
+    cluster.create_shared(rendered.objects)  # the claim
+    cluster.delete_ended_pods(f"app.kubernetes.io/name={_LABEL}")
+    pod = storing_pod(rendered)
+    log(f"starting the pod {pod['metadata']['name']}, which {_PURPOSE}")
+    with helper_pod.running(cluster, pod, _PURPOSE, seconds=_START_SECONDS) as container:
+        if _run(container, "has", bundle, b"", _SECONDS).strip() == "yes":
+            log("the code is on the volume already")
+            return
+        size = len(bundle.archive)
+        log(f"sending {size / 2**20:.1f} MiB of code")
+        _run(container, "receive", bundle, bundle.archive, _SECONDS + size / _SLOWEST)
+
+
+def storing_pod(rendered: Rendered) -> Object:
+    """A pod with the image, user and volume of the run, and with nothing else of it."""
+    name, found = rendered.workload["metadata"]["name"], pod_template_of(rendered)["spec"]
+    spec = {key: found[key] for key in _KEPT if key in found}
+    main = found["containers"][0]
+    kept = ("image", "imagePullPolicy", "securityContext")
+    container = {
+        "name": "code",
+        **{key: main[key] for key in kept if key in main},
+        "resources": _RESOURCES,
+        "volumeMounts": [m for m in main["volumeMounts"] if m["name"] == VOLUME],
+    }
+    affinity = helper_pod.near({"app.kubernetes.io/name": "isorun"})
+    if nodes := (found.get("affinity") or {}).get("nodeAffinity"):
+        affinity["nodeAffinity"] = nodes  # the volume may be made where this pod is
+    spec |= {
+        "containers": [container],
+        "volumes": [v for v in found["volumes"] if v["name"] == VOLUME],
+        "affinity": affinity,
+    }
+    name = f"{name[:44].rstrip('-')}-code-{secrets.token_hex(3)}"
+    return helper_pod.helper_pod(name, _LABEL, spec)
+
+
+def pod_template_of(rendered: Rendered) -> Object:
+    """The template of the pods; that of a TrainJob is in its runtime."""
+    made = state.pod_template(rendered.workload)
+    if made is None:
+        runtime = next(o for o in rendered.objects if o["kind"] == "TrainingRuntime")
+        made = state.pod_template({**runtime["spec"]["template"], "kind": "JobSet"})
+    assert made is not None
+    return made
+
+
+def _run(container: Container, action: str, bundle: CodeBundle, data: bytes, seconds: float) -> str:
+    program = Path(receive_code.__file__).read_bytes()
+    words = [action, archive_path(bundle), bundle.digest, str(len(bundle.archive))]
+    return container.output(
+        ["python", "-P", "-c", _PROGRAM, str(len(program)), *words], seconds, program + data
+    )
