@@ -2,6 +2,7 @@
 cluster."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -53,4 +54,4 @@ def test_the_tests_for_real_clusters_pass_on_the_small_kubernetes(tmp_path):
     finally:
         kubelet.close()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(TESTS)} passed" in done.stdout
+    assert re.search(r"^\d+ passed in ", done.stdout, re.MULTILINE), done.stdout  # none skipped
