@@ -71,14 +71,16 @@ class Background:
         self._thread = threading.Thread(target=work, name=f"tracker {sink.name}", daemon=True)
         self._started = False
 
-    def put(self, method: str, *arguments: Any) -> None:
-        """Queues a call of this method of the sink; does not block."""
+    def put(self, method: str, *arguments: Any, at: float | None = None) -> None:
+        """Queues a call of this method of the sink; does not block. ``at``: when the item was
+        logged, in seconds since the epoch; by default now."""
         if self._failed:
             return
         with self._ready:
             first = not self._dropped
             if self._has(method):
-                self._append(_Item(method, arguments, _size(method, arguments), time.time()))
+                at = time.time() if at is None else at
+                self._append(_Item(method, arguments, _size(method, arguments), at))
             first = first and bool(self._dropped)
             # Events of the start wait: the imports would delay it.
             if not self._started and method != "event":

@@ -117,8 +117,8 @@ def _first(log: Path, found: Callable[[bytes], T | None]) -> T | None:
 
 
 def last_value(log: Path, name: str) -> int | None:
-    """The largest value of the column ``step`` or ``attempt`` of the rows in a log; None if it has
-    none. Reads from the end, as far as needed: rows are in the order of steps and attempts."""
+    """The largest value of a column of the rows in a log that cannot decrease, such as ``step``;
+    None if the last rows have none. Reads from the end, as far as needed to find a row."""
     with os.fdopen(open_regular(log), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         blocks = 1
@@ -126,10 +126,12 @@ def last_value(log: Path, name: str) -> int | None:
             begin = max(0, (size - 1) // _BLOCK + 1 - blocks) * _BLOCK
             file.seek(begin)
             data = file.read(size - begin)
-            found = (column(m, name) for m in messages(data, at=0 if begin else _START))
-            values = [value for value in found if value is not None]
-            if values or not begin:
-                return max(values, default=None)
+            has_row, values = False, []
+            for message in messages(data, at=0 if begin else _START):
+                has_row |= column(message, "step") is not None
+                values.append(column(message, name))
+            if has_row or not begin:
+                return max((value for value in values if value is not None), default=None)
             blocks *= 8
 
 

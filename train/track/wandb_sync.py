@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from train.checkpoint.mirror import MirrorError
 from train.checkpoint.store import CheckpointStore
 from train.exits import RetryError, RunError, UsageError, first_line
+from train.track.event_log import Event, events_until
 from train.track.sinks import RunInfo
 from train.track.track_config import TrackConfig
 from train.track.wandb_log import (
@@ -25,7 +26,7 @@ from train.track.wandb_log import (
     synced_marker,
     transaction_logs,
 )
-from train.track.wandb_rows import committed_steps
+from train.track.wandb_rows import EVENT_TIME, Told, committed_steps
 from train.track.wandb_sink import WandbSink, wandb_mode
 
 
@@ -72,8 +73,10 @@ def upload(
     """
     logs = transaction_logs(run.directory)
     steps = committed_steps(run.directory / "metrics.jsonl")
+    events = list(events_until(run.directory, run.attempt))
     nothing = True
     known = 0  # rows of later steps may be in no log
+    told = Told(0, 0)  # events that the logs so far have
     doubtful = False  # W&B may lack rows of an online attempt, if it was killed
     for log in logs:
         is_synced = synced_marker(log).exists()
@@ -81,15 +84,18 @@ def upload(
             first = first_step(log)
             before = run.start_step if first is None else first - 1
             if doubtful or any(known < step <= before for step in steps):
-                nothing &= not _send_rows(run, config, say, exit_code, before)
+                earlier = [event for event in events if told.has(event)]
+                nothing &= not _send_rows(run, config, say, exit_code, before, earlier)
                 doubtful = False
             _sync_segment(log, run.directory, seconds)
             say(f"{run.id}: uploaded {log.parent.name}.")
             nothing = False
         doubtful |= not is_offline(log) and not is_synced
         known = max(known, last_value(log, "step") or 0)
+        newest = (last_value(log, name) or 0 for name in (EVENT_TIME, "attempt"))
+        told = Told(*map(max, told, newest))
     if doubtful or known < run.start_step:
-        nothing &= not _send_rows(run, config, say, exit_code, run.start_step)
+        nothing &= not _send_rows(run, config, say, exit_code, run.start_step, events)
     for log in transaction_logs(run.directory):
         if not is_offline(log):
             synced_marker(log).write_text("All of its rows are uploaded.\n")
@@ -100,12 +106,18 @@ def upload(
 
 
 def _send_rows(
-    run: RunInfo, config: TrackConfig, say: Callable[[str], None], exit_code: int, until: int
+    run: RunInfo,
+    config: TrackConfig,
+    say: Callable[[str], None],
+    exit_code: int,
+    until: int,
+    events: Sequence[Event],
 ) -> bool:
-    """Sends the rows up to a step that W&B lacks; returns whether there were some."""
+    """Sends the rows up to a step that W&B lacks, with those of the events that it lacks; returns
+    whether there were some."""
     sink = WandbSink(replace(run, start_step=until), config)
     try:
-        count = sink.catch_up(exit_code)
+        count = sink.catch_up(exit_code, events)
     except Exception as error:
         raise RetryError(
             f"W&B cannot be reached ({first_line(error)}); run the command again to continue."
