@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +16,20 @@ pytest.importorskip("wandb")
 from tests.support.forked import quick
 from tests.support.runs import ROOT, metrics
 from tests.support.wandb_server import WandbServer
+from tests.track.conftest import run_info
 from tests.track.wandb_file import history, offline_files, records
 from train.track.event_log import Event
-from train.track.wandb_log import has_run, last_value, messages, synced_marker, transaction_logs
+from train.track.track_config import TrackConfig
+from train.track.wandb_log import (
+    first_step,
+    has_run,
+    last_value,
+    messages,
+    synced_marker,
+    transaction_logs,
+)
 from train.track.wandb_rows import Rows
+from train.track.wandb_sync import upload
 
 ATTEMPT = """
 import json, os, signal, sys, time
@@ -169,6 +181,24 @@ def test_a_sync_of_the_offline_files_tells_the_run_once(killed_offline, server):
     killed_offline.environment = server.environment
     killed_offline.wandb_sync(*offline_files(killed_offline.directory))
     assert server.runs["digits-wandb-id"].steps == list(range(1, 61))
+
+
+def test_a_sync_sends_no_row_before_an_attempt_that_has_none(killed_offline, monkeypatch, tmp_path):
+    """Later offline attempts have the rows."""
+    directory = tmp_path / "run"
+    shutil.copytree(killed_offline.directory, directory, symlinks=True)
+    logs = transaction_logs(directory)
+    assert any(first_step(log) is None for log in logs[1:-1])
+
+    def as_wandb(command, **_):
+        synced_marker(Path(command[-1])).touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("train.track.wandb_sync.subprocess.run", as_wandb)
+    said = []
+    info = run_info(directory, attempt=5, start_step=60)
+    upload(info, TrackConfig(), said.append, seconds=1.0, exit_code=0)
+    assert said == [f"{info.id}: uploaded {log.parent.name}." for log in logs]
 
 
 def test_online_runs_that_are_killed_send_each_step_once(tmp_path, server):

@@ -81,9 +81,8 @@ def upload(
     for log in logs:
         is_synced = synced_marker(log).exists()
         if is_offline(log) and not is_synced and has_run(log):
-            first = first_step(log)
-            before = run.start_step if first is None else first - 1
-            if doubtful or any(known < step <= before for step in steps):
+            before = (first_step(log) or 1) - 1  # without a row, nothing must be there before
+            if before and (doubtful or any(known < step <= before for step in steps)):
                 earlier = [event for event in events if told.has(event)]
                 nothing &= not _send_rows(run, config, say, exit_code, before, earlier)
                 doubtful = False
