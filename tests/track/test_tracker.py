@@ -213,7 +213,7 @@ sys.exit(75)
     assert done.returncode == 75
 
 
-def test_a_slow_sink_loses_histograms_first(track, capfd, monkeypatch):
+def test_a_slow_sink_loses_histograms_first_and_no_event(track, capfd, monkeypatch):
     monkeypatch.setattr(background, "_ITEMS", 20)
     let_go, opened = threading.Event(), threading.Event()
 
@@ -230,14 +230,17 @@ def test_a_slow_sink_loses_histograms_first(track, capfd, monkeypatch):
         tracker.log(step, {"train/loss": 1.0})
         if 10 <= step < 14:
             tracker.histograms(step, {"w": np.ones(3)})
+        if step == 2:
+            tracker.event("It happened.")
     assert "are too slow" in capfd.readouterr().err, "there is no immediate warning"
     let_go.set()
     tracker.close()
     assert sink.called("histograms") == []
-    assert [step for step, _ in sink.called("log")] == list(range(5, 25)), (
+    assert [step for step, _ in sink.called("log")] == list(range(6, 25)), (
         "the oldest rows must be dropped next"
     )
-    assert "too slow; 4 x histograms, 5 x log dropped" in capfd.readouterr().err
+    assert sink.called("event") == [(0, "It happened.")]
+    assert "too slow; 4 x histograms, 6 x log dropped" in capfd.readouterr().err
 
 
 def test_queued_histograms_have_a_memory_limit(track, capfd, monkeypatch):

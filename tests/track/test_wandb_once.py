@@ -17,7 +17,7 @@ from tests.support.forked import quick
 from tests.support.runs import ROOT, metrics
 from tests.support.wandb_server import WandbServer
 from tests.track.conftest import run_info
-from tests.track.wandb_file import history, offline_files, records
+from tests.track.wandb_file import WandbFile, history, offline_files, records
 from train.track.event_log import Event
 from train.track.track_config import TrackConfig
 from train.track.wandb_log import (
@@ -310,6 +310,9 @@ def test_each_attempt_has_its_events_once(killed_offline):
     found = re.findall(r"Attempt (\d+) starts after step (\d+)\.", events)
     assert found == [(str(attempt), str(step)) for attempt, step in starts.items()]
     assert events.count("the tracker is made") == 5
+    without_rows = WandbFile(offline_files(killed_offline.directory)[-2])
+    assert without_rows.history == []
+    assert without_rows.summary["event"] == "the tracker is made"
     assert events.endswith(
         "Attempt 4 starts after step 30. the tracker is made the tracker is made"
     )

@@ -117,9 +117,11 @@ class Background:
             self.put(method, *arguments)
 
     def _drop(self) -> None:
-        """Drops the oldest histograms or report; without one, the oldest item."""
+        """Drops the oldest histograms or report; without one, the oldest item that is not an event:
+        of those there are few, and no later item has what they tell."""
         bulky = (number for number, item in enumerate(self._queue) if item.method in _BULKY)
-        number = next(bulky, 0)
+        others = (number for number, item in enumerate(self._queue) if item.method != "event")
+        number = next(bulky, next(others, 0))
         item = self._queue[number]
         del self._queue[number]
         self._bytes -= item.size
