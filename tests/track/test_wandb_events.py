@@ -1,41 +1,91 @@
 """W&B gets each event of a run once, in order, over attempts that are killed or stopped."""
 
+import json
 import random
 import re
+import subprocess
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests.track.conftest import run_info
 from train.data.ledger import Ledger
 from train.data.order import SampleOrder
+from train.track import wandb_sync
 from train.track.event_log import EVENTS, EventLog, events_until, start_text
 from train.track.metrics_file import MetricsFile
+from train.track.track_config import TrackConfig
+from train.track.wandb_log import is_offline, synced_marker, transaction_logs
 from train.track.wandb_rows import EVENT_TIME, Told, committed_steps, continued_rows
 
 
 class Simulated:
-    """A run whose attempts are killed at random moments. W&B has ``history``: rows that were sent
-    shortly before a kill are lost."""
+    """A run whose attempts are killed at random moments, offline or online.
 
-    def __init__(self, directory, seed):
-        self.directory, self.random = directory, random.Random(seed)
-        self.metrics, self.history, self.attempts = directory / "metrics.jsonl", [], 0
+    Each attempt has a log of W&B's (here: its rows as JSON); rows that were sent shortly before a
+    kill are in none. ``server`` has the rows that were uploaded: in an online attempt, perhaps not
+    the last ones of its log.
+    """
+
+    def __init__(self, directory, seed, modes, monkeypatch):
+        self.directory, self.random, self.modes = directory, random.Random(seed), modes
+        self.metrics, self.server, self.attempts = directory / "metrics.jsonl", [], 0
         self.committed, self.every = 0, self.random.choice([1, 1, 3, 5])
         self.told = []
         """What the attempts told, in order."""
+        for name in ("first_step", "last_value", "has_run"):
+            monkeypatch.setattr(wandb_sync, name, getattr(self, name))
+        monkeypatch.setattr(wandb_sync, "WandbSink", self.sink)
+        monkeypatch.setattr(wandb_sync, "_setup", lambda: None)
+        of_wandb = SimpleNamespace(run=self.wandb_sync, TimeoutExpired=TimeoutError)
+        monkeypatch.setattr(wandb_sync, "subprocess", of_wandb)
 
-    def last(self, name):
-        return next((row.get(name, 0) for row in reversed(self.history)), 0)
+    @staticmethod
+    def in_log(log):
+        return json.loads(log.read_text())
 
-    def rows(self, sent, until, attempts):
-        told = Told(self.last(EVENT_TIME), self.last("attempt"))
-        events = events_until(self.directory, attempts)
+    def first_step(self, log):
+        return next((row["step"] for row in self.in_log(log)), None)
+
+    def last_value(self, log, name):
+        return next((row.get(name) for row in reversed(self.in_log(log))), None)
+
+    def has_run(self, log):
+        return True
+
+    def wandb_sync(self, command, **_):
+        self.server += self.in_log(Path(command[-1]))
+        synced_marker(Path(command[-1])).touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    def last(self, mode, name):
+        if mode == "online":
+            return next((row.get(name, 0) for row in reversed(self.server)), 0)
+        logs = transaction_logs(self.directory)
+        return max((self.last_value(log, name) or 0 for log in logs), default=0)
+
+    def rows(self, mode, sent, until, events):
+        told = Told(self.last(mode, EVENT_TIME), self.last(mode, "attempt"))
         return continued_rows(
-            lambda row: sent.append(dict(row)), self.metrics, until, self.last("step"), told, events
-        )
+            lambda row: sent.append(dict(row)),
+            self.metrics, until, self.last(mode, "step"), told, events,
+        )  # fmt: skip
+
+    def record(self, mode, sent, uploaded):
+        """Keeps the rows of an attempt in its log, and some of them in W&B."""
+        number = len(transaction_logs(self.directory))
+        prefix = "offline-" if mode == "offline" else ""
+        folder = self.directory / "wandb" / f"{prefix}run-{number:04d}"
+        folder.mkdir(parents=True)
+        (folder / "run.wandb").write_text(json.dumps(sent))
+        if mode == "online":
+            self.server += sent[:uploaded]
 
     def attempt(self, end=None):
         """Trains up to ``end``, or to a random step, where it is killed or stopped."""
-        draw, start = self.random, self.committed
+        draw, start, mode = self.random, self.committed, self.random.choice(self.modes)
         self.attempts += 1
         Ledger(self.directory / "ledger.bin").begin_attempt(
             attempt=self.attempts, resume_step=start, resume_position=8 * start,
@@ -65,75 +115,108 @@ class Simulated:
             if draw.random() < 0.1 or step == end:
                 file.flush(step)
                 self.committed = step
-        sent = []
-        if end is None and draw.random() < 0.7:
-            self._take(self.rows(sent, start, self.attempts - 1), calls[: draw.randint(0, 60)])
-            self.history += sent[: draw.randint(0, len(sent))]
-            file.advance(self.committed + 1)
-        else:
-            rows = self.rows(sent, start, self.attempts - 1)
-            self._take(rows, calls)
-            rows.close()
-            self.history += sent
-            file.close()
-            self.committed = max(self.committed, end or start)
         log.close()
-
-    def _take(self, rows, calls):
-        for kind, value in calls:
+        file.close()
+        is_killed = end is None and draw.random() < 0.7
+        if is_killed and draw.random() < 0.2:
+            return  # before W&B was there
+        for offline in transaction_logs(self.directory) if mode == "online" else ():
+            if is_offline(offline):
+                synced_marker(offline).touch()
+        sent = []
+        rows = self.rows(mode, sent, start, run_info(
+            self.directory, attempt=self.attempts, start_step=start
+        ).events())  # fmt: skip
+        for kind, value in calls[: draw.randint(0, 60) if is_killed else None]:
             if kind == "add":
                 rows.advance(value)
                 rows.add(value, {"train/loss": 2.0}, attempt=self.attempts)
             else:
                 rows.event(value, attempt=self.attempts)
+        if is_killed:
+            sent = sent[: draw.randint(0, len(sent))]
+            self.record(mode, sent, draw.randint(0, len(sent)))
+        else:
+            rows.close()
+            self.record(mode, sent, len(sent))
+            self.committed = max([self.committed, *committed_steps(self.metrics)])
+
+    def sink(self, run, config, **_):
+        """What stands for the sink in `isorun sync`."""
+        return SimpleNamespace(
+            catch_up=partial(self.catch_up, run), send_checkpoints=lambda *_, **__: False
+        )
+
+    def catch_up(self, run, exit_code, events):
+        sent = []
+        rows = self.rows("online", sent, run.start_step, events)
+        rows.close(run.start_step, attempt=run.attempt)
+        self.record("online", sent, len(sent))
+        return rows.count
 
     def sync(self):
-        """What `isorun sync` does for a run that has ended."""
-        until, sent = max(committed_steps(self.metrics), default=0), []
-        rows = self.rows(sent, until, self.attempts)
-        rows.close(until, attempt=self.attempts)
-        self.history += sent
+        """As the command `isorun sync` does."""
+        until = max(committed_steps(self.metrics), default=0)
+        info = run_info(self.directory, attempt=self.attempts, start_step=until)
+        said = []
+        wandb_sync.upload(info, TrackConfig(), said.append, seconds=1.0, exit_code=0)
+        return said
 
     @property
     def events(self):
-        found = " ".join(row["event"] for row in self.history if "event" in row)
+        """What W&B has of the events."""
+        found = " ".join(row["event"] for row in self.server if "event" in row)
         return re.findall(r"<[\d:]+>|Attempt \d+ starts after step \d+\.", found)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_events_of_killed_attempts_are_told_once_in_order(tmp_path, seed):
-    run = Simulated(tmp_path, seed)
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("modes", [["offline"], ["online"], ["offline", "online"]], ids="-".join)
+def test_rows_and_events_of_killed_attempts_are_told_once_in_order(
+    tmp_path, monkeypatch, seed, modes
+):
+    run = Simulated(tmp_path, seed, modes, monkeypatch)
     for _ in range(run.random.randint(1, 8)):
         run.attempt()
         if seed % 2 and run.random.random() < 0.4:
             run.sync()
         assert run.events == run.told[: len(run.events)], "in order, and each at most once"
-    run.attempt(end=max(run.last("step"), run.committed) + 10)
-    steps = [row["step"] for row in run.history]
+    known = [row["step"] for row in run.server]
+    known += [row["step"] for log in transaction_logs(tmp_path) for row in run.in_log(log)]
+    run.attempt(end=max([run.committed, *known]) + 10)
+    run.sync()
+    steps = [row["step"] for row in run.server]
     assert steps == sorted(set(steps))
+    assert set(committed_steps(run.metrics)) <= set(steps)
     assert run.events == run.told
-    for row in run.history if seed % 2 == 0 else ():  # a sync has all events in its last row
+    assert run.sync() == [f"{run_info(tmp_path).id}: W&B has all of its rows."]
+    for row in run.server if seed % 2 == 0 else ():  # an earlier sync has all in its last row
         for attempt, step in re.findall(r"<(\d+):(\d+):\d+>", row.get("event", "")):
             assert int(attempt) < row["attempt"] or int(step) <= row["step"]
 
 
 def test_an_attempt_that_has_only_steps_of_w_and_b_is_told_by_the_next_one(tmp_path):
     """Attempt 1 is killed at step 50, W&B has all; attempt 2 at 40; attempt 3 goes on."""
-    run = Simulated(tmp_path, 0)
-    run.every = 1
+    history = []
+
+    def last(name):
+        return next((row.get(name, 0) for row in reversed(history)), 0)
+
     for number, (start, end) in enumerate([(0, 50), (20, 40), (20, 60)], start=1):
         log, sent = EventLog(tmp_path / EVENTS, number), []
-        rows = run.rows(sent, start, number - 1)
+        rows = continued_rows(
+            lambda row, sent=sent: sent.append(row), tmp_path / "metrics.jsonl", start,
+            last("step"), Told(last(EVENT_TIME), last("attempt")), events_until(tmp_path, number - 1),
+        )  # fmt: skip
         if number > 1:
             rows.event(log.append(start, f"{start_text(number, start)}."), attempt=number)
         for step in range(start + 1, end + 1):
             rows.add(step, {"train/loss": 1.0}, attempt=number)
         rows.event(log.append(end, f"Step {end} is a spike."), attempt=number)
         rows.advance(end + 1)
-        run.history += sent
+        history += sent
         log.close()
-    assert [row["step"] for row in run.history] == list(range(1, 61))
-    assert {row["step"]: row["event"] for row in run.history if "event" in row} == {
+    assert [row["step"] for row in history] == list(range(1, 61))
+    assert {row["step"]: row["event"] for row in history if "event" in row} == {
         50: "Step 50 is a spike.",
         51: "Attempt 2 starts after step 20. Step 40 is a spike. Attempt 3 starts after step 20.",
         60: "Step 60 is a spike.",

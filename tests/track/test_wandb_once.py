@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -194,7 +195,8 @@ def test_a_sync_sends_no_row_before_an_attempt_that_has_none(killed_offline, mon
         synced_marker(Path(command[-1])).touch()
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr("train.track.wandb_sync.subprocess.run", as_wandb)
+    of_wandb = SimpleNamespace(run=as_wandb, TimeoutExpired=TimeoutError)
+    monkeypatch.setattr("train.track.wandb_sync.subprocess", of_wandb)
     said = []
     info = run_info(directory, attempt=5, start_step=60)
     upload(info, TrackConfig(), said.append, seconds=1.0, exit_code=0)
