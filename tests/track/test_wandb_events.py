@@ -13,6 +13,7 @@ import pytest
 from tests.track.conftest import run_info
 from train.data.ledger import Ledger
 from train.data.order import SampleOrder
+from train.exits import RetryError
 from train.track import wandb_sync
 from train.track.event_log import EVENTS, EventLog, events_until, start_text
 from train.track.metrics_file import MetricsFile
@@ -56,8 +57,9 @@ class Simulated:
         return True
 
     def wandb_sync(self, command, **_):
-        self.server += self.in_log(Path(command[-1]))
-        synced_marker(Path(command[-1])).touch()
+        if self.random.random() < 0.8:
+            self.server += self.in_log(Path(command[-1]))
+            synced_marker(Path(command[-1])).touch()
         return subprocess.CompletedProcess(command, 0, "", "")
 
     def last(self, mode, name):
@@ -151,16 +153,24 @@ class Simulated:
         sent = []
         rows = self.rows("online", sent, run.start_step, events)
         rows.close(run.start_step, attempt=run.attempt)
-        self.record("online", sent, len(sent))
+        uploaded = len(sent) if self.random.random() < 0.8 else self.random.randint(0, len(sent))
+        self.record("online", sent, uploaded)
+        if uploaded < len(sent):
+            raise ConnectionError("the server is gone")
         return rows.count
 
     def sync(self):
-        """As the command `isorun sync` does."""
+        """As the command `isorun sync` does; again and again where the server fails."""
         until = max(committed_steps(self.metrics), default=0)
         info = run_info(self.directory, attempt=self.attempts, start_step=until)
         said = []
-        wandb_sync.upload(info, TrackConfig(), said.append, seconds=1.0, exit_code=0)
-        return said
+        while True:
+            try:
+                wandb_sync.upload(info, TrackConfig(), said.append, seconds=1.0, exit_code=0)
+                return said
+            except RetryError:
+                if self.random.random() < 0.2:
+                    return None  # given up
 
     @property
     def events(self):
@@ -183,7 +193,8 @@ def test_rows_and_events_of_killed_attempts_are_told_once_in_order(
     known = [row["step"] for row in run.server]
     known += [row["step"] for log in transaction_logs(tmp_path) for row in run.in_log(log)]
     run.attempt(end=max([run.committed, *known]) + 10)
-    run.sync()
+    while run.sync() is None:
+        pass
     steps = [row["step"] for row in run.server]
     assert steps == sorted(set(steps))
     assert set(committed_steps(run.metrics)) <= set(steps)
