@@ -341,13 +341,16 @@ def test_an_event_of_a_step_that_was_not_reached_is_left_to_the_next_attempt():
         assert rows == ([{"step": 6, "event": "One. Two.", "a": 1}] if reached else [])
 
 
-def test_an_event_of_a_step_that_was_reached_is_sent_at_the_end():
+@pytest.mark.parametrize("committed", [6, 7])
+def test_an_event_of_a_step_that_the_next_attempt_repeats_is_left_to_it(committed):
+    """It has the metrics of the step."""
     rows = []
     collected = Rows(rows.append, 5)
     collected.event(happened(7, "One."))
     collected.event(happened(6, "Two."))
-    assert collected.close() == ""
-    assert rows == [{"step": 7, "event": "One. Two."}]
+    collected.committed = committed
+    assert collected.close() == ("" if committed == 7 else "One. Two.")
+    assert rows == ([{"step": 7, "event": "One. Two."}] if committed == 7 else [])
 
 
 def test_a_row_is_sent_when_its_step_is_over():

@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from train.files import open_regular
+from train.files import open_regular, read_bytes
 
 T = TypeVar("T")
 _BLOCK, _HEADER, _START = 32 * 1024, struct.Struct("<IHB"), 7
 _WHOLE, _FIRST, _LAST = 1, 2, 4
+_UPLOADED = re.compile(rb"up to step (\d{1,18})\.")
 _LARGEST = 64 << 20
 """The largest message in bytes; one that is larger is damage."""
 
@@ -55,6 +58,22 @@ def remove_unrecorded(run_directory: Path) -> None:
 def synced_marker(log: Path) -> Path:
     """The file that W&B makes beside a log once it has uploaded it."""
     return log.with_suffix(".wandb.synced")
+
+
+def mark_uploaded(log: Path, step: int) -> None:
+    """Records that W&B has the rows of an online attempt up to a step: it may have been killed, and
+    rows that were not committed are lost with it."""
+    synced_marker(log).write_text(f"W&B has its rows up to step {step}.\n")
+
+
+def uploaded_step(log: Path) -> int | None:
+    """The last step of an attempt that W&B has, as far as it is known; None if no row has a
+    step."""
+    last = last_value(log, "step")
+    with suppress(OSError):
+        marked = _UPLOADED.search(read_bytes(synced_marker(log), 1000))
+        return min(last, int(marked[1])) if marked and last is not None else last
+    return last
 
 
 def messages(data: bytes, *, at: int = _START, growing: bool = True) -> Iterator[bytes]:

@@ -52,8 +52,12 @@ class Rows:
         self._row: dict[str, Any] = {}
         self._events = list(events)
         """What no row has yet."""
+        self._has_metrics = False
+        """Whether the row has more than events."""
         self.count = 0
         """Rows that were sent."""
+        self.committed = sent
+        """The last committed step, after which the next attempt logs its own metrics."""
 
     def add(self, step: int, values: Mapping[str, Any], **columns: Any) -> None:
         """Adds values to the row of a step that W&B has not. ``columns`` count only for a new
@@ -61,12 +65,13 @@ class Rows:
         if step > self.sent:
             self._begin(step, columns)
             self._row |= values
+            self._has_metrics = True
 
     def _begin(self, step: int, columns: Mapping[str, Any]) -> None:
         if self._row and step > self._row["step"]:
             self.flush()
         if not self._row:
-            self._row = {"step": step, **columns}
+            self._row, self._has_metrics = {"step": step, **columns}, False
 
     def event(self, event: Event, **columns: Any) -> None:
         """Adds a sentence to the column ``event`` of the row of its step, or of the next row that
@@ -86,14 +91,16 @@ class Rows:
             self._row = {}
 
     def close(self, last: int = 0, **columns: Any) -> str:
-        """Sends the last row. Returns the events that no row has, which the next attempt sends: it
-        may still have metrics of a step that was not reached.
+        """Sends the last row, unless it only has events of a step of which the next attempt logs
+        the metrics. Returns the events that no row has, which the next attempt sends.
 
         If no attempt logs the steps up to ``last`` any more, the last row has all events; if there
         is none, it is that of the step ``last``, with ``columns``.
         """
         if last and self._events and last > self.sent:
             self._begin(last, columns)
+        if not self._has_metrics and self._row.get("step", 0) > self.committed:
+            self._row = {}
         self.flush(has_all=bool(last))
         return " ".join(event.text for event in self._events)
 
@@ -144,6 +151,7 @@ def continued_rows(
     that the attempt before has not completed.
     """
     rows = Rows(send, sent, told.time, (event for event in events if not told.has(event)))
+    rows.committed = until
     for step, row in committed_rows(metrics_file, until):
         metrics, columns = as_logged(row)
         rows.add(step, metrics, **columns)

@@ -137,9 +137,9 @@ class WandbSink(Sink):
             message = f"{message or 'W&B is offline.'}{nodes} To upload: {command}"
         return message
 
-    def catch_up(self, exit_code: int, events: Iterable[Event]) -> int:
+    def catch_up(self, exit_code: int, events: Iterable[Event]) -> Rows:
         """Sends the committed rows that W&B lacks, with those of ``events`` that it lacks, and
-        nothing else; returns their number. Raises an exception of W&B if it cannot be reached."""
+        nothing else. Raises an exception of W&B if it cannot be reached."""
         self._refuse_links()
         self.load()
         self._run = self._init("online")
@@ -147,7 +147,7 @@ class WandbSink(Sink):
             self._define_metrics()
             rows = self._begin_rows("online", [], events)
             rows.close(self.run.start_step, attempt=self.run.attempt)
-            return rows.count
+            return rows
         finally:
             self._exit_code = exit_code
             self.close()
@@ -309,6 +309,8 @@ class WandbSink(Sink):
 
     def checkpoint(self, step: int) -> None:
         """Has the checkpoint sent, if the config wants it."""
+        if self._rows:
+            self._rows.committed = max(step, self._rows.committed)
         if self._uploads:
             self._uploads.wake()
 
