@@ -18,7 +18,13 @@ from train.track import wandb_log, wandb_sync
 from train.track.event_log import EVENTS, EventLog, events_until, start_text
 from train.track.metrics_file import MetricsFile
 from train.track.track_config import TrackConfig
-from train.track.wandb_log import is_offline, synced_marker, transaction_logs
+from train.track.wandb_log import (
+    is_offline,
+    mark_uploaded,
+    synced_marker,
+    transaction_logs,
+    uploaded_value,
+)
 from train.track.wandb_rows import EVENT_TIME, Told, committed_steps, continued_rows
 
 
@@ -51,8 +57,9 @@ class Simulated:
     def first_step(self, log):
         return next((row["step"] for row in self.in_log(log)), None)
 
-    def last_value(self, log, name):
-        return next((row.get(name) for row in reversed(self.in_log(log))), None)
+    def last_value(self, log, name, until=1_000_000):
+        rows = [row for row in self.in_log(log) if row["step"] <= until]
+        return rows[-1].get(name) if rows else None
 
     def has_run(self, log):
         return True
@@ -67,7 +74,7 @@ class Simulated:
         if mode == "online":
             return next((row.get(name, 0) for row in reversed(self.server)), 0)
         logs = transaction_logs(self.directory)
-        return max((self.last_value(log, name) or 0 for log in logs), default=0)
+        return max((uploaded_value(log, name) or 0 for log in logs), default=0)
 
     def rows(self, mode, sent, until, events):
         told = Told(self.last(mode, EVENT_TIME), self.last(mode, "attempt"))
@@ -127,8 +134,8 @@ class Simulated:
         if is_killed and draw.random() < 0.2:
             return  # before W&B was there
         for offline in transaction_logs(self.directory) if mode == "online" else ():
-            if is_offline(offline):
-                synced_marker(offline).touch()
+            if is_offline(offline) and not synced_marker(offline).exists():
+                mark_uploaded(offline, max(start, self.last(mode, "step")))
         sent = []
         rows = self.rows(mode, sent, start, run_info(
             self.directory, attempt=self.attempts, start_step=start

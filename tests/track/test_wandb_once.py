@@ -25,9 +25,11 @@ from train.track.wandb_log import (
     first_step,
     has_run,
     last_value,
+    mark_uploaded,
     messages,
     synced_marker,
     transaction_logs,
+    uploaded_value,
 )
 from train.track.wandb_rows import Rows
 from train.track.wandb_sync import upload
@@ -190,6 +192,8 @@ def test_a_sync_sends_no_row_before_an_attempt_that_has_none(killed_offline, mon
     shutil.copytree(killed_offline.directory, directory, symlinks=True)
     logs = transaction_logs(directory)
     assert any(first_step(log) is None for log in logs[1:-1])
+    for log in logs:
+        synced_marker(log).unlink(missing_ok=True)  # of another test
 
     def as_wandb(command, **_):
         synced_marker(Path(command[-1])).touch()
@@ -254,6 +258,20 @@ def sent_by(sent, items):
         collected.add(step, values)
     collected.flush()
     return rows
+
+
+def test_of_a_log_that_is_marked_only_the_rows_up_to_a_step_count(killed_offline, tmp_path):
+    """W&B has, or gets, no others of it."""
+    log = tmp_path / "run.wandb"
+    log.write_bytes(transaction_logs(killed_offline.directory)[-1].read_bytes())
+    attempts = [row["attempt"] for row in history(records(log))]
+    steps = [row["step"] for row in history(records(log))]
+    assert uploaded_value(log, "step") == steps[-1] == 60
+    for step in (steps[0] - 1, steps[0], 50, 99):
+        mark_uploaded(log, step)
+        known = [s for s in steps if s <= step]
+        assert uploaded_value(log, "step") == (known[-1] if known else None)
+        assert uploaded_value(log, "attempt") == (attempts[len(known) - 1] if known else None)
 
 
 def test_a_log_without_the_record_of_the_run_is_known(killed_offline, tmp_path):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from train.files import open_regular, read_bytes
+from train.json_files import LARGEST
 
 T = TypeVar("T")
 _BLOCK, _HEADER, _START = 32 * 1024, struct.Struct("<IHB"), 7
@@ -61,19 +62,17 @@ def synced_marker(log: Path) -> Path:
 
 
 def mark_uploaded(log: Path, step: int) -> None:
-    """Records that W&B has the rows of an online attempt up to a step: it may have been killed, and
-    rows that were not committed are lost with it."""
+    """Records that W&B has the rows of a log up to a step, and gets no others of it: later ones
+    were not committed."""
     synced_marker(log).write_text(f"W&B has its rows up to step {step}.\n")
 
 
-def uploaded_step(log: Path) -> int | None:
-    """The last step of an attempt that W&B has, as far as it is known; None if no row has a
-    step."""
-    last = last_value(log, "step")
+def uploaded_value(log: Path, name: str) -> int | None:
+    """``last_value`` of the rows of a log that W&B has, or gets when the log is uploaded."""
+    marked = None
     with suppress(OSError):
         marked = _UPLOADED.search(read_bytes(synced_marker(log), 1000))
-        return min(last, int(marked[1])) if marked and last is not None else last
-    return last
+    return last_value(log, name, int(marked[1]) if marked else LARGEST)
 
 
 def messages(data: bytes, *, at: int = _START, growing: bool = True) -> Iterator[bytes]:
@@ -135,9 +134,10 @@ def _first(log: Path, found: Callable[[bytes], T | None]) -> T | None:
             size *= 8
 
 
-def last_value(log: Path, name: str) -> int | None:
-    """The largest value of a column of the rows in a log that cannot decrease, such as ``step``;
-    None if the last rows have none. Reads from the end, as far as needed to find a row."""
+def last_value(log: Path, name: str, until: int = LARGEST) -> int | None:
+    """The largest value of a column of the rows in a log that cannot decrease, such as ``step``, up
+    to a step; None if the last rows have none. Reads from the end, as far as needed to find a
+    row."""
     with os.fdopen(open_regular(log), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         blocks = 1
@@ -147,8 +147,10 @@ def last_value(log: Path, name: str) -> int | None:
             data = file.read(size - begin)
             has_row, values = False, []
             for message in messages(data, at=0 if begin else _START):
-                has_row |= column(message, "step") is not None
-                values.append(column(message, name))
+                step = column(message, "step")
+                if step is not None and step <= until:
+                    has_row = True
+                    values.append(column(message, name))
             if has_row or not begin:
                 return max((value for value in values if value is not None), default=None)
             blocks *= 8

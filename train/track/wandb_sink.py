@@ -30,10 +30,11 @@ from train.track.wandb_checkpoints import CheckpointSender, send_missing
 from train.track.wandb_inputs import RunInputs
 from train.track.wandb_log import (
     is_offline,
-    last_value,
+    mark_uploaded,
     remove_unrecorded,
     synced_marker,
     transaction_logs,
+    uploaded_value,
 )
 from train.track.wandb_rows import EVENT_TIME, Rows, Told, continued_rows
 from train.track.wandb_shared import NO_SHARED_MODE, has_shared_mode, node_label
@@ -191,7 +192,7 @@ class WandbSink(Sink):
             # In shared mode, another node may have written the summary last.
             if not (self._run.resumed and mode == "shared"):
                 return 0
-        return max((last_value(log, name) or 0 for log in logs), default=0)
+        return max((uploaded_value(log, name) or 0 for log in logs), default=0)
 
     def _add_code(self) -> None:
         """Adds the changes of the code as a file of the W&B run, where it stays with the run, also
@@ -205,9 +206,9 @@ class WandbSink(Sink):
     def _continue_rows(self, mode: str, logs: Sequence[Path]) -> None:
         """Lets the rows of this attempt follow those of earlier ones, of which ``logs`` are."""
         for log in logs:
-            # The rows follow from metrics.jsonl, before later ones. W&B can only append.
+            # Its rows follow from metrics.jsonl, before later ones. W&B can only append.
             if mode != "offline" and is_offline(log) and not synced_marker(log).exists():
-                synced_marker(log).write_text("The next attempt has sent its rows.\n")
+                mark_uploaded(log, max(self._last(mode, logs, "step"), self.run.start_step))
         self._begin_rows(mode, logs, self.run.events())
 
     def _begin_rows(self, mode: str, logs: Sequence[Path], events: Iterable[Event]) -> Rows:

@@ -26,7 +26,7 @@ from train.track.wandb_log import (
     mark_uploaded,
     synced_marker,
     transaction_logs,
-    uploaded_step,
+    uploaded_value,
 )
 from train.track.wandb_rows import EVENT_TIME, Told, committed_steps
 from train.track.wandb_sink import WandbSink, wandb_mode
@@ -94,8 +94,8 @@ def upload(
             say(f"{run.id}: uploaded {log.parent.name}.")
             nothing = False
         doubtful |= not is_offline(log) and not is_synced
-        known = max(known, uploaded_step(log) or 0)
-        newest = (last_value(log, name) or 0 for name in (EVENT_TIME, "attempt"))
+        known = max(known, uploaded_value(log, "step") or 0)
+        newest = (uploaded_value(log, name) or 0 for name in (EVENT_TIME, "attempt"))
         told = Told(*map(max, told, newest))
     if doubtful or known < run.start_step:
         nothing &= not _send_rows(run, config, say, exit_code, run.start_step, events, logs)
