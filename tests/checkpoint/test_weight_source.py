@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import zipfile
 
 import pytest
@@ -194,6 +195,19 @@ def test_an_empty_or_unreachable_mirror(tmp_path, monkeypatch):
     url = as_mirror(tmp_path)
     monkeypatch.setattr("train.checkpoint.mirror_storage.FolderStorage.folders", broken)
     refused(RetryError, "Input/output error", url, tmp_path)
+
+
+@pytest.mark.parametrize("source", ["s3://", "s3:///", "file://", "://"])
+def test_a_url_that_names_no_folder_is_refused(tmp_path, source):
+    refused(UsageError, "which names no folder", source, tmp_path)
+
+
+def test_storage_that_cannot_be_connected_to_is_worth_a_retry(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # nothing listens there
+        url = f"ftp://127.0.0.1:{free.getsockname()[1]}/folder"
+        with pytest.raises(RetryError, match=f"{url}', which cannot be reached"):
+            find(url, tmp_path)
 
 
 def broken(*_):

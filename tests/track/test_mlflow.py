@@ -16,6 +16,7 @@ from tests.track.conftest import run_info
 from tests.track.mlflow_server import MlflowServer
 from train.exits import RunError
 from train.plugins import Plugin
+from train.track.event_log import EVENTS, EventLog
 from train.track.metrics_file import MetricsFile
 from train.track.mlflow_sink import MlflowSink
 from train.track.sinks import make_sinks
@@ -65,6 +66,26 @@ def attempt(directory, uri, number, start, end, *, exit_code=None, **changes):
         sink.end(exit_code)
         sink.close()
     return sink
+
+
+def test_events_of_a_killed_attempt_are_completed_by_a_later_one(tmp_path):
+    uri = (tmp_path / "mlruns").as_uri()
+    for number in (1, 2, 3):
+        log = EventLog(tmp_path / EVENTS, number)
+        sink = made(tmp_path, {"tracking_uri": uri}, attempt=number, start_step=20)
+        for step in (20, 30):
+            log.append(step, f"{number} at {step}.")
+        log.close()
+        sink.event(20, f"{number} at 20.")
+        if number != 2:  # killed before it sent anything
+            sink.advance(21)
+        if number == 3:
+            sink.event(30, "3 at 30.")
+            sink.close()
+    client, run = the_run(uri)
+    for number in (1, 2, 3):
+        expected = f"step 20: {number} at 20.\nstep 30: {number} at 30.\n"
+        assert text(client, run, f"events/attempt-{number:04d}.txt") == expected
 
 
 def the_run(uri, experiment="isorun"):
@@ -129,6 +150,7 @@ def test_attempts_that_are_killed_are_one_run_with_each_step_once(tmp_path, stor
     assert run.data.tags["mlflow.source.git.commit"] == "abc123"
     assert text(client, run, "samples/step-00000150/sample.txt") == "by 4"
     assert text(client, run, "events/attempt-0004.txt") == "step 120: Attempt 4 starts.\n"
+    assert text(client, run, "events/attempt-0003.txt") == "step 40: Attempt 3 starts.\n"
     assert text(client, run, "model.txt") == "a model"
     assert {f.path for f in client.list_artifacts(run.info.run_id, "samples/step-00000150")} == {
         "samples/step-00000150/sample.txt", "samples/step-00000150/drawn_0.png",

@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 from tensorboard.util import tensor_util
 
 from tests.track.conftest import run_info
+from train.track.event_log import EVENTS, EventLog
 from train.track.tensorboard import TensorBoardSink
 
 
@@ -214,6 +215,25 @@ def test_events_of_a_step_are_one_text(tmp_path):
     sink.close()
     expected = {0: "One.\n\nTwo.", 3: "Three.", 5: "Four."}
     assert texts(read(tmp_path), "event") == expected
+
+
+def test_what_happened_in_repeated_steps_is_shown_at_the_first_of_them(tmp_path):
+    for number, start, steps in [(1, 0, (15, 35)), (2, 20, (25,)), (3, 20, (22,)), (4, 0, (5,))]:
+        log = EventLog(tmp_path / EVENTS, number)
+        sink = opened(tmp_path, attempt=number, start_step=start)
+        for step in (start, *steps):
+            text = f"{number} at {step}."
+            log.append(step, text)
+            sink.event(step, text)
+        sink.advance(steps[-1])  # the last one is lost with the process
+        log.close()
+        if number == 3:
+            repeated = ["1 at 35.", "2 at 20.", "2 at 25.", "3 at 20."]
+            assert texts(read(tmp_path), "event") == {
+                0: "1 at 0.", 15: "1 at 15.", 21: "\n\n".join(repeated),
+            }  # fmt: skip
+    (shown,) = texts(read(tmp_path), "event").values()
+    assert shown.split("\n\n") == ["1 at 0.", "1 at 15.", *repeated, "3 at 22.", "4 at 0."]
 
 
 def hparams(logdir):

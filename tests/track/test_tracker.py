@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.support.runs import ROOT
-from tests.track.conftest import Recorder
+from tests.track.conftest import Recorder, run_info
 from train.track import background, metrics_file
 
 
@@ -213,7 +213,7 @@ sys.exit(75)
     assert done.returncode == 75
 
 
-def test_a_slow_sink_loses_histograms_first(track, capfd, monkeypatch):
+def test_a_slow_sink_loses_histograms_first_and_no_event(track, capfd, monkeypatch):
     monkeypatch.setattr(background, "_ITEMS", 20)
     let_go, opened = threading.Event(), threading.Event()
 
@@ -230,14 +230,46 @@ def test_a_slow_sink_loses_histograms_first(track, capfd, monkeypatch):
         tracker.log(step, {"train/loss": 1.0})
         if 10 <= step < 14:
             tracker.histograms(step, {"w": np.ones(3)})
+        if step == 2:
+            tracker.event("It happened.")
     assert "are too slow" in capfd.readouterr().err, "there is no immediate warning"
     let_go.set()
     tracker.close()
     assert sink.called("histograms") == []
-    assert [step for step, _ in sink.called("log")] == list(range(5, 25)), (
+    assert [step for step, _ in sink.called("log")] == list(range(6, 25)), (
         "the oldest rows must be dropped next"
     )
-    assert "too slow; 4 x histograms, 5 x log dropped" in capfd.readouterr().err
+    assert sink.called("event") == [(0, "It happened.")]
+    assert "too slow; 4 x histograms, 6 x log dropped" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["directory", "link"])
+def test_events_that_cannot_be_written_reach_the_sinks(track, tmp_path, capfd, kind):
+    (tmp_path / "of others").write_text("mine")
+    if kind == "link":
+        (tmp_path / "events.jsonl").symlink_to(tmp_path / "of others")
+    else:
+        (tmp_path / "events.jsonl").mkdir()
+    sink = Recorder()
+    tracker = track([sink])
+    assert "events.jsonl cannot be opened, so events are not written" in capfd.readouterr().err
+    tracker.event("It happened.")
+    tracker.log(1, {"train/loss": 1.0})
+    tracker.close()
+    assert sink.called("event") == [(0, "It happened.")]
+    assert (tmp_path / "of others").read_text() == "mine"
+    assert list(run_info(tmp_path, attempt=2).events()) == []
+
+
+def test_events_are_in_a_file_before_a_sink_has_them(track, tmp_path):
+    let_go = threading.Event()
+    tracker = track([Recorder(lambda method: let_go.wait() if method == "open" else None)])
+    tracker.log(1, {"train/loss": 1.0})
+    tracker.progress(1)
+    tracker.warn("It happened, with --token=abcdef123456.")
+    (event,) = run_info(tmp_path, attempt=2).events()
+    assert (event.attempt, event.step, event.text) == (1, 1, "It happened, with --token=***")
+    let_go.set()
 
 
 def test_queued_histograms_have_a_memory_limit(track, capfd, monkeypatch):

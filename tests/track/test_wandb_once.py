@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,9 +17,22 @@ pytest.importorskip("wandb")
 from tests.support.forked import quick
 from tests.support.runs import ROOT, metrics
 from tests.support.wandb_server import WandbServer
-from tests.track.wandb_file import history, offline_files, records
-from train.track.wandb_log import has_run, last_value, messages, synced_marker, transaction_logs
-from train.track.wandb_rows import Rows, lacking_rows
+from tests.track.conftest import run_info
+from tests.track.wandb_file import WandbFile, history, offline_files, records
+from train.track.event_log import Event
+from train.track.track_config import TrackConfig
+from train.track.wandb_log import (
+    first_step,
+    has_run,
+    last_value,
+    mark_uploaded,
+    messages,
+    synced_marker,
+    transaction_logs,
+    uploaded_value,
+)
+from train.track.wandb_rows import Rows
+from train.track.wandb_sync import upload
 
 ATTEMPT = """
 import json, os, signal, sys, time
@@ -170,6 +186,27 @@ def test_a_sync_of_the_offline_files_tells_the_run_once(killed_offline, server):
     assert server.runs["digits-wandb-id"].steps == list(range(1, 61))
 
 
+def test_a_sync_sends_no_row_before_an_attempt_that_has_none(killed_offline, monkeypatch, tmp_path):
+    """Later offline attempts have the rows."""
+    directory = tmp_path / "run"
+    shutil.copytree(killed_offline.directory, directory, symlinks=True)
+    logs = transaction_logs(directory)
+    assert any(first_step(log) is None for log in logs[1:-1])
+    for log in logs:
+        synced_marker(log).unlink(missing_ok=True)  # of another test
+
+    def as_wandb(command, **_):
+        synced_marker(Path(command[-1])).touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    of_wandb = SimpleNamespace(run=as_wandb, TimeoutExpired=TimeoutError)
+    monkeypatch.setattr("train.track.wandb_sync.subprocess", of_wandb)
+    said = []
+    info = run_info(directory, attempt=5, start_step=60)
+    upload(info, TrackConfig(), said.append, seconds=1.0, exit_code=0)
+    assert said == [f"{info.id}: uploaded {log.parent.name}." for log in logs]
+
+
 def test_online_runs_that_are_killed_send_each_step_once(tmp_path, server):
     run = Run(tmp_path, server.environment)
     run.attempt(0, 25, kill_after=0.0, mode="online")  # before the client sends anything
@@ -182,6 +219,7 @@ def test_online_runs_that_are_killed_send_each_step_once(tmp_path, server):
     assert [row["step"] for row in history] == list(range(1, 61))
     attempts = [row["attempt"] for row in history]
     assert attempts == sorted(attempts)
+    assert events_in(history).count("the tracker is made") == 4
 
 
 @pytest.mark.slow
@@ -192,6 +230,7 @@ def test_an_online_attempt_sends_what_offline_ones_have_not_uploaded(tmp_path, s
     assert server.runs["digits-wandb-id"].steps == list(range(1, 41))
     (log,) = offline_files(tmp_path)
     assert synced_marker(log).exists()
+    assert events_in(server.runs["digits-wandb-id"].history).count("the tracker is made") == 2
     run.wandb_sync(log)
     assert server.runs["digits-wandb-id"].steps == list(range(1, 41))
 
@@ -221,6 +260,20 @@ def sent_by(sent, items):
     return rows
 
 
+def test_of_a_log_that_is_marked_only_the_rows_up_to_a_step_count(killed_offline, tmp_path):
+    """W&B has, or gets, no others of it."""
+    log = tmp_path / "run.wandb"
+    log.write_bytes(transaction_logs(killed_offline.directory)[-1].read_bytes())
+    attempts = [row["attempt"] for row in history(records(log))]
+    steps = [row["step"] for row in history(records(log))]
+    assert uploaded_value(log, "step") == steps[-1] == 60
+    for step in (steps[0] - 1, steps[0], 50, 99):
+        mark_uploaded(log, step)
+        known = [s for s in steps if s <= step]
+        assert uploaded_value(log, "step") == (known[-1] if known else None)
+        assert uploaded_value(log, "attempt") == (attempts[len(known) - 1] if known else None)
+
+
 def test_a_log_without_the_record_of_the_run_is_known(killed_offline, tmp_path):
     """W&B refuses it, and with it all that it is given beside it."""
     whole = offline_files(killed_offline.directory)[-1].read_bytes()
@@ -244,30 +297,45 @@ def test_all_of_a_step_is_one_row():
     assert sent_by(1, items) == [{"step": 2, "a": 3}, {"step": 4, "a": 5}]
 
 
-def test_events_are_in_the_row_of_their_step_or_the_first_later_one():
+def happened(step, text, attempt=1, time=None):
+    return Event(attempt, step, time, text)
+
+
+def test_events_are_in_the_row_of_their_step_or_the_next_one():
     rows = []
     collected = Rows(rows.append, 5)
-    collected.event(3, "One.", attempt=2)
-    collected.event(3, "Two.")
-    collected.add(6, {"a": 1})
-    collected.add(8, {"a": 2})
-    collected.event(7, "Three.")
+    collected.event(happened(3, "One."), attempt=1)
+    collected.event(happened(3, "Two."), attempt=1)
+    collected.add(6, {"a": 1}, attempt=1)
+    collected.add(8, {"a": 2}, attempt=1)
+    collected.event(happened(7, "Three."), attempt=1)
     collected.flush()
     assert rows == [
-        {"step": 6, "attempt": 2, "event": "One. Two.", "a": 1},
-        {"step": 8, "a": 2, "event": "Three."},
+        {"step": 6, "attempt": 1, "event": "One. Two.", "a": 1},
+        {"step": 8, "attempt": 1, "event": "Three.", "a": 2},
     ]
 
 
-def test_each_attempt_has_its_event(killed_offline):
+def events_in(rows):
+    return " ".join(row["event"] for row in rows if "event" in row)
+
+
+def test_each_attempt_has_its_events_once(killed_offline):
+    """Also those that were killed before they sent a row, or that only repeated steps."""
     files = [
         history(records(path, growing=True)) for path in offline_files(killed_offline.directory)
     ]
-    events = " ".join(row["event"] for rows in files for row in rows if "event" in row)
+    events = events_in(row for rows in files for row in rows)
     starts = {2: 20, 4: 30}  # those of attempts that send rows are logged by the training loop
     found = re.findall(r"Attempt (\d+) starts after step (\d+)\.", events)
     assert found == [(str(attempt), str(step)) for attempt, step in starts.items()]
-    assert events.endswith("the tracker is made")
+    assert events.count("the tracker is made") == 5
+    without_rows = WandbFile(offline_files(killed_offline.directory)[-2])
+    assert without_rows.history == []
+    assert without_rows.summary["event"] == "the tracker is made"
+    assert events.endswith(
+        "Attempt 4 starts after step 30. the tracker is made the tracker is made"
+    )
 
 
 def test_a_step_that_only_has_an_event_yet_is_left_to_the_next_attempt(killed_offline):
@@ -278,45 +346,29 @@ def test_a_step_that_only_has_an_event_yet_is_left_to_the_next_attempt(killed_of
     assert {row["step"] for row in rows if "train/loss" not in row} == set()
 
 
-@pytest.mark.parametrize("sent", [0, 1, 3, 5])
-def test_the_first_row_that_is_sent_has_the_starts_of_the_attempts_so_far(tmp_path, sent):
-    path = tmp_path / "metrics.jsonl"
-    kept = [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5)]  # step and attempt
-    rows = [{"step": step, "attempt": attempt, "train/loss": 0.5} for step, attempt in kept]
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    starts = {2: 1, 3: 2, 4: 4, 5: 4, 6: 5}
-    found = {
-        step: values["event"]
-        for step, values, _ in lacking_rows(path, until=5, sent=sent, starts=starts)
-        if "event" in values
-    }
-    earlier = "Attempt 2 starts after step 1. Attempt 3 starts after step 2."
-    later = "Attempt 4 starts after step 4. Attempt 5 starts after step 4."
-    expected = {0: {3: earlier, 5: later}, 3: {4: earlier, 5: later}, 5: {}}
-    assert found == expected[0 if sent == 1 else sent]
-    assert list(starts) == ([6] if found else [2, 3, 4, 5, 6]), "what has a row is removed"
-
-
-def test_a_row_of_a_step_that_was_not_reached_is_not_sent():
+def test_an_event_of_a_step_that_was_not_reached_is_left_to_the_next_attempt():
     for reached in (False, True):
         rows = []
         collected = Rows(rows.append, 5)
-        collected.event(3, "One.")
-        collected.event(4, "Two.")
+        collected.event(happened(3, "One."))
+        collected.event(happened(4, "Two."))
         collected.add(5, {"b": 2})
         if reached:
             collected.add(6, {"a": 1})
-        collected.close()
+        assert collected.close() == ("" if reached else "One. Two.")
         assert rows == ([{"step": 6, "event": "One. Two.", "a": 1}] if reached else [])
 
 
-def test_an_event_of_a_step_that_was_reached_is_sent_at_the_end():
+@pytest.mark.parametrize("committed", [6, 7])
+def test_an_event_of_a_step_that_the_next_attempt_repeats_is_left_to_it(committed):
+    """It has the metrics of the step."""
     rows = []
     collected = Rows(rows.append, 5)
-    collected.event(7, "One.")
-    collected.event(6, "Two.")
-    collected.close()
-    assert rows == [{"step": 7, "event": "One. Two."}]
+    collected.event(happened(7, "One."))
+    collected.event(happened(6, "Two."))
+    collected.committed = committed
+    assert collected.close() == ("" if committed == 7 else "One. Two.")
+    assert rows == ([{"step": 7, "event": "One. Two."}] if committed == 7 else [])
 
 
 def test_a_row_is_sent_when_its_step_is_over():

@@ -43,7 +43,7 @@ class MirrorConfig(Section):
     @field_validator("url")
     @classmethod
     def _names_place(cls, url: str) -> str:
-        if not url.partition("://")[2] and (not url or "://" in url):
+        if not url.partition("://")[2].strip("/") and (not url or "://" in url):
             raise ValueError("the URL of a folder, such as s3://bucket/folder or file:///folder")
         return url
 

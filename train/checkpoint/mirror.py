@@ -22,7 +22,7 @@ from train.checkpoint.manifest import MANIFEST, Manifest
 from train.checkpoint.mirror_storage import storage_at
 from train.checkpoint.received import OWNER, RUN, RUN_FILES, check_is_of, install, run_id_in
 from train.checkpoint.store import CheckpointStore
-from train.exits import ResumeRefusedError, UsageError, first_line
+from train.exits import ResumeRefusedError, RetryError, UsageError, first_line
 from train.files import NotRegularError, create, is_plain_name, open_regular
 from train.json_files import LIMIT, Fields, has_fields, parse_object, shown
 
@@ -59,6 +59,11 @@ class Mirror:
                 f"{field} {config.url!r}, which cannot be used "
                 f"({first_line(error)}); set a URL such as s3://bucket/folder or file:///folder, "
                 "and install its driver with `pip install 'isorun[s3]'` or 'isorun[gcs]'."
+            ) from error
+        except Exception as error:  # some drivers, such as that of FTP, connect at once
+            raise RetryError(
+                f"{field} {config.url!r}, which cannot be reached ({first_line(error)}); correct "
+                "the URL, or rerun when it can."
             ) from error
 
     # -- owner -------------------------------------------------------------------------------

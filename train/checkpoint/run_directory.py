@@ -6,6 +6,7 @@ attempts.jsonl  a line per attempt; see train.checkpoint.attempts
 checkpoints/    see train.checkpoint.store
 ledger.bin      samples used by each step; see train.data.ledger
 metrics.jsonl   all metrics
+events.jsonl    what happened, over all attempts; see train.track.event_log
 goodput.jsonl   where the time of each attempt went; see train.goodput.ledger
 micro_batches.json  micro-batch sizes that fit; see train.setup.batch_size_finder
 init_from/      a copy from a mirror or W&B, until its weights are loaded; see train.setup.init_from

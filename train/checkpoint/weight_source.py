@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from train.checkpoint import dcp
 from train.checkpoint.checkpoint_config import MirrorConfig
 from train.checkpoint.damage import DamagedError
@@ -219,8 +221,15 @@ def _of_mirror(url: str, download: Path, where: str) -> WeightSource:
     """Downloads the newest copy of a mirror, or that of the step that ends the URL, with the checks
     of a restore, and checks it like any checkpoint."""
     base, _, last = url.rstrip("/").rpartition("/")
-    step = parse_step_name(last)
-    mirror = Mirror(MirrorConfig(url=url if step is None else base), "init_from.source is")
+    step = parse_step_name(last) if "://" in base else None
+    try:
+        config = MirrorConfig(url=url if step is None else base)
+    except ValidationError:
+        raise UsageError(
+            f"{where}, which names no folder; write the URL of one, such as s3://bucket/folder or "
+            "file:///folder."
+        ) from None
+    mirror = Mirror(config, "init_from.source is")
     try:
         steps = mirror.steps()
         if not steps or step not in (None, *steps):

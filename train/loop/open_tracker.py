@@ -24,6 +24,7 @@ from train.setup.join import Joined
 from train.setup.micro_batch_effects import micro_batch_warnings
 from train.tasks.base import Task
 from train.tasks.registry import unused_methods
+from train.track.event_log import start_text
 from train.track.sinks import RunInfo
 from train.track.tracker import Tracker
 from train.track.wandb_nodes import NodeMetrics, stands_for_its_node
@@ -81,8 +82,7 @@ def open_tracker(
         end = described_end(directory.path, attempt.number - 1, last)
         _log.info("the attempt before: %s", end)
         tracker.event(
-            f"Attempt {attempt.number} starts after step {progress.step}; the attempt before: "
-            f"{end.rstrip('.')}."
+            f"{start_text(attempt.number, progress.step)}; the attempt before: {end.rstrip('.')}."
         )
     depends = micro_batch_warnings(last, plan, model.strategy.bare_model)
     unused = unused_methods(type(task))

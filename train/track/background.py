@@ -71,14 +71,16 @@ class Background:
         self._thread = threading.Thread(target=work, name=f"tracker {sink.name}", daemon=True)
         self._started = False
 
-    def put(self, method: str, *arguments: Any) -> None:
-        """Queues a call of this method of the sink; does not block."""
+    def put(self, method: str, *arguments: Any, at: float | None = None) -> None:
+        """Queues a call of this method of the sink; does not block. ``at``: when the item was
+        logged, in seconds since the epoch; by default now."""
         if self._failed:
             return
         with self._ready:
             first = not self._dropped
             if self._has(method):
-                self._append(_Item(method, arguments, _size(method, arguments), time.time()))
+                at = time.time() if at is None else at
+                self._append(_Item(method, arguments, _size(method, arguments), at))
             first = first and bool(self._dropped)
             # Events of the start wait: the imports would delay it.
             if not self._started and method != "event":
@@ -115,9 +117,11 @@ class Background:
             self.put(method, *arguments)
 
     def _drop(self) -> None:
-        """Drops the oldest histograms or report; without one, the oldest item."""
+        """Drops the oldest histograms or report; without one, the oldest item that is not an event:
+        of those there are few, and no later item has what they tell."""
         bulky = (number for number, item in enumerate(self._queue) if item.method in _BULKY)
-        number = next(bulky, 0)
+        others = (number for number, item in enumerate(self._queue) if item.method != "event")
+        number = next(bulky, next(others, 0))
         item = self._queue[number]
         del self._queue[number]
         self._bytes -= item.size

@@ -100,6 +100,11 @@ class MlflowRun:
         else:
             self._client.log_image(self.id, content, path)
 
+    def file_sizes(self, folder: str) -> dict[str, int]:
+        """The artifacts in a folder, with their size in bytes."""
+        found = self._client.list_artifacts(self.id, folder)
+        return {file.path: file.file_size for file in found if not file.is_dir}
+
     def end(self, status: str) -> None:
         """Ends this attempt, with a status of MLflow's."""
         self._client.set_terminated(self.id, status)

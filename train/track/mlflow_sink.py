@@ -31,6 +31,7 @@ _ROWS = 5000
 """How many rows wait in memory; the others are read from metrics.jsonl."""
 _FILE_BYTES = 64 << 20
 """Bytes of artifacts that wait in memory; the oldest are left out."""
+_EVENTS_FOLDER = "events"
 _EVENTS = 200_000
 """Characters of the events of an attempt."""
 _TRIES = 3
@@ -172,9 +173,7 @@ class MlflowSink(Sink):
 
     def event(self, step: int, text: str) -> None:
         """Adds a line to the artifact with the events of this attempt."""
-        self._events.append(f"step {step}: {text}\n")
-        while len(self._events) > 1 and sum(map(len, self._events)) > _EVENTS:
-            del self._events[0]
+        self._events.append(_line(step, text))
         self._has_new_events = True
 
     def advance(self, step: int) -> None:
@@ -213,8 +212,7 @@ class MlflowSink(Sink):
             self._rows.clear()
             if self._has_new_events:
                 self._in_time()
-                path = f"events/attempt-{self.run.attempt:04d}.txt"
-                mlflow.add_file(path, "".join(self._events))
+                mlflow.add_file(_events_path(self.run.attempt), _newest(self._events))
                 self._has_new_events = False
             while self._files:
                 self._in_time()
@@ -236,6 +234,7 @@ class MlflowSink(Sink):
         )
         self._in_time()
         run.describe(self.run.parameters(), self._tags)
+        self._send_earlier_events(run)
         until = max(self.run.start_step, self._rows[0][0] - 1 if self._rows else self._last)
         earlier = (
             (row.step, row.time or 0.0, {**row.metrics, "attempt": float(row.attempt or 1)})
@@ -245,6 +244,18 @@ class MlflowSink(Sink):
             self._in_time()
         self._mlflow = run
         return run
+
+    def _send_earlier_events(self, run: MlflowRun) -> None:
+        """Sends what earlier attempts have not sent of their events, as they were killed."""
+        lines: dict[str, list[str]] = {}
+        for event in self.run.events():
+            lines.setdefault(_events_path(event.attempt), []).append(_line(event.step, event.text))
+        sizes = run.file_sizes(_EVENTS_FOLDER) if lines else {}
+        for path, texts in lines.items():
+            text = _newest(texts)
+            if sizes.get(path) != len(text.encode()):
+                self._in_time()
+                run.add_file(path, text)
 
     def _in_time(self) -> None:
         if time.monotonic() > self._until:
@@ -282,6 +293,21 @@ def _usage(text: str) -> RunError:
     error = RunError(text + ".")
     error.code = Exit.USAGE
     return error
+
+
+def _events_path(attempt: int) -> str:
+    return f"{_EVENTS_FOLDER}/attempt-{attempt:04d}.txt"
+
+
+def _line(step: int, text: str) -> str:
+    return f"step {step}: {text}\n"
+
+
+def _newest(lines: list[str]) -> str:
+    """The lines, without the first ones of too many; removes these from the list."""
+    while len(lines) > 1 and sum(map(len, lines)) > _EVENTS:
+        del lines[0]
+    return "".join(lines)
 
 
 def _size(content: Any) -> int:

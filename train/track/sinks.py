@@ -14,6 +14,7 @@ from train.exits import RunError, UsageError, first_line, prefixed
 from train.plugins import Plugin, find_plugin
 from train.process.stop_signals import is_of_signal
 from train.secrets import redact_values
+from train.track.event_log import Event, events_until
 from train.track.wandb_rows import as_logged, committed_rows
 
 
@@ -70,6 +71,11 @@ class RunInfo:
                 metrics, columns = as_logged(row)
                 time, attempt = columns.get("_timestamp"), columns.get("attempt")
                 yield Row(step, time, attempt, metrics)
+
+    def events(self) -> Iterator[Event]:
+        """What happened in earlier attempts, in order: what those told their sinks, and starts of
+        attempts that were killed at once. Steps after ``start_step`` were not committed."""
+        return events_until(self.directory, self.attempt - 1)
 
     def parameters(self) -> dict[str, str | int | float | bool | None]:
         """The config, ``code`` and the facts except ``model_summary``, without secrets, as one flat

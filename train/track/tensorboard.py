@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ class TensorBoardSink(Sink):
     """Writes event files to tensorboard/, with the names that W&B has. The HParams tab has one row
     for the run, over all attempts.
 
-    A resume removes the steps that the attempt repeats. What there is of the step from which the
+    A resume removes the steps that the attempt repeats, and shows what happened in them at the
+    first of them. What there is of the step from which the
     attempt resumes, such as an evaluation, is not written again.
     """
 
@@ -60,9 +61,20 @@ class TensorBoardSink(Sink):
         purge = (start + 1 if start else 0) if self.run.attempt > 1 else None
         if purge is not None:
             self._before = remove_from(self._directory, purge)
+            if texts := list(self._events_from(purge)):
+                self._events = (purge, texts, None)
         self._file = EventFile(self._directory, purge)
         for about_run in self._about_run():
             self._write(0, about_run)  # no resumed attempt removes step 0
+
+    def _events_from(self, step: int) -> Iterator[str]:
+        """What happened in earlier attempts from a step on, which is removed with the steps that
+        this attempt repeats."""
+        begun: dict[int, int] = {}
+        for event in self.run.events():
+            first = begun.setdefault(event.attempt, event.step if event.attempt > 1 else 0)
+            if max(event.step, first + bool(first)) >= step:  # see ``event``
+                yield event.text
 
     def _about_run(self) -> list[Any]:
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from train.checkpoint.store import CheckpointStore
 from train.secrets import redact
 from train.track.background import Background
 from train.track.console import open_console
+from train.track.event_log import EVENTS, EventLog
 from train.track.metrics_file import MetricsFile
 from train.track.samples import SamplesSink
 from train.track.sinks import RunInfo, Sink, make_sinks
@@ -68,6 +70,9 @@ class Tracker:
                 sinks.append(trainjob)
         warn = partial(_log.warning, "%s")
         self._backgrounds = [Background(sink, self.info, warn) for sink in sinks]
+        self._event_lock = threading.RLock()
+        """Sinks get the events in the order of the file."""
+        self._events = self._open_events(run)
         self._file = self._open_file(run)
 
     def _open_file(self, run: RunInfo) -> MetricsFile | None:
@@ -82,6 +87,14 @@ class Tracker:
                 f"{file.damaged} line(s) of {path} were damaged; moved them to {path.name}.damaged."
             )
         return file
+
+    def _open_events(self, run: RunInfo) -> EventLog | None:
+        path = run.directory / EVENTS
+        try:
+            return EventLog(path, run.attempt)
+        except OSError as error:
+            _log.warning("%s cannot be opened, so events are not written to it: %s", path, error)
+            return None
 
     def _metrics(self, call: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -106,9 +119,9 @@ class Tracker:
         self._put("log", step, numbers)
         self._logged = step
 
-    def _put(self, method: str, *arguments: Any) -> None:
+    def _put(self, method: str, *arguments: Any, at: float | None = None) -> None:
         for background in self._backgrounds:
-            background.put(method, *arguments)
+            background.put(method, *arguments, at=at)
 
     def _numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         numbers = {}
@@ -183,8 +196,17 @@ class Tracker:
 
     def event(self, text: str) -> None:
         """Passes a sentence about what happened at this step to the sinks."""
-        if self._is_main:
-            self._put("event", self._step, redact(_printable(text)))
+        if not self._is_main:
+            return
+        text = redact(_printable(text))
+        with self._event_lock:
+            at = None
+            try:
+                if self._events:
+                    at = self._events.append(self._step, text).seconds
+            except (OSError, ValueError) as error:  # ValueError: it is closed
+                _log.info("%s cannot be written: %s", EVENTS, error)
+            self._put("event", self._step, text, at=at)
 
     def committed(self, step: int) -> None:
         """Tells the sinks that a checkpoint was committed or has changed. In any thread."""
@@ -257,6 +279,8 @@ class Tracker:
                 f"Timed out after {self._close_seconds:g} s waiting for the tracking sinks "
                 f"({', '.join(late)}); metrics.jsonl has all metrics."
             )
+        if self._events:
+            self._events.close()
         self._console.close()
 
 

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from train.files import open_regular
+from train.files import open_regular, read_bytes
+from train.json_files import LARGEST
 
 T = TypeVar("T")
 _BLOCK, _HEADER, _START = 32 * 1024, struct.Struct("<IHB"), 7
 _WHOLE, _FIRST, _LAST = 1, 2, 4
+_UPLOADED = re.compile(rb"up to step (\d{1,18})\.")
 _LARGEST = 64 << 20
 """The largest message in bytes; one that is larger is damage."""
 
@@ -55,6 +59,20 @@ def remove_unrecorded(run_directory: Path) -> None:
 def synced_marker(log: Path) -> Path:
     """The file that W&B makes beside a log once it has uploaded it."""
     return log.with_suffix(".wandb.synced")
+
+
+def mark_uploaded(log: Path, step: int) -> None:
+    """Records that W&B has the rows of a log up to a step, and gets no others of it: later ones
+    were not committed."""
+    synced_marker(log).write_text(f"W&B has its rows up to step {step}.\n")
+
+
+def uploaded_value(log: Path, name: str) -> int | None:
+    """``last_value`` of the rows of a log that W&B has, or gets when the log is uploaded."""
+    marked = None
+    with suppress(OSError):
+        marked = _UPLOADED.search(read_bytes(synced_marker(log), 1000))
+    return last_value(log, name, int(marked[1]) if marked else LARGEST)
 
 
 def messages(data: bytes, *, at: int = _START, growing: bool = True) -> Iterator[bytes]:
@@ -116,9 +134,10 @@ def _first(log: Path, found: Callable[[bytes], T | None]) -> T | None:
             size *= 8
 
 
-def last_value(log: Path, name: str) -> int | None:
-    """The largest value of the column ``step`` or ``attempt`` of the rows in a log; None if it has
-    none. Reads from the end, as far as needed: rows are in the order of steps and attempts."""
+def last_value(log: Path, name: str, until: int = LARGEST) -> int | None:
+    """The largest value of a column of the rows in a log that cannot decrease, such as ``step``, up
+    to a step; None if the last rows have none. Reads from the end, as far as needed to find a
+    row."""
     with os.fdopen(open_regular(log), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         blocks = 1
@@ -126,10 +145,14 @@ def last_value(log: Path, name: str) -> int | None:
             begin = max(0, (size - 1) // _BLOCK + 1 - blocks) * _BLOCK
             file.seek(begin)
             data = file.read(size - begin)
-            found = (column(m, name) for m in messages(data, at=0 if begin else _START))
-            values = [value for value in found if value is not None]
-            if values or not begin:
-                return max(values, default=None)
+            has_row, values = False, []
+            for message in messages(data, at=0 if begin else _START):
+                step = column(message, "step")
+                if step is not None and step <= until:
+                    has_row = True
+                    values.append(column(message, name))
+            if has_row or not begin:
+                return max((value for value in values if value is not None), default=None)
             blocks *= 8
 
 

@@ -1,53 +1,84 @@
-"""The rows of a W&B run over all attempts: each step once, in order.
+"""The rows of a W&B run over all attempts: each step once, in order, and each event once.
 
 W&B's history can only be appended to. After a crash, a run repeats the steps since its last commit,
 of which W&B already has some: these rows stay as the earlier attempt sent them. Rows of committed
-steps that W&B lacks, because they were lost with the process, are sent from metrics.jsonl.
+steps that W&B lacks, because they were lost with the process, are sent from metrics.jsonl. What
+happened at a step that W&B has, or was lost with a row, is in the next row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from train.json_files import LARGEST, has_fields, json_lines
+from train.track.event_log import Event
+
+EVENT_TIME = "event_time"
+"""The column with the time of the last event that W&B has, in each row after the first event."""
+
+
+class Told(NamedTuple):
+    """What W&B has of the events: those up to a time, and the starts of attempts that have rows."""
+
+    time: int
+    attempt: int
+
+    def has(self, event: Event) -> bool:
+        """Whether W&B has the event."""
+        if event.time is None:
+            return event.attempt <= self.attempt
+        return event.time <= self.time
 
 
 class Rows:
     """Collects what is logged for a step into one row, which is sent when a later step begins.
 
-    W&B has all rows up to the step ``sent``, whose steps are not sent again. ``send`` sends a row.
+    W&B has all rows up to the step ``sent``, whose steps are not sent again, and all events up to
+    the time ``told``. ``events`` are those of earlier attempts that it lacks, in order. ``send``
+    sends a row.
     """
 
-    def __init__(self, send: Callable[[dict[str, Any]], None], sent: int) -> None:
-        self._send, self.sent = send, sent
+    def __init__(
+        self,
+        send: Callable[[dict[str, Any]], None],
+        sent: int,
+        told: int = 0,
+        events: Iterable[Event] = (),
+    ) -> None:
+        self._send, self.sent, self._told = send, sent, told
         self._row: dict[str, Any] = {}
-        self._moved = False
-        """Whether the row only has an event of an earlier step."""
+        self._events = list(events)
+        """What no row has yet."""
+        self._has_metrics = False
+        """Whether the row has more than events."""
         self.count = 0
         """Rows that were sent."""
+        self.committed = sent
+        """The last committed step, after which the next attempt logs its own metrics."""
 
     def add(self, step: int, values: Mapping[str, Any], **columns: Any) -> None:
         """Adds values to the row of a step that W&B has not. ``columns`` count only for a new
         row."""
-        if step <= self.sent:
-            return
+        if step > self.sent:
+            self._begin(step, columns)
+            self._row |= values
+            self._has_metrics = True
+
+    def _begin(self, step: int, columns: Mapping[str, Any]) -> None:
         if self._row and step > self._row["step"]:
             self.flush()
         if not self._row:
-            self._row = {"step": step, **columns}
-        self._row |= values
-        self._moved = False
+            self._row, self._has_metrics = {"step": step, **columns}, False
 
-    def event(self, step: int, text: str, **columns: Any) -> None:
-        """Adds a sentence to the column ``event`` of the row of a step, or of the first later step
-        that W&B has not."""
-        at = max(step, self.sent + 1, self._row.get("step", 0))
-        before = self._row.get("event") if self._row.get("step") == at else None
-        moved = at > step and (self._moved or at != self._row.get("step"))
-        self.add(at, {"event": f"{before} {text}" if before else text}, **columns)
-        self._moved = moved
+    def event(self, event: Event, **columns: Any) -> None:
+        """Adds a sentence to the column ``event`` of the row of its step, or of the next row that
+        is sent if W&B has that step."""
+        if event.step > self.sent:
+            self._begin(event.step, columns)
+        self._events.append(event)
 
     def advance(self, step: int) -> None:
         """The rows before this step are complete."""
@@ -59,45 +90,72 @@ class Rows:
         if self._row.get("step") == step:
             self._row = {}
 
-    def close(self) -> None:
-        """Sends the last row, unless its step has not been reached: W&B would not take the metrics
-        that a later attempt has of that step."""
-        if self._moved:
+    def close(self, last: int = 0, **columns: Any) -> str:
+        """Sends the last row, unless it only has events of a step of which the next attempt logs
+        the metrics. Returns the events that no row has, which the next attempt sends.
+
+        If no attempt logs the steps up to ``last`` any more, the last row has all events; if there
+        is none, it is that of the step ``last``, with ``columns``.
+        """
+        if last and self._events and last > self.sent:
+            self._begin(last, columns)
+        if not self._has_metrics and self._row.get("step", 0) > self.committed:
             self._row = {}
-        self.flush()
+        self.flush(has_all=bool(last))
+        return " ".join(event.text for event in self._events)
 
-    def flush(self) -> None:
-        """Sends the row that is being collected."""
+    def flush(self, *, has_all: bool = False) -> None:
+        """Sends the row that is being collected, with the events up to it, or all of them."""
         row, self._row = self._row, {}
-        if row:
-            self.sent = row["step"]
-            self.count += 1
-            self._send(row)
+        if not row:
+            return
+        # A start without a time is known as sent by the rows of its attempt.
+        events = list(
+            takewhile(
+                lambda event: _is_up_to(event, row) or (has_all and event.time is not None),
+                self._events,
+            )
+        )
+        del self._events[: len(events)]
+        if events:
+            row["event"] = " ".join(event.text for event in events)
+            self._told = max(self._told, *(event.time or 0 for event in events))
+        if self._told:
+            row[EVENT_TIME] = self._told
+        self.sent = row["step"]
+        self.count += 1
+        self._send(row)
 
 
-def lacking_rows(
-    metrics_file: Path, until: int, sent: int, starts: dict[int, int]
-) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
-    """The rows of metrics.jsonl after the step ``sent`` up to a step: step, values and columns.
+def _is_up_to(event: Event, row: Mapping[str, Any]) -> bool:
+    """Whether an event was before the row was logged. An earlier attempt may have reached a later
+    step than that from which the next one resumed."""
+    attempt = row.get("attempt")
+    if type(attempt) is not int or event.attempt == attempt:
+        return event.step <= int(row["step"])
+    return event.attempt < attempt
 
-    ``starts`` has the attempts whose start W&B does not have, in order, with the steps that they
-    resumed from. The first row of such an attempt, or of a later one, has their events; these
-    attempts are removed from ``starts``.
+
+def continued_rows(
+    send: Callable[[dict[str, Any]], None],
+    metrics_file: Path,
+    until: int,
+    sent: int,
+    told: Told,
+    events: Iterable[Event],
+) -> Rows:
+    """The rows of a run of which W&B has those up to the step ``sent``, and the events ``told``.
+
+    Sends the rows of metrics.jsonl after it up to the step ``until``, with those of ``events``, of
+    the attempts so far, that W&B lacks. The last one may still get metrics: those of an evaluation
+    that the attempt before has not completed.
     """
+    rows = Rows(send, sent, told.time, (event for event in events if not told.has(event)))
+    rows.committed = until
     for step, row in committed_rows(metrics_file, until):
-        if step > sent:
-            metrics, columns = as_logged(row)
-            values: dict[str, Any] = {**metrics}
-            attempt = columns.get("attempt")
-            begun = [n for n in starts if type(attempt) is int and n <= attempt]
-            if begun:
-                values["event"] = " ".join(start_event(n, starts.pop(n)) for n in begun)
-            yield step, values, columns
-
-
-def start_event(attempt: int, step: int) -> str:
-    """The event of an attempt that resumes from a step."""
-    return f"Attempt {attempt} starts after step {step}."
+        metrics, columns = as_logged(row)
+        rows.add(step, metrics, **columns)
+    return rows
 
 
 def committed_rows(metrics_file: Path, until: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -12,7 +12,7 @@ import pkgutil
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,20 @@ from train.code.changes import CODE
 from train.exits import first_line
 from train.files import read_bytes, refuse_link
 from train.secrets import redact_command, redact_values
+from train.track.event_log import Event, milliseconds
 from train.track.sinks import RunInfo, Sink
 from train.track.track_config import TrackConfig
 from train.track.wandb_checkpoints import CheckpointSender, send_missing
 from train.track.wandb_inputs import RunInputs
 from train.track.wandb_log import (
     is_offline,
-    last_value,
+    mark_uploaded,
     remove_unrecorded,
     synced_marker,
     transaction_logs,
+    uploaded_value,
 )
-from train.track.wandb_rows import Rows, lacking_rows, start_event
+from train.track.wandb_rows import EVENT_TIME, Rows, Told, continued_rows
 from train.track.wandb_shared import NO_SHARED_MODE, has_shared_mode, node_label
 from train.track.wandb_traces import RunTraces
 from train.track.wandb_uploads import CheckpointUploads
@@ -136,18 +138,17 @@ class WandbSink(Sink):
             message = f"{message or 'W&B is offline.'}{nodes} To upload: {command}"
         return message
 
-    def catch_up(self, exit_code: int) -> int:
-        """Sends the committed rows that W&B lacks, and nothing else; returns their number. Raises
-        an exception of W&B if it cannot be reached."""
+    def catch_up(self, exit_code: int, events: Iterable[Event]) -> Rows:
+        """Sends the committed rows that W&B lacks, with those of ``events`` that it lacks, and
+        nothing else. Raises an exception of W&B if it cannot be reached."""
         self._refuse_links()
         self.load()
         self._run = self._init("online")
         try:
             self._define_metrics()
-            self._begin_rows("online", [], self.run.attempt)
-            assert self._rows
-            self._rows.close()
-            return self._rows.count
+            rows = self._begin_rows("online", [], events)
+            rows.close(self.run.start_step, attempt=self.run.attempt)
+            return rows
         finally:
             self._exit_code = exit_code
             self.close()
@@ -179,10 +180,11 @@ class WandbSink(Sink):
 
     def _define_metrics(self) -> None:
         self._run.define_metric("step", hidden=True)
+        self._run.define_metric(EVENT_TIME, hidden=True)
         self._run.define_metric("*", step_metric="step")
 
     def _last(self, mode: str, logs: Sequence[Path], name: str) -> int:
-        """The largest value of a column, ``step`` or ``attempt``, of the rows that W&B has."""
+        """The largest value of a column that cannot decrease, of the rows that W&B has."""
         if mode != "offline":
             value = self._run.summary.get(name) if self._run.resumed else None
             if isinstance(value, (int, float)):
@@ -190,7 +192,7 @@ class WandbSink(Sink):
             # In shared mode, another node may have written the summary last.
             if not (self._run.resumed and mode == "shared"):
                 return 0
-        return max((last_value(log, name) or 0 for log in logs), default=0)
+        return max((uploaded_value(log, name) or 0 for log in logs), default=0)
 
     def _add_code(self) -> None:
         """Adds the changes of the code as a file of the W&B run, where it stays with the run, also
@@ -204,31 +206,21 @@ class WandbSink(Sink):
     def _continue_rows(self, mode: str, logs: Sequence[Path]) -> None:
         """Lets the rows of this attempt follow those of earlier ones, of which ``logs`` are."""
         for log in logs:
-            # The rows follow from metrics.jsonl, before later ones. W&B can only append.
+            # Its rows follow from metrics.jsonl, before later ones. W&B can only append.
             if mode != "offline" and is_offline(log) and not synced_marker(log).exists():
-                synced_marker(log).write_text("The next attempt has sent its rows.\n")
-        starts = self._begin_rows(mode, logs, self.run.attempt - 1)
-        for attempt, step in starts.items():  # W&B had all steps that they committed
-            assert self._rows
-            self._rows.event(step, start_event(attempt, step), **self._columns())
+                mark_uploaded(log, max(self._last(mode, logs, "step"), self.run.start_step))
+        self._begin_rows(mode, logs, self.run.events())
 
-    def _begin_rows(self, mode: str, logs: Sequence[Path], attempts: int) -> dict[int, int]:
-        """Sends the committed rows that W&B lacks, with the starts of their attempts. The last one
-        may still get metrics: those of an evaluation that the attempt before has not completed.
-
-        Returns the others of the first ``attempts`` attempts whose start W&B does not have, with
-        the steps that they resumed from.
-        """
-        from train.data.ledger import attempt_starts
-
-        sent, told = (self._last(mode, logs, name) for name in ("step", "attempt"))
-        found = attempt_starts(self.run.directory / "ledger.bin")
-        starts = {n: step for n, step in found.items() if max(told, 1) < n <= attempts}
-        self._rows = Rows(self._run.log, sent)
-        metrics_file = self.run.directory / "metrics.jsonl"
-        for step, values, columns in lacking_rows(metrics_file, self.run.start_step, sent, starts):
-            self._rows.add(step, values, **columns)
-        return starts
+    def _begin_rows(self, mode: str, logs: Sequence[Path], events: Iterable[Event]) -> Rows:
+        """Sends the committed rows that W&B lacks, with those of the events that it lacks."""
+        sent, time, attempt = (
+            self._last(mode, logs, name) for name in ("step", EVENT_TIME, "attempt")
+        )
+        self._rows = continued_rows(
+            self._run.log, self.run.directory / "metrics.jsonl", self.run.start_step, sent,
+            Told(time, attempt), events,
+        )  # fmt: skip
+        return self._rows
 
     def _init(self, mode: str) -> Any:
         import wandb
@@ -311,12 +303,15 @@ class WandbSink(Sink):
         """Adds the text to the column ``event`` of the step; with ``track.wandb_alerts`` also sends
         it as an alert of W&B."""
         if self._rows:
-            self._rows.event(step, text, **self._columns())
+            time = milliseconds(self.logged_at)
+            self._rows.event(Event(self.run.attempt, step, time, text), **self._columns())
         if self.config.wandb_alerts:
             self._run.alert(title=f"{self.run.name}, step {step}", text=text)
 
     def checkpoint(self, step: int) -> None:
         """Has the checkpoint sent, if the config wants it."""
+        if self._rows:
+            self._rows.committed = max(step, self._rows.committed)
         if self._uploads:
             self._uploads.wake()
 
@@ -350,8 +345,8 @@ class WandbSink(Sink):
         """Finishes this attempt; a later attempt can resume the W&B run."""
         import wandb
 
-        if self._rows:
-            self._rows.close()
+        if self._rows and (left := self._rows.close()):
+            self._run.summary["event"] = left  # until the next attempt sends a row
         if self._traces:
             self._traces.send(self._run)  # those of other ranks
         if self._inputs:

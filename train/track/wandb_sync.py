@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from train.checkpoint.mirror import MirrorError
 from train.checkpoint.store import CheckpointStore
 from train.exits import RetryError, RunError, UsageError, first_line
+from train.track.event_log import Event, events_until
 from train.track.sinks import RunInfo
 from train.track.track_config import TrackConfig
 from train.track.wandb_log import (
@@ -22,10 +23,12 @@ from train.track.wandb_log import (
     has_run,
     is_offline,
     last_value,
+    mark_uploaded,
     synced_marker,
     transaction_logs,
+    uploaded_value,
 )
-from train.track.wandb_rows import committed_steps
+from train.track.wandb_rows import EVENT_TIME, Told, committed_steps
 from train.track.wandb_sink import WandbSink, wandb_mode
 
 
@@ -72,27 +75,33 @@ def upload(
     """
     logs = transaction_logs(run.directory)
     steps = committed_steps(run.directory / "metrics.jsonl")
+    events = list(events_until(run.directory, run.attempt))
     nothing = True
     known = 0  # rows of later steps may be in no log
+    told = Told(0, 0)  # events that the logs so far have
     doubtful = False  # W&B may lack rows of an online attempt, if it was killed
-    for log in logs:
+    for number, log in enumerate(logs):
         is_synced = synced_marker(log).exists()
         if is_offline(log) and not is_synced and has_run(log):
-            first = first_step(log)
-            before = run.start_step if first is None else first - 1
-            if doubtful or any(known < step <= before for step in steps):
-                nothing &= not _send_rows(run, config, say, exit_code, before)
+            before = (first_step(log) or 1) - 1  # without a row, nothing must be there before
+            if before and (doubtful or any(known < step <= before for step in steps)):
+                earlier = [event for event in events if told.has(event)]
+                nothing &= not _send_rows(
+                    run, config, say, exit_code, before, earlier, logs[:number]
+                )
                 doubtful = False
             _sync_segment(log, run.directory, seconds)
             say(f"{run.id}: uploaded {log.parent.name}.")
             nothing = False
         doubtful |= not is_offline(log) and not is_synced
-        known = max(known, last_value(log, "step") or 0)
+        known = max(known, uploaded_value(log, "step") or 0)
+        newest = (uploaded_value(log, name) or 0 for name in (EVENT_TIME, "attempt"))
+        told = Told(*map(max, told, newest))
     if doubtful or known < run.start_step:
-        nothing &= not _send_rows(run, config, say, exit_code, run.start_step)
+        nothing &= not _send_rows(run, config, say, exit_code, run.start_step, events, logs)
     for log in transaction_logs(run.directory):
-        if not is_offline(log):
-            synced_marker(log).write_text("All of its rows are uploaded.\n")
+        if not is_offline(log) and not synced_marker(log).exists():  # of this command
+            mark_uploaded(log, last_value(log, "step") or 0)
     nothing &= not _send_checkpoints(run, config, say, exit_code, seconds)
     if nothing:
         what = "rows" if config.wandb_checkpoints == "none" else "rows and checkpoints"
@@ -100,19 +109,29 @@ def upload(
 
 
 def _send_rows(
-    run: RunInfo, config: TrackConfig, say: Callable[[str], None], exit_code: int, until: int
+    run: RunInfo,
+    config: TrackConfig,
+    say: Callable[[str], None],
+    exit_code: int,
+    until: int,
+    events: Sequence[Event],
+    logs: Sequence[Path],
 ) -> bool:
-    """Sends the rows up to a step that W&B lacks; returns whether there were some."""
+    """Sends the rows up to a step that W&B lacks, with those of the events that it lacks; returns
+    whether there were some. Records in the online ones of ``logs`` what W&B has of them."""
     sink = WandbSink(replace(run, start_step=until), config)
     try:
-        count = sink.catch_up(exit_code)
+        rows = sink.catch_up(exit_code, events)
     except Exception as error:
         raise RetryError(
             f"W&B cannot be reached ({first_line(error)}); run the command again to continue."
         ) from error
-    if count:
-        say(f"{run.id}: sent {count} rows from metrics.jsonl.")
-    return bool(count)
+    for log in logs:
+        if not is_offline(log):
+            mark_uploaded(log, rows.sent)
+    if rows.count:
+        say(f"{run.id}: sent {rows.count} rows from metrics.jsonl.")
+    return bool(rows.count)
 
 
 def _send_checkpoints(
