@@ -52,7 +52,7 @@ train: setup ## train a small language model on text, about two minutes on two c
 test-fast: setup ## run the tests that start no process
 	$(SHARED) -m fast
 
-test: setup ## run the tests that need no server or container, 14 minutes on two cores
+test: setup ## run the tests that need no server or container, about 10 minutes on two cores
 	$(SHARED) -m 'not slow and not servers'
 
 # Servers are mostly waited for, hence three processes.

@@ -203,6 +203,7 @@ def test_a_disk_that_does_not_answer_does_not_keep_a_process_that_is_to_end(capf
     assert "did not stop within stop.deadline" in err
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_watchdog_ends_a_run_whose_disk_does_not_answer(tmp_path, capfd, monkeypatch):
     def hang():

@@ -221,6 +221,7 @@ def lost(artifacts, artifact, name):
     del artifact.files[name]
 
 
+@pytest.mark.slow
 @real_client
 @pytest.mark.parametrize("damage", [slow((damaged,)), slow((larger,)), lost])
 def test_a_file_that_w_and_b_has_not_as_it_was_logged(damage, server, tmp_path):

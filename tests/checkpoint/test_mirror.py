@@ -160,6 +160,7 @@ def test_a_url_belongs_to_one_run(config, store):
         Mirror(config).claim("mine")
 
 
+@pytest.mark.slow
 def test_the_thread_follows_the_run_directory(config, store):
     """The mirror holds the same checkpoints as the run directory."""
     warnings = []

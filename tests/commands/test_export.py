@@ -111,6 +111,7 @@ def test_both_forms_load_in_a_new_process(exported):
     assert torch.equal(torch.load(to / "outputs.pt"), expected)
 
 
+@pytest.mark.slow
 def test_a_tied_weight_is_stored_once_and_tied_again_when_loaded(exported):
     import train
 

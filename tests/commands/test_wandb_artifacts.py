@@ -43,6 +43,7 @@ def final(server, wandb_id):
     return server.artifacts.aliased(f"checkpoint-{wandb_id}", "latest")
 
 
+@pytest.mark.slow
 @pytest.mark.normal
 def test_a_run_sends_its_final_checkpoint_and_what_a_restore_needs(server, online):
     directory, wandb_id = online

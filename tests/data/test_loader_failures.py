@@ -280,6 +280,7 @@ def long_message(samples):
     return b"x" * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.normal
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("collate", [slow((many_tensors,)), long_message])
@@ -313,6 +314,7 @@ def test_an_incomplete_message_of_a_dead_worker_does_not_block():
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 @pytest.mark.normal
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("dies", [False, True])

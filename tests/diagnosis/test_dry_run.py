@@ -81,6 +81,7 @@ def test_a_run_that_is_there_is_not_touched(tmp_path):
     assert os.listdir(tmp_path) == ["run"]
 
 
+@pytest.mark.slow
 def test_all_ranks_try_the_same_steps(tmp_path):
     words = ["--dry-run", "strategy=fsdp2"]
     done = forked.run_ranks(2, "fit", tmp_path / "run", *words, base=BASE)

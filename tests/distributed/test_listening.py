@@ -10,6 +10,7 @@ from launch.agent.options import parse
 from launch.agent.rendezvous import join
 from launch.agent.store import listening_address
 from launch.doctor.checks.network import Listener, ask
+from tests.support.lanes import slow
 from tests.support.runs import free_port
 from train.distributed.listening import address_to_listen_at, open_listening_store
 from train.distributed.messages import Messages
@@ -162,7 +163,9 @@ def test_ranks_with_one_secret_join():
     assert found[0].name == found[1].name
 
 
-@pytest.mark.parametrize("other", [Signer(), Signer(b"another secret", "run"), Signer(b"s", "x")])
+@pytest.mark.parametrize(
+    "other", [Signer(), *map(slow, [Signer(b"another secret", "run"), Signer(b"s", "x")])]
+)
 def test_a_rank_without_the_secret_is_not_admitted(other):
     found = together(Signer(b"s", "run"), other)
     assert isinstance(found[1], MessageError)

@@ -52,6 +52,7 @@ def test_a_misspelt_key_or_an_invalid_value(tmp_path, override, expected):
     assert list(tmp_path.iterdir()) == [], "files were created"
 
 
+@pytest.mark.slow
 def test_the_printed_commands_take_any_name_of_a_run(tmp_path, monkeypatch, capsys):
     """Also one that looks like an override or an option."""
     monkeypatch.chdir(tmp_path)

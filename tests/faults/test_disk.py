@@ -46,6 +46,7 @@ def test_a_full_disk_is_reported_and_the_run_resumes_with_more_space(undisturbed
         assert_as_undisturbed(undisturbed, directory)
 
 
+@pytest.mark.slow
 def test_with_on_error_stop_a_full_disk_ends_the_run(undisturbed, tmp_path):
     with small_disk(tmp_path / "disk", "size=1000k") as disk:
         directory, rule = disk / "run", "checkpoint.on_error=stop"
@@ -60,6 +61,7 @@ def test_with_on_error_stop_a_full_disk_ends_the_run(undisturbed, tmp_path):
         assert_as_undisturbed(undisturbed, directory)
 
 
+@pytest.mark.slow
 def test_a_run_completes_if_space_is_freed_in_time(undisturbed, tmp_path):
     """On a full disk not even a line of metrics can be written; once space is free, the run writes
     what it has kept in memory."""

@@ -73,6 +73,7 @@ def test_a_frozen_rank_is_named_by_the_other(tmp_path):
     run_ranks(2, "fit", tmp_path, *SHORT)
 
 
+@pytest.mark.slow
 def test_a_slow_step_within_the_limit_is_not_a_hang(tmp_path):
     run("fit", tmp_path, "task.sleep=0.5", "watchdog.timeout=2", "length.steps=6")
     assert not (tmp_path / "hangs").exists()

@@ -56,6 +56,7 @@ def test_all_ranks_refuse_a_directory_that_is_in_use(tmp_path):
     assert first.wait().returncode == 143
 
 
+@pytest.mark.slow
 def test_a_rank_lost_during_the_last_save_leaves_no_finished_run(tmp_path):
     """The save was not committed, so the run is not complete."""
     task = [f"task.use={TASKS}:DiesInSave", "length.steps=10"]

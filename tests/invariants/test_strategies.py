@@ -70,7 +70,7 @@ PLACEMENTS = [f"2 {strategy}" for strategy in STRATEGIES]
 PLACEMENTS += ["1 fsdp2", "1 zero2", "4 ddp", "4 fsdp2"]
 
 
-@pytest.mark.parametrize("placement", thinned(PLACEMENTS, kept=lambda p: p[0] != "4"))
+@pytest.mark.parametrize("placement", thinned(PLACEMENTS, kept=lambda p: p[0] == "2"))
 def test_every_placement_gives_the_same_run(alone, finished, placement):
     assert_same_run(alone, finished(placement))
 
@@ -89,7 +89,7 @@ def uneven(tmp_path_factory):
     "placement",
     thinned(
         ["1", "3 ddp", "2 fsdp2", "3 fsdp2", "2 zero1", "3 zero3"],
-        kept=["3 fsdp2", "2 zero1"],
+        kept=["3 fsdp2"],
     ),
 )
 def test_uneven_micro_batches(uneven, tmp_path, placement):

@@ -78,6 +78,7 @@ def test_only_the_page_and_its_data_are_served(server):
     assert get(server, Host=f"localhost:{server.server_port}")[0] == 200
 
 
+@pytest.mark.slow
 def test_connections_beyond_the_limit_are_closed(server):
     idle = [http.client.HTTPConnection(HOST, server.server_port) for _ in range(20)]
     for connection in idle:

@@ -61,7 +61,7 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "options",
-    [slow(["strategy=ddp"]), ["strategy=fsdp2"], slow(["strategy=fsdp2", "fsdp2.cpu_offload=true"]),
+    [slow(["strategy=ddp"]), slow(["strategy=fsdp2"]), slow(["strategy=fsdp2", "fsdp2.cpu_offload=true"]),
      slow(["strategy=zero1"]), ["strategy=zero3"],
      slow(["strategy=zero3", "zero.offload_parameters=cpu"])],
     ids=" ".join,

@@ -179,6 +179,7 @@ def test_contradictory_keys_of_zero_config_are_refused(own, expected):
     assert expected in str(error.value)
 
 
+@pytest.mark.slow
 def test_parameters_shared_between_blocks_stay_shared(tmp_path):
     """fully_shard would shard a copy for each block, which would then train separately."""
     task = ["task.use=tests.faults.tasks:SharedBlocks", "batch.micro_batch_size=6"]

@@ -106,6 +106,7 @@ def test_bfloat16_autocast_gives_float32_logits_near_the_exact_ones() -> None:
     assert torch.allclose(logits, exact, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.normal
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 def test_an_exported_program_accepts_any_batch_size(positions: str) -> None:

@@ -121,6 +121,7 @@ def store(request, tmp_path):
     return (tmp_path / "mlruns").as_uri()
 
 
+@pytest.mark.slow
 def test_attempts_that_are_killed_are_one_run_with_each_step_once(tmp_path, store):
     facts = {"placement": {"strategy": "ddp", "hosts": ["a", "b"]}, "model_summary": "a model"}
     code = {"isorun": "0.1.0", "commit": "abc123"}

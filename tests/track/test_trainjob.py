@@ -123,6 +123,7 @@ def test_the_token_is_read_again_since_it_is_replaced(track, server, tmp_path):
     assert [status["progressPercentage"] for status in server.received] == [100]
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_does_not_keep_the_run(track, server, tmp_path):
     server.answer = "hang"
     train(track, code=143)

@@ -144,6 +144,7 @@ def aliases(server):
     return {step: set(artifact.aliases) for step, artifact in by_step(server).items()}
 
 
+@pytest.mark.slow
 def test_each_checkpoint_is_an_artifact_with_its_files(run, server, tmp_path):
     committed = []
 

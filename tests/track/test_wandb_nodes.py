@@ -85,6 +85,7 @@ def test_steps_are_told_once_and_by_rank_0_only(two_attempts):
     assert run.exit_codes == [0, 0], "only rank 0 ends the run, once per attempt"
 
 
+@pytest.mark.slow
 def test_files_of_other_nodes_are_no_attempts(two_attempts):
     from train.track.wandb_log import transaction_logs
 

@@ -117,6 +117,7 @@ def test_full_measures_the_disk_and_a_sample(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(why_no_mount_namespace() is not None, reason=str(why_no_mount_namespace()))
 @pytest.mark.parametrize(
     ("size", "level", "status", "code"),

@@ -25,6 +25,7 @@ def examine(hosts, tmp_path, names, expect=0):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_hosts_that_reach_each_other(hosts, tmp_path):
     told = examine(hosts, tmp_path, hosts.cables)
     assert told.only("network", "ok")

@@ -95,6 +95,7 @@ def test_two_processes_on_one_storage_share_the_trials(tmp_path):
     assert min(begun) > 0
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_is_asked_to_stop_and_the_best_one_is_written(tmp_path, capsys):
     space = "optim.lr: {type: categorical, choices: [0.31, 0.3, 1.0]}\n"
     options = ["--sampler", "grid", "--pruner", "median:n_startup_trials=2"]

@@ -83,6 +83,7 @@ def optuna_range():
     return FloatDistribution(1e-4, 1e-1, log=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["journal", "sqlite"])
 def test_two_processes_never_claim_the_same_trial(study, storage):
     one, other = study(storage=storage), study(storage=storage)

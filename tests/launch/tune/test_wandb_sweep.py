@@ -154,6 +154,7 @@ def test_what_a_sweep_cannot_do_is_refused(capsys, tmp_path, space, words, text)
     assert not study.exists()
 
 
+@pytest.mark.slow
 def test_trials_are_the_runs_that_the_server_gives(server, tmp_path):
     values = [0.3, 0.1, 0.7, 0.5]
     server.sweeps.values.extend({"optim.lr": value} for value in values)
