@@ -118,7 +118,7 @@ PAIRS += [("hf gpt2", "2 fsdp2"), ("hf t5", "2 zero3, all sharded")]
 PAIRS = list(dict.fromkeys([*PAIRS, *IN_TEST]))
 
 
-@pytest.mark.parametrize(("model", "placement"), thinned(PAIRS, kept=IN_TEST))
+@pytest.mark.parametrize(("model", "placement"), thinned(PAIRS, kept=IN_TEST[1:5]))
 def test_every_placement_gives_the_same_run(finished, model, placement):
     assert_same_run(finished(model, "1"), finished(model, placement))
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.support.forked import run, run_ranks
-from tests.support.lanes import thinned
+from tests.support.lanes import slow, thinned
 from tests.support.runs import (
     assert_same_bits,
     checkpoints,
@@ -85,15 +85,22 @@ def test_options_do_not_change_the_run_and_it_resumes(plain, tmp_path, ranks, op
             ["strategy=fsdp2", "fsdp2.replicas=3"],
             "fsdp2.replicas is 3, which does not divide the 2",
         ),
-        (["strategy=fsdp2", "fsdp2.blocks=[Attentoin]"], "fsdp2.blocks names 'Attentoin'"),
+        slow((["strategy=fsdp2", "fsdp2.blocks=[Attentoin]"], "fsdp2.blocks names 'Attentoin'")),
         (["strategy=fsdp2", "optim.use=adafactor", "optim.betas=null"], "optim.use is 'adafactor'"),
-        (["strategy=zero1", "optim.use=adagrad", "optim.betas=null"], "optim.use is 'adagrad'"),
-        (["strategy=fsdp2", "optim.use=torch.optim:Adafactor", "optim.betas=null"], "because that"),
+        slow(
+            (["strategy=zero1", "optim.use=adagrad", "optim.betas=null"], "optim.use is 'adagrad'")
+        ),
+        slow(
+            (
+                ["strategy=fsdp2", "optim.use=torch.optim:Adafactor", "optim.betas=null"],
+                "because that",
+            )
+        ),
         (
             ["strategy=zero3", "optim.use=tests.support.optimizers:Trust", "optim.betas=null"],
             "because that shards parameters",
         ),
-        (["strategy=zero2", "zero.offload_parameters=cpu"], "but only stage 3 shards"),
+        slow((["strategy=zero2", "zero.offload_parameters=cpu"], "but only stage 3 shards")),
         (["strategy=fdsp2"], "strategy must be"),
     ],
 )

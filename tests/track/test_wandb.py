@@ -271,6 +271,7 @@ def test_rows_before_the_death_of_the_service_are_kept(tmp_path):
     assert [r["step"] for r in WandbFile(path).history if "train/loss" in r] == [1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opened", [False, True], ids=["while it starts", "later"])
 def test_a_hanging_service_does_not_block_the_exit(tmp_path, opened):
     hangs = {"signal_to_service": signal.SIGSTOP, "opened": opened}
