@@ -46,7 +46,7 @@ lock: ## update constraints.txt and docker/requirements.lock, except torch
 
 setup: $(VENV)/ready ## create the virtual environment
 
-train: setup ## train a small language model on text, about two minutes on two cores
+train: setup ## train a small language model on text, two to five minutes on two cores
 	$(RUN) -m train fit --config configs/text.yaml
 
 test-fast: setup ## run the tests that start no process
