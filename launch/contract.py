@@ -33,6 +33,7 @@ from train.distributed.waiting import reported_wait
 from train.distributed.world import World, first_host, this_world
 from train.exits import (
     ADVICE,
+    AGENT_RANK,
     Exit,
     ResumeRefusedError,
     RetryError,
@@ -139,6 +140,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADVICE",
+    "AGENT_RANK",
     "CHECKPOINTS",
     "CODE_VERSION",
     "FAILURES",

@@ -12,10 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launch.contract import FAILURES, Fields, has_fields, read_object
+from launch.contract import AGENT_RANK, FAILURES, Fields, has_fields, read_object
 
-AGENT = -1
-"""The rank in the record of an agent that ended while it had no ranks."""
 _FIELDS: Fields = {
     "time": (int, float), "exit_code": int, "what": str, "retry": bool, "first": dict,
     "others": list, "lost_nodes": list,
@@ -54,6 +52,6 @@ def headline(record: Mapping[str, Any]) -> str:
     KeyError or TypeError if the record is incomplete."""
     first = record["first"]
     who = f"The agent on {first['host']} ended"
-    if first["rank"] != AGENT:
+    if first["rank"] != AGENT_RANK:
         who = f"Rank {first['rank']} on {first['host']} ended first"
     return f"{who}: {record['what']}"

@@ -48,6 +48,10 @@ ADVICE = {
 """What the user does after each exit code."""
 
 
+AGENT_RANK = -1
+"""Instead of a rank, in the record of a node agent that ended while it had none."""
+
+
 def is_worth_retrying(code: int) -> bool:
     """Whether a retry of the same command may succeed.
 

@@ -20,7 +20,6 @@ from launch.agent.arguments import CODE_NOTES
 from launch.agent.command import (
     check_startable,
     doctor_command,
-    is_doctor,
     rank_command,
     refusal,
 )
@@ -84,8 +83,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent"
         except Exception as error:
             signals.interruptible = lambda: False
             if options:
-                known = fault_of(error, RunError(first_line(error)))
-                known = error if isinstance(error, RunError) else known
+                unknown = error if isinstance(error, RunError) else RunError(first_line(error))
+                known = fault_of(error, unknown)
                 record_own_end(options, known.code, str(known))
             raise
 
@@ -262,7 +261,7 @@ def _run(
     )
 
     def on_failure(outcome: Outcome, writes_record: bool) -> None:
-        in_run = writes_record and not options.preflight_only and not is_doctor(options.command)
+        in_run = writes_record and not options.preflight_only
         own = options.command or command  # not that of the preflight
         record_outcome(options, own, outcome, round_of(handler), in_run_directory=in_run)
 

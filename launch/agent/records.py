@@ -14,6 +14,7 @@ from launch.agent.command import is_doctor
 from launch.agent.failure import Outcome, RankFailure, write_record, write_termination
 from launch.agent.options import AgentOptions
 from launch.contract import (
+    AGENT_RANK,
     RUN_ID,
     RunError,
     first_line,
@@ -22,7 +23,7 @@ from launch.contract import (
     run_directory,
     write_error_file,
 )
-from launch.failure_record import AGENT, last_record, sentence
+from launch.failure_record import last_record, sentence
 
 _SAME = 30.0  # seconds within which the nodes of a run meet the same error
 
@@ -61,9 +62,9 @@ def record_own_end(options: AgentOptions, code: int, text: str) -> None:
     waited. The text is printed elsewhere."""
     if options.preflight_only:
         return
-    own = RankFailure(AGENT, AGENT, socket.gethostname(), os.getpid(), code, text, time.time(), [])
-    in_run = not is_doctor(options.command)
-    _keep(options, options.command, Outcome(own, [own], []), None, in_run_directory=in_run)
+    host, pid = socket.gethostname(), os.getpid()
+    own = RankFailure(AGENT_RANK, AGENT_RANK, host, pid, code, text, time.time(), [])
+    _keep(options, options.command, Outcome(own, [own], []), None, in_run_directory=True)
 
 
 def _keep(
@@ -101,7 +102,7 @@ def _keep(
 
 def _is_known(directory: Path, outcome: Outcome) -> bool:
     """Whether the agent of another node has just recorded the same error of its own."""
-    if outcome.first.rank != AGENT:
+    if outcome.first.rank != AGENT_RANK:
         return False  # the nodes have agreed on which of them records it
     with suppress(KeyError, TypeError):
         last = last_record(directory) or {"time": 0.0}

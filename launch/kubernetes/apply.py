@@ -1,25 +1,22 @@
 """Applies the objects of a run with kubectl.
 
-Kubeflow Trainer's webhook refuses a TrainJob whose TrainingRuntime is not in the trainer's cache,
-which is filled a moment after the API server has it. Nothing in a manifest makes kubectl wait for
-that, so a single `kubectl apply` of both may fail.
+Nothing in a manifest makes kubectl wait until Kubeflow Trainer has noticed a TrainingRuntime, so a
+single `kubectl apply` of it and its TrainJob may fail.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from launch.contract import RetryError, UsageError
-from launch.kubernetes import rules
+from launch.kubernetes import trainer
 from launch.kubernetes.kustomize import kubectl
 from launch.kubernetes.rendering import as_yaml
 from launch.torchx.refusals import command_refusal
 
-_POLL = 1.0
 _UNNOTICED = re.compile(r"trainingruntime.*(must be created before|not found)", re.I | re.S)
 
 
@@ -29,15 +26,8 @@ def apply(objects: Sequence[dict[str, Any]]) -> None:
     last = [made for made in objects if made["kind"] == "TrainJob"]
     if others := [made for made in objects if made["kind"] != "TrainJob"]:
         _apply(others)
-    until = time.monotonic() + rules.RUNTIME_SECONDS
-    while last:
-        try:
-            return _apply(last)
-        except UsageError as error:
-            if not _UNNOTICED.search(str(error)) or time.monotonic() > until:
-                raise
-        time.sleep(_POLL)
-    return None
+    if last:
+        trainer.when_noticed(lambda: _apply(last), _UNNOTICED.search)
 
 
 def _apply(objects: Sequence[dict[str, Any]]) -> None:

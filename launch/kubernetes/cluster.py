@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from launch.contract import RetryError, RunError, UsageError
-from launch.kubernetes import rules
+from launch.kubernetes import trainer
 from launch.kubernetes.ends import REASONS, last_time
 from launch.torchx.refusals import cluster_refusal
 
@@ -45,7 +44,6 @@ _CALLS = {
     "Job": ("BatchV1Api", "job"),
     "Pod": ("CoreV1Api", "pod"),
 }
-_POLL = 1.0
 _SECONDS = (10, 60)  # time-outs: to connect, and between two bytes of a response
 
 
@@ -97,17 +95,13 @@ class Cluster:
         """Creates the runtimes, then the TrainJob, which Kubeflow Trainer refuses until it has
         noticed its runtime; returns its uid."""
         runtimes = [made for made in objects if made["kind"] == "TrainingRuntime"]
-        until = time.monotonic() + rules.RUNTIME_SECONDS
         try:
             for made in runtimes:
                 self._create(made)
-            while True:
-                try:
-                    return str(self._create(workload)["metadata"]["uid"])
-                except UsageError as error:
-                    if "runtime" not in str(error).lower() or time.monotonic() > until:
-                        raise
-                    time.sleep(_POLL)
+            made = trainer.when_noticed(
+                lambda: self._create(workload), lambda text: "runtime" in text.lower()
+            )
+            return str(made["metadata"]["uid"])
         except RunError:
             for made in runtimes:
                 self.delete(made["kind"], made["metadata"]["name"])

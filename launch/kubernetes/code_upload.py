@@ -3,7 +3,6 @@ for it, before the run that uses it is created."""
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from launch.kubernetes.rendering import Rendered
 from launch.kubernetes.run_code import VOLUME, archive_path
 
 Object = dict[str, Any]
-_LABEL = "isorun-code"
+_KIND = "code"
 _PURPOSE = "stores code on the volume with the runs"
 # Runs the program that is before the archive in standard input.
 _PROGRAM = "import sys; exec(sys.stdin.buffer.read(int(sys.argv[1])))"
@@ -52,7 +51,7 @@ def check(rendered: Rendered, bundle: CodeBundle) -> None:
 def upload(cluster: Cluster, rendered: Rendered, bundle: CodeBundle) -> None:
     """Stores the archive on the volume, unless it is there. Raises UsageError or RetryError."""
     cluster.create_shared(rendered.objects)  # the claim
-    cluster.delete_ended_pods(f"app.kubernetes.io/name={_LABEL}")
+    cluster.delete_ended_pods(helper_pod.selector(_KIND))
     pod = storing_pod(rendered)
     log(f"starting the pod {pod['metadata']['name']}, which {_PURPOSE}")
     with helper_pod.running(cluster, pod, _PURPOSE, seconds=_START_SECONDS) as container:
@@ -84,8 +83,7 @@ def storing_pod(rendered: Rendered) -> Object:
         "volumes": [v for v in found["volumes"] if v["name"] == VOLUME],
         "affinity": affinity,
     }
-    name = f"{name[:44].rstrip('-')}-code-{secrets.token_hex(3)}"
-    return helper_pod.helper_pod(name, _LABEL, spec)
+    return helper_pod.helper_pod(name, _KIND, spec)
 
 
 def pod_template_of(rendered: Rendered) -> Object:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import threading
 import time
@@ -18,13 +19,18 @@ from launch.kubernetes.containers import Container
 Object = dict[str, Any]
 LIFETIME = 3600
 """Seconds after which a pod ends that nobody has deleted."""
-START_SECONDS = 300.0
-POLL = 1.0
+_POLL = 1.0
+_LABEL = "app.kubernetes.io/name"
 
 
-def helper_pod(name: str, label: str, spec: Object) -> Object:
-    """A pod with a spec whose first container only waits. It has none of a run's labels, so that no
-    controller or service takes it for a pod of the run."""
+def selector(kind: str) -> str:
+    """Selects the pods of a kind, such as ``reader``."""
+    return f"{_LABEL}=isorun-{kind}"
+
+
+def helper_pod(run: str, kind: str, spec: Object) -> Object:
+    """A pod for a run, with a spec whose first container only waits. It has none of the run's
+    labels, so that no controller or service takes it for a pod of the run."""
     first, *others = spec["containers"]
     main = {key: value for key, value in first.items() if key != "args"}
     main["command"] = ["sleep", str(LIFETIME)]
@@ -36,7 +42,10 @@ def helper_pod(name: str, label: str, spec: Object) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/name": label}},
+        "metadata": {
+            "name": f"{run[:44].rstrip('-')}-{kind}-{secrets.token_hex(3)}",
+            "labels": {_LABEL: f"isorun-{kind}"},
+        },
         "spec": {**spec, **ends, "containers": [main, *others]},
     }
 
@@ -59,8 +68,7 @@ def running(
     purpose: str,
     *,
     owner: Object | None = None,
-    seconds: float = START_SECONDS,
-    poll: float = POLL,
+    seconds: float,
 ) -> Iterator[Container]:
     """Creates a pod, which is deleted at the end and with its owner, and waits until it runs.
     ``purpose``: what it does, for errors. Raises UsageError or RetryError."""
@@ -68,7 +76,7 @@ def running(
     with _ended_by_signals():  # else the pod would stay for its lifetime
         cluster.create(pod, owner)
         try:
-            found = _started(cluster, name, purpose, seconds, poll)
+            found = _started(cluster, name, purpose, seconds)
             yield Container(cluster.namespace, name, state.container(found))
         finally:
             with suppress(RunError):
@@ -92,7 +100,7 @@ def _end(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _started(cluster: Cluster, name: str, purpose: str, seconds: float, poll: float) -> Object:
+def _started(cluster: Cluster, name: str, purpose: str, seconds: float) -> Object:
     until, told = time.monotonic() + seconds, ""
     while True:
         pod = cluster.pod(name)
@@ -110,4 +118,4 @@ def _started(cluster: Cluster, name: str, purpose: str, seconds: float, poll: fl
         if waits and waits != told:
             log(f"the pod {name} waits: {waits}")
             told = waits
-        time.sleep(poll)
+        time.sleep(_POLL)

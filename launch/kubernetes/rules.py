@@ -55,7 +55,5 @@ def is_host_path(path: str) -> bool:
     return path.startswith("/") and ".." not in path.split("/")
 
 
-RUNTIME_SECONDS = 60.0
-"""How long Kubeflow Trainer may take to notice a TrainingRuntime."""
 INDEX = "batch.kubernetes.io/job-completion-index"
 """The annotation of a pod with its index in the Job."""

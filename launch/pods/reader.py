@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +12,7 @@ from launch.kubernetes.containers import Container
 from launch.pods.find import ClusterRun
 
 Object = dict[str, Any]
-_START_SECONDS = helper_pod.START_SECONDS
-_POLL = helper_pod.POLL
+_START_SECONDS = 300.0
 _RESOURCES = {"cpu": "250m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
 
 
@@ -36,7 +34,7 @@ def reader(run: ClusterRun, *, own: bool = False) -> Iterator[Container]:
     log(f"starting the pod {made['metadata']['name']}, which reads the volume of {run.name}")
     purpose = f"reads the volume of {run.name}"
     with helper_pod.running(
-        run.cluster, made, purpose, owner=run.workload, seconds=_START_SECONDS, poll=_POLL
+        run.cluster, made, purpose, owner=run.workload, seconds=_START_SECONDS
     ) as container:
         yield container
 
@@ -58,8 +56,7 @@ def reading_pod(run: ClusterRun) -> Object:
         ],
         "affinity": helper_pod.near({"app.kubernetes.io/instance": run.name}),
     }
-    name = f"{run.name[:44].rstrip('-')}-reader-{secrets.token_hex(3)}"
-    return helper_pod.helper_pod(name, "isorun-reader", spec)
+    return helper_pod.helper_pod(run.name, "reader", spec)
 
 
 # What places and names the pods of a run, and needs its devices or queue.

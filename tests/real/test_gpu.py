@@ -13,10 +13,9 @@ import torch
 from tests.support.runs import (
     ROOT,
     assert_same_bits,
-    command,
     curve,
-    environment,
     metrics,
+    run,
     tensors,
 )
 from train.exits import Exit
@@ -31,14 +30,10 @@ SOME = ["batch.global_batch_size=8", "batch.micro_batch_size=8", "length.steps=9
 TEXT += ["track.tensorboard=false", "track.wandb=disabled", "track.log_every_steps=1"]
 
 
-def start(directory, *overrides, name="fit", processes=None, base=None, cpu=False, limit=240):
+def start(directory, *overrides, name="fit", cpu=False, **options):
     """Runs a command to its end, on the GPU unless ``cpu``."""
-    options = {} if base is None else {"base": base}
-    variables = environment() | ({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})
-    return subprocess.run(
-        command(name, directory, *overrides, processes=processes, **options), cwd=ROOT,
-        env=variables, capture_output=True, text=True, timeout=limit,
-    )  # fmt: skip
+    env = {"CUDA_VISIBLE_DEVICES": ""} if cpu else {}
+    return run(name, directory, *overrides, expect=None, env=env, **options)
 
 
 def succeeded(done):

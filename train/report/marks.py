@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint.run_view import Checkpoint
-from train.exits import Exit
+from train.exits import AGENT_RANK, Exit
 from train.files import open_regular, refuse_link
 from train.json_files import Fields, has_fields, is_count, read_object
 from train.report.curves import Metrics
@@ -152,7 +152,7 @@ def _failures(directory: Path, clock: Clock) -> Iterator[Mark]:
         time, first = moment(record["time"]), record["first"]
         where = ""
         if has_fields(first, {"rank": int, "host": str}):
-            who = f"rank {first['rank']}" if first["rank"] >= 0 else "the agent"
+            who = "the agent" if first["rank"] == AGENT_RANK else f"rank {first['rank']}"
             where = f" ({who} on {first['host']} ended first)"
         error = first.get("error")
         detail = f": {error}" if isinstance(error, str) and error else ""

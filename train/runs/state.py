@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint.run_directory import RunDirectory
-from train.exits import Exit
+from train.exits import AGENT_RANK, Exit
 from train.files import read_bytes
 from train.json_files import is_number, read_object
 
@@ -39,7 +39,6 @@ _LATEST = 1 << 36
 """Seconds since the epoch; the calendar has no year for much larger numbers."""
 _SILENT = 600.0
 """Seconds after which a run without heartbeats counts as dead, if its process is out of sight."""
-_AGENT = -1  # instead of a rank, in the record of an agent that ended while it had none
 _FAILURES = 100
 """The most records of node agents that are read."""
 _LAST_BEAT = 2.0
@@ -191,7 +190,7 @@ def _recorded_failures(path: Path) -> list[End]:
                 file, {"time": (int, float), "exit_code": int, "what": str}, limit=1 << 20
             )
             code, first = record["exit_code"], record.get("first")
-            if isinstance(first, dict) and first.get("rank") == _AGENT:
+            if isinstance(first, dict) and first.get("rank") == AGENT_RANK:
                 continue  # there was no attempt
             found.append(End(code, exit_name(code), record["what"], moment(record["time"])))
     return found

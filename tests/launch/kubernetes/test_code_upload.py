@@ -171,7 +171,7 @@ def cluster(tmp_path, monkeypatch):
     made = Cluster()
     with Server(made, tmp_path) as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
-        monkeypatch.setattr(helper_pod, "POLL", 0.01)
+        monkeypatch.setattr(helper_pod, "_POLL", 0.01)
         yield made
 
 
@@ -274,4 +274,6 @@ def test_a_pod_that_cannot_be_created_or_started_is_one_sentence(cluster, tmp_pa
 
 def pod():
     main = {"name": "code", "image": "isorun"}
-    return helper_pod.helper_pod("x-code-1", "isorun-code", {"containers": [main]})
+    made = helper_pod.helper_pod("x", "code", {"containers": [main]})
+    made["metadata"]["name"] = "x-code-1"
+    return made

@@ -12,8 +12,7 @@ from torchx.schedulers.api import Stream
 from torchx.specs import AppState, AppStatus, ReplicaState, macros
 
 from launch.agent.failure import Outcome, RankFailure
-from launch.kubernetes import cluster as cluster_api
-from launch.kubernetes import logs, state
+from launch.kubernetes import logs, state, trainer
 from launch.kubernetes.scheduler import create_scheduler
 from launch.torchx.components import fit, run
 from launch.torchx.components import sweep as sweep_component
@@ -510,7 +509,7 @@ def only(cluster, kind):
 
 
 def test_a_train_job_is_submitted_once_its_runtime_is_noticed(cluster, scheduler, monkeypatch):
-    monkeypatch.setattr(cluster_api, "_POLL", 0.01)
+    monkeypatch.setattr(trainer, "POLL", 0.01)
     cluster.refuse["POST", "trainjobs"] = LATE
     app_id = scheduler.submit(app(), {"overlay": "trainjob"})
     name = app_id.split(":")[1]

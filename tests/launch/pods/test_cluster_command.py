@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from launch.kubernetes import helper_pod
 from launch.kubernetes.containers import Container
 from launch.pods import copies, reader
 from launch.pods.find import find_run
@@ -147,7 +148,7 @@ def test_commands_that_read_runs_take_handles(run, capfd):
 def test_the_files_of_a_run_that_has_ended_are_read_by_a_pod_of_their_own(
     run, cluster, tmp_path, capfd, monkeypatch
 ):
-    monkeypatch.setattr(reader, "_POLL", 0.01)
+    monkeypatch.setattr(helper_pod, "_POLL", 0.01)
     for pod in cluster.pods():
         cluster.end(pod)
     made = []
@@ -175,7 +176,7 @@ def test_the_files_of_a_run_that_has_ended_are_read_by_a_pod_of_their_own(
 
 
 def test_a_reading_pod_that_does_not_start_says_why(run, cluster, capfd, monkeypatch):
-    monkeypatch.setattr(reader, "_POLL", 0.01)
+    monkeypatch.setattr(helper_pod, "_POLL", 0.01)
     monkeypatch.setattr(reader, "_START_SECONDS", 0.1)
     for pod in cluster.pods():
         cluster.end(pod)

@@ -208,6 +208,15 @@ JOBSETS = {
 }
 
 
+def jobset_end(kube, name):
+    """Whether a JobSet has Completed or Failed, and after how many restarts; None before."""
+    status = kube.get("jobset", name).get("status", {})
+    for condition in status.get("conditions") or []:
+        if condition["type"] in ("Completed", "Failed") and condition["status"] == "True":
+            return condition["type"], status.get("restarts", 0)
+    return None
+
+
 @pytest.fixture(scope="module")
 def jobsets(kube, cluster):
     """Returns a function that waits for the end of a JobSet of JOBSETS; all run at the same time."""
@@ -220,14 +229,7 @@ def jobsets(kube, cluster):
         kube.apply([jobset(names[key], kube.image, script, restarts)])
 
     def ended(key):
-        deadline = time.monotonic() + PLACED
-        while True:
-            status = kube.get("jobset", names[key]).get("status", {})
-            for condition in status.get("conditions") or []:
-                if condition["type"] in ("Completed", "Failed") and condition["status"] == "True":
-                    return condition["type"], status.get("restarts", 0)
-            assert time.monotonic() < deadline, status
-            time.sleep(1)
+        return kube.until("the end", lambda: jobset_end(kube, names[key]), names[key], PLACED)
 
     yield ended
     for name in names.values():
