@@ -55,11 +55,10 @@ test-fast: setup ## run the tests that start no process
 test: setup ## run the tests that need no server or container, about 10 minutes on two cores
 	$(SHARED) -m 'not slow and not servers'
 
-# Servers are mostly waited for, hence three processes.
+# One process mostly waits for containers, hence three.
 test-more: setup ## run the other tests: full matrices, long runs, servers and containers
 	$(RUN) -m pytest -m slow $(ALONE); alone=$$?; \
-	$(SHARED) -m 'slow and not servers' --ignore=$(ALONE); slow=$$?; \
-	$(RUN) -m pytest -n 3 $(SHARE) -m servers && exit $$((alone + slow))
+	$(RUN) -m pytest -n 3 $(SHARE) -m 'slow or servers' --ignore=$(ALONE) && exit $$alone
 
 test-all: test test-more ## run all tests
 

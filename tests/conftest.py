@@ -29,8 +29,10 @@ import pytest
 
 from tests.support.fork_client import STARTS
 
+CONTAINERS = "real/containers"
 # These take longest, so they start first: otherwise one process works on them alone at the end.
 LONGEST = (
+    CONTAINERS,
     "invariants/test_strategies.py",
     "strategies/test_options.py",
     "commands/test_parity.py",
@@ -93,7 +95,7 @@ def group(item):
     is also that of the cluster."""
     path = item.path.relative_to(Path(__file__).parent)
     if path.parts[:2] in (("real", "docker"), ("real", "kubernetes")):
-        return "real/containers"
+        return CONTAINERS
     return str(path.parent if path.parts[0] == "real" and len(path.parts) > 2 else path)
 
 
@@ -109,6 +111,8 @@ def pytest_collection_modifyitems(items):
             functions = [getattr(item, "function", None), *fixtures_of(item)]
             started = any(starts_a_process(function, set()) for function in functions)
             item.add_marker("normal" if started else "fast")
+    # Of tests/real only the containers take longest; the others come last, since they may be skipped
+    # for lack of time.
     last = len(LONGEST)
     items.sort(
         key=lambda item: (

@@ -157,23 +157,11 @@ class Cluster(Controllers):
         if self._find(plural, namespace, name):
             raise Refused(409, "AlreadyExists", f'{plural} "{name}" already exists')
         made = copy.deepcopy(body)
-        if plural == "pods":
-            self._admit(namespace, made)
         if namespace:
             made["metadata"]["namespace"] = namespace
         self._store(plural, made)
         self._made(plural, made)
         return made
-
-    def _admit(self, namespace, pod):
-        """Pod security: refuses a pod without any security settings."""
-        where = self._find("namespaces", None, namespace)
-        level = labels(where).get("pod-security.kubernetes.io/enforce") if where else None
-        if level == "restricted" and not pod["spec"].get("securityContext"):
-            name = pod["metadata"]["name"]
-            raise Refused(
-                403, "Forbidden", f'pods "{name}" violates PodSecurity "restricted:latest"'
-            )
 
     def patch(self, plural, namespace, name, body):
         found = self._get(plural, namespace, name)
