@@ -5,6 +5,7 @@ this machine (tests/real/kubernetes/local.py).
 import os
 import secrets
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,28 @@ from tests.real.kubernetes.kube import Kube
 from tests.real.kubernetes.local import STATE, LocalCluster, unavailable
 from tests.real.kubernetes.runs import STEPS, completed, fit
 
-RESTRICTED = {
-    "pod-security.kubernetes.io/enforce": "restricted",
-    "pod-security.kubernetes.io/enforce-version": "latest",
-    "pod-security.kubernetes.io/warn": "restricted",
-}
+# What a CI run that has no time for all starts with.
+FIRST = ("test_validation.py", "test_controllers.py", "test_torchx.py", "test_runs.py")
+started = None  # when the first of these tests was set up
+
+
+def pytest_collection_modifyitems(items):
+    places = [n for n, item in enumerate(items) if item.path.parent == Path(__file__).parent]
+    own = [items[place] for place in places]
+    own.sort(key=lambda i: FIRST.index(i.path.name) if i.path.name in FIRST else len(FIRST))
+    for place, item in zip(places, own, strict=True):
+        items[place] = item
+
+
+def pytest_runtest_setup():
+    """Skips tests of this directory that have not started ISORUN_TEST_KUBERNETES_SECONDS after the
+    first one."""
+    global started
+    started = started or time.monotonic()
+    limit = os.environ.get("ISORUN_TEST_KUBERNETES_SECONDS")
+    if limit and time.monotonic() - started > float(limit):
+        pytest.skip(f"the tests on a cluster have had their {limit} s "
+                    "(ISORUN_TEST_KUBERNETES_SECONDS)")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -48,19 +66,12 @@ def kube(cluster):
     """The cluster, with an empty namespace of level `restricted` and a volume for runs."""
     image = os.environ["ISORUN_TEST_IMAGE"]
     made = Kube(f"isorun-test-{secrets.token_hex(3)}", image, cluster)
-    namespace = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {"name": made.namespace, "labels": RESTRICTED},
-    }
-    made.run("create", "-f", "-", given=yaml.safe_dump(namespace), namespace=False)
+    made.create_namespace("restricted")
     try:
         with shared_directory(made) if cluster else volume(made):
             yield made
     finally:
-        # The runs first: a namespace whose pods are deleted before their Job can stay forever.
-        made.run("delete", "jobs", "--all", "--wait=false", check=False)
-        made.run("delete", "namespace", made.namespace, "--wait=false", namespace=False)
+        made.delete_namespace()
 
 
 @pytest.fixture
@@ -144,13 +155,7 @@ class volume:  # noqa: N801
         """Kubernetes creates the directory for root, but runs have another user. A privileged pod
         in a separate namespace changes its permissions."""
         helper = Kube(f"{self._kube.namespace}-setup", self._kube.image)
-        namespace = {
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": helper.namespace},
-        }
-        namespace["metadata"]["labels"] = {"pod-security.kubernetes.io/enforce": "privileged"}
-        helper.run("create", "-f", "-", given=yaml.safe_dump(namespace), namespace=False)
+        helper.create_namespace("privileged")
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -179,7 +184,7 @@ class volume:  # noqa: N801
                 "wait", "pod/setup", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s"
             )
         finally:
-            helper.run("delete", "namespace", helper.namespace, "--wait=false", namespace=False)
+            helper.delete_namespace()
 
     def __exit__(self, *_):
         if self._made:

@@ -26,6 +26,23 @@ class Kube:
         self.namespace, self.image = namespace, image
         self.local, self.volume = local, None
 
+    def create_namespace(self, level):
+        """Creates its namespace, with a level of pod security."""
+        policy = "pod-security.kubernetes.io"
+        labels = {
+            f"{policy}/enforce": level,
+            f"{policy}/enforce-version": "latest",
+            f"{policy}/warn": level,
+        }
+        metadata = {"name": self.namespace, "labels": labels}
+        made = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+        self.run("create", "-f", "-", given=yaml.safe_dump(made), namespace=False)
+
+    def delete_namespace(self):
+        # The runs first: a namespace whose pods are deleted before their Job can stay forever.
+        self.run("delete", "jobs", "--all", "--wait=false", check=False)
+        self.run("delete", "namespace", self.namespace, "--wait=false", namespace=False)
+
     def run(self, *words, given=None, check=True, namespace=True):
         """Runs a kubectl command; returns its standard output."""
         where = ["-n", self.namespace] if namespace else []

@@ -16,6 +16,7 @@ from launch.kubernetes.rendering import RenderRequest, render
 from launch.kubernetes.values import parse
 from tests.launch.kubernetes.objects import COMPONENTS, OVERLAYS, VALUES, templates
 from tests.launch.kubernetes.test_pod_security import LOOSENED
+from tests.real.kubernetes.kube import Kube
 from tests.support.kubectl import kubectl
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -57,6 +58,15 @@ def combinations(cluster):
     return {pair: objects for pair, objects in made.items() if objects}
 
 
+@pytest.fixture(scope="module")
+def empty(kube):
+    """A namespace without the objects that the runs of a namespace share."""
+    made = Kube(f"{kube.namespace}-empty", kube.image, kube.local)
+    made.create_namespace("restricted")
+    yield made
+    made.delete_namespace()
+
+
 def workload(objects):
     return next(o for o in objects if o["kind"] in ("Job", "JobSet", "TrainJob"))
 
@@ -68,17 +78,17 @@ def dry_run(kube, objects):
 
 
 @pytest.mark.parametrize("api", CRDS)
-def test_every_combination_is_valid(kube, combinations, api):
+def test_every_combination_is_valid(empty, combinations, api):
     made = {p: o for p, o in combinations.items() if workload(o)["apiVersion"] == api}
     assert len(made) > len(COMPONENTS) / 2
-    if CRDS[api] and CRDS[api] not in kube.run("get", "crd", "-o", "name", namespace=False):
+    if CRDS[api] and CRDS[api] not in empty.run("get", "crd", "-o", "name", namespace=False):
         pytest.skip(f"the cluster has no {CRDS[api]}")
     objects = [o for found in made.values() for o in found]
     runtimes = [o for o in objects if o["kind"] == "TrainingRuntime"]
     if runtimes:
-        kube.create(runtimes, "--validate=strict")
+        empty.create(runtimes, "--validate=strict")
         time.sleep(5)  # until the webhook knows them
-    said = dry_run(kube, [o for o in objects if o not in runtimes])
+    said = dry_run(empty, [o for o in objects if o not in runtimes])
     warned = [line for line in said if line.startswith("Warning: would violate PodSecurity")]
     # The server warns about Jobs only, and kubectl prints each text once; all pods are in the next
     # test.
@@ -88,7 +98,7 @@ def test_every_combination_is_valid(kube, combinations, api):
     assert rest == [], "\n".join(rest)
 
 
-def test_pods_of_every_combination_are_admitted_by_the_restricted_level(kube, combinations):
+def test_pods_of_every_combination_are_admitted_by_the_restricted_level(empty, combinations):
     pods = [
         {
             "apiVersion": "v1",
@@ -100,7 +110,7 @@ def test_pods_of_every_combination_are_admitted_by_the_restricted_level(kube, co
         for pair, objects in combinations.items()
         for number, template in enumerate(t for o in objects for t in templates(o))
     ]
-    said = dry_run(kube, pods)
+    said = dry_run(empty, pods)
     refused = {re.search(r'pods "([^"]+)" is forbidden: violates PodSecurity', s) for s in said}
     assert None not in refused, "\n".join(said)
     names = {found[1].rpartition("-")[0] for found in refused}
