@@ -1,4 +1,4 @@
-"""The options of ``kubernetes_job`` that send the working tree, and the carrier that they choose."""
+"""The options of ``kubernetes_job`` that send the working tree, and the carrier they choose."""
 
 from __future__ import annotations
 

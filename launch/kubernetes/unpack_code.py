@@ -97,25 +97,33 @@ def _download(url: str, copy: Path) -> None:
         import fsspec  # type: ignore[import-untyped]
 
         files, path = fsspec.core.url_to_fs(url)
-        files.get_file(path, str(copy))
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         protocol = url.partition("://")[0]
-        extra = _EXTRAS.get(protocol, protocol)
+        extra = _EXTRAS.get(protocol)
+        addition = f"isorun[{extra}] (EXTRAS of docker/Dockerfile)" if extra else "it"
         raise DriverError(
             f"The code of this run is at {url}, but the image lacks the driver of {protocol}:// "
-            f"({_line(error)}); build an image with isorun[{extra}]."
+            f"({_line(error)}); build an image with {addition}."
         ) from error
+    except Exception as error:  # some drivers connect at once
+        raise _unreadable(url, error) from error
+    try:
+        files.get_file(path, str(copy))
     except FileNotFoundError as error:
         raise CodeError(
             f"The code of this run is not at {url} ({_line(error)}); if it was removed, submit the "
             "run again."
         ) from error
     except Exception as error:  # each driver has its own
-        kind = type(error).__name__
-        raise CodeError(
-            f"The code of this run cannot be read from {url} ({kind}: {_line(error)}); check the "
-            "credentials of the pods (component object-store), AWS_ENDPOINT_URL and their network."
-        ) from error
+        raise _unreadable(url, error) from error
+
+
+def _unreadable(url: str, error: Exception) -> CodeError:
+    return CodeError(
+        f"The code of this run cannot be read from {url} ({type(error).__name__}: {_line(error)}); "
+        "check the credentials of the pods (component object-store), AWS_ENDPOINT_URL and their "
+        "network."
+    )
 
 
 def _line(error: Exception) -> str:
