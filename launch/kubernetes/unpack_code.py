@@ -20,6 +20,9 @@ from pathlib import Path
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """Those of isorun with the drivers of object stores."""
+_RANGE = 16 << 20
+"""Bytes of a request to a store. Drivers download whole objects in parallel, which would need more
+memory than a small pod has."""
 
 
 class CodeError(Exception):
@@ -108,7 +111,10 @@ def _download(url: str, copy: Path) -> None:
     except Exception as error:  # some drivers connect at once
         raise _unreadable(url, error) from error
     try:
-        files.get_file(path, str(copy))
+        size = files.info(path)["size"]
+        with copy.open("wb") as to:
+            for start in range(0, size, _RANGE):
+                to.write(files.cat_file(path, start=start, end=min(start + _RANGE, size)))
     except FileNotFoundError as error:
         raise CodeError(
             f"The code of this run is not at {url} ({_line(error)}); if it was removed, submit the "
