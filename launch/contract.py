@@ -9,6 +9,7 @@ Rendezvous         how ranks find each other, the signed messages of a store and
                    which it listens, and the waits for names and ports
 Environment        what a launcher sets for a rank, and where a rank writes its error
 Run directory      the files of a run that other programs may read
+Storage            objects at a URL such as s3://bucket/folder, and what its errors mean
 Studies            the space of a study, and what its trials are compared by
 JSON               records that another process has written, checked when they are read
 
@@ -83,6 +84,8 @@ from train.suggest import did_you_mean, listed
 from train.visible import visible, visible_log
 
 if TYPE_CHECKING:
+    from train.checkpoint.mirror_storage import described as storage_error
+    from train.checkpoint.mirror_storage import is_misconfigured, open_storage
     from train.checkpoint.run_directory import (
         InUseError,
         RunDirectory,
@@ -215,6 +218,7 @@ __all__ = [
     "has_fields",
     "import_extra",
     "is_count",
+    "is_misconfigured",
     "is_number",
     "is_secret_file",
     "is_secret_value",
@@ -231,6 +235,7 @@ __all__ = [
     "new_secret",
     "open_listening_store",
     "open_regular",
+    "open_storage",
     "open_store",
     "package_versions",
     "parse_object",
@@ -256,6 +261,7 @@ __all__ = [
     "seconds_in",
     "shared_gpu",
     "slug",
+    "storage_error",
     "stored_space",
     "terminal_width",
     "this_world",
@@ -283,6 +289,9 @@ __all__ = [
 ]
 
 _IMPORTED_WHEN_USED = {
+    "is_misconfigured": ("train.checkpoint.mirror_storage", "is_misconfigured"),
+    "open_storage": ("train.checkpoint.mirror_storage", "open_storage"),
+    "storage_error": ("train.checkpoint.mirror_storage", "described"),
     "stored_space": ("train.config.space", "stored_space"),
     "config_differences": ("train.config.changes", "differences"),
     "watched_metric": ("train.track.watched_metric", "watched_metric"),

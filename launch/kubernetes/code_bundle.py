@@ -29,10 +29,6 @@ from launch.contract import (
     top_of_repository,
 )
 
-PART = 900 << 10
-"""Bytes in one ConfigMap, which may have 1 MiB."""
-PARTS = 8
-"""Of an archive in ConfigMaps; a larger one goes to the volume with the runs."""
 _SECONDS = 30.0
 _LARGEST = 1 << 30
 """The largest sum of the files' sizes in bytes."""
@@ -57,8 +53,6 @@ class CodeBundle:
     """Sentences about what is left out."""
     largest: str = ""
     """The largest files, for messages."""
-    on_volume: bool = False
-    """Whether it is sent to the volume with the runs, and not in ConfigMaps."""
 
     @cached_property
     def digest(self) -> str:
@@ -66,14 +60,13 @@ class CodeBundle:
         return f"sha256:{hashlib.sha256(self.archive).hexdigest()}"
 
     @property
-    def parts(self) -> list[bytes]:
-        """The archive in pieces of at most ``PART`` bytes."""
-        return [self.archive[at : at + PART] for at in range(0, len(self.archive), PART)]
+    def file_name(self) -> str:
+        """The name of the archive in a place with those of other submissions."""
+        return f"{self.digest.removeprefix('sha256:')}.tar.gz"
 
 
-def collect(*, on_volume: bool = False) -> CodeBundle:
-    """The working tree that the working directory is in. ``on_volume``: send it to the volume with
-    the runs also if it is small. Raises UsageError."""
+def collect() -> CodeBundle:
+    """The working tree that the working directory is in. Raises UsageError."""
     top, names = _listed()
     found = _found(top, names)
     sizes = {name: each.st_size for name, each in found.items() if stat.S_ISREG(each.st_mode)}
@@ -116,9 +109,7 @@ def collect(*, on_volume: bool = False) -> CodeBundle:
     size = sum(_BLOCK * (2 + each // _BLOCK) for each in sizes.values())  # with its inode
     directory = os.path.relpath(Path.cwd().resolve(), top.resolve())
     version = {key: value for key, value in code_version().items() if key in ("commit", "dirty")}
-    whole = out.getvalue()
-    on_volume = on_volume or len(whole) > PART * PARTS
-    return CodeBundle(whole, directory, size, version, notes, _largest(sizes), on_volume)
+    return CodeBundle(out.getvalue(), directory, size, version, notes, _largest(sizes))
 
 
 def _found(top: Path, names: list[str]) -> dict[str, os.stat_result]:

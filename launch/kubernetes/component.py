@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch.contract import import_extra
+from launch.contract import import_extra, log
 from launch.kubernetes.rendering import Rendered
 
 
@@ -25,7 +25,13 @@ def render_component(name: str, words: Sequence[str]) -> Rendered:
     cfg = options.parse(text, scheduler.run_opts(), NAME, "--cfg")
     check_words(name, given, command="isorun render")
     app = materialize_appdef(function, given)
-    rendered: Rendered = scheduler.submit_dryrun(app, cfg).request.rendered
+    submission = scheduler.submit_dryrun(app, cfg).request
+    if submission.code is not None and submission.code.place:
+        log(
+            f"warning: the pods read the code from {submission.code.place}, where only `torchx "
+            "run` stores it, and not `isorun render`."
+        )
+    rendered: Rendered = submission.rendered
     return rendered
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from launch.agent_command import AGENT, agent_arguments, variable
 from launch.contract import UsageError, whole_number
 from launch.kubernetes import manifests, rules, run_code
-from launch.kubernetes.code_bundle import CodeBundle
+from launch.kubernetes.code_carrier import Carrier
 from launch.kubernetes.rendering import RenderRequest
 from launch.kubernetes.values import TORCHX_OPTIONS, Change, Changes, number
 
@@ -49,7 +49,7 @@ def unique_name(name: str) -> str:
 
 
 def render_request(
-    app: AppDef, cfg: Mapping[str, Any], name: str, code: CodeBundle | None = None
+    app: AppDef, cfg: Mapping[str, Any], name: str, code: Carrier | None = None
 ) -> RenderRequest:
     """The render request for an app. ``cfg`` are the scheduler's options, ``name`` is the job's
     name, ``code`` what the pods use before the installed code. Raises UsageError."""

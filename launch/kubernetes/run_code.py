@@ -1,5 +1,5 @@
-"""Brings the code of a submission to its pods: ConfigMaps with the archive, or its path on the
-volume with the runs, and an init container that unpacks it before the installed code.
+"""Brings the code of a submission to its pods: a carrier for the archive, and an init container
+that unpacks it before the installed code.
 
 The containers see it read-only, at ``/isorun/code``. The digest is an annotation of the pods, and
 the run records it with each attempt.
@@ -20,27 +20,24 @@ from launch.contract import CODE_VERSION
 from launch.kubernetes import unpack_code
 from launch.kubernetes.cluster import CODE_DIGEST
 from launch.kubernetes.code_bundle import CodeBundle
+from launch.kubernetes.code_carrier import INIT, MOUNTED_PARTS, Carrier
 from launch.kubernetes.rendering import Rendered
 
 _PLACE = "/isorun"
 _CODE = f"{_PLACE}/code"
-_PARTS = "/isorun-parts"
-VOLUME = "runs"
-"""The name of the volume with the runs in the templates."""
-_RUNS = "/runs"
 
 
-def with_code(rendered: Rendered, bundle: CodeBundle) -> Rendered:
-    """The objects of a run with the ConfigMaps that its pods, patched by ``job_patch``, need. The
-    first of them also has the program that unpacks the archive, and no part of it if that is on
-    the volume with the runs."""
+def with_code(rendered: Rendered, code: Carrier) -> Rendered:
+    """The objects of a run with the ConfigMaps that its pods, patched by ``job_patch``, need, of
+    which the first has the program that unpacks the archive. Raises UsageError if the pods cannot
+    get the code."""
     name = rendered.workload["metadata"]["name"]
     made: list[dict[str, Any]] = []
-    for number, part in enumerate(_parts(bundle)):
+    for number, part in enumerate(code.parts):
         metadata: dict[str, Any] = {
             "name": _part_name(name, number),
             "labels": dict(rendered.workload["metadata"].get("labels") or {}),
-            "annotations": {CODE_DIGEST: bundle.digest},
+            "annotations": {CODE_DIGEST: code.bundle.digest},
         }
         made.append(
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True}
@@ -53,11 +50,11 @@ def with_code(rendered: Rendered, bundle: CodeBundle) -> Rendered:
     if namespace := rendered.workload["metadata"].get("namespace"):
         for each in made:
             each["metadata"]["namespace"] = namespace
-    return replace(rendered, objects=[*rendered.objects, *made])
+    return code.complete(replace(rendered, objects=[*rendered.objects, *made]))
 
 
 def job_patch(
-    bundle: CodeBundle,
+    code: Carrier,
     name: str,
     image: str,
     env: Mapping[str, str],
@@ -67,11 +64,10 @@ def job_patch(
     """The patch of the Job with these ConfigMaps. ``env``: the variables of the container;
     ``requests``: its cores and memory, which an init container has in common with it;
     ``scratch``: its ephemeral storage in bytes, to which the code is added."""
+    bundle = code.bundle
     sources = [
-        {"configMap": {"name": _part_name(name, number)}} for number in range(len(_parts(bundle)))
+        {"configMap": {"name": _part_name(name, number)}} for number in range(len(code.parts))
     ]
-    source = archive_path(bundle) if bundle.on_volume else _PARTS
-    volume = [{"name": VOLUME, "mountPath": _RUNS}] if bundle.on_volume else []
     directory = _CODE if bundle.directory == "." else f"{_CODE}/{bundle.directory}"
     path = ":".join(filter(None, (directory, *({_CODE} - {directory}), env.get("PYTHONPATH"))))
     space = _space(bundle)
@@ -79,11 +75,11 @@ def job_patch(
     storage = {"ephemeral-storage": _mebibytes(space + scratch)}
     version = {**bundle.version, "bundle": bundle.digest}
     init = {
-        "name": "code",
+        "name": INIT,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["python", "-P", f"{_PARTS}/unpack.py"],
-        "args": [source, _PLACE, bundle.directory, bundle.digest],
+        "command": ["python", "-P", f"{MOUNTED_PARTS}/unpack.py"],
+        "args": [code.source, _PLACE, bundle.directory, bundle.digest],
         "resources": {"requests": resources, "limits": resources},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -93,9 +89,9 @@ def job_patch(
             "capabilities": {"drop": ["ALL"]},
         },
         "volumeMounts": [
-            {"name": "code-parts", "mountPath": _PARTS, "readOnly": True},
+            {"name": "code-parts", "mountPath": MOUNTED_PARTS, "readOnly": True},
             {"name": "code", "mountPath": _PLACE},
-            *volume,
+            *code.mounts,
         ],
     }
     container = {
@@ -126,16 +122,6 @@ def job_patch(
             }
         },
     }
-
-
-def archive_path(bundle: CodeBundle) -> str:
-    """The path of the archive on the volume with the runs."""
-    return f"{_RUNS}/.code/{bundle.digest.removeprefix('sha256:')}.tar.gz"
-
-
-def _parts(bundle: CodeBundle) -> list[bytes]:
-    """What the ConfigMaps have of the archive."""
-    return [b""] if bundle.on_volume else bundle.parts
 
 
 def _space(bundle: CodeBundle) -> int:

@@ -18,7 +18,7 @@ from torchx.schedulers.api import (
 from torchx.specs import AppDef, AppDryRunInfo, runopts
 
 from launch.contract import UsageError, log
-from launch.kubernetes import code_upload, from_torchx, logs, run_code, run_secret, state
+from launch.kubernetes import from_torchx, logs, run_code, run_secret, state
 from launch.kubernetes.cluster import (
     SUBMITTED,
     Cluster,
@@ -26,7 +26,8 @@ from launch.kubernetes.cluster import (
     connect,
     current_namespace,
 )
-from launch.kubernetes.code_bundle import CodeBundle, collect
+from launch.kubernetes.code_carrier import Carrier
+from launch.kubernetes.code_options import CODE_OPTIONS, carried
 from launch.kubernetes.notes import notes
 from launch.kubernetes.rendering import Rendered, as_yaml, render
 
@@ -47,8 +48,7 @@ _OPTIONS: list[tuple[str, type, Any, str]] = [
     ("cpu", str, None, "cores of a node, as a Kubernetes quantity such as 500m"),
     ("shared_memory", str, None, "size of /dev/shm, which counts toward memory, such as 8Gi"),
     ("scratch", str, None, "space for caches and temporary files, such as 32Gi"),
-    ("sync", bool, False, "send the working tree to the pods, to use before the image's code"),
-    ("sync_volume", bool, False, "as sync, on the volume with the runs whatever the size"),
+    *CODE_OPTIONS,
 ]
 
 
@@ -59,7 +59,7 @@ class Submission:
     rendered: Rendered
     name: str
     namespace: str
-    code: CodeBundle | None = None
+    code: Carrier | None = None
     """The working tree, if it is sent."""
 
     def __str__(self) -> str:
@@ -97,15 +97,12 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
         """Renders the objects with kubectl or kustomize, without a cluster. Raises UsageError."""
         name = from_torchx.unique_name(app.name)
         namespace = cfg.get("namespace") or current_namespace()
-        on_volume = bool(cfg.get("sync_volume"))
-        code = collect(on_volume=on_volume) if on_volume or cfg.get("sync") else None
+        code = carried(cfg)
         request = from_torchx.render_request(app, {**cfg, "namespace": namespace}, name, code)
         rendered = render(request)
         if code is not None:
             rendered = run_code.with_code(rendered, code)
-            if code.on_volume:
-                code_upload.check(rendered, code)
-            for note in code.notes:
+            for note in code.bundle.notes:
                 log(f"warning: {note}")
         return AppDryRunInfo(Submission(rendered, name, namespace, code), str)
 
@@ -121,8 +118,8 @@ class KubernetesJobScheduler(Scheduler[Mapping[str, Any]]):  # type: ignore[misc
                 "--dryrun` or `isorun render`, and apply it with kubectl."
             )
         cluster = self._cluster(request.namespace)
-        if request.code is not None and request.code.on_volume:
-            code_upload.upload(cluster, request.rendered, request.code)
+        if request.code is not None:
+            request.code.send(cluster, request.rendered)
         signed = run_secret.with_secret(request.rendered)
         cluster.submit(signed.objects, signed.workload)
         return f"{request.namespace}:{request.name}"

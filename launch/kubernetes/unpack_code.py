@@ -1,8 +1,8 @@
 """Unpacks the code that a run was submitted with; runs in an init container of each pod.
 
-It is sent with the code, so it may use only Python's standard library. Arguments: the archive, or a
-directory with its parts; the directory to fill; the working directory in it; and the digest of the
-archive.
+It is sent with the code, so it may use only Python's standard library, and fsspec for a URL.
+Arguments: the archive, its URL, or a directory with its parts; the directory to fill; the working
+directory in it; and the digest of the archive.
 """
 
 from __future__ import annotations
@@ -10,38 +10,78 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import sys
 import tarfile
 import tempfile
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""Those of isorun with the drivers of object stores."""
+_RANGE = 16 << 20
+"""Bytes of a request to a store. Drivers download whole objects in parallel, which would need more
+memory than a small pod has."""
 
 
-def unpack(source: Path, target: Path, digest: str) -> str:
-    """Fills ``target`` with ``code`` and ``notes``; returns an error, or an empty text."""
-    if not source.exists():
-        return (
+class CodeError(Exception):
+    """The code cannot be used; the text is one sentence."""
+
+    code = 75
+    """The exit code."""
+
+
+class DriverError(CodeError):
+    """The image lacks the driver of an object store."""
+
+    code = 64
+
+
+def unpack(source: str, target: Path, digest: str) -> None:
+    """Fills ``target`` with ``code`` and ``notes``. Raises CodeError."""
+    # Unpacked from a copy, so that it is what the digest was computed of.
+    with tempfile.TemporaryDirectory(dir=target) as folder:
+        copy = Path(folder, "archive")
+        _fetch(source, copy)
+        with copy.open("rb") as file:
+            found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            if found != digest:
+                remedy = f"remove {source} and submit it" if _is_url(source) else "submit it"
+                raise CodeError(
+                    f"The code of this run has the digest {found}, not {digest}; {remedy} again."
+                )
+            file.seek(0)
+            code = target / "code"
+            code.mkdir(exist_ok=True)
+            with tarfile.open(fileobj=file, mode="r:gz") as archive:
+                if hasattr(tarfile, "data_filter"):
+                    archive.extractall(code, filter="data")
+                else:
+                    archive.extractall(code)
+    notes = differences(code)
+    (target / "notes").write_text("".join(f"{note}\n" for note in notes))
+
+
+def _is_url(source: str) -> bool:
+    return "://" in source
+
+
+def _fetch(source: str, copy: Path) -> None:
+    """Copies the archive from an object store, a volume or ConfigMaps. Raises CodeError."""
+    if _is_url(source):
+        _download(source, copy)
+        return
+    path = Path(source)
+    if not path.exists():
+        raise CodeError(
             f"The code of this run is not in {source} on the volume with the runs any more, where "
             "it is removed when it was not used for long; submit the run again."
         )
-    # Unpacked from a copy, so that it is what the digest was computed of.
-    with tempfile.TemporaryFile(dir=target) as copy:
-        found = _copied(_parts(source), copy)
-        if found != digest:
-            return f"The code of this run has the digest {found}, not {digest}; submit it again."
-        copy.seek(0)
-        code = target / "code"
-        code.mkdir(exist_ok=True)
-        with tarfile.open(fileobj=copy, mode="r:gz") as archive:
-            if hasattr(tarfile, "data_filter"):
-                archive.extractall(code, filter="data")
-            else:
-                archive.extractall(code)
-    notes = differences(code)
-    (target / "notes").write_text("".join(f"{note}\n" for note in notes))
-    return ""
+    with copy.open("wb") as to:
+        for part in _parts(path):
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, to)
 
 
 def _parts(source: Path) -> list[Path]:
@@ -54,15 +94,48 @@ def _parts(source: Path) -> list[Path]:
     return [source]
 
 
-def _copied(paths: list[Path], to: BinaryIO) -> str:
-    """Copies files, one after the other; returns the digest."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-                to.write(block)
-    return f"sha256:{digest.hexdigest()}"
+def _download(url: str, copy: Path) -> None:
+    """Copies an object. Raises CodeError."""
+    try:
+        import fsspec  # type: ignore[import-untyped]
+
+        files, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        protocol = url.partition("://")[0]
+        extra = _EXTRAS.get(protocol)
+        addition = f"isorun[{extra}] (EXTRAS of docker/Dockerfile)" if extra else "it"
+        raise DriverError(
+            f"The code of this run is at {url}, but the image lacks the driver of {protocol}:// "
+            f"({_line(error)}); build an image with {addition}."
+        ) from error
+    except Exception as error:  # some drivers connect at once
+        raise _unreadable(url, error) from error
+    try:
+        size = files.info(path)["size"]
+        with copy.open("wb") as to:
+            for start in range(0, size, _RANGE):
+                to.write(files.cat_file(path, start=start, end=min(start + _RANGE, size)))
+    except FileNotFoundError as error:
+        raise CodeError(
+            f"The code of this run is not at {url} ({_line(error)}); if it was removed, submit the "
+            "run again."
+        ) from error
+    except Exception as error:  # each driver has its own
+        raise _unreadable(url, error) from error
+
+
+def _unreadable(url: str, error: Exception) -> CodeError:
+    return CodeError(
+        f"The code of this run cannot be read from {url} ({type(error).__name__}: {_line(error)}); "
+        "check the credentials of the pods (component object-store), AWS_ENDPOINT_URL and their "
+        "network."
+    )
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's text, without a full stop."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0].rstrip(".")
 
 
 def link_runs(working_directory: Path) -> None:
@@ -128,16 +201,17 @@ def main(words: list[str]) -> int:
     """Unpacks; returns the exit code."""
     source, target, directory, digest = words
     try:
-        error = unpack(Path(source), Path(target), digest)
-        if not error:
-            link_runs(Path(target) / "code" / directory)
+        unpack(source, Path(target), digest)
+        link_runs(Path(target) / "code" / directory)
+        return 0
+    except CodeError as failed:
+        code, error = failed.code, str(failed)
     except OSError as failed:
-        error = f"The code of this run cannot be unpacked: {failed}."
-    if error:
-        print(f"isorun: error: {error}", file=sys.stderr)
-        with suppress(OSError):
-            Path("/dev/termination-log").write_text(error)
-    return 75 if error else 0
+        code, error = CodeError.code, f"The code of this run cannot be unpacked: {failed}."
+    print(f"isorun: error: {error}", file=sys.stderr)
+    with suppress(OSError):
+        Path("/dev/termination-log").write_text(error)
+    return code
 
 
 if __name__ == "__main__":

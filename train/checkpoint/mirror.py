@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from train.checkpoint.damage import DamagedError
 from train.checkpoint.layout import dumps_with_sha256, json_sha256, parse_step_name, step_name
 from train.checkpoint.manifest import MANIFEST, Manifest
-from train.checkpoint.mirror_storage import storage_at
+from train.checkpoint.mirror_storage import described, is_misconfigured, open_storage
 from train.checkpoint.received import OWNER, RUN, RUN_FILES, check_is_of, install, run_id_in
 from train.checkpoint.store import CheckpointStore
-from train.exits import ResumeRefusedError, RetryError, UsageError, first_line
-from train.files import NotRegularError, create, is_plain_name, open_regular
+from train.exits import ResumeRefusedError
+from train.files import create, is_plain_name, open_regular
 from train.json_files import LIMIT, Fields, has_fields, parse_object, shown
 
 if TYPE_CHECKING:
@@ -52,19 +52,7 @@ class Mirror:
         """``field`` begins the message for a URL that cannot be used."""
         self.url = config.url.rstrip("/")
         self._part_size = config.part_mb << 20
-        try:
-            self.storage = storage_at(self.url, config.options)
-        except (ValueError, ImportError, TypeError) as error:
-            raise UsageError(
-                f"{field} {config.url!r}, which cannot be used "
-                f"({first_line(error)}); set a URL such as s3://bucket/folder or file:///folder, "
-                "and install its driver with `pip install 'isorun[s3]'` or 'isorun[gcs]'."
-            ) from error
-        except Exception as error:  # some drivers, such as that of FTP, connect at once
-            raise RetryError(
-                f"{field} {config.url!r}, which cannot be reached ({first_line(error)}); correct "
-                "the URL, or rerun when it can."
-            ) from error
+        self.storage = open_storage(self.url, config.options, field)
 
     # -- owner -------------------------------------------------------------------------------
 
@@ -220,13 +208,6 @@ def _is_part(part: object) -> bool:
 
 
 def _failed(error: Exception) -> MirrorError:
-    if isinstance(error, NotRegularError):
-        failed = MirrorError(f"{error.filename}: {error.strerror}")
-    else:
-        failed = MirrorError(f"{type(error).__name__}: {first_line(error)}")
-    # s3fs and gcsfs raise these for missing credentials or rights.
-    failed.is_misconfigured = (
-        isinstance(error, (PermissionError, NotRegularError, IsADirectoryError))
-        or "Credential" in type(error).__name__
-    )
+    failed = MirrorError(described(error))
+    failed.is_misconfigured = is_misconfigured(error)
     return failed

@@ -1,4 +1,4 @@
-"""Where a mirror's objects are: at a URL of fsspec, or in a folder of a local file system.
+"""Objects such as those of a mirror: at a URL of fsspec, or in a folder of a local file system.
 
 Others may be able to write there. What is larger than expected is not read into memory. In a folder
 no symbolic link is followed, and only regular files are read and replaced; the folder itself may be
@@ -12,9 +12,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from train.exits import RetryError, UsageError, first_line
 from train.files import NotRegularError, create, open_regular, refuse_irregular, refuse_link
 
 _TEMPORARY = ".writing"
@@ -27,6 +29,13 @@ class Storage(Protocol):
         """An object's content; None if it does not exist, and nothing if it has more than ``size``
         bytes, so that it matches no hash."""
 
+    def size(self, key: str) -> int | None:
+        """The bytes of an object; None if it does not exist."""
+
+    def modified(self, key: str) -> datetime | None:
+        """When an object was written; None if the storage does not tell. Raises FileNotFoundError
+        if it does not exist."""
+
     def write(self, key: str, data: bytes) -> None:
         """Creates or replaces an object."""
 
@@ -38,6 +47,41 @@ class Storage(Protocol):
 
     def remove_folder(self, folder: str) -> None:
         """Removes a folder with all objects in it."""
+
+
+def open_storage(url: str, options: dict[str, Any], field: str) -> Storage:
+    """The storage of a URL that ``field``, which begins the messages, has. Raises UsageError for
+    one that fsspec does not support, and RetryError for one that cannot be reached."""
+    try:
+        return storage_at(url, options)
+    except (ValueError, ImportError, TypeError) as error:
+        raise UsageError(
+            f"{field} {url!r}, which cannot be used ({first_line(error)}); set a URL such as "
+            "s3://bucket/folder, and install its driver with `pip install 'isorun[s3]'` or "
+            "'isorun[gcs]'."
+        ) from error
+    except Exception as error:  # some drivers, such as that of FTP, connect at once
+        raise RetryError(
+            f"{field} {url!r}, which cannot be reached ({first_line(error)}); correct the URL, or "
+            "rerun when it can."
+        ) from error
+
+
+def described(error: Exception) -> str:
+    """An error of a storage, in one line."""
+    if isinstance(error, NotRegularError):
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def is_misconfigured(error: Exception) -> bool:
+    """Whether an error of a storage is one that a retry cannot help: credentials or rights are
+    missing, or a file is of the wrong kind."""
+    # s3fs and gcsfs raise these for missing credentials or rights.
+    return (
+        isinstance(error, (PermissionError, NotRegularError, IsADirectoryError))
+        or "Credential" in type(error).__name__
+    )
 
 
 def storage_at(url: str, options: dict[str, Any]) -> Storage:
@@ -70,6 +114,22 @@ class UrlStorage:
         except FileNotFoundError:
             return None
         return data if len(data) <= size else b""
+
+    def size(self, key: str) -> int | None:
+        """See Storage."""
+        try:
+            known = self._files.info(f"{self._root}/{key}").get("size")
+        except FileNotFoundError:
+            return None
+        return None if known is None else int(known)
+
+    def modified(self, key: str) -> datetime | None:
+        """See Storage."""
+        try:
+            found = self._files.modified(f"{self._root}/{key}")
+        except NotImplementedError:
+            return None
+        return found if isinstance(found, datetime) and found.tzinfo else None
 
     def write(self, key: str, data: bytes) -> None:
         """See Storage."""
@@ -108,6 +168,23 @@ class FolderStorage:
         except FileNotFoundError:
             return None
         return data if len(data) <= size else b""  # it may have grown
+
+    def size(self, key: str) -> int | None:
+        """See Storage. Raises NotRegularError for a link and what is not a regular file."""
+        try:
+            with (
+                self._folder_of(key) as (folder, name),
+                os.fdopen(open_regular(name, dir_fd=folder), "rb") as file,
+            ):
+                return os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            return None
+
+    def modified(self, key: str) -> datetime | None:
+        """See Storage."""
+        with self._folder_of(key) as (folder, name):
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return datetime.fromtimestamp(found.st_mtime, UTC)
 
     def write(self, key: str, data: bytes) -> None:
         """See Storage. Raises NotRegularError for a link and what is not a regular file."""

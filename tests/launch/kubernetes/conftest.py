@@ -1,6 +1,9 @@
 import pytest
 
 from tests.support.kubectl import kubectl
+from tests.support.object_store import bucket
+
+__all__ = ["bucket"]
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from launch.history import launch_log
-from launch.kubernetes import code_bundle, logs
+from launch.kubernetes import code_bundle, code_carrier, logs
 from launch.kubernetes.code_bundle import collect
+from launch.kubernetes.code_carrier import ConfigMaps
 from launch.kubernetes.scheduler import create_scheduler
 from launch.kubernetes.unpack_code import differences, main
 from launch.torchx.components import fit
@@ -145,15 +146,14 @@ def test_a_directory_without_a_repository_is_refused(tmp_path, monkeypatch):
 
 def parts_of(bundle, folder):
     folder.mkdir()
-    for number, part in enumerate(bundle.parts):
+    for number, part in enumerate(ConfigMaps(bundle).parts):
         (folder / f"part-{number}").write_bytes(part)
     return folder
 
 
 @pytest.mark.parametrize("size", [7, 100, 1 << 20])
 def test_what_is_unpacked_is_what_was_sent(tree, tmp_path, monkeypatch, size):
-    monkeypatch.setattr(code_bundle, "PART", size)
-    monkeypatch.setattr(code_bundle, "PARTS", 1000)
+    monkeypatch.setattr(code_carrier, "PART", size)
     bundle = collect()
     target = tmp_path / "isorun"
     target.mkdir()
@@ -179,7 +179,7 @@ def test_damaged_code_is_not_used(tree, tmp_path, capsys):
 
 
 def test_code_is_unpacked_from_the_volume_or_is_missing_there(tree, tmp_path, capsys):
-    bundle = collect(on_volume=True)
+    bundle = collect()
     archive, target = tmp_path / "x.tar.gz", tmp_path / "isorun"
     target.mkdir()
     words = [str(archive), str(target), ".", bundle.digest]
@@ -235,7 +235,7 @@ def app(**words):
 def test_the_pods_use_the_code_read_only_before_the_installed_one(
     tree, tmp_path, monkeypatch, cluster, components
 ):
-    monkeypatch.setattr(code_bundle, "PART", 300)
+    monkeypatch.setattr(code_carrier, "PART", 300)
     monkeypatch.chdir(tree / "mine")
     bundle = collect()
     scheduler = create_scheduler("test")
@@ -246,13 +246,15 @@ def test_the_pods_use_the_code_read_only_before_the_installed_one(
     assert all_violations(objects) == []
     text = str(made)
     assert bundle.digest in text
-    assert base64.b64encode(bundle.parts[0]).decode() not in text, "it is not for reading"
+    assert base64.b64encode(ConfigMaps(bundle).parts[0]).decode() not in text, (
+        "it is not for reading"
+    )
     name = scheduler.schedule(made).split(":")[1]
     maps = {
         each["metadata"]["name"]: each
         for each in cluster.objects.values() if each["kind"] == "ConfigMap"
     }  # fmt: skip
-    assert list(maps) == [f"{name}-code-{n}" for n in range(len(bundle.parts))]
+    assert list(maps) == [f"{name}-code-{n}" for n in range(len(ConfigMaps(bundle).parts))]
     assert len(maps) > 1
     pod = cluster.pods()[0]
     assert pod["metadata"]["annotations"]["isorun/code"] == bundle.digest

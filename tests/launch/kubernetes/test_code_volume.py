@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.kubernetes import code_bundle, code_upload, helper_pod, receive_code
+from launch.kubernetes import code_carrier, code_volume, helper_pod, receive_code
 from launch.kubernetes.cluster import connect
 from launch.kubernetes.code_bundle import CodeBundle
+from launch.kubernetes.code_volume import Volume
 from launch.kubernetes.rendering import Rendered
 from launch.kubernetes.scheduler import create_scheduler
 from launch.torchx.components import fit
@@ -23,7 +24,7 @@ from tests.support.runs import ROOT
 from train.exits import RetryError, UsageError
 
 ARCHIVE = bytes(range(256)) * 5000
-BUNDLE = CodeBundle(ARCHIVE, ".", 1, {}, on_volume=True)
+BUNDLE = CodeBundle(ARCHIVE, ".", 1, {})
 NAME = f"{BUNDLE.digest.removeprefix('sha256:')}.tar.gz"
 OLD = time.time() - (receive_code.KEPT_DAYS + 1) * 86400
 KUBECTL = """#!{python}
@@ -160,10 +161,12 @@ def test_a_volume_that_cannot_store_it_is_one_sentence(archive, capsys, monkeypa
 def test_a_run_without_a_volume_is_refused():
     pod = {"spec": {"containers": [{}], "volumes": [{"name": "runs", "emptyDir": {}}]}}
     job = {"kind": "Job", "metadata": {"name": "x"}, "spec": {"template": pod}}
-    with pytest.raises(UsageError, match="only a volume with the runs can carry, and this run has"):
-        code_upload.check(Rendered([job], []), BUNDLE)
+    with pytest.raises(
+        UsageError, match="which only a volume with the runs or an object .* -cfg sync_store=s3://"
+    ):
+        Volume(BUNDLE).complete(Rendered([job], []))
     pod["spec"]["volumes"] = [{"name": "runs", "hostPath": {"path": "/mnt/runs"}}]
-    code_upload.check(Rendered([job], []), BUNDLE)
+    Volume(BUNDLE).complete(Rendered([job], []))
 
 
 @pytest.fixture
@@ -203,12 +206,12 @@ def test_a_large_tree_goes_to_the_pods_by_the_volume(
     (top / "mine.py").write_text("mine")
     (top / "data.bin").write_bytes(os.urandom(3000))
     monkeypatch.chdir(top)
-    monkeypatch.setattr(code_bundle, "PART", 300)
+    monkeypatch.setattr(code_carrier, "PART", 300)
     scheduler = create_scheduler("test")
     app = fit(config=[str(ROOT / "configs/text.yaml")], j="2x1")
     cfg = {"overlay": "cpu-demo", "components": components, "sync": True}
     made = scheduler.submit_dryrun(app, cfg)
-    digest, objects = made.request.code.digest, made.request.rendered.objects
+    digest, objects = made.request.code.bundle.digest, made.request.rendered.objects
     assert checked(objects, VERSIONS[-1]) == {}
     name = f"{digest.removeprefix('sha256:')}.tar.gz"
     path = tmp_path / "volume/.code" / name
@@ -224,10 +227,10 @@ def test_a_large_tree_goes_to_the_pods_by_the_volume(
 
     use_pods(tmp_path, monkeypatch)
     if components:  # the server of the tests has no TrainJobs
-        code_upload.upload(connect("ml"), made.request.rendered, made.request.code)
+        made.request.code.send(connect("ml"), made.request.rendered)
     else:
         scheduler.schedule(made)
-    assert path.read_bytes() == made.request.code.archive
+    assert path.read_bytes() == made.request.code.bundle.archive
     pod = [each for each in created if each["kind"] == "Pod"][-1]
     assert violations(pod) == []
     assert pod["metadata"]["labels"] == {"app.kubernetes.io/name": "isorun-code"}
@@ -236,14 +239,14 @@ def test_a_large_tree_goes_to_the_pods_by_the_volume(
     said = capfd.readouterr().err
     assert "sending 0.0 MiB of code" in said
 
-    code_upload.upload(connect("ml"), made.request.rendered, made.request.code)
+    made.request.code.send(connect("ml"), made.request.rendered)
     actions = [line.split()[-1] for line in (tmp_path / "calls").read_text().splitlines()]
     assert actions == ["has", "receive", "has", "receive", "has"], "it is sent once"
     assert "the code is on the volume already" in capfd.readouterr().err
 
     (map_,) = (each for each in objects if each["metadata"]["name"].endswith("-code-0"))
     assert "binaryData" not in map_
-    template = code_upload.pod_template_of(made.request.rendered)
+    template = code_volume.pod_template_of(made.request.rendered)
     assert template["metadata"]["annotations"]["isorun/code"] == digest
     (init,), (train,) = template["spec"]["initContainers"], template["spec"]["containers"]
     assert {"name": "runs", "mountPath": "/runs"} in init["volumeMounts"]
@@ -259,17 +262,17 @@ def test_a_large_tree_goes_to_the_pods_by_the_volume(
 
 def test_a_pod_that_cannot_be_created_or_started_is_one_sentence(cluster, tmp_path, monkeypatch):
     use_pods(tmp_path, monkeypatch)
-    monkeypatch.setattr(code_upload, "storing_pod", lambda _: pod())
+    monkeypatch.setattr(code_volume, "storing_pod", lambda _: pod())
     connected = connect("ml")
     rendered = Rendered([], [])
     cluster.refuse["POST", "pods"] = Refused(403, "Forbidden", "exceeded quota: pods")
     with pytest.raises(UsageError, match="refused to create the Pod x-code-1 .*exceeded quota"):
-        code_upload.upload(connected, rendered, BUNDLE)
+        Volume(BUNDLE).send(connected, rendered)
     monkeypatch.setattr(cluster, "start", lambda made: cluster.objects.pop(
         ("pods", "ml", made["metadata"]["name"])
     ))  # fmt: skip
     with pytest.raises(RetryError, match="x-code-1, which stores code on the volume with the runs"):
-        code_upload.upload(connected, rendered, BUNDLE)
+        Volume(BUNDLE).send(connected, rendered)
 
 
 def pod():
