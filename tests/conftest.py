@@ -33,6 +33,7 @@ CONTAINERS = "real/containers"
 # These take longest, so they start first: otherwise one process works on them alone at the end.
 LONGEST = (
     CONTAINERS,
+    "real/test_agent_hosts.py",
     "invariants/test_strategies.py",
     "strategies/test_options.py",
     "commands/test_parity.py",
@@ -111,7 +112,7 @@ def pytest_collection_modifyitems(items):
             functions = [getattr(item, "function", None), *fixtures_of(item)]
             started = any(starts_a_process(function, set()) for function in functions)
             item.add_marker("normal" if started else "fast")
-    # Of tests/real only the containers take longest; the others come last, since they may be skipped
+    # The longest first; the others of tests/real come last, since they may be skipped
     # for lack of time.
     last = len(LONGEST)
     items.sort(
