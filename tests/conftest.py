@@ -112,8 +112,8 @@ def pytest_collection_modifyitems(items):
             functions = [getattr(item, "function", None), *fixtures_of(item)]
             started = any(starts_a_process(function, set()) for function in functions)
             item.add_marker("normal" if started else "fast")
-    # The longest first; the others of tests/real come last, since they may be skipped
-    # for lack of time.
+    # The longest first; the others of tests/real come last, since they may be skipped for lack of
+    # time.
     last = len(LONGEST)
     items.sort(
         key=lambda item: (
@@ -179,7 +179,7 @@ def pytest_testnodedown(node, error):
 def pytest_runtest_setup(item):
     """Applies the time limit of the whole test run, ISORUN_TESTS_UNTIL (seconds since the epoch).
     Tests that have not started by then fail, because a test that did not run proves nothing. With
-    ISORUN_TESTS_MAY_SKIP=1, those that need servers (the last ones) are skipped instead."""
+    ISORUN_TESTS_MAY_SKIP=1, those that need servers are skipped instead."""
     until = os.environ.get("ISORUN_TESTS_UNTIL")
     if until and time.time() > float(until):
         late = "the time for all tests together is used up (ISORUN_TESTS_UNTIL)"

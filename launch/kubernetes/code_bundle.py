@@ -60,9 +60,9 @@ class CodeBundle:
         return f"sha256:{hashlib.sha256(self.archive).hexdigest()}"
 
     @property
-    def file_name(self) -> str:
-        """The name of the archive in a place with those of other submissions."""
-        return f"{self.digest.removeprefix('sha256:')}.tar.gz"
+    def key(self) -> str:
+        """The path of the archive on a volume or in an object store."""
+        return f".code/{self.digest.removeprefix('sha256:')}.tar.gz"
 
 
 def collect() -> CodeBundle:

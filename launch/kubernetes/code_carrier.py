@@ -18,8 +18,6 @@ PARTS = 8
 """Of an archive in ConfigMaps; a larger one needs another carrier."""
 MOUNTED_PARTS = "/isorun-parts"
 """Where the init container sees the ConfigMaps."""
-FOLDER = ".code"
-"""The folder with archives, on a volume and in an object store."""
 INIT = "code"
 """The name of the init container that unpacks the archive."""
 

@@ -21,7 +21,7 @@ from launch.contract import (
 )
 from launch.kubernetes import checks
 from launch.kubernetes.cluster import Cluster
-from launch.kubernetes.code_carrier import FOLDER, INIT, Carrier
+from launch.kubernetes.code_carrier import INIT, Carrier
 from launch.kubernetes.rendering import Rendered
 
 RENEWED_DAYS = 7
@@ -49,7 +49,7 @@ class Store(Carrier):
     @property
     def source(self) -> str:
         """See Carrier."""
-        return f"{self.url}/{FOLDER}/{self.bundle.file_name}"
+        return f"{self.url}/{self.bundle.key}"
 
     @property
     def place(self) -> str:
@@ -70,7 +70,7 @@ class Store(Carrier):
         """Stores the archive, unless it is there, new and of its size. What an interrupted upload
         may leave in a store that shows it is smaller; and the pods compare the digest."""
         storage = open_storage(self.url, {}, f"{_OPTION} is")
-        key, size = f"{FOLDER}/{self.bundle.file_name}", len(self.bundle.archive)
+        key, size = self.bundle.key, len(self.bundle.archive)
         try:
             if storage.size(key) == size and _is_new(storage.modified(key)):
                 log(f"the code is at {self.source} already")

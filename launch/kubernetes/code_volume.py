@@ -9,7 +9,7 @@ from typing import Any
 from launch.contract import UsageError, log
 from launch.kubernetes import helper_pod, receive_code, state
 from launch.kubernetes.cluster import Cluster
-from launch.kubernetes.code_carrier import FOLDER, Carrier
+from launch.kubernetes.code_carrier import Carrier
 from launch.kubernetes.containers import Container
 from launch.kubernetes.rendering import Rendered
 
@@ -42,7 +42,7 @@ class Volume(Carrier):
     @property
     def source(self) -> str:
         """See Carrier."""
-        return f"{_RUNS}/{FOLDER}/{self.bundle.file_name}"
+        return f"{_RUNS}/{self.bundle.key}"
 
     @property
     def mounts(self) -> list[Object]:

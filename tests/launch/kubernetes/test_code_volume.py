@@ -18,8 +18,7 @@ from launch.kubernetes.scheduler import create_scheduler
 from launch.torchx.components import fit
 from tests.launch.kubernetes.test_pod_security import violations
 from tests.launch.kubernetes.test_schemas import VERSIONS, checked
-from tests.support.api_server import Server
-from tests.support.cluster import Cluster, Refused
+from tests.support.cluster import Refused
 from tests.support.runs import ROOT
 from train.exits import RetryError, UsageError
 
@@ -167,15 +166,6 @@ def test_a_run_without_a_volume_is_refused():
         Volume(BUNDLE).complete(Rendered([job], []))
     pod["spec"]["volumes"] = [{"name": "runs", "hostPath": {"path": "/mnt/runs"}}]
     Volume(BUNDLE).complete(Rendered([job], []))
-
-
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    made = Cluster()
-    with Server(made, tmp_path) as server:
-        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
-        monkeypatch.setattr(helper_pod, "_POLL", 0.01)
-        yield made
 
 
 def use_pods(tmp_path, monkeypatch, cut=0):

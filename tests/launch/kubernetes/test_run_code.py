@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.history import launch_log
-from launch.kubernetes import code_bundle, code_carrier, logs
+from launch.kubernetes import code_bundle, code_carrier
 from launch.kubernetes.code_bundle import collect
 from launch.kubernetes.code_carrier import ConfigMaps
 from launch.kubernetes.scheduler import create_scheduler
@@ -19,8 +19,6 @@ from launch.kubernetes.unpack_code import differences, main
 from launch.torchx.components import fit
 from tests.launch.kubernetes.test_pod_security import all_violations
 from tests.launch.kubernetes.test_schemas import VERSIONS, checked
-from tests.support.api_server import Server
-from tests.support.cluster import Cluster
 from tests.support.runs import ROOT
 from train.code.version import code_version
 from train.exits import UsageError
@@ -213,15 +211,6 @@ def test_other_versions_of_packages_are_named(tmp_path):
     assert "The image has pyyaml " in found[2]
     (tmp_path / "pyproject.toml").write_text("not toml [")
     assert len(differences(tmp_path)) == 1
-
-
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    made = Cluster()
-    with Server(made, tmp_path) as server:
-        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
-        monkeypatch.setattr(logs, "_POLL", 0.01)
-        yield made
 
 
 def app(**words):

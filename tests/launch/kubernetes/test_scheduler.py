@@ -12,7 +12,7 @@ from torchx.schedulers.api import Stream
 from torchx.specs import AppState, AppStatus, ReplicaState, macros
 
 from launch.agent.failure import Outcome, RankFailure
-from launch.kubernetes import logs, state, trainer
+from launch.kubernetes import state, trainer
 from launch.kubernetes.scheduler import create_scheduler
 from launch.torchx.components import fit, run
 from launch.torchx.components import sweep as sweep_component
@@ -25,14 +25,9 @@ from train.exits import RetryError, UsageError
 CFG = {"overlay": "cpu-demo"}
 
 
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    made = Cluster()
-    with Server(made, tmp_path) as server:
-        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(logs, "_POLL", 0.01)
-        yield made
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture
