@@ -49,7 +49,9 @@ def take_steps(work: Workload, model: nn.Module, optimizer: Optimizer) -> None:
 
 def isorun(work: Workload, *overrides: str) -> None:
     """``train.loop.fit.fit`` as ``python -m train fit`` calls it, with all tracking."""
+    from benchmarks.workload import EnoughError
     from train.checkpoint.run_directory import RunDirectory
+    from train.exits import DataError
     from train.loop.fit import fit
     from train.loop.open_run import open_run
     from train.process.stop import StopRequest
@@ -59,8 +61,12 @@ def isorun(work: Workload, *overrides: str) -> None:
     if work.world_size == 1:
         directory.acquire()
     stop = StopRequest(work.loaded.config.stop)
-    with open_run(work.loaded, directory, [], stop) as run:
-        fit(run)
+    try:
+        with open_run(work.loaded, directory, [], stop) as run:
+            fit(run)
+    except DataError as error:  # names the samples at which collate stopped the training
+        if not isinstance(error.__cause__, EnoughError):
+            raise
 
 
 def isorun_without_sinks(work: Workload, *overrides: str) -> None:

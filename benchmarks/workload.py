@@ -17,6 +17,7 @@ from torch import nn
 from train.config.load import LoadedConfig, load_config
 from train.data.order import SampleOrder, initial_seed
 from train.distributed.randomness import seed_everything
+from train.optim.groups import parameter_settings
 from train.optim.optimizer import build_optimizer
 from train.optim.schedule import learning_rate_factor
 from train.tasks.base import Ratio
@@ -216,8 +217,9 @@ class Workload:
         return self.task.build_model().train().to(self.device)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Fused AdamW."""
-        optimizer = build_optimizer(self.loaded.config.optim, model)
+        """Fused AdamW, with weight decay for the parameters that have it in isorun."""
+        config = self.loaded.config.optim
+        optimizer = build_optimizer(config, model, parameter_settings(config, model))
         assert optimizer.defaults["fused"]
         return optimizer
 

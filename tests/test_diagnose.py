@@ -3,6 +3,7 @@
 import bdb
 import errno
 import http.client
+import os
 import socket
 import ssl
 import urllib.error
@@ -13,11 +14,12 @@ import requests
 import torch
 from torch.distributed import DistBackendError, DistStoreError
 
+from tests.test_stop_signals import in_a_child
 from train.command_line import exit_code_of
 from train.exits import Exit, first_line, message_of, repr_of, traceback_of
 from train.files import TooLargeError
 from train.loop.failure import described
-from train.process.diagnose import as_run_error
+from train.process.diagnose import as_run_error, is_of_accelerator
 from train.secrets import redact
 
 
@@ -364,3 +366,45 @@ def test_a_debugger_that_ends_is_told_without_a_traceback():
     assert known.code == 70
     assert "The debugger has ended in test_diagnose.py:" in str(known)
     assert "Remove the breakpoint" in str(known)
+
+
+class NotFreed:
+    """As a tensor of a GPU after a failed kernel."""
+
+    def __del__(self):
+        os.abort()
+
+
+def failing_kernel():
+    tensor = NotFreed()
+    try:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+    except RuntimeError as error:
+        raise KeyError(str(tensor)) from error
+
+
+@pytest.mark.process
+def test_tensors_that_cannot_be_freed_do_not_change_the_exit_code(monkeypatch, capfd):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    code, err = in_a_child(lambda: exit_code_of(failing_kernel), capfd)
+    assert code == Exit.INTERNAL
+    assert "device-side assert" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), True),
+        (nccl_error("unhandled cuda error", "x", "Cuda failure 710 'device-side assert'"), True),
+        (raised_from(ValueError("x"), torch.AcceleratorError("HIP error: x")), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("CUDA error: x"), False),
+        (circle(), False),
+    ],
+)
+def test_errors_after_which_the_gpu_cannot_be_used(monkeypatch, error, expected):
+    assert not is_of_accelerator(error)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert is_of_accelerator(error) is expected

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from typing import NoReturn
 
 from train.exits import Exit, RetryError, RunError, UsageError, traceback_of
 from train.output import log
-from train.process.diagnose import as_run_error
+from train.process.diagnose import as_run_error, is_of_accelerator
 from train.process.emergency_output import silence
 from train.process.error_file import write_error_file
 from train.process.stop_signals import is_of_signal
@@ -173,20 +174,29 @@ def _code(
 ) -> int:
     try:
         return int(command())
-    except RunError as error:
-        return report(error)
-    except KeyboardInterrupt as error:
-        if not is_of_signal(error):
-            return _unexpected_code(error, unexpected)
-        log("stopped.")
-        return Exit.STOPPED_AT_ONCE
     except SystemExit:
         raise
     # Some libraries raise errors that are no Exceptions, such as a panic of a library in Rust.
     except BaseException as error:
-        if prints and isinstance(error, BrokenPipeError):
-            return Exit.DONE
-        return _unexpected_code(error, unexpected)
+        code = _code_of(error, unexpected, prints)
+        if is_of_accelerator(error):
+            # Destructors of the tensors in the error's frames would abort the process.
+            _flush()
+            os._exit(code)
+        return code
+
+
+def _code_of(
+    error: BaseException, unexpected: Callable[[BaseException], int | None] | None, prints: bool
+) -> int:
+    if isinstance(error, RunError):
+        return report(error)
+    if is_of_signal(error):
+        log("stopped.")
+        return Exit.STOPPED_AT_ONCE
+    if prints and isinstance(error, BrokenPipeError):
+        return Exit.DONE
+    return _unexpected_code(error, unexpected)
 
 
 def _unexpected_code(

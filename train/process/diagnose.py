@@ -131,6 +131,27 @@ _GPU_FAILED = re.compile(
 )
 
 
+_GPU_ERROR = re.compile(r"\b(CUDA|HIP)( driver)? error:|\bCuda failure|Triton Error \[")
+
+
+def is_of_accelerator(error: BaseException) -> bool:
+    """Whether the error, or one before it, is of the GPU of this process. After most of these every
+    further call fails, also the ones of tensors' destructors, which end the process by SIGABRT."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    seen: set[int] = set()
+    inner: BaseException | None = error
+    while inner is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        if isinstance(inner, RuntimeError) and (
+            isinstance(inner, torch.AcceleratorError) or _GPU_ERROR.search(message_of(inner))
+        ):
+            return True
+        inner = inner.__cause__ or inner.__context__
+    return False
+
+
 def _is_fault_of_gpu(text: str) -> bool:
     return bool(_GPU_FAILED.search(text))
 
