@@ -8,9 +8,10 @@ the run records it with each attempt.
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,26 @@ def with_code(rendered: Rendered, code: Carrier) -> Rendered:
     if namespace := rendered.workload["metadata"].get("namespace"):
         for each in made:
             each["metadata"]["namespace"] = namespace
-    return code.complete(replace(rendered, objects=[*rendered.objects, *made]))
+    objects = copy.deepcopy(rendered.objects)
+    for policy in _policies(objects):
+        policy["rules"] = [rule for each in policy["rules"] for rule in _of_both(each)]
+    return code.complete(replace(rendered, objects=[*objects, *made]))
+
+
+def _policies(made: Any) -> Iterator[dict[str, Any]]:
+    """The pod failure policies in objects, which a JobSet and a TrainJob have deep inside."""
+    if isinstance(made, dict) and "podFailurePolicy" in made:
+        yield made["podFailurePolicy"]
+    elif isinstance(made, dict | list):
+        for part in made.values() if isinstance(made, dict) else made:
+            yield from _policies(part)
+
+
+def _of_both(rule: dict[str, Any]) -> list[dict[str, Any]]:
+    """A rule, and the same one for the init container, whose exit codes have the same meaning. A
+    rule without a name would count containers that others inject, too."""
+    codes = rule.get("onExitCodes")
+    return [rule, {**rule, "onExitCodes": {**codes, "containerName": INIT}}] if codes else [rule]
 
 
 def job_patch(

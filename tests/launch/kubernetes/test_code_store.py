@@ -135,13 +135,13 @@ def unpack(source, target, capsys):
 def test_the_pods_use_only_what_was_sent(url, tmp_path, capsys):
     place, target = f"{url}/{AT}", tmp_path / "isorun"
     code, said = unpack(place, target, capsys)
-    assert code == 75
+    assert code == 64
     assert f"isorun: error: The code of this run is not at {place} (" in said
     send(url)
     files, path = fsspec.url_to_fs(place)
     files.pipe_file(path, BUNDLE.archive[:-1] + b"x")
     code, said = unpack(place, target, capsys)
-    assert code == 75
+    assert code == 64
     assert f"not {BUNDLE.digest}; remove {place} and submit it again." in said
     assert list(target.iterdir()) == []
     files.rm_file(path)
@@ -214,7 +214,7 @@ def test_wrong_credentials_are_one_sentence(s3, tmp_path, capsys):
         code, said = unpack(f"{url}/{AT}", tmp_path / "isorun", capsys)
     finally:
         check_credentials(False)
-    assert code == 75
+    assert code == 64
     assert f"cannot be read from {url}/{AT} (PermissionError: " in said
     assert "check the credentials of the pods (component object-store)" in said
     assert len(said.splitlines()) == 1

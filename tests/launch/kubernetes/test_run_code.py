@@ -14,6 +14,7 @@ from launch.history import launch_log
 from launch.kubernetes import code_bundle, code_carrier
 from launch.kubernetes.code_bundle import collect
 from launch.kubernetes.code_carrier import ConfigMaps
+from launch.kubernetes.run_code import _policies
 from launch.kubernetes.scheduler import create_scheduler
 from launch.kubernetes.unpack_code import differences, main
 from launch.torchx.components import fit
@@ -171,7 +172,7 @@ def test_damaged_code_is_not_used(tree, tmp_path, capsys):
     bundle = collect()
     parts = parts_of(bundle, tmp_path / "parts")
     (parts / "part-0").write_bytes(bundle.archive[:-1] + b"x")
-    assert main([str(parts), str(tmp_path), ".", bundle.digest]) == 75
+    assert main([str(parts), str(tmp_path), ".", bundle.digest]) == 64
     assert f"not {bundle.digest}; submit it again" in capsys.readouterr().err
     assert not (tmp_path / "code").exists()
 
@@ -181,10 +182,10 @@ def test_code_is_unpacked_from_the_volume_or_is_missing_there(tree, tmp_path, ca
     archive, target = tmp_path / "x.tar.gz", tmp_path / "isorun"
     target.mkdir()
     words = [str(archive), str(target), ".", bundle.digest]
-    assert main(words) == 75
+    assert main(words) == 64
     assert f"not in {archive} on the volume with the runs any more" in capsys.readouterr().err
     archive.write_bytes(bundle.archive[:-1])
-    assert main(words) == 75
+    assert main(words) == 64
     assert f"not {bundle.digest}; submit it again" in capsys.readouterr().err
     assert list(target.iterdir()) == []
     archive.write_bytes(bundle.archive)
@@ -281,6 +282,31 @@ def test_the_pods_use_the_code_read_only_before_the_installed_one(
 
     scheduler.delete(f"ml:{name}")
     assert "ConfigMap" not in {each["kind"] for each in cluster.objects.values()}
+
+
+@pytest.mark.parametrize(
+    ("component", "final", "retried"),
+    [
+        ("time-limit", "FailJob", "Ignore"),
+        ("independent", "FailIndex", "Ignore"),
+        ("jobset", "FailJob", "FailJob"),  # the JobSet restarts then
+        ("trainjob", "FailJob", "FailJob"),
+    ],
+)
+def test_exit_codes_of_the_init_container_mean_the_same(tree, component, final, retried):
+    cfg = {"overlay": "cpu-demo", "sync": True, "components": [component], "time_limit": 60}
+    rendered = create_scheduler("test").submit_dryrun(app(), cfg).request.rendered
+    assert checked(rendered.objects, VERSIONS[-1]) == {}
+    (policy,) = _policies(rendered.objects)
+    actions = {}
+    for rule in policy["rules"]:
+        if codes := rule.get("onExitCodes"):
+            of = actions.setdefault(codes["containerName"], {})
+            of.update(dict.fromkeys(codes["values"], rule["action"]))
+    assert len(actions) == 2
+    own = actions.pop("code")
+    assert [own] == list(actions.values())
+    assert (own[64], own[75], own[143]) == (final, retried, retried)
 
 
 @pytest.mark.process
