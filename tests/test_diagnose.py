@@ -6,6 +6,7 @@ import http.client
 import os
 import socket
 import ssl
+import sys
 import urllib.error
 import urllib.request
 
@@ -360,8 +361,10 @@ def test_a_debugger_that_ends_is_told_without_a_traceback():
         Quits().set_trace()
         pass  # the debugger stops here
 
+    tracer = sys.gettrace()  # of coverage.py
     with pytest.raises(bdb.BdbQuit) as error:
         with_a_breakpoint()
+    sys.settrace(tracer)
     known = as_run_error(error.value)
     assert known.code == 70
     assert "The debugger has ended in test_diagnose.py:" in str(known)
