@@ -83,7 +83,7 @@ def name():
 def undisturbed(kube):
     """The name of a run of two pods that has ended."""
     name = f"text-{secrets.token_hex(3)}"
-    kube.apply(kube.objects(name, fit(name, STEPS)))
+    kube.apply(kube.objects(name, fit(name, STEPS), preflight="auto"))
     completed(kube, name)
     return name
 

@@ -69,18 +69,22 @@ class Kube:
 
     # -------------------------------------------------------------------------------- runs
 
-    def objects(self, name, command, *components, nodes=2, spoil=None, values=()):
+    def objects(
+        self, name, command, *components, nodes=2, spoil=None, values=(), preflight="off"
+    ):  # fmt: skip
         """The objects that `python -m launch render cpu-demo` makes for a run, with further
         components and values. ``spoil`` adds an argument to its command that the renderer would
-        refuse."""
+        refuse. ``preflight`` is that of the agent: it takes as long as the start of a run."""
         given = [f"name={name}", f"image={self.image}", f"nodes={nodes}", *values]
         if self.local:  # all nodes have the volume, and more free cores
             components = ("topology-spread", *components)
             given = ["cpu=1", *given]
         made = self.rendered("cpu-demo", *components, command=command, values=given)
+        container = next(map(main_container, filter(main_container, made)))
+        variable = next(v for v in container["env"] if v["name"] == "PET_PREFLIGHT")
+        variable["value"] = preflight
         if spoil:
-            job = next(o for o in made if o["kind"] == "Job")
-            job["spec"]["template"]["spec"]["containers"][0]["args"].append(spoil)
+            container["args"].append(spoil)
         return made
 
     def rendered(self, overlay, *words, command, values):
@@ -182,6 +186,15 @@ class Kube:
             log = "\n".join(self.log(pod).splitlines()[-40:])
             parts.append(f"--- the end of the log of {pod['metadata']['name']}\n{log}")
         return "\n".join(parts)
+
+
+def main_container(made):
+    """The container that trains, of an object that has one: a Job or a JobSet."""
+    spec = made.get("spec", {})
+    for replicated in spec.get("replicatedJobs", []):
+        spec = replicated["template"]["spec"]
+    pod = spec.get("template", {}).get("spec", {})
+    return next(iter(pod.get("containers", [])), None)
 
 
 def number(pod):

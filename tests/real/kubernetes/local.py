@@ -14,6 +14,7 @@ from tests.support.runs import ROOT
 
 STATE = Path(os.environ.get("KUBERNETES_STATE", "/tmp/isorun-kubernetes"))
 NODES = 2
+HOST = "10.99.0.1"  # this machine, as the nodes and the pods reach it
 PACKAGES = {
     "containerd": "containerd", "runc": "runc", "iptables": "iptables", "conntrack": "conntrack",
     "ip": "iproute2", "openssl": "openssl", "/usr/lib/cni/bridge": "containernetworking-plugins",

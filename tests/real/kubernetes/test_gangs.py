@@ -1,5 +1,8 @@
 """A run as JobSet, by the real controller."""
 
+import os
+import time
+
 import pytest
 
 from launch.kubernetes.scheduler import create_scheduler
@@ -51,6 +54,28 @@ def test_a_jobset_restarts_after_a_lost_pod_and_trains_to_the_end(kube, name, un
     assert (status.state.name, status.num_restarts) == ("SUCCEEDED", 1)
     assert "Restarted 1 time(s)" in status.msg
     verify(kube, name, STEPS)
+    kube.run("delete", "jobset", name)
+
+
+@pytest.mark.usefixtures("_controller")
+def test_a_jobset_restarts_no_longer_than_its_time_limit(kube, name):
+    """The pods keep the time of the first restart on the volume, where the test changes it."""
+    if not kube.volume:
+        pytest.skip("the volume of the runs is not on this machine")
+    limited = kube.objects(
+        name, fit(name, 100_000), "jobset", "time-limit", values=["timeLimit=600"]
+    )
+    kube.apply(limited)
+    kube.at_step(name, 5)
+    marks = kube.volume / name / "failures" / "restarts"
+    kube.run("delete", "pod", of_node(kube, name, 1), "--wait=false")
+    kube.until("a restart", lambda: resumed(kube.logs(name)) is not None, name)
+    for mark in marks.iterdir():
+        os.utime(mark, times=(time.time() - 601,) * 2)
+    kube.run("delete", "pod", of_node(kube, name, 1), "--wait=false")
+    message = until_told(kube, name, "Restarts end 600 s after the first one")
+    assert "increase the limit" in message
+    kube.until("the end", lambda: told(kube, name)[0] == "FAILED", name)
     kube.run("delete", "jobset", name)
 
 

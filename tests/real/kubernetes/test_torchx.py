@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 import pytest
 
 from tests.real.kubernetes.kube import PLACED, SECONDS, number
+from tests.real.kubernetes.local import HOST
 from tests.real.kubernetes.runs import (
     FAULT,
     NEVER,
@@ -21,10 +22,12 @@ from tests.real.kubernetes.runs import (
     verify,
 )
 from tests.support.kubectl import kubectl
+from tests.support.object_store import KEYS, s3_server
 from tests.support.runs import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CONFIG = SMALL[SMALL.index("--config") + 1]
+MANY = 2 * STEPS  # two faults come before the end
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +45,7 @@ def torchx(kube, tmp_path):
     kubeconfig.write_text(kube.run(*view, namespace=False))
     context = ["config", "set-context", "--current", f"--namespace={kube.namespace}"]
     kube.run("--kubeconfig", str(kubeconfig), *context, namespace=False)
-    environment = {
-        **os.environ,
+    own = {
         "KUBECONFIG": str(kubeconfig),
         "ISORUN_KUSTOMIZE": kubectl(),
         "XDG_STATE_HOME": str(tmp_path / "state"),
@@ -53,7 +55,8 @@ def torchx(kube, tmp_path):
     def run(*words, code=0, module="torchx.cli.main", directory=ROOT):
         done = subprocess.run(
             [sys.executable, "-m", module, *words],
-            cwd=directory, env=environment, capture_output=True, text=True, timeout=SECONDS,
+            cwd=directory, env={**os.environ, **own}, capture_output=True, text=True,
+            timeout=SECONDS,
         )  # fmt: skip
         said = done.stdout + done.stderr
         assert done.returncode == code, f"{module} {' '.join(words)}: {done.returncode}\n{said}"
@@ -69,7 +72,7 @@ def submit(torchx, kube, name, steps, *more, options=(), cfg="", **how):
         # Half a core per pod: together with the cluster's own pods, two fit on two cores.
         "-cfg", f"overlay=cpu-demo,shared_memory=256Mi,cpu=500m{cfg}",
         "isorun.fit", "-j", "2x1", "--cpu", "1", "--memMB", "1536", "--image", kube.image,
-        "--max_retries", "2", *options, "--config", CONFIG,
+        "--max_retries", "2", *options, "--preflight", "off", "--config", CONFIG,
         *(word for word in overrides(name, steps, *more) if "=" in word), **how,
     )  # fmt: skip
     return re.search(r"kubernetes_job://\S+", said)[0]
@@ -79,21 +82,14 @@ def job_name(handle):
     return handle.rpartition(":")[2]
 
 
+def is_active(pod):
+    return pod["status"]["phase"] in ("Pending", "Running")
+
+
 def completed(kube, handle):
     job = job_name(handle)
     kind, reason = kube.finished(job)
     assert kind == "Complete", f"{kind} ({reason})\n{kube.report(job)}"
-
-
-def test_a_run_from_submission_to_its_end(kube, torchx, name):
-    handle = submit(torchx, kube, name, 40)
-    log = torchx("log", "--tail", handle)
-    assert re.search(r"fit/[01]\S* Finished: 40 steps", log), log
-    completed(kube, handle)
-    assert "SUCCEEDED" in torchx("status", handle)
-    listed = torchx("list", "-s", "kubernetes_job")
-    assert re.search(rf"{job_name(handle)}\S*\s+SUCCEEDED", listed), listed
-    verify(kube, name, 40)
 
 
 HOOK = """
@@ -105,27 +101,77 @@ class Say(Hook):
 """
 
 
-@pytest.mark.parametrize("option", ["sync", "sync_volume"])
-def test_the_working_tree_is_used_without_building_an_image(kube, torchx, name, tmp_path, option):
+@pytest.fixture
+def tree(tmp_path):
+    """A working tree with a hook of its own."""
     tree = tmp_path / "tree"
     (tree / "configs").mkdir(parents=True)
     shutil.copy(ROOT / CONFIG, tree / CONFIG)
     (tree / "mine.py").write_text(HOOK)
     subprocess.run(["git", "init", "-q"], cwd=tree, check=True)
-    handle = submit(
-        torchx, kube, name, 10, "hooks=[mine:Say]", cfg=f",{option}=true", directory=tree
-    )  # fmt: skip
-    completed(kube, handle)
+    return tree
+
+
+def used(kube, torchx, handle, name):
+    """The key of the archive with the working tree's code, which the run has used."""
     assert "said by /isorun/code/mine.py" in torchx("log", handle)
     job = job_name(handle)
     digest = kube.pods(job)[0]["metadata"]["annotations"]["isorun/code"]
     assert digest.startswith("sha256:")
     if kube.volume:
         assert digest in (kube.volume / name / "attempts.jsonl").read_text()
-        stored = kube.volume / f".code/{digest.removeprefix('sha256:')}.tar.gz"
-        assert stored.exists() == (option == "sync_volume")
     maps = [each["metadata"]["name"] for each in kube.get("configmaps")]
     assert f"{job}-code-0" in maps
+    return f".code/{digest.removeprefix('sha256:')}.tar.gz"
+
+
+def test_a_run_of_the_working_tree_from_submission_to_its_end(kube, torchx, name, tree):
+    """Without building an image."""
+    handle = submit(torchx, kube, name, 40, "hooks=[mine:Say]", cfg=",sync=true", directory=tree)
+    log = torchx("log", "--tail", handle)
+    assert re.search(r"fit/[01]\S* Finished: 40 steps", log), log
+    completed(kube, handle)
+    assert "SUCCEEDED" in torchx("status", handle)
+    listed = torchx("list", "-s", "kubernetes_job")
+    assert re.search(rf"{job_name(handle)}\S*\s+SUCCEEDED", listed), listed
+    key = used(kube, torchx, handle, name)
+    if kube.volume:
+        assert not (kube.volume / key).exists()
+        verify(kube, name, 40)
+
+
+def test_the_working_tree_on_the_volume(kube, torchx, name, tree):
+    handle = submit(
+        torchx, kube, name, 10, "hooks=[mine:Say]", cfg=",sync_volume=true", directory=tree
+    )  # fmt: skip
+    completed(kube, handle)
+    key = used(kube, torchx, handle, name)
+    assert not kube.volume or (kube.volume / key).exists()
+
+
+def test_the_working_tree_in_an_object_store(kube, cluster, torchx, name, tree, tmp_path):
+    if cluster is None:
+        pytest.skip("only the nodes of a cluster on this machine reach a server of the tests")
+    keys = ("aws_access_key_id", "aws_secret_access_key")
+    lines = ["[default]", *(f"{key} = {KEYS[key.upper()]}" for key in keys)]
+    (tmp_path / "credentials").write_text("\n".join(lines))
+    secret = ["secret", "generic", "object-store"]
+    kube.run("create", *secret, f"--from-file={tmp_path / 'credentials'}")
+    try:
+        with s3_server(HOST) as (url, endpoint), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", endpoint)
+            handle = submit(
+                torchx, kube, name, 10, "hooks=[mine:Say]", directory=tree,
+                cfg=f",components=object-store,sync_store={url}",
+                options=["--env", f"AWS_ENDPOINT_URL={endpoint}"],
+            )  # fmt: skip
+            completed(kube, handle)
+            key = used(kube, torchx, handle, name)
+            import s3fs
+
+            assert s3fs.S3FileSystem().exists(f"{url}/{key}")
+    finally:
+        kube.run("delete", *secret[::2])
 
 
 TRAINER = "trainjobs.trainer.kubeflow.org"
@@ -157,30 +203,26 @@ def test_a_train_job_from_submission_to_its_end(kube, cluster, torchx, name):
     ], job)  # fmt: skip
 
 
-def test_cancel_saves_and_a_new_launch_is_the_same_run(kube, torchx, name):
-    first = submit(torchx, kube, name, STEPS, NEVER)
-    kube.at_step(job_name(first), FAULT)
-    torchx("cancel", first)
-    kube.until("the end of all pods", lambda: not kube.pods(job_name(first)), job_name(first))
-    assert "CANCELLED" in torchx("status", first)
-    second = submit(torchx, kube, name, STEPS, NEVER)
-    assert second != first
-    completed(kube, second)
-    log = torchx("log", second)
-    assert (resumed(log) or 0) >= FAULT, log
-    verify(kube, name, STEPS, NEVER)
-
-
-def test_a_pod_is_lost_during_the_run(kube, torchx, name):
-    handle = submit(torchx, kube, name, STEPS)
-    job = job_name(handle)
+def test_a_pod_is_lost_and_after_cancel_a_new_launch_is_the_same_run(kube, torchx, name):
+    first = submit(torchx, kube, name, MANY, NEVER)
+    job = job_name(first)
     kube.at_step(job, FAULT)
     pod = next(p for p in kube.pods(job) if number(p) == 1)["metadata"]["name"]
     kube.run("delete", "pod", pod, "--wait=false")
-    completed(kube, handle)
+    kube.until("a second attempt", lambda: resumed(kube.logs(job)), job)
     goes_on(kube, job)
-    assert "SUCCEEDED" in torchx("status", handle)
-    verify(kube, name, STEPS)
+    reached = kube.step(job)
+    kube.at_step(job, reached + FAULT)
+    torchx("cancel", first)
+    kube.until("the end of all pods", lambda: not any(map(is_active, kube.pods(job))), job)
+    assert "CANCELLED" in torchx("status", first)
+    second = submit(torchx, kube, name, MANY, NEVER)
+    assert second != first
+    completed(kube, second)
+    log = torchx("log", second)
+    assert (resumed(log) or 0) >= reached + FAULT, log
+    assert "SUCCEEDED" in torchx("status", second)
+    verify(kube, name, MANY, NEVER)
 
 
 def test_a_config_error_is_reported_before_any_object_is_created(kube, torchx, name):
