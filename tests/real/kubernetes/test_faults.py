@@ -2,6 +2,7 @@
 quotas, and a node without network. `torchx status` names the cause of each.
 """
 
+import secrets
 import time
 
 import pytest
@@ -25,36 +26,55 @@ from tests.real.kubernetes.runs import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
-def end_with(*codes):
+def end_with(name, *codes):
     """A command that ends with these exit codes, one after the other. It keeps its count on the
     volume."""
     place = "/runs/$JOB_COMPLETION_INDEX-$0"
     script = f"n=$(cat {place} 2>/dev/null || echo 0); echo $((n+1)) > {place}; "
     cases = " ".join(f"{n}) exit {code};;" for n, code in enumerate(codes))
-    return lambda name: ["sh", "-c", f"{script} case $n in {cases} esac", name]
+    return ["sh", "-c", f"{script} case $n in {cases} esac", name]
 
 
-@pytest.mark.parametrize(
-    ("codes", "retries", "end", "attempts"),
-    [
-        # Infrastructure failures and stops do not count.
-        ((75, 143, 0), 0, ("Complete", "CompletionsReached"), 3),
-        # Others do, each index by itself.
-        ((1, 75, 1, 0), 1, ("Failed", "MaxFailedIndexesExceeded"), 3),
-        ((65,), 3, ("Failed", "PodFailurePolicy"), 1),
-    ],
-)
-def test_what_the_job_counts(kube, name, codes, retries, end, attempts):
-    command = end_with(*codes)(name)
-    kube.apply(kube.objects(name, command, nodes=1, values=[f"retries={retries}"]))
-    assert kube.finished(name) == end, kube.report(name)
-    assert [exit_code(pod) for pod in kube.pods(name)] == list(codes[:attempts])
+COUNTED = {
+    # Infrastructure failures and stops do not count.
+    "ignored": ((75, 143, 0), 0, ("Complete", "CompletionsReached"), 3),
+    # Others do, each index by itself.
+    "counted": ((1, 75, 1, 0), 1, ("Failed", "MaxFailedIndexesExceeded"), 3),
+    "final": ((65,), 3, ("Failed", "PodFailurePolicy"), 1),
+}
+MEMORY = "x = [bytearray(1 << 24) for _ in range(1 << 12)]"
+SCRATCH = "dd if=/dev/zero of=/scratch/x bs=1M count=300; sleep 120"
 
 
-def test_a_process_beyond_the_memory_limit(kube, name):
-    fill = "x = [bytearray(1 << 24) for _ in range(1 << 12)]"
-    values = ["memory=512Mi", "sharedMemory=64Mi", "retries=0"]
-    kube.apply(kube.objects(name, ["python", "-c", fill], nodes=1, values=values))
+@pytest.fixture(scope="module")
+def small(kube):
+    """The names of small runs by their fault. They do not disturb each other, so they are started
+    together."""
+    mark = secrets.token_hex(3)
+    runs = {
+        key: (end_with(f"{key}-{mark}", *codes), [f"retries={retries}"])
+        for key, (codes, retries, _, _) in COUNTED.items()
+    }
+    runs["memory"] = (["python", "-c", MEMORY], ["memory=512Mi", "sharedMemory=64Mi", "retries=0"])
+    runs["image"] = (["true"], ["image=registry.invalid/isorun:none"])
+    runs["scratch"] = (["sh", "-c", SCRATCH], ["scratch=64Mi", "retries=0"])
+    objects = []
+    for key, (command, values) in runs.items():
+        given = ["cpu=200m", *values]
+        objects += kube.objects(f"{key}-{mark}", command, nodes=1, values=given)
+    kube.apply(objects)
+    return {key: f"{key}-{mark}" for key in runs}
+
+
+@pytest.mark.parametrize("key", COUNTED)
+def test_what_the_job_counts(kube, small, key):
+    codes, _, end, attempts = COUNTED[key]
+    assert kube.finished(small[key]) == end, kube.report(small[key])
+    assert [exit_code(pod) for pod in kube.pods(small[key])] == list(codes[:attempts])
+
+
+def test_a_process_beyond_the_memory_limit(kube, small):
+    name = small["memory"]
     assert kube.finished(name)[0] == "Failed", kube.report(name)
     state, message = told(kube, name)
     assert state == "FAILED"
@@ -62,12 +82,17 @@ def test_a_process_beyond_the_memory_limit(kube, name):
     assert exit_code(kube.pods(name)[0]) == 137
 
 
-def test_an_image_that_does_not_exist(kube, name):
-    objects = kube.objects(name, ["true"], nodes=1, values=["image=registry.invalid/isorun:none"])
-    kube.apply(objects)
+def test_an_image_that_does_not_exist(kube, small):
+    name = small["image"]
     until_told(kube, name, "registry.invalid/isorun:none")
     assert told(kube, name)[0] == "PENDING"
     kube.run("delete", "job", name)
+
+
+def test_a_pod_that_fills_its_scratch_space_is_evicted(kube, small):
+    message = until_told(kube, small["scratch"], "Evicted: ")
+    assert "exceeds the limit" in message or "exceeds its local ephemeral storage" in message
+    kube.run("delete", "job", small["scratch"])
 
 
 def test_a_quota_that_is_exceeded(kube, name):
@@ -209,16 +234,6 @@ def test_pods_of_a_higher_priority_take_the_place_of_a_run(kube, name, undisturb
     goes_on(kube, name)
     assert final_loss(kube, name) == final_loss(kube, undisturbed)
     verify(kube, name, STEPS)
-
-
-def test_a_pod_that_fills_its_scratch_space_is_evicted(kube, name):
-    fill = "dd if=/dev/zero of=/scratch/x bs=1M count=300; sleep 120"
-    kube.apply(
-        kube.objects(name, ["sh", "-c", fill], nodes=1, values=["scratch=64Mi", "retries=0"])
-    )
-    message = until_told(kube, name, "Evicted: ")
-    assert "exceeds the limit" in message or "exceeds its local ephemeral storage" in message
-    kube.run("delete", "job", name)
 
 
 def test_a_claim_that_no_volume_satisfies(kube, name):
