@@ -32,7 +32,7 @@ class CodeError(Exception):
     """The exit code."""
 
 
-class NeverError(CodeError):
+class PermanentError(CodeError):
     """Another pod could not use it either."""
 
     code = 64
@@ -48,7 +48,7 @@ def unpack(source: str, target: Path, digest: str) -> None:
             found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
             if found != digest:
                 remedy = f"remove {source} and submit it" if _is_url(source) else "submit it"
-                raise NeverError(
+                raise PermanentError(
                     f"The code of this run has the digest {found}, not {digest}; {remedy} again."
                 )
             file.seek(0)
@@ -74,7 +74,7 @@ def _fetch(source: str, copy: Path) -> None:
         return
     path = Path(source)
     if not path.exists():
-        raise NeverError(
+        raise PermanentError(
             f"The code of this run is not in {source} on the volume with the runs any more, where "
             "it is removed when it was not used for long; submit the run again."
         )
@@ -104,7 +104,7 @@ def _download(url: str, copy: Path) -> None:
         protocol = url.partition("://")[0]
         extra = _EXTRAS.get(protocol)
         addition = f"isorun[{extra}] (EXTRAS of docker/Dockerfile)" if extra else "it"
-        raise NeverError(
+        raise PermanentError(
             f"The code of this run is at {url}, but the image lacks the driver of {protocol}:// "
             f"({_line(error)}); build an image with {addition}."
         ) from error
@@ -116,7 +116,7 @@ def _download(url: str, copy: Path) -> None:
             for start in range(0, size, _RANGE):
                 to.write(files.cat_file(path, start=start, end=min(start + _RANGE, size)))
     except FileNotFoundError as error:
-        raise NeverError(
+        raise PermanentError(
             f"The code of this run is not at {url} ({_line(error)}); if it was removed, submit the "
             "run again."
         ) from error
@@ -125,7 +125,7 @@ def _download(url: str, copy: Path) -> None:
 
 
 def _unreadable(url: str, error: Exception) -> CodeError:
-    kind = NeverError if isinstance(error, PermissionError) else CodeError
+    kind = PermanentError if isinstance(error, PermissionError) else CodeError
     return kind(
         f"The code of this run cannot be read from {url} ({type(error).__name__}: {_line(error)}); "
         "check the credentials of the pods (component object-store), AWS_ENDPOINT_URL and their "

@@ -16,14 +16,16 @@ def s3_server(address="127.0.0.1"):
     server = server_module.ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in KEYS.items():
-            patch.setenv(name, value)
-        name = f"bucket-{port}"  # all servers of a process have the same buckets
-        endpoint = f"http://{host}:{port}"
-        s3fs.S3FileSystem(endpoint_url=endpoint).mkdir(name)
-        yield f"s3://{name}", endpoint
-    server.stop()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in KEYS.items():
+                patch.setenv(name, value)
+            name = f"bucket-{port}"  # all servers of a process have the same buckets
+            endpoint = f"http://{host}:{port}"
+            s3fs.S3FileSystem(endpoint_url=endpoint).mkdir(name)
+            yield f"s3://{name}", endpoint
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="module")

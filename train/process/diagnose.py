@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from bdb import BdbQuit
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -129,8 +129,7 @@ _GPU_FAILED = re.compile(
     r"|(all )?CUDA-capable device(s|\(s\)) (is/)?are busy or unavailable)",
     re.IGNORECASE,
 )
-
-
+# Those and all others of CUDA and HIP.
 _GPU_ERROR = re.compile(r"\b(CUDA|HIP)( driver)? error:|\bCuda failure|Triton Error \[")
 
 
@@ -140,16 +139,23 @@ def is_of_accelerator(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return False
+    return any(
+        isinstance(each, torch.AcceleratorError)
+        or (isinstance(each, RuntimeError) and _GPU_ERROR.search(message_of(each)))
+        for each in _chain(error, lambda each: each.__cause__ or each.__context__)
+    )
+
+
+def _chain(
+    error: BaseException, before: Callable[[BaseException], BaseException | None]
+) -> Iterator[BaseException]:
+    """The error, the one before it, and so on; each once, also where they name each other."""
     seen: set[int] = set()
     inner: BaseException | None = error
     while inner is not None and id(inner) not in seen:
         seen.add(id(inner))
-        if isinstance(inner, RuntimeError) and (
-            isinstance(inner, torch.AcceleratorError) or _GPU_ERROR.search(message_of(inner))
-        ):
-            return True
-        inner = inner.__cause__ or inner.__context__
-    return False
+        yield inner
+        inner = before(inner)
 
 
 def _is_fault_of_gpu(text: str) -> bool:
@@ -212,11 +218,8 @@ def _is_refusal(error: BaseException) -> bool:
 def as_run_error(error: BaseException) -> RunError | None:
     """The error in one sentence, with its exit code, where its cause is known: by the error itself,
     by the one that it was raised from, or, for a group of errors, by each of them."""
-    seen: set[int] = set()
     outer = ""
-    inner: BaseException | None = error
-    while inner is not None and id(inner) not in seen:
-        seen.add(id(inner))
+    for inner in _chain(error, lambda each: each.__cause__):
         if isinstance(inner, BaseExceptionGroup):
             parts = [as_run_error(part) for part in inner.exceptions]
             known = parts[0] if all(parts) else None
@@ -225,7 +228,6 @@ def as_run_error(error: BaseException) -> RunError | None:
         if known:
             return prefixed(outer, known) if outer else known
         outer = outer or f"{type(inner).__name__}: {first_line(inner)}"
-        inner = inner.__cause__
     return None
 
 

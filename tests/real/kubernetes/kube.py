@@ -9,6 +9,7 @@ import time
 
 import yaml
 
+from launch.kubernetes import checks
 from tests.support.kubectl import kubectl
 from tests.support.runs import ROOT
 
@@ -80,7 +81,7 @@ class Kube:
             components = ("topology-spread", *components)
             given = ["cpu=1", *given]
         made = self.rendered("cpu-demo", *components, command=command, values=given)
-        container = next(map(main_container, filter(main_container, made)))
+        container = next(pod for _, pod in checks.pods(made))["containers"][0]
         variable = next(v for v in container["env"] if v["name"] == "PET_PREFLIGHT")
         variable["value"] = preflight
         if spoil:
@@ -186,15 +187,6 @@ class Kube:
             log = "\n".join(self.log(pod).splitlines()[-40:])
             parts.append(f"--- the end of the log of {pod['metadata']['name']}\n{log}")
         return "\n".join(parts)
-
-
-def main_container(made):
-    """The container that trains, of an object that has one: a Job or a JobSet."""
-    spec = made.get("spec", {})
-    for replicated in spec.get("replicatedJobs", []):
-        spec = replicated["template"]["spec"]
-    pod = spec.get("template", {}).get("spec", {})
-    return next(iter(pod.get("containers", [])), None)
 
 
 def number(pod):

@@ -137,7 +137,7 @@ def test_a_run_of_the_working_tree_from_submission_to_its_end(kube, torchx, name
     key = used(kube, torchx, handle, name)
     if kube.volume:
         assert not (kube.volume / key).exists()
-        verify(kube, name, 40)
+    verify(kube, name, 40)
 
 
 def test_the_working_tree_on_the_volume(kube, torchx, name, tree):
@@ -155,8 +155,8 @@ def test_the_working_tree_in_an_object_store(kube, cluster, torchx, name, tree, 
     keys = ("aws_access_key_id", "aws_secret_access_key")
     lines = ["[default]", *(f"{key} = {KEYS[key.upper()]}" for key in keys)]
     (tmp_path / "credentials").write_text("\n".join(lines))
-    secret = ["secret", "generic", "object-store"]
-    kube.run("create", *secret, f"--from-file={tmp_path / 'credentials'}")
+    given = f"--from-file={tmp_path / 'credentials'}"
+    kube.run("create", "secret", "generic", "object-store", given)
     try:
         with s3_server(HOST) as (url, endpoint), pytest.MonkeyPatch.context() as patch:
             patch.setenv("AWS_ENDPOINT_URL", endpoint)
@@ -171,7 +171,7 @@ def test_the_working_tree_in_an_object_store(kube, cluster, torchx, name, tree, 
 
             assert s3fs.S3FileSystem().exists(f"{url}/{key}")
     finally:
-        kube.run("delete", *secret[::2])
+        kube.run("delete", "secret", "object-store")
 
 
 TRAINER = "trainjobs.trainer.kubeflow.org"
