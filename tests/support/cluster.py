@@ -62,7 +62,7 @@ class Cluster(Controllers):
         self.cut_after = None  # lines after which the next followed log breaks off
         self.requests = []
         self.kubelet = None
-        self._ages = itertools.count()
+        self._ages, self._suffixes = itertools.count(), itertools.count()
         self._groups = {k: v for k, v in PLURALS.items() if jobsets or "jobset" not in k}
 
     # ------------------------------------------------------------------ called by tests

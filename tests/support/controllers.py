@@ -82,7 +82,7 @@ class Controllers:
             annotations = {**metadata.get("annotations", {}), COUNTED: str(counted)}
             metadata["annotations"] = annotations | ({IGNORED: str(ignored)} if ignored else {})
         metadata |= {
-            "name": f"{name}-{index}-{secrets.token_hex(2)}",
+            "name": f"{name}-{index}-{next(self._suffixes):05d}",  # a random one may be taken
             "namespace": job["metadata"]["namespace"],
             "ownerReferences": [owner(job)],
         }
