@@ -2,7 +2,8 @@
 
 Both are separate processes, started in turns. The script imports torch, builds the same model on
 the same text, runs one step of the same optimiser and ends. isorun reads the config, opens a run
-directory and runs one step; the second row includes everything at the end of a run.
+directory, tries the evaluation and runs one step; the second row includes everything at the end of
+a run but an evaluation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from benchmarks.timing import ENVIRONMENT, machine, median_and_spread, ratios, t
 
 _RUN = [
     "fit", "--config", "configs/text.yaml", "length.steps=1", "schedule.warmup_steps=0",
-    "evaluate.at_end=false", "evaluate.every_steps=null", "track.console=plain",
+    "evaluate.at_end=false", "evaluate.every_steps=1000", "track.console=plain",
 ]  # fmt: skip
 
 _BARE = """

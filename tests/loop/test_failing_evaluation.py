@@ -1,6 +1,7 @@
 """An evaluation that fails: before the first step where possible, else without a loss of steps."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,9 @@ from tests.support.forked import run, run_ranks
 from tests.support.lanes import thinned
 from tests.support.runs import checkpoints, curve
 from tests.support.tiny import TinyTask
+
+
+_SHORT = ["length.steps=2", "schedule.warmup_steps=0"]
 
 
 def broken_at(step):
@@ -54,6 +58,26 @@ class BadReport(TinyTask):
         return ["text"]
 
 
+class BadCheckReport(TinyTask):
+    def check_report(self, model, device):
+        return ["text"]
+
+
+class SlowReport(TinyTask):
+    """Logs its reports to the file ``report``, and has a shorter one for the check."""
+
+    def report(self, model, device):
+        return self._log("whole")
+
+    def check_report(self, model, device):
+        return self._log("short")
+
+    def _log(self, kind):
+        with Path(self.config.run.dir, "report").open("a") as file:
+            print(kind, file=file)
+        return {"kind": kind}
+
+
 class RareMetric(TinyTask):
     """Has a metric of the last samples, which the rehearsal before the first step does not see."""
 
@@ -93,10 +117,36 @@ def test_what_an_evaluation_changes_of_the_model_is_refused(tmp_path, task, said
     assert said in done.stderr
 
 
-def test_a_mistake_in_the_report_is_found_before_the_first_step(tmp_path):
-    done = run("fit", tmp_path, f"task.use={__name__}:BadReport", expect=64)
-    assert "report() returned list; return a dict" in done.stderr
+@pytest.mark.parametrize(
+    ("task", "source"), [(BadReport, "report()"), (BadCheckReport, "check_report()")]
+)
+def test_a_mistake_in_the_report_is_found_before_the_first_step(tmp_path, task, source):
+    done = run("fit", tmp_path, f"task.use={__name__}:{task.__name__}", expect=64)
+    assert f"The task's {source} returned list; return a dict" in done.stderr
     assert not (tmp_path / "attempts.jsonl").exists()
+
+
+def test_the_report_of_the_check_may_be_shorter(tmp_path):
+    run("fit", tmp_path, f"task.use={__name__}:SlowReport", *_SHORT)
+    assert (tmp_path / "report").read_text().split() == ["short", "whole"]
+    (saved,) = (tmp_path / "samples").iterdir()
+    assert "whole" in saved.read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "checked"),
+    [
+        ("evaluate.every_steps=5", ["short"]),  # after the end
+        ("evaluate.every_epochs=0.01", ["short", "whole", "whole"]),
+        ("evaluate.at_start=true", ["short", "whole"]),
+        ("evaluate.at_start=false", []),
+    ],
+)
+def test_only_a_run_that_evaluates_checks_its_evaluation(tmp_path, setting, checked):
+    task = f"task.use={__name__}:SlowReport"
+    run("fit", tmp_path, task, *_SHORT, "evaluate.at_end=false", setting)
+    report = tmp_path / "report"
+    assert (report.read_text().split() if report.exists() else []) == checked
 
 
 def test_a_metric_that_the_first_samples_lack_may_be_named(tmp_path):

@@ -107,6 +107,11 @@ class EvaluateConfig(Section):
     micro_batch_size: int | None = Field(None, ge=1)
     """Samples per rank and forward pass; null for the same as in training."""
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a run evaluates at all."""
+        return bool(self.every_steps or self.every_epochs or self.at_start or self.at_end)
+
 
 class EarlyStopConfig(Section):
     """Ends the run when a metric stops improving."""

@@ -98,12 +98,13 @@ def add_up(
 
 
 def make_report(
-    engine: Engine, call: CallModel, model: nn.Module, task: Task, seed: int
+    engine: Engine, call: CallModel, model: nn.Module, task: Task, seed: int, *, check: bool = False
 ) -> dict[str, Any]:
-    """The task's texts and images, with random numbers of the run's ``seed``; collective."""
+    """The task's texts and images, with random numbers of the run's ``seed``; collective.
+    ``check``: only what the task makes for a check."""
     seed_everything(report_seed(seed), engine.device)
     with evaluating(model):
-        return call(partial(report_of, task, device=engine.device))
+        return call(partial(report_of, task, device=engine.device, check=check))
 
 
 def _double(part: Any, device: torch.device) -> torch.Tensor:

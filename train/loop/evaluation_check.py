@@ -34,7 +34,7 @@ def check_evaluation(
     *,
     stop: Callable[[], bool],
 ) -> list[str]:
-    """Evaluates ``first``, one micro-batch on each rank, makes the report, and looks up the metrics
+    """Evaluates ``first``, one micro-batch on each rank, tries the report, and looks up the metrics
     that the config names; collective. Returns warnings.
 
     Without it, a mistake in ``measure``, ``metrics``, ``derive`` or ``report`` would end the run at
@@ -60,7 +60,7 @@ def check_evaluation(
     # derive() and compute(), which get the same on all ranks, may divide by a count of 0 here.
     with suppress(ArithmeticError, LookupError, ValueError, RuntimeError):
         metrics = totals.metrics()
-    make_report(engine, call, model, task, seed)
+    make_report(engine, call, model, task, seed, check=True)
     refused.check("first evaluation")
     wanted = {}
     if config.checkpoint.keep_best:

@@ -268,7 +268,7 @@ def _check_evaluation(
     beat: Callable[[str], None],
 ) -> list[str]:
     """Returns warnings."""
-    if data.evaluation is None:
+    if data.evaluation is None or not loaded.config.evaluate.is_scheduled:
         return []
     build = partial(
         build_evaluation_batches,

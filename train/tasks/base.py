@@ -130,8 +130,13 @@ class Task:
     def report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
         """Texts (str) and images (float tensors of shape (3, H, W) in [0, 1]) to log after an
         evaluation, by name. Called on every rank, with the model in evaluation mode; rank 0's
-        result is logged. Also called once before the first step, without a log."""
+        result is logged."""
         return {}
+
+    def check_report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
+        """What is called before the first step, to find mistakes in ``report``; the result is
+        dropped. Override it if ``report`` is slow, such as with a shorter text to generate."""
+        return self.report(model, device)
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The modules that fsdp2 shards and gathers one at a time, such as a transformer's layers.

@@ -177,7 +177,7 @@ def _check_name(name: object, source: str) -> None:
             f"The task's {source} returned the name {name!r}, which is not text; return results "
             "by name, such as 'accuracy'."
         )
-    is_stored = source != "report()"
+    is_stored = source not in ("report()", "check_report()")
     if is_stored and any("\ud800" <= character <= "\udfff" for character in name):
         raise UsageError(
             f"The task's {source} returned the name {name!r}, which has half of a surrogate pair, "
@@ -203,16 +203,22 @@ def facts_of(task: Task) -> dict[str, float]:
     return {name: float(fact) for name, fact in facts.items()}
 
 
-def report_of(task: Task, model: nn.Module, device: torch.device) -> dict[str, Any]:
-    """The texts and images of the task, by name; empty for None."""
-    report: Any = task.report(model, device)
+def report_of(
+    task: Task, model: nn.Module, device: torch.device, *, check: bool = False
+) -> dict[str, Any]:
+    """The texts and images of the task, by name; empty for None. ``check``: those of
+    ``check_report``."""
+    function = task.check_report if check else task.report
+    is_own = check and type(task).check_report is not Task.check_report
+    source = "check_report()" if is_own else "report()"
+    report: Any = function(model, device)
     if report is not None and not isinstance(report, Mapping):
         raise UsageError(
-            f"The task's report() returned {_kind(report)}; return a dict of texts and images by "
+            f"The task's {source} returned {_kind(report)}; return a dict of texts and images by "
             "name."
         )
     for name in report or {}:
-        _check_name(name, "report()")
+        _check_name(name, source)
     return dict(report or {})
 
 

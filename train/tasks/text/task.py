@@ -127,18 +127,25 @@ class TextTask(Task):
 
     def report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
         """``sample``: the prompt and the text that the model generates after it."""
+        return self._sample(model, device, self.config.task.sample_tokens)
+
+    def check_report(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
+        """A report with a sample of two tokens, the second of which follows a generated one."""
+        return self._sample(model, device, min(self.config.task.sample_tokens, 2))
+
+    def _sample(self, model: nn.Module, device: torch.device, length: int) -> dict[str, Any]:
         from train.data.order import report_seed
         from train.tasks.text.generate import generate
 
         options, tokenizer = self.config.task, self._tokenizer
-        if options.sample_tokens == 0:
+        if length == 0:
             return {}
         ((ids, _),) = tokenizer.encode([options.prompt])
         prompt = ids.tolist()
         generated = generate(
             model,
             [tokenizer.end, *prompt],
-            options.sample_tokens,
+            length,
             self.config.data.context,
             tokenizer.end,
             temperature=options.sample_temperature,
