@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 _PREFLIGHT = "preflight"
+_TELL_AFTER = 5.0
+"""Seconds from the start of the agent to the line about the last failure. The ranks have started by
+then, or it waits for other nodes."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent") -> int:
@@ -104,8 +107,10 @@ def _supervise(options: AgentOptions, signals: Signals) -> int:
     _prepare_environment(options)
     _tell_notes()
     if options.termination_log and options.node_rank in (0, None):
-        # Beside the start, since it loads the config.
-        threading.Thread(target=tell_last_failure, args=(options.command,), daemon=True).start()
+        # Not during the start: it loads the config, beside the import of torch, in this process.
+        teller = threading.Timer(_TELL_AFTER, tell_last_failure, [options.command])
+        teller.daemon = True
+        teller.start()
     with ExitStack() as stack:
         if options.log_dir is None:
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isorun-agent-")))

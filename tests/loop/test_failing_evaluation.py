@@ -10,7 +10,6 @@ from tests.support.lanes import thinned
 from tests.support.runs import checkpoints, curve
 from tests.support.tiny import TinyTask
 
-
 _SHORT = ["length.steps=2", "schedule.warmup_steps=0"]
 
 
