@@ -8,6 +8,7 @@ Signals            those that request a stop
 Rendezvous         how ranks find each other, the signed messages of a store and the address at
                    which it listens, and the waits for names and ports
 Environment        what a launcher sets for a rank, and where a rank writes its error
+Limits             the cores that a process may use, and its cgroups
 Run directory      the files of a run that other programs may read
 Storage            objects at a URL such as s3://bucket/folder, and what its errors mean
 Studies            the space of a study, and what its trials are compared by
@@ -60,6 +61,8 @@ from train.numeric_text import finite_number, port_number, seconds_in, whole_num
 from train.output import log
 from train.paths import path_argument, path_word, user_path
 from train.private_directory import private_directory
+from train.process.cgroups import CGROUPS, OWN_CGROUP, cgroups_of_process
+from train.process.cores import threads_per_process, usable_cores
 from train.process.diagnose import fault_of
 from train.process.error_file import write_error_file
 from train.process.stop_signals import (
@@ -144,6 +147,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADVICE",
     "AGENT_RANK",
+    "CGROUPS",
     "CHECKPOINTS",
     "CODE_VERSION",
     "FAILURES",
@@ -151,6 +155,7 @@ __all__ = [
     "IMAGE",
     "LAUNCHER",
     "LOOPBACK",
+    "OWN_CGROUP",
     "PACKAGES",
     "RUN_FILE",
     "RUN_ID",
@@ -192,6 +197,7 @@ __all__ = [
     "UsageError",
     "World",
     "address_to_listen_at",
+    "cgroups_of_process",
     "check_command",
     "check_command_first",
     "check_config",
@@ -265,6 +271,7 @@ __all__ = [
     "stored_space",
     "terminal_width",
     "this_world",
+    "threads_per_process",
     "top_of_repository",
     "total_steps",
     "train_arguments",
@@ -274,6 +281,7 @@ __all__ = [
     "typed_command",
     "unblock_stop_signals",
     "unreadable",
+    "usable_cores",
     "use_loopback",
     "user_path",
     "visible",

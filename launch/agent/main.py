@@ -51,10 +51,10 @@ from launch.contract import (
     fault_of,
     first_line,
     log,
+    threads_per_process,
     wait_for_name,
     wait_for_port,
 )
-from launch.cores import usable_cores
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler
@@ -212,8 +212,7 @@ def _make_directory(path: Path) -> Path:
 
 def _prepare_environment(options: AgentOptions) -> None:
     """Sets what the ranks inherit."""
-    threads = max(1, usable_cores() // options.processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(options.processes)))
     os.environ[LAUNCHER] = "isorun agent"
     os.environ.setdefault(SUBMITTED_AT, f"{time.time():.3f}")
     os.environ[STOP_DEADLINE] = f"{options.stop_deadline:g}"

@@ -25,9 +25,9 @@ from launch.contract import (
     port_number,
     read_secret,
     seconds_in,
+    threads_per_process,
     whole_number,
 )
-from launch.cores import usable_cores
 from launch.ports import DEFAULT_PORT
 
 # Where launchers put the number of this node: TorchX, Kubernetes' Indexed Jobs, Slurm, Volcano.
@@ -184,7 +184,7 @@ def _processes(text: str, origin: str) -> int:
             f"{text!r} ({origin})."
         )
     if text == "cpu":
-        return usable_cores()
+        return threads_per_process(1)  # one rank for each thread of a single one
     import_torch()
     import torch
 

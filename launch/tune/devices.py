@@ -6,8 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
-from launch.contract import UsageError
-from launch.cores import usable_cores
+from launch.contract import UsageError, threads_per_process
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -36,7 +35,7 @@ def shares(parallel: int, processes: int, environ: Mapping[str, str]) -> list[di
     Each place has GPUs of its own, or an equal part of the cores. Raises UsageError for too few
     GPUs.
     """
-    threads = str(max(1, usable_cores() // (parallel * processes)))
+    threads = str(threads_per_process(parallel * processes))
     variables = {} if "OMP_NUM_THREADS" in environ else {"OMP_NUM_THREADS": threads}
     gpus = visible_gpus(environ)
     if not gpus:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import train
-from launch.cores import usable_cores
 from launch.history.launches import Launch
 from tests.support.runs import TINY
+from train.process.cores import usable_cores
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_doctor_measures_storage_and_reads_limits(elsewhere, monkeypatch, tm
     monkeypatch.setattr(storage, "PROBE_BYTES", 1 << 20)
     (found,) = storage.speed(train.load_config(*TINY, f"run.dir={tmp_path}"))
     assert "/s read, with 1" in found.text
-    assert environment.cores() == os.cpu_count()
+    assert environment.usable_cores() == os.cpu_count()
 
 
 def test_connections_are_not_changed(elsewhere):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from train.exits import Exit, RetryError, error_of_code
+from train.process.cores import threads_per_process
 from train.process.stop_signals import received_signals, stop_signals_blocked
 from train.signing import new_secret
 
@@ -84,13 +85,12 @@ def rank_environment(
 ) -> dict[str, str]:
     """The environment of one rank of a process with the environment ``inherited``."""
     path = [str(Path(entry or ".").resolve()) for entry in sys.path]
-    threads = max(1, (os.cpu_count() or 1) // processes)
     kept = {
         name: value
         for name, value in inherited.items()
         if not name.startswith("TORCHELASTIC_") and name not in _OF_TORCHRUN
     }
-    return {"OMP_NUM_THREADS": str(threads)} | kept | {
+    return {"OMP_NUM_THREADS": str(threads_per_process(processes))} | kept | {
         "RANK": str(number), "LOCAL_RANK": str(number),
         "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),

@@ -25,6 +25,7 @@ from train.distributed.randomness import make_deterministic
 from train.distributed.world import World
 from train.exits import RetryError, UsageError
 from train.output import log
+from train.process.cores import threads_per_process
 from train.signing import Signer
 
 T = TypeVar("T")
@@ -85,6 +86,10 @@ class Engine:
                 step_scheduler_with_optimizer=False,
                 kwargs_handlers=list(kwargs_handlers),
             )
+        if "OMP_NUM_THREADS" not in os.environ:
+            # By default torch has a thread for each core, also in a container with a lower limit.
+            most = threads_per_process(world.local_world_size)
+            torch.set_num_threads(min(torch.get_num_threads(), most))
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device

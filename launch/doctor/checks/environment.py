@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass
 
-from launch.contract import whole_number
-from launch.cores import usable_cores
+from launch.contract import threads_per_process, usable_cores, whole_number
 from launch.doctor.checks.interfaces import VARIABLES, choose, interfaces
 from launch.doctor.findings import Finding, misconfigured, ok, warning
 from launch.doctor.place import Place
 
-_CGROUP = Path("/sys/fs/cgroup")
 _RDMA = Path("/sys/class/infiniband")
 
 
@@ -48,21 +46,9 @@ def network_interfaces(place: Place) -> list[Finding]:
     return findings
 
 
-def cores(cgroup: Path = _CGROUP) -> float:
-    """The processor cores that this process may use, by affinity and by the container's quota."""
-    count = float(usable_cores())
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, int(quota) / int(period))
-    except (OSError, ValueError):
-        pass  # no limit
-    return count
-
-
 def threads(place: Place) -> list[Finding]:
     """Whether the processes of the node have more threads than it has cores."""
-    processes, there = place.world.local_world_size, cores()
+    processes, there = place.world.local_world_size, usable_cores()
     given = place.environ.get("OMP_NUM_THREADS", "")
     if given and not whole_number(given):
         return [
@@ -75,14 +61,14 @@ def threads(place: Place) -> list[Finding]:
     if not given and processes == 1:
         return [ok("threads", f"{there:g} cores for one process", cores=there)]
     # Without the variable each process uses all cores.
-    each = int(given) if given else int(there)
+    each = int(given) if given else threads_per_process(1, there)
     summary = f"{processes} x {each} threads ({'OMP_NUM_THREADS' if given else 'by default'})"
     if processes * each > there:
         return [
             warning(
                 "threads",
                 f"{summary} on {there:g} cores",
-                f"set OMP_NUM_THREADS to {max(1, int(there / processes))}",
+                f"set OMP_NUM_THREADS to {threads_per_process(processes, there)}",
                 cores=there,
             )
         ]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from launch.contract import BatchPlan, LoadedConfig
+from launch.contract import CGROUPS, OWN_CGROUP, BatchPlan, LoadedConfig, cgroups_of_process
 from launch.doctor.checks.units import readable
 from launch.doctor.findings import (
     Finding,
@@ -27,8 +28,6 @@ from launch.doctor.guard import attempt
 from launch.doctor.place import Place
 
 SHM = Path("/dev/shm")
-_CGROUP = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
 _NO_LIMIT = 1 << 60  # what version 1 has without a limit is a little less than 2**63
 _MIB = 1 << 20
 # A colour image of 224 x 224 as floats: larger than a sequence of tokens, smaller than a video.
@@ -117,7 +116,7 @@ def _free(directory: Path) -> int | None:
     return stat.f_bavail * stat.f_frsize
 
 
-def memory(place: Place, cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> list[Finding]:
+def memory(place: Place, cgroups: Path = CGROUPS, own: Path = OWN_CGROUP) -> list[Finding]:
     """Free memory of the machine, or within the container's limit, for the node's processes.
 
     Where all of it would not suffice, the setting is wrong; where others use too much of it, a
@@ -125,7 +124,7 @@ def memory(place: Place, cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> lis
     check give theirs back.
     """
     machine = psutil.virtual_memory()
-    limit, left = _cgroup_limit(cgroup, own)
+    limit, left = _cgroup_limit(cgroups, own)
     if limit is None or limit >= machine.total:
         total, free, kind = machine.total, machine.available, ""
     else:
@@ -184,10 +183,6 @@ def _alone(process: psutil.Process) -> int:
 class _Version:
     """The files of a version of cgroups."""
 
-    root: str
-    """Directory in /sys/fs/cgroup."""
-    controller: str
-    """In the lines of /proc/self/cgroup."""
     limit: str
     used: str
     cached: str
@@ -195,18 +190,12 @@ class _Version:
 
 
 _VERSIONS = (
-    _Version("", "", "memory.max", "memory.current", "inactive_file"),
-    _Version(
-        "memory",
-        "memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
+    _Version("memory.max", "memory.current", "inactive_file"),
+    _Version("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
-def _cgroup_limit(cgroup: Path, own: Path = _OWN_CGROUP) -> tuple[int | None, int]:
+def _cgroup_limit(cgroups: Path, own: Path) -> tuple[int | None, int]:
     """(limit, free) in bytes, from cgroup 2 or 1: the lowest limit of this process's cgroup and its
     ancestors, and the least that one of them has left. (None, 0) without a limit.
 
@@ -214,35 +203,19 @@ def _cgroup_limit(cgroup: Path, own: Path = _OWN_CGROUP) -> tuple[int | None, in
     when needed.
     """
     limits, left = [], []
-    for version in _VERSIONS:
-        for place in _with_ancestors(cgroup / version.root, version.controller, own):
-            used = _number(place / version.used)
-            if used is None:
-                continue
-            stat = place / "memory.stat"
-            taken = max(0, used - (_stat(stat, version.cached) or 0))
-            # Version 1 names the lowest limit, also of ancestors that a container does not see.
-            lowest = _stat(stat, "hierarchical_memory_limit")
-            for limit in (_number(place / version.limit), lowest):
-                if limit is not None and limit < _NO_LIMIT:
-                    limits.append(limit)
-                    left.append(max(0, limit - taken))
+    for place, version in product(cgroups_of_process("memory", cgroups, own), _VERSIONS):
+        used = _number(place / version.used)
+        if used is None:
+            continue
+        stat = place / "memory.stat"
+        taken = max(0, used - (_stat(stat, version.cached) or 0))
+        # Version 1 names the lowest limit, also of ancestors that a container does not see.
+        lowest = _stat(stat, "hierarchical_memory_limit")
+        for limit in (_number(place / version.limit), lowest):
+            if limit is not None and limit < _NO_LIMIT:
+                limits.append(limit)
+                left.append(max(0, limit - taken))
     return (min(limits), min(left)) if limits else (None, 0)
-
-
-def _with_ancestors(root: Path, controller: str, own: Path) -> Iterator[Path]:
-    """The cgroup of this process and those above it, up to the root of what is mounted here. In a
-    container this is often the root alone: its own cgroup is mounted there."""
-    yield root
-    with suppress(OSError):
-        for line in own.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controller in controllers.split(",") and ".." not in Path(path).parts:
-                place = root / path.lstrip("/")
-                while place != root and root in place.parents:
-                    if place.is_dir():
-                        yield place
-                    place = place.parent
 
 
 def _number(file: Path) -> int | None:

@@ -24,8 +24,13 @@ from torchx.schedulers.local_scheduler import create_scheduler
 from torchx.specs import AppState, Role
 
 from launch.agent_command import options_of, variable
-from launch.contract import UsageError, finite_number, new_secret, whole_number
-from launch.cores import usable_cores
+from launch.contract import (
+    UsageError,
+    finite_number,
+    new_secret,
+    threads_per_process,
+    whole_number,
+)
 from launch.deadlines import grace_period
 from launch.history import launch_log
 from launch.ports import free_port
@@ -59,8 +64,7 @@ class LocalCwdScheduler(Recorded, theirs.LocalScheduler):  # type: ignore[misc]
             # An agent divides all cores among its ranks; it does not know of other nodes here.
             if role.num_replicas > 1 and "OMP_NUM_THREADS" not in os.environ:
                 processes = role.num_replicas * _processes_per_node(role, self._devices())
-                threads = max(1, usable_cores() // processes)
-                role.env.setdefault("OMP_NUM_THREADS", str(threads))
+                role.env.setdefault("OMP_NUM_THREADS", str(threads_per_process(processes)))
         return super().submit_dryrun(app, cfg)
 
     def _cuda_device_count(self) -> int:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from launch.cores import usable_cores
+from launch.contract import usable_cores
 from tests.faults.mounts import fill, small_disk
 from tests.launch.doctor.doctors import (
     FIT,
@@ -160,7 +160,7 @@ def test_a_wandb_server_that_answers(tmp_path):
 
 @pytest.mark.slow
 def test_more_threads_than_cores(tmp_path):
-    cores = usable_cores()
+    cores = int(usable_cores())
     told = doctor(tmp_path, env={"OMP_NUM_THREADS": str(cores + 1)})
     assert told.only("threads", "warning")["text"].startswith(f"1 x {cores + 1} threads")
     assert "set OMP_NUM_THREADS to" in told.only("threads", "warning")["advice"]

@@ -219,15 +219,8 @@ def test_the_interfaces_selected_by_a_variable(variable, value, chosen):
     assert interfaces.choose(variable, value, THERE) == chosen
 
 
-def test_the_cpu_limit_of_a_container_counts(tmp_path):
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert environment.cores(tmp_path) == 0.5
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert environment.cores(tmp_path) >= 1
-
-
 def test_several_processes_without_omp_num_threads(monkeypatch):
-    monkeypatch.setattr(environment, "cores", lambda: 8.0)
+    monkeypatch.setattr(environment, "usable_cores", lambda: 8.0)
     (found,) = environment.threads(place(local_world_size=4))
     assert found.status is Status.WARNING
     assert found.text == "4 x 8 threads (by default) on 8 cores"

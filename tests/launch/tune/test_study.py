@@ -161,7 +161,7 @@ def test_the_default_objective_is_that_of_the_config():
 
 
 def test_places_share_the_gpus_and_the_cores(monkeypatch):
-    monkeypatch.setattr("launch.tune.devices.usable_cores", lambda: 8)
+    monkeypatch.setattr("train.process.cores.usable_cores", lambda: 8.0)
     four = {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
     assert [each["CUDA_VISIBLE_DEVICES"] for each in shares(2, 2, four)] == ["4,5", "6,7"]
     assert shares(1, 2, four) == [{"OMP_NUM_THREADS": "4"}]
