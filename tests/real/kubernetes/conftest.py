@@ -15,17 +15,24 @@ from tests.real.kubernetes.kube import Kube
 from tests.real.kubernetes.local import STATE, LocalCluster, unavailable
 from tests.real.kubernetes.runs import STEPS, completed, fit
 
-# What a CI run that has no time for all starts with.
-FIRST = ("test_validation.py", "test_controllers.py", "test_torchx.py", "test_runs.py")
+# What a CI run that has no time for all starts with, after the tests with the mark `begins`: these
+# start small objects that need some time, and that other tests of the same file examine.
+FIRST = ("test_validation.py", "test_runs.py", "test_controllers.py", "test_torchx.py")
 started = None  # when the first of these tests was set up
 
 
 def pytest_collection_modifyitems(items):
     places = [n for n, item in enumerate(items) if item.path.parent == Path(__file__).parent]
     own = [items[place] for place in places]
-    own.sort(key=lambda i: FIRST.index(i.path.name) if i.path.name in FIRST else len(FIRST))
+    own.sort(key=_turn)
     for place, item in zip(places, own, strict=True):
         items[place] = item
+
+
+def _turn(item):
+    if item.get_closest_marker("begins"):
+        return -1
+    return FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST)
 
 
 def pytest_runtest_setup():

@@ -1,20 +1,32 @@
-"""A cluster through kubectl; errors contain the state of the cluster."""
+"""A cluster through kubectl; errors contain the state of the cluster.
 
+What a test waits for is read without kubectl, which takes a quarter of a core if it is started
+each second. Commands of isorun run in processes that are forked after the slow imports.
+"""
+
+import functools
 import json
 import os
 import re
 import subprocess
-import sys
 import time
 
 import yaml
+from kubernetes import client, config
 
 from launch.kubernetes import checks
+from tests.support.forked import Command
 from tests.support.kubectl import kubectl
-from tests.support.runs import ROOT
 
 # Timeouts for slow machines; waiting takes this long only in a failing test.
 PLACED, SECONDS = 300, 900
+POLL = 0.5
+
+
+def launched(*words, module="launch", seconds=SECONDS, **how):
+    """Runs `python -m MODULE ...` in the repository; returns its exit code and its output."""
+    done = Command(*words, module=module, **how).wait(seconds)
+    return done.returncode, done.stdout, done.stderr
 
 
 class Kube:
@@ -73,42 +85,57 @@ class Kube:
     def objects(
         self, name, command, *components, nodes=2, spoil=None, values=(), preflight="off"
     ):  # fmt: skip
-        """The objects that `python -m launch render cpu-demo` makes for a run, with further
-        components and values. ``spoil`` adds an argument to its command that the renderer would
-        refuse. ``preflight`` is that of the agent: it takes as long as the start of a run."""
+        """The objects that `isorun render cpu-demo` makes for a run, with further components and
+        values. ``spoil`` adds an argument to its command that the renderer would refuse."""
         given = [f"name={name}", f"image={self.image}", f"nodes={nodes}", *values]
         if self.local:  # all nodes have the volume, and more free cores
             components = ("topology-spread", *components)
             given = ["cpu=1", *given]
-        made = self.rendered("cpu-demo", *components, command=command, values=given)
-        container = next(pod for _, pod in checks.pods(made))["containers"][0]
-        variable = next(v for v in container["env"] if v["name"] == "PET_PREFLIGHT")
-        variable["value"] = preflight
+        made = self.rendered(
+            "cpu-demo", *components, command=command, values=given, preflight=preflight
+        )
         if spoil:
-            container["args"].append(spoil)
+            _container(made)["args"].append(spoil)
         return made
 
-    def rendered(self, overlay, *words, command, values):
-        """What `isorun render` makes of an overlay, components and values (``key=value``)."""
+    def rendered(self, overlay, *words, command, values, preflight="off"):
+        """What `isorun render` makes of an overlay, components and values (``key=value``).
+        ``preflight`` is that of the agent: it takes as long as the start of a run."""
         sets = [word for value in values for word in ("--set", value)]
-        done = subprocess.run(
-            [sys.executable, "-m", "launch", "render", overlay, *words, *sets, "--", *command],
-            cwd=ROOT, env={**os.environ, "ISORUN_KUSTOMIZE": kubectl()},
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return list(yaml.safe_load_all(done.stdout))
+        code, text, said = launched(
+            "render", overlay, *words, *sets, "--", *command, env={"ISORUN_KUSTOMIZE": kubectl()}
+        )
+        assert code == 0, said
+        made = list(yaml.safe_load_all(text))
+        variable = next(v for v in _container(made)["env"] if v["name"] == "PET_PREFLIGHT")
+        variable["value"] = preflight
+        return made
+
+    @functools.cached_property
+    def _client(self):
+        return config.new_client_from_config(os.environ["KUBECONFIG"])
+
+    def _read(self, api, method, *arguments, **how):
+        answer = getattr(api(self._client), method)(
+            *arguments, self.namespace, _preload_content=False, _request_timeout=60, **how
+        )
+        return answer.data.decode()
 
     def job(self, name):
         return self.get("job", name)
 
     def pods(self, name):
         """The pods of a run, the oldest first."""
-        found = self.get("pods", selector=f"app.kubernetes.io/instance={name}")
-        return sorted(found, key=lambda p: p["metadata"]["creationTimestamp"])
+        selector = f"app.kubernetes.io/instance={name}"
+        found = self._read(client.CoreV1Api, "list_namespaced_pod", label_selector=selector)
+        return sorted(json.loads(found)["items"], key=lambda p: p["metadata"]["creationTimestamp"])
 
     def log(self, pod):
-        return self.run("logs", pod["metadata"]["name"], check=False)
+        """The log of the only container of a pod, or why there is none."""
+        try:
+            return self._read(client.CoreV1Api, "read_namespaced_pod_log", pod["metadata"]["name"])
+        except client.ApiException as error:
+            return error.body
 
     def logs(self, name):
         """The logs of all pods of a run, the oldest pod first. Any pod can have rank 0, because
@@ -126,7 +153,7 @@ class Kube:
                 if found := condition():
                     return found
                 raise AssertionError(f"{what} was not reached.\n{self.report(name)}")
-            time.sleep(1)
+            time.sleep(POLL)
 
     def evict(self, pod):
         """Evicts a pod, as when a node is drained."""
@@ -152,7 +179,8 @@ class Kube:
         return max(map(int, found), default=-1)
 
     def _over(self, name):
-        jobs = [j for j in self.get("jobs") if j["metadata"]["name"] == name]
+        listed = json.loads(self._read(client.BatchV1Api, "list_namespaced_job"))["items"]
+        jobs = [job for job in listed if job["metadata"]["name"] == name]
         for condition in (jobs[0].get("status", {}).get("conditions") or []) if jobs else []:
             if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
                 return condition
@@ -162,12 +190,10 @@ class Kube:
         """Verifies the ledger; returns what the command prints. In a separate pod, if the volume is
         not on this machine."""
         if self.volume:
-            done = subprocess.run(
-                [sys.executable, "-P", *command[1:], f"run.dir={self.volume / name}"],
-                cwd=ROOT, capture_output=True, text=True, timeout=300,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stdout + done.stderr
-            return done.stdout
+            words = [*command[3:], f"run.dir={self.volume / name}"]
+            code, said, errors = launched(*words, module="train")
+            assert code == 0, said + errors
+            return said
         check = f"{name}-verify"
         self.apply(self.objects(check, command, nodes=1))
         kind, reason = self.finished(check)
@@ -187,6 +213,11 @@ class Kube:
             log = "\n".join(self.log(pod).splitlines()[-40:])
             parts.append(f"--- the end of the log of {pod['metadata']['name']}\n{log}")
         return "\n".join(parts)
+
+
+def _container(objects):
+    """The training container among the objects of a run."""
+    return next(pod for _, pod in checks.pods(objects))["containers"][0]
 
 
 def number(pod):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.support.runs import ROOT
 
 STATE = Path(os.environ.get("KUBERNETES_STATE", "/tmp/isorun-kubernetes"))
 NODES = 2
+ADD_ONS = ("jobset", "kueue", "trainer", "volcano-types")
 HOST = "10.99.0.1"  # this machine, as the nodes and the pods reach it
 PACKAGES = {
     "containerd": "containerd", "runc": "runc", "iptables": "iptables", "conntrack": "conntrack",
@@ -52,7 +54,7 @@ class LocalCluster:
 
     @classmethod
     def start(cls, image_file):
-        """Starts a cluster whose nodes have an image. Raises RuntimeError if another session's is
+        """Starts a cluster with all controllers, whose nodes have an image. Raises RuntimeError if another session's is
         running: there is one per machine."""
         owner = _owner()
         if STATE.exists() and owner != os.getpid():
@@ -68,7 +70,14 @@ class LocalCluster:
         STATE.mkdir(parents=True, exist_ok=True)
         _OWNER.write_text(str(os.getpid()))
         try:
-            made("up", "--nodes", str(NODES), "--image", str(image_file))
+            made("up", "--nodes", str(NODES))
+            with ThreadPoolExecutor() as pool:  # the one computes, the other waits
+                parts = [
+                    pool.submit(made, "load", str(image_file)),
+                    pool.submit(made.add, *ADD_ONS),
+                ]
+            for part in parts:
+                part.result()
         except BaseException:
             made.close()
             raise

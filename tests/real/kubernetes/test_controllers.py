@@ -21,7 +21,7 @@ RULES = [
     {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
 ]
 SKIPPED = {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [78]}}
-FOREVER = "sleep 600"
+FOREVER = "sleep 600 & wait"
 
 
 def job(name, image, scripts, *, rules=RULES, **spec):
@@ -89,7 +89,7 @@ JOBS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def jobs(kube):
     """Returns a function that waits for the end of a Job of JOBS; all run at the same time."""
     names = {key: f"job-{secrets.token_hex(3)}" for key in JOBS}
@@ -120,6 +120,7 @@ def earlier_failures(pod):
     return sum(int(notes.get(key, 0)) for key in (COUNTED, IGNORED))
 
 
+@pytest.mark.begins
 def test_a_job_whose_indexes_succeed_is_complete(kube, jobs):
     name, ended = jobs("success")
     assert ended[0] == "Complete"
@@ -217,7 +218,7 @@ def jobset_end(kube, name):
     return None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def jobsets(kube, cluster):
     """Returns a function that waits for the end of a JobSet of JOBSETS; all run at the same time."""
     if cluster:
@@ -236,7 +237,9 @@ def jobsets(kube, cluster):
         kube.run("delete", "jobset", name, "--wait=false")
 
 
-@pytest.mark.parametrize("key", JOBSETS)
+@pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=[pytest.mark.begins] * (key == "success")) for key in JOBSETS]
+)
 def test_a_jobset_restarts_by_the_exit_code_of_its_pods(jobsets, key):
     assert jobsets(key) == JOBSETS[key][2:]
 

@@ -81,7 +81,7 @@ def test_a_jobset_restarts_no_longer_than_its_time_limit(kube, name):
 
 @pytest.mark.usefixtures("_controller")
 def test_a_jobset_whose_pods_are_not_placed_ends_at_its_time_limit(kube, name):
-    values = ["timeLimit=15", "memory=60Ti"]
+    values = ["timeLimit=5", "memory=60Ti"]
     kube.apply(kube.objects(name, fit(name, STEPS), "jobset", "time-limit", values=values))
     until_told(kube, name, "FailJobSet")  # it is not restarted
     until_told(kube, name, "DeadlineExceeded: Job was active longer than specified deadline")

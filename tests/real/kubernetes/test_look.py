@@ -1,7 +1,6 @@
 """`isorun cluster`: looks into a run in a real cluster, while it runs and after its end."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,11 +9,12 @@ from contextlib import suppress
 
 import pytest
 
-from tests.real.kubernetes.kube import SECONDS
-from tests.real.kubernetes.runs import FAULT, STEPS, completed, fit, overrides
+from tests.real.kubernetes.kube import launched
+from tests.real.kubernetes.runs import FAULT, completed, fit, overrides
 from tests.support.runs import ROOT, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+LONG = 600  # while it runs, there is time for some commands
 
 
 @pytest.fixture
@@ -22,28 +22,23 @@ def isorun(kube, tmp_path):
     """Runs a command of isorun; returns its standard output and error."""
 
     def run(*words, code=0):
-        done = subprocess.run(
-            [sys.executable, "-m", "launch", *words],
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, timeout=SECONDS,
-        )  # fmt: skip
-        said = done.stdout + done.stderr
-        assert done.returncode == code, f"{words}: {done.returncode}\n{said}"
-        return said
+        ended, *said = launched(*words, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+        assert ended == code, f"{words}: {ended}\n{''.join(said)}"
+        return "".join(said)
 
     return run
 
 
 def test_a_run_is_looked_into_while_it_runs_and_after_its_end(kube, isorun, name, tmp_path):
-    kube.apply(kube.objects(name, fit(name, STEPS)))
+    kube.apply(kube.objects(name, fit(name, LONG)))
     kube.at_step(name, FAULT)
     run = f"{kube.namespace}:{name}"
 
     said = isorun("cluster", "status", run)
     assert f"{name} in the namespace {kube.namespace}: RUNNING, a Job" in said
-    assert re.search(rf"  Step \d+ of {STEPS}, logged \d+ s ago", said), said
+    assert re.search(rf"  Step \d+ of {LONG}, logged \d+ s ago", said), said
     assert re.search(rf"  node 0: {name}-0-\w+ on \S+, Running", said), said
-    assert re.search(rf"  run: \S+, running, step \d+ of {STEPS}, .* sign of life", said), said
+    assert re.search(rf"  run: \S+, running, step \d+ of {LONG}, .* sign of life", said), said
     words = ["--", "sh", "-c", "hostname; exit 3"]
     said = isorun("cluster", "stacks", run)  # of the level `restricted`, without ptrace
     ranks = re.findall(r"^rank (\d) on (\S+) ", said, re.M)
@@ -59,16 +54,12 @@ def test_a_run_is_looked_into_while_it_runs_and_after_its_end(kube, isorun, name
     completed(kube, name)
     said = isorun("cluster", "cp", run, "all")
     assert f"starting the pod {name}-reader-" in said
-    done = subprocess.run(
-        [sys.executable, "-m", "train", "verify", *overrides(name, STEPS),
-         f"run.dir={tmp_path / 'all'}"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert "all well" in done.stdout, done
+    words = ["verify", *overrides(name, LONG), f"run.dir={tmp_path / 'all'}"]
+    assert "all well" in launched(*words, module="train")[1]
     handle = f"kubernetes_job://torchx/{run}"
     isorun("report", handle, "--to", "run.html")
     assert name in (tmp_path / "run.html").read_text()
-    assert f"{STEPS}/{STEPS}" in isorun("runs", handle)
+    assert f"{LONG}/{LONG}" in isorun("runs", handle)
     assert "SUCCEEDED" in isorun("cluster", "status", run)
     refused = isorun("cluster", "shell", run, code=64)
     assert "has no running pod" in refused

@@ -64,10 +64,10 @@ def queue(kube, cluster):
         kube.run("delete", kind, which, "--wait=false", check=False)
 
 
-def submit(kube, name, queue, level, *overrides):
+def submit(kube, name, queue, level, command):
     """A run of two pods in the queue."""
     values = [f"queue={queue}", f"queuePriority={queue}-{level}"]
-    objects = kube.objects(name, fit(name, *overrides), "kueue", values=values)
+    objects = kube.objects(name, command, "kueue", values=values)
 
     def accepted():
         return f"job.batch/{name} " in kube.run(
@@ -78,11 +78,11 @@ def submit(kube, name, queue, level, *overrides):
 
 
 def test_a_preempted_run_waits_in_its_queue_and_goes_on(kube, queue, name, undisturbed):
-    submit(kube, name, queue, "low", STEPS, NEVER)
+    submit(kube, name, queue, "low", fit(name, STEPS, NEVER))
     kube.at_step(name, FAULT)
     urgent, waiting = f"{name}-u", f"{name}-w"
-    submit(kube, urgent, queue, "high", 40)
-    submit(kube, waiting, queue, "low", 40)
+    submit(kube, urgent, queue, "high", ["sh", "-c", "sleep 6"])
+    submit(kube, waiting, queue, "low", ["true"])
 
     def preempted():
         state, message = told(kube, name)

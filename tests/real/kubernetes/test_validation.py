@@ -5,8 +5,10 @@ answer; and pod security, which it enforces. Of Volcano there are only the types
 Nothing is created except TrainingRuntimes, without which no TrainJob is accepted.
 """
 
+import os
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,10 +19,11 @@ from launch.kubernetes.values import parse
 from tests.launch.kubernetes.objects import COMPONENTS, OVERLAYS, VALUES, templates
 from tests.launch.kubernetes.test_pod_security import LOOSENED
 from tests.real.kubernetes.kube import Kube
+from tests.real.kubernetes.local import ADD_ONS
 from tests.support.kubectl import kubectl
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-ADD_ONS = ("jobset", "trainer", "kueue", "volcano-types")
+
 # What the renderer refuses to combine; tests/launch/kubernetes/test_render.py tests its messages.
 REFUSED = ("cannot be combined", "of a sweep has one node", "has only 0 trials")
 CRDS = {
@@ -54,8 +57,9 @@ def combinations(cluster):
     pairs = [(overlay, component) for overlay in OVERLAYS for component in added]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISORUN_KUSTOMIZE", kubectl())
-        made = {pair: combination(n, *pair) for n, pair in enumerate(pairs)}
-    return {pair: objects for pair, objects in made.items() if objects}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each starts kustomize
+            made = list(pool.map(lambda n: combination(n, *pairs[n]), range(len(pairs))))
+    return {pair: objects for pair, objects in zip(pairs, made, strict=True) if objects}
 
 
 @pytest.fixture(scope="module")
