@@ -5,6 +5,7 @@ kubelet each, so a directory of this machine is the same on all of them.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -109,8 +110,13 @@ class LocalCluster:
 
     def close(self):
         """Ends the cluster if it was started here."""
-        if self.owned:
-            self("down")
+        if not self.owned:
+            return
+        for file in STATE.glob("*.pid"):  # nothing is kept, so nothing need end in order
+            with suppress(OSError, ValueError):
+                if not file.name.startswith("containerd"):  # it ends the pods
+                    os.kill(int(file.read_text().split()[0]), signal.SIGKILL)
+        self("down")
 
 
 _OWNER = STATE / "started-by-tests"

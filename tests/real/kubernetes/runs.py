@@ -14,7 +14,7 @@ SMALL = [
     "track.wandb=disabled", "schedule.warmup_steps=5",
 ]  # fmt: skip
 # For runs with a fault after step 20, which must come before their end.
-STEPS = 300
+STEPS = 240
 FAULT = 20
 # For stopped runs: they can resume only from the checkpoint of the stop.
 NEVER = "checkpoint.every_steps=100000"

@@ -173,11 +173,11 @@ def test_an_api_server_that_restarts_while_a_log_is_followed(kube, name, cluster
             cluster("stop", "apiserver")
             time.sleep(3)
             cluster("start", "apiserver")
-    assert read == [f"line {number}\n" for number in range(1, 21)]
+    assert read == [f"line {number}\n" for number in range(1, 16)]
     assert kube.finished(name)[0] == "Complete"
 
 
-COUNTS = 'n=0; while [ $n != 20 ]; do n=$((n+1)); echo "line $n"; sleep 1; done'
+COUNTS = 'n=0; while [ $n != 15 ]; do n=$((n+1)); echo "line $n"; sleep 1; done'
 
 
 def test_a_node_is_drained_with_a_budget_and_the_run_goes_on(kube, name, undisturbed):

@@ -35,7 +35,7 @@ def gpus(kube, cluster):
 
 def objects(kube, name, overlay, *components, command=SAYS, **values):
     """An overlay as rendered, small, and without its volume."""
-    given = {"name": name, "image": kube.image, "cpu": "250m", "memory": "1536Mi", "scratch": "64Mi",
+    given = {"name": name, "image": kube.image, "cpu": "700m", "memory": "1536Mi", "scratch": "64Mi",
              "sharedMemory": "64Mi", "processes": 1, **values}  # fmt: skip
     words = [*components, "--without", "pvc"]
     pairs = [f"{key}={value}" for key, value in given.items()]

@@ -14,7 +14,7 @@ from tests.real.kubernetes.runs import FAULT, completed, fit, overrides
 from tests.support.runs import ROOT, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-LONG = 600  # while it runs, there is time for some commands
+LONG = 400  # while it runs, there is time for some commands
 
 
 @pytest.fixture
