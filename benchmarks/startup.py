@@ -3,7 +3,7 @@
 Both are separate processes, started in turns. The script imports torch, builds the same model on
 the same text, runs one step of the same optimiser and ends. isorun reads the config, opens a run
 directory, tries the evaluation and runs one step; the second row includes everything at the end of
-a run but an evaluation.
+a run except an evaluation.
 """
 
 from __future__ import annotations

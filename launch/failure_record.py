@@ -7,6 +7,7 @@ failed first: rank, host, error, log ...; -1 is the agent itself), ``others`` an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -31,11 +32,12 @@ def is_complete(record: object) -> bool:
     )
 
 
-def last_record(directory: Path) -> dict[str, Any] | None:
-    """The newest complete record of a run directory; None without one."""
+def last_record(directory: Path, before: float = math.inf) -> dict[str, Any] | None:
+    """The newest complete record of a run directory from before a time (seconds since the epoch);
+    None without one."""
     for file in sorted((directory / FAILURES).glob("*.json"), reverse=True):
         with suppress(OSError, ValueError):
-            if is_complete(record := read_object(file)):
+            if is_complete(record := read_object(file)) and record["time"] < before:
                 return record
     return None
 

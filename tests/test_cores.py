@@ -48,8 +48,16 @@ def test_the_lowest_quota_counts(tmp_path, version, quotas, expected):
 
 
 def test_a_cgroup_of_the_host_that_a_container_does_not_see(tmp_path):
-    cgroups(tmp_path, 1, {".": 2}).write_text("4:cpu:/kubepods/../pod1\n4:cpu:/kubepods/pod2\n")
-    assert usable_cores(tmp_path, tmp_path / "self") == 2.0
+    cgroups(tmp_path, 1, {".": 2, "kubepods": 1, "pod1": 1})
+    for path in ("/kubepods/../pod1", "/../kubepods", "/other"):
+        (tmp_path / "self").write_text(f"4:cpu:{path}\n")
+        assert usable_cores(tmp_path, tmp_path / "self") == 2.0
+
+
+def test_a_directory_that_is_named_after_all_its_controllers(tmp_path):
+    own = cgroups(tmp_path, 1, {".": None, "job": 3})
+    (tmp_path / "cpu").rename(tmp_path / "cpu,cpuacct")
+    assert usable_cores(tmp_path, own) == 3.0
 
 
 @pytest.mark.parametrize("text", ["", "max", "1e5 100000", "100000 0 0"])
@@ -65,7 +73,7 @@ def test_processes_share_the_cores(monkeypatch):
     assert threads_per_process(2, 5.0) == 2
 
 
-@pytest.mark.parametrize(("variable", "threads"), [(None, 1), ("2", 2)])
+@pytest.mark.parametrize(("variable", "threads"), [(None, 1), (" ", 1), ("2", 2)])
 def test_a_single_process_has_no_more_threads_than_its_quota(monkeypatch, variable, threads):
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

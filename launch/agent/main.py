@@ -61,8 +61,8 @@ if TYPE_CHECKING:
 
 _PREFLIGHT = "preflight"
 _TELL_AFTER = 5.0
-"""Seconds from the start of the agent to the line about the last failure. The ranks have started by
-then, or it waits for other nodes."""
+"""Seconds from the start of the agent to the line about the last failure. Usually the ranks or the
+preflight have started by then, or the agent is waiting for other nodes."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.agent") -> int:
@@ -108,7 +108,7 @@ def _supervise(options: AgentOptions, signals: Signals) -> int:
     _tell_notes()
     if options.termination_log and options.node_rank in (0, None):
         # Not during the start: it loads the config, beside the import of torch, in this process.
-        teller = threading.Timer(_TELL_AFTER, tell_last_failure, [options.command])
+        teller = threading.Timer(_TELL_AFTER, tell_last_failure, [options.command, time.time()])
         teller.daemon = True
         teller.start()
     with ExitStack() as stack:

@@ -184,7 +184,7 @@ def _processes(text: str, origin: str) -> int:
             f"{text!r} ({origin})."
         )
     if text == "cpu":
-        return threads_per_process(1)  # one rank for each thread of a single one
+        return threads_per_process(1)  # as many ranks as one process would have threads
     import_torch()
     import torch
 

@@ -3,6 +3,7 @@ message of its container, and the run directory."""
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -28,11 +29,11 @@ from launch.failure_record import last_record, sentence
 _SAME = 30.0  # seconds within which the nodes of a run meet the same error
 
 
-def tell_last_failure(command: Sequence[str]) -> None:
-    """Logs the last failure of the run: in a container, the log and the termination message of
-    the attempt that failed may no longer exist."""
+def tell_last_failure(command: Sequence[str], before: float = math.inf) -> None:
+    """Logs the last failure of the run before a time (seconds since the epoch): in a container, the
+    log and the termination message of the attempt that failed may no longer exist."""
     directory = directory_of(command)
-    if directory and (record := last_record(directory)):
+    if directory and (record := last_record(directory, before)):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
         log(f"Last failure of this run, at {when}: {sentence(record)}")
 

@@ -77,6 +77,13 @@ class SlowReport(TinyTask):
         return {"kind": kind}
 
 
+class BadReportOfASubclass(SlowReport):
+    """Has a check_report that does not call this report."""
+
+    def report(self, model, device):
+        return ["text"]
+
+
 class RareMetric(TinyTask):
     """Has a metric of the last samples, which the rehearsal before the first step does not see."""
 
@@ -117,7 +124,12 @@ def test_what_an_evaluation_changes_of_the_model_is_refused(tmp_path, task, said
 
 
 @pytest.mark.parametrize(
-    ("task", "source"), [(BadReport, "report()"), (BadCheckReport, "check_report()")]
+    ("task", "source"),
+    [
+        (BadReport, "report()"),
+        (BadCheckReport, "check_report()"),
+        (BadReportOfASubclass, "report()"),
+    ],
 )
 def test_a_mistake_in_the_report_is_found_before_the_first_step(tmp_path, task, source):
     done = run("fit", tmp_path, f"task.use={__name__}:{task.__name__}", expect=64)

@@ -109,7 +109,7 @@ class EvaluateConfig(Section):
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether a run evaluates at all."""
+        """Whether any evaluation is scheduled."""
         return bool(self.every_steps or self.every_epochs or self.at_start or self.at_end)
 
 

@@ -135,7 +135,8 @@ def _open(
     schedule = learning_rate_factor(config.schedule, data.total_steps, origin)
     plan = _plan(loaded, task, data, joined, directory, beat)
     model = build_trainable(loaded, task, engine, joined.choice, plan)
-    warnings = _check_evaluation(loaded, task, data, plan, model, joined, beat)
+    due = config.evaluate.is_scheduled or progress.evaluation_due
+    warnings = _check_evaluation(loaded, task, data, plan, model, joined, beat) if due else []
     joined.heartbeat.calls = model.strategy.call_record
     metrics = _step_metrics(loaded, task, data, joined)
     early_stop = EarlyStop(config.early_stop) if config.early_stop else None
@@ -268,7 +269,7 @@ def _check_evaluation(
     beat: Callable[[str], None],
 ) -> list[str]:
     """Returns warnings."""
-    if data.evaluation is None or not loaded.config.evaluate.is_scheduled:
+    if data.evaluation is None:
         return []
     build = partial(
         build_evaluation_batches,

@@ -13,24 +13,24 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 def cgroups_of_process(
     controller: str, cgroups: Path = CGROUPS, own: Path = OWN_CGROUP
 ) -> Iterator[Path]:
-    """The directories of this process's cgroup and of those above it, in version 2 and then in
-    version 1 of cgroups, up to the root of what is mounted here; some may not exist.
+    """The directories of this process's cgroup and of those above it, in version 2 and in version 1
+    of cgroups, up to the root of what is mounted here; some may not exist.
 
     In a container this is often the root alone: its own cgroup is mounted there. ``controller`` is
     that of version 1, such as memory.
     """
-    yield from _with_ancestors(cgroups, "", own)
-    yield from _with_ancestors(cgroups / controller, controller, own)
-
-
-def _with_ancestors(root: Path, controller: str, own: Path) -> Iterator[Path]:
-    yield root
+    paths = {cgroups: "", cgroups / controller: ""}
     with suppress(OSError):
         for line in own.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controller in controllers.split(",") and ".." not in Path(path).parts:
-                place = root / path.lstrip("/")
-                while place != root and root in place.parents:
-                    if place.is_dir():
-                        yield place
-                    place = place.parent
+            if not controllers:
+                paths[cgroups] = path
+            elif controller in controllers.split(","):
+                paths[cgroups / controller] = path
+                paths[cgroups / controllers] = path  # such as cpu,cpuacct
+    for root, path in paths.items():
+        yield root
+        place = root / path.lstrip("/")
+        while place != root and root in place.parents and ".." not in place.parts:
+            yield place
+            place = place.parent

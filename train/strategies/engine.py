@@ -86,10 +86,11 @@ class Engine:
                 step_scheduler_with_optimizer=False,
                 kwargs_handlers=list(kwargs_handlers),
             )
-        if "OMP_NUM_THREADS" not in os.environ:
+        if not os.environ.get("OMP_NUM_THREADS", "").strip():
             # By default torch has a thread for each core, also in a container with a lower limit.
-            most = threads_per_process(world.local_world_size)
-            torch.set_num_threads(min(torch.get_num_threads(), most))
+            most = threads_per_process(1)
+            if torch.get_num_threads() > most:
+                torch.set_num_threads(most)
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device

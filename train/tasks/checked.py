@@ -208,17 +208,20 @@ def report_of(
 ) -> dict[str, Any]:
     """The texts and images of the task, by name; empty for None. ``check``: those of
     ``check_report``."""
-    function = task.check_report if check else task.report
-    is_own = check and type(task).check_report is not Task.check_report
-    source = "check_report()" if is_own else "report()"
-    report: Any = function(model, device)
+    name = "report"
+    if check:
+        # Of the class that has the newer report: a subclass may override only the whole one.
+        owner = next(c for c in type(task).__mro__ if {"report", "check_report"} & vars(c).keys())
+        name = "check_report" if owner is not Task and "check_report" in vars(owner) else "report"
+    source = f"{name}()"
+    report: Any = getattr(task, name)(model, device)
     if report is not None and not isinstance(report, Mapping):
         raise UsageError(
             f"The task's {source} returned {_kind(report)}; return a dict of texts and images by "
             "name."
         )
-    for name in report or {}:
-        _check_name(name, source)
+    for key in report or {}:
+        _check_name(key, source)
     return dict(report or {})
 
 

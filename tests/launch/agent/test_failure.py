@@ -228,6 +228,7 @@ def test_a_retried_failure_is_recorded_before_the_first_attempt_has_made_the_run
     assert "Last failure of this run, at 20" in said.out + said.err
     assert "exit code 75 (RETRY), 71 MiB free" in said.out + said.err
     tell_last_failure(["python", "-m", "train", "fit", *TINY, f"run.dir={tmp_path}/runs/b"])
+    tell_last_failure(command, before=json.loads(file.read_text())["time"])  # that of this start
     assert capsys.readouterr().err == ""
 
 
@@ -246,6 +247,8 @@ def test_agents_that_end_without_ranks_record_why_once(tmp_path, capsys, monkeyp
     (file,) = (tmp_path / "run" / "failures").glob("*.json")
     assert "node 0 to listen" in json.loads(file.read_text())["first"]["error"]
     capsys.readouterr()
-    tell_last_failure(words[words.index("--") + 1 :])
-    assert "The agent on " in (said := capsys.readouterr().err)
+    monkeypatch.setattr(agent, "_TELL_AFTER", 0.0)
+    assert agent.main(["--node-rank", "0", *words]) == 75  # it finds nobody either
+    assert "Last failure of this run, at 20" in (said := capsys.readouterr().err)
+    assert "The agent on " in said
     assert "ended: exit code 75 (RETRY), Timed out" in said

@@ -138,7 +138,7 @@ def test_a_missing_rendezvous_variable_would_become_localhost():
 
 def test_two_nodes_on_one_machine_use_their_own_port_and_share_its_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("train.process.cores.usable_cores", lambda: 8.0)
     requests = [dryrun("isorun.fit", "-j", "2x2", *TINY).request for _ in range(2)]
     nodes = [request.role_params["fit"] for request in requests]
     ports = [{node.env["PET_RDZV_PORT"] for node in pair} for pair in nodes]
@@ -163,7 +163,7 @@ def test_threads_are_left_to_the_agent_unless_nodes_share_the_machine(monkeypatc
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7" if "GPUs" in words else "")
     cores = 64 if "isorun.sweep" in words else 8 * (1 + ("GPUs" in words))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("train.process.cores.usable_cores", lambda: float(cores))
     component, j, shape, *more = (word for word in words if word != "GPUs")
     request = dryrun(component, j, shape, *TINY, *more).request
     (nodes,) = request.role_params.values()

@@ -15,8 +15,9 @@ from tests.real.kubernetes.kube import Kube
 from tests.real.kubernetes.local import STATE, LocalCluster, unavailable
 from tests.real.kubernetes.runs import STEPS, completed, fit
 
-# What a CI run that has no time for all starts with, after the tests with the mark `begins`: these
-# start small objects that need some time, and that other tests of the same file examine.
+# Tests with the mark `begins` come first: their fixtures start small objects that need some time,
+# and that other tests of the same file examine. These files follow, for a CI run that has no time
+# for all.
 FIRST = ("test_validation.py", "test_runs.py", "test_controllers.py", "test_torchx.py")
 started = None  # when the first of these tests was set up
 

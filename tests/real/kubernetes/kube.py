@@ -1,7 +1,7 @@
 """A cluster through kubectl; errors contain the state of the cluster.
 
-What a test waits for is read without kubectl, which takes a quarter of a core if it is started
-each second. Commands of isorun run in processes that are forked after the slow imports.
+Runs are watched without kubectl, which takes a quarter of a core if it is started each second.
+Commands of isorun run in processes that are forked after the slow imports.
 """
 
 import functools
@@ -13,6 +13,7 @@ import time
 
 import yaml
 from kubernetes import client, config
+from urllib3.exceptions import HTTPError
 
 from launch.kubernetes import checks
 from tests.support.forked import Command
@@ -115,14 +116,22 @@ class Kube:
     def _client(self):
         return config.new_client_from_config(os.environ["KUBECONFIG"])
 
-    def _read(self, api, method, *arguments, **how):
+    def _read(self, api, method, **how):
         answer = getattr(api(self._client), method)(
-            *arguments, self.namespace, _preload_content=False, _request_timeout=60, **how
+            namespace=self.namespace, _preload_content=False, _request_timeout=60, **how
         )
         return answer.data.decode()
 
     def job(self, name):
         return self.get("job", name)
+
+    def jobset(self, name):
+        return json.loads(
+            self._read(
+                client.CustomObjectsApi, "get_namespaced_custom_object", name=name,
+                group="jobset.x-k8s.io", version="v1alpha2", plural="jobsets",
+            )
+        )  # fmt: skip
 
     def pods(self, name):
         """The pods of a run, the oldest first."""
@@ -133,9 +142,10 @@ class Kube:
     def log(self, pod):
         """The log of the only container of a pod, or why there is none."""
         try:
-            return self._read(client.CoreV1Api, "read_namespaced_pod_log", pod["metadata"]["name"])
-        except client.ApiException as error:
-            return error.body
+            name = pod["metadata"]["name"]
+            return self._read(client.CoreV1Api, "read_namespaced_pod_log", name=name)
+        except (client.ApiException, HTTPError) as error:
+            return str(error)
 
     def logs(self, name):
         """The logs of all pods of a run, the oldest pod first. Any pod can have rank 0, because

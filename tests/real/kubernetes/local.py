@@ -55,8 +55,8 @@ class LocalCluster:
 
     @classmethod
     def start(cls, image_file):
-        """Starts a cluster with all controllers, whose nodes have an image. Raises RuntimeError if another session's is
-        running: there is one per machine."""
+        """Starts a cluster with all controllers, whose nodes have an image. Raises RuntimeError if
+        another session's is running: there is one per machine."""
         owner = _owner()
         if STATE.exists() and owner != os.getpid():
             if owner is not None or not _OWNER.exists():
@@ -108,14 +108,21 @@ class LocalCluster:
                 self("add", name)
                 marker.touch()
 
+    def kill(self, name):
+        """Ends a program of the cluster, such as apiserver, by SIGKILL, if it runs."""
+        with suppress(OSError, ValueError, IndexError):
+            pid, born = (STATE / f"{name}.pid").read_text().split()
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if stat[19] == born:  # else another process has its number
+                os.kill(int(pid), signal.SIGKILL)
+
     def close(self):
         """Ends the cluster if it was started here."""
         if not self.owned:
             return
-        for file in STATE.glob("*.pid"):  # nothing is kept, so nothing need end in order
-            with suppress(OSError, ValueError):
-                if not file.name.startswith("containerd"):  # it ends the pods
-                    os.kill(int(file.read_text().split()[0]), signal.SIGKILL)
+        for file in STATE.glob("*.pid"):  # their order does not matter, since nothing is kept
+            if not file.name.startswith("containerd"):  # it ends the pods
+                self.kill(file.stem)
         self("down")
 
 

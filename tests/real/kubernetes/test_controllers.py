@@ -211,7 +211,7 @@ JOBSETS = {
 
 def jobset_end(kube, name):
     """Whether a JobSet has Completed or Failed, and after how many restarts; None before."""
-    status = kube.get("jobset", name).get("status", {})
+    status = kube.jobset(name).get("status", {})
     for condition in status.get("conditions") or []:
         if condition["type"] in ("Completed", "Failed") and condition["status"] == "True":
             return condition["type"], status.get("restarts", 0)

@@ -33,7 +33,7 @@ def _controller(kube, cluster):
 
 def completed(kube, name):
     """Whether the JobSet has ended with success."""
-    conditions = kube.get("jobset", name).get("status", {}).get("conditions") or []
+    conditions = kube.jobset(name).get("status", {}).get("conditions") or []
     assert not [c for c in conditions if c["type"] == "Failed" and c["status"] == "True"]
     return [c for c in conditions if c["type"] == "Completed" and c["status"] == "True"]
 
