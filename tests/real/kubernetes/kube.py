@@ -83,21 +83,16 @@ class Kube:
 
     # -------------------------------------------------------------------------------- runs
 
-    def objects(
-        self, name, command, *components, nodes=2, spoil=None, values=(), preflight="off"
-    ):  # fmt: skip
+    def objects(self, name, command, *components, nodes=2, values=(), preflight="off"):
         """The objects that `isorun render cpu-demo` makes for a run, with further components and
-        values. ``spoil`` adds an argument to its command that the renderer would refuse."""
+        values."""
         given = [f"name={name}", f"image={self.image}", f"nodes={nodes}", *values]
         if self.local:  # all nodes have the volume, and more free cores
             components = ("topology-spread", *components)
             given = ["cpu=1", *given]
-        made = self.rendered(
+        return self.rendered(
             "cpu-demo", *components, command=command, values=given, preflight=preflight
         )
-        if spoil:
-            _container(made)["args"].append(spoil)
-        return made
 
     def rendered(self, overlay, *words, command, values, preflight="off"):
         """What `isorun render` makes of an overlay, components and values (``key=value``).
@@ -108,7 +103,8 @@ class Kube:
         )
         assert code == 0, said
         made = list(yaml.safe_load_all(text))
-        variable = next(v for v in _container(made)["env"] if v["name"] == "PET_PREFLIGHT")
+        container = next(pod for _, pod in checks.pods(made))["containers"][0]
+        variable = next(v for v in container["env"] if v["name"] == "PET_PREFLIGHT")
         variable["value"] = preflight
         return made
 
@@ -223,11 +219,6 @@ class Kube:
             log = "\n".join(self.log(pod).splitlines()[-40:])
             parts.append(f"--- the end of the log of {pod['metadata']['name']}\n{log}")
         return "\n".join(parts)
-
-
-def _container(objects):
-    """The training container among the objects of a run."""
-    return next(pod for _, pod in checks.pods(objects))["containers"][0]
 
 
 def number(pod):

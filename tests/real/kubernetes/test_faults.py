@@ -177,7 +177,7 @@ def test_an_api_server_that_restarts_while_a_log_is_followed(kube, name, cluster
         read.append(line)
         if len(read) == 5:
             cluster.kill("apiserver")
-            time.sleep(3)
+            time.sleep(1)
             cluster("start", "apiserver")
             back = time.time()
     assert read == [f"line {number}\n" for number in range(1, 21)]
@@ -186,7 +186,7 @@ def test_an_api_server_that_restarts_while_a_log_is_followed(kube, name, cluster
     assert datetime.fromisoformat(ended["finishedAt"]).timestamp() > back, "it was not followed"
 
 
-COUNTS = 'n=0; while [ $n != 20 ]; do n=$((n+1)); echo "line $n"; sleep 1; done'
+COUNTS = 'n=0; while [ $n != 20 ]; do n=$((n+1)); echo "line $n"; sleep 0.8; done'
 
 
 def test_a_node_is_drained_with_a_budget_and_the_run_goes_on(kube, name, undisturbed):

@@ -57,7 +57,7 @@ def test_runs_share_the_gpus_of_a_node_and_none_gets_more_than_there_are(kube, n
     until_told(kube, name, "Insufficient nvidia.com/gpu")
     assert told(kube, name)[0] == "PENDING"
     kube.run("delete", "job", name)
-    sleeps = ["sh", "-c", "echo GPUs: $FAKE_GPUS; sleep 8"]
+    sleeps = ["sh", "-c", "echo GPUs: $FAKE_GPUS; sleep 3"]
     names = [f"{name}-{number}" for number in range(3)]
     runs = [objects(kube, each, "single-gpu", gpus=3, command=sleeps) for each in names]
     kube.apply([each for run in runs for each in run])

@@ -81,7 +81,7 @@ def test_a_preempted_run_waits_in_its_queue_and_goes_on(kube, queue, name, undis
     submit(kube, name, queue, "low", fit(name, STEPS, NEVER))
     kube.at_step(name, FAULT)
     urgent, waiting = f"{name}-u", f"{name}-w"
-    submit(kube, urgent, queue, "high", ["sh", "-c", "sleep 12"])
+    submit(kube, urgent, queue, "high", ["sh", "-c", "sleep 8"])
     submit(kube, waiting, queue, "low", ["true"])
 
     def preempted():

@@ -231,8 +231,13 @@ def test_a_config_error_found_only_in_the_image_fails_the_job_at_once(
     job = job_name(handle)
     kind, reason = kube.finished(job, PLACED)
     assert (kind, reason) == ("Failed", "PodFailurePolicy"), kube.report(job)
-    numbers = [number(pod) for pod in kube.pods(job)]
+    pods = kube.pods(job)
+    numbers = [number(pod) for pod in pods]
     assert len(numbers) == len(set(numbers)), f"retried\n{kube.report(job)}"
+    ended = [
+        s["state"].get("terminated", {}) for p in pods for s in p["status"]["containerStatuses"]
+    ]
+    assert any("optim.lrr is not a known key" in each.get("message", "") for each in ended), ended
     assert "FAILED" in torchx("status", handle)
     why = torchx("why", handle, module="launch", directory=tmp_path)
     assert "FAILED, exit code 64" in why, why
