@@ -179,3 +179,15 @@ def test_gloo_of_one_host_uses_the_loopback_interface_unless_told_otherwise():
     environ = {"GLOO_SOCKET_IFNAME": "eth1"}
     use_loopback(environ)
     assert environ == {"GLOO_SOCKET_IFNAME": "eth1"}
+
+
+@pytest.mark.timeout(60)
+def test_stores_with_one_port_number_at_two_addresses_are_two_stores():
+    """The system gives any two stores of a process the same free port at times: those of the
+    rendezvous and of the ranks listen at different addresses."""
+    limit = timedelta(seconds=5)
+    first = open_listening_store("127.0.0.1", 0, "", limit)
+    second = open_listening_store("127.0.0.2", first.port, "", limit)
+    first.set("key", "first")
+    second.set("key", "second")
+    assert (first.get("key"), second.get("key")) == (b"first", b"second")

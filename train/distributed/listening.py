@@ -50,7 +50,8 @@ def open_listening_store(address: str, port: int, host: str, timeout: timedelta)
             is_master=True,
             timeout=timeout,
             wait_for_workers=False,
-            multi_tenant=True,
+            # With it, torch takes a server that this process has at the same port of another address.
+            multi_tenant=False,
             master_listen_fd=listener.fileno(),
         )
     finally:
