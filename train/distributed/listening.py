@@ -50,7 +50,7 @@ def open_listening_store(address: str, port: int, host: str, timeout: timedelta)
             is_master=True,
             timeout=timeout,
             wait_for_workers=False,
-            # With it, torch takes a server that this process has at the same port of another address.
+            # With it, torch takes a server of this process at the same port of another address.
             multi_tenant=False,
             master_listen_fd=listener.fileno(),
         )

@@ -248,6 +248,7 @@ def test_agents_that_end_without_ranks_record_why_once(tmp_path, capsys, monkeyp
     assert "node 0 to listen" in json.loads(file.read_text())["first"]["error"]
     capsys.readouterr()
     monkeypatch.setattr(agent, "_TELL_AFTER", 0.0)
+    monkeypatch.setattr(agent, "_prepare_environment", lambda _: None)  # that of this process
     assert agent.main(["--node-rank", "0", *words]) == 75  # it finds nobody either
     assert "Last failure of this run, at 20" in (said := capsys.readouterr().err)
     assert "The agent on " in said
