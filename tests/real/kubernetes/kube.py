@@ -24,9 +24,9 @@ PLACED, SECONDS = 300, 900
 POLL = 0.5
 
 
-def launched(*words, module="launch", seconds=SECONDS, **how):
+def launched(*words, module="launch", **how):
     """Runs `python -m MODULE ...` in the repository; returns its exit code and its output."""
-    done = Command(*words, module=module, **how).wait(seconds)
+    done = Command(*words, module=module, **how).wait(SECONDS)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -192,15 +192,16 @@ class Kube:
                 return condition
         return None
 
-    def verify(self, name, command):
-        """Verifies the ledger; returns what the command prints. In a separate pod, if the volume is
-        not on this machine."""
+    def verify(self, name, config):
+        """Verifies the ledger of a run with these words for its config; returns what the command
+        prints. In a separate pod, if the volume is not on this machine."""
         if self.volume:
-            words = [*command[3:], f"run.dir={self.volume / name}"]
-            code, said, errors = launched(*words, module="train")
+            words = [*config, f"run.dir={self.volume / name}"]
+            code, said, errors = launched("verify", *words, module="train")
             assert code == 0, said + errors
             return said
         check = f"{name}-verify"
+        command = ["python", "-m", "train", "verify", *config]
         self.apply(self.objects(check, command, nodes=1))
         kind, reason = self.finished(check)
         log = self.logs(check)

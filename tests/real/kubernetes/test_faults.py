@@ -60,16 +60,13 @@ def small(kube):
     }
     runs["memory"] = (["python", "-c", MEMORY], ["memory=512Mi", "sharedMemory=64Mi", "retries=0"])
     runs["image"] = (["true"], ["image=registry.invalid/isorun:none"])
-    runs["scratch"] = (["sh", "-c", SCRATCH], ["scratch=64Mi", "retries=0"])
+    # Evictions do not count, so the limit ends what would be evicted again and again.
+    values = ["scratch=64Mi", "retries=0", "timeLimit=60"]
+    runs["scratch"] = (["sh", "-c", SCRATCH], values, "time-limit")
     objects = []
-    for key, (command, values) in runs.items():
+    for key, (command, values, *components) in runs.items():
         given = ["cpu=200m", *values]
-        # Evictions do not count, so the limit ends what would be evicted again and again.
-        limited = ["timeLimit=60"] if key == "scratch" else []
-        objects += kube.objects(
-            f"{key}-{mark}", command, *["time-limit"] * len(limited), nodes=1,
-            values=[*given, *limited],
-        )  # fmt: skip
+        objects += kube.objects(f"{key}-{mark}", command, *components, nodes=1, values=given)
     kube.apply(objects)
     return {key: f"{key}-{mark}" for key in runs}
 
